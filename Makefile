@@ -1,0 +1,58 @@
+# Two commands need nothing but Python >= 3.11 and make: `make demo` and `make test`. They set up $(VENV) by themselves.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Where torch comes from. Empty: the CPU build on a machine without an NVIDIA GPU, else the usual one (see .ci/torch_build.py).
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+PACKAGES := implicitcore $(wildcard plugins/*/implicitcore_*)
+REQUIREMENTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml) constraints.txt .ci/torch_build.py
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test install install-dev lint docs clean
+
+help: ## show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: install ## train and compare every layer on handwritten digits; table on screen, picture in demo/
+	$(BIN)/implicitcore compare --dataset digits --output demo
+
+# One thread a process: the tensors are small, and the processes already use every core.
+test: install ## run the tests, the docstring examples and the code blocks of the documentation
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+install: $(INSTALLED) ## create the environment in .venv (done by the other targets)
+install-dev: $(INSTALLED_DEV) ## add the linters and the documentation builder to it
+
+# Re-made whenever a requirement changes. The packages are editable, so code needs no new install.
+$(INSTALLED): $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "Setting up $(VENV); the first time takes a few minutes."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python .ci/torch_build.py install --constraint constraints.txt $(if $(TORCH_INDEX),--index $(TORCH_INDEX))
+	$(PIP) --editable '.[test]' $(PLUGINS:%=--editable %)
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+lint: install-dev ## check style, types, the direction of imports, and that no source file is over 300 lines
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
+	find $(PACKAGES) -name '*.py' -exec awk 'FNR == 301 {print FILENAME ": over 300 lines"; long = 1} END {exit long}' {} +
+
+docs: install-dev ## build the documentation in build/docs, every warning an error
+	$(BIN)/python -m sphinx -W -n --keep-going --quiet docs build/docs
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist demo docs/api .pytest_cache .ruff_cache

@@ -1,0 +1,20 @@
+"""Settings for every test in the repository: the core's, the plugins' and the docstrings'."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
+
+import torch  # noqa: E402
+
+# The tensors of the tests are small: threads cost more than they bring, and fight with pytest's own processes.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _reproducible(monkeypatch: pytest.MonkeyPatch):
+    """The same numbers in every order of the tests, and the same plugins whatever the developer's shell has set."""
+    torch.manual_seed(0)
+    for variable in ("IMPLICITCORE_DISABLE_PLUGINS", "IMPLICITCORE_STRICT_PLUGINS"):
+        monkeypatch.delenv(variable, raising=False)

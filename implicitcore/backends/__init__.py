@@ -1,0 +1,1 @@
+"""The fused array kernels that the inner loops of the solvers call."""

@@ -1,0 +1,60 @@
+"""The abstract backend: the few array kernels in the inner loops of the solvers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Residual(NamedTuple):
+    """g = f(z) - z with its norms per sample."""
+
+    value: Tensor  # [batch, n]
+    norm: Tensor  # [batch], |g|
+    update_norm: Tensor  # [batch], |f(z)|
+
+
+class Backend(ABC):
+    """Torch tensors in, torch tensors out, on torch's current stream and without a host sync.
+
+    The torch backend is the reference: it defines the meaning of each kernel. States are ``[batch, n]``, histories
+    ``[batch, depth, n]``; norms are per sample, in float32 at least.
+
+    Attributes:
+        device_types: the torch device types it runs on.
+        dtypes: the state dtypes it takes.
+        differentiable: autograd may pass through its kernels.
+    """
+
+    kind: ClassVar[str] = "backend"
+    device_types: ClassVar[tuple[str, ...]]
+    dtypes: ClassVar[tuple[torch.dtype, ...]]
+    differentiable: ClassVar[bool]
+
+    @abstractmethod
+    def unavailable_reason(self) -> str | None:
+        """None where the backend can run; else which of package, driver, CUDA build or device is missing."""
+
+    @abstractmethod
+    def residual(self, fz: Tensor, z: Tensor) -> Residual:
+        """f(z) - z, its 2-norm and that of f(z), per sample."""
+
+    @abstractmethod
+    def gram_row(self, history: Tensor, g: Tensor) -> Tensor:
+        """Inner products of g with each row of the history: ``[batch, depth, n], [batch, n] -> [batch, depth]``."""
+
+    @abstractmethod
+    def mix(self, z: Tensor, weights: Tensor, history: Tensor) -> Tensor:
+        """z + sum_i weights_i history_i: ``[batch, n], [batch, depth], [batch, depth, n] -> [batch, n]``."""
+
+    @abstractmethod
+    def combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """The Runge-Kutta stage combination z + dt sum_i weights_i stages_i, with dt ``[batch]``; no z is zero."""
+
+    @abstractmethod
+    def error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
+        """Root mean square of error / (atol + rtol max(``|z|``, ``|z_next|``)), ``[batch]``."""

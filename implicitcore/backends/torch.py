@@ -1,0 +1,60 @@
+"""The reference backend, in plain torch operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from implicitcore.backends.base import Backend, Residual
+from implicitcore.norms import column, norm, real_dtype, rms_norm
+
+
+@final
+class TorchBackend(Backend):
+    """Any device and floating-point dtype that torch has, and differentiable."""
+
+    device_types: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps", "xpu")
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.complex64,
+        torch.complex128,
+    )
+    differentiable: ClassVar[bool] = True
+
+    def unavailable_reason(self) -> str | None:
+        """None: torch is always here."""
+        return None
+
+    def residual(self, fz: Tensor, z: Tensor) -> Residual:
+        """See :meth:`Backend.residual`."""
+        g = fz - z
+        return Residual(g, norm(g), norm(fz))
+
+    def gram_row(self, history: Tensor, g: Tensor) -> Tensor:
+        """See :meth:`Backend.gram_row`."""
+        return torch.bmm(history.conj(), g.unsqueeze(2)).squeeze(2)
+
+    def mix(self, z: Tensor, weights: Tensor, history: Tensor) -> Tensor:
+        """See :meth:`Backend.mix`."""
+        return torch.baddbmm(z.unsqueeze(1), weights.unsqueeze(1).to(history.dtype), history).squeeze(1)
+
+    def combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """See :meth:`Backend.combine`."""
+        used = [(stage, weight) for stage, weight in zip(stages, weights, strict=True) if weight]
+        total = used[0][0] * used[0][1]
+        for stage, weight in used[1:]:
+            total = torch.add(total, stage, alpha=weight)
+        scale = column(dt).to(total.dtype)
+        return total * scale if z is None else torch.addcmul(z, total, scale)
+
+    def error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
+        """See :meth:`Backend.error_norm`."""
+        dtype = real_dtype(z)
+        scale = torch.maximum(z.abs(), z_next.abs()).to(dtype).mul_(rtol).add_(atol)
+        return rms_norm(error / scale)

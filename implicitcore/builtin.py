@@ -1,0 +1,52 @@
+"""The parts of the core, registered through the same hook as everybody's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from implicitcore.hookspecs import API_VERSION, hookimpl
+
+if TYPE_CHECKING:
+    from implicitcore.parts import Registrar
+
+IMPLICITCORE_API = API_VERSION
+
+_PARTS = {
+    "dynamics": {
+        "fixed_point": ("dynamics.fixed_point:FixedPoint", "dz/dt = f(z, x) - z: the fixed points of a cell"),
+        "vector_field": ("dynamics.vector_field:VectorField", "dz/dt = v(t, z, x)"),
+    },
+    "root_solver": {
+        "picard": ("root_solvers.picard:Picard", "damped fixed-point iteration"),
+        "anderson": ("root_solvers.anderson:Anderson", "Anderson acceleration"),
+        "broyden": ("root_solvers.broyden:Broyden", "Broyden's method with limited memory"),
+        "gmres": ("root_solvers.gmres:GMRES", "GMRES, for linear systems: the backward pass"),
+        "steady_state": ("root_solvers.steady_state:SteadyState", "integrate dz/dt = g(z, x) until it stands still"),
+    },
+    "ode_solver": {
+        "euler": ("ode_solvers.runge_kutta:Euler", "explicit Euler, order 1"),
+        "midpoint": ("ode_solvers.runge_kutta:Midpoint", "explicit midpoint rule, order 2"),
+        "heun": ("ode_solvers.runge_kutta:Heun", "Heun's method, order 2"),
+        "rk4": ("ode_solvers.runge_kutta:RK4", "classical Runge-Kutta, order 4"),
+        "bosh3": ("ode_solvers.runge_kutta:Bosh3", "Bogacki-Shampine, order 3, adaptive"),
+        "dopri5": ("ode_solvers.runge_kutta:Dopri5", "Dormand-Prince, order 5, adaptive"),
+        "tsit5": ("ode_solvers.runge_kutta:Tsit5", "Tsitouras, order 5, adaptive"),
+    },
+    "gradient": {
+        "implicit": ("gradients.implicit:Implicit", "the implicit function theorem at the solution"),
+        "phantom": ("gradients.phantom:Phantom", "a few damped steps with a graph"),
+        "unrolled": ("gradients.unrolled:Unrolled", "backpropagation through every step"),
+        "adjoint": ("gradients.adjoint:Adjoint", "the adjoint equation, integrated backwards in time"),
+    },
+    "backend": {
+        "torch": ("backends.torch:TorchBackend", "plain torch operations: the reference"),
+    },
+}
+
+
+@hookimpl
+def implicitcore_register(registry: Registrar) -> None:
+    """Register the parts of the core."""
+    for kind, parts in _PARTS.items():
+        for name, (target, summary) in parts.items():
+            registry.register(kind, name, f"implicitcore.{target}", summary=summary)

@@ -1,0 +1,223 @@
+"""Finds the plugins, entry point by entry point, so that a broken one harms no other."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any, Literal
+
+import pluggy
+
+from implicitcore import builtin, hookspecs
+from implicitcore.errors import PluginError
+from implicitcore.hookspecs import API_VERSION, PROJECT
+from implicitcore.parts import Part, Registrar
+from implicitcore.wording import describe_error, did_you_mean
+
+HOOK = hookspecs.implicitcore_register.__name__
+DISABLE = "IMPLICITCORE_DISABLE_PLUGINS"
+STRICT = "IMPLICITCORE_STRICT_PLUGINS"
+
+Status = Literal["ok", "broken", "incompatible", "disabled"]
+
+
+class _Hooks:
+    """The functions of a plugin's module.
+
+    pluggy gets these and not the module: it reads every name in ``dir()``, and a module may import heavy code when a name is read.
+    """
+
+    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+        vars(self).update(functions)
+
+
+class _Incompatible(PluginError):
+    """The plugin was written for another version of the hooks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """What became of a plugin.
+
+    Attributes:
+        name: of its entry point.
+        distribution: the distribution that the entry point belongs to.
+        version: that distribution's version.
+        status: ok, or why it was left out.
+        error: the cause in one line; empty unless broken or incompatible.
+        parts: what it registered; empty unless ok.
+        seconds: how long its import and registration took.
+        cause: the exception behind ``error``.
+    """
+
+    name: str
+    distribution: str
+    version: str | None
+    status: Status
+    error: str = ""
+    parts: tuple[Part, ...] = ()
+    seconds: float = 0.0
+    cause: BaseException | None = None
+
+    @property
+    def problem(self) -> str:
+        """One message that names the plugin, the cause and how to silence it."""
+        version = f" {self.version}" if self.version else ""
+        return (
+            f"plugin {self.name!r} of {self.distribution}{version} was left out: {self.error} "
+            f"(to silence this, set {DISABLE}={self.name}, or uninstall {self.distribution})"
+        )
+
+
+def discover() -> tuple[Plugin, ...]:
+    """Load the built-in parts and every plugin.
+
+    Returns:
+        One record per entry point, the built-in one first, then ordered by the names of distribution and entry point:
+        neither the order of the path nor that of the entry points matters. A distribution that is on the path twice
+        counts once, as for an import: the first is taken.
+    """
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    found = sorted(entry_points(group=PROJECT), key=lambda point: (_distribution(point), point.name, point.value))
+    disabled = {canonical(name) for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
+    plugins = [_load_builtin(manager)]
+    for point in found:
+        if disabled & {"all", canonical(point.name), canonical(_distribution(point))}:
+            plugins.append(Plugin(name=point.name, distribution=_distribution(point), version=_version(point), status="disabled"))
+        else:
+            plugins.append(_load(manager, point, plugins))
+    return tuple(plugins)
+
+
+def is_strict() -> bool:
+    """Whether a plugin that cannot be used is an error."""
+    return os.environ.get(STRICT, "").strip().lower() not in ("", "0", "false", "no")
+
+
+def canonical(name: str) -> str:
+    """The name of a distribution as package indices compare it."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _load_builtin(manager: pluggy.PluginManager) -> Plugin:
+    from implicitcore import __version__
+
+    began = time.perf_counter()
+    parts = _register(manager, builtin, Registrar(PROJECT, __version__))
+    seconds = time.perf_counter() - began
+    return Plugin(name="builtin", distribution=PROJECT, version=__version__, status="ok", parts=parts, seconds=seconds)
+
+
+def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin]) -> Plugin:
+    """Import the plugin and let it register into a table of its own, which counts only if nothing failed."""
+    distribution, version = _distribution(point), _version(point)
+    status: Status = "ok"
+    error, parts, cause = "", (), None
+    began = time.perf_counter()
+    try:
+        parts = _register(manager, _import(point), Registrar(distribution, version))
+        _check_own_names(distribution, parts, earlier)
+    except (Exception, SystemExit) as exception:  # SystemExit: a script without a main guard must not end the user's program
+        ours = isinstance(exception, PluginError)
+        status, parts, cause = "incompatible" if isinstance(exception, _Incompatible) else "broken", (), exception
+        error = str(exception) if ours else describe_error(exception)
+    return Plugin(
+        name=point.name,
+        distribution=distribution,
+        version=version,
+        status=status,
+        error=error,
+        parts=parts,
+        seconds=time.perf_counter() - began,
+        cause=cause,
+    )
+
+
+def _import(point: EntryPoint) -> ModuleType:
+    module = point.load()
+    if not isinstance(module, ModuleType):
+        raise PluginError(f"the entry point {point.name} = {point.value} must name a module, not {type(module).__name__}")
+    return module
+
+
+def _register(manager: pluggy.PluginManager, module: ModuleType, registrar: Registrar) -> tuple[Part, ...]:
+    """Check the plugin, call its hook and no other plugin's, and return what it registered."""
+    _check_version(module)
+    functions = {name: value for name, value in vars(module).items() if callable(value)}
+    _check_hooks(manager, module.__name__, functions)
+    plugin = _Hooks(functions)
+    others = manager.get_plugins()
+    manager.register(plugin)
+    try:
+        manager.subset_hook_caller(HOOK, others)(registry=registrar)
+    except BaseException:
+        manager.unregister(plugin)
+        raise
+    return registrar.parts
+
+
+def _check_version(module: ModuleType) -> None:
+    version = getattr(module, "IMPLICITCORE_API", None)
+    if version is None:
+        raise PluginError(f"{module.__name__} does not say which plugin API it was written for: add IMPLICITCORE_API = {API_VERSION} to it")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise PluginError(f"{module.__name__}.IMPLICITCORE_API must be an integer such as {API_VERSION}, not {version!r}")
+    if version > API_VERSION:
+        raise _Incompatible(
+            f"it was written for plugin API {version} and this implicitcore has {API_VERSION}: pip install --upgrade implicitcore"
+        )
+
+
+def _check_hooks(manager: pluggy.PluginManager, module: str, functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Refuse what pluggy passes over in silence: a misspelt hook, another project's marker, no hook at all."""
+    known = [name for name in vars(manager.hook) if not name.startswith("_")]
+    marked = {name for name, function in functions.items() if isinstance(getattr(function, f"{PROJECT}_impl", None), dict)}
+    for name in sorted(marked.difference(known)):
+        raise PluginError(f"{module} implements an unknown hook {name!r}{did_you_mean(name, known)}")
+    if HOOK in marked:
+        return
+    foreign = _foreign_marker(functions.get(HOOK))
+    if foreign:
+        raise PluginError(f"{module}.{HOOK} has the marker of {foreign!r}: use 'from implicitcore import hookimpl'")
+    if HOOK in functions:
+        raise PluginError(f"{module}.{HOOK} has no marker: put @hookimpl above it, with 'from implicitcore import hookimpl'")
+    raise PluginError(f"{module} has no function {HOOK}(registry) marked with @hookimpl{did_you_mean(HOOK, functions)}")
+
+
+def _foreign_marker(function: Any) -> str:
+    """The pluggy project whose marker the function has, or an empty string."""
+    for name, value in getattr(function, "__dict__", {}).items():
+        if name.endswith("_impl") and isinstance(value, dict) and "hookwrapper" in value:
+            return name.removesuffix("_impl")
+    return ""
+
+
+def _check_own_names(distribution: str, parts: tuple[Part, ...], earlier: list[Plugin]) -> None:
+    """Refuse a name that another entry point of the same distribution has: ``distribution:name`` could not tell them apart."""
+    taken = {(part.kind, part.name): plugin for plugin in earlier for part in plugin.parts if plugin.distribution == distribution}
+    for part in parts:
+        if (part.kind, part.name) in taken:
+            other = taken[part.kind, part.name].name
+            raise PluginError(f"{part.kind} {part.name!r} is registered already by the entry point {other!r} of the same distribution")
+
+
+def _distribution(point: EntryPoint) -> str:
+    """The distribution's name; metadata that lost it leaves the entry point's."""
+    return canonical(_metadata(point, "Name") or point.name)
+
+
+def _version(point: EntryPoint) -> str | None:
+    return _metadata(point, "Version")
+
+
+def _metadata(point: EntryPoint, field: str) -> str | None:
+    try:
+        return point.dist.metadata[field] if point.dist else None
+    except (KeyError, FileNotFoundError):  # newer Pythons raise where older ones return None
+        return None

@@ -1,0 +1,48 @@
+"""The abstract dynamics: what is solved."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+class Dynamics(nn.Module, ABC):
+    """dz/dt = g(t, z, x). An equilibrium is a z with g = 0.
+
+    A new implicit model is a subclass with a :meth:`velocity`. z is any pytree of tensors with the batch first, x any pytree.
+    """
+
+    kind: ClassVar[str] = "dynamics"
+
+    @abstractmethod
+    def velocity(self, t: Tensor, z: Any, x: Any) -> Any:
+        """The vector field g(t, z, x).
+
+        Arguments:
+            t: the time of each sample, ``[batch, 1, ..., 1]``: it broadcasts against z (against its first tensor).
+            z: the state.
+            x: the input.
+
+        Returns:
+            dz/dt, shaped like z.
+        """
+
+    def update(self, z: Any, x: Any) -> Any:
+        """The fixed-point map z + g(0, z, x), shaped like z: its fixed points are the equilibria."""
+        first = pytree.tree_leaves(z)[0]
+        t = torch.zeros((first.shape[0],) + (1,) * (first.ndim - 1), dtype=first.real.dtype, device=first.device)
+        return pytree.tree_map(torch.add, z, self.velocity(t, z, x))
+
+    def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
+        """What the relative tolerance ``tol`` is relative to, ``[batch]``: here max(1, ``|g(z0)|``).
+
+        Arguments:
+            update_norm: ``|z + g(z)|`` at the current iterate, ``[batch]``.
+            start_norm: ``|g(z0)|``, ``[batch]``.
+        """
+        del update_norm
+        return start_norm.clamp(min=1)

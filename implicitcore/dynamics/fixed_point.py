@@ -1,0 +1,40 @@
+"""Dynamics given by a fixed-point map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from implicitcore.dynamics.base import Dynamics
+
+
+class FixedPoint(Dynamics):
+    """dz/dt = f(z, x) - z, whose equilibria are the fixed points f(z, x) = z (a Deep Equilibrium Model's cell).
+
+    Arguments:
+        cell: f, a module or function of (z, x) that returns a state shaped like z.
+
+    Reference:
+        Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv 1909.01377; as an ODE: arXiv 2201.12240.
+    """
+
+    def __init__(self, cell: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def velocity(self, t: Tensor, z: Any, x: Any) -> Any:
+        """f(z, x) - z; the time is not used."""
+        del t
+        return pytree.tree_map(lambda f, z: f - z, self.cell(z, x), z)
+
+    def update(self, z: Any, x: Any) -> Any:
+        """f(z, x) itself."""
+        return self.cell(z, x)
+
+    def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
+        """``|f(z)|``: the tolerance is met where ``|f(z) - z| <= tol |f(z)|``."""
+        del start_norm
+        return update_norm

@@ -1,0 +1,138 @@
+"""Implicit functions without a layer: one call solves and attaches the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from implicitcore.backends.base import Backend
+from implicitcore.dynamics.base import Dynamics
+from implicitcore.dynamics.fixed_point import FixedPoint
+from implicitcore.dynamics.vector_field import VectorField
+from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.implicit import Implicit
+from implicitcore.gradients.unrolled import Unrolled
+from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.runge_kutta import Tsit5
+from implicitcore.packing import Packing
+from implicitcore.root_solvers.anderson import Anderson
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.broyden import Broyden
+from implicitcore.solution import Solution
+from implicitcore.system import System
+
+
+def fixed_point(
+    f: Callable[[Any, Any], Any],
+    z0: Any,
+    x: Any = None,
+    *,
+    solver: RootSolver | None = None,
+    gradient: GradientStrategy | None = None,
+    backend: Backend | None = None,
+) -> Solution:
+    """Solve f(z, x) = z for each sample of a batch.
+
+    Arguments:
+        f: the map, a module or function; returns a state shaped like z.
+        z0: the start, any pytree of tensors ``[batch, ...]``.
+        x: the input, any pytree.
+        solver: default ``Anderson()``; stops where ``|f(z, x) - z| <= tol |f(z, x)|``, per sample, in the 2-norm.
+        gradient: default ``Implicit()``.
+        backend: default torch.
+
+    Returns:
+        The solution; ``solution.z`` is shaped like z0 and differentiable with respect to x and what f depends on.
+
+    Raises:
+        InputError: z0 cannot be packed, or f returns another structure, shape or dtype.
+
+    Example:
+        >>> import torch, implicitcore as ic
+        >>> x = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
+        >>> solution = ic.fixed_point(lambda z, x: torch.cos(x * z), torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-10))
+        >>> round(solution.z.item(), 6)
+        0.739085
+        >>> round(torch.autograd.grad(solution.z.sum(), x)[0].item(), 6)
+        -0.29751
+    """
+    return run(FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend)
+
+
+def find_root(
+    g: Callable[[Any, Any], Any],
+    z0: Any,
+    x: Any = None,
+    *,
+    solver: RootSolver | None = None,
+    gradient: GradientStrategy | None = None,
+    backend: Backend | None = None,
+) -> Solution:
+    """Solve g(z, x) = 0 for each sample of a batch.
+
+    Arguments:
+        g: the residual, a module or function; returns a state shaped like z.
+        z0: the start, any pytree of tensors ``[batch, ...]``.
+        x: the input, any pytree.
+        solver: default ``Broyden()``; stops where ``|g(z, x)| <= tol max(1, |g(z0, x)|)``, per sample, in the 2-norm.
+        gradient: default ``Implicit()``.
+        backend: default torch.
+
+    Returns:
+        The solution, as :func:`fixed_point`.
+
+    Raises:
+        InputError: z0 cannot be packed, or g returns another structure, shape or dtype.
+    """
+    return run(VectorField(g, autonomous=True), z0, x, Solve(solver or Broyden()), gradient or Implicit(), backend=backend)
+
+
+def integrate(
+    v: Callable[[Tensor, Any, Any], Any],
+    z0: Any,
+    x: Any = None,
+    *,
+    times: Tensor,
+    solver: ODESolver | None = None,
+    gradient: GradientStrategy | None = None,
+    backend: Backend | None = None,
+) -> Solution:
+    """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
+
+    Arguments:
+        v: the vector field, a module or function; t comes as ``[batch, 1, ..., 1]`` and broadcasts against z.
+        z0: the start, any pytree of tensors ``[batch, ...]``.
+        x: the input, any pytree.
+        times: output times ``[T]``, strictly increasing or decreasing.
+        solver: default ``Tsit5()``.
+        gradient: default ``Unrolled()``.
+        backend: default torch.
+
+    Returns:
+        The solution; ``solution.z`` is ``[T, batch, ...]`` with ``z[0] = z0``.
+
+    Raises:
+        InputError: z0 or times cannot be used, or v returns another structure, shape or dtype.
+    """
+    solve = Solve(solver or Tsit5(), times)
+    return run(VectorField(v), z0, x, solve, gradient or Unrolled(), backend=backend)
+
+
+def run(
+    dynamics: Dynamics,
+    z0: Any,
+    x: Any,
+    solve: Solve,
+    gradient: GradientStrategy,
+    *,
+    backend: Backend | None = None,
+    trace: bool = False,
+) -> Solution:
+    """Pack the start, solve with the gradient attached, and unpack: the one edge between pytrees and packed states."""
+    packing = Packing.of(z0)
+    system = System(dynamics, x, packing, backend=backend, trace=trace)
+    solution = gradient.run(solve, system, packing.pack(z0))
+    return replace(solution, z=packing.unpack(solution.z), start=z0)

@@ -1,0 +1,69 @@
+"""The abstract gradient strategies."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from implicitcore.errors import GradientError, InputError
+from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.solution import Solution
+from implicitcore.system import System
+
+
+@dataclass(frozen=True)
+class Solve:
+    """A solver made ready: call it with a system and a start.
+
+    Attributes:
+        solver: finds the equilibrium, or integrates.
+        times: the output times of an ODE solver; None for a root solver.
+    """
+
+    solver: RootSolver | ODESolver
+    times: Tensor | None = None
+
+    def __call__(self, system: System, z0: Tensor, times: Tensor | None = None) -> Solution:
+        """Solve from z0 (over other ``times``, where given)."""
+        if isinstance(self.solver, RootSolver):
+            return self.solver.solve(system, z0)
+        times = self.times if times is None else times
+        if times is None:
+            raise InputError(f"{type(self.solver).__name__} integrates over times, and none were given")
+        return self.solver.solve(system, z0, times)
+
+
+def require_equilibrium(solve: Solve, strategy: GradientStrategy) -> None:
+    """Refuse a trajectory, for a strategy that differentiates an equilibrium.
+
+    Raises:
+        GradientError: the solver is an ODE solver.
+    """
+    if not isinstance(solve.solver, RootSolver):
+        name, solver = type(strategy).__name__, type(solve.solver).__name__
+        raise GradientError(
+            f"{name} differentiates an equilibrium, and {solver} gives a trajectory; use Adjoint or Unrolled, or SteadyState({solver}(...))"
+        )
+
+
+class GradientStrategy(ABC):
+    """Decides which part of a solve gets an autograd graph; never owns the loop."""
+
+    kind: ClassVar[str] = "gradient"
+
+    @abstractmethod
+    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
+        """Solve, and attach the gradient.
+
+        Arguments:
+            solve: the solver made ready.
+            system: the dynamics bound to one x.
+            z0: ``[batch, n]``; with a graph where the start has one.
+
+        Returns:
+            The packed solution whose ``z`` is differentiable, and whose ``backward`` the backward pass fills.
+        """

@@ -1,0 +1,154 @@
+"""The implicit gradient: one linear solve at the equilibrium."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from implicitcore.errors import ConvergenceWarning, GradientError
+from implicitcore.gradients.base import GradientStrategy, Solve, require_equilibrium
+from implicitcore.norms import norm
+from implicitcore.options import Options
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.gmres import GMRES
+from implicitcore.solution import Backward, Solution, Status
+from implicitcore.system import Linearization, System
+
+
+@final
+@dataclass(frozen=True)
+class Implicit(Options, GradientStrategy):
+    """Differentiate the equilibrium z = f(z, x) itself: solve (I - J)^T u = v, then u^T df gives theta and x.
+
+    J = df/dz at z, v = dL/dz. Memory does not grow with the number of steps, and z0 gets no gradient, for an equilibrium
+    does not depend on it. The forward solve runs without a graph and f is evaluated once more, with one. The gradient is
+    as exact as the forward and the backward solve: both tolerances count.
+
+    Attributes:
+        solver: any root solver; its tolerance is relative to the 2-norm of v, per sample. ``GMRES`` needs the fewest products.
+
+    Raises:
+        GradientError: on a second derivative.
+
+    Reference:
+        Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv 1909.01377; backward by GMRES: arXiv 2201.12240.
+    """
+
+    solver: RootSolver = GMRES(tol=1e-5)
+
+    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
+        """See :meth:`GradientStrategy.run`."""
+        require_equilibrium(solve, self)
+        with torch.no_grad():
+            solution = solve(system, z0)
+        if not torch.is_grad_enabled():
+            return solution
+        jacobian = system.linearize(solution.z.detach())
+        backward = _BackwardSolve(self.solver, system, jacobian, solution.backward)
+        z = _Attach.apply(jacobian.fz, solution.z, backward)
+        return replace(solution, z=z, evaluations=system.evaluations)
+
+
+class LinearSystem(System):
+    """The linear fixed point u = J^T u + v of a backward pass, whose evaluations are vector-Jacobian products.
+
+    Its tolerance is relative to ``|v|``, so that a scaled loss gets an equally accurate gradient.
+
+    Arguments:
+        system: the forward system, for its backend.
+        jacobian: J, at the equilibrium.
+        v: the incoming gradient, ``[batch, n]``.
+    """
+
+    linear: ClassVar[bool] = True
+
+    def __init__(self, system: System, jacobian: Linearization, v: Tensor) -> None:
+        super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
+        self.jacobian, self.v, self.v_norm = jacobian, v, norm(v)
+        self.zero = torch.zeros_like(v)
+
+    def update(self, z: Tensor) -> Tensor:
+        """J^T z + v; free at :attr:`zero`, where every solve starts."""
+        if z is self.zero:
+            return self.v
+        self.evaluations += 1
+        return self.jacobian.vjp(z) + self.v
+
+    def velocity(self, t: Tensor, z: Tensor) -> Tensor:
+        """The residual J^T z + v - z, whose steady state is the solution."""
+        del t
+        return self.update(z) - z
+
+    def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
+        """``|v|``."""
+        del update_norm, start_norm
+        return self.v_norm
+
+    def linearize(self, z: Tensor) -> Linearization:
+        """The system is linear: the same products at every z, and no evaluation."""
+        return _Transposed(self, z, self.jacobian)
+
+
+class _Transposed(Linearization):
+    """Products with J^T, whose products are those of J the other way round."""
+
+    def __init__(self, system: LinearSystem, point: Tensor, jacobian: Linearization) -> None:
+        super().__init__(system, point, point)
+        self.jacobian = jacobian
+
+    def vjp(self, v: Tensor) -> Tensor:
+        self.system.evaluations += 1
+        return self.jacobian.jvp(v)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        self.system.evaluations += 1
+        return self.jacobian.vjp(v)
+
+
+@dataclass(frozen=True)
+class _BackwardSolve:
+    """v -> u with (I - J)^T u = v, at the equilibrium."""
+
+    solver: RootSolver
+    system: System
+    jacobian: Linearization
+    record: Backward
+
+    def __call__(self, v: Tensor) -> Tensor:
+        linear = LinearSystem(self.system, self.jacobian, v)
+        solution = self.solver.solve(linear, linear.zero)
+        self._note(linear, solution)
+        return solution.z
+
+    def _note(self, linear: LinearSystem, solution: Solution) -> None:
+        self.record.vjps += linear.evaluations
+        self.record.status = solution.status
+        self.record.residual = None if solution.residual is None else solution.residual / linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
+        if not bool(solution.converged.all()):
+            failed = int((solution.status != Status.CONVERGED).sum())
+            worst = "" if self.record.residual is None else f"; worst relative residual {self.record.residual.max().item():.3g}"
+            warnings.warn(
+                f"the backward solve of {failed} of {len(solution.status)} samples did not converge{worst}: their gradients are inexact",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+
+class _Attach(torch.autograd.Function):
+    """The value z, whose gradient v reaches the graph of fz = f(z) as u = (I - J)^-T v."""
+
+    @staticmethod
+    def forward(ctx: Any, fz: Tensor, z: Tensor, backward: _BackwardSolve) -> Tensor:
+        del fz
+        ctx.solve = backward
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise GradientError("implicit gives first derivatives only; use unrolled for a second derivative (create_graph=True)")
+        return ctx.solve(grad_outputs[0]), None, None

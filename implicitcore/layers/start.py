@@ -1,0 +1,139 @@
+"""Where z0 comes from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from implicitcore.errors import InputError
+
+
+class Start(nn.Module, ABC):
+    """Gives z0 for an input x.
+
+    Attributes:
+        detached: the solve begins from z0 without its graph, so that z0 learns from the layer's regulariser alone.
+        evaluations: of f that it spends; they count in the solution.
+    """
+
+    detached: ClassVar[bool] = False
+    evaluations: ClassVar[int] = 0
+
+    @abstractmethod
+    def forward(self, x: Any) -> Any:
+        """z0, any pytree of tensors ``[batch, ...]``."""
+
+
+@final
+class Zeros(Start):
+    """z0 = 0.
+
+    Arguments:
+        shape: of one sample's state; None is that of x, where x is one tensor.
+    """
+
+    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.shape = None if shape is None else tuple(shape)
+
+    def forward(self, x: Any) -> Tensor:
+        """Zeros ``[batch, *shape]`` of x's dtype and device."""
+        like = first_tensor(x, self.shape)
+        return like.new_zeros(like.shape[0], *(like.shape[1:] if self.shape is None else self.shape))
+
+
+@final
+class FromInput(Start):
+    """z0 = x: the flow of a Neural ODE carries the input itself."""
+
+    def forward(self, x: Any) -> Any:
+        """X itself."""
+        return x
+
+
+@final
+class Predictor(Start):
+    """z0 = predictor(x), which learns from the regulariser alone (Skip DEQ).
+
+    Arguments:
+        predictor: a module of x.
+    """
+
+    detached: ClassVar[bool] = True
+
+    def __init__(self, predictor: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+    def forward(self, x: Any) -> Any:
+        """predictor(x)."""
+        return self.predictor(x)
+
+
+@final
+class FirstUpdate(Start):
+    """z0 = f(0, x): the cell predicts for itself (Skip Reg DEQ).
+
+    Arguments:
+        update: f, as the method of the layer's dynamics: as a module it would stand twice in the state_dict.
+        shape: of one sample's state; None is that of x.
+    """
+
+    evaluations: ClassVar[int] = 1
+
+    def __init__(self, update: Callable[[Any, Any], Any], shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.update = update
+        self.zeros = Zeros(shape)
+
+    def forward(self, x: Any) -> Any:
+        """f(0, x): one evaluation."""
+        return self.update(self.zeros(x), x)
+
+
+@final
+class Learned(Start):
+    """One learned value per channel, shared by all samples and positions, part of the state_dict (HomoODE).
+
+    Arguments:
+        channels: of the state, its first dimension after the batch.
+        shape: of one sample's state, ``(channels, ...)``; None is that of x.
+    """
+
+    detached: ClassVar[bool] = True
+
+    def __init__(self, channels: int, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.shape = None if shape is None else tuple(shape)
+        self.value = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Any) -> Tensor:
+        """``[batch, channels, ...]``: the value of each channel everywhere.
+
+        Raises:
+            InputError: the state has another number of channels.
+        """
+        like = first_tensor(x, self.shape)
+        shape = tuple(like.shape[1:]) if self.shape is None else self.shape
+        channels = len(self.value)
+        if not shape or shape[0] != channels:
+            raise InputError(f"the learned start has {channels} channels, but the state of one sample has shape {list(shape)}")
+        value = self.value.reshape(channels, *(1,) * (len(shape) - 1)).to(like.dtype)
+        return value.expand(like.shape[0], *shape)
+
+
+def first_tensor(x: Any, shape: tuple[int, ...] | None) -> Tensor:
+    """The tensor of x that tells the batch size, dtype and device of the state (and its shape, where ``shape`` is None).
+
+    Raises:
+        InputError: x holds no floating-point tensor, or several and no ``shape`` is given.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim and leaf.is_floating_point()]
+    if not leaves or (shape is None and len(leaves) > 1):
+        raise InputError(f"cannot tell the shape of the state from an x with {len(leaves)} floating-point tensors; give shape= or z0")
+    return leaves[0]

@@ -1,0 +1,29 @@
+"""Norms of a packed state, one value per sample.
+
+Half-precision states are summed in float32: a 2-norm overflows float16 long before its entries do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def real_dtype(z: Tensor) -> torch.dtype:
+    """The real dtype in which norms and small solves of ``z`` are done: float32 at least."""
+    return torch.float64 if z.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def norm(z: Tensor) -> Tensor:
+    """2-norm of each sample, ``[batch, n] -> [batch]``."""
+    return torch.linalg.vector_norm(z, dim=1, dtype=z.dtype if z.is_complex() else real_dtype(z))
+
+
+def rms_norm(z: Tensor) -> Tensor:
+    """Root mean square of each sample, ``[batch, n] -> [batch]``: the 2-norm over sqrt(n)."""
+    return norm(z) / max(z.shape[1], 1) ** 0.5
+
+
+def column(mask: Tensor) -> Tensor:
+    """``[batch] -> [batch, 1]``, to choose or scale whole samples of a packed state."""
+    return mask.unsqueeze(1)

@@ -1,0 +1,85 @@
+"""The abstract ODE solvers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from implicitcore.options import Options
+from implicitcore.ode_solvers.loop import march
+from implicitcore.ode_solvers.step_size import StepSize
+from implicitcore.solution import Solution
+from implicitcore.system import System
+from implicitcore.tolerances import Count
+
+State = TypeVar("State")
+Stop = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Step(NamedTuple):
+    """One step of every sample, before it is known whether it is accepted."""
+
+    z: Tensor  # [batch, n], the state at t + dt
+    error: Tensor | None = None  # [batch, n], an estimate of the local error
+    state: Any = None  # what the next step needs at t + dt; None: ask init again
+    stages: Sequence[Tensor] = ()  # the velocities that the step is made of, as the system returned them,
+    weights: Sequence[float] = ()  # and their weights: z_next = z + dt sum_i weights_i stages_i
+
+
+class ODESolver(ABC):
+    """Integrates dz/dt = g(t, z, x) for each sample of a batch."""
+
+    kind: ClassVar[str] = "ode_solver"
+
+    @abstractmethod
+    def solve(self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None) -> Solution:
+        """Integrate from z0 at times[0].
+
+        Arguments:
+            system: gives the vector field on packed states.
+            z0: ``[batch, n]``.
+            times: output times ``[T]``, strictly increasing or decreasing; the last may be infinite where ``stop`` is given.
+            stop: called with t ``[batch]``, z and the velocity ``[batch, n]`` at each accepted state; returns which samples go on.
+
+        Returns:
+            The states ``[T, batch, n]`` and a status per sample, packed.
+
+        Raises:
+            InputError: the times cannot be used.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepwiseODESolver(Options, ODESolver, Generic[State]):
+    """An ODE solver that is one map per step: the loop around it is shared by all.
+
+    Attributes:
+        max_steps: most steps, rejected ones included.
+    """
+
+    max_steps: Count = 1000
+
+    @property
+    @abstractmethod
+    def step_size(self) -> StepSize:
+        """How steps are chosen."""
+
+    @abstractmethod
+    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: State) -> Step:
+        """One step from t ``[batch]`` to t + dt, for every sample independently."""
+
+    def init(self, system: System, t: Tensor, z: Tensor) -> State:
+        """The state before a step from (t, z): by default the velocity there."""
+        return system.velocity(t, z)  # pyright: ignore[reportReturnType]
+
+    def velocity(self, state: State) -> Tensor:
+        """The velocity that the state holds."""
+        return state  # pyright: ignore[reportReturnType]
+
+    def solve(self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None) -> Solution:
+        """See :meth:`ODESolver.solve`."""
+        return march(self, system, z0, times, stop)

@@ -1,0 +1,121 @@
+"""How steps are chosen, per sample."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from implicitcore.norms import column, norm, rms_norm
+from implicitcore.system import System
+
+
+class Verdict(NamedTuple):
+    """Which samples accept the step, and their next step sizes."""
+
+    accept: Tensor  # [batch] bool
+    size: Tensor  # [batch], positive
+    error: Tensor  # [batch], the scaled error that was judged
+
+
+class StepSize(ABC):
+    """Chooses steps; sizes are positive, ``[batch]``, and never in a graph."""
+
+    @abstractmethod
+    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, direction: float) -> Tensor:
+        """The size of the first step."""
+
+    @abstractmethod
+    def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
+        """The step dt (with its sign) towards an output time ``remaining`` away, and whether it arrives there."""
+
+    def settling(self) -> StepSize:
+        """The same for an integration that is to end at a steady state."""
+        return self
+
+    @abstractmethod
+    def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
+        """Accept or reject a step; ``last`` is the scaled error of the last accepted one."""
+
+
+@final
+@dataclass(frozen=True)
+class Fixed(StepSize):
+    """Equal steps no longer than ``dt`` that arrive at each output time exactly."""
+
+    dt: float
+
+    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, direction: float) -> Tensor:
+        """Dt."""
+        return torch.full_like(t, self.dt)
+
+    def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
+        """The remaining way in equal parts."""
+        parts = (remaining.abs() / size - 1e-6).ceil().clamp(min=1)
+        return torch.where(remaining.isinf(), torch.copysign(size, remaining), remaining / parts), parts <= 1
+
+    def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
+        """Accept what is finite."""
+        return Verdict(norm(z_next).isfinite(), size, last)
+
+
+@final
+@dataclass(frozen=True)
+class Adaptive(StepSize):
+    """Proportional-integral control of the local error, which is kept below atol + rtol ``|z|`` in the root mean square.
+
+    An error within that tolerance can still be larger than what is left of the way to a steady state, and the residual then never
+    falls below the tolerance of the steps. So a settling integration also keeps the error below ``settle`` times the step's own move.
+
+    Reference:
+        Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.2; first step: Hairer, Norsett, Wanner,
+        Solving Ordinary Differential Equations I (1993), section II.4.
+    """
+
+    rtol: float
+    atol: float
+    order: int
+    first_step: float | None = None
+    safety: float = 0.9
+    shrink: float = 0.2
+    grow: float = 10.0
+    settle: float = torch.inf
+
+    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, direction: float) -> Tensor:
+        """``first_step``, or an estimate from the velocity's size and change: one evaluation."""
+        if self.first_step is not None:
+            return torch.full_like(t, self.first_step)
+        scale = z.abs() * self.rtol + self.atol
+        size, speed = rms_norm(z / scale), rms_norm(velocity / scale)
+        trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t)
+        ahead = system.velocity(t + direction * trial, z + column(direction * trial).to(z.dtype) * velocity)
+        bend = rms_norm((ahead - velocity) / scale) / trial
+        steepest = torch.maximum(speed, bend)
+        better = torch.where(steepest <= 1e-15, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.order))
+        return torch.minimum(100 * trial, better.to(t)).nan_to_num(1e-6)
+
+    def settling(self) -> Adaptive:
+        """With the error kept below 0.3 of the move, and a first step of one: accuracy on the way is not what is wanted."""
+        return replace(self, settle=0.3, first_step=self.first_step or 1.0)
+
+    def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
+        """The step, shortened to arrive."""
+        arrives = size >= remaining.abs()
+        return torch.where(arrives, remaining, torch.copysign(size, remaining)), arrives
+
+    def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
+        """Accept an error of at most one."""
+        if error is None:
+            return Verdict(norm(z_next).isfinite(), size, last)
+        found = system.backend.error_norm(error, z, z_next, self.rtol, self.atol).to(size)
+        if self.settle < torch.inf:
+            move = norm(z_next - z).clamp(min=torch.finfo(size.dtype).tiny)
+            found = torch.maximum(found, norm(error) / (self.settle * move))
+        accept = found <= 1
+        bounded = found.clamp(min=1e-10)
+        factor = self.safety * bounded ** (-0.7 / self.order) * last ** (0.4 / self.order)
+        factor = torch.where(accept, factor.clamp(self.shrink, self.grow), (self.safety * bounded ** (-1 / self.order)).clamp(self.shrink, 1))
+        return Verdict(accept, size * factor.nan_to_num(self.shrink), torch.where(accept, bounded, last))

@@ -1,0 +1,84 @@
+"""Butcher tableaus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method.
+
+    Attributes:
+        a: rows of the stage matrix below its diagonal, without the empty first one.
+        b: weights of the solution.
+        c: nodes of the stages after the first.
+        order: of the solution.
+        error: b minus the weights of the embedded method; empty where there is none.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    order: int
+    error: tuple[float, ...] = ()
+
+    @property
+    def fsal(self) -> bool:
+        """The last stage is the first of the next step."""
+        return bool(self.a) and self.a[-1] == self.b[:-1] and self.b[-1] == 0
+
+
+EULER = Tableau(a=(), b=(1.0,), c=(), order=1)
+MIDPOINT = Tableau(a=((1 / 2,),), b=(0.0, 1.0), c=(1 / 2,), order=2)
+HEUN = Tableau(a=((1.0,),), b=(1 / 2, 1 / 2), c=(1.0,), order=2)
+RK4 = Tableau(a=((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), c=(1 / 2, 1 / 2, 1.0), order=4)
+
+# Bogacki, Shampine, Appl. Math. Lett. 2 (1989), p. 321-325.
+BOSH3 = Tableau(
+    a=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    b=(2 / 9, 1 / 3, 4 / 9, 0.0),
+    c=(1 / 2, 3 / 4, 1.0),
+    order=3,
+    error=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+)
+
+# Dormand, Prince, J. Comput. Appl. Math. 6 (1980), p. 19-26.
+DOPRI5 = Tableau(
+    a=(
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    c=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    order=5,
+    error=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+)
+
+# Tsitouras, Comput. Math. Appl. 62 (2011), p. 770-775.
+TSIT5 = Tableau(
+    a=(
+        (0.161,),
+        (-0.008480655492356989, 0.335480655492357),
+        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+        (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+        (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
+    ),
+    b=(0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774, 0.0),
+    c=(0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
+    order=5,
+    error=(
+        -0.00178001105222577714,
+        -0.0008164344596567469,
+        0.007880878010261995,
+        -0.1447110071732629,
+        0.5823571654525552,
+        -0.45808210592918697,
+        1 / 66,
+    ),
+)

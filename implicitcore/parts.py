@@ -1,0 +1,149 @@
+"""A part: what is registered under a name, and how it is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from implicitcore.errors import PluginError, UnknownPartError
+from implicitcore.wording import describe_error, did_you_mean
+
+CLASS_KINDS = ("layer", "dynamics", "root_solver", "ode_solver", "gradient", "backend")
+"""The kinds whose parts are classes with that ``kind``."""
+
+KINDS = (*CLASS_KINDS, "command")
+"""Every kind; a ``command`` is a click command that a plugin adds to the command line."""
+
+_NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def check_kind(kind: str) -> None:
+    """Raise :class:`UnknownPartError` where there is no such kind."""
+    if kind not in KINDS:
+        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is registered under a name.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        name: the name in configurations and on the command line.
+        target: ``"module:attribute"``, imported by :meth:`load`; or a class, where one was registered in this process.
+        summary: one line that says what it is.
+        requires: distributions that the target imports.
+        provider: the distribution that registered it.
+        version: that distribution's version.
+    """
+
+    kind: str
+    name: str
+    target: str | type
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+    provider: str
+    version: str | None = None
+
+    @property
+    def qualified_name(self) -> str:
+        """The name that no other distribution can have: ``provider:name``."""
+        return f"{self.provider}:{self.name}"
+
+    def load(self) -> Any:
+        """Import the target.
+
+        Returns:
+            The class of the part; for a ``command``, the click command.
+
+        Raises:
+            PluginError: the target cannot be imported, or is no part of this kind.
+        """
+        found = _import(self) if isinstance(self.target, str) else self.target
+        if self.kind in CLASS_KINDS and not (isinstance(found, type) and getattr(found, "kind", None) == self.kind):
+            raise PluginError(f"{self}: the target {self.target!r} is not a {self.kind} class; derive it from the base class of its kind")
+        return found
+
+    def __str__(self) -> str:
+        version = f" {self.version}" if self.version else ""
+        return f"{self.kind} {self.name!r} of {self.provider}{version}"
+
+
+class Registrar:
+    """Collects the parts of one plugin; a plugin gets it as the argument ``registry``.
+
+    Arguments:
+        provider: the plugin's distribution.
+        version: that distribution's version.
+    """
+
+    def __init__(self, provider: str, version: str | None = None) -> None:
+        self._provider, self._version = provider, version
+        self._parts: dict[tuple[str, str], Part] = {}
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts registered so far, in order."""
+        return tuple(self._parts.values())
+
+    def register(self, kind: str, name: str, target: str, *, summary: str, requires: Sequence[str] = ()) -> None:
+        """Register a part under a name.
+
+        Arguments:
+            kind: layer, dynamics, root_solver, ode_solver, gradient, backend or command.
+            name: lower-case letters and digits, with ``_``, ``-`` or ``.`` between them.
+            target: ``"module:attribute"``, imported when the part is first used.
+            summary: one line that says what it is.
+            requires: names of the distributions that the target imports, for the message when one is missing.
+
+        Raises:
+            UnknownPartError: there is no such kind.
+            PluginError: the name or the target cannot be used, or the plugin registered the name before.
+        """
+        check_kind(kind)
+        check_name(name)
+        if not (isinstance(target, str) and _TARGET.fullmatch(target)):
+            raise PluginError(f"the target of {kind} {name!r} must be a text 'module:attribute', imported at first use, not {target!r}")
+        if (kind, name) in self._parts:
+            raise PluginError(f"{kind} {name!r} is registered twice")
+        if isinstance(requires, str):
+            requires = (requires,)
+        self._parts[kind, name] = Part(
+            kind=kind, name=name, target=target, summary=summary, requires=tuple(requires), provider=self._provider, version=self._version
+        )
+
+
+def check_name(name: object) -> None:
+    """Raise :class:`PluginError` where a part cannot have that name."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise PluginError(f"a part cannot be named {name!r}: use lower-case letters and digits with '_', '-' or '.' between them")
+
+
+def _import(part: Part) -> Any:
+    module_name, _, attribute = str(part.target).partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{part} cannot be imported: {describe_error(error)}{_missing(part.requires)}") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        near = did_you_mean(attribute, dir(module))
+        raise PluginError(f"{part} cannot be imported: module {module_name} has no {attribute!r}{near}") from error
+
+
+def _missing(requires: Sequence[str]) -> str:
+    """Which of the required distributions are not installed, as the end of a sentence."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    missing = []
+    for requirement in requires:
+        try:
+            distribution(re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0])
+        except PackageNotFoundError:
+            missing.append(requirement)
+    return f"; it needs {', '.join(missing)}: pip install {' '.join(map(repr, missing))}" if missing else ""

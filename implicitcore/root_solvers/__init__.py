@@ -1,0 +1,1 @@
+"""How an equilibrium is found."""

@@ -1,0 +1,89 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from torch import Tensor
+
+from implicitcore.errors import SolveError
+
+
+class Status(IntEnum):
+    """How the solve of one sample ended."""
+
+    CONVERGED = 0  # the tolerance was met, or the last time was reached
+    MAX_STEPS = 1  # stopped above the tolerance, or short of the last time
+    DIVERGED = 2  # the residual grew far beyond its start, or the step underflowed
+    NON_FINITE = 3  # f returned a NaN or an infinity
+
+
+@dataclass
+class Backward:
+    """What the backward solve of a strategy did; empty until a backward pass has run, and filled by the last one.
+
+    Attributes:
+        vjps: vector-Jacobian products of f spent so far, over all backward passes.
+        evaluations: evaluations of f spent in backward (the adjoint re-integrates the state).
+        residual: ``[batch]``, residual of the linear system relative to the incoming gradient, where there is one.
+        status: ``[batch]`` int8, one :class:`Status` per sample, where there is a backward solve.
+    """
+
+    vjps: int = 0
+    evaluations: int = 0
+    residual: Tensor | None = None
+    status: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """The result of a solve, with what it cost and how it ended, per sample.
+
+    Attributes:
+        z: the best iterate (shaped like z0); for a trajectory ``[times, batch, ...]``.
+        start: the z0 the solve began from, as the start gave it.
+        residual: ``[batch]``, the measured 2-norm of f(z) - z at ``z``; None where nothing is to vanish (trajectories).
+        status: ``[batch]`` int8, one :class:`Status` per sample.
+        steps: ``[batch]``, steps that each sample took before it stopped.
+        evaluations: evaluations of f in the forward pass (each of the whole batch).
+        backward: what the backward pass spent and reached.
+        times: the output times of a trajectory, ``[times]``.
+        trace: ``[steps, batch]``, residual after each step, when asked for.
+    """
+
+    z: Any
+    start: Any
+    residual: Tensor | None
+    status: Tensor
+    steps: Tensor
+    evaluations: int
+    backward: Backward = field(default_factory=Backward)
+    times: Tensor | None = None
+    trace: Tensor | None = None
+
+    @property
+    def converged(self) -> Tensor:
+        """``[batch]`` bool, True where the status is converged."""
+        return self.status == Status.CONVERGED
+
+    def summary(self) -> str:
+        """One line: how many samples ended how, and the worst residual."""
+        counts = Counter(self.status.tolist())
+        parts = [f"{counts[status]} {status.name.lower()}" for status in Status if counts[status]]
+        line = f"{len(self.status)} samples: {', '.join(parts) or 'none'}; {self.evaluations} evaluations"
+        if self.residual is not None and self.residual.numel():
+            line += f"; worst residual {self.residual.max().item():.3g}"
+        return line
+
+    def raise_if_failed(self) -> Solution:
+        """Return self when every sample converged.
+
+        Raises:
+            SolveError: at least one sample did not; the error carries this solution.
+        """
+        if not bool(self.converged.all()):
+            raise SolveError(f"the solve failed: {self.summary()}", self)
+        return self

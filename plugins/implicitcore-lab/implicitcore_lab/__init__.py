@@ -1,0 +1,1 @@
+"""Train, compare and reproduce implicit layers on real images: the commands ``train``, ``compare`` and ``evaluate``."""

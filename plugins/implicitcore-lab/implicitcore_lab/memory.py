@@ -1,0 +1,65 @@
+"""Peak memory of a piece of work, counted the same way for every layer."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes that ``work`` holds at its fullest moment, beyond what was held before it.
+
+    On CUDA the allocator's own count; on a CPU the storages of all tensors that torch operations return, counted while they
+    live: the same number in every run, whatever the allocator does.
+
+    Arguments:
+        work: what to measure.
+        device: where its tensors lie.
+
+    Returns:
+        The peak, in bytes.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _LiveBytes() as counter:
+        work()
+    return counter.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operations return, until each storage dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+
+        def died(_: object) -> None:
+            self.live -= size
+            del self._seen[key]
+
+        self._seen[key] = weakref.ref(storage, died)
+        self.live += size
+        self.peak = max(self.peak, self.live)

@@ -1,0 +1,149 @@
+"""The classifier that every layer is compared in: encoder, implicit layer, head, around a cell of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from inspect import signature
+from math import gcd, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from implicitcore import ImplicitLayer, Solution, UnknownPartError, create
+from implicitcore.registry import REGISTRY
+from implicitcore_lab.settings import Settings
+
+COLOUR = 3
+GROUPS = 4
+POOLED = 4
+
+Parts = tuple[nn.Module, nn.Module, nn.Module, nn.Module]
+"""Encoder, cell, head and the predictor of Skip DEQ."""
+
+
+class ContractiveCell(nn.Module):
+    """f(z, x) = tanh(W z + x) with the 2-norm of W at most ``bound`` < 1.
+
+    It is a contraction in z whatever training does to W: the equilibrium exists, is unique, attracts z' = f(z, x) - z, and
+    I - df/dz is never singular. W is scaled by a bound on its norm that costs two small products:
+    ``|W|_2 <= k |W W^T W W^T|_F^(1/4)`` (the Schatten 8-norm), where k^2 is how many outputs a pixel reaches (1 for a matrix).
+
+    Arguments:
+        linear: W, an ``nn.Linear`` or ``nn.Conv2d`` with as many outputs as inputs; its bias is part of f.
+        bound: the contraction factor.
+    """
+
+    def __init__(self, linear: nn.Linear | nn.Conv2d, bound: float = 0.9) -> None:
+        super().__init__()
+        self.linear = linear
+        self.bound = bound
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """f(z, x), shaped like z and x: ``[batch, n]`` or ``[batch, channels, height, width]``."""
+        return torch.tanh(self._map(z) + x)
+
+    def _map(self, z: Tensor) -> Tensor:
+        weight, bias = self.linear.weight * self._scale(), self.linear.bias
+        if isinstance(self.linear, nn.Conv2d):
+            return nn.functional.conv2d(z, weight, bias, padding="same")
+        return nn.functional.linear(z, weight, bias)
+
+    def _scale(self) -> Tensor:
+        weight = self.linear.weight
+        reach = prod(weight.shape[2:]) ** 0.5
+        rows = weight.flatten(1)
+        gram = rows @ rows.T
+        fourth_power = torch.linalg.matrix_norm(gram @ gram).clamp(min=(self.bound / reach) ** 4)
+        return self.bound / reach * fourth_power**-0.25
+
+
+class Classifier(nn.Module):
+    """Logits of images: head(layer(encoder(images))).
+
+    Arguments:
+        encoder: images to features x.
+        layer: the implicit layer, z from x.
+        head: z to logits.
+    """
+
+    def __init__(self, encoder: nn.Module, layer: ImplicitLayer, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.layer = layer
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[batch, classes]`` of images ``[batch, channels, height, width]``."""
+        return self.head(self.layer(self.encoder(images)))
+
+    def solve(self, images: Tensor, *, trace: bool = False) -> tuple[Tensor, Solution]:
+        """Logits ``[batch, classes]``, and the solution they were read from."""
+        solution = self.layer.solve(self.encoder(images), trace=trace)
+        return self.head(solution.z), solution
+
+
+def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -> Classifier:
+    """The classifier that the settings describe, with initial weights given by their seed.
+
+    Encoder, cell and head come from the seed before the layer does, so that every layer starts from the same ones.
+
+    Arguments:
+        settings: the layer, the number of features and the seed.
+        shape: channels, height and width of an image.
+        classes: how many logits.
+
+    Returns:
+        The classifier, on the CPU.
+
+    Raises:
+        ConfigError: the layer or its options cannot be used.
+        UnknownPartError: no layer has that name.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        parts = _convolutional if shape[0] == COLOUR else _dense
+        encoder, cell, head, predictor = parts(settings.hidden, shape, classes)
+        return Classifier(encoder, _build_layer(settings.layer, cell, predictor, settings.hidden), head)
+
+
+def _dense(hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
+    """Features ``[batch, hidden]``."""
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), hidden))
+    cell = ContractiveCell(nn.Linear(hidden, hidden))
+    predictor = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh())
+    return encoder, cell, nn.Linear(hidden, classes), predictor
+
+
+def _convolutional(hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
+    """Features ``[batch, hidden, height / 2, width / 2]``."""
+    groups = gcd(GROUPS, hidden)
+    encoder = nn.Sequential(
+        nn.Conv2d(shape[0], hidden, 3, stride=2, padding=1),
+        nn.GroupNorm(groups, hidden),
+        nn.ReLU(),
+        nn.Conv2d(hidden, hidden, 3, padding=1),
+        nn.GroupNorm(groups, hidden),
+    )
+    cell = ContractiveCell(nn.Conv2d(hidden, hidden, 3, padding=1))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(POOLED), nn.Flatten(), nn.Linear(hidden * POOLED**2, classes))
+    predictor = nn.Sequential(nn.Conv2d(hidden, hidden, 3, padding=1), nn.Tanh())
+    return encoder, cell, head, predictor
+
+
+def _build_layer(layer: str | dict[str, Any], cell: nn.Module, predictor: nn.Module, channels: int) -> ImplicitLayer:
+    """The layer around the cell, with what its class asks for beside a cell: a predictor, a number of channels."""
+    spec: dict[str, Any] = {"name": layer} if isinstance(layer, str) else dict(layer)
+    asked = _parameters(spec.get("name"))
+    if "channels" in asked:
+        spec.setdefault("channels", channels)
+    modules = (cell, predictor) if "predictor" in asked else (cell,)
+    return create("layer", spec, *modules, path="layer")
+
+
+def _parameters(name: Any) -> Collection[str]:
+    """What the constructor of a layer takes; nothing where there is no such layer, which its creation then reports."""
+    try:
+        return signature(REGISTRY.find("layer", name).load()).parameters
+    except UnknownPartError:
+        return ()

@@ -1,0 +1,54 @@
+"""The picture of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from implicitcore_lab.experiment import Outcome
+
+
+def draw(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
+    """Draw accuracy against time and residual against iteration, side by side.
+
+    Arguments:
+        path: the PNG file.
+        outcomes: what was trained.
+        title: of the picture.
+    """
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    for index, outcome in enumerate(outcomes):
+        style = {"color": f"C{index}", "marker": "osD^vPX*"[index % 8], "markersize": 4, "label": outcome.layer}
+        epochs = outcome.history.epochs
+        left.plot([epoch.seconds for epoch in epochs], [epoch.test_accuracy for epoch in epochs], **style)
+        if outcome.residuals:
+            right.semilogy(range(len(outcome.residuals)), outcome.residuals, **style)
+    _finish_accuracy(left)
+    _finish_residual(right, [outcome.layer for outcome in outcomes if not outcome.residuals])
+    figure.savefig(path, dpi=120)
+
+
+def _finish_accuracy(axes: Axes) -> None:
+    axes.set(title="Test accuracy against training time", xlabel="training time (s)", ylabel="test accuracy")
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+
+
+def _finish_residual(axes: Axes, without: Sequence[str]) -> None:
+    axes.set(title="Residual against iteration", xlabel="iteration of the solver", ylabel="worst |f(z) - z| / |z| of a test batch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(loc="upper right")
+    if without:
+        axes.text(0.02, 0.02, f"no residual (integrated to a fixed time): {', '.join(without)}", transform=axes.transAxes, fontsize="small")

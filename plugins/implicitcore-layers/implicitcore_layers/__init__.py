@@ -1,0 +1,33 @@
+"""Published implicit layers for implicitcore, each a module around the user's cell.
+
+A layer is imported when it is first used: the plugin itself stays light, for it is loaded wherever a part is looked up.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from implicitcore_layers.continuous_deq import ContinuousDEQ as ContinuousDEQ
+    from implicitcore_layers.deq import DEQ as DEQ
+    from implicitcore_layers.homoode import HomoODE as HomoODE
+    from implicitcore_layers.neural_ode import NeuralODE as NeuralODE
+    from implicitcore_layers.skip_deq import SkipDEQ as SkipDEQ
+    from implicitcore_layers.skip_deq import SkipRegDEQ as SkipRegDEQ
+
+_MODULES = {
+    "DEQ": "deq",
+    "ContinuousDEQ": "continuous_deq",
+    "HomoODE": "homoode",
+    "NeuralODE": "neural_ode",
+    "SkipDEQ": "skip_deq",
+    "SkipRegDEQ": "skip_deq",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

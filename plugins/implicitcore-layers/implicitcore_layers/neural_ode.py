@@ -1,0 +1,46 @@
+"""The Neural ODE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, final
+
+from pydantic import Field
+
+from implicitcore import Adjoint, Backend, FromInput, GradientStrategy, ImplicitLayer, ODESolver, TorchBackend, Tsit5, VectorField
+
+
+@final
+class NeuralODE(ImplicitLayer):
+    """dz/dt = f(z, x) from z(0) = x; the output is z(horizon).
+
+    Arguments:
+        cell: f, a module or function of (z, x); of (t, z, x) where not ``autonomous``, with t as ``[batch, 1, ..., 1]``.
+        ode_solver: integrates.
+        gradient: default the adjoint, whose memory does not grow with the steps.
+        horizon: the end time.
+        autonomous: the cell does not take the time.
+        backend: the kernels of the inner loop.
+        strict: raise where a sample does not reach the horizon, rather than warn.
+
+    Reference:
+        Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv 1806.07366.
+    """
+
+    def __init__(
+        self,
+        cell: Callable[..., Any],
+        *,
+        ode_solver: ODESolver = Tsit5(),
+        gradient: GradientStrategy = Adjoint(),
+        horizon: Annotated[float, Field(gt=0)] = 1.0,
+        autonomous: bool = True,
+        backend: Backend = TorchBackend(),
+        strict: bool = False,
+    ) -> None:
+        dynamics = VectorField(cell, autonomous=autonomous)
+        super().__init__(
+            dynamics, solver=ode_solver, gradient=gradient, start=FromInput(), horizon=horizon, backend=backend, strict=strict
+        )
+        self.ode_solver = ode_solver
+        self.autonomous = autonomous

@@ -1,0 +1,149 @@
+"""The published layers, through their names."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import implicitcore as ic
+
+
+class Cell(nn.Module):
+    """A contraction of (z, x), both ``[batch, 6]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.utils.parametrizations.orthogonal(nn.Linear(6, 6))
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(0.6 * self.linear(z) + x)
+
+
+NAMES = ["deq", "continuous_deq", "skip_deq", "skip_reg_deq", "neural_ode", "homoode"]
+EQUILIBRIA = NAMES[:4]
+x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+
+
+def build(name, **options):
+    extra = {"skip_deq": {"predictor": nn.Linear(6, 6)}, "homoode": {"channels": 6}}.get(name, {})
+    return ic.build(name, Cell(), **{**extra, **options})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layer_trains_a_step(name):
+    layer = build(name)
+    before = copy.deepcopy(layer.state_dict())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    solution = layer.solve(x).raise_if_failed()
+    loss = solution.z.square().mean() + layer.regularizer(solution)
+    loss.backward()
+    optimizer.step()
+    after = layer.state_dict()
+    assert solution.backward.vjps > 0
+    assert all(not torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", EQUILIBRIA)
+def test_the_equilibrium_layers_agree(name):
+    layer = build(name, root_solver={"name": "anderson", "tol": 1e-6})
+    reference = build("deq", root_solver={"name": "broyden", "tol": 1e-6})
+    assert torch.allclose(layer(x), reference(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_config_builds_an_equal(name):
+    layer = build(name)
+    extra = {"predictor": layer.start.predictor} if name == "skip_deq" else {}
+    twin = ic.build(layer.config, Cell(), **extra)
+    assert twin.config == layer.config
+    twin.load_state_dict(layer.state_dict())
+    assert torch.equal(twin(x), layer(x))
+
+
+def test_continuous_deq_takes_the_documented_options():
+    layer = ic.build(
+        "continuous_deq",
+        Cell(),
+        root_solver={"name": "steady_state", "ode_solver": "tsit5", "tol": 1e-4, "max_steps": 50},
+        gradient={"name": "implicit", "solver": {"name": "gmres", "tol": 1e-4}},
+        backend="auto",
+    )
+    assert layer.root_solver == ic.SteadyState(ode_solver=ic.Tsit5(), tol=1e-4, max_steps=50)
+    assert layer.gradient == ic.Implicit(ic.GMRES(tol=1e-4))
+    assert isinstance(layer.backend, ic.TorchBackend)
+    z = layer(x)
+    assert torch.allclose(layer.dynamics.cell(z, x), z, atol=1e-3)
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "unrolled", "phantom"])
+def test_the_skip_predictor_learns_from_the_regulariser_alone(gradient):
+    layer = build("skip_deq", gradient=gradient, root_solver="picard")
+    solution = layer.solve(x)
+    predictor = list(layer.start.parameters())
+    assert torch.autograd.grad(solution.z.sum(), predictor, allow_unused=True, retain_graph=True) == (None, None)
+    weight, bias = torch.autograd.grad(layer.regularizer(solution), predictor)
+    assert bool(weight.any()) and bool(bias.any())
+
+
+def test_the_skip_regulariser_is_the_mean_distance_with_gradient_to_both_ends():
+    layer = build("skip_deq", weight=0.5)
+    solution = layer.solve(x)
+    assert torch.allclose(layer.regularizer(solution), 0.5 * (solution.z - solution.start).abs().mean())
+    assert torch.allclose(solution.start, layer.start.predictor(x))
+    (cell,) = torch.autograd.grad(layer.regularizer(solution), [layer.dynamics.cell.linear.bias])
+    assert bool(cell.any())
+
+
+def test_skip_reg_starts_from_the_first_update_and_counts_it():
+    layer = build("skip_reg_deq")
+    solution = layer.solve(x)
+    assert torch.equal(solution.start, layer.dynamics.cell(torch.zeros_like(x), x))
+    assert solution.evaluations == layer.solve(x, solution.start.detach()).evaluations + 1
+    assert len(layer.state_dict()) == len(layer.dynamics.state_dict())
+
+
+def test_homoode_start_is_one_value_per_channel_in_the_state_dict_and_survives_a_reload(tmp_path):
+    layer = ic.build("homoode", lambda z, c: torch.tanh(c - z), channels=3)
+    c = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        layer.start.value.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    solution = layer.solve(c)
+    assert solution.start.shape == c.shape
+    assert torch.equal(solution.start[2, :, 1, 4], layer.start.value)
+    torch.save(layer.state_dict(), tmp_path / "weights.pt")
+    twin = ic.build("homoode", lambda z, c: torch.tanh(c - z), channels=3)
+    twin.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert torch.equal(twin.start.value, layer.start.value)
+    assert torch.equal(twin(c), layer(c))
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "unrolled"])
+def test_homoode_start_learns_from_the_regulariser_alone(gradient):
+    layer = build("homoode", gradient=gradient)
+    solution = layer.solve(x)
+    (task,) = torch.autograd.grad(solution.z.sum(), [layer.start.value], allow_unused=True, retain_graph=True)
+    assert task is None
+    fit = layer.regularizer(solution)
+    assert torch.allclose(fit, nn.functional.smooth_l1_loss(solution.start, solution.z))
+    bias = layer.dynamics.field.linear.bias
+    start, cell = torch.autograd.grad(fit, [layer.start.value, bias], allow_unused=True)
+    assert bool(start.any()) and cell is None
+
+
+def test_neural_ode_is_the_flow_from_the_input():
+    layer = ic.build("neural_ode", lambda z, x: -z, ode_solver={"name": "dopri5", "rtol": 1e-8, "atol": 1e-10}, horizon=0.5)
+    z = x.double()
+    assert torch.allclose(layer(z), z * torch.exp(torch.tensor(-0.5, dtype=torch.float64)), rtol=1e-7)
+    timed = ic.build("neural_ode", lambda t, z, x: torch.cos(t) + 0 * z, ode_solver={"name": "dopri5", "rtol": 1e-8}, autonomous=False)
+    assert torch.allclose(timed(z), z + torch.sin(torch.tensor(1.0, dtype=torch.float64)), rtol=1e-6)
+
+
+def test_bad_options_are_one_error_with_near_matches():
+    with pytest.raises(ic.ConfigError) as failure:
+        ic.build("deq", Cell(), root_solver={"name": "anderson", "toll": 1, "depth": 0}, gradient="implict", strickt=True)
+    text = str(failure.value)
+    assert all(part in text for part in ["root_solver.toll", "'tol'", "root_solver.depth", "'implicit'", "'strict'"])

@@ -1,0 +1,223 @@
+import builtins
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+from sites import HEADER, SOLVER, Site, hook, registers, run_python
+
+from implicitcore import PluginError, PluginWarning
+from implicitcore.registry import Registry
+
+BROKEN = {
+    "import": ("import no_such_package", "broken", "ModuleNotFoundError: No module named 'no_such_package'"),
+    "exit": ("raise SystemExit(3)", "broken", "SystemExit: 3"),
+    "half-way": (
+        hook("registry.register('root_solver', 'half', 'a:B', summary='first'); 1 / 0"),
+        "broken",
+        "ZeroDivisionError",
+    ),
+    "misspelt hook": (
+        f"{HEADER}\n@hookimpl\ndef implicitcore_registr(registry): ...",
+        "broken",
+        "unknown hook 'implicitcore_registr'; did you mean 'implicitcore_register'?",
+    ),
+    "foreign marker": (
+        "import pluggy\nIMPLICITCORE_API = 1\n@pluggy.HookimplMarker('other')\ndef implicitcore_register(registry): ...",
+        "broken",
+        "has the marker of 'other': use 'from implicitcore import hookimpl'",
+    ),
+    "no marker": (
+        "IMPLICITCORE_API = 1\ndef implicitcore_register(registry): ...",
+        "broken",
+        "has no marker: put @hookimpl above it",
+    ),
+    "no hook": (HEADER, "broken", "has no function implicitcore_register(registry) marked with @hookimpl"),
+    "wrong argument": (f"{HEADER}\n@hookimpl\ndef implicitcore_register(register): ...", "broken", "PluginValidationError"),
+    "unknown kind": (registers("x", "a:B", "rootsolver"), "broken", "unknown kind 'rootsolver'; did you mean 'root_solver'"),
+    "bad name": (registers("Two Words", "a:B"), "broken", "cannot be named 'Two Words'"),
+    "object target": (hook("registry.register('root_solver', 'x', int, summary='')"), "broken", "must be a text 'module:attribute'"),
+    "twice": (hook("[registry.register('root_solver', 'x', 'a:B', summary='') for _ in '12']"), "broken", "registered twice"),
+    "no version": (
+        registers("x", "a:B").replace("IMPLICITCORE_API = 1", ""),
+        "broken",
+        "add IMPLICITCORE_API = 1 to it",
+    ),
+    "bad version": (HEADER.replace("= 1", "= '1'"), "broken", "must be an integer"),
+    "newer": (
+        hook("raise AssertionError('called')").replace("IMPLICITCORE_API = 1", "IMPLICITCORE_API = 99"),
+        "incompatible",
+        "plugin API 99 and this implicitcore has 1: pip install --upgrade implicitcore",
+    ),
+}
+
+
+def plugin_of(registry: Registry, name: str):
+    return next(plugin for plugin in registry.plugins() if plugin.name == name)
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_plugin_is_named_and_harms_nothing(site: Site, case: str):
+    source, status, cause = BROKEN[case]
+    site.add("bad-dist", source, entry="bad", version="2.5")
+    site.add("good-dist", registers("good", "good_code:Solver"), files={"good_code.py": SOLVER})
+    registry = Registry()
+    with pytest.warns(PluginWarning) as caught:
+        registry.plugins()
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert message.startswith("plugin 'bad' of bad-dist 2.5 was left out: ")
+    assert cause in message
+    assert "IMPLICITCORE_DISABLE_PLUGINS=bad" in message
+    bad = plugin_of(registry, "bad")
+    assert (bad.status, bad.parts, bad.version) == (status, (), "2.5")
+    assert registry.find("root_solver", "good").load().kind == "root_solver"
+    assert {part.provider for part in registry.parts()} >= {"implicitcore", "good-dist"}
+    assert not [part for part in registry.parts() if part.provider == "bad-dist"]
+
+
+def test_what_a_plugin_registered_is_recorded(site: Site):
+    site.add("mine", registers("good", "good_code:Solver"), version="0.3")
+    plugin = plugin_of(Registry(), "mine")
+    assert (plugin.status, plugin.distribution, plugin.version, plugin.error) == ("ok", "mine", "0.3", "")
+    assert [part.qualified_name for part in plugin.parts] == ["mine:good"]
+    assert plugin.seconds > 0
+
+
+def test_the_code_of_a_part_is_imported_at_first_use(site: Site):
+    site.add("mine", registers("good", "mine_code:Solver"), files={"mine_code.py": SOLVER})
+    registry = Registry()
+    part = registry.find("root_solver", "good")
+    assert "mine_code" not in sys.modules
+    part.load()
+    assert "mine_code" in sys.modules
+
+
+@pytest.mark.parametrize("name", ["entry", "Bad.Dist", "bad_dist", "other,entry", "all"])
+def test_a_disabled_plugin_is_not_imported(site: Site, monkeypatch: pytest.MonkeyPatch, name: str):
+    module = site.add("bad-dist", "raise RuntimeError", entry="entry")
+    monkeypatch.setenv("IMPLICITCORE_DISABLE_PLUGINS", name)
+    registry = Registry()
+    assert plugin_of(registry, "entry").status == "disabled"
+    assert module not in sys.modules
+    assert registry.find("root_solver", "anderson").provider == "implicitcore"
+
+
+def test_strict_makes_a_broken_plugin_an_error(site: Site, monkeypatch: pytest.MonkeyPatch):
+    site.add("bad-dist", "import no_such_package", entry="bad")
+    monkeypatch.setenv("IMPLICITCORE_STRICT_PLUGINS", "1")
+    registry = Registry()
+    for _ in range(2):
+        with pytest.raises(PluginError, match="plugin 'bad' of bad-dist 1.0 was left out: ModuleNotFoundError"):
+            registry.plugins()
+
+
+def test_an_interrupt_is_not_a_broken_plugin(site: Site):
+    builtins.interrupt_once = [KeyboardInterrupt()]  # type: ignore[attr-defined]
+    site.add("mine", "import builtins\nif builtins.interrupt_once: raise builtins.interrupt_once.pop()\n" + registers("good", "a:B"))
+    registry = Registry()
+    with pytest.raises(KeyboardInterrupt):
+        registry.plugins()
+    assert plugin_of(registry, "mine").status == "ok"
+
+
+def test_a_plugin_that_asks_while_it_loads_fails_and_does_not_hang(site: Site):
+    site.add("mine", "from implicitcore import create\ncreate('root_solver', 'anderson')\n" + registers("good", "a:B"))
+    code = "from implicitcore.registry import REGISTRY; print([p.error for p in REGISTRY.plugins() if p.name == 'mine'])"
+    assert "it may only register its own" in run_python("-c", code, path=(site,)).stdout
+
+
+def test_names_of_a_module_are_not_read(site: Site):
+    lazy = "\ndef __getattr__(name): raise AssertionError(name)\ndef __dir__(): return [*globals(), 'heavy']\n"
+    site.add("mine", registers("good", "a:B") + lazy)
+    assert plugin_of(Registry(), "mine").status == "ok"
+
+
+def test_a_distribution_that_is_on_the_path_twice_counts_once(site: Site, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    for folder in (site, Site(tmp_path / "editable")):
+        folder.add("mine", registers("good", "a:B"))
+    monkeypatch.syspath_prepend(tmp_path / "editable")
+    registry = Registry()
+    assert [plugin.name for plugin in registry.plugins()].count("mine") == 1
+    assert registry.find("root_solver", "good").provider == "mine"
+
+
+def test_two_entry_points_of_one_distribution_cannot_share_a_name(site: Site):
+    module = site.add("mine", registers("good", "a:B"))
+    site.write("mine-1.0.dist-info/entry_points.txt", f"[implicitcore]\nfirst = {module}\nsecond = {module}\n")
+    registry = Registry()
+    with pytest.warns(PluginWarning, match="registered already by the entry point 'first' of the same distribution"):
+        registry.plugins()
+    assert registry.find("root_solver", "good").provider == "mine"
+
+
+def test_metadata_without_a_name_is_not_fatal(site: Site):
+    site.add("mine", registers("good", "a:B"))
+    (site.folder / "mine-1.0.dist-info/METADATA").unlink()
+    assert plugin_of(Registry(), "mine").status == "ok"
+
+
+def test_an_entry_point_names_a_module(site: Site):
+    module = site.add("mine", registers("good", "a:B"))
+    site.write("mine-1.0.dist-info/entry_points.txt", f"[implicitcore]\nmine = {module}:implicitcore_register\n")
+    with pytest.warns(PluginWarning, match="must name a module, not function"):
+        Registry().plugins()
+
+
+def test_sixteen_threads_discover_once(site: Site):
+    builtins.plugin_imports = []  # type: ignore[attr-defined]
+    slow = "import builtins, time\nbuiltins.plugin_imports.append(1)\ntime.sleep(0.2)\n"
+    site.add("mine", slow + registers("good", "a:B"))
+    site.add("bad", slow + "1 / 0")
+    registry, barrier, found = Registry(), threading.Barrier(16), []
+
+    def use() -> None:
+        barrier.wait()
+        found.append(registry.find("root_solver", "good"))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        threads = [threading.Thread(target=use) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 16
+    assert len(set(map(id, found))) == 1
+    assert len(builtins.plugin_imports) == 2  # type: ignore[attr-defined]
+    assert [str(warning.message)[:12] for warning in caught] == ["plugin 'bad'"]
+
+
+STATE = """
+import sys, warnings
+sys.modules["torch"] = None  # an import of torch fails
+warnings.simplefilter("ignore")
+from implicitcore.errors import ImplicitCoreError
+from implicitcore.registry import REGISTRY
+for plugin in REGISTRY.plugins():
+    print(plugin.name, plugin.distribution, plugin.status, plugin.error)
+print(*REGISTRY.parts(), sep="\\n")
+for name in ("twice", "b-dist:twice"):
+    try:
+        print(REGISTRY.find("root_solver", name))
+    except ImplicitCoreError as error:
+        print(error)
+"""
+
+
+def test_neither_path_order_nor_hash_seed_matters_and_torch_is_not_imported(tmp_path):
+    left, right = Site(tmp_path / "left"), Site(tmp_path / "right")
+    left.add("b-dist", registers("twice", "b:B"))
+    left.add("zz", "1 / 0")
+    right.add("a-dist", registers("twice", "a:A"))
+    right.add("anderson-too", registers("anderson", "a:A"))
+
+    def state(path: tuple[Site, ...], seed: int) -> subprocess.CompletedProcess[str]:
+        return run_python("-c", STATE, path=path, PYTHONHASHSEED=str(seed))
+
+    runs = [state(path, seed) for path in ((left, right), (right, left)) for seed in (0, 1, 12345)]
+    assert [run.stderr for run in runs] == [""] * 6
+    assert len({run.stdout for run in runs}) == 1
+    assert "say which: 'a-dist:twice' (a:A) or 'b-dist:twice' (b:B)" in runs[0].stdout
+    assert runs[0].stdout.endswith("root_solver 'twice' of b-dist 1.0\n")

@@ -1,0 +1,116 @@
+from dataclasses import dataclass
+
+import pytest
+from sites import SOLVER, Site, hook, registers
+
+from implicitcore import AmbiguousPartError, Anderson, Dynamics, Options, Picard, PluginError, PluginWarning, RootSolver, UnknownPartError
+from implicitcore.builtin import _PARTS
+from implicitcore.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Options, RootSolver):
+    def solve(self, system, z0):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, parts in _PARTS.items() for name in parts])
+def test_every_builtin_part_loads(registry: Registry, kind: str, name: str):
+    part = registry.find(kind, f"implicitcore:{name}")
+    assert part.load().kind == kind
+    assert part.summary
+
+
+def test_a_misspelt_name_gets_its_near_match(registry: Registry):
+    with pytest.raises(UnknownPartError, match="unknown root_solver 'andersen'; did you mean 'anderson'.*known: .*broyden"):
+        registry.find("root_solver", "andersen")
+
+
+def test_a_name_of_another_kind_is_said_to_be_that(registry: Registry):
+    with pytest.raises(UnknownPartError, match="'tsit5' is an ode_solver, not a root_solver"):
+        registry.find("root_solver", "tsit5")
+
+
+def test_a_misspelt_kind_gets_its_near_match(registry: Registry):
+    for ask in (registry.parts, lambda kind: registry.find(kind, "x"), lambda kind: registry.register(kind, "x", Mine)):
+        with pytest.raises(UnknownPartError, match="unknown kind 'solver'; did you mean .*'root_solver'"):
+            ask("solver")
+
+
+def test_an_unknown_name_mentions_the_plugins_left_out(registry: Registry, site: Site):
+    site.add("bad", "1 / 0")
+    with pytest.warns(PluginWarning):
+        registry.plugins()
+    with pytest.raises(UnknownPartError, match=r"plugins left out: bad"):
+        registry.find("root_solver", "something-of-bad")
+
+
+def test_where_there_is_no_part_of_a_kind_the_error_says_what_to_install(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IMPLICITCORE_DISABLE_PLUGINS", "all")
+    with pytest.raises(UnknownPartError, match=r"unknown layer 'deq' \(pip install implicitcore-layers\)"):
+        registry.find("layer", "deq")
+
+
+def test_two_providers_of_a_name_are_an_error_at_use_alone(registry: Registry, site: Site):
+    site.add("other", registers("anderson", "other_code:Solver"), files={"other_code.py": SOLVER})
+    assert registry.find("root_solver", "picard").load() is Picard
+    with pytest.raises(AmbiguousPartError, match="2 distributions; say which: 'implicitcore:anderson' .* or 'other:anderson'"):
+        registry.find("root_solver", "anderson")
+    assert registry.find("root_solver", "implicitcore:anderson").load() is Anderson
+    assert registry.find("root_solver", "other:anderson").load().__module__ == "other_code"
+    assert registry.name_of(Anderson) == "implicitcore:anderson"
+    assert registry.name_of(Picard) == "picard"
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("no_such_module:X", "cannot be imported: ModuleNotFoundError"),
+        ("target_code:Solvr", "module target_code has no 'Solvr'; did you mean 'Solver'"),
+        ("target_code:dataclass", "is not a root_solver class"),
+        ("implicitcore.ode_solvers.base:ODESolver", "is not a root_solver class"),
+    ],
+)
+def test_a_target_that_cannot_be_used_is_an_error_at_use(registry: Registry, site: Site, target: str, message: str):
+    site.add("mine", registers("good", target), files={"target_code.py": SOLVER})
+    part = registry.find("root_solver", "good")
+    with pytest.raises(PluginError, match=f"root_solver 'good' of mine 1.0.*{message}"):
+        part.load()
+
+
+def test_a_missing_requirement_is_named(registry: Registry, site: Site):
+    site.add("mine", hook("registry.register('root_solver', 'x', 'no_such:X', summary='', requires=['no-such-dist>=2', 'torch'])"))
+    with pytest.raises(PluginError, match="it needs no-such-dist>=2: pip install 'no-such-dist>=2'"):
+        registry.find("root_solver", "x").load()
+
+
+def test_a_class_is_registered_for_this_process(registry: Registry):
+    with pytest.raises(UnknownPartError, match="Mine is not a registered root_solver: register it"):
+        registry.name_of(Mine)
+    part = registry.register("root_solver", "mine", Mine, summary="mine")
+    assert registry.find("root_solver", "local:mine") == part
+    assert registry.find("root_solver", "mine").load() is Mine
+    assert registry.name_of(Mine) == "mine"
+    registry.register("root_solver", "mine", "implicitcore.root_solvers.anderson:Anderson")
+    assert registry.find("root_solver", "mine").load() is Anderson
+
+
+def test_a_class_of_another_kind_is_refused_at_once(registry: Registry):
+    for wrong in (Dynamics, int):
+        with pytest.raises(PluginError, match="is not a root_solver class"):
+            registry.register("root_solver", "mine", wrong)
+    with pytest.raises(PluginError, match="cannot be named 'a:b'"):
+        registry.register("root_solver", "a:b", Mine)
+    assert "mine" not in [part.name for part in registry.parts("root_solver")]
+
+
+def test_parts_are_ordered(registry: Registry, site: Site):
+    site.add("mine", registers("bdf", "a:B", "ode_solver") + "    registry.register('dynamics', 'a', 'a:B', summary='')\n")
+    keys = [(part.kind, part.name) for part in registry.parts() if part.provider in ("mine", "implicitcore")]
+    assert keys.index(("dynamics", "a")) < keys.index(("dynamics", "fixed_point")) < keys.index(("root_solver", "picard"))
+    assert [part.name for part in registry.parts("ode_solver")] == sorted(part.name for part in registry.parts("ode_solver"))

@@ -1,0 +1,78 @@
+"""Folders with real distributions in them, as pip would have left them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+ROOT = Path(__file__).parents[1]
+
+HEADER = """
+from implicitcore import hookimpl
+IMPLICITCORE_API = 1
+"""
+
+SOLVER = """
+from dataclasses import dataclass
+from typing import Annotated
+from annotated_types import Gt
+from implicitcore import Backend, Options, RootSolver, TorchBackend
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(Options, RootSolver):
+    \"\"\"A solver for tests.\"\"\"
+    gain: Annotated[float, Gt(0)] = 1.0
+    inner: RootSolver | None = None
+    backend: Backend = TorchBackend()
+
+    def solve(self, system, z0):
+        raise NotImplementedError
+"""
+
+
+def hook(body: str) -> str:
+    """The source of a plugin whose hook does that."""
+    return f"{HEADER}\n@hookimpl\ndef implicitcore_register(registry):\n    {body}\n"
+
+
+def registers(name: str, target: str, kind: str = "root_solver", summary: str = "a test") -> str:
+    """The source of a plugin that registers one part."""
+    return hook(f"registry.register({kind!r}, {name!r}, {target!r}, summary={summary!r})")
+
+
+class Site:
+    """A folder on the path, with distributions in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, distribution: str, source: str, *, entry: str = "", version: str = "1.0", files: dict[str, str] | None = None) -> str:
+        """Write a distribution whose one entry point names a module with that source; return the module's name."""
+        module = f"{distribution.replace('-', '_')}_plugin"
+        for name, text in {f"{module}.py": source, **(files or {})}.items():
+            self.write(name, dedent(text))
+        info = f"{distribution.replace('-', '_')}-{version}.dist-info"
+        self.write(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        self.write(f"{info}/entry_points.txt", f"[implicitcore]\n{entry or distribution} = {module}\n")
+        self.write(f"{info}/RECORD", "")
+        return module
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the site."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def run_python(*arguments: str, path: tuple[Site, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, with the sites in front of its path."""
+    folders = [*(str(site.folder) for site in path), str(ROOT)]
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
