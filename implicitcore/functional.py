@@ -57,7 +57,7 @@ def fixed_point(
         >>> round(solution.z.item(), 6)
         0.739085
         >>> round(torch.autograd.grad(solution.z.sum(), x)[0].item(), 6)
-        -0.29751
+        -0.297474
     """
     return run(FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend)
 
@@ -90,7 +90,7 @@ def find_root(
     return run(VectorField(g, autonomous=True), z0, x, Solve(solver or Broyden()), gradient or Implicit(), backend=backend)
 
 
-def integrate(
+def integrate(  # noqa: PLR0913 - keyword options
     v: Callable[[Tensor, Any, Any], Any],
     z0: Any,
     x: Any = None,
@@ -121,7 +121,7 @@ def integrate(
     return run(VectorField(v), z0, x, solve, gradient or Unrolled(), backend=backend)
 
 
-def run(
+def run(  # noqa: PLR0913 - keyword options
     dynamics: Dynamics,
     z0: Any,
     x: Any,

@@ -83,12 +83,9 @@ def _check(leaves: list[Any]) -> None:
     if not leaves:
         raise InputError("the state z holds no tensors; expected a tensor, or a tuple, list or dict of tensors")
     for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            raise InputError(f"the state z holds {_kind(leaf)}; expected tensors only")
-        if leaf.ndim == 0:
-            raise InputError("the state z holds a tensor with no dimensions; expected the batch first: [batch, ...]")
-        if not (leaf.is_floating_point() or leaf.is_complex()):
-            raise InputError(f"the state z has dtype {leaf.dtype}; expected a floating-point or complex dtype")
+        problem = _problem(leaf)
+        if problem:
+            raise InputError(f"the state z holds {problem}")
     for name in ("dtype", "device"):
         found = {getattr(leaf, name) for leaf in leaves}
         if len(found) > 1:
@@ -96,3 +93,14 @@ def _check(leaves: list[Any]) -> None:
     batches = {leaf.shape[0] for leaf in leaves}
     if len(batches) > 1:
         raise InputError(f"the tensors of the state z differ in batch size: {sorted(batches)}; expected the batch first in each")
+
+
+def _problem(leaf: object) -> str:
+    """Why a leaf cannot be part of a state; empty where it can."""
+    if not isinstance(leaf, Tensor):
+        return f"{_kind(leaf)}; expected tensors only"
+    if leaf.ndim == 0:
+        return "a tensor with no dimensions; expected the batch first: [batch, ...]"
+    if not (leaf.is_floating_point() or leaf.is_complex()):
+        return f"a tensor of dtype {leaf.dtype}; expected a floating-point or complex dtype"
+    return ""

@@ -13,6 +13,7 @@ from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.packing import Packing
 
+
 class Linearization:
     """Products with the Jacobian J of f at one point; each counts as an evaluation of the system.
 
@@ -67,9 +68,7 @@ class System:
     linear: ClassVar[bool] = False
     quadrature: ClassVar[bool] = False
 
-    def __init__(
-        self, dynamics: Dynamics, x: Any, packing: Packing, *, backend: Backend | None = None, trace: bool = False
-    ) -> None:
+    def __init__(self, dynamics: Dynamics, x: Any, packing: Packing, *, backend: Backend | None = None, trace: bool = False) -> None:
         self.dynamics = dynamics
         self.x = x
         self.packing = packing

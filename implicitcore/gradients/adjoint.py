@@ -60,18 +60,17 @@ class Adjoint(Options, GradientStrategy):
             solution = solve(system, z0)
         if not torch.is_grad_enabled() or solution.times is None:
             return solution
-        tensors = _dependencies(system, solution)
-        call = _Call(self, solve, system, solution, tensors)
+        tensors = _dependencies(system, solution.times, solution.z)
+        call = _Call(self, solve, system, solution, solution.times, tensors)
         return replace(solution, z=_Trajectory.apply(call, z0, *tensors), evaluations=system.evaluations)
 
 
-def _dependencies(system: System, solution: Solution) -> list[Tensor]:
+def _dependencies(system: System, times: Tensor, z: Tensor) -> list[Tensor]:
     """The tensors in x and the leaves elsewhere that the vector field depends on: one evaluation."""
     inputs = [leaf for leaf in pytree.tree_leaves(system.x) if isinstance(leaf, Tensor) and leaf.requires_grad]
     detached = system.bind(pytree.tree_map_only(Tensor, torch.detach, system.x))
     with torch.enable_grad():
-        t = solution.times[:1].expand(solution.z.shape[1])
-        found = leaves(detached.velocity(t, solution.z[0].detach()))
+        found = leaves(detached.velocity(times[:1].expand(z.shape[1]), z[0].detach()))
     system.evaluations += 1
     return union(inputs, found)
 
@@ -83,6 +82,7 @@ class _Call(NamedTuple):
     solve: Solve
     system: System
     solution: Solution
+    times: Tensor
     tensors: list[Tensor]
 
 
@@ -105,7 +105,7 @@ class _Trajectory(torch.autograd.Function):
 
 def _backsolve(call: _Call, v: Tensor) -> tuple[Tensor, list[Tensor | None]]:
     """dL/dz0 and the gradients of the tensors, from v = dL/dz at each output time."""
-    strategy, z, times = call.strategy, call.solution.z, call.solution.times
+    strategy, z, times = call.strategy, call.solution.z, call.times
     # The adjoint is linear in v: at unit size the tolerances mean the same whatever the scale of the loss.
     size = v.transpose(0, 1).flatten(1).norm(dim=1)
     unit = torch.where(size > 0, size, 1)
@@ -133,16 +133,16 @@ def _note(call: _Call, system: AdjointSystem, status: Tensor, drift: Tensor) -> 
     record.evaluations += system.evaluations
     record.status = status
     usable = call.solution.status == Status.CONVERGED
-    if bool((usable & (status != Status.CONVERGED)).any()):
-        count = int((usable & (status != Status.CONVERGED)).sum())
-        warnings.warn(f"the adjoint of {count} of {len(status)} samples did not arrive: their gradients are wrong", ConvergenceWarning, stacklevel=2)
+    lost = int((usable & (status != Status.CONVERGED)).sum())
+    if lost:
+        _warn(f"did not arrive at the first time for {lost} of {len(status)} samples: their gradients are wrong")
     elif bool((usable & ~(drift <= call.strategy.drift)).any()):
         worst = drift[usable].max().item()
-        warnings.warn(
-            f"the adjoint's way back missed the stored state by {worst:.2g} of its size: the gradient is inexact; use unrolled, or tighter tolerances",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
+        _warn(f"missed the stored state by {worst:.2g} of its size: the gradient is inexact; use unrolled, or tighter tolerances")
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"the adjoint's way back {what}", ConvergenceWarning, stacklevel=2)
 
 
 class AdjointSystem(System):

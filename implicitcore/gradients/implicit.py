@@ -125,17 +125,17 @@ class _BackwardSolve:
         return solution.z
 
     def _note(self, linear: LinearSystem, solution: Solution) -> None:
-        self.record.vjps += linear.evaluations
-        self.record.status = solution.status
-        self.record.residual = None if solution.residual is None else solution.residual / linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
-        if not bool(solution.converged.all()):
-            failed = int((solution.status != Status.CONVERGED).sum())
-            worst = "" if self.record.residual is None else f"; worst relative residual {self.record.residual.max().item():.3g}"
-            warnings.warn(
-                f"the backward solve of {failed} of {len(solution.status)} samples did not converge{worst}: their gradients are inexact",
-                ConvergenceWarning,
-                stacklevel=2,
+        record, size = self.record, linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
+        record.vjps += linear.evaluations
+        record.status = solution.status
+        record.residual = None if solution.residual is None else solution.residual / size
+        failed = int((solution.status != Status.CONVERGED).sum())
+        if failed:
+            worst = "" if record.residual is None else f"; worst relative residual {record.residual.max().item():.3g}"
+            message = (
+                f"the backward solve of {failed} of {len(solution.status)} samples did not converge{worst}: their gradients are inexact"
             )
+            warnings.warn(message, ConvergenceWarning, stacklevel=2)
 
 
 class _Attach(torch.autograd.Function):

@@ -49,7 +49,7 @@ class ImplicitLayer(nn.Module):
 
     kind: ClassVar[str] = "layer"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options
         self,
         dynamics: Dynamics,
         *,

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from implicitcore.options import Options
 from implicitcore.ode_solvers.loop import march
 from implicitcore.ode_solvers.step_size import StepSize
+from implicitcore.options import Options
 from implicitcore.solution import Solution
 from implicitcore.system import System
 from implicitcore.tolerances import Count

@@ -15,7 +15,7 @@ from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 
 if TYPE_CHECKING:
-    from implicitcore.ode_solvers.base import Step, Stop, StepwiseODESolver
+    from implicitcore.ode_solvers.base import Step, StepwiseODESolver, Stop
     from implicitcore.ode_solvers.step_size import StepSize
 
 
@@ -60,7 +60,8 @@ class _March:
         self.t = times[:1].expand(batch).clone()
         self.z = z0
         self.state: Any = None
-        self.size: Tensor | None = None
+        self.started = False
+        self.size = torch.zeros_like(self.t)
         self.error = torch.ones_like(self.t)
         self.next = torch.ones(batch, dtype=torch.int64, device=z0.device)
         self.active = torch.ones(batch, dtype=torch.bool, device=z0.device)
@@ -80,7 +81,8 @@ class _March:
             self.active = self.active & stop(self.t, self.z, velocity)
             if not bool(self.active.any()):
                 return True
-        if self.size is None:
+        if not self.started:
+            self.started = True
             with torch.no_grad():
                 self.size = self.control.first(self.system, self.t, self.z, velocity, self.direction)
                 self.finite &= norm(velocity).isfinite()

@@ -116,6 +116,7 @@ class Adaptive(StepSize):
             found = torch.maximum(found, norm(error) / (self.settle * move))
         accept = found <= 1
         bounded = found.clamp(min=1e-10)
-        factor = self.safety * bounded ** (-0.7 / self.order) * last ** (0.4 / self.order)
-        factor = torch.where(accept, factor.clamp(self.shrink, self.grow), (self.safety * bounded ** (-1 / self.order)).clamp(self.shrink, 1))
+        after_accepting = self.safety * bounded ** (-0.7 / self.order) * last ** (0.4 / self.order)
+        after_rejecting = (self.safety * bounded ** (-1 / self.order)).clamp(max=1)
+        factor = torch.where(accept, after_accepting, after_rejecting).clamp(self.shrink, self.grow)
         return Verdict(accept, size * factor.nan_to_num(self.shrink), torch.where(accept, bounded, last))

@@ -26,9 +26,7 @@ class AndersonState:
     moves: History  # rows of the move that a unit of the matching residual difference stands for
     gram: Tensor  # [batch, depth, depth], of dG
     valid: Tensor  # [batch, depth], rows that this sample may use
-    z: Tensor
-    g: Tensor | None = None
-    size: Tensor | None = None
+    last: tuple[Tensor, Tensor, Tensor] | None = None  # z, g and |g| of the last iterate
 
 
 @final
@@ -59,28 +57,26 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         """An empty history."""
         gram = z.new_zeros(z.shape[0], self.depth, self.depth, dtype=real_dtype(z))
         valid = torch.zeros(z.shape[0], self.depth, dtype=torch.bool, device=z.device)
-        return AndersonState(History(z, self.depth), History(z, self.depth), gram, valid, z)
+        return AndersonState(History(z, self.depth), History(z, self.depth), gram, valid)
 
     def step(self, system: System, z: Tensor, fz: Tensor, state: AndersonState) -> tuple[Tensor, AndersonState]:
         """See :meth:`StepwiseRootSolver.step`."""
         residual = system.residual(z, fz)
-        g, size = residual.value, residual.norm
-        plain = fz if self.damping == 1 else torch.lerp(z, fz, self.damping)
-        if state.g is not None and state.size is not None:
-            self._remember(system, z, g, size, state)
-            z_next = system.backend.mix(plain, self._weights(system, g, state), state.moves.rows())
-        else:
-            z_next = plain
-        state.z, state.g, state.size = z, g, size
+        z_next = fz if self.damping == 1 else torch.lerp(z, fz, self.damping)
+        now = z, residual.value, residual.norm
+        if state.last is not None:
+            self._remember(system, now, state.last, state)
+            z_next = system.backend.mix(z_next, self._weights(system, residual.value, state), state.moves.rows())
+        state.last = now
         return z_next, state
 
-    def _remember(self, system: System, z: Tensor, g: Tensor, size: Tensor, state: AndersonState) -> None:
-        dg = g - state.g
+    def _remember(self, system: System, now: tuple[Tensor, ...], last: tuple[Tensor, ...], state: AndersonState) -> None:
+        dz, dg = now[0] - last[0], now[1] - last[1]
         slot = state.residuals.slot
         state.residuals.append(dg)
-        state.moves.append(torch.add(z - state.z, dg, alpha=self.damping))
+        state.moves.append(torch.add(dz, dg, alpha=self.damping))
         state.valid[:, slot] = True
-        state.valid &= column(size <= GROWTH * state.size)
+        state.valid &= column(now[2] <= GROWTH * last[2])
         rows = state.residuals.rows()
         if torch.is_grad_enabled():
             state.gram = torch.bmm(rows, rows.transpose(1, 2)).to(state.gram.dtype)

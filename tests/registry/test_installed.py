@@ -74,7 +74,8 @@ def test_it_solves_by_name_and_the_broken_one_harms_nothing(installed: Site):
 
 
 def test_the_command_line_knows_it(installed: Site):
-    assert "third-party-solver  3.1" in run_python("-m", "implicitcore", "plugins", "list", path=(installed,)).stdout
+    listed = run_python("-m", "implicitcore", "plugins", "list", path=(installed,)).stdout
+    assert "third-party-solver 3.1 ok" in " ".join(listed.split())
     info = run_python("-m", "implicitcore", "info", "root_solver", "third-party-halfway", path=(installed,)).stdout
     assert "provider: third-party-solver 3.1" in info
     assert "Goes half of the way to f(z)." in info

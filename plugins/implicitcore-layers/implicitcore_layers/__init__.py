@@ -24,7 +24,7 @@ _MODULES = {
     "SkipDEQ": "skip_deq",
     "SkipRegDEQ": "skip_deq",
 }
-__all__ = sorted(_MODULES)
+__all__ = ["DEQ", "ContinuousDEQ", "HomoODE", "NeuralODE", "SkipDEQ", "SkipRegDEQ"]  # noqa: F822 - by __getattr__
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from implicitcore import Anderson, Backend, FixedPoint, GradientStrategy, Implicit, ImplicitLayer, RootSolver, Start, TorchBackend, Zeros
+from implicitcore import Anderson, Backend, FixedPoint, GradientStrategy, Implicit, ImplicitLayer, RootSolver, TorchBackend, Zeros
 
 
 class DEQ(ImplicitLayer):

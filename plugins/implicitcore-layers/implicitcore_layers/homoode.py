@@ -46,7 +46,7 @@ class HomoODE(ImplicitLayer):
         arXiv 2310.09583.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options
         self,
         cell: Callable[[Any, Any], Any],
         *,

@@ -27,7 +27,7 @@ class NeuralODE(ImplicitLayer):
         Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv 1806.07366.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options
         self,
         cell: Callable[..., Any],
         *,
@@ -39,8 +39,6 @@ class NeuralODE(ImplicitLayer):
         strict: bool = False,
     ) -> None:
         dynamics = VectorField(cell, autonomous=autonomous)
-        super().__init__(
-            dynamics, solver=ode_solver, gradient=gradient, start=FromInput(), horizon=horizon, backend=backend, strict=strict
-        )
+        super().__init__(dynamics, solver=ode_solver, gradient=gradient, start=FromInput(), horizon=horizon, backend=backend, strict=strict)
         self.ode_solver = ode_solver
         self.autonomous = autonomous

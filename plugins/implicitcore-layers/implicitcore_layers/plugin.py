@@ -11,22 +11,18 @@ if TYPE_CHECKING:
 
 IMPLICITCORE_API = 1
 
+_LAYERS = (
+    ("deq", "deq:DEQ", "Deep Equilibrium Model: z = f(z, x)"),
+    ("continuous_deq", "continuous_deq:ContinuousDEQ", "the equilibrium as the steady state of dz/dt = f(z, x) - z"),
+    ("skip_deq", "skip_deq:SkipDEQ", "an explicit prediction, then the equilibrium from it"),
+    ("skip_reg_deq", "skip_deq:SkipRegDEQ", "Skip DEQ whose cell predicts for itself: z0 = f(0, x)"),
+    ("neural_ode", "neural_ode:NeuralODE", "dz/dt = f(z, x) from z(0) = x to the horizon"),
+    ("homoode", "homoode:HomoODE", "dz/dt = F(z; c) from a start that all samples share and learn"),
+)
+
 
 @hookimpl
 def implicitcore_register(registry: Registrar) -> None:
     """Register the layers."""
-    registry.register("layer", "deq", "implicitcore_layers.deq:DEQ", summary="Deep Equilibrium Model: z = f(z, x)")
-    registry.register(
-        "layer",
-        "continuous_deq",
-        "implicitcore_layers.continuous_deq:ContinuousDEQ",
-        summary="the equilibrium as the steady state of dz/dt = f(z, x) - z",
-    )
-    registry.register("layer", "skip_deq", "implicitcore_layers.skip_deq:SkipDEQ", summary="an explicit prediction, then the equilibrium from it")
-    registry.register(
-        "layer", "skip_reg_deq", "implicitcore_layers.skip_deq:SkipRegDEQ", summary="Skip DEQ whose cell predicts for itself: z0 = f(0, x)"
-    )
-    registry.register("layer", "neural_ode", "implicitcore_layers.neural_ode:NeuralODE", summary="dz/dt = f(z, x) from z(0) = x to the horizon")
-    registry.register(
-        "layer", "homoode", "implicitcore_layers.homoode:HomoODE", summary="dz/dt = F(z; c) from a start that all samples share and learn"
-    )
+    for name, target, summary in _LAYERS:
+        registry.register("layer", name, f"implicitcore_layers.{target}", summary=summary)
