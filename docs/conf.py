@@ -33,11 +33,11 @@ napoleon_use_ivar = True  # a dataclass describes its fields in its own docstrin
 
 # Names of other projects have no target here: the build reads no inventory from the network, so that it works offline.
 nitpick_ignore_regex = [
-    ("py:.*", r"(abc|collections|dataclasses|enum|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|torch)(\..*)?"),
+    ("py:.*", r"(abc|collections|dataclasses|enum|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|torch|nn)(\..*)?"),
     # The same, as a docstring or an import for type checkers has them.
     ("py:class", r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|Sequence|Tensor"),
     # A type variable, which autodoc does not describe.
-    ("py:.*", r"implicitcore\.root_solvers\.base\.State"),
+    ("py:.*", r"implicitcore\.(root|ode)_solvers\.base\.State"),
 ]
 
 

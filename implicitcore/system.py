@@ -62,7 +62,8 @@ class System:
     Attributes:
         evaluations: evaluations of the dynamics so far; Jacobian products count as one each.
         linear: g is affine in z, so that a linear solver may trust its own residuals.
-        quadrature: the system integrates something along the steps of an ODE solver, and is told of each by :meth:`commit`.
+        quadrature: the system integrates something along the steps of an ODE solver, and is told of each by :meth:`commit`,
+            and of each output time by :meth:`arrive`.
     """
 
     linear: ClassVar[bool] = False
@@ -103,6 +104,11 @@ class System:
 
     def commit(self, step: Any, dt: Tensor, accept: Tensor) -> None:
         """Hear of a step of an ODE solver: dt ``[batch]``, and which samples accepted it. Only a quadrature listens."""
+
+    def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
+        """The state to go on from, where samples ``arrived`` at their output times ``which``. Only a quadrature is asked."""
+        del arrived, which
+        return z
 
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products: one evaluation, whose graph every product reuses."""

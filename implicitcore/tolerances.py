@@ -12,6 +12,13 @@ from typing import Annotated
 from pydantic import Field
 
 Tolerance = Annotated[float, Field(ge=0)]
+"""At least 0; 0 never stops."""
+
 Positive = Annotated[float, Field(gt=0)]
+"""More than 0."""
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
+"""More than 0, at most 1."""
+
 Count = Annotated[int, Field(ge=1)]
+"""A whole number of at least 1."""

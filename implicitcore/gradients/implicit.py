@@ -72,7 +72,7 @@ class LinearSystem(System):
         self.zero = torch.zeros_like(v)
 
     def update(self, z: Tensor) -> Tensor:
-        """J^T z + v; free at :attr:`zero`, where every solve starts."""
+        """J^T z + v; free at ``zero``, where every solve starts."""
         if z is self.zero:
             return self.v
         self.evaluations += 1

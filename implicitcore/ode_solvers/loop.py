@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 
 if TYPE_CHECKING:
-    from implicitcore.ode_solvers.base import Step, StepwiseODESolver, Stop
+    from implicitcore.ode_solvers.base import Step, Stop, StepwiseODESolver
     from implicitcore.ode_solvers.step_size import StepSize
 
 
@@ -24,9 +23,12 @@ def march(solver: StepwiseODESolver[Any], system: System, z0: Tensor, times: Ten
     control = solver.step_size if stop is None else solver.step_size.settling()
     run = _March(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
     for _ in range(solver.max_steps):
-        if run.begin(stop):
+        if not run.begin(stop):
             break
         run.step()
+    else:
+        if stop is not None:
+            run.begin(stop)  # the state after the last step is looked at too
     return run.solution()
 
 
@@ -41,11 +43,13 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
         raise InputError(f"times: expected a tensor of shape [T] with T >= 2, received {found}")
     if times.requires_grad:
         raise InputError("times: received a tensor that requires a gradient; the gradient with respect to times is not computed")
+    if times.is_complex():
+        raise InputError(f"times: expected real numbers, received {times.dtype}")
     grid = times.to(z0.device, real_dtype(z0))
     steps = grid.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):
-        raise InputError(f"times: expected strictly increasing or decreasing values, received {times.tolist()}")
-    if bounded and not math.isfinite(float(grid[-1])):
+        raise InputError(f"times: expected strictly increasing or decreasing values in {grid.dtype}, received {times.tolist()}")
+    if not bool(grid[: None if bounded else -1].isfinite().all()):
         raise InputError(f"times: expected finite values, received {times.tolist()}")
     return grid
 
@@ -56,8 +60,7 @@ class _March:
     def __init__(self, solver: StepwiseODESolver[Any], control: StepSize, system: System, z0: Tensor, times: Tensor) -> None:
         self.solver, self.control, self.system, self.times = solver, control, system, times
         batch = z0.shape[0]
-        self.direction = 1.0 if times[1] > times[0] else -1.0
-        self.t = times[:1].expand(batch).clone()
+        self.t = times[:1].expand(batch)
         self.z = z0
         self.state: Any = None
         self.started = False
@@ -68,87 +71,140 @@ class _March:
         self.finite = torch.ones_like(self.active)
         self.moving = torch.ones_like(self.active)
         self.steps = torch.zeros_like(self.next)
-        self.outputs = [z0] * len(times)
+        self.more = batch > 0
+        self.outputs = _Outputs(z0, len(times))
 
     def begin(self, stop: Stop | None) -> bool:
-        """Make ready for a step; True where no sample needs one."""
-        if not bool(self.active.any()):
-            return True
+        """Make ready for a step; False where no sample needs one."""
+        if not self.more:
+            return False
         if self.state is None:
             self.state = self.solver.init(self.system, self.t, self.z)
         velocity = self.solver.velocity(self.state)
         if stop is not None:
             self.active = self.active & stop(self.t, self.z, velocity)
-            if not bool(self.active.any()):
-                return True
-        if not self.started:
-            self.started = True
-            with torch.no_grad():
-                self.size = self.control.first(self.system, self.t, self.z, velocity, self.direction)
-                self.finite &= norm(velocity).isfinite()
-                self.active = self.active & self.finite
-        return False
+            self.more = bool(self.active.any())
+        if self.more and not self.started:
+            self._start(velocity)
+        return self.more
+
+    @torch.no_grad()
+    def _start(self, velocity: Tensor) -> None:
+        self.started = True
+        self.finite = norm(velocity).isfinite()
+        self.active = self.active & self.finite
+        self.more = bool(self.active.any())
+        if self.more:
+            self.size = self.control.first(self.system, self.t, self.z, velocity, self._target() - self.t)
+
+    def _target(self) -> Tensor:
+        return self.times[self.next.clamp(max=len(self.times) - 1)]
 
     def step(self) -> None:
         """One step, accepted or rejected for each sample by itself."""
         with torch.no_grad():
-            target = self.times[self.next.clamp(max=len(self.times) - 1)]
+            target = self._target()
             dt, arrives = self.control.fit(self.size, target - self.t)
             dt = torch.where(self.active, dt, 0)
         step = self.solver.step(self.system, self.t, dt, self.z, self.state)
         with torch.no_grad():
-            verdict = self.control.judge(self.system, self.z, step.z, step.error, dt.abs(), self.error)
-            accept = verdict.accept & self.active
+            accept = self._judge(step, dt, arrives)
+            self.t = torch.where(accept, torch.where(arrives, target, self.t + dt), self.t)
+            arrived = accept & arrives
+            reached, self.next = self.next, self.next + arrived
+            # A sample at its last time may follow the others: its dt is zero.
+            follows = accept | (self.next >= len(self.times))
+            self.active = self.active & (self.next < len(self.times))
+            # The one look at the device in a step.
+            alike, any_arrived, self.more = torch.stack((follows.all(), arrived.any(), self.active.any())).tolist()
             if self.system.quadrature:
                 self.system.commit(step, dt, accept)
-            self._keep(step, accept)
-            self._note(step, accept, verdict.accept)
-            # A step that was shortened to arrive says little about the size that the error allows.
-            grown = torch.where(arrives & accept, torch.maximum(verdict.size, self.size), verdict.size)
-            self.size = torch.where(self.active, grown, self.size)
-            self.error = torch.where(accept, verdict.error, self.error)
-            self.t = torch.where(accept, torch.where(arrives, target, self.t + dt), self.t)
-            reached = accept & arrives
-        for k in range(1, len(self.times)):
-            self._output(k, reached)
-        self.next = self.next + reached
-        self.active = self.active & (self.next < len(self.times))
+        self._keep(step, None if alike else follows)
+        if any_arrived:
+            self.outputs.add(self.z, arrived, reached)
+            if self.system.quadrature:
+                self.z, self.state = self.system.arrive(self.z, arrived, reached), None
 
-    def _keep(self, step: Step, accept: Tensor) -> None:
-        with torch.set_grad_enabled(step.z.requires_grad or self.z.requires_grad):
-            keep = column(accept)
-            self.z = torch.where(keep, step.z, self.z)
-            if step.state is None or self.system.quadrature:  # a quadrature needs each first stage at its own point
-                self.state = None
-            else:
-                self.state = pytree.tree_map(lambda new, old: torch.where(keep, new, old), step.state, self.state)
+    def _judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
+        """Which samples accept; those that cannot go on become inactive."""
+        size = dt.abs()
+        verdict = self.control.judge(self.system, self.z, step.z, step.error, size, self.error)
+        finite = norm(step.z).isfinite()
+        accept = verdict.accept & finite & self.active
+        # Rejected for good: no smaller step is left to try.
+        smallest = torch.finfo(size.dtype).eps * self.t.abs().clamp(min=1e-3)
+        lost = self.active & ~accept & ((verdict.size >= size) | (verdict.size < smallest))
+        self.steps = self.steps + self.active
+        self.finite = self.finite & ~(lost & ~(finite & verdict.error.isfinite()))
+        self.moving = self.moving & ~lost
+        self.active = self.active & ~lost
+        # A step that was shortened to arrive says little about the size that the error allows.
+        self.size = torch.where(accept & arrives, torch.maximum(verdict.size, self.size), verdict.size)
+        self.error = torch.where(accept, verdict.error, self.error)
+        return accept
 
-    def _note(self, step: Step, accept: Tensor, wanted: Tensor) -> None:
-        self.steps += self.active
-        broken = ~wanted & ~norm(step.z).isfinite() & self.active
-        stuck = self.active & ~accept & (self.size < torch.finfo(self.t.dtype).eps * self.t.abs().clamp(min=1e-3))
-        self.finite &= ~(broken & (stuck | (step.error is None)))
-        self.moving &= ~stuck
-        self.active = self.active & self.finite & self.moving
-
-    def _output(self, k: int, reached: Tensor) -> None:
-        here = column(reached & (self.next == k))
-        self.outputs[k] = torch.where(here, self.z, self.outputs[k])
+    def _keep(self, step: Step, which: Tensor | None) -> None:
+        """The new state for the samples that accepted; for all of them without a choice where ``which`` is None."""
+        if which is None:
+            self.z, self.state = step.z, step.state
+            return
+        keep = column(which)
+        self.z = torch.where(keep, step.z, self.z)
+        if step.state is None or self.system.quadrature:  # a quadrature needs each first stage at its own point
+            self.state = None
+        else:
+            self.state = pytree.tree_map(lambda new, old: torch.where(_like(which, new), new, old), step.state, self.state)
 
     def solution(self) -> Solution:
         """The states at the output times; a sample that failed keeps its last state in those it did not reach."""
-        done = self.next >= len(self.times)
-        outputs = [torch.where(column(self.next > k), z, self.z) for k, z in enumerate(self.outputs)]
         status = torch.full_like(self.next, Status.MAX_STEPS, dtype=torch.int8)
         status[~self.moving] = Status.DIVERGED
         status[~self.finite] = Status.NON_FINITE
-        status[done] = Status.CONVERGED
+        status[self.next >= len(self.times)] = Status.CONVERGED
         return Solution(
-            z=torch.stack(outputs),
-            start=self.outputs[0],
+            z=self.outputs.trajectory(self.z, self.next),
+            start=self.outputs.z0,
             residual=None,
             status=status,
             steps=self.steps,
             evaluations=self.system.evaluations,
             times=self.times,
         )
+
+
+def _like(mask: Tensor, value: Tensor) -> Tensor:
+    return mask.reshape(-1, *(1,) * (value.ndim - 1))
+
+
+class _Outputs:
+    """The states at the output times: rows in the order of arrival, and the place of each sample's row at each time.
+
+    Arguments:
+        z0: the state at the first time, ``[batch, n]``.
+        count: output times.
+    """
+
+    def __init__(self, z0: Tensor, count: int) -> None:
+        self.z0, self.count, self.batch = z0, count, z0.shape[0]
+        self.rows = [z0]
+        self.used = self.batch
+        self.together = True
+        self.place = torch.arange(self.batch, device=z0.device).repeat(count, 1)
+
+    def add(self, z: Tensor, arrived: Tensor, which: Tensor) -> None:
+        """Samples ``arrived`` at their output times ``which``."""
+        index = arrived.nonzero().squeeze(1)
+        here = len(index)
+        self.together = self.together and here == self.batch
+        self.rows.append(z if here == self.batch else z.index_select(0, index))
+        self.place[which[index], index] = torch.arange(self.used, self.used + here, device=index.device)
+        self.used += here
+
+    def trajectory(self, z: Tensor, reached: Tensor) -> Tensor:
+        """``[T, batch, n]``, with z at the times that were not ``reached``."""
+        if self.together and len(self.rows) == self.count:
+            return torch.stack(self.rows)
+        late = torch.arange(self.count, device=z.device)[:, None] >= reached
+        last = torch.arange(self.used, self.used + self.batch, device=z.device)
+        place = torch.where(late, last, self.place)
+        return torch.cat((*self.rows, z)).index_select(0, place.flatten()).reshape(self.count, *z.shape)

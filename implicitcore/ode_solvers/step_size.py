@@ -17,16 +17,16 @@ class Verdict(NamedTuple):
     """Which samples accept the step, and their next step sizes."""
 
     accept: Tensor  # [batch] bool
-    size: Tensor  # [batch], positive
-    error: Tensor  # [batch], the scaled error that was judged
+    size: Tensor  # [batch], positive; a rejected sample whose size is no smaller than before has failed
+    error: Tensor  # [batch], the scaled error that was judged, not finite where the step was not
 
 
 class StepSize(ABC):
     """Chooses steps; sizes are positive, ``[batch]``, and never in a graph."""
 
     @abstractmethod
-    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, direction: float) -> Tensor:
-        """The size of the first step."""
+    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor) -> Tensor:
+        """The size of the first step towards an output time ``remaining`` away (with its sign), ``[batch]``."""
 
     @abstractmethod
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,22 +44,22 @@ class StepSize(ABC):
 @final
 @dataclass(frozen=True)
 class Fixed(StepSize):
-    """Equal steps no longer than ``dt`` that arrive at each output time exactly."""
+    """Equal steps that arrive at each output time exactly, no longer than ``dt`` (but for a thousandth, the rounding of t)."""
 
     dt: float
 
-    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, direction: float) -> Tensor:
+    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor) -> Tensor:
         """Dt."""
         return torch.full_like(t, self.dt)
 
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """The remaining way in equal parts."""
-        parts = (remaining.abs() / size - 1e-6).ceil().clamp(min=1)
+        parts = (remaining.abs() / self.dt - 1e-3).ceil().clamp(min=1)
         return torch.where(remaining.isinf(), torch.copysign(size, remaining), remaining / parts), parts <= 1
 
     def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
-        """Accept what is finite."""
-        return Verdict(norm(z_next).isfinite(), size, last)
+        """Accept."""
+        return Verdict(torch.ones_like(size, dtype=torch.bool), size, last)
 
 
 @final
@@ -84,15 +84,16 @@ class Adaptive(StepSize):
     grow: float = 10.0
     settle: float = torch.inf
 
-    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, direction: float) -> Tensor:
+    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor) -> Tensor:
         """``first_step``, or an estimate from the velocity's size and change: one evaluation."""
         if self.first_step is not None:
             return torch.full_like(t, self.first_step)
-        scale = z.abs() * self.rtol + self.atol
+        scale = z.abs().to(t.dtype) * self.rtol + self.atol
         size, speed = rms_norm(z / scale), rms_norm(velocity / scale)
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t)
-        ahead = system.velocity(t + direction * trial, z + column(direction * trial).to(z.dtype) * velocity)
-        bend = rms_norm((ahead - velocity) / scale) / trial
+        trial = torch.minimum(trial, remaining.abs())  # the field may not be defined beyond the end
+        ahead = torch.copysign(trial, remaining)
+        bend = rms_norm((system.velocity(t + ahead, z + column(ahead).to(z.dtype) * velocity) - velocity) / scale) / trial
         steepest = torch.maximum(speed, bend)
         better = torch.where(steepest <= 1e-15, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.order))
         return torch.minimum(100 * trial, better.to(t)).nan_to_num(1e-6)
@@ -109,14 +110,14 @@ class Adaptive(StepSize):
     def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
         """Accept an error of at most one."""
         if error is None:
-            return Verdict(norm(z_next).isfinite(), size, last)
+            return Verdict(torch.ones_like(size, dtype=torch.bool), size, last)
         found = system.backend.error_norm(error, z, z_next, self.rtol, self.atol).to(size)
         if self.settle < torch.inf:
             move = norm(z_next - z).clamp(min=torch.finfo(size.dtype).tiny)
             found = torch.maximum(found, norm(error) / (self.settle * move))
         accept = found <= 1
         bounded = found.clamp(min=1e-10)
-        after_accepting = self.safety * bounded ** (-0.7 / self.order) * last ** (0.4 / self.order)
+        after_accepting = self.safety * bounded ** (-0.7 / self.order) * last.clamp(min=1e-4) ** (0.4 / self.order)
         after_rejecting = (self.safety * bounded ** (-1 / self.order)).clamp(max=1)
         factor = torch.where(accept, after_accepting, after_rejecting).clamp(self.shrink, self.grow)
-        return Verdict(accept, size * factor.nan_to_num(self.shrink), torch.where(accept, bounded, last))
+        return Verdict(accept, size * factor.nan_to_num(self.shrink), found)

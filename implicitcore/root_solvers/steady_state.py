@@ -8,6 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Residual
+from implicitcore.norms import norm
 from implicitcore.ode_solvers.base import ODESolver, StepwiseODESolver
 from implicitcore.ode_solvers.runge_kutta import Bosh3
 from implicitcore.options import Options
@@ -48,7 +50,9 @@ class SteadyState(Options, RootSolver):
 
         def stop(t: Tensor, z: Tensor, velocity: Tensor) -> Tensor:
             del t
-            progress.observe(z, z + velocity)
+            with torch.no_grad():
+                residual = Residual(velocity, norm(velocity), norm(z + velocity))
+            progress.note(z, residual)
             return progress.active
 
         solver = self.ode_solver

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, final
+from typing import Any, final
 
-from pydantic import Field
 from torch import Tensor
 
 from implicitcore import (
@@ -21,6 +20,7 @@ from implicitcore import (
     VectorField,
     start_loss,
 )
+from implicitcore.tolerances import Count, Positive
 
 
 @final
@@ -50,10 +50,10 @@ class HomoODE(ImplicitLayer):
         self,
         cell: Callable[[Any, Any], Any],
         *,
-        channels: Annotated[int, Field(ge=1)],
+        channels: Count,
         ode_solver: ODESolver = Tsit5(),
         gradient: GradientStrategy = Adjoint(),
-        horizon: Annotated[float, Field(gt=0)] = 1.0,
+        horizon: Positive = 1.0,
         shape: tuple[int, ...] | None = None,
         backend: Backend = TorchBackend(),
         strict: bool = False,

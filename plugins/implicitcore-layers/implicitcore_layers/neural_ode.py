@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, final
-
-from pydantic import Field
+from typing import Any, final
 
 from implicitcore import Adjoint, Backend, FromInput, GradientStrategy, ImplicitLayer, ODESolver, TorchBackend, Tsit5, VectorField
+from implicitcore.tolerances import Positive
 
 
 @final
@@ -33,7 +32,7 @@ class NeuralODE(ImplicitLayer):
         *,
         ode_solver: ODESolver = Tsit5(),
         gradient: GradientStrategy = Adjoint(),
-        horizon: Annotated[float, Field(gt=0)] = 1.0,
+        horizon: Positive = 1.0,
         autonomous: bool = True,
         backend: Backend = TorchBackend(),
         strict: bool = False,

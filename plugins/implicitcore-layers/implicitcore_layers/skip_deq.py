@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, final
+from typing import Any, final
 
-from pydantic import Field
 from torch import Tensor
 
 from implicitcore import FirstUpdate, Predictor, RootSolver, Solution, SteadyState, skip_loss
+from implicitcore.tolerances import Tolerance
 from implicitcore_layers.deq import DEQ
 
 
@@ -36,7 +36,7 @@ class SkipDEQ(DEQ):
         predictor: Callable[[Any], Any],
         *,
         root_solver: RootSolver = SteadyState(),
-        weight: Annotated[float, Field(ge=0)] = 0.01,
+        weight: Tolerance = 0.01,
         **options: Any,
     ) -> None:
         super().__init__(cell, root_solver=root_solver, **options)
@@ -67,7 +67,7 @@ class SkipRegDEQ(DEQ):
         cell: Callable[[Any, Any], Any],
         *,
         root_solver: RootSolver = SteadyState(),
-        weight: Annotated[float, Field(ge=0)] = 0.01,
+        weight: Tolerance = 0.01,
         **options: Any,
     ) -> None:
         super().__init__(cell, root_solver=root_solver, **options)
