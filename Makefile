@@ -5,6 +5,7 @@ VENV ?= .venv
 # Where torch comes from. Empty: the CPU build on a machine without an NVIDIA GPU, else the usual one (see .ci/torch_build.py).
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test install install-dev lint docs clean
+.PHONY: help demo test install install-dev lint docs bench-root clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +54,10 @@ lint: install-dev ## check style, types, the direction of imports, and that no s
 
 docs: install-dev ## build the documentation in build/docs, every warning an error
 	$(BIN)/python -m sphinx -W -n --keep-going --quiet docs build/docs
+
+bench-root: install ## measure root finding and its gradients against TorchDEQ; results in docs/benchmarks/root.md
+	$(PIP) --editable '.[bench]'
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.root $(BENCH_ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist demo docs/api .pytest_cache .ruff_cache

@@ -16,7 +16,9 @@ def real_dtype(z: Tensor) -> torch.dtype:
 
 def norm(z: Tensor) -> Tensor:
     """2-norm of each sample, ``[batch, n] -> [batch]``."""
-    return torch.linalg.vector_norm(z, dim=1, dtype=z.dtype if z.is_complex() else real_dtype(z))
+    if z.dtype in (torch.float16, torch.bfloat16):
+        return torch.linalg.vector_norm(z, dim=1, dtype=torch.float32)
+    return torch.linalg.vector_norm(z, dim=1)
 
 
 def rms_norm(z: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ It happens once, at the layer's edge. A single tensor is packed by a view.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -36,24 +37,35 @@ class Packing:
         _check(leaves)
         return cls(spec, tuple(tuple(leaf.shape[1:]) for leaf in leaves), leaves[0].shape[0], leaves[0].dtype)
 
-    @property
-    def sizes(self) -> list[int]:
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
         """Entries of each leaf per sample."""
-        return [prod(shape) for shape in self.shapes]
+        return tuple(prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def plain(self) -> bool:
+        """The state is one tensor."""
+        return self.spec == pytree.tree_structure(0)
+
+    @cached_property
+    def shape(self) -> torch.Size:
+        """Of a state that is one tensor."""
+        return torch.Size((self.batch, *self.shapes[0]))
 
     def pack(self, z: Any) -> Tensor:
         """A state as ``[batch, n]``; a view where the state is one tensor."""
+        if isinstance(z, Tensor):
+            return z.reshape(z.shape[0], self.sizes[0])
         leaves = pytree.tree_leaves(z)
         flat = [leaf.reshape(leaf.shape[0], size) for leaf, size in zip(leaves, self.sizes, strict=True)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
     def unpack(self, flat: Tensor) -> Any:
         """``[..., batch, n]`` as a state; leading dimensions (times) stay in front of the batch."""
-        if len(self.shapes) == 1:
-            parts = (flat,)
-        else:
-            parts = flat.split(self.sizes, -1)
         lead = flat.shape[:-1]
+        if self.plain:
+            return flat if len(self.shapes[0]) == 1 else flat.reshape(*lead, *self.shapes[0])
+        parts = flat.split(list(self.sizes), -1)
         leaves = [part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.spec)
 
@@ -63,6 +75,8 @@ class Packing:
         Raises:
             InputError: says what was received and what was expected.
         """
+        if self.plain and isinstance(value, Tensor) and value.shape == self.shape and value.dtype == self.dtype:
+            return
         leaves, spec = pytree.tree_flatten(value)
         if spec != self.spec:
             raise InputError(f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected the structure of z: {self.spec}")

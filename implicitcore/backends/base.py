@@ -48,8 +48,8 @@ class Backend(ABC):
         """Inner products of g with each row of the history: ``[batch, depth, n], [batch, n] -> [batch, depth]``."""
 
     @abstractmethod
-    def mix(self, z: Tensor, weights: Tensor, history: Tensor) -> Tensor:
-        """z + sum_i weights_i history_i: ``[batch, n], [batch, depth], [batch, depth, n] -> [batch, n]``."""
+    def mix(self, z: Tensor | None, weights: Tensor, history: Tensor) -> Tensor:
+        """z + sum_i weights_i history_i: ``[batch, n], [batch, depth], [batch, depth, n] -> [batch, n]``; no z is zero."""
 
     @abstractmethod
     def combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -38,11 +38,14 @@ class TorchBackend(Backend):
 
     def gram_row(self, history: Tensor, g: Tensor) -> Tensor:
         """See :meth:`Backend.gram_row`."""
-        return torch.bmm(history.conj(), g.unsqueeze(2)).squeeze(2)
+        # As a row times a matrix: the product with a column was measured 5 to 15 times slower on a CPU.
+        return torch.bmm(g.unsqueeze(1), history.mT.conj()).squeeze(1)
 
-    def mix(self, z: Tensor, weights: Tensor, history: Tensor) -> Tensor:
+    def mix(self, z: Tensor | None, weights: Tensor, history: Tensor) -> Tensor:
         """See :meth:`Backend.mix`."""
-        return torch.baddbmm(z.unsqueeze(1), weights.unsqueeze(1).to(history.dtype), history).squeeze(1)
+        rows = weights.unsqueeze(1).to(history.dtype)
+        mixed = torch.bmm(rows, history) if z is None else torch.baddbmm(z.unsqueeze(1), rows, history)
+        return mixed.squeeze(1)
 
     def combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """See :meth:`Backend.combine`."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Residual
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, require_equilibrium
 from implicitcore.norms import norm
@@ -82,6 +83,14 @@ class LinearSystem(System):
         """The residual J^T z + v - z, whose steady state is the solution."""
         del t
         return self.update(z) - z
+
+    def residual(self, z: Tensor, fz: Tensor) -> Residual:
+        """g and ``|g|``; ``|f(z)|`` is not used, and ``|v|`` stands in for it."""
+        memo = self._residual
+        if memo is None or memo[0] is not z or memo[1] is not fz:
+            g = fz - z
+            memo = self._residual = (z, fz, False, Residual(g, norm(g), self.v_norm))
+        return memo[3]
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """``|v|``."""

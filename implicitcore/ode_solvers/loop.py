@@ -14,7 +14,7 @@ from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 
 if TYPE_CHECKING:
-    from implicitcore.ode_solvers.base import Step, Stop, StepwiseODESolver
+    from implicitcore.ode_solvers.base import Step, StepwiseODESolver, Stop
     from implicitcore.ode_solvers.step_size import StepSize
 
 
@@ -188,22 +188,17 @@ class _Outputs:
         self.z0, self.count, self.batch = z0, count, z0.shape[0]
         self.rows = [z0]
         self.used = self.batch
-        self.together = True
         self.place = torch.arange(self.batch, device=z0.device).repeat(count, 1)
 
     def add(self, z: Tensor, arrived: Tensor, which: Tensor) -> None:
         """Samples ``arrived`` at their output times ``which``."""
         index = arrived.nonzero().squeeze(1)
-        here = len(index)
-        self.together = self.together and here == self.batch
-        self.rows.append(z if here == self.batch else z.index_select(0, index))
-        self.place[which[index], index] = torch.arange(self.used, self.used + here, device=index.device)
-        self.used += here
+        self.rows.append(z.index_select(0, index))
+        self.place[which[index], index] = torch.arange(self.used, self.used + len(index), device=index.device)
+        self.used += len(index)
 
     def trajectory(self, z: Tensor, reached: Tensor) -> Tensor:
         """``[T, batch, n]``, with z at the times that were not ``reached``."""
-        if self.together and len(self.rows) == self.count:
-            return torch.stack(self.rows)
         late = torch.arange(self.count, device=z.device)[:, None] >= reached
         last = torch.arange(self.used, self.used + self.batch, device=z.device)
         place = torch.where(late, last, self.place)

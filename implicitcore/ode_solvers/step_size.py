@@ -44,7 +44,7 @@ class StepSize(ABC):
 @final
 @dataclass(frozen=True)
 class Fixed(StepSize):
-    """Equal steps that arrive at each output time exactly, no longer than ``dt`` (but for a thousandth, the rounding of t)."""
+    """Equal steps that arrive at each output time exactly, no longer than ``dt`` (but for a hundredth: t is rounded)."""
 
     dt: float
 
@@ -54,7 +54,7 @@ class Fixed(StepSize):
 
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """The remaining way in equal parts."""
-        parts = (remaining.abs() / self.dt - 1e-3).ceil().clamp(min=1)
+        parts = (remaining.abs() / self.dt - 1e-2).ceil().clamp(min=1)
         return torch.where(remaining.isinf(), torch.copysign(size, remaining), remaining / parts), parts <= 1
 
     def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:

@@ -20,13 +20,14 @@ GROWTH = 2.0
 
 @dataclass
 class AndersonState:
-    """The differences of the last iterations, and what is needed to form the next one."""
+    """The last iterations: the unit residuals g_i / ``|g_i|``, their Gram matrix, and the plain steps z_i + damping g_i."""
 
-    residuals: History  # dG, rows g_j - g_{j-1}
-    moves: History  # rows of the move that a unit of the matching residual difference stands for
-    gram: Tensor  # [batch, depth, depth], of dG
-    valid: Tensor  # [batch, depth], rows that this sample may use
-    last: tuple[Tensor, Tensor, Tensor] | None = None  # z, g and |g| of the last iterate
+    residuals: History
+    updates: History
+    gram: Tensor  # [batch, depth + 1, depth + 1]
+    inverse_sizes: Tensor  # [batch, depth + 1], 1 / |g_i|; zero for rows from before a restart
+    ridge: Tensor  # [depth + 1, depth + 1], 1 + regularization on the diagonal
+    size: Tensor | None = None  # |g| of the last iterate
 
 
 @final
@@ -34,19 +35,18 @@ class AndersonState:
 class Anderson(StepwiseRootSolver[AndersonState]):
     """Anderson acceleration (type II) of the fixed-point iteration, per sample.
 
-    With g = f(z) - z, the step is z + damping g - sum_i gamma_i (dz_i + damping dg_i), where gamma minimises
-    ``|g - sum_i gamma_i dg_i|^2 + regularization sum_i |gamma_i dg_i|^2`` over the last ``depth`` differences. The Gram
-    matrix gains one row an iteration; scaling its columns to unit norm makes the regularisation relative. A sample whose
-    residual doubles restarts from a plain step. The first choice for an equilibrium layer: about as many
-    evaluations as GMRES where f is linear.
+    With g = f(z) - z, the next iterate is sum_i w_i (z_i + damping g_i) over the last ``depth`` + 1 iterates, where the weights sum
+    to one and minimise ``|sum_i w_i g_i|^2 + regularization sum_i |w_i (g_i - g)|^2``. The Gram matrix of the residuals gains one row
+    an iteration; scaling its differences to unit norm makes the regularisation relative. A sample whose residual doubles restarts
+    from a plain step. The first choice for an equilibrium layer: about as many evaluations as GMRES where f is linear.
 
     Attributes:
-        depth: differences kept.
+        depth: earlier iterates kept.
         damping: in (0, 1].
         regularization: relative to the squared norm of each difference; None is ten units of rounding.
 
     Reference:
-        Walker, Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal. 49 (2011), p. 1715-1735, eq. 2.2.
+        Walker, Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal. 49 (2011), p. 1715-1735.
     """
 
     depth: Count = 5
@@ -55,47 +55,57 @@ class Anderson(StepwiseRootSolver[AndersonState]):
 
     def init(self, system: System, z: Tensor) -> AndersonState:
         """An empty history."""
-        gram = z.new_zeros(z.shape[0], self.depth, self.depth, dtype=real_dtype(z))
-        valid = torch.zeros(z.shape[0], self.depth, dtype=torch.bool, device=z.device)
-        return AndersonState(History(z, self.depth), History(z, self.depth), gram, valid)
+        rows, dtype = self.depth + 1, real_dtype(z)
+        gram = z.new_zeros(z.shape[0], rows, rows, dtype=dtype)
+        relative = 10 * torch.finfo(dtype).eps if self.regularization is None else self.regularization
+        ridge = relative * torch.eye(rows, dtype=dtype, device=z.device) + 1
+        return AndersonState(History(z, rows), History(z, rows), gram, gram[:, 0].clone(), ridge)
 
     def step(self, system: System, z: Tensor, fz: Tensor, state: AndersonState) -> tuple[Tensor, AndersonState]:
         """See :meth:`StepwiseRootSolver.step`."""
         residual = system.residual(z, fz)
-        z_next = fz if self.damping == 1 else torch.lerp(z, fz, self.damping)
-        now = z, residual.value, residual.norm
-        if state.last is not None:
-            self._remember(system, now, state.last, state)
-            z_next = system.backend.mix(z_next, self._weights(system, residual.value, state), state.moves.rows())
-        state.last = now
-        return z_next, state
-
-    def _remember(self, system: System, now: tuple[Tensor, ...], last: tuple[Tensor, ...], state: AndersonState) -> None:
-        dz, dg = now[0] - last[0], now[1] - last[1]
+        plain = fz if self.damping == 1 else torch.lerp(z, fz, self.damping)
         slot = state.residuals.slot
-        state.residuals.append(dg)
-        state.moves.append(torch.add(dz, dg, alpha=self.damping))
-        state.valid[:, slot] = True
-        state.valid &= column(now[2] <= GROWTH * last[2])
-        rows = state.residuals.rows()
-        if torch.is_grad_enabled():
-            state.gram = torch.bmm(rows, rows.transpose(1, 2)).to(state.gram.dtype)
-        else:
-            row = system.backend.gram_row(rows, dg).to(state.gram.dtype)
-            used = row.shape[1]
-            state.gram[:, slot, :used] = row
-            state.gram[:, :used, slot] = row
+        inverse = (residual.norm + torch.finfo(residual.norm.dtype).tiny).reciprocal()
+        state.residuals.append(residual.value, column(inverse).to(z.dtype))
+        state.updates.append(plain)
+        _restart(slot, residual.norm, inverse, state)
+        gram = _grow(system, slot, state)
+        if state.residuals.count == 1:
+            return plain, state
+        return system.backend.mix(None, _weights(gram, residual.norm, state), state.updates.rows()), state
 
-    def _weights(self, system: System, g: Tensor, state: AndersonState) -> Tensor:
-        """-gamma, ``[batch, used]``, from the normal equations with unit diagonal."""
-        rows = state.residuals.rows()
-        used = rows.shape[1]
-        gram, valid = state.gram[:, :used, :used], state.valid[:, :used]
-        squares = gram.diagonal(dim1=1, dim2=2)
-        usable = valid & (squares > 0)
-        scale = torch.where(usable, torch.where(usable, squares, 1).rsqrt(), 0)
-        scaled = gram * scale.unsqueeze(1) * scale.unsqueeze(2)
-        ridge = 10 * torch.finfo(gram.dtype).eps if self.regularization is None else self.regularization
-        scaled = scaled + torch.diag_embed(torch.where(usable, ridge, 1.0).to(gram.dtype))
-        right = system.backend.gram_row(rows, g).to(gram.dtype) * scale
-        return torch.linalg.solve_ex(scaled, right)[0].mul(scale).neg()
+
+def _restart(slot: int, size: Tensor, inverse: Tensor, state: AndersonState) -> None:
+    """Leave out the earlier rows of the samples whose residual grew."""
+    if state.size is not None:
+        with torch.no_grad():
+            grew = size > GROWTH * state.size
+            if grew.is_cuda or bool(grew.any()):
+                state.inverse_sizes = torch.where(column(grew), 0, state.inverse_sizes)
+    sizes = state.inverse_sizes.clone() if torch.is_grad_enabled() else state.inverse_sizes
+    sizes[:, slot] = inverse
+    state.inverse_sizes, state.size = sizes, size
+
+
+def _grow(system: System, slot: int, state: AndersonState) -> Tensor:
+    """The Gram matrix of the unit residuals ``[batch, used, used]``, with its new row."""
+    rows = state.residuals.rows()
+    used = rows.shape[1]
+    if torch.is_grad_enabled():
+        return torch.bmm(rows, rows.mT).to(state.gram.dtype)
+    row = system.backend.gram_row(rows, rows[:, slot])
+    state.gram[:, slot, :used] = row
+    state.gram[:, :used, slot] = row
+    return state.gram[:, :used, :used]
+
+
+def _weights(gram: Tensor, size: Tensor, state: AndersonState) -> Tensor:
+    """The weights ``[batch, used]``: proportional to A^-1 1 for the Gram matrix A of the residuals.
+
+    In unit residuals, G u = 1 / ``|g_i|`` and w_i = u_i / ``|g_i|``, up to a factor that makes their sum one.
+    """
+    used = gram.shape[1]
+    share = state.inverse_sizes[:, :used] * column(size)
+    u = torch.linalg.solve_ex(gram * state.ridge[:used, :used], share)[0] * share
+    return u / u.sum(1, keepdim=True)

@@ -10,7 +10,7 @@ class History:
     """The last ``depth`` vectors of each sample, as one tensor ``[batch, depth, n]``.
 
     Without a graph it is one buffer, allocated once and written in place; with one it is a list, for autograd must
-    keep every past value. Rows that were never written are zero.
+    keep every past value.
 
     Arguments:
         like: a packed state ``[batch, n]``.
@@ -20,21 +20,26 @@ class History:
     def __init__(self, like: Tensor, depth: int) -> None:
         self.depth = depth
         self.count = 0
-        self._zero = torch.zeros_like(like) if torch.is_grad_enabled() else None
-        self._rows: list[Tensor] = [self._zero] * depth if self._zero is not None else []
-        self._buffer = None if self._rows else like.new_zeros(like.shape[0], depth, like.shape[1])
+        self._list: list[Tensor] | None = None
+        if torch.is_grad_enabled():
+            self._list = []
+        else:
+            self._buffer = like.new_empty(like.shape[0], depth, like.shape[1])
+            self._slots = self._buffer.unbind(1)
 
     @property
     def slot(self) -> int:
         """The row that the next vector goes to."""
         return self.count % self.depth
 
-    def append(self, vector: Tensor) -> None:
-        """Write over the oldest row."""
-        if self._buffer is None:
-            self._rows[self.slot] = vector
+    def append(self, vector: Tensor, scale: Tensor | None = None) -> None:
+        """Write a vector, times ``scale`` ``[batch, 1]``, over the oldest row."""
+        if self._list is not None:
+            self._list[self.slot : self.slot + 1] = [vector if scale is None else vector * scale]
+        elif scale is None:
+            self._slots[self.slot].copy_(vector)
         else:
-            self._buffer[:, self.slot] = vector
+            torch.mul(vector, scale, out=self._slots[self.slot])
         self.count += 1
 
     def clear(self) -> None:
@@ -44,6 +49,6 @@ class History:
     def rows(self) -> Tensor:
         """``[batch, min(count, depth), n]``; the order is that of the slots."""
         used = min(self.count, self.depth)
-        if self._buffer is None:
-            return torch.stack(self._rows[:used], 1)
-        return self._buffer[:, :used]
+        if self._list is not None:
+            return torch.stack(self._list[:used], 1)
+        return self._buffer if used == self.depth else self._buffer[:, :used]

@@ -18,37 +18,55 @@ if TYPE_CHECKING:
 # A residual this many times its scale at the start is lost: the sample is stopped before it overflows.
 DIVERGENCE = 1e8
 
+# On an accelerator, iterations between two looks at which samples are done: a look waits for all that is queued.
+LOOK_EVERY = 4
+
 
 class Progress:
     """How far each sample is: which are active, their best iterates, measured residuals and statuses.
 
-    Every promise about stopping is kept here and nowhere else: per sample, on the true residual, best iterate returned.
+    Every promise about stopping is kept here and nowhere else: per sample, on the true residual, best iterate returned. Most
+    iterations change nothing but the residuals; they cost one comparison, and the rest is done when a sample stops or gets worse.
 
     Arguments:
         system: gives the residual and the scale of the relative tolerance.
         z0: the start, ``[batch, n]``.
         tol: relative tolerance.
         atol: absolute tolerance.
+
+    Attributes:
+        active: ``[batch]``, the samples that have not stopped.
+        remaining: how many they are, as last looked at.
+        residual: of the last iterate.
+        limit: ``[batch]``, below which a residual meets the tolerance.
     """
 
     def __init__(self, system: System, z0: Tensor, tol: float, atol: float) -> None:
         self.system, self.start, self.tol, self.atol = system, z0, tol, atol
-        batch = z0.shape[0]
-        self.active = torch.ones(batch, dtype=torch.bool, device=z0.device)
+        self.remaining = z0.shape[0]
+        self.count = 0
+        self.active = torch.ones(self.remaining, dtype=torch.bool, device=z0.device)
+        self.stopped: Tensor | None = None
         self.met = torch.zeros_like(self.active)
-        self.finite = torch.ones_like(self.active)
-        self.steps = torch.zeros(batch, dtype=torch.int64, device=z0.device)
-        self.remaining = batch
+        self.finite = self.active
+        self.lossless = True
+        self.steps = torch.zeros_like(self.active, dtype=torch.int64)
         self.best = z0
         self.best_norm = torch.full_like(self.steps, torch.inf, dtype=real_dtype(z0))
+        # The least that a residual is compared with: above zero, so that an exact root is seen; below all for a stopped sample.
+        self.floor = torch.full_like(self.best_norm, atol + torch.finfo(self.best_norm.dtype).tiny)
         self.start_norm: Tensor | None = None
+        self.scale: Tensor | None = None
         self.ceiling: Tensor
         self.residual: Residual
         self.limit: Tensor
 
     def observe(self, z: Tensor, fz: Tensor) -> bool:
         """Take note of the iterate z with fz = f(z); True when every sample has stopped."""
-        with torch.no_grad():
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                residual = self.system.residual(z, fz)
+        else:
             residual = self.system.residual(z, fz)
         return self.note(z, residual)
 
@@ -57,34 +75,66 @@ class Progress:
 
         Only here does a sample stop: its residual met the tolerance, is not finite, or has diverged.
         """
-        with torch.no_grad():
-            improved = self._judge(residual)
-        self.best = torch.where(column(improved), z, self.best)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                improved = self._assess(residual)
+        else:
+            improved = self._assess(residual)
+        self.best = z if improved is None else torch.where(column(improved), z, self.best)
         return self.remaining == 0
 
-    def _judge(self, residual: Residual) -> Tensor:
-        size = residual.norm
-        if self.start_norm is None:
-            self.start_norm = size
-            self.ceiling = torch.maximum(size, residual.update_norm).mul(DIVERGENCE)
-        self.residual = residual
-        self.limit = self.system.scale(residual.update_norm, self.start_norm) * self.tol + self.atol
+    def _assess(self, residual: Residual) -> Tensor | None:
+        """Which samples improved; None where each either has met the tolerance or goes on and improved."""
+        self._measure(residual)
+        size, looks = residual.norm, self._looks()
+        # Both comparisons in two calls, and NaN fails them: most iterations end here.
+        if looks and self.lossless and torch.equal(torch.clamp(size, self.limit, self.best_norm), size):
+            self.best_norm = size
+            return None
         improved = (size < self.best_norm) & self.active
-        met = size <= self.limit
-        lost = ~(size <= self.ceiling)  # NaN compares false: one test for all that must not go on
         self.best_norm = torch.where(improved, size, self.best_norm)
-        self.steps += self.active
-        self.met |= met & self.active
-        self.finite &= size.isfinite() | ~self.active
-        self.active = self.active & ~(met | lost)
-        self.remaining = int(self.active.sum())
-        if self.system.trace is not None:
-            self.system.trace.append(size)
+        self._judge(size, looks)
         return improved
+
+    def _measure(self, residual: Residual) -> None:
+        self.residual = residual
+        self.count += 1
+        if self.start_norm is None:
+            self.start_norm = residual.norm
+            self.ceiling = torch.maximum(residual.norm, residual.update_norm).mul(DIVERGENCE)
+        scale = self.system.scale(residual.update_norm, self.start_norm)
+        if scale is not self.scale:
+            self.scale, self.limit = scale, torch.add(self.floor, scale, alpha=self.tol)
+        if self.system.trace is not None:
+            self.system.trace.append(residual.norm)
+
+    def _looks(self) -> bool:
+        """Whether the host waits for the device now: every time on a CPU, where it is free, else now and then."""
+        return self.start.device.type == "cpu" or self.count % LOOK_EVERY == 0
+
+    def _judge(self, size: Tensor, looks: bool) -> None:
+        """Find the samples that stop."""
+        met = (size <= self.limit) & self.active
+        lost = ~(size <= self.ceiling) & self.active
+        stopped = met | lost
+        self.met = self.met | met
+        self.finite = self.finite & (size.isfinite() | ~lost)
+        self.steps = torch.where(stopped, self.count, self.steps)
+        self.active = self.active & ~stopped
+        self.floor = torch.where(self.active, self.floor, -torch.inf)
+        self.scale = None
+        if looks:
+            self.remaining = int(self.active.sum())
+            self.stopped = (~self.active).nonzero().squeeze(1) if self.remaining < len(self.active) else None
+            self.lossless = bool((self.met | self.active).all())
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """z_next for the active samples, z for those that have stopped."""
-        return z_next if self.remaining == len(self.active) else torch.where(column(self.active), z_next, z)
+        if self.start.device.type != "cpu" or torch.is_grad_enabled():
+            return torch.where(column(self.active), z_next, z)
+        if self.stopped is None:
+            return z_next
+        return z_next.index_copy(0, self.stopped, z.index_select(0, self.stopped))
 
     def status(self) -> Tensor:
         """``[batch]`` int8."""
@@ -102,7 +152,7 @@ class Progress:
             start=self.start,
             residual=self.best_norm,
             status=self.status(),
-            steps=self.steps if steps is None else steps,
+            steps=torch.where(self.active, self.count, self.steps) if steps is None else steps,
             evaluations=self.system.evaluations,
             trace=torch.stack(trace) if trace else None,
         )

@@ -109,7 +109,7 @@ def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -
 
 def _dense(hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
     """Features ``[batch, hidden]``."""
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), hidden))
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), hidden), nn.LayerNorm(hidden), nn.ReLU())
     cell = ContractiveCell(nn.Linear(hidden, hidden))
     predictor = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh())
     return encoder, cell, nn.Linear(hidden, classes), predictor
@@ -124,6 +124,7 @@ def _convolutional(hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
         nn.ReLU(),
         nn.Conv2d(hidden, hidden, 3, padding=1),
         nn.GroupNorm(groups, hidden),
+        nn.ReLU(),
     )
     cell = ContractiveCell(nn.Conv2d(hidden, hidden, 3, padding=1))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(POOLED), nn.Flatten(), nn.Linear(hidden * POOLED**2, classes))

@@ -16,12 +16,12 @@ from implicitcore.wording import did_you_mean
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"hidden": 128, "epochs": 20, "batch_size": 64},
-    "mnist": {"hidden": 128, "epochs": 3, "batch_size": 128},
-    "fashion-mnist": {"hidden": 128, "epochs": 5, "batch_size": 128},
-    "cifar10": {"hidden": 32, "epochs": 10, "batch_size": 128},
+    "digits": {},
+    "mnist": {"epochs": 3},
+    "fashion-mnist": {"epochs": 5},
+    "cifar10": {"hidden": 32, "epochs": 10},
 }
-"""What a data set is trained with where the settings say nothing: the same for every layer."""
+"""Where a data set is trained with other settings than the usual ones; the same for every layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Settings(Options):
     data_dir: Path | None = None
     hidden: Annotated[int, Ge(1)] = 128
     epochs: Annotated[int, Ge(1)] = 20
-    batch_size: Annotated[int, Ge(1)] = 64
+    batch_size: Annotated[int, Ge(1)] = 128
     learning_rate: Annotated[float, Gt(0)] = 3e-3
     seed: Annotated[int, Ge(0)] = 0
     device: DeviceName = "auto"

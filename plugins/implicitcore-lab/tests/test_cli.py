@@ -35,7 +35,7 @@ def test_compare(run, tmp_path):
     results = json.loads((tmp_path / "here" / "results.json").read_text())
     deq, homoode = results["layers"]
     assert deq["test_samples"] == homoode["test_samples"] == 360
-    assert deq["parameters"] == 8 * 65 + 8 * 9 + 10 * 9
+    assert deq["parameters"] == 8 * 65 + 2 * 8 + 8 * 9 + 10 * 9  # encoder, its normalisation, cell, head
     assert homoode["parameters"] == deq["parameters"] + 8  # the learned start
     assert deq["worst_residual"] < 1e-2
     assert homoode["worst_residual"] is None

@@ -1,0 +1,86 @@
+"""One cycle of GMRES: the least residual over a Krylov space, per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from implicitcore.backends.base import Backend
+from implicitcore.norms import column, norm
+from implicitcore.root_solvers.history import History
+
+
+class Krylov:
+    """An orthonormal basis V of each sample's Krylov space of A and g, with A V_k = V_{k+1} H.
+
+    H has the first row h and, below it, the triangle R. With w = R^-T h the smallest residual over the space is
+    ``|g| / sqrt(1 + |w|^2)``, reached at R y = ``|g|`` w / (1 + ``|w|^2``): w grows by one entry a product, without rotations.
+
+    Arguments:
+        backend: orthogonalises.
+        product: v -> A v, ``[batch, n]``.
+        g: the residual to make small, ``[batch, n]``.
+        limit: ``[batch]``, in the 2-norm: a sample whose residual is no larger needs no more products; infinite leaves it out.
+        most: largest dimension.
+
+    Attributes:
+        steps: ``[batch]``, products that each sample used.
+    """
+
+    def __init__(self, backend: Backend, product: Callable[[Tensor], Tensor], g: Tensor, limit: Tensor, most: int) -> None:
+        self.backend, self.product, self.g, self.limit = backend, product, g, limit
+        self.basis = History(g, most + 1)
+        self.columns: list[Tensor] = []
+        self.w: list[Tensor] = []
+        self.beta = norm(g)
+        self.active = self.beta > limit
+        self.steps = torch.zeros_like(self.active, dtype=torch.int64)
+        self.basis.append(g / column(self.beta.clamp(min=torch.finfo(self.beta.dtype).tiny)).to(g.dtype))
+        while self.size < most and bool(self.active.any()):
+            self._extend()
+
+    @property
+    def size(self) -> int:
+        """Products spent."""
+        return len(self.columns)
+
+    def _extend(self) -> None:
+        """One product, orthogonalised twice against the basis."""
+        backend, rows = self.backend, self.basis.rows()
+        v = rows[:, -1]
+        product = self.product(v)
+        h = backend.gram_row(rows, product)
+        a = backend.mix(product, -h, rows)
+        again = backend.gram_row(rows, a)
+        a = backend.mix(a, -again, rows)
+        h = (h + again).to(self.beta.dtype)
+        eps = torch.finfo(h.dtype)
+        below = torch.maximum(norm(a), eps.eps * norm(product)).clamp(min=eps.tiny)  # a zero is a lucky breakdown: solved
+        self.basis.append(a / column(below).to(a.dtype))
+        self._grow(h, below)
+
+    def _grow(self, h: Tensor, below: Tensor) -> None:
+        self.steps += self.active
+        self.columns.append(torch.cat((h, column(below)), 1))
+        solved = (h[:, 1:] * torch.stack(self.w, 1)).sum(1) if self.w else 0
+        # A sample that is done gets zeros from here on: its minimiser stays the one of its own dimension.
+        self.w.append(torch.where(self.active, (h[:, 0] - solved) / below, 0))
+        with torch.no_grad():
+            smallest = self.beta / (1 + torch.stack(self.w, 1).square().sum(1)).sqrt()
+            self.active = self.active & (smallest > self.limit)
+
+    def minimise(self, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The point of smallest ``|g - A s|`` over z + s, s in span(V) (s itself where there is no z), and its residual g - V_{k+1} H y."""
+        if not self.columns:
+            return torch.zeros_like(self.g) if z is None else z, self.g
+        w = torch.stack(self.w, 1)
+        t = w * column(self.beta / (1 + w.square().sum(1)))
+        size = self.size + 1
+        hessenberg = torch.stack([torch.nn.functional.pad(c, (0, size - c.shape[1])) for c in self.columns], 2)
+        y = torch.linalg.solve_triangular(hessenberg[:, 1:], t.unsqueeze(2), upper=True)
+        drop = torch.bmm(hessenberg, y).squeeze(2)
+        rows, backend = self.basis.rows(), self.backend
+        z_next = backend.mix(z, y.squeeze(2).to(rows.dtype), rows[:, :-1])
+        return z_next, backend.mix(self.g, -drop.to(rows.dtype), rows)

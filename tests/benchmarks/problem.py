@@ -1,0 +1,106 @@
+"""What is solved, by whom, and what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Solve f(z, x) = z from z0 and pull v back to the leaves: one training step.
+
+    The leaves are the parameters of f and the tensors of x that require a gradient. ``budget`` is the most iterations
+    that any solver gets, forward and backward.
+    """
+
+    name: str
+    f: nn.Module
+    x: Any
+    z0: Tensor
+    v: Tensor
+    budget: int = 50
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [*self.f.parameters(), *(leaf for leaf in pytree.tree_leaves(self.x) if leaf.requires_grad)]
+
+    def gradients(self, z: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(z, self.leaves, self.v))
+
+    def double(self) -> Problem:
+        """The same problem in float64."""
+        x = pytree.tree_map(lambda leaf: leaf.detach().double().requires_grad_(leaf.requires_grad), self.x)
+        return replace(self, f=deepcopy(self.f).double(), x=x, z0=self.z0.double(), v=self.v.double())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step returned: z, the gradients of the leaves, and the evaluations of each sample where the library tells them."""
+
+    z: Tensor
+    gradients: list[Tensor]
+    steps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the step: ``prepare(problem, tol)`` does once what a user does once, and returns the step."""
+
+    library: str
+    method: str
+    gradient: str
+    prepare: Callable[[Problem, float], Callable[[], Outcome]]
+
+    def __str__(self) -> str:
+        return f"{self.library}, {self.method}, {self.gradient}"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The equilibrium and the gradients in float64, far more exact than any contender."""
+
+    problem: Problem
+    z: Tensor
+    gradients: list[Tensor]
+
+    @classmethod
+    def of(cls, problem: Problem) -> Reference:
+        """Picard iterations to the rounding of float64, forward and for the adjoint: nothing of what is measured."""
+        exact = problem.double()
+        with torch.no_grad():
+            z = _contract(lambda z: exact.f(z, exact.x), exact.z0)
+        point = z.requires_grad_()
+        fz = exact.f(point, exact.x)
+        u = _contract(lambda u: torch.autograd.grad(fz, point, u, retain_graph=True)[0] + exact.v, exact.v)
+        return cls(exact, z.detach(), list(torch.autograd.grad(fz, exact.leaves, u)))
+
+    @torch.no_grad()
+    def residual(self, z: Tensor) -> float:
+        """The worst sample's ``|f(z) - z| / |f(z)|``."""
+        z = z.double()
+        fz = self.problem.f(z, self.problem.x)
+        return (sample_norm(fz - z) / sample_norm(fz)).max().item()
+
+    def gradient_error(self, gradients: Sequence[Tensor]) -> float:
+        """The largest relative 2-norm error of the gradient of any leaf."""
+        return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(gradients, self.gradients, strict=True))
+
+
+def sample_norm(z: Tensor) -> Tensor:
+    """2-norm of each sample."""
+    return torch.linalg.vector_norm(z.flatten(1), dim=1)
+
+
+def _contract(f: Callable[[Tensor], Tensor], z: Tensor, tol: float = 1e-13, limit: int = 5000) -> Tensor:
+    for _ in range(limit):
+        z, last = f(z), z
+        if bool((sample_norm(z - last) <= tol * sample_norm(z)).all()):
+            return z
+    raise RuntimeError(f"the float64 reference did not converge in {limit} iterations")

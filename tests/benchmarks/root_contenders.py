@@ -1,0 +1,63 @@
+"""The contenders on equilibrium problems: this library, TorchDEQ where it is installed, and loops written by hand."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import implicitcore as ic
+from benchmarks import plain
+from benchmarks.problem import Contender, Outcome, Problem
+
+OURS, TORCHDEQ, PLAIN = "implicitcore", "torchdeq", "plain loop"
+METHODS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
+COMPACT = "compact"
+
+
+def contenders() -> list[Contender]:
+    """All that can run here. The backward solve uses the forward method, and GMRES in ours besides."""
+    found = [_ours(method, backward) for method in METHODS for backward in (method, "gmres")]
+    found += [
+        _ours(method, method, compact=True) for method, solver in METHODS.items() if COMPACT in {field.name for field in fields(solver)}
+    ]
+    found += [Contender(PLAIN, name, f"implicit {name}", partial(plain.implicit, getattr(plain, name))) for name in ("picard", "anderson")]
+    if find_spec("torchdeq"):
+        found += [Contender(TORCHDEQ, method, f"implicit {method}", partial(_torchdeq, method)) for method in METHODS]
+    return found
+
+
+def _ours(method: str, backward: str, **options: Any) -> Contender:
+    prepare = partial(_implicitcore, METHODS[method], {**METHODS, "gmres": ic.GMRES}[backward], options)
+    return Contender(OURS, ", ".join([method, *options]), f"implicit {backward}", prepare)
+
+
+def _implicitcore(
+    method: type[ic.RootSolver], backward: type[ic.RootSolver], options: dict[str, Any], problem: Problem, tol: float
+) -> Callable[[], Outcome]:
+    limits: dict[str, Any] = {"tol": tol, "max_steps": problem.budget}
+    gradient = ic.Implicit(backward(**limits))
+    layer = ic.ImplicitLayer(ic.FixedPoint(problem.f), solver=method(**limits, **options), gradient=gradient)
+
+    def step() -> Outcome:
+        solution = layer.solve(problem.x, problem.z0)
+        return Outcome(solution.z, problem.gradients(solution.z), solution.steps)
+
+    return step
+
+
+def _torchdeq(method: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
+    """Relative tolerances and the budget; all else is its default."""
+    solver = "fixed_point_iter" if method == "picard" else method
+    way = {"solver": solver, "tol": tol, "max_iter": problem.budget, "stop_mode": "rel"}
+    options = {f"{side}_{key}": value for side in "fb" for key, value in way.items()}
+    deq = importlib.import_module("torchdeq").get_deq(ift=True, **options)
+
+    def step() -> Outcome:
+        z = deq(lambda z: problem.f(z, problem.x), problem.z0)[0][-1]
+        return Outcome(z, problem.gradients(z))
+
+    return step

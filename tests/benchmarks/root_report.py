@@ -1,0 +1,147 @@
+"""The page of the benchmark on equilibria, from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.markdown import count, error, missed, table
+from benchmarks.root_contenders import COMPACT, METHODS, OURS, TORCHDEQ
+from benchmarks.root_problems import CONV, DESCRIPTIONS, MLP_32, MLP_256
+from benchmarks.rows import Row
+
+OVERHEAD = {CONV: (1.08, 1.30, 1.6), MLP_256: (1.5, 2.2, 3.0), MLP_32: (1.8, 3.0, 4.0)}
+FASTER = {"picard": 2.0, "anderson": 2.0, "broyden": 4.0}
+SPENT = 1.15
+
+INTRODUCTION = """\
+<!-- Written by `make bench-root` from root.json and tests/benchmarks/root_tried.md: edit neither this page nor its numbers. -->
+
+# Root finding and its gradients
+
+```bash
+make bench-root
+```
+
+One step is a forward solve and the implicit gradient of all parameters and of x, both to the same relative tolerance, worst sample,
+float32. Seconds are the median of {repetitions} repetitions; each times all contenders of a problem, and f itself, in a new order.
+
+- **Floor**: evaluations x time of f + vjps x time of its vjp, as spent: f without a graph, f with one, the vjps of the backward solve,
+  and the last vjp, which reaches the parameters. What a step takes beyond its floor is the library's own.
+- **Evaluations** and **vjps** are counted at f, the same way for every library, in whole batches.
+- **Residual**: the worst sample's |f(z) - z| / |f(z)| at the z returned, computed in float64.
+- **Gradient error**: the largest relative 2-norm error of the gradient of any parameter or of x, against the equilibrium and its adjoint
+  solved in float64 to 1e-13.
+- **Peak**: bytes of the tensors alive at the fullest moment of the step, beyond what was there before.
+
+TorchDEQ runs with relative tolerances, the same budget of iterations and else its defaults. The plain loops are what a careful user
+writes by hand (`tests/benchmarks/plain.py`).
+"""
+
+
+def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
+    """The whole page."""
+    lines = [INTRODUCTION.format(**about), _machine(about), ""]
+    lines += ["## Against the targets", "", *_overhead(rows), *_against_torchdeq(rows), *_compact(rows, about)]
+    lines += ["## Measurements", ""]
+    for problem, description in DESCRIPTIONS.items():
+        of_problem = [row for row in rows if _name(row) == problem]
+        if of_problem:
+            lines += [f"### {problem}", "", description, "", *measurements(of_problem)]
+    lines += ["## Time of f", "", *_pieces(about["pieces"]), "## What was tried", "", tried.strip(), ""]
+    return "\n".join(lines)
+
+
+def measurements(rows: Sequence[Row]) -> Iterator[str]:
+    """A table for each tolerance."""
+    header = ("library", "method", "gradient", "ms", "x floor", "evaluations", "vjps", "residual", "gradient error", "peak MiB")
+    for tol in dict.fromkeys(map(_tol, rows)):
+        yield from (f"Tolerance {tol}:", "")
+        yield from table(header, [_cells(row) for row in rows if _tol(row) == tol])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    spent = f"{row.seconds * 1e3:.2f}", f"{row.ratio_to_floor:.2f}", count(row.evaluations), count(row.vjps)
+    found = error(row.residual_max), error(row.gradient_error), f"{row.peak_bytes / 2**20:.1f}"
+    return row.library, row.method, row.gradient, *spent, *found
+
+
+def _machine(about: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return f"Measured on {about['processor']}, {about['threads']} of {about['cores']} cores; Python {about['python']}, {versions}."
+
+
+def _overhead(rows: Sequence[Row]) -> Iterator[str]:
+    """Ratios to the floor, forward and backward by the same method."""
+    yield from ("Overhead (x floor, backward by the same method):", "")
+    cells = []
+    for problem, limits in OVERHEAD.items():
+        for method, limit in zip(METHODS, limits, strict=True):
+            found = {_tol(row): row for row in rows if _name(row) == problem and _is(row, OURS, method)}
+            ratios = [f"{tol}: {row.ratio_to_floor:.2f}, {missed(row.ratio_to_floor, limit)}" for tol, row in found.items()]
+            cells.append((problem, method, f"{limit:g}", "; ".join(ratios)))
+    yield from table(("problem", "method", "at most", "measured"), cells)
+
+
+def _against_torchdeq(rows: Sequence[Row]) -> Iterator[str]:
+    """Speed and errors beside TorchDEQ's same method."""
+    yield from ("Against TorchDEQ, the same method forward and backward (errors: ours, then TorchDEQ's):", "")
+    theirs = {(row.problem, row.method): row for row in rows if row.library == TORCHDEQ}
+    if not theirs:
+        yield from ("TorchDEQ was not installed.", "")
+        return
+    cells = []
+    for row in rows:
+        other = theirs.get((row.problem, row.method))
+        if other and _is(row, OURS, row.method):
+            errors = [(row.residual_max, other.residual_max), (row.gradient_error, other.gradient_error)]
+            speed = f"{other.seconds / row.seconds:.1f} x (at least {FASTER[row.method]:g})"
+            cells.append((row.problem, row.method, speed, *(f"{error(a)}, {error(b)}" for a, b in errors), _verdict(row, other)))
+    yield from table(("problem", "method", "faster", "residual", "gradient error", "target"), cells)
+
+
+def _verdict(row: Row, other: Row) -> str:
+    """Each part that misses, with by how much; a residual above TorchDEQ's may still be within the tolerance, and then says so."""
+    parts = {"speed": (FASTER[row.method] * row.seconds, other.seconds)}
+    parts |= {"residual": _worse(row.residual_max, other.residual_max), "gradient": _worse(row.gradient_error, other.gradient_error)}
+    misses = [f"{name} {missed(*pair)}" for name, pair in parts.items() if pair[0] > pair[1]]
+    within = row.residual_max is not None and row.residual_max <= float(_tol(row))
+    return "; ".join(misses).replace("%", "% (within the tolerance)" if within else "%") if misses else "met"
+
+
+def _worse(ours: float | None, theirs: float | None) -> tuple[float, float]:
+    """Ours and theirs; what is not finite is infinitely bad."""
+    bad = float("inf")
+    return bad if ours is None else ours, bad if theirs is None else theirs
+
+
+def _compact(rows: Sequence[Row], about: Mapping[str, Any]) -> Iterator[str]:
+    """What ``compact`` spends beside the sum of what each sample needs (one evaluation, with the graph, belongs to the gradient)."""
+    yield from (f"`compact`: forward evaluations spent, per sample, at most {SPENT} x what the samples need by themselves:", "")
+    cells = []
+    for row in rows:
+        method, _, option = row.method.partition(", ")
+        if option == COMPACT:
+            needed = about["per_sample"][f"{row.problem}, {OURS}, {method}, implicit {method}"]
+            ratio = (row.evaluations - 1) / needed
+            cells.append((row.problem, method, f"{row.evaluations - 1:.1f}", f"{needed:.1f}", f"{ratio:.2f}, {missed(ratio, SPENT)}"))
+    yield from table(("problem", "method", "spent", "needed", "ratio"), cells) if cells else ("Not available yet.", "")
+
+
+def _pieces(pieces: Mapping[str, Mapping[str, float]]) -> list[str]:
+    names = list(next(iter(pieces.values()), {}))
+    rows = [(problem, *(f"{times[name] * 1e6:.1f}" for name in names)) for problem, times in pieces.items()]
+    return table(("microseconds", *names), rows)
+
+
+def _is(row: Row, library: str, method: str) -> bool:
+    """The row of a library's method with the same method backward."""
+    return (row.library, row.method, row.gradient) == (library, method, f"implicit {method}")
+
+
+def _name(row: Row) -> str:
+    return row.problem.rsplit(", tol ", 1)[0]
+
+
+def _tol(row: Row) -> str:
+    return row.problem.rsplit(", tol ", 1)[1]

@@ -1,0 +1,58 @@
+"""Interleaved timing: what is compared is timed side by side, so that a slow minute of the machine slows all alike."""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from math import ceil
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def interleave(works: Mapping[Key, Callable[[], object]], repetitions: int, *, seed: int, window: float) -> dict[Key, float]:
+    """Median seconds of one call of each work. A repetition times them all, in an order of its own.
+
+    A work shorter than ``window`` seconds is called as often as fills it: a short pause of the machine then moves one sample
+    of many, and not a median.
+    """
+    calls = {key: _calls(work, window) for key, work in works.items()}
+    samples: dict[Key, list[float]] = {key: [] for key in works}
+    order, shuffle = list(works), random.Random(seed).shuffle
+    with _no_collection():
+        for _ in range(repetitions):
+            shuffle(order)
+            for key in order:
+                gc.collect()
+                samples[key].append(_seconds(works[key], calls[key]))
+    return {key: statistics.median(seconds) for key, seconds in samples.items()}
+
+
+def _seconds(work: Callable[[], object], calls: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - begin) / calls
+
+
+def _calls(work: Callable[[], object], window: float) -> int:
+    """The first call warms up; the second is timed."""
+    work()
+    return max(1, ceil(window / _seconds(work, 1)))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection but the one between two samples, which need not look at what was there before."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
