@@ -64,9 +64,14 @@ if TYPE_CHECKING:
     from implicitcore.root_solvers.anderson import Anderson as Anderson
     from implicitcore.root_solvers.base import RootSolver as RootSolver
     from implicitcore.root_solvers.base import StepwiseRootSolver as StepwiseRootSolver
+    from implicitcore.root_solvers.bicgstab import BiCGSTAB as BiCGSTAB
     from implicitcore.root_solvers.broyden import Broyden as Broyden
+    from implicitcore.root_solvers.chain import Chain as Chain
     from implicitcore.root_solvers.gmres import GMRES as GMRES
+    from implicitcore.root_solvers.homotopy import Homotopy as Homotopy
+    from implicitcore.root_solvers.newton import Newton as Newton
     from implicitcore.root_solvers.picard import Picard as Picard
+    from implicitcore.root_solvers.pseudo_transient import PseudoTransient as PseudoTransient
     from implicitcore.root_solvers.steady_state import SteadyState as SteadyState
     from implicitcore.solution import Solution as Solution
     from implicitcore.solution import Status as Status
@@ -113,9 +118,14 @@ _EXPORTS = {
     "registry": ("register",),
     "root_solvers.anderson": ("Anderson",),
     "root_solvers.base": ("RootSolver", "StepwiseRootSolver"),
+    "root_solvers.bicgstab": ("BiCGSTAB",),
     "root_solvers.broyden": ("Broyden",),
+    "root_solvers.chain": ("Chain",),
     "root_solvers.gmres": ("GMRES",),
+    "root_solvers.homotopy": ("Homotopy",),
+    "root_solvers.newton": ("Newton",),
     "root_solvers.picard": ("Picard",),
+    "root_solvers.pseudo_transient": ("PseudoTransient",),
     "root_solvers.steady_state": ("SteadyState",),
     "solution": ("Solution", "Status"),
     "system": ("System",),

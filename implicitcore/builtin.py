@@ -20,7 +20,12 @@ _PARTS = {
         "picard": ("root_solvers.picard:Picard", "damped fixed-point iteration"),
         "anderson": ("root_solvers.anderson:Anderson", "Anderson acceleration"),
         "broyden": ("root_solvers.broyden:Broyden", "Broyden's method with limited memory"),
+        "newton": ("root_solvers.newton:Newton", "Newton's method with a line search, dense or matrix-free"),
+        "pseudo_transient": ("root_solvers.pseudo_transient:PseudoTransient", "implicit Euler steps that grow into Newton's"),
+        "homotopy": ("root_solvers.homotopy:Homotopy", "follow a path from an easy problem, then correct"),
+        "chain": ("root_solvers.chain:Chain", "solvers in a row, each for the samples that the last one left"),
         "gmres": ("root_solvers.gmres:GMRES", "GMRES, for linear systems: the backward pass"),
+        "bicgstab": ("root_solvers.bicgstab:BiCGSTAB", "BiCGSTAB, for linear systems, in little memory"),
         "steady_state": ("root_solvers.steady_state:SteadyState", "integrate dz/dt = g(z, x) until it stands still"),
     },
     "ode_solver": {

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.packing import Packing
+
+
+@dataclass
+class Counter:
+    """The evaluations of a system and of its parts."""
+
+    evaluations: int = 0
+
+
+def _per_sample(leaf: Any, batch: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
 
 
 class Linearization:
@@ -26,6 +40,7 @@ class Linearization:
     def __init__(self, system: System, point: Tensor, fz: Tensor) -> None:
         self.system, self.point, self.fz = system, point, fz
         self._transposed: tuple[Tensor, Tensor] | None = None
+        self._matrix: Tensor | None = None
 
     def vjp(self, v: Tensor) -> Tensor:
         """J^T v, ``[batch, n]``."""
@@ -41,6 +56,26 @@ class Linearization:
                 self._transposed = w, self._product(self.fz, self.point, w, True)
         w, pulled = self._transposed
         return self._product(pulled, w, v, torch.is_grad_enabled())
+
+    def matrix(self) -> Tensor:
+        """J of each sample, ``[batch, n, n]``: n products, once."""
+        if self._matrix is not None and not torch.is_grad_enabled():
+            return self._matrix
+        batch, n = self.point.shape
+        self.system.evaluations += n
+        units = torch.eye(n, dtype=self.fz.dtype, device=self.fz.device).unsqueeze(1).expand(n, batch, n)
+        self._matrix = self._rows(units, torch.is_grad_enabled()).transpose(0, 1)
+        return self._matrix
+
+    def _rows(self, units: Tensor, graph: bool) -> Tensor:
+        """J^T v for each v of ``units``, ``[n, batch, n]``: all at once, where every operation of f has a batching rule."""
+        if self.fz.requires_grad and len(units):
+            options = {"retain_graph": True, "create_graph": graph, "materialize_grads": True, "is_grads_batched": True}
+            try:
+                return torch.autograd.grad(self.fz, self.point, units, **options)[0]
+            except RuntimeError:
+                return torch.stack([self._product(self.fz, self.point, unit, graph) for unit in units])
+        return torch.zeros_like(units)
 
     @staticmethod
     def _product(output: Tensor, point: Tensor, v: Tensor, graph: bool) -> Tensor:
@@ -60,7 +95,6 @@ class System:
         trace: keep the residual of each step.
 
     Attributes:
-        evaluations: evaluations of the dynamics so far; Jacobian products count as one each.
         linear: g is affine in z, so that a linear solver may trust its own residuals.
         quadrature: the system integrates something along the steps of an ODE solver, and is told of each by :meth:`commit`,
             and of each output time by :meth:`arrive`.
@@ -75,8 +109,17 @@ class System:
         self.packing = packing
         self.backend = backend or TorchBackend()
         self.trace: list[Tensor] | None = [] if trace else None
-        self.evaluations = 0
+        self._counter = Counter()
         self._residual: tuple[Tensor, Tensor, bool, Residual] | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the dynamics so far; Jacobian products count as one each."""
+        return self._counter.evaluations
+
+    @evaluations.setter
+    def evaluations(self, count: int) -> None:
+        self._counter.evaluations = count
 
     def update(self, z: Tensor) -> Tensor:
         """The fixed-point map f(z), ``[batch, n]``: one evaluation."""
@@ -101,6 +144,19 @@ class System:
     def bind(self, x: Any) -> System:
         """The same dynamics at another x, counting by itself."""
         return System(self.dynamics, x, self.packing, backend=self.backend)
+
+    def select(self, index: Tensor) -> System:
+        """The system of some samples ``[k]``, counting with this one.
+
+        Every tensor in x whose first dimension is as long as the batch is taken to be per sample; the rest is shared.
+        """
+        part = copy.copy(self)
+        batch = self.packing.batch
+        pick = lambda leaf: leaf.index_select(0, index) if _per_sample(leaf, batch) else leaf  # noqa: E731
+        part.x = pytree.tree_map(pick, self.x)
+        part.packing = replace(self.packing, batch=len(index))
+        part.trace = part._residual = None
+        return part
 
     def commit(self, step: Any, dt: Tensor, accept: Tensor) -> None:
         """Hear of a step of an ODE solver: dt ``[batch]``, and which samples accepted it. Only a quadrature listens."""

@@ -22,3 +22,6 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 Count = Annotated[int, Field(ge=1)]
 """A whole number of at least 1."""
+
+Whole = Annotated[int, Field(ge=0)]
+"""A whole number, 0 included."""

@@ -9,6 +9,8 @@ from benchmarks import root
 from benchmarks.harness import PIECES, Counted
 from benchmarks.problem import Problem, Reference
 from benchmarks.root_problems import problems
+from benchmarks.root_report import compact
+from benchmarks.rows import Row
 from benchmarks.timing import interleave
 
 import implicitcore as ic
@@ -51,6 +53,12 @@ def test_a_part_of_the_batch_counts_as_a_part():
     for part in (4, 2, 1):
         counted(torch.zeros(part, 1), torch.zeros(part, 1))
     assert counted.plain == 1.75
+
+
+def test_compact_is_held_against_what_the_samples_need():
+    row = Row("many, tol 1e-3", "implicitcore", "picard, compact", "implicit picard", 1.0, 1.0, 1.0, 24.0, 9, 1e-4, 1e-4, 0)
+    lines = "\n".join(compact([row], {"per_sample": {"many, tol 1e-3, implicitcore, picard, implicit picard": 20.0}}))
+    assert "| many, tol 1e-3 | picard | 23 | 20 | 1.15, met |" in lines
 
 
 def test_floor():

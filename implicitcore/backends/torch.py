@@ -43,7 +43,8 @@ class TorchBackend(Backend):
 
     def mix(self, z: Tensor | None, weights: Tensor, history: Tensor) -> Tensor:
         """See :meth:`Backend.mix`."""
-        rows = weights.unsqueeze(1).to(history.dtype)
+        # Weights from a batched solve lie column by column, for which bmm was measured nine times slower on a CPU.
+        rows = weights.to(history.dtype).contiguous().unsqueeze(1)
         mixed = torch.bmm(rows, history) if z is None else torch.baddbmm(z.unsqueeze(1), rows, history)
         return mixed.squeeze(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
@@ -97,6 +98,15 @@ class LinearSystem(System):
         del update_norm, start_norm
         return self.v_norm
 
+    def select(self, index: Tensor) -> LinearSystem:
+        """See :meth:`System.select`; a product still costs one of the whole batch."""
+        part = copy.copy(self)
+        part.jacobian = _Selected(self.jacobian, index)
+        part.packing = replace(self.packing, batch=len(index))
+        part.v, part.v_norm, part.zero = (tensor.index_select(0, index) for tensor in (self.v, self.v_norm, self.zero))
+        part._residual = None
+        return part
+
     def linearize(self, z: Tensor) -> Linearization:
         """The system is linear: the same products at every z, and no evaluation."""
         return _Transposed(self, z, self.jacobian)
@@ -116,6 +126,36 @@ class _Transposed(Linearization):
     def jvp(self, v: Tensor) -> Tensor:
         self.system.evaluations += 1
         return self.jacobian.vjp(v)
+
+    def matrix(self) -> Tensor:
+        inner = self.jacobian.system
+        before = inner.evaluations
+        matrix = self.jacobian.matrix().transpose(1, 2)
+        self.system.evaluations += inner.evaluations - before
+        return matrix
+
+
+class _Selected(Linearization):
+    """Products for some samples, as those of the whole batch with zeros for the others."""
+
+    def __init__(self, jacobian: Linearization, index: Tensor) -> None:
+        super().__init__(jacobian.system, jacobian.point.index_select(0, index), jacobian.fz.index_select(0, index))
+        self.jacobian, self.index = jacobian, index
+
+    def vjp(self, v: Tensor) -> Tensor:
+        return self._pick(self.jacobian.vjp(self._spread(v)))
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return self._pick(self.jacobian.jvp(self._spread(v)))
+
+    def matrix(self) -> Tensor:
+        return self._pick(self.jacobian.matrix())
+
+    def _spread(self, v: Tensor) -> Tensor:
+        return v.new_zeros(self.jacobian.point.shape).index_copy(0, self.index, v)
+
+    def _pick(self, product: Tensor) -> Tensor:
+        return product.index_select(0, self.index)
 
 
 @dataclass(frozen=True)

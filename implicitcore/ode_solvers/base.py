@@ -31,7 +31,11 @@ class Step(NamedTuple):
 
 
 class ODESolver(ABC):
-    """Integrates dz/dt = g(t, z, x) for each sample of a batch."""
+    """Integrates dz/dt = g(t, z, x) for each sample of a batch.
+
+    A black box implements :meth:`solve` alone; a solver that is one map per step derives from :class:`StepwiseODESolver` and gets
+    the shared loop.
+    """
 
     kind: ClassVar[str] = "ode_solver"
 
@@ -46,7 +50,8 @@ class ODESolver(ABC):
             stop: called with t ``[batch]``, z and the velocity ``[batch, n]`` at each accepted state; returns which samples go on.
 
         Returns:
-            The states ``[T, batch, n]`` and a status per sample, packed.
+            The states ``[T, batch, n]``, z[0] = z0, and a status per sample, packed: converged where the last time was reached;
+            else the output times that were not reached hold the last accepted state.
 
         Raises:
             InputError: the times cannot be used.
@@ -57,8 +62,11 @@ class ODESolver(ABC):
 class StepwiseODESolver(Options, ODESolver, Generic[State]):
     """An ODE solver that is one map per step: the loop around it is shared by all.
 
+    The loop keeps every promise: each sample has its own time, step size and status, arrives at each output time exactly, and is
+    frozen when it is done. A step must treat the samples independently and may be told dt = 0 for those that are done.
+
     Attributes:
-        max_steps: most steps, rejected ones included.
+        max_steps: most steps of a sample, rejected ones included, over all output times.
     """
 
     max_steps: Count = 1000

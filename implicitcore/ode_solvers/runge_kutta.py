@@ -17,7 +17,11 @@ from implicitcore.tolerances import Positive
 
 @dataclass(frozen=True, kw_only=True)
 class RungeKutta(StepwiseODESolver[Tensor]):
-    """k_i = g(t + c_i dt, z + dt sum_j a_ij k_j), then z + dt sum_i b_i k_i; the state is k_1."""
+    """An explicit Runge-Kutta method: its tableau. The state is the first stage, k_1 = g(t, z).
+
+    k_i = g(t + c_i dt, z + dt sum_j a_ij k_j), then z + dt sum_i b_i k_i. Where the last stage is the first of the next step
+    (FSAL) it is not evaluated twice.
+    """
 
     tableau: ClassVar[Tableau]
 
@@ -38,7 +42,7 @@ class FixedRungeKutta(RungeKutta):
     """Equal steps: each span between output times in equal parts no longer than dt.
 
     Attributes:
-        dt: the step.
+        dt: the longest step, in the units of the times.
     """
 
     dt: Positive = 0.1
@@ -51,12 +55,12 @@ class FixedRungeKutta(RungeKutta):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveRungeKutta(RungeKutta):
-    """Steps chosen per sample: the local error stays below atol + rtol ``|z|``, in the root mean square.
+    """Steps chosen per sample: the local error of each stays below atol + rtol ``|z|``, entry by entry in the root mean square.
 
     Attributes:
         rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step.
-        first_step: the first step; None estimates it, at one evaluation.
+        atol: absolute tolerance of a step, in the units of z.
+        first_step: the first step, in the units of the times; None estimates it, at one evaluation.
     """
 
     rtol: Positive = 1e-3
@@ -72,7 +76,13 @@ class AdaptiveRungeKutta(RungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Euler(FixedRungeKutta):
-    """Euler's method, order 1: one evaluation a step. With dt = 1 on f(z) - z it is the Picard iteration."""
+    """Euler's method, order 1: z + dt g(t, z), one evaluation a step. With dt = 1 on f(z) - z it is the Picard iteration.
+
+    The cheapest step where accuracy on the way does not matter; else a method of higher order reaches the same error sooner.
+
+    Reference:
+        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section I.7.
+    """
 
     tableau: ClassVar[Tableau] = tableaus.EULER
 
@@ -80,7 +90,11 @@ class Euler(FixedRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Midpoint(FixedRungeKutta):
-    """The explicit midpoint rule, order 2: two evaluations a step."""
+    """The explicit midpoint rule, order 2: z + dt g(t + dt/2, z + dt/2 g(t, z)), two evaluations a step.
+
+    Reference:
+        Runge (1895); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1, (1.4).
+    """
 
     tableau: ClassVar[Tableau] = tableaus.MIDPOINT
 
@@ -88,7 +102,11 @@ class Midpoint(FixedRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Heun(FixedRungeKutta):
-    """Heun's method, order 2: two evaluations a step."""
+    """Heun's method, order 2: z + dt/2 (k_1 + k_2), k_2 = g(t + dt, z + dt k_1), the trapezoidal rule; two evaluations a step.
+
+    Reference:
+        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1.
+    """
 
     tableau: ClassVar[Tableau] = tableaus.HEUN
 
@@ -96,7 +114,13 @@ class Heun(FixedRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class RK4(FixedRungeKutta):
-    """The classical method of Kutta, order 4: four evaluations a step."""
+    """The classical method of Kutta, order 4: four evaluations a step.
+
+    For smooth dynamics whose time scale is known: equal steps cost no control and make every run alike.
+
+    Reference:
+        Kutta (1901); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1, table 1.2.
+    """
 
     tableau: ClassVar[Tableau] = tableaus.RK4
 
@@ -104,7 +128,11 @@ class RK4(FixedRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Bosh3(AdaptiveRungeKutta):
-    """Bogacki and Shampine's pair, order 3(2): three evaluations a step. For loose tolerances."""
+    """Bogacki and Shampine's pair, order 3(2): three evaluations a step. For loose tolerances and steady states.
+
+    Reference:
+        Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p. 321-325.
+    """
 
     tableau: ClassVar[Tableau] = tableaus.BOSH3
 
@@ -112,7 +140,11 @@ class Bosh3(AdaptiveRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Dopri5(AdaptiveRungeKutta):
-    """Dormand and Prince's pair, order 5(4): six evaluations a step."""
+    """Dormand and Prince's pair, order 5(4): six evaluations a step. The method of most other libraries, to compare with.
+
+    Reference:
+        Dormand, Prince, A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6 (1980), p. 19-26.
+    """
 
     tableau: ClassVar[Tableau] = tableaus.DOPRI5
 
@@ -120,6 +152,11 @@ class Dopri5(AdaptiveRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Tsit5(AdaptiveRungeKutta):
-    """Tsitouras' pair, order 5(4): six evaluations a step. The first choice for dynamics that are not stiff."""
+    """Tsitouras' pair, order 5(4): six evaluations a step. The first choice for dynamics that are not stiff.
+
+    Reference:
+        Tsitouras, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption,
+        Comput. Math. Appl. 62 (2011), p. 770-775.
+    """
 
     tableau: ClassVar[Tableau] = tableaus.TSIT5

@@ -1,4 +1,4 @@
-"""Butcher tableaus."""
+"""Butcher tableaus of explicit Runge-Kutta methods, as the papers print them; the tests check every order condition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method.
+    """An explicit Runge-Kutta method: k_i = g(t + c_i dt, z + dt sum_j a_ij k_j), z_next = z + dt sum_i b_i k_i.
 
     Attributes:
         a: rows of the stage matrix below its diagonal, without the empty first one.
@@ -29,12 +29,14 @@ class Tableau:
         return bool(self.a) and self.a[-1] == self.b[:-1] and self.b[-1] == 0
 
 
+# Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1: Euler; midpoint (Runge), (1.4);
+# Heun's trapezoidal rule; the method of Kutta, table 1.2.
 EULER = Tableau(a=(), b=(1.0,), c=(), order=1)
 MIDPOINT = Tableau(a=((1 / 2,),), b=(0.0, 1.0), c=(1 / 2,), order=2)
 HEUN = Tableau(a=((1.0,),), b=(1 / 2, 1 / 2), c=(1.0,), order=2)
 RK4 = Tableau(a=((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), c=(1 / 2, 1 / 2, 1.0), order=4)
 
-# Bogacki, Shampine, Appl. Math. Lett. 2 (1989), p. 321-325.
+# Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p. 321-325.
 BOSH3 = Tableau(
     a=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
     b=(2 / 9, 1 / 3, 4 / 9, 0.0),
@@ -43,7 +45,7 @@ BOSH3 = Tableau(
     error=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
 )
 
-# Dormand, Prince, J. Comput. Appl. Math. 6 (1980), p. 19-26.
+# Dormand, Prince, A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6 (1980), p. 19-26, table 2: RK5(4)7M.
 DOPRI5 = Tableau(
     a=(
         (1 / 5,),
@@ -59,7 +61,8 @@ DOPRI5 = Tableau(
     error=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
 )
 
-# Tsitouras, Comput. Math. Appl. 62 (2011), p. 770-775.
+# Tsitouras, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption,
+# Comput. Math. Appl. 62 (2011), p. 770-775, table 1. The sign of the last error weight is corrected.
 TSIT5 = Tableau(
     a=(
         (0.161,),

@@ -24,10 +24,16 @@ class AndersonState:
 
     residuals: History
     updates: History
-    gram: Tensor  # [batch, depth + 1, depth + 1]
-    inverse_sizes: Tensor  # [batch, depth + 1], 1 / |g_i|; zero for rows from before a restart
+    gram: Tensor  # [batch, depth + 1, depth + 1]; the identity where there is no row yet
+    inverse_sizes: Tensor  # [batch, depth + 1], 1 / |g_i|; zero where there is no row yet, or it is from before a restart
     ridge: Tensor  # [depth + 1, depth + 1], 1 + regularization on the diagonal
     size: Tensor | None = None  # |g| of the last iterate
+
+    def select(self, rows: Tensor) -> AndersonState:
+        """The state of some samples."""
+        parts = self.residuals.select(rows), self.updates.select(rows)
+        size = None if self.size is None else self.size[rows]
+        return AndersonState(*parts, self.gram[rows], self.inverse_sizes[rows], self.ridge, size)
 
 
 @final
@@ -56,10 +62,10 @@ class Anderson(StepwiseRootSolver[AndersonState]):
     def init(self, system: System, z: Tensor) -> AndersonState:
         """An empty history."""
         rows, dtype = self.depth + 1, real_dtype(z)
-        gram = z.new_zeros(z.shape[0], rows, rows, dtype=dtype)
+        identity = torch.eye(rows, dtype=dtype, device=z.device)
         relative = 10 * torch.finfo(dtype).eps if self.regularization is None else self.regularization
-        ridge = relative * torch.eye(rows, dtype=dtype, device=z.device) + 1
-        return AndersonState(History(z, rows), History(z, rows), gram, gram[:, 0].clone(), ridge)
+        sizes = z.new_zeros(z.shape[0], rows, dtype=dtype)
+        return AndersonState(History(z, rows), History(z, rows), identity.repeat(z.shape[0], 1, 1), sizes, 1 + relative * identity)
 
     def step(self, system: System, z: Tensor, fz: Tensor, state: AndersonState) -> tuple[Tensor, AndersonState]:
         """See :meth:`StepwiseRootSolver.step`."""
@@ -70,7 +76,7 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         state.residuals.append(residual.value, column(inverse).to(z.dtype))
         state.updates.append(plain)
         _restart(slot, residual.norm, inverse, state)
-        gram = _grow(system, slot, state)
+        gram = _grow(system, residual.value, slot, state)
         if state.residuals.count == 1:
             return plain, state
         return system.backend.mix(None, _weights(gram, residual.norm, state), state.updates.rows()), state
@@ -88,13 +94,13 @@ def _restart(slot: int, size: Tensor, inverse: Tensor, state: AndersonState) -> 
     state.inverse_sizes, state.size = sizes, size
 
 
-def _grow(system: System, slot: int, state: AndersonState) -> Tensor:
+def _grow(system: System, g: Tensor, slot: int, state: AndersonState) -> Tensor:
     """The Gram matrix of the unit residuals ``[batch, used, used]``, with its new row."""
     rows = state.residuals.rows()
     used = rows.shape[1]
     if torch.is_grad_enabled():
         return torch.bmm(rows, rows.mT).to(state.gram.dtype)
-    row = system.backend.gram_row(rows, rows[:, slot])
+    row = system.backend.gram_row(rows, g) * state.inverse_sizes[:, slot : slot + 1]
     state.gram[:, slot, :used] = row
     state.gram[:, :used, slot] = row
     return state.gram[:, :used, :used]

@@ -47,15 +47,21 @@ class StepwiseRootSolver(Options, RootSolver, Generic[State]):
         tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| + atol``.
         atol: absolute tolerance beside it.
         max_steps: most evaluations of f.
+        compact: stopped samples leave the batch and cost no more evaluations. For batches whose samples need unlike numbers of
+            steps, and a cell that takes each sample by itself; see :meth:`implicitcore.System.select` for what x may hold.
     """
 
     tol: Tolerance = 1e-4
     atol: Tolerance = 0.0
     max_steps: Count = 50
+    compact: bool = False
 
     @abstractmethod
     def init(self, system: System, z: Tensor) -> State:
-        """The state before the first step from z."""
+        """The state before the first step from z: any pytree of tensors with the batch first.
+
+        An object in it that is no such tensor may have a ``select(rows)``, which ``compact`` calls to keep some samples.
+        """
 
     @abstractmethod
     def step(self, system: System, z: Tensor, fz: Tensor, state: State) -> tuple[Tensor, State]:

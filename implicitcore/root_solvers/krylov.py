@@ -48,14 +48,13 @@ class Krylov:
 
     def _extend(self) -> None:
         """One product, orthogonalised twice against the basis."""
-        backend, rows = self.backend, self.basis.rows()
-        v = rows[:, -1]
-        product = self.product(v)
+        backend, rows, size = self.backend, self.basis.rows(), self.basis.count
+        product = self.product(self.basis.last())
         h = backend.gram_row(rows, product)
         a = backend.mix(product, -h, rows)
         again = backend.gram_row(rows, a)
         a = backend.mix(a, -again, rows)
-        h = (h + again).to(self.beta.dtype)
+        h = (h + again)[:, :size].to(self.beta.dtype)
         eps = torch.finfo(h.dtype)
         below = torch.maximum(norm(a), eps.eps * norm(product)).clamp(min=eps.tiny)  # a zero is a lucky breakdown: solved
         self.basis.append(a / column(below).to(a.dtype))
@@ -81,6 +80,6 @@ class Krylov:
         hessenberg = torch.stack([torch.nn.functional.pad(c, (0, size - c.shape[1])) for c in self.columns], 2)
         y = torch.linalg.solve_triangular(hessenberg[:, 1:], t.unsqueeze(2), upper=True)
         drop = torch.bmm(hessenberg, y).squeeze(2)
-        rows, backend = self.basis.rows(), self.backend
+        rows, backend = self.basis.written(), self.backend
         z_next = backend.mix(z, y.squeeze(2).to(rows.dtype), rows[:, :-1])
         return z_next, backend.mix(self.g, -drop.to(rows.dtype), rows)

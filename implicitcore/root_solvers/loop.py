@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Residual
 from implicitcore.norms import column, real_dtype
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 
 # A residual this many times its scale at the start is lost: the sample is stopped before it overflows.
 DIVERGENCE = 1e8
+
+# With ``compact``, stopped samples leave the batch when at most this share of it is active: evaluations cost then at most a seventh
+# more than the samples need, and the copies are few.
+CROWDED = 7 / 8
 
 # On an accelerator, iterations between two looks at which samples are done: a look waits for all that is queued.
 LOOK_EVERY = 4
@@ -57,6 +64,9 @@ class Progress:
         self.floor = torch.full_like(self.best_norm, atol + torch.finfo(self.best_norm.dtype).tiny)
         self.start_norm: Tensor | None = None
         self.scale: Tensor | None = None
+        self.whole: tuple[Progress, Tensor] | None = None
+        self.trace = system.trace
+        self.last: Tensor
         self.ceiling: Tensor
         self.residual: Residual
         self.limit: Tensor
@@ -84,49 +94,70 @@ class Progress:
         return self.remaining == 0
 
     def _assess(self, residual: Residual) -> Tensor | None:
-        """Which samples improved; None where each either has met the tolerance or goes on and improved."""
-        self._measure(residual)
-        size, looks = residual.norm, self._looks()
+        """Which samples improved; None where all that go on did, so that the iterate is the best of each sample."""
+        size, looks = residual.norm.detach(), self._looks()
+        self._measure(residual, size)
         # Both comparisons in two calls, and NaN fails them: most iterations end here.
         if looks and self.lossless and torch.equal(torch.clamp(size, self.limit, self.best_norm), size):
             self.best_norm = size
             return None
-        improved = (size < self.best_norm) & self.active
-        self.best_norm = torch.where(improved, size, self.best_norm)
         self._judge(size, looks)
+        if looks and self.lossless and torch.equal(torch.minimum(size, self.best_norm), size):
+            self.best_norm = size
+            return None
+        improved = size < self.best_norm
+        self.best_norm = torch.where(improved, size, self.best_norm)
         return improved
 
-    def _measure(self, residual: Residual) -> None:
+    def _measure(self, residual: Residual, size: Tensor) -> None:
         self.residual = residual
         self.count += 1
         if self.start_norm is None:
-            self.start_norm = residual.norm
-            self.ceiling = torch.maximum(residual.norm, residual.update_norm).mul(DIVERGENCE)
+            self.start_norm = size
+            self.ceiling = torch.maximum(size, residual.update_norm).mul(DIVERGENCE)
         scale = self.system.scale(residual.update_norm, self.start_norm)
         if scale is not self.scale:
             self.scale, self.limit = scale, torch.add(self.floor, scale, alpha=self.tol)
-        if self.system.trace is not None:
-            self.system.trace.append(residual.norm)
+        self._record(size)
 
     def _looks(self) -> bool:
         """Whether the host waits for the device now: every time on a CPU, where it is free, else now and then."""
         return self.start.device.type == "cpu" or self.count % LOOK_EVERY == 0
 
     def _judge(self, size: Tensor, looks: bool) -> None:
-        """Find the samples that stop."""
-        met = (size <= self.limit) & self.active
-        lost = ~(size <= self.ceiling) & self.active
-        stopped = met | lost
+        """Find the samples that stop; a stopped one has a limit below zero and is not found again."""
+        met = size <= self.limit
         self.met = self.met | met
-        self.finite = self.finite & (size.isfinite() | ~lost)
+        # NaN compares false, so this finds all that must not go on.
+        stopped = met if looks and torch.equal(torch.minimum(size, self.ceiling), size) else met | self._lose(size)
         self.steps = torch.where(stopped, self.count, self.steps)
         self.active = self.active & ~stopped
-        self.floor = torch.where(self.active, self.floor, -torch.inf)
-        self.scale = None
         if looks:
-            self.remaining = int(self.active.sum())
-            self.stopped = (~self.active).nonzero().squeeze(1) if self.remaining < len(self.active) else None
-            self.lossless = bool((self.met | self.active).all())
+            remaining = int(self.active.sum())
+            if 0 < remaining < self.remaining:
+                self.floor = torch.where(self.active, self.floor, -torch.inf)
+                self.scale = None
+                self.stopped = (~self.active).nonzero().squeeze(1)
+            self.remaining = remaining
+        else:
+            self.floor, self.scale = torch.where(self.active, self.floor, -torch.inf), None
+
+    def _lose(self, size: Tensor) -> Tensor:
+        """The samples whose residual is not finite or has diverged."""
+        lost = ~(size <= self.ceiling) & self.active
+        self.finite = self.finite & (size.isfinite() | ~lost)
+        self.lossless = False
+        return lost
+
+    def _record(self, size: Tensor) -> None:
+        if self.trace is None:
+            return
+        self.last = size
+        if self.whole is None:
+            self.trace.append(size)
+        else:
+            progress, rows = self.whole
+            progress._record(progress.last.index_copy(0, rows, size))
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """z_next for the active samples, z for those that have stopped."""
@@ -136,8 +167,24 @@ class Progress:
             return z_next
         return z_next.index_copy(0, self.stopped, z.index_select(0, self.stopped))
 
+    def part(self, system: System, rows: Tensor) -> Progress:
+        """The progress of the samples ``rows`` alone, which goes on with their ``system`` and reports to this one."""
+        part = copy.copy(self)
+        part.system, part.whole = system, (self, rows)
+        for name in ("start", "active", "met", "finite", "steps", "best", "best_norm", "floor", "start_norm", "ceiling"):
+            setattr(part, name, getattr(self, name).index_select(0, rows))
+        part.remaining, part.lossless, part.stopped, part.scale = len(rows), True, None, None
+        return part
+
+    def _report(self, whole: Progress, rows: Tensor) -> None:
+        for name in ("active", "met", "finite", "steps", "best", "best_norm"):
+            setattr(whole, name, getattr(whole, name).index_copy(0, rows, getattr(self, name)))
+        whole.count, whole.remaining, whole.lossless = self.count, self.remaining, whole.lossless and self.lossless
+
     def status(self) -> Tensor:
         """``[batch]`` int8."""
+        if self.remaining == 0 and self.lossless:
+            return torch.zeros_like(self.active, dtype=torch.int8)
         status = torch.full_like(self.active, Status.MAX_STEPS, dtype=torch.int8)
         status[~self.active] = Status.DIVERGED
         status[~self.finite] = Status.NON_FINITE
@@ -146,7 +193,9 @@ class Progress:
 
     def solution(self, steps: Tensor | None = None) -> Solution:
         """The best iterates so far, packed; ``steps`` where a step is not one observation."""
-        trace = self.system.trace
+        if self.whole is not None:
+            self._report(*self.whole)
+            return self.whole[0].solution(steps)
         return Solution(
             z=self.best,
             start=self.start,
@@ -154,7 +203,7 @@ class Progress:
             status=self.status(),
             steps=torch.where(self.active, self.count, self.steps) if steps is None else steps,
             evaluations=self.system.evaluations,
-            trace=torch.stack(trace) if trace else None,
+            trace=torch.stack(self.trace) if self.trace else None,
         )
 
 
@@ -168,4 +217,24 @@ def iterate(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> Solu
             break
         z_next, state = solver.step(system, z, fz, state)
         z = progress.freeze(z_next, z)
+        if solver.compact and progress.remaining <= CROWDED * len(progress.active):
+            rows = progress.active.nonzero().squeeze(1)
+            system, z, state = system.select(rows), z.index_select(0, rows), select(state, rows)
+            progress = progress.part(system, rows)
     return progress.solution()
+
+
+def select(state: Any, rows: Tensor) -> Any:
+    """The state of some samples: every tensor in it has the batch first, and an object that holds others has its own ``select``."""
+
+    def pick(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.index_select(0, rows)
+        if hasattr(leaf, "select"):
+            return leaf.select(rows)
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            fields = {field.name: select(getattr(leaf, field.name), rows) for field in dataclasses.fields(leaf)}
+            return dataclasses.replace(leaf, **fields)
+        return leaf
+
+    return pytree.tree_map(pick, state)

@@ -21,13 +21,15 @@ COMPACT = "compact"
 def contenders() -> list[Contender]:
     """All that can run here. The backward solve uses the forward method, and GMRES in ours besides."""
     found = [_ours(method, backward) for method in METHODS for backward in (method, "gmres")]
-    found += [
-        _ours(method, method, compact=True) for method, solver in METHODS.items() if COMPACT in {field.name for field in fields(solver)}
-    ]
+    found += [_ours(method, method, compact=True) for method in METHODS if _compacts(method)]
     found += [Contender(PLAIN, name, f"implicit {name}", partial(plain.implicit, getattr(plain, name))) for name in ("picard", "anderson")]
     if find_spec("torchdeq"):
         found += [Contender(TORCHDEQ, method, f"implicit {method}", partial(_torchdeq, method)) for method in METHODS]
     return found
+
+
+def _compacts(method: str) -> bool:
+    return COMPACT in {field.name for field in fields(METHODS[method])}
 
 
 def _ours(method: str, backward: str, **options: Any) -> Contender:

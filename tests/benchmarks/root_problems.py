@@ -9,13 +9,8 @@ from torch import Tensor, nn
 
 from benchmarks.problem import Problem
 
-MLP_32, MLP_256, SLOW, CONV, HETEROGENEOUS = (
-    "MLP, batch 32",
-    "MLP, batch 256",
-    "slow MLP, batch 256",
-    "conv, batch 32",
-    "heterogeneous, batch 256",
-)
+MLP_32, MLP_256, SLOW = "MLP, batch 32", "MLP, batch 256", "slow MLP, batch 256"
+CONV, HETEROGENEOUS = "conv, batch 32", "heterogeneous, batch 256"
 DESCRIPTIONS = {
     MLP_32: "tanh(W z + x), 128 units, |W| = 0.9 in the 2-norm.",
     MLP_256: "The same with a larger batch.",
@@ -30,15 +25,18 @@ class Dense(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.linear = nn.Linear(*weight.shape)
-        self.linear.load_state_dict({"weight": weight, "bias": torch.zeros(len(weight))})
+        self.linear = _linear(weight)
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         return torch.tanh(self.linear(z) + x)
 
 
-class Scaled(Dense):
+class Scaled(nn.Module):
     """tanh(c W z + x), with c and x of each sample."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.linear = _linear(weight)
 
     def forward(self, z: Tensor, x: tuple[Tensor, Tensor]) -> Tensor:
         rate, shift = x
@@ -69,13 +67,19 @@ def problems(quick: bool = False) -> list[Problem]:
     ]
 
 
-def _problem(
+def _problem(  # noqa: PLR0913 - keyword options
     name: str, f: nn.Module, shape: tuple[int, ...], *, size: float = 1.0, budget: int = 50, rates: Tensor | None = None
-) -> Problem:  # noqa: PLR0913
+) -> Problem:
     draw = _draws()
     shift = draw(*shape).mul(size).requires_grad_()
     x = shift if rates is None else (rates[:, None], shift)
     return Problem(name, f, x, torch.zeros(shape), draw(*shape), budget)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(*weight.shape)
+    linear.load_state_dict({"weight": weight, "bias": torch.zeros(len(weight))})
+    return linear
 
 
 def _general(n: int, size: float) -> Tensor:

@@ -58,7 +58,7 @@ class Cell(nn.Module):
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry()
     registry.register("layer", "toy", Toy, summary="a toy")
-    registry.register("root_solver", "chain", Chain, summary="one after the other")
+    registry.register("root_solver", "sequence", Chain, summary="one after the other")
     monkeypatch.setattr(config, "REGISTRY", registry)
     return registry
 
@@ -130,12 +130,12 @@ def test_all_problems_come_in_one_error_with_their_paths():
         ({"name": "toy", "root_solver": 3}, "root_solver: expected a root_solver, received 3"),
         ({"name": "toy", "root_solver": "tsit5"}, "root_solver: 'tsit5' is an ode_solver, not a root_solver"),
         ({"name": "toy", "root_solver": ic.Implicit()}, "root_solver: expected a root_solver, received an Implicit object"),
-        ({"name": "toy", "root_solver": {"name": "chain", "solvers": "picard"}}, "root_solver.solvers: expected a list of root_solver"),
+        ({"name": "toy", "root_solver": {"name": "sequence", "solvers": "picard"}}, "root_solver.solvers: expected a list of root_solver"),
         (
-            {"name": "toy", "root_solver": {"name": "chain", "solvers": ["picard", {"name": "picard", "tol": -1}]}},
+            {"name": "toy", "root_solver": {"name": "sequence", "solvers": ["picard", {"name": "picard", "tol": -1}]}},
             "root_solver.solvers[1].tol: expected a number greater than or equal to 0",
         ),
-        ({"name": "toy", "root_solver": {"name": "chain", "solvers": ["picard"] * 4}}, "root_solver.solvers: at most three"),
+        ({"name": "toy", "root_solver": {"name": "sequence", "solvers": ["picard"] * 4}}, "root_solver.solvers: at most three"),
         ({"name": "toy", "weight": True}, "weight: expected a number, received True"),
         ({"name": "toy", True: 1}, "True: unknown option of toy"),
     ],
@@ -248,7 +248,7 @@ def test_names_end_at_this_edge(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_layer_is_rebuilt_from_its_config():
     cell = Cell()
-    options: dict[str, Any] = {"root_solver": {"name": "chain", "solvers": ["anderson", {"name": "picard", "tol": 1e-7}]}}
+    options: dict[str, Any] = {"root_solver": {"name": "sequence", "solvers": ["anderson", {"name": "picard", "tol": 1e-7}]}}
     layer = ic.build("toy", cell, weight=0.5, mode="sum", predictor=nn.Identity(), horizon=2, strict=True, **options)
     data = layer.config
     again = ic.build(json.loads(json.dumps(data)), cell)

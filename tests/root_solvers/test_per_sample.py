@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from dense import Cell, fixed_point, inputs
@@ -14,7 +16,16 @@ SOLVERS = [
     ic.Anderson(tol=1e-9),
     ic.Broyden(tol=1e-9),
     ic.Broyden(tol=1e-9, memory=2, max_steps=200),
+    ic.Broyden(tol=1e-9, variant="bad"),
+    ic.Newton(tol=1e-9),
+    ic.Newton(tol=1e-9, dense_below=0),
+    ic.PseudoTransient(tol=1e-9, first_step=0.2),
+    ic.PseudoTransient(tol=1e-9, dense_below=0),
+    ic.Homotopy(corrector=ic.Newton(tol=1e-9)),
+    ic.Homotopy(ode_solver=ic.Midpoint(dt=0.5), corrector=ic.Anderson(tol=1e-9), dense_below=0),
+    ic.Chain((ic.Picard(tol=1e-9, max_steps=20), ic.Newton(tol=1e-9))),
     ic.GMRES(tol=1e-9),
+    ic.BiCGSTAB(tol=1e-9),
     ic.SteadyState(ode_solver=ic.Tsit5(), tol=1e-5, max_steps=500),
     ic.SteadyState(ode_solver=ic.Midpoint(dt=0.5), tol=1e-9, max_steps=500),
 ]
@@ -28,6 +39,22 @@ def solve(solver, gradient, x, cell):
     solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=gradient)
     (grad,) = torch.autograd.grad(solution.z.square().sum(), x)
     return solution, grad
+
+
+def tolerance(solver):
+    """The tolerance that the solver promises."""
+    if isinstance(solver, ic.Chain):
+        return max(map(tolerance, solver.solvers))
+    return tolerance(solver.corrector) if isinstance(solver, ic.Homotopy) else solver.tol
+
+
+def with_options(solver, **options):
+    """The solver with another tolerance or number of steps."""
+    if isinstance(solver, ic.Chain):
+        return ic.Chain(tuple(with_options(part, **options) for part in solver.solvers))
+    if isinstance(solver, ic.Homotopy):
+        return replace(solver, corrector=with_options(solver.corrector, **options))
+    return replace(solver, **options)
 
 
 @each_solver
@@ -65,20 +92,20 @@ def test_one_nan_sample_leaves_the_other_seven_unchanged(solver, gradient):
 @pytest.mark.parametrize("batch", [0, 1, 33])
 def test_the_worst_sample_meets_the_tolerance(solver, dtype, batch):
     cell, x = Cell(dtype=dtype), inputs(batch, dtype=dtype)
-    solver = type(solver)(**{**vars(solver), "tol": max(solver.tol, 1e-5)})
+    solver = with_options(solver, tol=max(tolerance(solver), 1e-5))
     solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver).raise_if_failed()
     assert solution.z.shape == x.shape
     assert solution.z.dtype == dtype
     fz = cell(solution.z, x)
     measured = (fz - solution.z).norm(dim=1)
-    assert bool((measured <= solver.tol * fz.norm(dim=1) * (1 + 1e-3)).all())
+    assert bool((measured <= tolerance(solver) * fz.norm(dim=1) * (1 + 1e-3)).all())
     assert torch.allclose(solution.residual, measured, rtol=1e-2, atol=1e-7 if dtype == torch.float32 else 1e-15)
 
 
 @each_solver
 def test_too_few_steps_are_reported_with_the_best_iterate(solver):
     cell, x = Cell(contraction=0.95), inputs()
-    few = type(solver)(**{**vars(solver), "tol": 1e-14, "max_steps": 3})
+    few = with_options(solver, tol=1e-14, max_steps=3)
     solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=few, gradient=ic.Unrolled())
     assert solution.status.tolist() == [ic.Status.MAX_STEPS] * 8
     assert torch.allclose(solution.residual, (cell(solution.z, x) - solution.z).norm(dim=1))

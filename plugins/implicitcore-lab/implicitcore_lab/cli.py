@@ -21,6 +21,7 @@ SETTINGS = (
     click.option("--learning-rate", metavar="RATE", help="Of Adam."),
     click.option("--seed", metavar="N", help="Of the initial weights and the order of the images."),
     click.option("--device", metavar="NAME", help="auto (default), cpu or cuda."),
+    click.option("--threads", metavar="N", help="CPU threads of torch."),
 )
 
 

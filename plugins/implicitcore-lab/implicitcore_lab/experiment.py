@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,17 @@ def choose_device(settings: Settings) -> torch.device:
     if settings.device == "cuda" and not available:
         raise ConfigError(["device: cuda was asked for, but torch finds no CUDA device here"])
     return torch.device("cuda" if available and settings.device != "cpu" else "cpu")
+
+
+@contextmanager
+def cpu_threads(settings: Settings) -> Iterator[None]:
+    """Give torch the threads of the settings, and what it had before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run(

@@ -9,7 +9,7 @@ from implicitcore.errors import ConfigError
 from implicitcore_lab.data import load
 from implicitcore_lab.display import make_console
 from implicitcore_lab.errors import RunError
-from implicitcore_lab.experiment import check_settings, choose_device, run
+from implicitcore_lab.experiment import check_settings, choose_device, cpu_threads, run
 from implicitcore_lab.models import build_classifier
 from implicitcore_lab.plots import draw
 from implicitcore_lab.report import notes, table, write_results
@@ -38,7 +38,7 @@ def train_one(values: dict[str, Any], out: Path | None, *, overwrite: bool) -> N
     directory = RunDirectory(out or Path("runs") / f"{settings.dataset}-{settings.layer_name.replace(':', '-')}")
     directory.create(overwrite=overwrite)
     data = load(settings.dataset, settings.data_dir).to(choose_device(settings))
-    with directory.metrics() as stream:
+    with cpu_threads(settings), directory.metrics() as stream:
         model, outcome = run(settings, data, console, lambda epoch: write_epoch(stream, epoch))
     directory.save(settings, model, outcome, data.note)
     console.print(table([outcome], f"{settings.dataset}, {settings.epochs} epochs, seed {settings.seed}"))
@@ -69,7 +69,8 @@ def evaluate_run(path: Path, overrides: dict[str, str]) -> bool:
     data = load(settings.dataset, settings.data_dir)
     model = build_classifier(settings, data.shape, data.classes)
     directory.load_weights(model)
-    result = evaluate(model.to(device), data.test.to(device), settings.batch_size)
+    with cpu_threads(settings):
+        result = evaluate(model.to(device), data.test.to(device), settings.batch_size)
     console = make_console()
     counts = f"{result.correct:,} of {result.samples:,}"
     console.print(f"{settings.layer_name} on {settings.dataset}: test accuracy {result.accuracy:.2%} ({counts})")
@@ -102,7 +103,8 @@ def compare_layers(values: dict[str, Any], layers: list[str], out: Path) -> None
     console = make_console()
     common = each[0]
     data = load(common.dataset, common.data_dir).to(choose_device(common))
-    outcomes = [run(settings, data, console)[1] for settings in each]
+    with cpu_threads(common):
+        outcomes = [run(settings, data, console)[1] for settings in each]
     title = f"{common.dataset}: {len(data.train):,} training images, {common.epochs} epochs, cell of {common.hidden}, seed {common.seed}"
     console.print(table(outcomes, title))
     for note in notes(outcomes, data.note):

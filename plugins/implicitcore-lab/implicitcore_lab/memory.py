@@ -36,7 +36,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations return, until each storage dies."""
+    """Counts the bytes of the storages that operations make, until each storage dies; what they are given was there before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,16 +45,19 @@ class _LiveBytes(TorchDispatchMode):
         self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._note((args, kwargs), made=False)
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
+        self._note(result, made=True)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
+    def _note(self, tensors: Any, *, made: bool) -> None:
+        for leaf in tree_leaves(tensors):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._seen:
+                storage = leaf.untyped_storage()
+                self._watch(storage, storage.nbytes() if made else 0)
+
+    def _watch(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = storage._cdata
 
         def died(_: object) -> None:
             self.live -= size

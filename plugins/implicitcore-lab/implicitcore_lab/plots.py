@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from implicitcore_lab.experiment import Outcome
 
@@ -39,7 +39,10 @@ def draw(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
 def _finish_accuracy(axes: Axes) -> None:
     axes.set(title="Test accuracy against training time", xlabel="training time (s), a mark per epoch", ylabel="test accuracy")
     axes.set_xscale("log")  # the layers differ by factors
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
 

@@ -16,9 +16,9 @@ from implicitcore.wording import did_you_mean
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {},
-    "mnist": {"epochs": 3},
-    "fashion-mnist": {"epochs": 5},
+    "digits": {"threads": 1},
+    "mnist": {"epochs": 3, "threads": 1},
+    "fashion-mnist": {"epochs": 5, "threads": 1},
     "cifar10": {"hidden": 32, "epochs": 10},
 }
 """Where a data set is trained with other settings than the usual ones; the same for every layer."""
@@ -38,6 +38,8 @@ class Settings(Options):
         learning_rate: of Adam.
         seed: of the initial weights and of the order of the images.
         device: where to train; ``auto`` takes CUDA where there is one.
+        threads: CPU threads of torch; None leaves it the choice. The products of the small images gain nothing from a second
+            one, and lose much where another process wants its core.
 
     Raises:
         ConfigError: lists every option of a wrong type or out of its bounds.
@@ -52,6 +54,7 @@ class Settings(Options):
     learning_rate: Annotated[float, Gt(0)] = 3e-3
     seed: Annotated[int, Ge(0)] = 0
     device: DeviceName = "auto"
+    threads: Annotated[int, Ge(1)] | None = None
 
     @property
     def layer_name(self) -> str:

@@ -25,6 +25,11 @@ def test_a_view_costs_nothing():
     assert peak_bytes(work, CPU) == BLOCK
 
 
+def test_what_was_there_before_costs_nothing():
+    before = torch.zeros(100_000)
+    assert peak_bytes(lambda: before[:1000].view(10, 100) + 1, CPU) == BLOCK
+
+
 def test_what_autograd_keeps_counts():
     x = torch.zeros(1000, requires_grad=True)
 

@@ -1,0 +1,92 @@
+"""Solvers in a row, each for the samples that the last one left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from implicitcore.errors import ConfigError
+from implicitcore.norms import column
+from implicitcore.options import Options
+from implicitcore.root_solvers.anderson import Anderson
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.newton import Newton
+from implicitcore.solution import Solution, Status
+from implicitcore.system import System
+
+
+@final
+@dataclass(frozen=True)
+class Chain(Options, RootSolver):
+    """A cheap solver first; only the samples that it leaves unconverged go on to the next one, from their best iterates.
+
+    The later solvers see those samples alone (:meth:`implicitcore.System.select`), and pay for no others. Evaluations and steps
+    add up; a sample's iterate, residual and status are those of the solver that came closest. Each solver has its own tolerance:
+    the chain promises the loosest of them. Prefer a single solver where it converges for all samples: a chain of one is that solver.
+
+    Attributes:
+        solvers: in their order.
+
+    Reference:
+        Brune, Knepley, Smith, Tu, Composing Scalable Nonlinear Algebraic Solvers, SIAM Review 57 (2015), p. 535-565.
+
+    Example:
+        >>> import torch, implicitcore as ic
+        >>> growth = torch.tensor([[0.5], [-3.0]])  # the second sample is no contraction
+        >>> chain = ic.Chain([ic.Picard(max_steps=20), ic.Newton()])
+        >>> solution = ic.fixed_point(lambda z, x: x * z + 1, torch.zeros(2, 1), growth, solver=chain)
+        >>> solution.converged.tolist()
+        [True, True]
+        >>> [round(z, 3) for z in solution.z.flatten().tolist()]
+        [2.0, 0.25]
+    """
+
+    solvers: tuple[RootSolver, ...] = (Anderson(), Newton())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.solvers:
+            raise ConfigError(["solvers: expected at least one root_solver, received none"])
+
+    def solve(self, system: System, z0: Tensor) -> Solution:
+        """See :meth:`RootSolver.solve`."""
+        solution = self.solvers[0].solve(system, z0)
+        for solver in self.solvers[1:]:
+            left = (~solution.converged).nonzero().squeeze(1)
+            if not len(left):
+                break
+            part = system if len(left) == len(solution.status) else system.select(left)
+            after = solver.solve(part, solution.z.index_select(0, left))
+            solution = merge(solution, after, left)
+        return replace(solution, evaluations=system.evaluations)
+
+
+def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
+    """The solution where the samples ``which`` of ``before`` were solved further, each sample as its better solve left it.
+
+    Arguments:
+        before: ``[batch, n]``.
+        after: of the samples ``which``, in their order.
+        which: indices ``[k]``.
+    """
+    with torch.no_grad():
+        old, new = _residual(before)[which], _residual(after)
+        # Converged beats not; else the smaller residual does, and the later solve where they are equal.
+        better = after.converged | (~before.converged[which] & (new <= old))
+        residual = _residual(before).index_copy(0, which, torch.where(better, new, old))
+        status = before.status.index_copy(0, which, torch.where(better, after.status, before.status[which]))
+    z = before.z.index_copy(0, which, torch.where(column(better), after.z, before.z.index_select(0, which)))
+    steps = before.steps.index_add(0, which, after.steps.to(before.steps))
+    return replace(
+        before, z=z, residual=residual, status=status, steps=steps, trace=after.trace if len(after.z) == len(z) else before.trace
+    )
+
+
+def _residual(solution: Solution) -> Tensor:
+    if solution.residual is not None:
+        return solution.residual.detach()
+    unknown = torch.full_like(solution.status, torch.inf, dtype=torch.get_default_dtype())
+    return torch.where(solution.status == Status.CONVERGED, 0, unknown)

@@ -1,0 +1,149 @@
+"""A path from an easy problem to the one to be solved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from implicitcore.norms import column, norm
+from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.runge_kutta import Tsit5
+from implicitcore.options import Options
+from implicitcore.packing import Packing
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.chain import merge
+from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.root_solvers.linearized import Point
+from implicitcore.root_solvers.loop import Progress
+from implicitcore.root_solvers.newton import Newton
+from implicitcore.solution import Solution
+from implicitcore.system import System
+from implicitcore.tolerances import Whole
+
+# How fast an integrated state is drawn back to the path, per unit of its length.
+ATTRACTION = 1.0
+# How far GMRES reduces the linear system of a tangent, relative to its right side, and the most products.
+INNER, MOST = 1e-3, 30
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Homotopy(Options, RootSolver):
+    """Follow the zero path of H(z, s) = s (z - f(z)) + (1 - s)(z - a) from s = 0, where z = a = z0, to s = 1, then correct.
+
+    Any ODE solver integrates along the path, per sample. Where n <= ``dense_below`` the path is followed by its arc length: with
+    v = (I - s J)^-1 (f(z) - a) its tangent is sign(det(I - s J)) (v, 1) / sqrt(1 + ``|v|^2``), so it may turn back in s as often as
+    it likes. Larger systems are followed by s itself, dz/ds = v by GMRES, and a path that turns back is not. The state is also drawn
+    towards H = 0, so that loose stepping tolerances do. On a linear system the corrector works alone.
+
+    For the hard cases, a Newton step's worth of products for each stage of each step: from starts where ``Newton`` ends in a minimum of
+    ``|g|``. For almost every a the path is smooth and has no end but s = 1 or infinity; where f maps a ball into itself and a is in it,
+    it ends at a root. It finds roots with det(I - J) > 0 only. A sample whose path does not arrive is corrected from where it was left.
+
+    Attributes:
+        ode_solver: integrates along the path; its ``max_steps`` bounds the steps.
+        corrector: any root solver; its tolerances are those of the solve.
+        dense_below: largest n whose Jacobians are formed (n products).
+
+    Reference:
+        Chow, Mallet-Paret, Yorke, Finding zeroes of maps: homotopy methods that are constructive with probability one, Math. Comp. 32
+        (1978), p. 887-899; orientation: Allgower, Georg, Introduction to Numerical Continuation Methods (1990), section 2.1.
+    """
+
+    ode_solver: ODESolver = Tsit5(rtol=1e-2, atol=1e-3, max_steps=300)
+    corrector: RootSolver = Newton()
+    dense_below: Whole = 64
+
+    def solve(self, system: System, z0: Tensor) -> Solution:
+        """See :meth:`RootSolver.solve`."""
+        if system.linear:
+            return self.corrector.solve(system, z0)
+        progress = Progress(system, z0, getattr(self.corrector, "tol", 0.0), getattr(self.corrector, "atol", 0.0))
+        if progress.observe(z0, system.update(z0)):
+            return progress.solution()
+        dense = z0.shape[1] <= self.dense_below
+        z, steps = _by_length(self.ode_solver, system, z0, progress) if dense else _by_s(self.ode_solver, system, z0)
+        usable = progress.active & (norm(z - z0) < progress.ceiling)  # not where the path ran away
+        after = self.corrector.solve(system, torch.where(column(usable), z, z0))
+        everyone = torch.arange(len(z0), device=z0.device)
+        merged = merge(progress.solution(steps=1 + steps * progress.active), after, everyone)
+        return replace(merged, start=z0, evaluations=system.evaluations)
+
+
+def _by_length(solver: ODESolver, system: System, z0: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+    """Follow the path by its length; where each sample arrived or was left, and its steps."""
+    path = _LengthPath(system, z0)
+
+    @torch.no_grad()
+    def stop(t: Tensor, y: Tensor, velocity: Tensor) -> Tensor:
+        del t, velocity
+        return progress.active & (y[:, -1] < 1) & (norm(y[:, :-1] - z0) < progress.ceiling)
+
+    solution = solver.solve(path, path.start, torch.tensor([0.0, torch.inf]), stop)
+    return solution.z[-1][:, :-1], solution.steps
+
+
+def _by_s(solver: ODESolver, system: System, z0: Tensor) -> tuple[Tensor, Tensor]:
+    """Follow the path by s; where each sample arrived or was left, and its steps."""
+    solution = solver.solve(_Path(system, z0), z0, torch.tensor([0.0, 1.0]))
+    return solution.z[-1], solution.steps
+
+
+class _Path(System):
+    """The zero path of H(z, s) by s, as the vector field dz/ds: matrix-free.
+
+    Arguments:
+        system: gives f.
+        a: where the path begins, ``[batch, n]``.
+    """
+
+    def __init__(self, system: System, a: Tensor, start: Tensor | None = None) -> None:
+        self.start = a if start is None else start
+        super().__init__(system.dynamics, system.x, Packing.of(self.start), backend=system.backend)
+        self.system, self.a = system, a
+
+    def update(self, z: Tensor) -> Tensor:
+        """Z and the velocity there."""
+        return z + self.velocity(torch.zeros_like(z[:, 0]), z)
+
+    def velocity(self, t: Tensor, z: Tensor) -> Tensor:
+        """(I - s J)^-1 (f(z) - a - attraction H)."""
+        point, s = Point(self.system, z), column(t).to(z.dtype)
+        right = point.fz - self.a - ATTRACTION * (z - torch.lerp(self.a, point.fz, s))
+        limit = INNER * norm(right.detach())
+        return Krylov(self.backend, lambda v: v - s * point.jacobian.jvp(v), right, limit, MOST).minimise()[0]
+
+
+class _LengthPath(_Path):
+    """The zero path of H in y = (z, s), ``[batch, n + 1]``, by its length; past s = 1 it goes straight on, in s alone."""
+
+    def __init__(self, system: System, a: Tensor) -> None:
+        super().__init__(system, a, torch.cat((a, torch.zeros_like(a[:, :1])), 1))
+
+    def velocity(self, t: Tensor, z: Tensor) -> Tensor:
+        """The tangent, and the way back to the path: the least step that solves the linearisation of H = 0."""
+        del t
+        point, s = Point(self.system, z[:, :-1]), z[:, -1:].clamp(max=1)
+        drop = torch.where(z[:, -1:] < 1, point.fz - self.a, 0)  # -dH/ds
+        away = point.z - torch.lerp(self.a, point.fz, s)  # H
+        solved, sign = _solve(point.matrix(1.0, s), torch.stack((drop, away), 2))
+        tangent = torch.cat((solved[:, :, 0], torch.ones_like(s)), 1)
+        tangent = tangent * (sign / column(norm(tangent))).to(z.dtype)
+        back = torch.cat((solved[:, :, 1], torch.zeros_like(s)), 1)
+        back = back - tangent * (tangent * back).sum(1, keepdim=True)
+        return tangent - back * (ATTRACTION / (1 + column(norm(z.detach()))))
+
+
+def _solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The solutions of matrix s = right ``[batch, n, k]``, and the sign of the determinant ``[batch, 1]``; a zero pivot becomes a tiny one."""
+    lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+    diagonal = lu.diagonal(dim1=1, dim2=2)
+    tiny = torch.finfo(lu.dtype).eps * torch.linalg.matrix_norm(matrix.detach()).unsqueeze(1)
+    lu = lu + torch.diag_embed(torch.where(diagonal == 0, tiny, 0))
+    with torch.no_grad():
+        swaps = (pivots != torch.arange(1, pivots.shape[1] + 1, device=pivots.device)).sum(1, keepdim=True)
+        sign = lu.diagonal(dim1=1, dim2=2).sign().prod(1, keepdim=True) * (1 - 2 * (swaps % 2))
+    return torch.linalg.lu_solve(lu, pivots, right.to(lu.dtype)).to(right.dtype), sign

@@ -1,0 +1,71 @@
+"""An iterate with the Jacobian there, and the linear systems that the Newton-like solvers solve with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from implicitcore.backends.base import Residual
+from implicitcore.norms import real_dtype
+from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.system import System
+
+# Of a damped step, relative to the squared column norms.
+DAMPING = 1e-3
+
+
+class Point:
+    """An iterate z with f(z), g = f(z) - z and the Jacobian J of f there, all from one evaluation.
+
+    Arguments:
+        system: evaluates and linearises.
+        z: ``[batch, n]``.
+    """
+
+    def __init__(self, system: System, z: Tensor) -> None:
+        self.z, self.system = z, system
+        self.jacobian = system.linearize(z)
+        self.fz = system.update(z) if system.linear else self.jacobian.fz
+        self.residual: Residual = system.residual(z, self.fz)
+
+    @property
+    def size(self) -> Tensor:
+        """``|g|``, ``[batch]``, without a graph."""
+        return self.residual.norm.detach()
+
+    def matrix(self, shift: Tensor | float = 1.0, scale: Tensor | float = 1.0) -> Tensor:
+        """The matrices shift I - scale J, ``[batch, n, n]``, each of one number or ``[batch, 1]``: n products."""
+        jacobian = self.jacobian.matrix().to(real_dtype(self.z))
+        diagonal = torch.ones_like(jacobian[:, 0]) * shift
+        return torch.diag_embed(diagonal) - jacobian * (scale.unsqueeze(2) if isinstance(scale, Tensor) else scale)
+
+    def krylov(self, shift: Tensor | float, limit: Tensor, most: int) -> Tensor:
+        """s with ``|g - (shift I - J) s| <= limit``, as far as ``most`` products go, by GMRES."""
+        return Krylov(self.system.backend, lambda v: v * shift - self.jacobian.jvp(v), self.residual.value, limit, most).minimise()[0]
+
+
+def solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The solutions of matrix s = right ``[batch, n]`` by LU, and the samples ``[batch]`` that have none; theirs are right itself."""
+    found, info = _solve(matrix, right)
+    singular = (info != 0) | ~found.isfinite().all(1)
+    if bool(singular.any()):
+        unit = torch.eye(right.shape[1], dtype=matrix.dtype, device=matrix.device)
+        found = _solve(torch.where(singular[:, None, None], unit, matrix), right)[0]
+    return found, singular
+
+
+def damped(matrix: Tensor, right: Tensor) -> Tensor:
+    """The damped least squares (A^T A + D) s = A^T right with D = ``DAMPING`` diag(A^T A): it has an answer where A is singular."""
+    scale = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    eps = torch.finfo(scale.dtype).eps * torch.linalg.matrix_norm(matrix)[:, None, None]
+    scale = torch.maximum(scale, eps).clamp(min=torch.finfo(scale.dtype).tiny)
+    scaled = matrix / scale
+    normal = scaled.mT @ scaled
+    unit = torch.eye(right.shape[1], dtype=matrix.dtype, device=matrix.device)
+    pulled = (scaled.mT @ right.to(matrix.dtype).unsqueeze(2)).squeeze(2)
+    return (_solve(normal + DAMPING * unit, pulled)[0] / scale.squeeze(1)).to(right.dtype)
+
+
+def _solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    found, info = torch.linalg.solve_ex(matrix, right.to(matrix.dtype).unsqueeze(2))
+    return found.squeeze(2).to(right.dtype), info

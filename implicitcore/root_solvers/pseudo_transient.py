@@ -1,0 +1,86 @@
+"""Pseudo-transient continuation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from implicitcore.norms import column
+from implicitcore.options import Options
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.linearized import Point, solve
+from implicitcore.root_solvers.loop import Progress
+from implicitcore.solution import Solution
+from implicitcore.system import System
+from implicitcore.tolerances import Count, Positive, Tolerance, Whole
+
+# A step that raises |g| by more than this, or to no number, is taken back and tried again with a tenth of dt.
+GROWTH = 100.0
+# How far GMRES reduces a linear system, relative to |g|.
+INNER = 0.1
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PseudoTransient(Options, RootSolver):
+    """Implicit Euler steps of dz/dt = g(z) = f(z) - z whose length grows as the residual falls, per sample.
+
+    (I / dt - G) s = g with G = dg/dz = J - I, then z + s, and dt <- dt ``|g|`` / ``|g of z + s|`` (switched evolution relaxation).
+    Small steps follow the flow of g, long ones are Newton's: it converges to a root that the flow is drawn to, superlinearly at the
+    end, from starts far away, and passes through the minima of ``|g|`` in which a line search ends. Prefer ``Newton`` near a root, and
+    for a root that repels the flow; ``SteadyState`` where products with J are dear.
+
+    Attributes:
+        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| + atol``.
+        atol: absolute tolerance beside it.
+        max_steps: most iterates, the start included.
+        first_step: the first dt.
+        dense_below: largest n whose Jacobians are formed (n products); GMRES solves the larger systems.
+        restart: most GMRES products in one iteration.
+
+    Reference:
+        Kelley, Keyes, Convergence Analysis of Pseudo-Transient Continuation, SIAM J. Numer. Anal. 35 (1998), p. 508-523.
+    """
+
+    tol: Tolerance = 1e-4
+    atol: Tolerance = 0.0
+    max_steps: Count = 100
+    first_step: Positive = 1.0
+    dense_below: Whole = 64
+    restart: Count = 30
+
+    def solve(self, system: System, z0: Tensor) -> Solution:
+        """See :meth:`RootSolver.solve`."""
+        progress = Progress(system, z0, self.tol, self.atol)
+        point = Point(system, z0)
+        stopped = progress.observe(z0, point.fz)
+        dt = torch.full_like(point.size, self.first_step)
+        for _ in range(self.max_steps - 1):
+            if stopped:
+                break
+            z = progress.freeze(point.z + self._step(point, dt, progress), point.z)
+            point, dt = _accept(point, Point(system, z), dt, progress.active)
+            stopped = progress.observe(point.z, point.fz)
+        return progress.solution()
+
+    def _step(self, point: Point, dt: Tensor, progress: Progress) -> Tensor:
+        """(I / dt - G)^-1 g."""
+        shift = column(1 + 1 / dt).to(point.z.dtype)
+        if point.z.shape[1] <= self.dense_below:
+            return solve(point.matrix(shift), point.residual.value)[0]
+        limit = torch.maximum(INNER * point.size, progress.limit / 2)
+        return point.krylov(shift, torch.where(progress.active, limit, torch.inf), self.restart)
+
+
+def _accept(point: Point, trial: Point, dt: Tensor, active: Tensor) -> tuple[Point, Tensor]:
+    """The point to go on from and the next dt; the samples whose step is taken back stay where they were."""
+    with torch.no_grad():
+        ratio = trial.size / point.size
+        back = active & ~(ratio <= GROWTH)
+        dt = torch.where(active, torch.where(back, dt / 10, dt / ratio), dt)
+    if bool(back.any()):
+        trial = Point(trial.system, torch.where(column(back), point.z, trial.z))
+    return trial, dt
