@@ -24,8 +24,14 @@ class Counter:
     evaluations: int = 0
 
 
-def _per_sample(leaf: Any, batch: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+def select(tree: Any, index: Tensor, batch: int) -> Any:
+    """Some samples of a pytree: every tensor whose first dimension is as long as the batch is taken to be per sample."""
+
+    def pick(leaf: Any) -> Any:
+        per_sample = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+        return leaf.index_select(0, index) if per_sample else leaf
+
+    return pytree.tree_map(pick, tree)
 
 
 class Linearization:
@@ -151,9 +157,7 @@ class System:
         Every tensor in x whose first dimension is as long as the batch is taken to be per sample; the rest is shared.
         """
         part = copy.copy(self)
-        batch = self.packing.batch
-        pick = lambda leaf: leaf.index_select(0, index) if _per_sample(leaf, batch) else leaf  # noqa: E731
-        part.x = pytree.tree_map(pick, self.x)
+        part.x = select(self.x, index, self.packing.batch)
         part.packing = replace(self.packing, batch=len(index))
         part.trace = part._residual = None
         return part

@@ -222,9 +222,7 @@ SCATTER_9999 = [1.1322174351906094, 1.3456483644720119, 1.5396166201893495, 1.72
 SYSTEMS = [
     HardSystem("Rosenbrock (1)", rosenbrock, [-1.2, 1.0], [[1.0, 1.0]]),
     HardSystem("Freudenstein, Roth (2)", freudenstein_roth, [0.5, -2.0], [[5.0, 4.0]], defeats="line search"),
-    HardSystem(
-        "Powell, badly scaled (3)", powell_badly_scaled, [0.0, 1.0], [[1.0981593296998e-5, 9.1061467398665]], symmetric=True
-    ),
+    HardSystem("Powell, badly scaled (3)", powell_badly_scaled, [0.0, 1.0], [[1.0981593296998e-5, 9.1061467398665]], symmetric=True),
     HardSystem("Helical valley (7)", helical_valley, [-1.0, 0.0, 0.0], [[1.0, 0.0, 0.0]]),
     HardSystem("Powell, singular (13)", powell_singular, [3.0, -1.0, 0.0, 1.0], [[0.0] * 4]),
     HardSystem("Variably dimensioned, n = 10 (25)", variably_dimensioned, [1 - j / 10 for j in range(1, 11)], [[1.0] * 10]),

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
-from implicitcore.gradients.leaves import leaves, union
+from implicitcore.gradients.leaves import inputs, leaves, union
 from implicitcore.norms import column, norm
 from implicitcore.ode_solvers.base import ODESolver, Step
 from implicitcore.options import Options
@@ -66,10 +66,10 @@ class Adjoint(Options, GradientStrategy):
             solution = solve(system, z0)
         if not torch.is_grad_enabled() or solution.times is None:
             return solution
-        inputs = union(leaf for leaf in pytree.tree_leaves(system.x) if isinstance(leaf, Tensor) and leaf.requires_grad)
+        own = union(inputs(system.x))
         captured = _captured(system, solution.times, solution.z)
-        call = _Call(self, solve, system, solution, solution.times, inputs, captured)
-        return replace(solution, z=_Trajectory.apply(call, z0, *inputs, *captured), evaluations=system.evaluations)
+        call = _Call(self, solve, system, solution, solution.times, own, captured)
+        return replace(solution, z=_Trajectory.apply(call, z0, *own, *captured), evaluations=system.evaluations)
 
 
 def _captured(system: System, times: Tensor, z: Tensor) -> list[Tensor]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from implicitcore.backends.base import Residual
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, require_equilibrium
-from implicitcore.norms import norm
+from implicitcore.gradients.leaves import inputs, leaves, union
+from implicitcore.gradients.linear_system import LinearSystem, Transposed
 from implicitcore.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
@@ -28,13 +29,14 @@ class Implicit(Options, GradientStrategy):
 
     J = df/dz at z, v = dL/dz. Memory does not grow with the number of steps, and z0 gets no gradient, for an equilibrium
     does not depend on it. The forward solve runs without a graph and f is evaluated once more, with one. The gradient is
-    as exact as the forward and the backward solve: both tolerances count.
+    as exact as the forward and the backward solve: both tolerances count. Differentiable twice: the linear solve has an implicit
+    gradient of its own, by the same solver.
 
     Attributes:
         solver: any root solver; its tolerance is relative to the 2-norm of v, per sample. ``GMRES`` needs the fewest products.
 
     Raises:
-        GradientError: on a second derivative.
+        GradientError: on a third derivative.
 
     Reference:
         Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv 1909.01377; backward by GMRES: arXiv 2201.12240.
@@ -51,111 +53,14 @@ class Implicit(Options, GradientStrategy):
             return solution
         jacobian = system.linearize(solution.z.detach())
         backward = _BackwardSolve(self.solver, system, jacobian, solution.backward)
-        z = _Attach.apply(jacobian.fz, solution.z, backward)
+        own = union(inputs(system.x))
+        z = _Attach.apply(jacobian.fz, solution.z, backward, *union(own, _others(jacobian, own)))
         return replace(solution, z=z, evaluations=system.evaluations)
 
 
-class LinearSystem(System):
-    """The linear fixed point u = J^T u + v of a backward pass, whose evaluations are vector-Jacobian products.
-
-    Its tolerance is relative to ``|v|``, so that a scaled loss gets an equally accurate gradient.
-
-    Arguments:
-        system: the forward system, for its backend.
-        jacobian: J, at the equilibrium.
-        v: the incoming gradient, ``[batch, n]``.
-    """
-
-    linear: ClassVar[bool] = True
-
-    def __init__(self, system: System, jacobian: Linearization, v: Tensor) -> None:
-        super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
-        self.jacobian, self.v, self.v_norm = jacobian, v, norm(v)
-        self.zero = torch.zeros_like(v)
-
-    def update(self, z: Tensor) -> Tensor:
-        """J^T z + v; free at ``zero``, where every solve starts."""
-        if z is self.zero:
-            return self.v
-        self.evaluations += 1
-        return self.jacobian.vjp(z) + self.v
-
-    def velocity(self, t: Tensor, z: Tensor) -> Tensor:
-        """The residual J^T z + v - z, whose steady state is the solution."""
-        del t
-        return self.update(z) - z
-
-    def residual(self, z: Tensor, fz: Tensor) -> Residual:
-        """g and ``|g|``; ``|f(z)|`` is not used, and ``|v|`` stands in for it."""
-        memo = self._residual
-        if memo is None or memo[0] is not z or memo[1] is not fz:
-            g = fz - z
-            memo = self._residual = (z, fz, False, Residual(g, norm(g), self.v_norm))
-        return memo[3]
-
-    def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
-        """``|v|``."""
-        del update_norm, start_norm
-        return self.v_norm
-
-    def select(self, index: Tensor) -> LinearSystem:
-        """See :meth:`System.select`; a product still costs one of the whole batch."""
-        part = copy.copy(self)
-        part.jacobian = _Selected(self.jacobian, index)
-        part.packing = replace(self.packing, batch=len(index))
-        part.v, part.v_norm, part.zero = (tensor.index_select(0, index) for tensor in (self.v, self.v_norm, self.zero))
-        part._residual = None
-        return part
-
-    def linearize(self, z: Tensor) -> Linearization:
-        """The system is linear: the same products at every z, and no evaluation."""
-        return _Transposed(self, z, self.jacobian)
-
-
-class _Transposed(Linearization):
-    """Products with J^T, whose products are those of J the other way round."""
-
-    def __init__(self, system: LinearSystem, point: Tensor, jacobian: Linearization) -> None:
-        super().__init__(system, point, point)
-        self.jacobian = jacobian
-
-    def vjp(self, v: Tensor) -> Tensor:
-        self.system.evaluations += 1
-        return self.jacobian.jvp(v)
-
-    def jvp(self, v: Tensor) -> Tensor:
-        self.system.evaluations += 1
-        return self.jacobian.vjp(v)
-
-    def matrix(self) -> Tensor:
-        inner = self.jacobian.system
-        before = inner.evaluations
-        matrix = self.jacobian.matrix().transpose(1, 2)
-        self.system.evaluations += inner.evaluations - before
-        return matrix
-
-
-class _Selected(Linearization):
-    """Products for some samples, as those of the whole batch with zeros for the others."""
-
-    def __init__(self, jacobian: Linearization, index: Tensor) -> None:
-        super().__init__(jacobian.system, jacobian.point.index_select(0, index), jacobian.fz.index_select(0, index))
-        self.jacobian, self.index = jacobian, index
-
-    def vjp(self, v: Tensor) -> Tensor:
-        return self._pick(self.jacobian.vjp(self._spread(v)))
-
-    def jvp(self, v: Tensor) -> Tensor:
-        return self._pick(self.jacobian.jvp(self._spread(v)))
-
-    def matrix(self) -> Tensor:
-        return self._pick(self.jacobian.matrix())
-
-    def _spread(self, v: Tensor) -> Tensor:
-        return v.new_zeros(self.jacobian.point.shape).index_copy(0, self.index, v)
-
-    def _pick(self, product: Tensor) -> Tensor:
-        return product.index_select(0, self.index)
+def _others(jacobian: Linearization, own: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves that f depends on beside the point and the tensors of x."""
+    return [leaf for leaf in leaves(jacobian.fz, own) if leaf is not jacobian.point]
 
 
 @dataclass(frozen=True)
@@ -173,6 +78,38 @@ class _BackwardSolve:
         self._note(linear, solution)
         return solution.z
 
+    def differentiable(self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """u^T df/dinputs with a graph to v, z and the inputs.
+
+        Raises:
+            GradientError: the solve is a backward one already: this would be a third derivative.
+        """
+        if self.system.linear:
+            raise GradientError("implicit gives first and second derivatives; use unrolled for a third")
+        switch = [False]
+        own = {id(tensor): _Cut.apply(tensor, switch) for tensor in pytree.tree_leaves(self.system.x) if _differentiable(tensor)}
+        # In the order of the inputs: those of x come first.
+        targets = [*own.values(), *inputs[len(own) :]]
+        system = self.system.bind(pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), self.system.x))
+        point = _Cut.apply(z, switch)
+        fz = system.update(point)
+        u = self._attached(fz, point, v, targets)
+        switch[0] = True
+        try:
+            return torch.autograd.grad(fz, targets, u, create_graph=True, allow_unused=True)
+        finally:
+            switch[0] = False
+
+    def _attached(self, fz: Tensor, point: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """u with (I - J)^T u = v and its own implicit gradient: the equilibrium of u = J^T u + v."""
+        with torch.no_grad():
+            value = self(v)
+        start = value.detach().requires_grad_()
+        update = torch.autograd.grad(fz, point, start, create_graph=True, materialize_grads=True)[0] + v
+        linear = LinearSystem(self.system, self.jacobian, v.detach())
+        solve = _BackwardSolve(self.solver, linear, Transposed(linear, start, self.jacobian), self.record)
+        return _Attach.apply(update, value, solve, v, point, *inputs)
+
     def _note(self, linear: LinearSystem, solution: Solution) -> None:
         record, size = self.record, linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
         record.vjps += linear.evaluations
@@ -188,16 +125,44 @@ class _BackwardSolve:
 
 
 class _Attach(torch.autograd.Function):
-    """The value z, whose gradient v reaches the graph of fz = f(z) as u = (I - J)^-T v."""
+    """The value z, whose gradient v reaches the graph of fz = f(z) as u = (I - J)^-T v.
+
+    A second derivative takes another way: fz hangs on a detached z, which hides that z itself moves. So u^T df is then computed
+    afresh at the attached z, for ``inputs``: all that f depends on.
+    """
 
     @staticmethod
-    def forward(ctx: Any, fz: Tensor, z: Tensor, backward: _BackwardSolve) -> Tensor:
+    def forward(ctx: Any, fz: Tensor, z: Tensor, solve: _BackwardSolve, *inputs: Tensor) -> Tensor:
         del fz
-        ctx.solve = backward
-        return z.view_as(z)
+        value = z.view_as(z)
+        ctx.solve = solve
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(value, *inputs)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        v, (z, *inputs) = grad_outputs[0], ctx.saved_tensors
+        if v is None:
+            return None, None, None, *[None] * len(inputs)
         if torch.is_grad_enabled():
-            raise GradientError("implicit gives first derivatives only; use unrolled for a second derivative (create_graph=True)")
-        return ctx.solve(grad_outputs[0]), None, None
+            return None, None, None, *ctx.solve.differentiable(v, z, inputs)
+        return ctx.solve(v), None, None, *[None] * len(inputs)
+
+
+class _Cut(torch.autograd.Function):
+    """The identity, which passes no gradient back while its switch is on: what lies behind it is another's to differentiate."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, switch: list[bool]) -> Tensor:
+        ctx.switch = switch
+        ctx.set_materialize_grads(False)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return None if ctx.switch[0] else grad_outputs[0], None
+
+
+def _differentiable(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.utils import _pytree as pytree
 
 
-def leaves(output: Tensor) -> list[Tensor]:
+def leaves(output: Tensor, stop: Iterable[Tensor] = ()) -> list[Tensor]:
     """The leaf tensors that require a gradient and that the graph of ``output`` reaches, each once.
 
     It finds what no module lists: the tensors that a closure captured.
+
+    Arguments:
+        output: a tensor with a graph.
+        stop: do not look behind these tensors.
     """
     found: list[Tensor] = []
     if output.grad_fn is None:
         return [output] if output.requires_grad else found
     todo: list[Node] = [output.grad_fn]
-    seen = set(todo)
+    seen = {*todo, *(tensor.grad_fn for tensor in stop if tensor.grad_fn is not None)}
     while todo:
         node = todo.pop()
         variable = getattr(node, "variable", None)  # an AccumulateGrad node holds its leaf
@@ -28,6 +34,11 @@ def leaves(output: Tensor) -> list[Tensor]:
                 seen.add(following)
                 todo.append(following)
     return found
+
+
+def inputs(x: Any) -> list[Tensor]:
+    """The tensors of a pytree that require a gradient."""
+    return [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 
 def union(*groups: Iterable[Tensor]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ from implicitcore.layers.start import Start, Zeros
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, Status
+from implicitcore.system import select
+
+OnFailure = Literal["raise", "warn", "mask"]
+"""What becomes of samples that do not converge; see :class:`ImplicitLayer`."""
 
 
 class ImplicitLayer(nn.Module):
@@ -37,7 +41,9 @@ class ImplicitLayer(nn.Module):
         start: where z0 comes from; default zeros shaped like x.
         horizon: the end time of an ODE solver.
         backend: the kernels of the inner loop; default torch.
-        strict: raise where a sample does not converge, rather than warn.
+        on_failure: what becomes of samples that do not converge. ``"warn"`` gives their best iterates with one warning, but raises
+            where a value is not finite; ``"raise"`` raises for any; ``"mask"`` gives their finite start and stops their gradient,
+            with the others solved apart from them, so that a NaN reaches no parameter (one more solve, where a sample failed).
 
     Example:
         >>> import torch, implicitcore as ic
@@ -58,7 +64,7 @@ class ImplicitLayer(nn.Module):
         start: Start | None = None,
         horizon: float = 1.0,
         backend: Backend | None = None,
-        strict: bool = False,
+        on_failure: OnFailure = "warn",
     ) -> None:
         super().__init__()
         self.dynamics = dynamics
@@ -67,7 +73,7 @@ class ImplicitLayer(nn.Module):
         self.start = start or Zeros()
         self.horizon = horizon
         self.backend = backend or TorchBackend()
-        self.strict = strict
+        self.on_failure = on_failure
 
     def forward(self, x: Any, z0: Any = None) -> Any:
         """The solution's z, differentiable.
@@ -77,7 +83,7 @@ class ImplicitLayer(nn.Module):
             z0: begin from here and not from the layer's start.
 
         Raises:
-            SolveError: a sample is not finite; or, where ``strict``, has not converged (else a ConvergenceWarning).
+            SolveError: a sample failed, and ``on_failure`` says so.
         """
         solution = self.solve(x, z0)
         self._check(solution)
@@ -94,10 +100,10 @@ class ImplicitLayer(nn.Module):
         start = self.start(x) if z0 is None else z0
         spent = self.start.evaluations if z0 is None else 0
         begin = pytree.tree_map(torch.detach, start) if z0 is None and self.start.detached else start
-        solve = Solve(self.solver, self._times(begin))
-        solution = run(self.dynamics, begin, x, solve, self.gradient, backend=self.backend, trace=trace)
-        end = solution.z if solve.times is None else pytree.tree_map(lambda z: z[-1], solution.z)
-        return replace(solution, z=end, start=start, evaluations=solution.evaluations + spent)
+        solution = self._run(begin, x, trace)
+        if self.on_failure == "mask" and not bool(solution.converged.all()):
+            solution = self._mask(solution, begin, x)
+        return replace(solution, start=start, evaluations=solution.evaluations + spent)
 
     def regularizer(self, solution: Solution) -> Tensor:
         """The layer's own loss term, a scalar: 0 here."""
@@ -118,6 +124,21 @@ class ImplicitLayer(nn.Module):
         """The parts that are not modules."""
         return f"solver={self.solver}, gradient={self.gradient}, backend={type(self.backend).__name__}"
 
+    def _run(self, begin: Any, x: Any, trace: bool) -> Solution:
+        solve = Solve(self.solver, self._times(begin))
+        solution = run(self.dynamics, begin, x, solve, self.gradient, backend=self.backend, trace=trace)
+        return solution if solve.times is None else replace(solution, z=pytree.tree_map(lambda z: z[-1], solution.z))
+
+    def _mask(self, solution: Solution, begin: Any, x: Any) -> Solution:
+        """The same solution with the failed samples at their start, and no graph that passes through them."""
+        good, batch = solution.converged.nonzero().squeeze(1), len(solution.status)
+        safe = pytree.tree_map(lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), begin)
+        if not len(good):
+            return replace(solution, z=safe)
+        part = self._run(select(begin, good, batch), select(x, good, batch), False)
+        z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
+        return replace(solution, z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward)
+
     def _times(self, z0: Any) -> Tensor | None:
         if isinstance(self.solver, RootSolver):
             return None
@@ -126,8 +147,8 @@ class ImplicitLayer(nn.Module):
         return torch.tensor([0.0, self.horizon], dtype=dtype, device=like.device)
 
     def _check(self, solution: Solution) -> None:
-        if bool(solution.converged.all()):
+        if self.on_failure == "mask" or bool(solution.converged.all()):
             return
-        if self.strict or bool((solution.status == Status.NON_FINITE).any()):
+        if self.on_failure == "raise" or bool((solution.status == Status.NON_FINITE).any()):
             raise SolveError(f"{type(self).__name__} failed: {solution.summary()}", solution)
         warnings.warn(f"{type(self).__name__}: {solution.summary()}", ConvergenceWarning, stacklevel=3)

@@ -67,10 +67,21 @@ class Homotopy(Options, RootSolver):
         dense = z0.shape[1] <= self.dense_below
         z, steps = _by_length(self.ode_solver, system, z0, progress) if dense else _by_s(self.ode_solver, system, z0)
         usable = progress.active & (norm(z - z0) < progress.ceiling)  # not where the path ran away
-        after = self.corrector.solve(system, torch.where(column(usable), z, z0))
-        everyone = torch.arange(len(z0), device=z0.device)
-        merged = merge(progress.solution(steps=1 + steps * progress.active), after, everyone)
+        after = self._correct(system, torch.where(column(usable), z, z0), progress)
+        merged = merge(progress.solution(steps=1 + steps * progress.active), after, _all(z0))
         return replace(merged, start=z0, evaluations=system.evaluations)
+
+    def _correct(self, system: System, z: Tensor, progress: Progress) -> Solution:
+        """The corrector's solution from z, to a tolerance that is relative to the start of the path and not to its end."""
+        first = self.corrector.solve(system, z)
+        limit = system.scale(norm(first.z), progress.best_norm) * progress.tol + progress.atol
+        if first.residual is None or not bool((first.converged & (first.residual > limit)).any()):
+            return first
+        return merge(first, self.corrector.solve(system, first.z), _all(z))
+
+
+def _all(z: Tensor) -> Tensor:
+    return torch.arange(len(z), device=z.device)
 
 
 def _by_length(solver: ODESolver, system: System, z0: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
@@ -134,7 +145,7 @@ class _LengthPath(_Path):
         tangent = tangent * (sign / column(norm(tangent))).to(z.dtype)
         back = torch.cat((solved[:, :, 1], torch.zeros_like(s)), 1)
         back = back - tangent * (tangent * back).sum(1, keepdim=True)
-        return tangent - back * (ATTRACTION / (1 + column(norm(z.detach()))))
+        return tangent - back * (ATTRACTION / (1 + column(norm(z.detach())))).to(z.dtype)
 
 
 def _solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,8 +113,9 @@ class Progress:
         self.residual = residual
         self.count += 1
         if self.start_norm is None:
-            self.start_norm = size
-            self.ceiling = torch.maximum(size, residual.update_norm).mul(DIVERGENCE)
+            # A tolerance relative to an infinite start would be met by anything; one relative to NaN is met by nothing.
+            self.start_norm = torch.nan_to_num(size, torch.nan, torch.nan)
+            self.ceiling = torch.maximum(self.start_norm, residual.update_norm).mul(DIVERGENCE)
         scale = self.system.scale(residual.update_norm, self.start_norm)
         if scale is not self.scale:
             self.scale, self.limit = scale, torch.add(self.floor, scale, alpha=self.tol)

@@ -249,12 +249,12 @@ def test_names_end_at_this_edge(monkeypatch: pytest.MonkeyPatch):
 def test_a_layer_is_rebuilt_from_its_config():
     cell = Cell()
     options: dict[str, Any] = {"root_solver": {"name": "sequence", "solvers": ["anderson", {"name": "picard", "tol": 1e-7}]}}
-    layer = ic.build("toy", cell, weight=0.5, mode="sum", predictor=nn.Identity(), horizon=2, strict=True, **options)
+    layer = ic.build("toy", cell, weight=0.5, mode="sum", predictor=nn.Identity(), horizon=2, on_failure="raise", **options)
     data = layer.config
     again = ic.build(json.loads(json.dumps(data)), cell)
     assert again.config == data
     assert again.root_solver == layer.root_solver
-    assert (again.weight, again.mode, again.horizon, again.strict) == (0.5, "sum", 2.0, True)
+    assert (again.weight, again.mode, again.horizon, again.on_failure) == (0.5, "sum", 2.0, "raise")
     assert data["name"] == "toy"
     assert data["backend"] == "torch"
     assert data["root_solver"]["solvers"][1]["tol"] == 1e-7

@@ -135,11 +135,28 @@ def test_unrolled_z0_gradient_is_that_of_the_iteration():
     assert torch.allclose(found, expected, rtol=1e-12)
 
 
-def test_a_second_derivative_through_implicit_is_an_error_not_a_wrong_number(problem):
+@pytest.mark.parametrize("solver", [ic.GMRES(tol=1e-13), ic.Anderson(**TIGHT), ic.Newton(tol=1e-13)], ids=lambda s: type(s).__name__)
+def test_implicit_is_differentiable_twice(solver):
+    """With a captured leaf on which both f and x depend, and an x of two tensors of which one depends on the other."""
+    generator = torch.Generator().manual_seed(4)
+    weight = (0.3 * torch.randn(3, 3, dtype=torch.float64, generator=generator)).requires_grad_()
+    x = inputs(batch=2, n=3).requires_grad_()
+
+    def equilibrium(weight, x):
+        f = lambda z, pair: torch.tanh(z @ weight.T + pair[0] * pair[1])  # noqa: E731
+        pair = (x, x.sin() @ weight)
+        return ic.fixed_point(f, torch.zeros_like(x), pair, solver=ic.Anderson(**TIGHT), gradient=ic.Implicit(solver)).z
+
+    assert torch.autograd.gradcheck(equilibrium, (weight, x))
+    assert torch.autograd.gradgradcheck(equilibrium, (weight, x))
+
+
+def test_a_third_derivative_through_implicit_is_an_error_not_a_wrong_number(problem):
     cell, x, *_ = problem
     solution = ic.fixed_point(cell, torch.zeros_like(x), x)
+    (first,) = torch.autograd.grad(solution.z.square().sum(), x, create_graph=True)
     with pytest.raises(ic.GradientError, match="unrolled"):
-        torch.autograd.grad(solution.z.sum(), x, create_graph=True)
+        torch.autograd.grad(first.square().sum(), x, create_graph=True)
 
 
 def test_a_poor_backward_solve_is_seen_and_said(problem):

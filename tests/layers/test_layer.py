@@ -49,12 +49,12 @@ def test_a_copy_computes_the_same(duplicate):
     assert torch.equal(duplicate(implicit)(x), implicit(x))
 
 
-def test_too_few_steps_warn_and_strict_raises():
+def test_too_few_steps_warn_or_raise():
     x = inputs(dtype=torch.float32)
     with pytest.warns(ic.ConvergenceWarning, match="8 max_steps"):
         layer(solver=ic.Picard(max_steps=2))(x)
     with pytest.raises(ic.SolveError, match="8 max_steps"):
-        layer(solver=ic.Picard(max_steps=2), strict=True)(x)
+        layer(solver=ic.Picard(max_steps=2), on_failure="raise")(x)
 
 
 def test_a_nan_raises_and_names_the_count():
@@ -134,3 +134,29 @@ def test_a_solution_prints_and_summarises():
     assert solution.summary().startswith("8 samples: 8 converged; ")
     assert "worst residual" in solution.summary()
     assert solution.raise_if_failed() is solution
+
+
+@pytest.mark.parametrize("gradient", [ic.Implicit(ic.GMRES(tol=1e-6)), ic.Unrolled(), ic.Phantom(steps=4)], ids=lambda g: type(g).__name__)
+def test_masked_samples_give_their_start_and_touch_no_gradient(gradient):
+    x = inputs(dtype=torch.float32).requires_grad_()
+    broken = x.detach().clone()
+    broken[2, 1] = torch.nan
+    broken.requires_grad_()
+    good = [0, 1, 3, 4, 5, 6, 7]
+    implicit = layer(gradient=gradient, on_failure="mask")
+    parameters = list(implicit.parameters())
+    expected = torch.autograd.grad(implicit(x[good]).square().sum(), [*parameters, x])
+    z = implicit(broken)
+    assert not z[2].any()
+    found = torch.autograd.grad(z.square().sum(), [*parameters, broken])
+    assert torch.allclose(z[good], implicit(x)[good], atol=1e-5)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(found[:-1], expected[:-1], strict=True))
+    assert torch.allclose(found[-1][good], expected[-1][good], rtol=1e-3, atol=1e-5)
+    assert not found[-1][2].any()
+    assert implicit.solve(broken).status[2] == ic.Status.NON_FINITE
+
+
+def test_a_batch_of_failures_is_all_start():
+    implicit = layer(on_failure="mask")
+    z = implicit(torch.full((3, 6), torch.nan))
+    assert not z.any() and not z.requires_grad

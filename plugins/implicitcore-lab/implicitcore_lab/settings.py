@@ -16,7 +16,7 @@ from implicitcore.wording import did_you_mean
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"threads": 1},
+    "digits": {"hidden": 64, "threads": 1},
     "mnist": {"epochs": 3, "threads": 1},
     "fashion-mnist": {"epochs": 5, "threads": 1},
     "cifar10": {"hidden": 32, "epochs": 10},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from implicitcore import Anderson, Backend, FixedPoint, GradientStrategy, Implicit, ImplicitLayer, RootSolver, TorchBackend, Zeros
+from implicitcore.layers.base import OnFailure
 
 
 class DEQ(ImplicitLayer):
@@ -17,7 +18,7 @@ class DEQ(ImplicitLayer):
         gradient: default the implicit gradient.
         shape: of one sample's state; None is that of x.
         backend: the kernels of the inner loop.
-        strict: raise where a sample does not converge, rather than warn.
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see :class:`ImplicitLayer`.
 
     Raises:
         InputError: from a call, where the cell returns another shape than the state's.
@@ -34,9 +35,9 @@ class DEQ(ImplicitLayer):
         gradient: GradientStrategy = Implicit(),
         shape: tuple[int, ...] | None = None,
         backend: Backend = TorchBackend(),
-        strict: bool = False,
+        on_failure: OnFailure = "warn",
     ) -> None:
         dynamics = FixedPoint(cell)
-        super().__init__(dynamics, solver=root_solver, gradient=gradient, start=Zeros(shape), backend=backend, strict=strict)
+        super().__init__(dynamics, solver=root_solver, gradient=gradient, start=Zeros(shape), backend=backend, on_failure=on_failure)
         self.root_solver = root_solver
         self.shape = shape

@@ -20,6 +20,7 @@ from implicitcore import (
     VectorField,
     start_loss,
 )
+from implicitcore.layers.base import OnFailure
 from implicitcore.tolerances import Count, Positive
 
 
@@ -39,7 +40,7 @@ class HomoODE(ImplicitLayer):
         horizon: the end time.
         shape: of one sample's state; None is that of c.
         backend: the kernels of the inner loop.
-        strict: raise where a sample does not reach the horizon, rather than warn.
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see :class:`ImplicitLayer`.
 
     Reference:
         Ding, Cui, Han, Zhao, Two Sides of The Same Coin: Bridging Deep Equilibrium Models and Neural ODEs via Homotopy Continuation,
@@ -56,11 +57,13 @@ class HomoODE(ImplicitLayer):
         horizon: Positive = 1.0,
         shape: tuple[int, ...] | None = None,
         backend: Backend = TorchBackend(),
-        strict: bool = False,
+        on_failure: OnFailure = "warn",
     ) -> None:
         dynamics = VectorField(cell, autonomous=True)
         start = Learned(channels, shape)
-        super().__init__(dynamics, solver=ode_solver, gradient=gradient, start=start, horizon=horizon, backend=backend, strict=strict)
+        super().__init__(
+            dynamics, solver=ode_solver, gradient=gradient, start=start, horizon=horizon, backend=backend, on_failure=on_failure
+        )
         self.ode_solver = ode_solver
         self.channels = channels
         self.shape = shape

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from implicitcore import Adjoint, Backend, FromInput, GradientStrategy, ImplicitLayer, ODESolver, TorchBackend, Tsit5, VectorField
+from implicitcore.layers.base import OnFailure
 from implicitcore.tolerances import Positive
 
 
@@ -20,7 +21,7 @@ class NeuralODE(ImplicitLayer):
         horizon: the end time.
         autonomous: the cell does not take the time.
         backend: the kernels of the inner loop.
-        strict: raise where a sample does not reach the horizon, rather than warn.
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see :class:`ImplicitLayer`.
 
     Reference:
         Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv 1806.07366.
@@ -35,9 +36,11 @@ class NeuralODE(ImplicitLayer):
         horizon: Positive = 1.0,
         autonomous: bool = True,
         backend: Backend = TorchBackend(),
-        strict: bool = False,
+        on_failure: OnFailure = "warn",
     ) -> None:
         dynamics = VectorField(cell, autonomous=autonomous)
-        super().__init__(dynamics, solver=ode_solver, gradient=gradient, start=FromInput(), horizon=horizon, backend=backend, strict=strict)
+        super().__init__(
+            dynamics, solver=ode_solver, gradient=gradient, start=FromInput(), horizon=horizon, backend=backend, on_failure=on_failure
+        )
         self.ode_solver = ode_solver
         self.autonomous = autonomous

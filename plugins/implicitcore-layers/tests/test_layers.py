@@ -141,6 +141,6 @@ def test_neural_ode_is_the_flow_from_the_input():
 
 def test_bad_options_are_one_error_with_near_matches():
     with pytest.raises(ic.ConfigError) as failure:
-        ic.build("deq", Cell(), root_solver={"name": "anderson", "toll": 1, "depth": 0}, gradient="implict", strickt=True)
+        ic.build("deq", Cell(), root_solver={"name": "anderson", "toll": 1, "depth": 0}, gradient="implict", on_failur="mask")
     text = str(failure.value)
-    assert all(part in text for part in ["root_solver.toll", "'tol'", "root_solver.depth", "'implicit'", "'strict'"])
+    assert all(part in text for part in ["root_solver.toll", "'tol'", "root_solver.depth", "'implicit'", "'on_failure'"])
