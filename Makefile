@@ -23,9 +23,9 @@ help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: install ## train and compare every layer on handwritten digits; table on screen, picture in demo/
-	$(BIN)/implicitcore compare --dataset digits --output demo
+	OMP_NUM_THREADS=1 $(BIN)/implicitcore compare --dataset digits --output demo
 
-# One thread a process: the tensors are small, and the processes already use every core.
+# One thread: the tensors are small, and threads that wait for each other cost more than they bring, most of all on a busy machine.
 test: install ## run the tests, the docstring examples and the code blocks of the documentation
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from implicitcore.gradients.adjoint import Adjoint as Adjoint
     from implicitcore.gradients.base import GradientStrategy as GradientStrategy
     from implicitcore.gradients.implicit import Implicit as Implicit
+    from implicitcore.gradients.neumann import Neumann as Neumann
     from implicitcore.gradients.phantom import Phantom as Phantom
     from implicitcore.gradients.unrolled import Unrolled as Unrolled
     from implicitcore.hookspecs import hookimpl as hookimpl
@@ -105,6 +106,7 @@ _EXPORTS = {
     "gradients.adjoint": ("Adjoint",),
     "gradients.base": ("GradientStrategy",),
     "gradients.implicit": ("Implicit",),
+    "gradients.neumann": ("Neumann",),
     "gradients.phantom": ("Phantom",),
     "gradients.unrolled": ("Unrolled",),
     "hookspecs": ("hookimpl",),

@@ -39,6 +39,7 @@ _PARTS = {
     },
     "gradient": {
         "implicit": ("gradients.implicit:Implicit", "the implicit function theorem at the solution"),
+        "neumann": ("gradients.neumann:Neumann", "the implicit gradient with the series cut to its first terms"),
         "phantom": ("gradients.phantom:Phantom", "a few damped steps with a graph"),
         "unrolled": ("gradients.unrolled:Unrolled", "backpropagation through every step"),
         "adjoint": ("gradients.adjoint:Adjoint", "the adjoint equation, integrated backwards in time"),

@@ -266,6 +266,6 @@ SYSTEMS = [
 ]
 NO_ROOT = [
     HardSystem("Above zero", no_root, [1.0, 0.5], []),
-    HardSystem("Exponential", torch.exp, [0.0], []),
+    HardSystem("Exponential and more", lambda z: z.exp() + 0.1, [0.0], []),
     HardSystem("Two parallel planes", lambda z: rows(z.sum(1), z.sum(1) - 1), [0.3, 0.1], []),
 ]

@@ -27,13 +27,17 @@ class AndersonState:
     gram: Tensor  # [batch, depth + 1, depth + 1]; the identity where there is no row yet
     inverse_sizes: Tensor  # [batch, depth + 1], 1 / |g_i|; zero where there is no row yet, or it is from before a restart
     ridge: Tensor  # [depth + 1, depth + 1], 1 + regularization on the diagonal
-    size: Tensor | None = None  # |g| of the last iterate
+    bound: Tensor | None = None  # [batch], the residual from which on the history misleads
+
+    def __post_init__(self) -> None:
+        # Views made once: to index a tensor costs more than to write a row of this size.
+        self.gram_rows, self.gram_columns = self.gram.unbind(1), self.gram.unbind(2)
 
     def select(self, rows: Tensor) -> AndersonState:
         """The state of some samples."""
         parts = self.residuals.select(rows), self.updates.select(rows)
-        size = None if self.size is None else self.size[rows]
-        return AndersonState(*parts, self.gram[rows], self.inverse_sizes[rows], self.ridge, size)
+        bound = None if self.bound is None else self.bound[rows]
+        return AndersonState(*parts, self.gram[rows], self.inverse_sizes[rows], self.ridge, bound)
 
 
 @final
@@ -72,11 +76,11 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         residual = system.residual(z, fz)
         plain = fz if self.damping == 1 else torch.lerp(z, fz, self.damping)
         slot = state.residuals.slot
-        inverse = (residual.norm + torch.finfo(residual.norm.dtype).tiny).reciprocal()
-        state.residuals.append(residual.value, column(inverse).to(z.dtype))
+        inverse = column((residual.norm + torch.finfo(residual.norm.dtype).tiny).reciprocal())
+        state.residuals.append(residual.value, inverse.to(z.dtype))
         state.updates.append(plain)
         _restart(slot, residual.norm, inverse, state)
-        gram = _grow(system, residual.value, slot, state)
+        gram = _grow(system, residual.value, inverse, slot, state)
         if state.residuals.count == 1:
             return plain, state
         return system.backend.mix(None, _weights(gram, residual.norm, state), state.updates.rows()), state
@@ -84,26 +88,27 @@ class Anderson(StepwiseRootSolver[AndersonState]):
 
 def _restart(slot: int, size: Tensor, inverse: Tensor, state: AndersonState) -> None:
     """Leave out the earlier rows of the samples whose residual grew."""
-    if state.size is not None:
-        with torch.no_grad():
-            grew = size > GROWTH * state.size
-            if grew.is_cuda or bool(grew.any()):
-                state.inverse_sizes = torch.where(column(grew), 0, state.inverse_sizes)
-    sizes = state.inverse_sizes.clone() if torch.is_grad_enabled() else state.inverse_sizes
-    sizes[:, slot] = inverse
-    state.inverse_sizes, state.size = sizes, size
+    if state.bound is not None and (size.is_cuda or not torch.equal(torch.minimum(size, state.bound), size)):
+        state.inverse_sizes = torch.where(column(size > state.bound), 0, state.inverse_sizes)
+    state.bound = GROWTH * size.detach()
+    if torch.is_grad_enabled():
+        parts = state.inverse_sizes[:, :slot], inverse, state.inverse_sizes[:, slot + 1 :]
+        state.inverse_sizes = torch.cat(parts, 1)
+    else:
+        state.inverse_sizes[:, slot : slot + 1] = inverse
 
 
-def _grow(system: System, g: Tensor, slot: int, state: AndersonState) -> Tensor:
+def _grow(system: System, g: Tensor, inverse: Tensor, slot: int, state: AndersonState) -> Tensor:
     """The Gram matrix of the unit residuals ``[batch, used, used]``, with its new row."""
     rows = state.residuals.rows()
     used = rows.shape[1]
     if torch.is_grad_enabled():
         return torch.bmm(rows, rows.mT).to(state.gram.dtype)
-    row = system.backend.gram_row(rows, g) * state.inverse_sizes[:, slot : slot + 1]
-    state.gram[:, slot, :used] = row
-    state.gram[:, :used, slot] = row
-    return state.gram[:, :used, :used]
+    row = system.backend.gram_row(rows, g) * inverse
+    whole = used == state.gram.shape[1]
+    for line in (state.gram_rows[slot], state.gram_columns[slot]):
+        (line if whole else line[:, :used]).copy_(row)
+    return state.gram if whole else state.gram[:, :used, :used]
 
 
 def _weights(gram: Tensor, size: Tensor, state: AndersonState) -> Tensor:
@@ -112,6 +117,9 @@ def _weights(gram: Tensor, size: Tensor, state: AndersonState) -> Tensor:
     In unit residuals, G u = 1 / ``|g_i|`` and w_i = u_i / ``|g_i|``, up to a factor that makes their sum one.
     """
     used = gram.shape[1]
-    share = state.inverse_sizes[:, :used] * column(size)
-    u = torch.linalg.solve_ex(gram * state.ridge[:used, :used], share)[0] * share
+    sizes, ridge = state.inverse_sizes, state.ridge
+    if used < len(ridge):
+        sizes, ridge = sizes[:, :used], ridge[:used, :used]
+    share = sizes * column(size)
+    u = torch.linalg.solve_ex(gram * ridge, share)[0] * share
     return u / u.sum(1, keepdim=True)

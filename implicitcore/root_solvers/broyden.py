@@ -29,10 +29,10 @@ class Broyden(StepwiseRootSolver[BroydenState]):
     """Broyden's methods on g(z) = f(z) - z, per sample, with the inverse estimate in low-rank form.
 
     B begins as -I (a plain fixed-point step); after a step s with residual change y the good method makes it
-    B + (s - B y) s^T B / (s^T B y), the bad one B + (s - B y) y^T / (y^T y). When ``memory`` updates are full it begins again: writing over the oldest instead was
-    seen to stall. A sample whose denominator vanishes skips that update.
+    B + (s - B y) s^T B / (s^T B y), the bad one B + (s - B y) y^T / (y^T y). When ``memory`` updates are full it begins again: writing
+    over the oldest instead was seen to stall. A sample whose denominator vanishes skips that update.
     Converges superlinearly near a root and needs no contraction: prefer it where Picard and Anderson diverge or stall. The bad method
-    spends one operation less on an iteration, and some problems are better to it.
+    does less work in an iteration, and now and then needs fewer of them.
 
     Attributes:
         memory: updates kept; the storage is 2 x memory states, whatever ``max_steps`` is.

@@ -10,6 +10,9 @@ from torch import Tensor
 # A product with fewer rows takes a path in torch that was measured four times slower on a CPU: zero rows are cheaper.
 FEWEST = 4
 
+# A buffer of up to so many entries is used whole from the start: a slice of it would cost more than its zeros do.
+SMALL = 2**20
+
 
 class History:
     """The last ``depth`` vectors of each sample, as one tensor ``[batch, depth, n]``.
@@ -30,7 +33,8 @@ class History:
             self._list = []
         else:
             self._buffer = like.new_empty(like.shape[0], depth, like.shape[1])
-            self._buffer[:, :FEWEST] = 0
+            self._fewest = depth if self._buffer.numel() <= SMALL else min(FEWEST, depth)
+            self._buffer[:, : self._fewest] = 0
             self._slots = self._buffer.unbind(1)
 
     @property
@@ -54,7 +58,7 @@ class History:
         if self._list is not None:
             self._list = []
         else:
-            self._buffer[:, :FEWEST] = 0
+            self._buffer[:, : self._fewest] = 0
 
     def last(self) -> Tensor:
         """The newest vector, ``[batch, n]``."""
@@ -62,10 +66,11 @@ class History:
         return self._slots[slot] if self._list is None else self._list[slot]
 
     def rows(self) -> Tensor:
-        """``[batch, rows, n]`` in the order of the slots: those written, and zero rows up to :data:`FEWEST`."""
+        """``[batch, rows, n]`` in the order of the slots: those written, and some zero rows where there are few."""
         if self._list is not None:
             return torch.stack(self._list, 1)
-        return self._buffer[:, : max(self.count, FEWEST)]
+        used = max(self.count, self._fewest)
+        return self._buffer if used >= self.depth else self._buffer[:, :used]
 
     def written(self) -> Tensor:
         """``[batch, count, n]``: only those written."""

@@ -19,7 +19,7 @@ from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point
 from implicitcore.root_solvers.loop import Progress
 from implicitcore.root_solvers.newton import Newton
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 from implicitcore.tolerances import Whole
 
@@ -39,9 +39,10 @@ class Homotopy(Options, RootSolver):
     it likes. Larger systems are followed by s itself, dz/ds = v by GMRES, and a path that turns back is not. The state is also drawn
     towards H = 0, so that loose stepping tolerances do. On a linear system the corrector works alone.
 
-    For the hard cases, a Newton step's worth of products for each stage of each step: from starts where ``Newton`` ends in a minimum of
-    ``|g|``. For almost every a the path is smooth and has no end but s = 1 or infinity; where f maps a ball into itself and a is in it,
-    it ends at a root. It finds roots with det(I - J) > 0 only. A sample whose path does not arrive is corrected from where it was left.
+    For almost every a the path is smooth and ends at s = 1 or at infinity; where f maps a ball into itself and a is in it, at a root.
+    It finds roots with det(I - J) > 0: to find another root of g, give ``find_root`` -g. A sample whose path does not arrive is
+    corrected from where it was left. For the hard cases, from starts where ``Newton`` ends in a minimum of ``|g|`` that is no root:
+    each stage of each step costs what an iteration of ``Newton`` does.
 
     Attributes:
         ode_solver: integrates along the path; its ``max_steps`` bounds the steps.
@@ -68,15 +69,18 @@ class Homotopy(Options, RootSolver):
         z, steps = _by_length(self.ode_solver, system, z0, progress) if dense else _by_s(self.ode_solver, system, z0)
         usable = progress.active & (norm(z - z0) < progress.ceiling)  # not where the path ran away
         after = self._correct(system, torch.where(column(usable), z, z0), progress)
-        merged = merge(progress.solution(steps=1 + steps * progress.active), after, _all(z0))
-        return replace(merged, start=z0, evaluations=system.evaluations)
+        merged = merge(progress.solution(), after, _all(z0))
+        steps = torch.where(progress.active, steps + after.steps, progress.steps)
+        return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)
 
     def _correct(self, system: System, z: Tensor, progress: Progress) -> Solution:
         """The corrector's solution from z, to a tolerance that is relative to the start of the path and not to its end."""
         first = self.corrector.solve(system, z)
         limit = system.scale(norm(first.z), progress.best_norm) * progress.tol + progress.atol
-        if first.residual is None or not bool((first.converged & (first.residual > limit)).any()):
+        loose = first.converged if first.residual is None else first.converged & (first.residual > limit)
+        if not bool(loose.any()):
             return first
+        first = replace(first, status=torch.where(loose, int(Status.MAX_STEPS), first.status).to(first.status))
         return merge(first, self.corrector.solve(system, first.z), _all(z))
 
 
@@ -149,7 +153,7 @@ class _LengthPath(_Path):
 
 
 def _solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The solutions of matrix s = right ``[batch, n, k]``, and the sign of the determinant ``[batch, 1]``; a zero pivot becomes a tiny one."""
+    """The solutions for the right sides ``[batch, n, k]``, and the sign of the determinant ``[batch, 1]``; a zero pivot becomes tiny."""
     lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
     diagonal = lu.diagonal(dim1=1, dim2=2)
     tiny = torch.finfo(lu.dtype).eps * torch.linalg.matrix_norm(matrix.detach()).unsqueeze(1)

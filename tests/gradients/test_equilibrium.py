@@ -75,6 +75,23 @@ def test_phantom_is_the_cut_neumann_series(problem, steps, damping):
     assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-10
 
 
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_neumann_is_the_cut_series(problem, steps):
+    cell, x, z, v, wrt, _ = problem
+    transposed = jacobians(lambda z: cell(z, x), z).transpose(1, 2)
+    u = sum(torch.einsum("bij,bj->bi", torch.linalg.matrix_power(transposed, i), v) for i in range(steps))
+    expected = torch.autograd.grad(cell(z, x), wrt, u)
+    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=ic.Neumann(steps=steps))
+    assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-10
+    assert solution.backward.vjps == steps - 1
+
+
+def test_neumann_tends_to_the_implicit_gradient(problem):
+    cell, x, _, v, wrt, expected = problem
+    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=ic.Neumann(steps=60))
+    assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-6
+
+
 def test_phantom_tends_to_the_implicit_gradient(problem):
     cell, x, _, v, wrt, expected = problem
     solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Picard(**TIGHT), gradient=ic.Phantom(steps=60))
@@ -170,7 +187,7 @@ def test_a_poor_backward_solve_is_seen_and_said(problem):
 
 def test_no_graph_is_built_where_none_is_wanted(problem):
     cell, x, *_ = problem
-    for gradient in (ic.Unrolled(), ic.Implicit(), ic.Phantom()):
+    for gradient in (ic.Unrolled(), ic.Implicit(), ic.Neumann(), ic.Phantom()):
         with torch.no_grad():
             solution = ic.fixed_point(cell, torch.zeros_like(x), x, gradient=gradient)
         assert not solution.z.requires_grad
@@ -196,7 +213,7 @@ def test_implicit_spends_one_evaluation_more_and_memory_does_not_grow(problem):
     assert saved[0] == saved[1]
 
 
-@pytest.mark.parametrize("gradient", [ic.Implicit(), ic.Phantom()], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("gradient", [ic.Implicit(), ic.Neumann(), ic.Phantom()], ids=lambda g: type(g).__name__)
 def test_an_equilibrium_strategy_refuses_a_trajectory(gradient):
     x = inputs(n=2).requires_grad_()
     with pytest.raises(ic.GradientError, match="Adjoint"):

@@ -92,6 +92,16 @@ def test_the_backward_pass_of_some_samples():
     assert solution.backward.status.tolist() == [ic.Status.CONVERGED] * 5
 
 
+def test_unrolled_goes_through_the_selected_samples():
+    growth = torch.tensor([0.1, 0.2, -3.0, 5.0], dtype=T)[:, None].requires_grad_()
+    chain = ic.Chain([ic.Picard(tol=1e-12, max_steps=30), ic.Newton(tol=1e-12)])
+    solution = ic.fixed_point(
+        lambda z, x: x * z + 1, torch.zeros(4, 1, dtype=T), growth, solver=chain, gradient=ic.Unrolled()
+    ).raise_if_failed()
+    (found,) = torch.autograd.grad(solution.z.sum(), growth)
+    assert torch.allclose(found, 1 / (1 - growth) ** 2, rtol=1e-6)
+
+
 def growth_of(z, x):
     growth, shift = x
     return growth * z + shift

@@ -46,13 +46,10 @@ def test_newton_fails_where_the_table_says_so(system):
 
 @pytest.mark.parametrize("system", NO_ROOT, ids=str)
 @pytest.mark.parametrize(
-    "solver", [*SOLVERS.values(), NEWTON, ic.PseudoTransient(tol=TOL), ic.Broyden(tol=TOL), ic.BiCGSTAB(tol=TOL)], ids=str
+    "solver", [*SOLVERS.values(), NEWTON, ic.PseudoTransient(tol=TOL), ic.BiCGSTAB(tol=TOL)], ids=lambda s: type(s).__name__
 )
 def test_a_system_without_a_root_is_never_said_to_be_solved(system, solver):
     solution = solve(system, solver)
-    if system.name == "Exponential" and solution.converged.item():
-        assert residual(system, solution.z) <= TOL  # it tends to zero far away
-        return
     assert not solution.converged.item()
     assert torch.allclose(residual(system, solution.z), solution.residual)
 

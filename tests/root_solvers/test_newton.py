@@ -34,7 +34,7 @@ def test_convergence_is_quadratic_and_a_step_costs_one_evaluation_and_n_products
         solution = layer.solve(inputs(), torch.zeros(8, 6, dtype=T), trace=True)
     worst = solution.trace.max(1).values.tolist()
     assert solution.evaluations == len(worst) + 6 * (len(worst) - 1)
-    assert all(after < 5 * before**2 + 1e-15 for before, after in zip(worst[1:], worst[2:], strict=False))
+    assert all(after < before**2 for before, after in zip(worst[1:3], worst[2:4], strict=True))
 
 
 @pytest.mark.parametrize("solver", [ic.Newton(tol=1e-8), ic.PseudoTransient(tol=1e-8)], ids=lambda s: type(s).__name__)
@@ -57,7 +57,7 @@ def test_a_singular_jacobian_takes_a_damped_step():
     """x + 2 y = 4, 2 x y = 3 from the origin, where the second row of the Jacobian is zero."""
     solution = root(lambda z: torch.stack((z[:, 0] + 2 * z[:, 1] - 4, 2 * z.prod(1) - 3), 1), 0.0, 0.0, solver=ic.Newton(tol=1e-12))
     assert solution.converged.item()
-    assert torch.allclose(solution.z, torch.tensor([1.0, 1.5], dtype=T))
+    assert torch.allclose(solution.z, torch.tensor([3.0, 0.5], dtype=T))
 
 
 def test_a_stationary_point_that_is_no_root_ends_the_solve_early_and_honestly():

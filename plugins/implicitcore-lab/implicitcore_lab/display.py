@@ -35,13 +35,12 @@ class Display:
         self._epochs = epochs
         self._loss = self._accuracy = self._evaluations = None
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description:14}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}  evaluations {task.fields[evaluations]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
-            transient=True,
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=steps, loss="-", accuracy="-", evaluations="-")

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from implicitcore.errors import ConfigError
-from implicitcore_lab.data import load
+from implicitcore_lab.data import Dataset, load
 from implicitcore_lab.display import make_console
 from implicitcore_lab.errors import RunError
 from implicitcore_lab.experiment import check_settings, choose_device, cpu_threads, run
 from implicitcore_lab.models import build_classifier
 from implicitcore_lab.plots import draw
-from implicitcore_lab.report import notes, table, write_results
+from implicitcore_lab.report import show, write_results
 from implicitcore_lab.runs import RunDirectory, write_epoch
-from implicitcore_lab.settings import read_settings
+from implicitcore_lab.settings import Settings, read_settings
 from implicitcore_lab.training import evaluate
 
 
@@ -41,9 +41,7 @@ def train_one(values: dict[str, Any], out: Path | None, *, overwrite: bool) -> N
     with cpu_threads(settings), directory.metrics() as stream:
         model, outcome = run(settings, data, console, lambda epoch: write_epoch(stream, epoch))
     directory.save(settings, model, outcome, data.note)
-    console.print(table([outcome], f"{settings.dataset}, {settings.epochs} epochs, seed {settings.seed}"))
-    for note in notes([outcome], data.note):
-        console.print(note)
+    show(console, [outcome], _title(settings, data), data.note)
     console.print(f"saved in {directory.path}; implicitcore evaluate {directory.path} reproduces the test accuracy")
 
 
@@ -105,10 +103,12 @@ def compare_layers(values: dict[str, Any], layers: list[str], out: Path) -> None
     data = load(common.dataset, common.data_dir).to(choose_device(common))
     with cpu_threads(common):
         outcomes = [run(settings, data, console)[1] for settings in each]
-    title = f"{common.dataset}: {len(data.train):,} training images, {common.epochs} epochs, cell of {common.hidden}, seed {common.seed}"
-    console.print(table(outcomes, title))
-    for note in notes(outcomes, data.note):
-        console.print(note)
+    title = _title(common, data)
+    show(console, outcomes, title, data.note)
     write_results(out / "results.json", outcomes, common, data.note)
     draw(out / "comparison.png", outcomes, title if not data.note else f"{title}\n{data.note}")
     console.print(f"written: {out / 'results.json'}, {out / 'comparison.png'}")
+
+
+def _title(settings: Settings, data: Dataset) -> str:
+    return f"{data.name}: {len(data.train):,} training images, {settings.epochs} epochs, cell of {settings.hidden}, seed {settings.seed}"

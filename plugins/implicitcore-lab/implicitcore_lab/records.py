@@ -88,6 +88,16 @@ class History:
         """Median over all steps."""
         return median(step.seconds for step in self.steps)
 
+    @property
+    def samples(self) -> int:
+        """Images trained on, each counted in every epoch."""
+        return sum(step.samples for step in self.steps)
+
+    @property
+    def unconverged(self) -> int:
+        """How many of them had a solve that missed its tolerance."""
+        return sum(step.unconverged for step in self.steps)
+
     def mean(self, name: str) -> float:
         """Mean of a figure over all steps."""
         return sum(getattr(step, name) for step in self.steps) / len(self.steps)

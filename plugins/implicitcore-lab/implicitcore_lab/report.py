@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from implicitcore_lab.experiment import Outcome
@@ -19,41 +20,35 @@ from implicitcore_lab.settings import Settings
 COLUMNS = (
     "test\naccuracy",
     "train ms\nper step",
-    "evaluations\nforward",
-    "evaluations\nbackward",
-    "peak memory\nof a step",
+    "evals\nforward",
+    "evals\nbackward",
+    "peak\nmemory",
     "parameters",
     "worst\nresidual",
 )
+LEGEND = (
+    "evals: of the cell in a step, backward with vector-Jacobian products",
+    "peak memory: of one step; residual: |f(z) - z| / |z| on the test set",
+)
 
 
-def table(outcomes: Sequence[Outcome], title: str) -> Table:
-    """One row per layer.
+def show(console: Console, outcomes: Sequence[Outcome], title: str, data_note: str) -> None:
+    """Print one row per layer, and below what its reader must know.
 
     Arguments:
+        console: where to print.
         outcomes: what was trained.
         title: of the table.
+        data_note: what must be said about the data.
     """
-    result = Table("layer", title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
+    table = Table("layer", title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
     for column in COLUMNS:
-        result.add_column(column, justify="right")
+        table.add_column(column, justify="right")
     for outcome in outcomes:
-        result.add_row(outcome.layer, *_cells(outcome))
-    return result
-
-
-def notes(outcomes: Sequence[Outcome], data_note: str) -> list[str]:
-    """What a reader of the table must know: data that are not the original ones, and solves that missed their tolerance."""
-    lines = [f"data: {data_note}"] if data_note else []
-    for outcome in outcomes:
-        trained = sum(step.samples for step in outcome.history.steps)
-        missed = sum(step.unconverged for step in outcome.history.steps)
-        if missed or outcome.test.unconverged:
-            lines.append(
-                f"{outcome.layer}: {missed:,} of {trained:,} training solves and {outcome.test.unconverged:,} of "
-                f"{outcome.test.samples:,} test solves did not converge"
-            )
-    return lines
+        table.add_row(outcome.layer, *_cells(outcome))
+    console.print(table)
+    for line in (*LEGEND, *_notes(outcomes, data_note)):
+        console.print(line, style="dim")
 
 
 def row(outcome: Outcome) -> dict[str, Any]:
@@ -69,7 +64,7 @@ def row(outcome: Outcome) -> dict[str, Any]:
         "peak_bytes": outcome.peak_bytes,
         "parameters": outcome.parameters,
         "worst_residual": outcome.test.worst_residual,
-        "unconverged_train": sum(step.unconverged for step in outcome.history.steps),
+        "unconverged_train": outcome.history.unconverged,
         "unconverged_test": outcome.test.unconverged,
         "config": outcome.config,
         "epochs": [asdict(epoch) for epoch in outcome.history.epochs],
@@ -99,6 +94,19 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _notes(outcomes: Sequence[Outcome], data_note: str) -> Iterator[str]:
+    """Data that are not the original ones, and solves that missed their tolerance."""
+    if data_note:
+        yield f"data: {data_note}"
+    for outcome in outcomes:
+        missed = outcome.history.unconverged
+        if missed or outcome.test.unconverged:
+            yield (
+                f"{outcome.layer}: {missed:,} of {outcome.history.samples:,} training solves and {outcome.test.unconverged:,} of "
+                f"{outcome.test.samples:,} test solves did not converge"
+            )
 
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
