@@ -14,7 +14,9 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.norms import norm, real_dtype
 from implicitcore.packing import Packing
+from implicitcore.scope import Scope, current
 
 
 @dataclass
@@ -115,7 +117,9 @@ class System:
         self.packing = packing
         self.backend = backend or TorchBackend()
         self.trace: list[Tensor] | None = [] if trace else None
+        self.scope = current() or Scope()
         self._counter = Counter()
+        self._has_map = type(dynamics).update is not Dynamics.update
         self._residual: tuple[Tensor, Tensor, bool, Residual] | None = None
 
     @property
@@ -129,7 +133,13 @@ class System:
 
     def update(self, z: Tensor) -> Tensor:
         """The fixed-point map f(z), ``[batch, n]``: one evaluation."""
-        return self._evaluate(self.dynamics.update, self.packing.unpack(z), self.x)
+        if self._has_map:
+            return self._evaluate(self.dynamics.update, self.packing.unpack(z), self.x)
+        # The residual is what these dynamics give: taken from z + g, it would be lost in the rounding of a large z.
+        g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
+        fz = z + g
+        self._residual = z, fz, torch.is_grad_enabled(), Residual(g, norm(g), norm(fz))
+        return fz
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
@@ -139,7 +149,7 @@ class System:
     def residual(self, z: Tensor, fz: Tensor) -> Residual:
         """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z); computed once for the same pair."""
         memo, graph = self._residual, torch.is_grad_enabled()
-        if memo is None or memo[0] is not z or memo[1] is not fz or memo[2] is not graph:
+        if memo is None or memo[0] is not z or memo[1] is not fz or (graph and not memo[2]):
             memo = self._residual = (z, fz, graph, self.backend.residual(fz, z))
         return memo[3]
 
@@ -159,6 +169,7 @@ class System:
         part = copy.copy(self)
         part.x = select(self.x, index, self.packing.batch)
         part.packing = replace(self.packing, batch=len(index))
+        part.scope = self.scope.select(index)
         part.trace = part._residual = None
         return part
 
@@ -179,7 +190,7 @@ class System:
     def _evaluate(self, function: Callable[..., Any], *arguments: Any) -> Tensor:
         self.evaluations += 1
         try:
-            value = function(*arguments)
+            value = self.scope.call(function, *arguments)
         except Exception as error:
             shapes = ", ".join(str([self.packing.batch, *shape]) for shape in self.packing.shapes)
             error.add_note(f"while evaluating {type(self.dynamics).__name__} on a state z of shape {shapes}, {self.packing.dtype}")

@@ -46,7 +46,9 @@ def test_newton_fails_where_the_table_says_so(system):
 
 @pytest.mark.parametrize("system", NO_ROOT, ids=str)
 @pytest.mark.parametrize(
-    "solver", [*SOLVERS.values(), NEWTON, ic.PseudoTransient(tol=TOL), ic.BiCGSTAB(tol=TOL)], ids=lambda s: type(s).__name__
+    "solver",
+    [*SOLVERS.values(), NEWTON, ic.PseudoTransient(tol=TOL), ic.BiCGSTAB(tol=TOL), ic.Broyden(tol=TOL), ic.Anderson(tol=TOL)],
+    ids=lambda s: type(s).__name__,
 )
 def test_a_system_without_a_root_is_never_said_to_be_solved(system, solver):
     solution = solve(system, solver)

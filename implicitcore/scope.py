@@ -1,0 +1,136 @@
+"""One solve, one f: what is drawn or computed once and kept over all evaluations of a solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from implicitcore.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_T = TypeVar("_T")
+_current: ContextVar[Scope | None] = ContextVar("implicitcore_scope", default=None)
+
+
+class Scope:
+    """What the evaluations of one solve have in common, those of its backward pass included.
+
+    While it is entered, dropout masks are drawn once, and a weight under ``torch.nn.utils.parametrize`` is the one computed when the
+    module was held, with its graph: the power iteration of a spectral norm does not move, and f is one function.
+
+    Arguments:
+        group: the processes that stop together (see ``sync_steps`` of the layer); None is this one alone.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        self.group = group
+        self.drawn: dict[Any, Tensor] = {}
+        self.weights: dict[ParametrizationList, Callable[[], Tensor]] = {}
+
+    def hold(self, module: nn.Module) -> None:
+        """Compute the parametrised weights of a module, each once; those that are held already stay.
+
+        Raises:
+            InputError: a weight has the older spectral norm, which would make f another function at each evaluation.
+        """
+        for child in module.modules():
+            if isinstance(child, ParametrizationList):
+                if child not in self.weights:
+                    with torch.enable_grad():
+                        weight = child()
+                    self.weights[child] = lambda weight=weight: weight
+            elif child.training and child._forward_pre_hooks:
+                _refuse_moving(child)
+
+    def draw(self, key: Any, sample: Callable[[], Tensor]) -> Tensor:
+        """The tensor of this key, with the batch first; ``sample`` makes it when it is first asked for."""
+        if key not in self.drawn:
+            self.drawn[key] = sample()
+        return self.drawn[key]
+
+    def select(self, index: Tensor) -> Scope:
+        """The scope of some samples ``[k]``: the same weights, their rows of what was drawn."""
+        part = Scope(self.group)
+        part.weights = self.weights
+        part.drawn = {key: value.index_select(0, index) for key, value in self.drawn.items()}
+        return part
+
+    def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """function(*arguments) inside the scope."""
+        if _current.get() is self:
+            return function(*arguments)
+        with self.entered():
+            return function(*arguments)
+
+    @contextmanager
+    def entered(self) -> Iterator[Scope]:
+        """Make this the current scope."""
+        before = {child: vars(child).get("forward") for child in self.weights}
+        token: Token[Scope | None] = _current.set(self)
+        try:
+            for child, weight in self.weights.items():
+                vars(child)["forward"] = weight
+            yield self
+        finally:
+            _current.reset(token)
+            for child, forward in before.items():
+                if forward is None:
+                    vars(child).pop("forward", None)
+                else:
+                    vars(child)["forward"] = forward
+
+
+def current() -> Scope | None:
+    """The scope of the solve that is running, if any."""
+    return _current.get()
+
+
+@contextmanager
+def one_function(module: Callable[..., Any] | None = None, group: ProcessGroup | None = None) -> Iterator[Scope]:
+    """Keep f one function inside the ``with`` block: dropout masks are drawn once, parametrised weights computed once.
+
+    Every solve does this by itself. Around a solve and what comes after it, both see the same f; the outermost block counts.
+
+    Arguments:
+        module: a layer, its dynamics or its cell, whose parametrised weights are held; a function has none.
+        group: of the layer's ``sync_steps``.
+
+    Raises:
+        InputError: a weight of the module has the older ``torch.nn.utils.spectral_norm``.
+
+    Example:
+        >>> import torch, implicitcore as ic
+        >>> class Cell(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.drop = ic.VariationalDropout(0.3)
+        ...
+        ...     def forward(self, z, x):
+        ...         return self.drop(torch.tanh(0.5 * z + x))
+        >>> layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-6))
+        >>> with ic.one_function(layer):
+        ...     solution = layer.solve(torch.ones(2, 3))
+        ...     loss = ic.jacobian_regularizer(layer, solution, torch.ones(2, 3))  # of the f that was solved
+    """
+    outer = _current.get()
+    scope = outer if outer is not None and group in (None, outer.group) else Scope(group)
+    if isinstance(module, nn.Module):
+        scope.hold(module)
+    with scope.entered():
+        yield scope
+
+
+def _refuse_moving(module: nn.Module) -> None:
+    if any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values()):
+        raise InputError(
+            f"torch.nn.utils.spectral_norm changes the weight of {type(module).__name__} at each evaluation: "
+            "use torch.nn.utils.parametrizations.spectral_norm, which is computed once a solve"
+        )
