@@ -21,8 +21,10 @@ from implicitcore.packing import Packing
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
+from implicitcore.scope import one_function
 from implicitcore.solution import Solution
 from implicitcore.system import System
+from implicitcore.transforms import check_transforms, eager
 
 
 def fixed_point(
@@ -121,6 +123,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     return run(VectorField(v), z0, x, solve, gradient or Unrolled(), backend=backend)
 
 
+@eager
 def run(  # noqa: PLR0913 - keyword options
     dynamics: Dynamics,
     z0: Any,
@@ -132,7 +135,9 @@ def run(  # noqa: PLR0913 - keyword options
     trace: bool = False,
 ) -> Solution:
     """Pack the start, solve with the gradient attached, and unpack: the one edge between pytrees and packed states."""
+    check_transforms(gradient, differentiable=isinstance(gradient, Unrolled))
     packing = Packing.of(z0)
-    system = System(dynamics, x, packing, backend=backend, trace=trace)
-    solution = gradient.run(solve, system, packing.pack(z0))
+    with one_function(dynamics):
+        system = System(dynamics, x, packing, backend=backend, trace=trace)
+        solution = gradient.run(solve, system, packing.pack(z0))
     return replace(solution, z=packing.unpack(solution.z), start=z0)

@@ -159,7 +159,9 @@ class System:
 
     def bind(self, x: Any) -> System:
         """The same dynamics at another x, counting by itself."""
-        return System(self.dynamics, x, self.packing, backend=self.backend)
+        bound = System(self.dynamics, x, self.packing, backend=self.backend)
+        bound.scope = self.scope
+        return bound
 
     def select(self, index: Tensor) -> System:
         """The system of some samples ``[k]``, counting with this one.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError, InputError
@@ -37,17 +38,19 @@ class Solve:
         return self.solver.solve(system, z0, times)
 
 
-def require_equilibrium(solve: Solve, strategy: GradientStrategy) -> None:
-    """Refuse a trajectory, for a strategy that differentiates an equilibrium.
+def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Tensor) -> Solution:
+    """Solve without a graph, for a strategy that differentiates an equilibrium and not the way to it.
 
     Raises:
-        GradientError: the solver is an ODE solver.
+        GradientError: the solver is an ODE solver, which gives a trajectory.
     """
     if not isinstance(solve.solver, RootSolver):
         name, solver = type(strategy).__name__, type(solve.solver).__name__
         raise GradientError(
             f"{name} differentiates an equilibrium, and {solver} gives a trajectory; use Adjoint or Unrolled, or SteadyState({solver}(...))"
         )
+    with torch.no_grad():
+        return solve(system, z0)
 
 
 class GradientStrategy(ABC):

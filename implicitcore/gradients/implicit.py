@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConvergenceWarning, GradientError
-from implicitcore.gradients.base import GradientStrategy, Solve, require_equilibrium
+from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.gradients.leaves import inputs, leaves, union
 from implicitcore.gradients.linear_system import LinearSystem, Transposed
 from implicitcore.options import Options
@@ -46,9 +46,7 @@ class Implicit(Options, GradientStrategy):
 
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         """See :meth:`GradientStrategy.run`."""
-        require_equilibrium(solve, self)
-        with torch.no_grad():
-            solution = solve(system, z0)
+        solution = equilibrium(self, solve, system, z0)
         if not torch.is_grad_enabled():
             return solution
         jacobian = system.linearize(solution.z.detach())

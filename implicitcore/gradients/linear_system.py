@@ -29,6 +29,7 @@ class LinearSystem(System):
 
     def __init__(self, system: System, jacobian: Linearization, v: Tensor) -> None:
         super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
+        self.scope = system.scope
         self.jacobian, self.v, self.v_norm = jacobian, v, norm(v)
         self.zero = torch.zeros_like(v)
 

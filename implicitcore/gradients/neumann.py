@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError
-from implicitcore.gradients.base import GradientStrategy, Solve, require_equilibrium
+from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.options import Options
 from implicitcore.solution import Backward, Solution
 from implicitcore.system import Linearization, System
@@ -39,9 +39,7 @@ class Neumann(Options, GradientStrategy):
 
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         """See :meth:`GradientStrategy.run`."""
-        require_equilibrium(solve, self)
-        with torch.no_grad():
-            solution = solve(system, z0)
+        solution = equilibrium(self, solve, system, z0)
         if not torch.is_grad_enabled():
             return solution
         jacobian = system.linearize(solution.z.detach())

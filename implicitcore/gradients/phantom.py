@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.gradients.base import GradientStrategy, Solve, require_equilibrium
+from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.options import Options
 from implicitcore.solution import Solution
 from implicitcore.system import System
@@ -38,9 +38,7 @@ class Phantom(Options, GradientStrategy):
 
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         """See :meth:`GradientStrategy.run`."""
-        require_equilibrium(solve, self)
-        with torch.no_grad():
-            solution = solve(system, z0)
+        solution = equilibrium(self, solve, system, z0)
         if not torch.is_grad_enabled():
             return solution
         z = solution.z

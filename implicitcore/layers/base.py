@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,16 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.layers.start import Start, Zeros
+from implicitcore.layers.sync import SharedGroup, group_of
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
+from implicitcore.scope import Scope, one_function
 from implicitcore.solution import Solution, Status
 from implicitcore.system import select
+from implicitcore.transforms import eager
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 OnFailure = Literal["raise", "warn", "mask"]
 """What becomes of samples that do not converge; see :class:`ImplicitLayer`."""
@@ -44,6 +50,8 @@ class ImplicitLayer(nn.Module):
         on_failure: what becomes of samples that do not converge. ``"warn"`` gives their best iterates with one warning, but raises
             where a value is not finite; ``"raise"`` raises for any; ``"mask"`` gives their finite start and stops their gradient,
             with the others solved apart from them, so that a NaN reaches no parameter (one more solve, where a sample failed).
+        sync_steps: all processes of ``torch.distributed`` take equally many steps, so that f may communicate (a synchronised batch
+            norm); needs a stepwise root solver here and in the gradient. For some of the processes, set the attribute to their group.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -65,6 +73,7 @@ class ImplicitLayer(nn.Module):
         horizon: float = 1.0,
         backend: Backend | None = None,
         on_failure: OnFailure = "warn",
+        sync_steps: bool = False,
     ) -> None:
         super().__init__()
         self.dynamics = dynamics
@@ -74,6 +83,7 @@ class ImplicitLayer(nn.Module):
         self.horizon = horizon
         self.backend = backend or TorchBackend()
         self.on_failure = on_failure
+        self.sync_steps = sync_steps
 
     def forward(self, x: Any, z0: Any = None) -> Any:
         """The solution's z, differentiable.
@@ -89,6 +99,7 @@ class ImplicitLayer(nn.Module):
         self._check(solution)
         return solution.z
 
+    @eager
     def solve(self, x: Any, z0: Any = None, *, trace: bool = False) -> Solution:
         """The whole solution: z, residual and status per sample, evaluations; it neither warns nor raises on a failed sample.
 
@@ -97,13 +108,23 @@ class ImplicitLayer(nn.Module):
             z0: begin from here and not from the layer's start.
             trace: keep the residual after each step.
         """
-        start = self.start(x) if z0 is None else z0
-        spent = self.start.evaluations if z0 is None else 0
-        begin = pytree.tree_map(torch.detach, start) if z0 is None and self.start.detached else start
-        solution = self._run(begin, x, trace)
-        if self.on_failure == "mask" and not bool(solution.converged.all()):
-            solution = self._mask(solution, begin, x)
+        with one_function(self, group_of(self)) as scope:
+            start = self.start(x) if z0 is None else z0
+            spent = self.start.evaluations if z0 is None else 0
+            begin = pytree.tree_map(torch.detach, start) if z0 is None and self.start.detached else start
+            solution = self._run(begin, x, trace)
+            if self.on_failure == "mask" and not bool(solution.converged.all()):
+                solution = self._mask(solution, begin, x, scope)
         return replace(solution, start=start, evaluations=solution.evaluations + spent)
+
+    @property
+    def sync_steps(self) -> bool | ProcessGroup:
+        """Whether solves stop in step with other processes, or which processes those are; may be set at any time."""
+        return self._sync.group if isinstance(self._sync, SharedGroup) else self._sync
+
+    @sync_steps.setter
+    def sync_steps(self, setting: bool | ProcessGroup) -> None:
+        self._sync = setting if isinstance(setting, bool) else SharedGroup(setting)
 
     def regularizer(self, solution: Solution) -> Tensor:
         """The layer's own loss term, a scalar: 0 here."""
@@ -129,13 +150,14 @@ class ImplicitLayer(nn.Module):
         solution = run(self.dynamics, begin, x, solve, self.gradient, backend=self.backend, trace=trace)
         return solution if solve.times is None else replace(solution, z=pytree.tree_map(lambda z: z[-1], solution.z))
 
-    def _mask(self, solution: Solution, begin: Any, x: Any) -> Solution:
+    def _mask(self, solution: Solution, begin: Any, x: Any, scope: Scope) -> Solution:
         """The same solution with the failed samples at their start, and no graph that passes through them."""
         good, batch = solution.converged.nonzero().squeeze(1), len(solution.status)
         safe = pytree.tree_map(lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), begin)
         if not len(good):
             return replace(solution, z=safe)
-        part = self._run(select(begin, good, batch), select(x, good, batch), False)
+        with scope.select(good).entered():
+            part = self._run(select(begin, good, batch), select(x, good, batch), False)
         z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
         return replace(solution, z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward)
 

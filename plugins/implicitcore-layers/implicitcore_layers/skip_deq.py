@@ -12,8 +12,27 @@ from implicitcore.tolerances import Tolerance
 from implicitcore_layers.deq import DEQ
 
 
+class _Skip(DEQ):
+    """A DEQ whose loss gains weight x mean ``|z - z0|``, with gradient to both ends."""
+
+    def __init__(
+        self,
+        cell: Callable[[Any, Any], Any],
+        *,
+        root_solver: RootSolver = SteadyState(),
+        weight: Tolerance = 0.01,
+        **options: Any,
+    ) -> None:
+        super().__init__(cell, root_solver=root_solver, **options)
+        self.weight = weight
+
+    def regularizer(self, solution: Solution) -> Tensor:
+        """Weight x mean ``|z - z0|``."""
+        return self.weight * skip_loss(solution)
+
+
 @final
-class SkipDEQ(DEQ):
+class SkipDEQ(_Skip):
     """z0 = predictor(x), then the equilibrium z = f(z, x) from there; the loss gains weight x mean ``|z - z0|``.
 
     There is no stop-gradient in that term: it also draws the equilibrium towards the prediction. The predictor learns from it
@@ -22,58 +41,30 @@ class SkipDEQ(DEQ):
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
         predictor: a module of x that returns z0.
-        root_solver: the default integrates to the steady state; any root solver will do.
-        weight: of the regulariser.
-        **options: those of :class:`DEQ`.
+        **options: root_solver (default: to the steady state; any root solver will do), weight (of the regulariser, default 0.01),
+            and those of :class:`DEQ`.
 
     Reference:
         Pal, Edelman, Rackauckas, Continuous Deep Equilibrium Models, arXiv 2201.12240.
     """
 
-    def __init__(
-        self,
-        cell: Callable[[Any, Any], Any],
-        predictor: Callable[[Any], Any],
-        *,
-        root_solver: RootSolver = SteadyState(),
-        weight: Tolerance = 0.01,
-        **options: Any,
-    ) -> None:
-        super().__init__(cell, root_solver=root_solver, **options)
+    def __init__(self, cell: Callable[[Any, Any], Any], predictor: Callable[[Any], Any], **options: Any) -> None:
+        super().__init__(cell, **options)
         self.start = Predictor(predictor)
-        self.weight = weight
-
-    def regularizer(self, solution: Solution) -> Tensor:
-        """weight x mean ``|z - z0|``."""
-        return self.weight * skip_loss(solution)
 
 
 @final
-class SkipRegDEQ(DEQ):
+class SkipRegDEQ(_Skip):
     """Skip DEQ without a predictor: z0 = f(0, x), and the same term weight x mean ``|z - z0|`` in the loss.
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
-        root_solver: the default integrates to the steady state; any root solver will do.
-        weight: of the regulariser.
-        **options: those of :class:`DEQ`.
+        **options: those of :class:`SkipDEQ`.
 
     Reference:
         Pal, Edelman, Rackauckas, Continuous Deep Equilibrium Models, arXiv 2201.12240.
     """
 
-    def __init__(
-        self,
-        cell: Callable[[Any, Any], Any],
-        *,
-        root_solver: RootSolver = SteadyState(),
-        weight: Tolerance = 0.01,
-        **options: Any,
-    ) -> None:
-        super().__init__(cell, root_solver=root_solver, **options)
+    def __init__(self, cell: Callable[[Any, Any], Any], **options: Any) -> None:
+        super().__init__(cell, **options)
         self.start = FirstUpdate(self.dynamics.update, self.shape)
-        self.weight = weight
-
-    def regularizer(self, solution: Solution) -> Tensor:
-        """weight x mean ``|z - z0|``, with gradient to both."""
-        return self.weight * skip_loss(solution)

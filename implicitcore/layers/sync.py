@@ -1,0 +1,50 @@
+"""Which processes stop together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from implicitcore.errors import InputError
+from implicitcore.root_solvers.base import StepwiseRootSolver
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from implicitcore.layers.base import ImplicitLayer
+
+
+class SharedGroup:
+    """A process group on a layer: copies of the layer share it, and no file can hold it."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedGroup:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError("a process group cannot be saved: set layer.sync_steps = True (all processes) or False before, and again after")
+
+
+def group_of(layer: ImplicitLayer) -> ProcessGroup | None:
+    """The processes that a layer's solves stop with; None where it is alone.
+
+    Raises:
+        InputError: there are no processes, or a part of the layer cannot stop in step with others.
+    """
+    setting = layer.sync_steps
+    if setting is False:
+        return None
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        raise InputError("sync_steps needs the processes: call torch.distributed.init_process_group first (torchrun)")
+    for part in (layer.solver, getattr(layer.gradient, "solver", None)):
+        if part is not None and not isinstance(part, StepwiseRootSolver):
+            raise InputError(
+                f"{type(part).__name__} cannot stop in step with other processes, for its iterations differ in their evaluations: with "
+                "sync_steps use Picard, Anderson or Broyden, as the layer's solver and in its gradient, as Implicit(Anderson(tol=1e-5))"
+            )
+    if layer.on_failure == "mask":
+        raise InputError("on_failure='mask' solves again on the process whose samples failed, and others would not: not with sync_steps")
+    return torch.distributed.group.WORLD if setting is True else setting
