@@ -87,7 +87,7 @@ def _parse_binary(content: bytes, source: str) -> Pixels:
 
 
 def _parse_python(content: bytes, source: str) -> Pixels:
-    batch = pickle.loads(content, encoding="latin1")  # noqa: S301 - only after its archive's md5 was the official one
+    batch = pickle.loads(content, encoding="latin1")  # only after its archive's md5 was the official one
     return Pixels.checked(batch["data"].reshape(-1, *SHAPE), np.asarray(batch["labels"]), source)
 
 

@@ -92,7 +92,7 @@ def _download(file: PublicFile, target: Path) -> None:
 
 def _copy(address: str, part: Path) -> None:
     console = Console(stderr=True)
-    with urllib.request.urlopen(address, timeout=TIMEOUT) as response, part.open("wb") as out:  # noqa: S310
+    with urllib.request.urlopen(address, timeout=TIMEOUT) as response, part.open("wb") as out:
         total = int(response.headers.get("Content-Length") or 0)
         quiet = not console.is_terminal
         with wrap_file(response, total, description=part.stem, console=console, disable=quiet, transient=True) as stream:

@@ -36,8 +36,8 @@ def train_one(values: dict[str, Any], out: Path | None, *, overwrite: bool) -> N
     (settings,) = check_settings(values, [layer])
     console = make_console()
     directory = RunDirectory(out or Path("runs") / f"{settings.dataset}-{settings.layer_name.replace(':', '-')}")
-    directory.create(overwrite=overwrite)
     data = load(settings.dataset, settings.data_dir).to(choose_device(settings))
+    directory.create(overwrite=overwrite)
     with cpu_threads(settings), directory.metrics() as stream:
         model, outcome = run(settings, data, console, lambda epoch: write_epoch(stream, epoch))
     directory.save(settings, model, outcome, data.note)
@@ -94,13 +94,13 @@ def compare_layers(values: dict[str, Any], layers: list[str], out: Path) -> None
     if not layers:
         raise ConfigError(["layers: expected at least one name"])
     each = check_settings(values, layers)
+    console = make_console()
+    common = each[0]
+    data = load(common.dataset, common.data_dir).to(choose_device(common))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error}") from error
-    console = make_console()
-    common = each[0]
-    data = load(common.dataset, common.data_dir).to(choose_device(common))
     with cpu_threads(common):
         outcomes = [run(settings, data, console)[1] for settings in each]
     title = _title(common, data)

@@ -97,8 +97,7 @@ def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -
         The classifier, on the CPU.
 
     Raises:
-        ConfigError: the layer or its options cannot be used.
-        UnknownPartError: no layer has that name.
+        ConfigError: there is no such layer, or its options cannot be used.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

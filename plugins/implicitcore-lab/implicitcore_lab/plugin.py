@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from implicitcore import hookimpl
+
+if TYPE_CHECKING:
+    from implicitcore.parts import Registrar
 
 IMPLICITCORE_API = 1
 
 
 @hookimpl
-def implicitcore_register(registry: Any) -> None:  # noqa: ANN401 - the registry's type would import the core
+def implicitcore_register(registry: Registrar) -> None:
     """Register the three commands."""
     registry.register("command", "train", "implicitcore_lab.cli:train", summary="Train one layer on images and save the run.")
     registry.register("command", "compare", "implicitcore_lab.cli:compare", summary="Train several layers alike and print one table.")

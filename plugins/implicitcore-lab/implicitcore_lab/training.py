@@ -51,7 +51,8 @@ def fit(
             try:
                 step = _step(model, optimizer, data.train.images[rows], data.train.labels[rows])
             except FloatingPointError as error:
-                raise TrainingError(f"{error} at step {len(history.steps) + 1} (epoch {epoch}); try a lower learning_rate") from error
+                place = f"step {len(history.steps) + 1} (epoch {epoch})"
+                raise TrainingError(f"{settings.layer_name}: {error} at {place}; try a lower learning_rate") from error
             history.steps.append(step)
             on_step(step)
         test = evaluate(model, data.test, settings.batch_size)

@@ -73,13 +73,13 @@ def test_a_loss_that_is_not_a_number_names_the_step(data):
     model = build("deq", data)
     with torch.no_grad():
         model.head.bias[0] = math.nan
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(epoch 1\)"):
+    with pytest.raises(TrainingError, match=r"deq: the loss is nan at step 1 \(epoch 1\)"):
         fit(model, data, SETTINGS)
 
 
 def test_a_sample_that_is_not_finite_names_the_step(data):
     data.train.images[3] = math.nan
-    with pytest.raises(TrainingError, match=r"the solve of 1 of 16 samples is not finite at step \d \(epoch 1\)"):
+    with pytest.raises(TrainingError, match=r"deq: the solve of 1 of 16 samples is not finite at step \d \(epoch 1\)"):
         fit(build("deq", data), data, SETTINGS)
 
 
