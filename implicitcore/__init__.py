@@ -41,8 +41,11 @@ if TYPE_CHECKING:
     from implicitcore.gradients.unrolled import Unrolled as Unrolled
     from implicitcore.hookspecs import hookimpl as hookimpl
     from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
+    from implicitcore.layers.dropout import VariationalDropout as VariationalDropout
     from implicitcore.layers.losses import skip_loss as skip_loss
     from implicitcore.layers.losses import start_loss as start_loss
+    from implicitcore.layers.stability import jacobian_regularizer as jacobian_regularizer
+    from implicitcore.layers.stability import spectral_radius as spectral_radius
     from implicitcore.layers.start import FirstUpdate as FirstUpdate
     from implicitcore.layers.start import FromInput as FromInput
     from implicitcore.layers.start import Learned as Learned
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from implicitcore.root_solvers.picard import Picard as Picard
     from implicitcore.root_solvers.pseudo_transient import PseudoTransient as PseudoTransient
     from implicitcore.root_solvers.steady_state import SteadyState as SteadyState
+    from implicitcore.scope import one_function as one_function
     from implicitcore.solution import Solution as Solution
     from implicitcore.solution import Status as Status
     from implicitcore.system import System as System
@@ -111,8 +115,10 @@ _EXPORTS = {
     "gradients.unrolled": ("Unrolled",),
     "hookspecs": ("hookimpl",),
     "layers.base": ("ImplicitLayer",),
+    "layers.dropout": ("VariationalDropout",),
     "layers.losses": ("skip_loss", "start_loss"),
     "layers.start": ("FirstUpdate", "FromInput", "Learned", "Predictor", "Start", "Zeros"),
+    "layers.stability": ("jacobian_regularizer", "spectral_radius"),
     "ode_solvers.base": ("ODESolver", "Step", "StepwiseODESolver"),
     "ode_solvers.runge_kutta": ("Bosh3", "Dopri5", "Euler", "Heun", "Midpoint", "RK4", "Tsit5"),
     "options": ("Options",),
@@ -129,6 +135,7 @@ _EXPORTS = {
     "root_solvers.picard": ("Picard",),
     "root_solvers.pseudo_transient": ("PseudoTransient",),
     "root_solvers.steady_state": ("SteadyState",),
+    "scope": ("one_function",),
     "solution": ("Solution", "Status"),
     "system": ("System",),
 }

@@ -70,7 +70,7 @@ class Packing:
         return pytree.tree_unflatten(leaves, self.spec)
 
     def check(self, value: Any, what: str) -> None:
-        """Require that ``value`` has this packing's structure, shapes and dtype (any dtype under autocast).
+        """Require that ``value`` has this packing's structure, shapes and dtype.
 
         Raises:
             InputError: says what was received and what was expected.
@@ -85,7 +85,7 @@ class Packing:
                 raise InputError(f"{what} returned {_kind(leaf)}, expected a tensor of shape {[self.batch, *shape]}")
             if tuple(leaf.shape[1:]) != shape or leaf.shape[0] != self.batch:
                 raise InputError(f"{what} returned shape {list(leaf.shape)}, expected {[self.batch, *shape]} (the shape of z)")
-            if leaf.dtype != self.dtype and not torch.is_autocast_enabled(leaf.device.type):
+            if leaf.dtype != self.dtype:
                 raise InputError(f"{what} returned {leaf.dtype}, expected {self.dtype} (the dtype of z)")
 
 

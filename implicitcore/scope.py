@@ -34,6 +34,7 @@ class Scope:
         self.group = group
         self.drawn: dict[Any, Tensor] = {}
         self.weights: dict[ParametrizationList, Callable[[], Tensor]] = {}
+        self.known: set[nn.Module] = set()
 
     def hold(self, module: nn.Module) -> None:
         """Compute the parametrised weights of a module, each once; those that are held already stay.
@@ -41,7 +42,10 @@ class Scope:
         Raises:
             InputError: a weight has the older spectral norm, which would make f another function at each evaluation.
         """
+        if module in self.known:
+            return
         for child in module.modules():
+            self.known.add(child)
             if isinstance(child, ParametrizationList):
                 if child not in self.weights:
                     with torch.enable_grad():
@@ -56,15 +60,23 @@ class Scope:
             self.drawn[key] = sample()
         return self.drawn[key]
 
-    def select(self, index: Tensor) -> Scope:
-        """The scope of some samples ``[k]``: the same weights, their rows of what was drawn."""
+    def stopping_with(self, group: ProcessGroup | None) -> Scope:
+        """The same scope, for solves that stop together with the processes of a group, or (None) alone."""
+        if group is self.group:
+            return self
+        part = Scope(group)
+        part.drawn, part.weights, part.known = self.drawn, self.weights, self.known
+        return part
+
+    def select(self, index: Tensor, batch: int) -> Scope:
+        """The scope of some samples ``[k]`` of a batch: the same weights, their rows of what was drawn."""
         part = Scope(self.group)
-        part.weights = self.weights
-        part.drawn = {key: value.index_select(0, index) for key, value in self.drawn.items()}
+        part.weights, part.known = self.weights, self.known
+        part.drawn = {key: value.index_select(0, index) if len(value) == batch else value for key, value in self.drawn.items()}
         return part
 
     def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """function(*arguments) inside the scope."""
+        """What the function returns for the arguments, called inside the scope."""
         if _current.get() is self:
             return function(*arguments)
         with self.entered():
@@ -94,14 +106,13 @@ def current() -> Scope | None:
 
 
 @contextmanager
-def one_function(module: Callable[..., Any] | None = None, group: ProcessGroup | None = None) -> Iterator[Scope]:
+def one_function(module: Callable[..., Any] | None = None) -> Iterator[Scope]:
     """Keep f one function inside the ``with`` block: dropout masks are drawn once, parametrised weights computed once.
 
     Every solve does this by itself. Around a solve and what comes after it, both see the same f; the outermost block counts.
 
     Arguments:
         module: a layer, its dynamics or its cell, whose parametrised weights are held; a function has none.
-        group: of the layer's ``sync_steps``.
 
     Raises:
         InputError: a weight of the module has the older ``torch.nn.utils.spectral_norm``.
@@ -120,8 +131,7 @@ def one_function(module: Callable[..., Any] | None = None, group: ProcessGroup |
         ...     solution = layer.solve(torch.ones(2, 3))
         ...     loss = ic.jacobian_regularizer(layer, solution, torch.ones(2, 3))  # of the f that was solved
     """
-    outer = _current.get()
-    scope = outer if outer is not None and group in (None, outer.group) else Scope(group)
+    scope = _current.get() or Scope()
     if isinstance(module, nn.Module):
         scope.hold(module)
     with scope.entered():

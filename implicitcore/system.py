@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from implicitcore.autocast import ambient, restored
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.norms import norm, real_dtype
 from implicitcore.packing import Packing
 from implicitcore.scope import Scope, current
+from implicitcore.transforms import check_products
 
 
 @dataclass
@@ -118,6 +120,7 @@ class System:
         self.backend = backend or TorchBackend()
         self.trace: list[Tensor] | None = [] if trace else None
         self.scope = current() or Scope()
+        self.autocast = ambient()
         self._counter = Counter()
         self._has_map = type(dynamics).update is not Dynamics.update
         self._residual: tuple[Tensor, Tensor, bool, Residual] | None = None
@@ -160,7 +163,7 @@ class System:
     def bind(self, x: Any) -> System:
         """The same dynamics at another x, counting by itself."""
         bound = System(self.dynamics, x, self.packing, backend=self.backend)
-        bound.scope = self.scope
+        bound.scope, bound.autocast = self.scope, self.autocast
         return bound
 
     def select(self, index: Tensor) -> System:
@@ -171,7 +174,7 @@ class System:
         part = copy.copy(self)
         part.x = select(self.x, index, self.packing.batch)
         part.packing = replace(self.packing, batch=len(index))
-        part.scope = self.scope.select(index)
+        part.scope = self.scope.select(index, self.packing.batch)
         part.trace = part._residual = None
         return part
 
@@ -185,14 +188,23 @@ class System:
 
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products: one evaluation, whose graph every product reuses."""
+        check_products()
         with torch.enable_grad():
             point = z if z.requires_grad else z.detach().requires_grad_()
             return Linearization(self, point, self.update(point))
 
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """f under the conditions that the solve began with, also in a backward pass."""
+        if not self.autocast:
+            return self.scope.call(function, *arguments)
+        with restored(self.autocast):
+            value = self.scope.call(function, *arguments)
+        return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
+
     def _evaluate(self, function: Callable[..., Any], *arguments: Any) -> Tensor:
         self.evaluations += 1
         try:
-            value = self.scope.call(function, *arguments)
+            value = self._call(function, *arguments)
         except Exception as error:
             shapes = ", ".join(str([self.packing.batch, *shape]) for shape in self.packing.shapes)
             error.add_note(f"while evaluating {type(self.dynamics).__name__} on a state z of shape {shapes}, {self.packing.dtype}")

@@ -1,13 +1,16 @@
-"""What torch's transforms of functions do with a solve: ``torch.compile``, ``torch.func``."""
+"""What torch's modes and transforms do with a solve: ``torch.compile``, ``torch.inference_mode``, ``torch.func``."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError, InputError
 
@@ -18,43 +21,66 @@ _VMAP = (
     "torch.func.vmap cannot go through a solve, whose stop test depends on the values: call it on the whole batch, whose samples are "
     "solved each by itself; for per-sample gradients, loop over the samples or use torch.autograd.grad"
 )
-_DERIVATIVE = (
-    "{} is a gradient strategy of torch.autograd, which torch.func.{} does not see: use torch.autograd.grad (create_graph=True for a "
-    "second derivative, torch.autograd.functional for a Jacobian), or Unrolled under torch.func.grad, vjp and jacrev(chunk_size=1)"
+_STRATEGY = (
+    "{} is a gradient strategy for torch.autograd, not for {}: use torch.autograd.grad (with create_graph=True for a second "
+    "derivative; torch.autograd.functional for a Jacobian), or the strategy Unrolled, which both can follow"
+)
+_PRODUCTS = (
+    "this solver takes Jacobian products from torch.autograd, which is out of reach inside torch.func.grad, vjp, jacrev and jvp: use "
+    "Picard, Anderson or Broyden there, or torch.autograd.grad"
 )
 
 
 def eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """The function, out of reach of ``torch.compile``: a loop that stops by its values would be compiled for each count of steps.
+    """The function, out of reach of ``torch.compile`` and of ``torch.inference_mode``.
 
-    What it calls and was compiled by itself, as a cell, stays compiled.
+    A loop that stops by its values would be compiled for each count of steps; what it calls and was compiled by itself, as a cell, stays
+    compiled. In inference mode a Jacobian product would be zero without a word: it becomes no_grad, in which a solver may still have one.
     """
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*args, **kwargs)
+            return torch.compiler.disable(function)(*args, **kwargs)  # pyright: ignore[reportCallIssue] - torch types it as a decorator factory
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                usable: Any = pytree.tree_map_only(Tensor, _usable, (args, kwargs))
+                return function(*usable[0], **usable[1])
         return function(*args, **kwargs)
 
     return call
 
 
-def check_transforms(strategy: object, *, differentiable: bool) -> None:
-    """Refuse the transforms of ``torch.func`` that would fail deep inside, or be wrong.
+def _usable(tensor: Tensor) -> Tensor:
+    """A tensor that autograd may save: one made in inference mode may not."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def check_transforms(strategy: str, follows: Collection[str]) -> None:
+    """Refuse the transforms that would fail deep inside a solve, or be wrong.
 
     Arguments:
-        strategy: the gradient strategy, for the message.
-        differentiable: it is plain tensor operations, which ``torch.func.grad`` can follow.
+        strategy: the name of the gradient strategy.
+        follows: which of "grad" (``torch.func.grad``, ``vjp``, ``jacrev``) and "jvp" (forward mode) can go through it.
 
     Raises:
         InputError: under vmap.
-        GradientError: under grad, vjp, jacrev or jvp, where the strategy belongs to torch.autograd.
+        GradientError: under a derivative that cannot go through the strategy.
     """
-    interpreter = peek_interpreter_stack()
-    if interpreter is None:
-        return
-    transform = interpreter.key()
-    if transform == TransformType.Vmap:
+    transforms = {interpreter.key() for interpreter in get_interpreter_stack() or ()}
+    if TransformType.Vmap in transforms:
         raise InputError(_VMAP)
-    if transform in (TransformType.Grad, TransformType.Jvp) and not differentiable:
-        raise GradientError(_DERIVATIVE.format(type(strategy).__name__, transform.name.lower()))
+    if TransformType.Grad in transforms and "grad" not in follows:
+        raise GradientError(_STRATEGY.format(strategy, "torch.func.grad, vjp and jacrev"))
+    if forward_ad._current_level >= 0 and "jvp" not in follows:
+        raise GradientError(_STRATEGY.format(strategy, "forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad)"))
+
+
+def check_products() -> None:
+    """Refuse Jacobian products inside a derivative of ``torch.func``.
+
+    Raises:
+        GradientError: there is one.
+    """
+    if peek_interpreter_stack() is not None:
+        raise GradientError(_PRODUCTS)

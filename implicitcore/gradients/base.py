@@ -54,9 +54,14 @@ def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Te
 
 
 class GradientStrategy(ABC):
-    """Decides which part of a solve gets an autograd graph; never owns the loop."""
+    """Decides which part of a solve gets an autograd graph; never owns the loop.
+
+    Attributes:
+        transforms: which derivatives of ``torch.func`` can go through it: "grad", "jvp".
+    """
 
     kind: ClassVar[str] = "gradient"
+    transforms: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from implicitcore.autocast import suspended
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.gradients.leaves import inputs, leaves, union
@@ -70,6 +71,7 @@ class _BackwardSolve:
     jacobian: Linearization
     record: Backward
 
+    @suspended()
     def __call__(self, v: Tensor) -> Tensor:
         linear = LinearSystem(self.system, self.jacobian, v)
         solution = self.solver.solve(linear, linear.zero)

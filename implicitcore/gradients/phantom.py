@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Phantom(Options, GradientStrategy):
     Reference:
         Geng, Zhang, Bai, Wang, Lin, On Training Implicit Models, arXiv 2111.05177; k = 1: Fung et al., JFB, arXiv 2103.12803.
     """
+
+    transforms: ClassVar[tuple[str, ...]] = ("grad",)
 
     steps: Count = 1
     damping: Fraction = 1.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from implicitcore.gradients.base import GradientStrategy, Solve
@@ -25,6 +26,12 @@ class Unrolled(Options, GradientStrategy):
         Gilbert, Automatic differentiation and iterative processes, Optim. Methods Softw. 1 (1992), p. 13-21.
     """
 
+    transforms: ClassVar[tuple[str, ...]] = ("grad", "jvp")
+
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         """See :meth:`GradientStrategy.run`."""
-        return solve(system, z0)
+        solution = solve(system, z0)
+        if len(z0) or not torch.is_grad_enabled():
+            return solution
+        # An empty batch takes no step: one evaluation connects it with what f depends on, as a data-parallel module requires.
+        return replace(solution, z=solution.z + system.update(z0), evaluations=system.evaluations)

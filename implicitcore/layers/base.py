@@ -108,7 +108,8 @@ class ImplicitLayer(nn.Module):
             z0: begin from here and not from the layer's start.
             trace: keep the residual after each step.
         """
-        with one_function(self, group_of(self)) as scope:
+        group = group_of(self)
+        with one_function(self) as outer, outer.stopping_with(group).entered() as scope:
             start = self.start(x) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0
             begin = pytree.tree_map(torch.detach, start) if z0 is None and self.start.detached else start
@@ -156,7 +157,7 @@ class ImplicitLayer(nn.Module):
         safe = pytree.tree_map(lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), begin)
         if not len(good):
             return replace(solution, z=safe)
-        with scope.select(good).entered():
+        with scope.select(good, batch).entered():
             part = self._run(select(begin, good, batch), select(x, good, batch), False)
         z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
         return replace(solution, z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward)

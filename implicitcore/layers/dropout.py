@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from implicitcore.errors import ConfigError
 from implicitcore.scope import current
+from implicitcore.transforms import eager
 
 
 @final
@@ -41,14 +42,13 @@ class VariationalDropout(nn.Module):
         """``[batch, ...]``, the shape and dtype of z."""
         if not self.training or self.p == 0:
             return z
-        if torch.compiler.is_compiling():
-            return z * torch.compiler.disable(self._mask)(z)
         return z * self._mask(z)
 
     def extra_repr(self) -> str:
         """The options."""
         return f"p={self.p}" + (f", shared={self.shared}" if self.shared else "")
 
+    @eager
     def _mask(self, z: Tensor) -> Tensor:
         scope = current()
         if scope is None:

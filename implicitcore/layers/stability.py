@@ -17,11 +17,13 @@ from implicitcore.packing import Packing
 from implicitcore.scope import one_function
 from implicitcore.solution import Solution
 from implicitcore.system import System
+from implicitcore.transforms import eager
 
 Function = ImplicitLayer | Dynamics | Callable[[Any, Any], Any]
 """What has an f(z, x): a layer, its dynamics, or the function itself."""
 
 
+@eager
 def jacobian_regularizer(f: Function, z: Any, x: Any = None, *, samples: int = 1, generator: Generator | None = None) -> Tensor:
     """Hutchinson's estimate of ``|J|_F^2`` / n, averaged over the batch, J = df/dz: E ``|v^T J|^2`` = ``|J|_F^2`` for random signs v.
 
@@ -50,10 +52,12 @@ def jacobian_regularizer(f: Function, z: Any, x: Any = None, *, samples: int = 1
     system, point = _bind(f, z, x)
     with one_function(system.dynamics):
         jacobian = system.linearize(point)
-        total = torch.stack([jacobian.vjp(_signs(point, generator)).to(real_dtype(point)).abs().square().sum() for _ in range(samples)]).sum()
+        products = [jacobian.vjp(_signs(point, generator)) for _ in range(samples)]
+        total = torch.stack([product.abs().to(real_dtype(point)).square().sum() for product in products]).sum()
     return total / max(samples * point.numel(), 1)
 
 
+@eager
 @torch.no_grad()
 def spectral_radius(f: Function, z: Any, x: Any = None, *, steps: int = 40, generator: Generator | None = None) -> Tensor:
     """The spectral radius of J = df/dz of each sample by power iteration: Picard's rate of convergence; below one, it converges.

@@ -1,0 +1,36 @@
+"""Autocast around f and nothing else: a solver's own products would lose its state's precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+_DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
+
+Autocast = tuple[tuple[str, torch.dtype], ...]
+"""The device types with autocast on, and to which dtype; empty where it is off."""
+
+
+def ambient() -> Autocast:
+    """The autocast of the code that asks."""
+    return tuple((device, torch.get_autocast_dtype(device)) for device in _DEVICE_TYPES if torch.is_autocast_enabled(device))
+
+
+@contextmanager
+def restored(state: Autocast) -> Iterator[None]:
+    """Autocast as it was, for f."""
+    with ExitStack() as stack:
+        for device, dtype in state:
+            stack.enter_context(torch.autocast(device, dtype))
+        yield
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """No autocast, for a solver; also a decorator."""
+    with ExitStack() as stack:
+        for device, dtype in ambient():
+            stack.enter_context(torch.autocast(device, dtype, enabled=False))
+        yield
