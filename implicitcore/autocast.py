@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 
@@ -16,6 +19,12 @@ Autocast = tuple[tuple[str, torch.dtype], ...]
 def ambient() -> Autocast:
     """The autocast of the code that asks."""
     return tuple((device, torch.get_autocast_dtype(device)) for device in _DEVICE_TYPES if torch.is_autocast_enabled(device))
+
+
+def promoted(z: Any) -> Any:
+    """The state in float32, where autocast made it a low precision: what f is computed in is not what z is kept in."""
+    low = {dtype for _, dtype in ambient()}
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf.float() if leaf.dtype in low else leaf, z) if low else z
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from implicitcore.autocast import suspended
+from implicitcore.autocast import promoted, suspended
 from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
@@ -137,9 +137,10 @@ def run(  # noqa: PLR0913 - keyword options
 ) -> Solution:
     """Pack the start, solve with the gradient attached, and unpack: the one edge between pytrees and packed states."""
     check_transforms(type(gradient).__name__, gradient.transforms)
-    packing = Packing.of(z0)
+    begin = promoted(z0)
+    packing = Packing.of(begin)
     with one_function(dynamics):
         system = System(dynamics, x, packing, backend=backend, trace=trace)
         with suspended():
-            solution = gradient.run(solve, system, packing.pack(z0))
+            solution = gradient.run(solve, system, packing.pack(begin))
     return replace(solution, z=packing.unpack(solution.z), start=z0)

@@ -210,4 +210,4 @@ class System:
             error.add_note(f"while evaluating {type(self.dynamics).__name__} on a state z of shape {shapes}, {self.packing.dtype}")
             raise
         self.packing.check(value, type(self.dynamics).__name__)
-        return self.packing.pack(value).to(self.packing.dtype)
+        return self.packing.pack(value)

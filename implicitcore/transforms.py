@@ -45,7 +45,7 @@ def eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 usable: Any = pytree.tree_map_only(Tensor, _usable, (args, kwargs))
-                return function(*usable[0], **usable[1])
+                return function(*usable[0], **usable[1])  # pyright: ignore[reportCallIssue] - the same arguments, cloned
         return function(*args, **kwargs)
 
     return call

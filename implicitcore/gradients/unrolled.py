@@ -31,7 +31,7 @@ class Unrolled(Options, GradientStrategy):
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         """See :meth:`GradientStrategy.run`."""
         solution = solve(system, z0)
-        if len(z0) or not torch.is_grad_enabled():
+        if len(z0) or system.scope.group is not None or not torch.is_grad_enabled():
             return solution
         # An empty batch takes no step: one evaluation connects it with what f depends on, as a data-parallel module requires.
         return replace(solution, z=solution.z + system.update(z0), evaluations=system.evaluations)

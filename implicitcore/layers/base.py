@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from implicitcore.autocast import promoted
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
@@ -154,7 +155,7 @@ class ImplicitLayer(nn.Module):
     def _mask(self, solution: Solution, begin: Any, x: Any, scope: Scope) -> Solution:
         """The same solution with the failed samples at their start, and no graph that passes through them."""
         good, batch = solution.converged.nonzero().squeeze(1), len(solution.status)
-        safe = pytree.tree_map(lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), begin)
+        safe = pytree.tree_map(lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin))
         if not len(good):
             return replace(solution, z=safe)
         with scope.select(good, batch).entered():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.norms import real_dtype
+from implicitcore.norms import column, real_dtype
 from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def iterate_jointly(solver: StepwiseRootSolver[Any], system: System, z0: Tensor, group: ProcessGroup) -> Solution:
     """Run a stepwise solver until every sample of every process of the group meets its tolerance in the same iteration.
 
-    All processes evaluate f equally often, so that f and its derivative may communicate. As f may then couple the samples, none is
-    frozen and none left out: the solution is the last iterate, with the residuals measured there. A process whose samples can no longer
-    converge (a value that is not finite) stops them all.
+    All processes evaluate f equally often, so that f and its derivative may communicate. As f may then couple the samples, one that met
+    its tolerance rests only as long as it does, and the solution is the last iterate, with the residuals measured there. A value that
+    is not finite stops them all.
     """
     z, state = z0, solver.init(system, z0)
     residuals: list[Tensor] = []
@@ -36,7 +36,8 @@ def iterate_jointly(solver: StepwiseRootSolver[Any], system: System, z0: Tensor,
             met = residuals[-1] <= solver.atol + solver.tol * system.scale(residual.update_norm, residuals[0])
         if _stop(met, residual, group) or step == solver.max_steps - 1:
             break
-        z, state = solver.step(system, z, fz, state)
+        z_next, state = solver.step(system, z, fz, state)
+        z = torch.where(column(met), z, z_next)
     if system.trace is not None:
         system.trace += residuals
     return _solution(system, z0, z, met, residuals)
