@@ -39,7 +39,11 @@ def restored(state: Autocast) -> Iterator[None]:
 @contextmanager
 def suspended() -> Iterator[None]:
     """No autocast, for a solver; also a decorator."""
+    state = ambient()
+    if not state:
+        yield
+        return
     with ExitStack() as stack:
-        for device, dtype in ambient():
+        for device, dtype in state:
             stack.enter_context(torch.autocast(device, dtype, enabled=False))
         yield

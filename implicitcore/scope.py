@@ -85,6 +85,9 @@ class Scope:
     @contextmanager
     def entered(self) -> Iterator[Scope]:
         """Make this the current scope."""
+        if _current.get() is self and not self.weights:
+            yield self
+            return
         before = {child: vars(child).get("forward") for child in self.weights}
         token: Token[Scope | None] = _current.set(self)
         try:

@@ -51,8 +51,6 @@ class ImplicitLayer(nn.Module):
         on_failure: what becomes of samples that do not converge. ``"warn"`` gives their best iterates with one warning, but raises
             where a value is not finite; ``"raise"`` raises for any; ``"mask"`` gives their finite start and stops their gradient,
             with the others solved apart from them, so that a NaN reaches no parameter (one more solve, where a sample failed).
-        sync_steps: all processes of ``torch.distributed`` take equally many steps, so that f may communicate (a synchronised batch
-            norm); needs a stepwise root solver here and in the gradient. For some of the processes, set the attribute to their group.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -74,7 +72,6 @@ class ImplicitLayer(nn.Module):
         horizon: float = 1.0,
         backend: Backend | None = None,
         on_failure: OnFailure = "warn",
-        sync_steps: bool = False,
     ) -> None:
         super().__init__()
         self.dynamics = dynamics
@@ -84,7 +81,7 @@ class ImplicitLayer(nn.Module):
         self.horizon = horizon
         self.backend = backend or TorchBackend()
         self.on_failure = on_failure
-        self.sync_steps = sync_steps
+        self._sync: bool | SharedGroup = False
 
     def forward(self, x: Any, z0: Any = None) -> Any:
         """The solution's z, differentiable.
@@ -121,7 +118,11 @@ class ImplicitLayer(nn.Module):
 
     @property
     def sync_steps(self) -> bool | ProcessGroup:
-        """Whether solves stop in step with other processes, or which processes those are; may be set at any time."""
+        """Whether processes take equally many steps, so that f may communicate (a synchronised batch norm): False at first.
+
+        True is for all processes of ``torch.distributed``, a process group for those in it. It needs a stepwise root solver (Picard,
+        Anderson, Broyden) in the layer and in its gradient. As the device, it belongs to a run and not to the layer's ``config``.
+        """
         return self._sync.group if isinstance(self._sync, SharedGroup) else self._sync
 
     @sync_steps.setter

@@ -20,7 +20,7 @@ LAYERS = {
     "predicted": lambda: ic.ImplicitLayer(
         ic.FixedPoint(Cell()), solver=ic.Broyden(), start=ic.Predictor(nn.Linear(6, 6).double()), on_failure="mask"
     ),
-    "learned": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(), start=ic.Learned(6), sync_steps=False),
+    "learned": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(), start=ic.Learned(6)),
     "ode": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Tsit5(), gradient=ic.Adjoint(), start=ic.FromInput()),
 }
 

@@ -103,6 +103,15 @@ def test_autocast_keeps_the_state_between_low_precision_modules():
     assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
+def test_autocast_masks_a_failed_sample_of_a_low_precision_input():
+    x = inputs(dtype=torch.bfloat16)
+    x[2] = torch.nan
+    layer = ic.ImplicitLayer(ic.FixedPoint(LinearCell()), solver=SOLVERS[1], on_failure="mask")
+    with torch.autocast("cpu", torch.bfloat16):
+        z = layer(x)
+    assert z.dtype == torch.float32 and not z[2].any() and bool(z.isfinite().all())
+
+
 def test_autocast_is_for_f_alone_and_returns_in_backward():
     cell, x = LinearCell(), inputs(dtype=torch.float32).requires_grad_()
     layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Tsit5(), gradient=ic.Adjoint())

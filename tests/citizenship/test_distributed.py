@@ -1,0 +1,81 @@
+"""Several processes: data parallel training, and solves that stop together."""
+
+from __future__ import annotations
+
+import pytest
+import ranks
+import torch
+from dense import Cell, relative_error
+
+import implicitcore as ic
+
+pytestmark = [
+    pytest.mark.skipif(not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="no gloo"),
+    pytest.mark.timeout(200),
+    pytest.mark.slow,
+]
+
+
+def test_data_parallel_gradients_are_those_of_one_process(tmp_path):
+    first, second = ranks.run(ranks.data_parallel, tmp_path)
+    for (name, sizes), (evaluations, gradients) in first.items():
+        if sizes == (4, 4):
+            assert evaluations != second[name, sizes][0]
+        model = ranks.model(ranks.GRADIENTS[name])
+        model(ranks.samples(sizes=sizes)).square().sum().backward()
+        expected = [p.grad.div(ranks.WORLD) for p in model.parameters()]
+        assert relative_error(gradients, expected) < 1e-8
+        assert relative_error(second[name, sizes][1], expected) < 1e-8
+
+
+def test_a_cell_that_communicates_stops_with_the_others(tmp_path):
+    first, second = ranks.run(ranks.communicating, tmp_path)
+    for (solver, gradient, sizes), mine in first.items():
+        other = second[solver, gradient, sizes]
+        assert mine["calls"] == other["calls"] and len(mine["trace"]) == len(other["trace"])
+        assert bool(mine["converged"].all()) and bool(other["converged"].all())
+        assert torch.allclose(mine["residual"], mine["measured"], atol=1e-13)
+        cell, x = ranks.MeanCell(), ranks.samples(sizes=sizes).requires_grad_()
+        z = torch.zeros_like(x)
+        for _ in range(200):
+            z = cell(z, x)
+        expected = torch.autograd.grad(z.square().sum(), [*cell.parameters(), x])
+        assert torch.allclose(torch.cat((mine["z"], other["z"])), z, atol=1e-10)
+        found = [a + b for a, b in zip(mine["gradients"], other["gradients"], strict=True)]
+        assert relative_error([*found, torch.cat((mine["x"], other["x"]))], expected) < 1e-8
+
+
+def test_a_failure_of_one_stops_all(tmp_path):
+    first, second = ranks.run(ranks.failing, tmp_path)
+    assert first == [ic.Status.MAX_STEPS] * 2
+    assert second[0] == ic.Status.NON_FINITE
+
+
+def test_a_group_is_shared_by_copies_and_kept_from_files(tmp_path):
+    first, second = ranks.run(ranks.copies, tmp_path)
+    assert first.pop("error").startswith("a process group cannot be saved: set layer.sync_steps = True")
+    assert first == second == {"shared": True, "converged": True, "all": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": ic.Picard(), "gradient": ic.Unrolled()}, "init_process_group first"),
+        ({"solver": ic.Newton()}, "Newton cannot stop in step"),
+        ({"solver": ic.Tsit5()}, "Tsit5 cannot stop in step"),
+        ({"solver": ic.Picard()}, "GMRES cannot stop in step.*its gradient"),
+        ({"solver": ic.Picard(), "gradient": ic.Unrolled(), "on_failure": "mask"}, "not with sync_steps"),
+    ],
+)
+def test_what_cannot_stop_in_step_says_so(options, message, tmp_path):
+    layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), **options)
+    layer.sync_steps = True
+    alone = "first" in message
+    if not alone:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(ic.InputError, match=message):
+            layer(torch.zeros(2, 6, dtype=torch.float64))
+    finally:
+        if not alone:
+            torch.distributed.destroy_process_group()

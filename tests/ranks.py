@@ -1,0 +1,173 @@
+"""Two processes of torch.distributed on this machine, and what they run: a child imports this module, and no test."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from dense import Cell, inputs
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+import implicitcore as ic
+
+WORLD = 2
+
+
+def run(worker: Callable[[int], Any], folder: Path, timeout: float = 90) -> list[Any]:
+    """What ``worker(rank)`` returns on each rank; it raises where one does, and ends those that hang."""
+    context = spawn(_start, (worker, str(folder)), nprocs=WORLD, join=False)
+    assert context is not None
+    end = time.monotonic() + timeout
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < end, f"{worker.__name__} hangs"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def _start(rank: int, worker: Callable[[int], Any], folder: str) -> None:
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    try:
+        torch.save(worker(rank), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+# --- data parallel --------------------------------------------------------------------------------------------------
+
+
+def model(gradient: ic.GradientStrategy) -> nn.Module:
+    torch.manual_seed(0)
+    layer = ic.ImplicitLayer(ic.FixedPoint(Cell(contraction=0.8)), solver=ic.Anderson(tol=1e-12, max_steps=100), gradient=gradient)
+    return nn.Sequential(nn.Linear(6, 6), layer, nn.Linear(6, 2)).double()
+
+
+def samples(rank: int | None = None, sizes: tuple[int, int] = (4, 4)) -> Tensor:
+    """Easy ones for the first rank, hard ones for the second."""
+    easy, hard = 5 * inputs(sizes[0], seed=3), 0.01 * inputs(sizes[1], seed=4)
+    return torch.cat((easy, hard)) if rank is None else (easy, hard)[rank]
+
+
+GRADIENTS = {
+    "implicit": ic.Implicit(ic.GMRES(tol=1e-12)),
+    "unrolled": ic.Unrolled(),
+    "phantom": ic.Phantom(steps=3),
+}
+
+
+def data_parallel(rank: int) -> dict[str, Any]:
+    found = {}
+    for name, gradient in GRADIENTS.items():
+        for sizes in ((4, 4), (4, 0)):
+            parallel = DistributedDataParallel(model(gradient))
+            parallel(samples(rank, sizes)).square().sum().backward()
+            evaluations = parallel.module[1].solve(parallel.module[0](samples(rank, sizes))).evaluations
+            found[name, sizes] = evaluations, [p.grad.clone() for p in parallel.module.parameters()]
+    return found
+
+
+# --- f communicates -------------------------------------------------------------------------------------------------
+
+
+class Total(torch.autograd.Function):
+    """The sum over all processes, whose derivative is one too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return Total.apply(grad_outputs[0])
+
+
+class MeanCell(Cell):
+    """A cell that sees the mean of all samples, of all processes where there are several."""
+
+    def __init__(self) -> None:
+        super().__init__(contraction=0.6)
+        self.calls = 0
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        total, count = z.sum(0), torch.tensor(float(len(z)), dtype=z.dtype)
+        if dist.is_initialized():
+            total, count = Total.apply(total), Total.apply(count)
+        return super().forward(z + 0.5 * (total / count - z), x)
+
+
+SYNCED = {
+    "picard": ic.Picard(tol=1e-12, max_steps=200),
+    "anderson": ic.Anderson(tol=1e-12, max_steps=200),
+    "broyden": ic.Broyden(tol=1e-12, max_steps=200),
+}
+
+
+def communicating(rank: int) -> dict[str, Any]:
+    found = {}
+    for name, solver in SYNCED.items():
+        for gradient in (ic.Implicit(solver), ic.Phantom(steps=100), *([ic.Unrolled()] if name == "picard" else [])):
+            for sizes in ((4, 4), (4, 0)):
+                layer = ic.ImplicitLayer(ic.FixedPoint(MeanCell()), solver=solver, gradient=gradient)
+                layer.sync_steps = True
+                x = samples(rank, sizes).requires_grad_()
+                solution = layer.solve(x, trace=True)
+                gradients = torch.autograd.grad(solution.z.square().sum(), [*layer.parameters(), x])
+                found[name, type(gradient).__name__, sizes] = {
+                    "z": solution.z.detach(),
+                    "gradients": gradients[:-1],
+                    "x": gradients[-1],
+                    "converged": solution.converged,
+                    "residual": solution.residual.detach(),
+                    "measured": (layer.dynamics.cell(solution.z, x) - solution.z).norm(dim=1).detach(),
+                    "calls": layer.dynamics.cell.calls,
+                    "trace": solution.trace,
+                }
+    return found
+
+
+def failing(rank: int) -> list[int]:
+    """One rank meets a NaN: both stop."""
+    layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=0.0, max_steps=100000), gradient=ic.Unrolled())
+    layer.sync_steps = True
+    x = inputs(2)
+    if rank == 1:
+        x[0, 0] = torch.nan
+    with torch.no_grad():
+        return layer.solve(x).status.tolist()
+
+
+def copies(rank: int) -> dict[str, Any]:
+    """A layer with a group of its own: the first rank alone."""
+    group = dist.new_group([0])
+    layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-8, max_steps=100), gradient=ic.Unrolled())
+    pickle.dumps(layer)
+    layer.sync_steps = group if rank == 0 else False
+    found: dict[str, Any] = {"shared": copy.deepcopy(layer).sync_steps is layer.sync_steps}
+    found["converged"] = bool(layer.solve(inputs()).converged.all())  # the other rank takes no part
+    if rank == 0:
+        try:
+            pickle.dumps(layer)
+        except ic.InputError as error:
+            found["error"] = str(error)
+    layer.sync_steps = True
+    found["all"] = pickle.loads(pickle.dumps(layer)).sync_steps
+    return found
