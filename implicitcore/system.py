@@ -149,11 +149,14 @@ class System:
         broadcastable = t.reshape(-1, *(1,) * len(self.packing.shapes[0]))
         return self._evaluate(self.dynamics.velocity, broadcastable, self.packing.unpack(z), self.x)
 
-    def residual(self, z: Tensor, fz: Tensor) -> Residual:
-        """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z); computed once for the same pair."""
+    def residual(self, z: Tensor, fz: Tensor, out: Tensor | None = None) -> Residual:
+        """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z); computed once for the same pair.
+
+        Where it is not known yet, g is written to ``out``.
+        """
         memo, graph = self._residual, torch.is_grad_enabled()
         if memo is None or memo[0] is not z or memo[1] is not fz or (graph and not memo[2]):
-            memo = self._residual = (z, fz, graph, self.backend.residual(fz, z))
+            memo = self._residual = (z, fz, graph, self.backend.residual(fz, z, out))
         return memo[3]
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
@@ -202,7 +205,7 @@ class System:
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
 
     def _evaluate(self, function: Callable[..., Any], *arguments: Any) -> Tensor:
-        self.evaluations += 1
+        self._counter.evaluations += 1
         try:
             value = self._call(function, *arguments)
         except Exception as error:

@@ -45,11 +45,11 @@ class LinearSystem(System):
         del t
         return self.update(z) - z
 
-    def residual(self, z: Tensor, fz: Tensor) -> Residual:
+    def residual(self, z: Tensor, fz: Tensor, out: Tensor | None = None) -> Residual:
         """g and ``|g|``; ``|f(z)|`` is not used, and ``|v|`` stands in for it."""
         memo = self._residual
         if memo is None or memo[0] is not z or memo[1] is not fz:
-            g = fz - z
+            g = fz - z if out is None else torch.sub(fz, z, out=out)
             memo = self._residual = (z, fz, False, Residual(g, norm(g), self.v_norm))
         return memo[3]
 

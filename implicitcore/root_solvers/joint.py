@@ -9,6 +9,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.norms import column, real_dtype
+from implicitcore.root_solvers.loop import GROWTH
 from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 
@@ -36,6 +37,8 @@ def iterate_jointly(solver: StepwiseRootSolver[Any], system: System, z0: Tensor,
             met = residuals[-1] <= solver.atol + solver.tol * system.scale(residual.update_norm, residuals[0])
         if _stop(met, residual, group) or step == solver.max_steps - 1:
             break
+        if step and bool((grown := residuals[-1] > GROWTH * residuals[-2]).any()):
+            state = solver.restart(state, grown)
         z_next, state = solver.step(system, z, fz, state)
         z = torch.where(column(met), z, z_next)
     if system.trace is not None:
