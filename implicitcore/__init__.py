@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from implicitcore.gradients.implicit import Implicit as Implicit
     from implicitcore.gradients.neumann import Neumann as Neumann
     from implicitcore.gradients.phantom import Phantom as Phantom
+    from implicitcore.gradients.shine import Shine as Shine
     from implicitcore.gradients.unrolled import Unrolled as Unrolled
     from implicitcore.hookspecs import hookimpl as hookimpl
     from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
@@ -112,6 +113,7 @@ _EXPORTS = {
     "gradients.implicit": ("Implicit",),
     "gradients.neumann": ("Neumann",),
     "gradients.phantom": ("Phantom",),
+    "gradients.shine": ("Shine",),
     "gradients.unrolled": ("Unrolled",),
     "hookspecs": ("hookimpl",),
     "layers.base": ("ImplicitLayer",),

@@ -41,6 +41,7 @@ _PARTS = {
         "implicit": ("gradients.implicit:Implicit", "the implicit function theorem at the solution"),
         "neumann": ("gradients.neumann:Neumann", "the implicit gradient with the series cut to its first terms"),
         "phantom": ("gradients.phantom:Phantom", "a few damped steps with a graph"),
+        "shine": ("gradients.shine:Shine", "the implicit gradient with the inverse that a forward Broyden solve estimated"),
         "unrolled": ("gradients.unrolled:Unrolled", "backpropagation through every step"),
         "adjoint": ("gradients.adjoint:Adjoint", "the adjoint equation, integrated backwards in time"),
     },

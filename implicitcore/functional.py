@@ -143,4 +143,5 @@ def run(  # noqa: PLR0913 - keyword options
         system = System(dynamics, x, packing, backend=backend, trace=trace)
         with suspended():
             solution = gradient.run(solve, system, packing.pack(begin))
-    return replace(solution, z=packing.unpack(solution.z), start=z0)
+    iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
+    return replace(solution, z=packing.unpack(solution.z), start=z0, iterates=iterates)

@@ -52,6 +52,7 @@ class Solution:
         backward: what the backward pass spent and reached.
         times: the output times of a trajectory, ``[times]``.
         trace: ``[steps, batch]``, residual after each step, when asked for.
+        iterates: ``[k, batch, ...]``, the iterates that ``Unrolled(iterates=...)`` asks for, each with its graph.
     """
 
     z: Any
@@ -63,6 +64,7 @@ class Solution:
     backward: Backward = field(default_factory=Backward)
     times: Tensor | None = None
     trace: Tensor | None = None
+    iterates: Any = None
 
     @property
     def converged(self) -> Tensor:

@@ -77,6 +77,10 @@ class Linearization:
         self._matrix = self._rows(units, torch.is_grad_enabled()).transpose(0, 1)
         return self._matrix
 
+    def select(self, index: Tensor) -> Linearization:
+        """The products for some samples: f is evaluated at them once more, so that a product costs no more than they do."""
+        return self.system.select(index).linearize(self.point.detach().index_select(0, index))
+
     def _rows(self, units: Tensor, graph: bool) -> Tensor:
         """J^T v for each v of ``units``, ``[n, batch, n]``: all at once, where every operation of f has a batching rule."""
         if self.fz.requires_grad and len(units):
@@ -106,6 +110,7 @@ class System:
 
     Attributes:
         linear: g is affine in z, so that a linear solver may trust its own residuals.
+        visited: where not None, a stepwise root solver leaves its iterates here, one for each evaluation.
         quadrature: the system integrates something along the steps of an ODE solver, and is told of each by :meth:`commit`,
             and of each output time by :meth:`arrive`.
     """
@@ -119,6 +124,7 @@ class System:
         self.packing = packing
         self.backend = backend or TorchBackend()
         self.trace: list[Tensor] | None = [] if trace else None
+        self.visited: list[Tensor] | None = None
         self.scope = current() or Scope()
         self.autocast = ambient()
         self._counter = Counter()

@@ -90,4 +90,4 @@ class StepwiseRootSolver(Options, RootSolver, Generic[State]):
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
         group = system.scope.group
-        return iterate(self, system, z0) if group is None else iterate_jointly(self, system, z0, group)
+        return iterate(self, system, z0)[0] if group is None else iterate_jointly(self, system, z0, group)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
+from implicitcore.errors import GradientError
 from implicitcore.norms import real_dtype
 from implicitcore.root_solvers.base import StepwiseRootSolver
 from implicitcore.root_solvers.history import History
+from implicitcore.root_solvers.loop import iterate
+from implicitcore.solution import Solution
 from implicitcore.system import System
 from implicitcore.tolerances import Count
 
@@ -43,6 +48,17 @@ class Broyden(StepwiseRootSolver[Any]):
         """B = -I."""
         return _Good(system, z, self.memory) if self.variant == "good" else _Bad(system, z, self.memory)
 
+    def solve_keeping(self, system: System, z0: Tensor) -> tuple[Solution, Callable[[Tensor], Tensor]]:
+        """The solution, and the estimate at its end: v -> -B^H v, near (I - J)^-H v for ``[batch, n]``.
+
+        Raises:
+            GradientError: of the bad variant, or where samples leave the batch (``compact``) or wait for others (``sync_steps``).
+        """
+        if self.variant == "bad" or self.compact or system.scope.group is not None:
+            raise GradientError(f"the inverse is kept by Broyden's good method, without compact and sync_steps; received {self}")
+        solution, state = iterate(self, system, z0)
+        return solution, partial(state.transposed, solution.steps)
+
     def step(self, system: System, z: Tensor, fz: Tensor, state: _Good | _Bad) -> tuple[Tensor, _Good | _Bad]:
         """See :meth:`StepwiseRootSolver.step`."""
         g = system.residual(z, fz).value
@@ -60,6 +76,7 @@ class _Good:
     def __init__(self, system: System, z: Tensor, memory: int) -> None:
         self.backend = system.backend
         self.steps = History(z, memory + 1)
+        self.forgotten = 0
         self.kept: list[Tensor] = []
         dtype = z.dtype if z.is_complex() else real_dtype(z)
         self.matrix = z.new_zeros(z.shape[0], memory + 1, memory + 1, dtype=dtype)
@@ -71,6 +88,7 @@ class _Good:
     def step(self, g: Tensor) -> Tensor:
         """-B g, taken in as the next step."""
         if self.steps.count == self.steps.depth:
+            self.forgotten += self.steps.count
             self.steps.clear()
             self.matrix.zero_()
             self.kept = []
@@ -116,6 +134,15 @@ class _Good:
         scale, safe = _scale(_share(steps[-1], d), self.limit, self.one)
         self.kept.append(safe)
         return d * scale
+
+    def transposed(self, taken: Tensor, v: Tensor) -> Tensor:
+        """-B^H v, ``[batch, n]``, without what was learnt after a sample stopped in its iterate number ``taken`` ``[batch]``."""
+        v, steps = v.unsqueeze(1), self.steps.each()
+        for newer in range(len(steps) - 1, 0, -1):
+            own = taken - self.forgotten - 2 >= newer
+            share = torch.where(own, self.matrix[:, newer, newer - 1], 0).to(v.dtype)
+            v = v + steps[newer - 1] * (share.view(-1, 1, 1) * (steps[newer].conj() * v).sum(2, keepdim=True))
+        return v.squeeze(1)
 
     def select(self, rows: Tensor) -> _Good:
         """The state of some samples."""

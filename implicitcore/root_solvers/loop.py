@@ -233,12 +233,14 @@ class Progress:
         )
 
 
-def iterate(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> Solution:
-    """Run a stepwise solver from z0 until every sample has stopped or ``max_steps`` evaluations are spent."""
+def iterate(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> tuple[Solution, Any]:
+    """Run a stepwise solver from z0 until every sample has stopped or ``max_steps`` evaluations are spent; and its last state."""
     progress = Progress(system, z0, solver.tol, solver.atol)
     z, state = z0, solver.init(system, z0)
     for step in range(solver.max_steps):
         fz = system.update(z)
+        if system.visited is not None:
+            system.visited.append(z)
         if progress.observe(z, fz) or step == solver.max_steps - 1:
             break
         if progress.grown is not None:
@@ -249,7 +251,7 @@ def iterate(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> Solu
             rows = progress.active.nonzero().squeeze(1)
             system, z, state = system.select(rows), z.index_select(0, rows), select(state, rows)
             progress = progress.part(system, rows)
-    return progress.solution()
+    return progress.solution(), state
 
 
 def select(state: Any, rows: Tensor) -> Any:

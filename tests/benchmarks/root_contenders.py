@@ -45,7 +45,7 @@ def _implicitcore(
     method: type[ic.RootSolver], backward: type[ic.RootSolver], options: dict[str, Any], problem: Problem, tol: float
 ) -> Callable[[], Outcome]:
     limits: dict[str, Any] = {"tol": tol, "max_steps": problem.budget}
-    gradient = ic.Implicit(backward(**limits))
+    gradient = ic.Implicit(backward(**limits, **options))
     layer = ic.ImplicitLayer(ic.FixedPoint(problem.f), solver=method(**limits, **options), gradient=gradient)
 
     def step() -> Outcome:

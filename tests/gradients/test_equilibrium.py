@@ -213,7 +213,7 @@ def test_implicit_spends_one_evaluation_more_and_memory_does_not_grow(problem):
     assert saved[0] == saved[1]
 
 
-@pytest.mark.parametrize("gradient", [ic.Implicit(), ic.Neumann(), ic.Phantom()], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("gradient", [ic.Implicit(), ic.Neumann(), ic.Phantom(), ic.Shine()], ids=lambda g: type(g).__name__)
 def test_an_equilibrium_strategy_refuses_a_trajectory(gradient):
     x = inputs(n=2).requires_grad_()
     with pytest.raises(ic.GradientError, match="Adjoint"):
