@@ -113,10 +113,13 @@ class System:
         visited: where not None, a stepwise root solver leaves its iterates here, one for each evaluation.
         quadrature: the system integrates something along the steps of an ODE solver, and is told of each by :meth:`commit`,
             and of each output time by :meth:`arrive`.
+        crowded: with ``compact``, stopped samples leave the batch when at most this share of it is active: evaluations cost then at
+            most a seventh more than the samples need, and the copies are few.
     """
 
     linear: ClassVar[bool] = False
     quadrature: ClassVar[bool] = False
+    crowded: ClassVar[float] = 7 / 8
 
     def __init__(self, dynamics: Dynamics, x: Any, packing: Packing, *, backend: Backend | None = None, trace: bool = False) -> None:
         self.dynamics = dynamics

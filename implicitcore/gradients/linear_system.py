@@ -26,6 +26,7 @@ class LinearSystem(System):
     """
 
     linear: ClassVar[bool] = True
+    crowded: ClassVar[float] = 1 / 2  # to leave costs an evaluation of those that stay
 
     def __init__(self, system: System, jacobian: Linearization, v: Tensor) -> None:
         super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)

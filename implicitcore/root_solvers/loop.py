@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 # A residual this many times its scale at the start is lost: the sample is stopped before it overflows.
 DIVERGENCE = 1e8
 
-# With ``compact``, stopped samples leave the batch when at most this share of it is active: evaluations cost then at most a seventh
-# more than the samples need, and the copies are few.
-CROWDED = 7 / 8
-
 # A residual this many times that of the step before shows that what a solver remembers misleads it.
 GROWTH = 2.0
 
@@ -247,7 +243,7 @@ def iterate(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> tupl
             state = solver.restart(state, progress.grown)
         z_next, state = solver.step(system, z, fz, state)
         z = progress.freeze(z_next, z)
-        if solver.compact and progress.remaining <= CROWDED * len(progress.active):
+        if solver.compact and progress.remaining <= system.crowded * len(progress.active):
             rows = progress.active.nonzero().squeeze(1)
             system, z, state = system.select(rows), z.index_select(0, rows), select(state, rows)
             progress = progress.part(system, rows)

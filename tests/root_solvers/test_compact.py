@@ -68,7 +68,7 @@ def test_the_gradients_are_the_same(solver):
 def test_a_backward_solve_saves_products(solver):
     spent = {}
     for compact in (False, True):
-        cell, x = Spread(), problem()
+        cell, x = Spread(n=48), problem(n=48)
         products = []
 
         def counted(z, x, cell=cell, products=products):
@@ -82,7 +82,7 @@ def test_a_backward_solve_saves_products(solver):
         rows = cell.rows
         found = torch.autograd.grad(solution.z.square().sum(), cell.weight)[0]
         spent[compact] = sum(products) + cell.rows - rows, found
-    assert spent[True][0] < 0.7 * spent[False][0]  # the evaluations of the parts included
+    assert spent[True][0] < 0.8 * spent[False][0]  # the evaluations of the parts included
     assert torch.allclose(spent[True][1], spent[False][1], rtol=1e-5)
 
 
