@@ -64,7 +64,7 @@ class Progress:
         self.floor = torch.full_like(self.best_norm, atol + torch.finfo(self.best_norm.dtype).tiny)
         self.start_norm: Tensor | None = None
         self.scale: Tensor | None = None
-        self.buffers: list[Tensor] = []
+        self.buffers: tuple[Tensor, ...] = ()
         self.grown: Tensor | None = None
         self.whole: tuple[Progress, Tensor] | None = None
         self.trace = system.trace
@@ -80,10 +80,9 @@ class Progress:
                 residual = self.system.residual(z, fz)
             return self.note(z, residual)
         # Two buffers in turn, for a solver keeps the residual until its next step: fresh memory costs more than the subtraction.
-        place = self.count % 2
-        while len(self.buffers) <= place:
-            self.buffers.append(torch.empty_like(z))
-        return self.note(z, self.system.residual(z, fz, self.buffers[place]))
+        if not self.buffers:
+            self.buffers = z.new_empty(2, *z.shape).unbind(0)
+        return self.note(z, self.system.residual(z, fz, self.buffers[self.count % 2]))
 
     def note(self, z: Tensor, residual: Residual) -> bool:
         """Take note of an iterate whose residual is known.
@@ -189,7 +188,7 @@ class Progress:
         part.system, part.whole = system, (self, rows)
         for name in ("start", "active", "steps", "best", "best_norm", "size", "floor", "start_norm", "ceiling"):
             setattr(part, name, getattr(self, name).index_select(0, rows))
-        part.remaining, part.lost, part.finite, part.stopped, part.scale, part.buffers = len(rows), None, None, None, None, []
+        part.remaining, part.lost, part.finite, part.stopped, part.scale, part.buffers = len(rows), None, None, None, None, ()
         return part
 
     def _report(self, whole: Progress, rows: Tensor) -> None:
