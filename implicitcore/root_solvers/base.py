@@ -9,7 +9,6 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from implicitcore.options import Options
-from implicitcore.root_solvers.joint import iterate_jointly
 from implicitcore.root_solvers.loop import iterate
 from implicitcore.solution import Solution
 from implicitcore.system import System
@@ -89,5 +88,4 @@ class StepwiseRootSolver(Options, RootSolver, Generic[State]):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        group = system.scope.group
-        return iterate(self, system, z0)[0] if group is None else iterate_jointly(self, system, z0, group)
+        return iterate(self, system, z0)[0]

@@ -14,7 +14,7 @@ from implicitcore.norms import norm
 from implicitcore.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.krylov import Krylov
-from implicitcore.root_solvers.loop import Progress
+from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution
 from implicitcore.system import Linearization, System
 from implicitcore.tolerances import Count, Tolerance

@@ -17,8 +17,8 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.chain import merge
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point
-from implicitcore.root_solvers.loop import Progress
 from implicitcore.root_solvers.newton import Newton
+from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 from implicitcore.tolerances import Whole
