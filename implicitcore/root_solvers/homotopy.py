@@ -129,7 +129,7 @@ class _Path(System):
         point, s = Point(self.system, z), column(t).to(z.dtype)
         right = point.fz - self.a - ATTRACTION * (z - torch.lerp(self.a, point.fz, s))
         limit = INNER * norm(right.detach())
-        return Krylov(self.backend, lambda v: v - s * point.jacobian.jvp(v), right, limit, MOST).minimise()[0]
+        return Krylov(self.backend, lambda v: v - s * point.jacobian.jvp(v), right, limit, MOST).minimise()
 
 
 class _LengthPath(_Path):

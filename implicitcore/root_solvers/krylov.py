@@ -74,16 +74,13 @@ class Krylov:
             smallest = self.beta / (1 + torch.stack(self.w, 1).square().sum(1)).sqrt()
             self.active = self.active & (smallest > self.limit)
 
-    def minimise(self, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The point of smallest ``|g - A s|`` over z + s, s in span(V) (s itself where there is no z), and its residual g - V_{k+1} H y."""
+    def minimise(self) -> Tensor:
+        """The s in span(V) of smallest ``|g - A s|``, ``[batch, n]``."""
         if not self.columns:
-            return torch.zeros_like(self.g) if z is None else z, self.g
+            return torch.zeros_like(self.g)
         w = torch.stack(self.w, 1)
         t = w * column(self.beta / (1 + w.square().sum(1)))
-        size = self.size + 1
-        hessenberg = torch.stack([torch.nn.functional.pad(c, (0, size - c.shape[1])) for c in self.columns], 2)
-        y = torch.linalg.solve_triangular(hessenberg[:, 1:], t.unsqueeze(2), upper=True)
-        drop = torch.bmm(hessenberg, y)
-        rows, backend = self.basis.written(), self.backend
-        move = backend.mix(None if z is None else z.unsqueeze(1), y.mT.to(rows.dtype), rows[:, :-1])
-        return move.squeeze(1), backend.mix(self.g.unsqueeze(1), drop.mT.to(rows.dtype), rows, -1).squeeze(1)
+        hessenberg = torch.stack([torch.nn.functional.pad(c[:, 1:], (0, self.size + 1 - c.shape[1])) for c in self.columns], 2)
+        y = torch.linalg.solve_triangular(hessenberg, t.unsqueeze(2), upper=True)
+        rows = self.basis.written()[:, :-1]
+        return self.backend.mix(None, y.mT.to(rows.dtype), rows).squeeze(1)
