@@ -10,6 +10,9 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.norms import column, norm, real_dtype
+from implicitcore.ode_solvers.dense import Begin
+from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.path import Path
 from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 
@@ -18,10 +21,21 @@ if TYPE_CHECKING:
     from implicitcore.ode_solvers.step_size import StepSize
 
 
-def march(solver: StepwiseODESolver[Any], system: System, z0: Tensor, times: Tensor, stop: Stop | None) -> Solution:
+def march(  # noqa: PLR0913 - keyword options
+    solver: StepwiseODESolver[Any],
+    system: System,
+    z0: Tensor,
+    times: Tensor,
+    stop: Stop | None,
+    *,
+    dense: bool = False,
+    event: Event | None = None,
+) -> Solution:
     """Integrate from z0 over the output times, each sample at its own pace."""
     control = solver.step_size if stop is None else solver.step_size.settling()
     run = _March(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
+    if dense or event is not None:
+        run.follow(Path(solver, system, run.t, z0, dense=dense, event=event))
     for _ in range(solver.max_steps):
         if not run.begin(stop):
             break
@@ -73,6 +87,13 @@ class _March:
         self.steps = torch.zeros_like(self.next)
         self.more = batch > 0
         self.outputs = _Outputs(z0, len(times))
+        self.path: Path | None = None
+
+    def follow(self, path: Path) -> None:
+        """Keep what is wanted of the way between the output times."""
+        self.path = path
+        self.finite = ~path.undefined
+        self.active = self.active & self.finite
 
     def begin(self, stop: Stop | None) -> bool:
         """Make ready for a step; False where no sample needs one."""
@@ -91,7 +112,7 @@ class _March:
     @torch.no_grad()
     def _start(self, velocity: Tensor) -> None:
         self.started = True
-        self.finite = norm(velocity).isfinite()
+        self.finite = self.finite & norm(velocity).isfinite()
         self.active = self.active & self.finite
         self.more = bool(self.active.any())
         if self.more:
@@ -109,7 +130,14 @@ class _March:
         step = self.solver.step(self.system, self.t, dt, self.z, self.state)
         with torch.no_grad():
             accept = self._judge(step, dt, arrives)
-            self.t = torch.where(accept, torch.where(arrives, target, self.t + dt), self.t)
+            end = torch.where(arrives, target, self.t + dt)
+        if self.path is not None:
+            step, end = self.path.follow(Begin(self.t, dt, self.z, self.state), step, end, accept)
+            arrives = arrives & ~self.path.ended
+            self.finite = self.finite & ~self.path.undefined
+            self.active = self.active & ~self.path.ended & self.finite
+        with torch.no_grad():
+            self.t = torch.where(accept, end, self.t)
             arrived = accept & arrives
             reached, self.next = self.next, self.next + arrived
             # A sample at its last time may follow the others: its dt is zero.
@@ -132,7 +160,7 @@ class _March:
         finite = norm(step.z).isfinite()
         accept = verdict.accept & finite & self.active
         # Rejected for good: no smaller step is left to try.
-        smallest = torch.finfo(size.dtype).eps * self.t.abs().clamp(min=1e-3)
+        smallest = (torch.finfo(size.dtype).eps * self.t.abs()).clamp(min=max(self.control.min_step, 1e-3 * torch.finfo(size.dtype).eps))
         lost = self.active & ~accept & ((verdict.size >= size) | (verdict.size < smallest))
         self.steps = self.steps + self.active
         self.finite = self.finite & ~(lost & ~(finite & verdict.error.isfinite()))
@@ -140,7 +168,7 @@ class _March:
         self.active = self.active & ~lost
         # A step that was shortened to arrive says little about the size that the error allows.
         self.size = torch.where(accept & arrives, torch.maximum(verdict.size, self.size), verdict.size)
-        self.error = torch.where(accept, verdict.error, self.error)
+        self.error = self.control.remember(accept, verdict.error, self.error)
         return accept
 
     def _keep(self, step: Step, which: Tensor | None) -> None:
@@ -160,7 +188,8 @@ class _March:
         status = torch.full_like(self.next, Status.MAX_STEPS, dtype=torch.int8)
         status[~self.moving] = Status.DIVERGED
         status[~self.finite] = Status.NON_FINITE
-        status[self.next >= len(self.times)] = Status.CONVERGED
+        path, done = self.path, self.next >= len(self.times)
+        status[done if path is None else done | path.ended] = Status.CONVERGED
         return Solution(
             z=self.outputs.trajectory(self.z, self.next),
             start=self.outputs.z0,
@@ -169,6 +198,8 @@ class _March:
             steps=self.steps,
             evaluations=self.system.evaluations,
             times=self.times,
+            event_times=path and path.event_times,
+            interpolant=path and path.interpolant(self.times),
         )
 
 

@@ -10,8 +10,18 @@ from problems import logistic
 
 import implicitcore as ic
 
-SOLVERS = [ic.Euler(), ic.Midpoint(), ic.Heun(), ic.RK4(), ic.Bosh3(), ic.Dopri5(), ic.Tsit5(), ic.Tsit5(first_step=1e-3)]
-ADAPTIVE = SOLVERS[4:]
+FIXED = [ic.Euler(), ic.Midpoint(), ic.Heun(), ic.Heun3(), ic.RK4()]
+ADAPTIVE = [
+    ic.Bosh3(),
+    ic.Fehlberg45(),
+    ic.Dopri5(),
+    ic.Tsit5(),
+    ic.Tsit5(first_step=1e-3),
+    ic.Tsit5(controller="i"),
+    ic.Tsit5(controller="pid"),
+    ic.DOP853(),
+]
+SOLVERS = [*FIXED, *ADAPTIVE]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=str)
 each_adaptive = pytest.mark.parametrize("solver", ADAPTIVE, ids=str)
 GRID = torch.tensor([0.0, 0.35, 1.0], dtype=torch.float64)
