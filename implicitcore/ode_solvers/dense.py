@@ -40,7 +40,7 @@ class Interpolant:
         ends: the times at which the steps of each sample end, ``[batch, steps]``, rejected ones included: there t stands still.
         starts: the times at which they begin, ``[batch, steps]``.
         dt: their lengths, with the sign of the direction, ``[batch, steps]``.
-        row: the row of ``pieces`` of each step, ``[batch, steps]``.
+        row: the row of ``pieces`` of each step, ``[batch, steps]``; for a rejected one the state at the first time.
         pieces: coefficients of the accepted steps, ``[rows, degree + 1, n]``; see :func:`evaluate`.
     """
 
@@ -63,12 +63,14 @@ class Interpolant:
         t = self._check(t)
         forward = torch.where(self.span[1] > self.span[0], 1, -1).to(t)
         ahead = (t * forward).detach().contiguous()
-        step = torch.searchsorted((self.ends * forward).contiguous(), ahead).clamp(max=self.ends.shape[1] - 1)
+        ends = (self.ends * forward).contiguous()
+        first = torch.searchsorted(ends, ends[:, :1].contiguous(), right=True)
+        step = torch.maximum(torch.searchsorted(ends, ahead), first).clamp(max=ends.shape[1] - 1)
         dt = self.dt.gather(1, step)
         s = (t - self.starts.gather(1, step)) / torch.where(dt == 0, 1, dt)
         pieces = self.pieces[self.row.gather(1, step).T].unbind(2)
         z = evaluate(pieces, s.T.unsqueeze(2).to(self.pieces.dtype))
-        late = ahead > self.ends[:, -1:] * forward
+        late = ahead > ends[:, -1:]
         return self.packing.unpack(torch.where(late.T.unsqueeze(2), torch.nan, z))
 
     def _check(self, t: Tensor) -> Tensor:
@@ -111,12 +113,13 @@ class Record:
         degree = self.rows[0].shape[1] - 1 if self.rows else 0
         first = torch.stack([self.z0, *[torch.zeros_like(self.z0)] * degree], 1)
         accepted = torch.stack(self.accepted)
+        place = accepted.flatten().cumsum(0).sub(1).view_as(accepted)
         return Interpolant(
             packing=packing,
             span=times[[0, -1]],
             ends=torch.stack(self.ends, 1),
             starts=torch.stack(self.starts, 1),
             dt=torch.stack(self.dt, 1),
-            row=accepted.flatten().cumsum(0).sub(1).clamp(min=0).view_as(accepted).T,
+            row=torch.where(accepted, place, place[0]).T,
             pieces=torch.cat((first, *self.rows)),
         )

@@ -42,7 +42,7 @@ class Crossings:
         self.event, self.system = event, system
         self.times = torch.full_like(t, torch.nan)
         with torch.no_grad():
-            self.sign = self.value(t, z).sign()
+            self.sign = _sign(self.value(t, z))
 
     def value(self, t: Tensor, z: Tensor) -> Tensor:
         """e, ``[batch]``.
@@ -61,7 +61,7 @@ class Crossings:
     @torch.no_grad()
     def look(self, t: Tensor, z: Tensor, accept: Tensor) -> Tensor | None:
         """Which of the samples that accepted a step to (t, z) changed their sign in it; None where none did."""
-        now = self.value(t, z).sign()
+        now = _sign(self.value(t, z))
         crossed = accept & (now * self.sign <= 0) & (self.sign != 0)
         # A zero at the start waits for the first sign, and what is NaN stays so.
         self.sign = torch.where(accept & ((self.sign == 0) | now.isnan()), now, self.sign)
@@ -105,6 +105,11 @@ class Crossings:
             move = torch.where(going, (s - b).abs(), move)
             b, at_b = torch.where(going, s, b), torch.where(going, found, at_b)
         return b
+
+
+def _sign(e: Tensor) -> Tensor:
+    """The sign, and NaN of NaN: torch says zero."""
+    return torch.where(e.isnan(), e, e.sign())
 
 
 def _newton(along: Callable[[Tensor], Tensor], s: Tensor, crossed: Tensor) -> Tensor:

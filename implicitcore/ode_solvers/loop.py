@@ -133,9 +133,8 @@ class _March:
             end = torch.where(arrives, target, self.t + dt)
         if self.path is not None:
             step, end = self.path.follow(Begin(self.t, dt, self.z, self.state), step, end, accept)
-            arrives = arrives & ~self.path.ended
-            self.finite = self.finite & ~self.path.undefined
-            self.active = self.active & ~self.path.ended & self.finite
+            stops = self.path.ended | self.path.undefined
+            arrives, self.active, self.finite = arrives & ~stops, self.active & ~stops, self.finite & ~self.path.undefined
         with torch.no_grad():
             self.t = torch.where(accept, end, self.t)
             arrived = accept & arrives
