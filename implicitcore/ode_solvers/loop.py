@@ -62,7 +62,8 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
     grid = times.to(z0.device, real_dtype(z0))
     steps = grid.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):
-        raise InputError(f"times: expected strictly increasing or decreasing values in {grid.dtype}, received {times.tolist()}")
+        hint = "; a span of length zero has no direction: z there is z0" if bool((steps == 0).all()) else ""
+        raise InputError(f"times: expected strictly increasing or decreasing values in {grid.dtype}, received {times.tolist()}{hint}")
     if not bool(grid[: None if bounded else -1].isfinite().all()):
         raise InputError(f"times: expected finite values, received {times.tolist()}")
     return grid
