@@ -34,7 +34,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
         stages, point = [state], z
         for row, node in zip(tableau.a, tableau.c, strict=True):
             point = combine(z, dt, stages, row)
-            stages.append(system.velocity(t + node * dt, point))
+            stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
         z_next = point if tableau.fsal else combine(z, dt, stages, tableau.b)
         error = combine(None, dt, stages, tableau.error) if tableau.error else None
         return Step(z_next, error, stages[-1] if tableau.fsal else None, stages, tableau.b)
@@ -43,7 +43,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
         """See :meth:`StepwiseODESolver.piece`: the method's own continuous extension, where the tableau has one."""
         tableau, combine, stages = self.tableau, system.backend.combine, [*step.stages]
         for row, node in zip(tableau.more_a, tableau.more_c, strict=True):
-            stages.append(system.velocity(t + node * dt, combine(z, dt, stages, row)))
+            stages.append(system.velocity(torch.add(t, dt, alpha=node), combine(z, dt, stages, row)))
         higher = [combine(None, dt, stages, row) for row in tableau.dense]
         return [*super().piece(system, t, dt, z, state, step), *higher]
 

@@ -167,10 +167,10 @@ class Adaptive(StepSize):
             move = norm(z_next - z).clamp(min=torch.finfo(size.dtype).tiny)
             found = torch.maximum(found, norm(error) / (self.settle * move))
         accept = found <= 1
-        bounded = found.clamp(min=1e-10)
-        after_accepting = bounded ** (-self.exponents[0] / self.order)
+        after_accepting = found ** (-self.exponents[0] / self.order)
         for exponent, past in zip(self.exponents[1:], last if last.ndim > 1 else (last,), strict=False):
             after_accepting = after_accepting * past.clamp(min=1e-4) ** (-exponent / self.order)
-        after_rejecting = bounded ** (-1 / self.order)
+        after_rejecting = found ** (-1 / self.order)
         factor = torch.where(accept, after_accepting, after_rejecting) * self.safety
-        return Verdict(accept, (size * factor.clamp(self.shrink, self.grow).nan_to_num(self.shrink)).clamp(max=self.max_step), found)
+        following = size * factor.clamp(self.shrink, self.grow).nan_to_num(self.shrink)
+        return Verdict(accept, following.clamp(max=self.max_step) if self.max_step < torch.inf else following, found)
