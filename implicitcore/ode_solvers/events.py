@@ -80,7 +80,8 @@ class Crossings:
             return self.value(t + s * dt, evaluate(piece, column(s).to(piece[0].dtype))).to(t.dtype)
 
         s = self._search(along, crossed)
-        for _ in range(_POLISH if torch.is_grad_enabled() else 0):
+        wanted = torch.is_grad_enabled() and (any(c.requires_grad for c in piece) or along(s).requires_grad)
+        for _ in range(_POLISH if wanted else 0):
             s = _newton(along, s, crossed)
         at = t + s * dt
         self.times = torch.where(crossed, at, self.times)

@@ -68,6 +68,8 @@ class FixedRungeKutta(RungeKutta):
 class AdaptiveRungeKutta(RungeKutta):
     """Steps chosen per sample: the local error of each stays below atol + rtol ``|z|``, entry by entry in the root mean square.
 
+    On stiff dynamics stability and not accuracy limits the step of an explicit method: those samples end with the status max_steps.
+
     Attributes:
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step, in the units of z.
@@ -75,7 +77,7 @@ class AdaptiveRungeKutta(RungeKutta):
         controller: how the next step follows from the errors of this one (``"i"``), of two (``"pi"``) or of three (``"pid"``); see
             :class:`~implicitcore.ode_solvers.step_size.Adaptive`. More memory, fewer rejections where stability limits the step.
         min_step: a sample that would need a shorter step has diverged; the last before an output time may be shorter.
-        max_step: no step is longer: for a field or an event that a long step would jump over.
+        max_step: no step is longer, where given: for a field or an event that a long step would jump over.
     """
 
     rtol: Positive = 1e-3
@@ -83,7 +85,7 @@ class AdaptiveRungeKutta(RungeKutta):
     first_step: Positive | None = None
     controller: Controller = "pi"
     min_step: Tolerance = 0.0
-    max_step: Positive = math.inf
+    max_step: Positive | None = None
 
     @property
     def error_order(self) -> int:
@@ -93,8 +95,15 @@ class AdaptiveRungeKutta(RungeKutta):
     @property
     def step_size(self) -> StepSize:
         """Adaptive."""
-        bounds = {"controller": self.controller, "min_step": self.min_step, "max_step": self.max_step}
-        return Adaptive(self.rtol, self.atol, self.error_order, self.first_step, **bounds)
+        return Adaptive(
+            self.rtol,
+            self.atol,
+            self.error_order,
+            self.first_step,
+            controller=self.controller,
+            min_step=self.min_step,
+            max_step=self.max_step or math.inf,
+        )
 
 
 @final

@@ -173,4 +173,6 @@ class Adaptive(StepSize):
         after_rejecting = found ** (-1 / self.order)
         factor = torch.where(accept, after_accepting, after_rejecting) * self.safety
         following = size * factor.clamp(self.shrink, self.grow).nan_to_num(self.shrink)
+        if self.min_step > 0:  # tried before the sample is given up
+            following = torch.where(accept, following.clamp(min=self.min_step), following)
         return Verdict(accept, following.clamp(max=self.max_step) if self.max_step < torch.inf else following, found)

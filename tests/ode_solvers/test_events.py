@@ -135,6 +135,19 @@ def test_backwards_in_time_and_by_the_time_itself():
     assert clock.z[-1, 0, 0].item() == pytest.approx(math.cos(1.25), rel=1e-8)
 
 
+def test_a_parameter_of_the_event_alone():
+    """When does cos reach c? At arccos(c)."""
+    c = real(0.3).requires_grad_()
+    solution = ic.integrate(swing, real([1.0, 0.0]), real([1.0]), times=SPAN, solver=ic.Tsit5(**TIGHT), event=lambda t, z, x: z[:, 0] - c)
+    assert torch.autograd.grad(solution.event_times.sum(), c)[0].item() == pytest.approx(-1 / math.sqrt(1 - 0.09), rel=1e-7)
+
+
+def test_no_graph_where_nothing_wants_one():
+    solution = ic.integrate(swing, real([1.0, 0.0]), real([1.0]), times=SPAN, event=height)
+    assert not solution.event_times.requires_grad
+    assert not solution.z.requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_without_a_graph(dtype):
     with torch.no_grad():
