@@ -129,7 +129,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     Raises:
         InputError: z0 or times cannot be used, or v or event returns another structure, shape or dtype.
         GradientError: dense output or an event with a strategy other than ``Unrolled``, which keeps no graph between the times; an
-            event that has no derivative where one is needed.
+            event whose derivative along the trajectory is zero, where a gradient is wanted.
 
     Example:
         A ball that falls from a height of 1 m; gravity is x.

@@ -71,7 +71,7 @@ class Crossings:
         """The time and the state of the crossing, ``[batch]`` and ``[batch, n]``; meaningful for the samples that ``crossed``.
 
         Raises:
-            GradientError: e has no derivative along the trajectory, and one is needed.
+            GradientError: the derivative of e along the trajectory is zero, and a gradient is wanted.
         """
         t, dt, keep = begin.t, begin.dt, column(crossed)
         piece = [piece[0], *(torch.where(keep, c, 0) for c in piece[1:])]  # what was rejected may hold a NaN
@@ -115,10 +115,8 @@ def _sign(e: Tensor) -> Tensor:
 
 def _newton(along: Callable[[Tensor], Tensor], s: Tensor, crossed: Tensor) -> Tensor:
     """One step of Newton's method, differentiable."""
-    if not s.requires_grad:
-        s = s.detach().requires_grad_()
-    found = along(s)
-    if not found.requires_grad:
-        raise GradientError("the event has no derivative with respect to t and z, so that its time has none: use torch.no_grad()")
-    slope = torch.autograd.grad(found.sum(), s, create_graph=True, materialize_grads=True)[0]
+    found, pull, *_ = torch.func.vjp(along, s)
+    slope = pull(torch.ones_like(found))[0]
+    if bool((crossed & (slope == 0)).any()):
+        raise GradientError("the event does not change along the trajectory where it is zero, so that its time has no derivative")
     return s - torch.where(crossed, found, 0) / torch.where(crossed, slope, 1)

@@ -36,7 +36,8 @@ class RungeKutta(StepwiseODESolver[Tensor]):
             point = combine(z, dt, stages, row)
             stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
         z_next = point if tableau.fsal else combine(z, dt, stages, tableau.b)
-        error = combine(None, dt, stages, tableau.error) if tableau.error else None
+        with torch.no_grad():  # the size of a step has no gradient
+            error = combine(None, dt, stages, tableau.error) if tableau.error else None
         return Step(z_next, error, stages[-1] if tableau.fsal else None, stages, tableau.b)
 
     def piece(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor, step: Step) -> list[Tensor]:
