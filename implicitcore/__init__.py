@@ -56,11 +56,14 @@ if TYPE_CHECKING:
     from implicitcore.ode_solvers.base import ODESolver as ODESolver
     from implicitcore.ode_solvers.base import Step as Step
     from implicitcore.ode_solvers.base import StepwiseODESolver as StepwiseODESolver
+    from implicitcore.ode_solvers.runge_kutta import DOP853 as DOP853
     from implicitcore.ode_solvers.runge_kutta import RK4 as RK4
     from implicitcore.ode_solvers.runge_kutta import Bosh3 as Bosh3
     from implicitcore.ode_solvers.runge_kutta import Dopri5 as Dopri5
     from implicitcore.ode_solvers.runge_kutta import Euler as Euler
+    from implicitcore.ode_solvers.runge_kutta import Fehlberg45 as Fehlberg45
     from implicitcore.ode_solvers.runge_kutta import Heun as Heun
+    from implicitcore.ode_solvers.runge_kutta import Heun3 as Heun3
     from implicitcore.ode_solvers.runge_kutta import Midpoint as Midpoint
     from implicitcore.ode_solvers.runge_kutta import Tsit5 as Tsit5
     from implicitcore.options import Options as Options
@@ -122,7 +125,7 @@ _EXPORTS = {
     "layers.start": ("FirstUpdate", "FromInput", "Learned", "Predictor", "Start", "Zeros"),
     "layers.stability": ("jacobian_regularizer", "spectral_radius"),
     "ode_solvers.base": ("ODESolver", "Step", "StepwiseODESolver"),
-    "ode_solvers.runge_kutta": ("Bosh3", "Dopri5", "Euler", "Heun", "Midpoint", "RK4", "Tsit5"),
+    "ode_solvers.runge_kutta": ("Bosh3", "DOP853", "Dopri5", "Euler", "Fehlberg45", "Heun", "Heun3", "Midpoint", "RK4", "Tsit5"),
     "options": ("Options",),
     "parts": ("Registrar",),
     "registry": ("register",),

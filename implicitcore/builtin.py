@@ -32,10 +32,13 @@ _PARTS = {
         "euler": ("ode_solvers.runge_kutta:Euler", "explicit Euler, order 1"),
         "midpoint": ("ode_solvers.runge_kutta:Midpoint", "explicit midpoint rule, order 2"),
         "heun": ("ode_solvers.runge_kutta:Heun", "Heun's method, order 2"),
+        "heun3": ("ode_solvers.runge_kutta:Heun3", "Heun's third-order method"),
         "rk4": ("ode_solvers.runge_kutta:RK4", "classical Runge-Kutta, order 4"),
         "bosh3": ("ode_solvers.runge_kutta:Bosh3", "Bogacki-Shampine, order 3, adaptive"),
+        "fehlberg45": ("ode_solvers.runge_kutta:Fehlberg45", "Fehlberg, order 4, adaptive"),
         "dopri5": ("ode_solvers.runge_kutta:Dopri5", "Dormand-Prince, order 5, adaptive"),
         "tsit5": ("ode_solvers.runge_kutta:Tsit5", "Tsitouras, order 5, adaptive"),
+        "dop853": ("ode_solvers.runge_kutta:DOP853", "Dormand-Prince, order 8, adaptive"),
     },
     "gradient": {
         "implicit": ("gradients.implicit:Implicit", "the implicit function theorem at the solution"),

@@ -12,11 +12,14 @@ ODE_SOLVERS = [
     ic.Euler(dt=0.5),
     ic.Midpoint(dt=0.5),
     ic.Heun(dt=0.5),
+    ic.Heun3(dt=0.5),
     ic.RK4(dt=1.0),
     ic.Bosh3(),
     ic.Bosh3(rtol=0.1, atol=0.1),
     ic.Dopri5(),
+    ic.Fehlberg45(),
     ic.Tsit5(),
+    ic.DOP853(),
 ]
 each_solver = pytest.mark.parametrize("ode_solver", ODE_SOLVERS, ids=str)
 
