@@ -36,6 +36,9 @@ _PARTS = {
         "bosh3": ("ode_solvers.runge_kutta:Bosh3", "Bogacki-Shampine, order 3, adaptive"),
         "dopri5": ("ode_solvers.runge_kutta:Dopri5", "Dormand-Prince, order 5, adaptive"),
         "tsit5": ("ode_solvers.runge_kutta:Tsit5", "Tsitouras, order 5, adaptive"),
+        "implicit_euler": ("ode_solvers.implicit_runge_kutta:ImplicitEuler", "implicit Euler, order 1, L-stable"),
+        "trapezoid": ("ode_solvers.implicit_runge_kutta:Trapezoid", "trapezoidal rule, order 2, A-stable"),
+        "esdirk": ("ode_solvers.implicit_runge_kutta:ESDIRK", "Kennedy-Carpenter ESDIRK, order 4, adaptive, for stiff dynamics"),
     },
     "gradient": {
         "implicit": ("gradients.implicit:Implicit", "the implicit function theorem at the solution"),

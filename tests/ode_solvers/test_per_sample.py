@@ -12,7 +12,8 @@ import implicitcore as ic
 
 SOLVERS = [ic.Euler(), ic.Midpoint(), ic.Heun(), ic.RK4(), ic.Bosh3(), ic.Dopri5(), ic.Tsit5(), ic.Tsit5(first_step=1e-3)]
 ADAPTIVE = SOLVERS[4:]
-each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=str)
+IMPLICIT = [ic.ImplicitEuler(), ic.Trapezoid(), ic.ESDIRK()]
+each_solver = pytest.mark.parametrize("solver", [*SOLVERS, *IMPLICIT], ids=lambda s: type(s).__name__)
 each_adaptive = pytest.mark.parametrize("solver", ADAPTIVE, ids=str)
 GRID = torch.tensor([0.0, 0.35, 1.0], dtype=torch.float64)
 OTHERS = [0, 1, 2, 4, 5, 6, 7]
