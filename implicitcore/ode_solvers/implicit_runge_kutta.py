@@ -65,8 +65,9 @@ class ImplicitRungeKutta(StepwiseODESolver[Start]):
         if not self._dense(z):
             return Start(system.velocity(t, z), None)
         check_products()
+        attached = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
-            point = z if z.requires_grad else z.detach().requires_grad_()
+            point = z if attached else z.detach().requires_grad_()
             velocity = system.velocity(t, point)
         with torch.no_grad():
             jacobian = Linearization(system, point, velocity).matrix()
@@ -80,41 +81,40 @@ class ImplicitRungeKutta(StepwiseODESolver[Start]):
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Start) -> Step:
         """See :meth:`StepwiseODESolver.step`."""
-        tableau, one = self.tableau, torch.ones_like(dt)
+        tableau, combine, one = self.tableau, system.backend.combine, torch.ones_like(dt)
         frame = self._frame(dt, z, state.jacobian)
         stages = [state.velocity] * tableau.explicit
-        moves = [stage * column(dt).to(z.dtype) for stage in stages]  # dt k_i
-        solved, y = torch.ones_like(dt, dtype=torch.bool), z
+        increments = [stage * column(dt).to(z.dtype) for stage in stages]  # dt k_i
+        solved, move = torch.ones_like(dt, dtype=torch.bool), torch.zeros_like(z)
         for row, node in zip(tableau.a[tableau.explicit :], tableau.c[tableau.explicit :], strict=True):
-            base = system.backend.combine(z, one, moves, row[:-1]) if moves else z
-            stage = Stage(system, t + node * dt, dt * tableau.gamma, base, frame)
-            y, done = self._solve(stage, y)
+            offset = combine(None, one, increments, row[:-1]) if increments else torch.zeros_like(z)
+            stage = Stage(system, t + node * dt, dt * tableau.gamma, offset, frame)
+            move, done = self._solve(stage, move)
             solved = solved & done
             # From the equation and not by another evaluation, which would multiply what is left of the error by dt dg/dz.
-            moves.append((y - base) / tableau.gamma)
+            increments.append((move - offset) / tableau.gamma)
             if system.quadrature:
-                stages.append(system.velocity(t + node * dt, y))
-        z_next = torch.where(column(solved), y, torch.nan)  # a stage that is not solved has no value
-        error = system.backend.combine(None, one, moves, tableau.error) if tableau.error else None
+                stages.append(system.velocity(stage.t, z + move))
+        z_next = torch.where(column(solved), z + move, torch.nan)  # a stage that is not solved has no value
+        error = combine(None, one, increments, tableau.error) if tableau.error else None
         return Step(z_next, error, None, stages if system.quadrature else (), tableau.b)
 
     def _solve(self, stage: Stage, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The solution Y of a stage equation, with its gradient, and which samples have one."""
-        frame = stage.frame
+        """The move of a stage with its gradient, zero where there is no solution, and which samples have one."""
         with torch.no_grad():
-            solution = self.root_solver.solve(stage, (start - frame.z) / frame.weight)
-            y = torch.where(column(solution.converged), stage.state(solution.z), frame.z)
-        return attach(stage, y, dense=self._dense(y)) if torch.is_grad_enabled() else y, solution.converged
+            solution = self.root_solver.solve(stage, start / stage.frame.weight)
+            move = torch.where(column(solution.converged), solution.z * stage.frame.weight, 0)
+        return attach(stage, move, dense=self._dense(move)) if torch.is_grad_enabled() else move, solution.converged
 
     @torch.no_grad()
     def _frame(self, dt: Tensor, z: Tensor, jacobian: Tensor | None) -> Frame:
         weight = z.abs() * self.rtol + self.atol
         if jacobian is None:
-            return Frame(z.detach(), weight, None)
+            return Frame(z, weight, None)
         scale = (dt * self.tableau.gamma).to(real_dtype(z))[:, None, None]
         matrix = torch.eye(z.shape[1], dtype=scale.dtype, device=z.device) - scale * jacobian.to(scale.dtype)
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-        return Frame(z.detach(), weight, (factors, pivots))
+        return Frame(z, weight, (factors, pivots))
 
     def _dense(self, z: Tensor) -> bool:
         return z.shape[1] <= self.dense_below

@@ -18,8 +18,8 @@ from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import solve
 from implicitcore.system import Linearization, System
 
-# A residual is not asked to be smaller than this many units of rounding of the state, where the tolerance is a hundredth of the step's.
-ROUNDING = 1000.0
+# What the tolerance is relative to is never less than this many units of rounding of the state.
+ROUNDING = 100.0
 
 # The Krylov space of a stage's backward solve, and how often it begins again.
 RESTART, CYCLES = 30, 10
@@ -27,9 +27,10 @@ RESTART, CYCLES = 30, 10
 
 @dataclass(frozen=True)
 class Frame:
-    """What the stages of one step share: the unknown is u = (Y - z) / weight, and the matrix of a simplified Newton iteration.
+    """What the stages of one step share: the unknown u = (Y - z) / weight, and the matrix of a simplified Newton iteration.
 
-    In these units a step may be wrong by one, entry by entry: that is what a root solver's ``tol`` is then a fraction of.
+    In these units a step may be wrong by one, entry by entry: that is what a root solver's ``tol`` is then a fraction of. The move
+    Y - z is what is solved for, as Y would lose it in its rounding.
 
     Attributes:
         z: the state before the step, ``[batch, n]``.
@@ -42,7 +43,7 @@ class Frame:
     factors: tuple[Tensor, Tensor] | None
 
     def correction(self, defect: Tensor) -> Tensor:
-        """The Newton step of u for a defect of Y; where there is no matrix, the defect itself."""
+        """The Newton step of u for a defect of the move; where there is no matrix, the defect itself in the units of u."""
         if self.factors is not None:
             right = defect.to(self.factors[0].dtype).unsqueeze(2)
             defect = torch.linalg.lu_solve(*self.factors, right).squeeze(2).to(defect.dtype)
@@ -55,7 +56,7 @@ class Frame:
 
 
 class Stage(System):
-    """Y = base + dt g(t, Y), written as the fixed point u = u + M^-1 (base + dt g(t, Y) - Y) / weight with Y = z + weight u.
+    """The move m = offset + dt g(t, z + m), as the fixed point u = u + M^-1 (offset + dt g(t, z + m) - m) / weight, m = weight u.
 
     M is the matrix of the frame. So Picard iteration is the simplified Newton method, a residual is the error of u that is left, and
     a solver that does not know the Jacobian converges on stiff dynamics as well.
@@ -64,28 +65,24 @@ class Stage(System):
         system: the dynamics; its counter counts here too.
         t: the time of the stage, ``[batch]``.
         dt: the step times gamma, ``[batch]``; zero where a sample is done.
-        base: what the earlier stages give, ``[batch, n]``.
+        offset: the move that the earlier stages give, ``[batch, n]``.
         frame: the units and the matrix.
     """
 
-    def __init__(self, system: System, t: Tensor, dt: Tensor, base: Tensor, frame: Frame) -> None:
+    def __init__(self, system: System, t: Tensor, dt: Tensor, offset: Tensor, frame: Frame) -> None:
         super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
         self.scope = system.scope.stopping_with(None)
         self._counter = system._counter
-        self.outer, self.t, self.dt, self.base, self.frame = system, t, dt, base, frame
+        self.outer, self.t, self.dt, self.offset, self.frame = system, t, dt, offset, frame
 
-    def image(self, y: Tensor) -> Tensor:
-        """Base + dt g(t, y): one evaluation."""
-        return torch.addcmul(self.base, column(self.dt).to(y.dtype), self.outer.velocity(self.t, y))
-
-    def state(self, u: Tensor) -> Tensor:
-        """Y from u."""
-        return torch.addcmul(self.frame.z, self.frame.weight, u)
+    def image(self, move: Tensor) -> Tensor:
+        """Offset + dt g(t, z + move): one evaluation."""
+        return torch.addcmul(self.offset, column(self.dt).to(move.dtype), self.outer.velocity(self.t, self.frame.z + move))
 
     def update(self, z: Tensor) -> Tensor:
         """See the class."""
-        y = self.state(z)
-        g = self.frame.correction(self.image(y) - y)
+        move = self.frame.weight * z
+        g = self.frame.correction(self.image(move) - move)
         fz = z + g
         # As for a vector field: taken from z + g, it would be lost in the rounding of a large z.
         self._residual = z, fz, torch.is_grad_enabled(), Residual(g, norm(g), norm(fz))
@@ -99,31 +96,31 @@ class Stage(System):
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """One in the root mean square of u, less where the stage itself moves less, but above the rounding."""
         del update_norm
-        n = max(self.base.shape[1], 1)
-        size = norm(self.frame.z / self.frame.weight)
-        return torch.maximum(start_norm.clamp(max=n**0.5), ROUNDING * torch.finfo(self.base.dtype).eps * size)
+        z = self.frame.z.detach()
+        rounding = ROUNDING * torch.finfo(z.dtype).eps * norm(z / self.frame.weight)
+        return torch.maximum(start_norm.clamp(max=z.shape[1] ** 0.5), rounding)
 
     def select(self, index: Tensor) -> Stage:
         """See :meth:`System.select`."""
         part = copy.copy(self)
         part.outer, part.frame = self.outer.select(index), self.frame.select(index)
-        part.t, part.dt, part.base = (tensor.index_select(0, index) for tensor in (self.t, self.dt, self.base))
+        part.t, part.dt, part.offset = (tensor.index_select(0, index) for tensor in (self.t, self.dt, self.offset))
         part.x, part.packing, part._residual = part.outer.x, replace(self.packing, batch=len(index)), None
         return part
 
 
-def attach(stage: Stage, y: Tensor, *, dense: bool) -> Tensor:
-    """The value y with the implicit gradient of its stage equation: one evaluation, with a graph.
+def attach(stage: Stage, move: Tensor, *, dense: bool) -> Tensor:
+    """The value of a move with the implicit gradient of its stage equation: one evaluation, with a graph.
 
     Arguments:
-        stage: the equation that y solves.
-        y: ``[batch, n]``, without a graph.
+        stage: the equation that it solves.
+        move: ``[batch, n]``, without a graph.
         dense: form dt dg/dz for the backward solve (n products); else GMRES.
     """
     with torch.enable_grad():
-        point = y.detach().requires_grad_()
+        point = move.detach().requires_grad_()
         image = stage.image(point)
-    return _Attach.apply(image, y, _Pullback(Linearization(stage, point, image), dense))
+    return _Attach.apply(image, move, _Pullback(Linearization(stage, point, image), dense))
 
 
 @dataclass(frozen=True)
@@ -162,12 +159,12 @@ class _Pullback:
 
 
 class _Attach(torch.autograd.Function):
-    """The value y, whose gradient v reaches the graph of image(y) as (I - J)^-T v."""
+    """The value of the move, whose gradient v reaches the graph of its image as (I - J)^-T v."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        _, y, ctx.pullback = arguments
-        return y.view_as(y)
+        _, move, ctx.pullback = arguments
+        return move.view_as(move)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
