@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from implicitcore.ode_solvers.base import ODESolver as ODESolver
     from implicitcore.ode_solvers.base import Step as Step
     from implicitcore.ode_solvers.base import StepwiseODESolver as StepwiseODESolver
+    from implicitcore.ode_solvers.implicit_runge_kutta import ESDIRK as ESDIRK
+    from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitEuler as ImplicitEuler
+    from implicitcore.ode_solvers.implicit_runge_kutta import Trapezoid as Trapezoid
     from implicitcore.ode_solvers.runge_kutta import DOP853 as DOP853
     from implicitcore.ode_solvers.runge_kutta import RK4 as RK4
     from implicitcore.ode_solvers.runge_kutta import Bosh3 as Bosh3
@@ -125,6 +128,7 @@ _EXPORTS = {
     "layers.start": ("FirstUpdate", "FromInput", "Learned", "Predictor", "Start", "Zeros"),
     "layers.stability": ("jacobian_regularizer", "spectral_radius"),
     "ode_solvers.base": ("ODESolver", "Step", "StepwiseODESolver"),
+    "ode_solvers.implicit_runge_kutta": ("ESDIRK", "ImplicitEuler", "Trapezoid"),
     "ode_solvers.runge_kutta": ("Bosh3", "DOP853", "Dopri5", "Euler", "Fehlberg45", "Heun", "Heun3", "Midpoint", "RK4", "Tsit5"),
     "options": ("Options",),
     "parts": ("Registrar",),

@@ -39,6 +39,9 @@ _PARTS = {
         "dopri5": ("ode_solvers.runge_kutta:Dopri5", "Dormand-Prince, order 5, adaptive"),
         "tsit5": ("ode_solvers.runge_kutta:Tsit5", "Tsitouras, order 5, adaptive"),
         "dop853": ("ode_solvers.runge_kutta:DOP853", "Dormand-Prince, order 8, adaptive"),
+        "implicit_euler": ("ode_solvers.implicit_runge_kutta:ImplicitEuler", "implicit Euler, order 1, L-stable"),
+        "trapezoid": ("ode_solvers.implicit_runge_kutta:Trapezoid", "trapezoidal rule, order 2, A-stable"),
+        "esdirk": ("ode_solvers.implicit_runge_kutta:ESDIRK", "Kennedy-Carpenter ESDIRK, order 4, adaptive, for stiff dynamics"),
     },
     "gradient": {
         "implicit": ("gradients.implicit:Implicit", "the implicit function theorem at the solution"),

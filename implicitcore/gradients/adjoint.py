@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -190,8 +191,13 @@ class AdjointSystem(System):
         self.stages: dict[int, _Evaluation] = {}
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
-        """(g, -a^T dg/dz): one evaluation and one product; its graph is kept until the step is committed."""
+        """(g, -a^T dg/dz): one evaluation and one product; its graph is kept until the step is committed.
+
+        Where a graph is asked for, an implicit method wants the Jacobian of all this, and the step is made of other velocities.
+        """
         state, a = z.tensor_split(2, 1)
+        if torch.is_grad_enabled():
+            return self._differentiable(t, state, a)
         with torch.enable_grad():
             point = state.detach().contiguous().requires_grad_()
             g = self.forward.velocity(t, point)
@@ -201,6 +207,20 @@ class AdjointSystem(System):
         velocity = torch.cat((g.detach(), torch.zeros_like(state) if pulled is None else -pulled), 1)
         self.stages[id(velocity)] = _Evaluation(velocity, g, a)
         return velocity
+
+    def _differentiable(self, t: Tensor, state: Tensor, a: Tensor) -> Tensor:
+        self.evaluations += 1
+        self.products += 1
+        g = self.forward.velocity(t, state)
+        pulled = torch.autograd.grad(g, state, a, create_graph=True, materialize_grads=True)[0]
+        return torch.cat((g, -pulled), 1)
+
+    def select(self, index: Tensor) -> AdjointSystem:
+        """See :meth:`System.select`; for the stage equations of an implicit method, whose velocities are no stages themselves."""
+        part = copy.copy(self)
+        part.forward, part.packing = self.forward.select(index), replace(self.packing, batch=len(index))
+        part.stages = {}
+        return part
 
     def commit(self, step: Step, dt: Tensor, accept: Tensor) -> None:
         """Add the step's share of the quadrature, -dt sum_i b_i a_i^T dg_i/dtheta, in one product over all stages."""

@@ -30,6 +30,7 @@ class AndersonState:
     last: tuple[Tensor, Tensor] | None = None  # the residual and the plain step of the iterate before, [batch, 1, n]
     alive: Tensor | None = None  # [batch, depth], False for the directions from before a restart; None where all are in use
     fresh: Tensor | None = None  # [batch], the samples that restart in this step
+    plain: Tensor | None = None  # [batch], those that did in the last one; None where all took an accelerated step
     views: tuple[Tensor, ...] = ()  # the rows, and their halves: they cost as much to make as to use
 
     def rows(self) -> tuple[Tensor, ...]:
@@ -49,8 +50,12 @@ class AndersonState:
         if self.alive is not None:
             used = torch.ones_like(self.alive[:, 0]) if self.fresh is None else ~self.fresh
             self.alive = self.alive.index_copy(1, self.alive.new_tensor([self.pairs.slot], dtype=torch.int64), column(used))
-            self.fresh = None
         self.pairs.append(pair, scale)
+
+    def retreat(self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor], fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """What samples ``fresh`` go on from: where an accelerated step doubled the residual, the iterate it was taken from."""
+        back = (fresh if self.plain is None else fresh & ~self.plain).view(-1, 1, 1)
+        return torch.where(back, last[0], now[0]), torch.where(back, last[1], now[1])
 
     def clear(self) -> None:
         """Forget all directions."""
@@ -60,8 +65,9 @@ class AndersonState:
     def select(self, rows: Tensor) -> AndersonState:
         """The state of some samples."""
         last = None if self.last is None else (self.last[0][rows], self.last[1][rows])
-        alive, fresh = (None if mask is None else mask[rows] for mask in (self.alive, self.fresh))
-        return AndersonState(self.pairs.select(rows), self.ridge, self.least, last, alive, fresh)
+        masks = (None if mask is None else mask[rows] for mask in (self.alive, self.fresh, self.plain))
+        alive, fresh, plain = masks
+        return AndersonState(self.pairs.select(rows), self.ridge, self.least, last, alive, fresh, plain)
 
 
 @final
@@ -73,7 +79,8 @@ class Anderson(StepwiseRootSolver[AndersonState]):
     where the columns of Q are differences of past residuals and those of P the differences of plain steps between the same iterates.
     The newest difference is made orthogonal to the last ``depth`` ones, and its partner follows: no least-squares problem is
     left to solve, and where J is symmetric, few directions do the work of all. Begins again every 2 ``depth`` steps, and for a
-    sample whose residual doubles. The first choice for an equilibrium layer: about as many evaluations as GMRES where f is linear.
+    sample whose residual doubles: it goes back and takes the plain step in place of the accelerated one.
+    The first choice for an equilibrium layer: about as many evaluations as GMRES where f is linear.
 
     Attributes:
         depth: earlier directions kept.
@@ -105,12 +112,15 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         """See :meth:`StepwiseRootSolver.step`."""
         residual = system.residual(z, fz)
         g, plain = residual.value.unsqueeze(1), (fz if self.damping == 1 else torch.lerp(z, fz, self.damping)).unsqueeze(1)
-        last, state.last = state.last, (g, plain)
+        now, last = (g, plain), state.last
         if last is None:
+            state.last, state.plain = now, torch.ones_like(residual.norm, dtype=torch.bool)
             return plain.squeeze(1), state
         self._learn(system.backend, g - last[0], plain - last[1], residual.norm, state)
+        state.last = now if state.fresh is None else state.retreat(now, last, state.fresh)
+        state.plain, state.fresh = state.fresh, None
         _, q, p = state.rows()
-        return system.backend.mix(plain, state.inner(system.backend, q, g), p, -1).squeeze(1), state
+        return system.backend.mix(state.last[1], state.inner(system.backend, q, g), p, -1).squeeze(1), state
 
     def _learn(self, backend: Backend, q: Tensor, p: Tensor, size: Tensor, state: AndersonState) -> None:
         """Take in the differences between the last two iterates as a new direction, orthogonal to the others."""

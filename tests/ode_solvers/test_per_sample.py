@@ -21,8 +21,9 @@ ADAPTIVE = [
     ic.Tsit5(controller="pid"),
     ic.DOP853(),
 ]
+IMPLICIT = [ic.ImplicitEuler(), ic.Trapezoid(), ic.ESDIRK()]
 SOLVERS = [*FIXED, *ADAPTIVE]
-each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=str)
+each_solver = pytest.mark.parametrize("solver", [*SOLVERS, *IMPLICIT], ids=str)
 each_adaptive = pytest.mark.parametrize("solver", ADAPTIVE, ids=str)
 GRID = torch.tensor([0.0, 0.35, 1.0], dtype=torch.float64)
 OTHERS = [0, 1, 2, 4, 5, 6, 7]
