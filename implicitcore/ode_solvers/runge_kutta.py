@@ -225,8 +225,8 @@ class Tsit5(AdaptiveRungeKutta):
 class DOP853(AdaptiveRungeKutta):
     """Dormand and Prince's pair of order 8 with the error estimate of Hairer: twelve evaluations a step.
 
-    The estimates of order 5 and 3, in the norm of the tolerance, make one: e_5 |e_5| / sqrt(|e_5|^2 + 0.01 |e_3|^2), which goes with
-    dt^8. For tight tolerances (below some 1e-7) and smooth dynamics. Dense output is of order 7, at three more evaluations a step.
+    The estimates of order 5 and 3, in the norm of the tolerance, make one: ``e_5 |e_5| / sqrt(|e_5|^2 + 0.01 |e_3|^2)``, which goes
+    with dt^8. For tight tolerances (below some 1e-7) and smooth dynamics. Dense output is of order 7, at three more evaluations a step.
 
     Reference:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.5, (10.17) and (10.18), and II.6.

@@ -126,6 +126,17 @@ def test_a_batch_equals_single_solves_and_a_nan_stays_alone():
     assert bool(torch.autograd.grad(found.event_times[others].sum(), sick)[0][others].isfinite().all())
 
 
+def test_a_pytree_state_and_a_per_sample_input():
+    z0 = {"at": torch.ones(3, 1, 2, dtype=torch.float64), "speed": torch.zeros(3, 1, 2, dtype=torch.float64)}
+    level = real(0.9, 0.5, 0.1)
+    field = lambda t, z, x: {"at": z["speed"], "speed": -z["at"]}  # noqa: E731
+    event = lambda t, z, x: z["at"].mean((1, 2)) - x  # noqa: E731
+    solution = ic.integrate(field, z0, level, times=SPAN, solver=ic.Tsit5(**TIGHT), event=event, dense=True).raise_if_failed()
+    assert torch.allclose(solution.event_times, torch.arccos(level), rtol=1e-9)
+    assert torch.allclose(solution.z["at"][-1].mean((1, 2)), level, rtol=1e-12)
+    assert torch.allclose(solution.interpolate(real(0.2))["at"], torch.cos(real(0.2)).expand(1, 3, 1, 2), rtol=1e-9)
+
+
 def test_backwards_in_time_and_by_the_time_itself():
     z0 = real([1.0, 0.0]).requires_grad_()
     back = ic.integrate(swing, z0, real([1.0]), times=real(0.0, -4.0), solver=ic.Tsit5(**TIGHT), event=height)
