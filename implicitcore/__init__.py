@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from implicitcore.gradients.implicit import Implicit as Implicit
     from implicitcore.gradients.neumann import Neumann as Neumann
     from implicitcore.gradients.phantom import Phantom as Phantom
+    from implicitcore.gradients.shine import Shine as Shine
     from implicitcore.gradients.unrolled import Unrolled as Unrolled
     from implicitcore.hookspecs import hookimpl as hookimpl
     from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
@@ -58,11 +59,14 @@ if TYPE_CHECKING:
     from implicitcore.ode_solvers.implicit_runge_kutta import ESDIRK as ESDIRK
     from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitEuler as ImplicitEuler
     from implicitcore.ode_solvers.implicit_runge_kutta import Trapezoid as Trapezoid
+    from implicitcore.ode_solvers.runge_kutta import DOP853 as DOP853
     from implicitcore.ode_solvers.runge_kutta import RK4 as RK4
     from implicitcore.ode_solvers.runge_kutta import Bosh3 as Bosh3
     from implicitcore.ode_solvers.runge_kutta import Dopri5 as Dopri5
     from implicitcore.ode_solvers.runge_kutta import Euler as Euler
+    from implicitcore.ode_solvers.runge_kutta import Fehlberg45 as Fehlberg45
     from implicitcore.ode_solvers.runge_kutta import Heun as Heun
+    from implicitcore.ode_solvers.runge_kutta import Heun3 as Heun3
     from implicitcore.ode_solvers.runge_kutta import Midpoint as Midpoint
     from implicitcore.ode_solvers.runge_kutta import Tsit5 as Tsit5
     from implicitcore.options import Options as Options
@@ -115,6 +119,7 @@ _EXPORTS = {
     "gradients.implicit": ("Implicit",),
     "gradients.neumann": ("Neumann",),
     "gradients.phantom": ("Phantom",),
+    "gradients.shine": ("Shine",),
     "gradients.unrolled": ("Unrolled",),
     "hookspecs": ("hookimpl",),
     "layers.base": ("ImplicitLayer",),
@@ -124,7 +129,7 @@ _EXPORTS = {
     "layers.stability": ("jacobian_regularizer", "spectral_radius"),
     "ode_solvers.base": ("ODESolver", "Step", "StepwiseODESolver"),
     "ode_solvers.implicit_runge_kutta": ("ESDIRK", "ImplicitEuler", "Trapezoid"),
-    "ode_solvers.runge_kutta": ("Bosh3", "Dopri5", "Euler", "Heun", "Midpoint", "RK4", "Tsit5"),
+    "ode_solvers.runge_kutta": ("Bosh3", "DOP853", "Dopri5", "Euler", "Fehlberg45", "Heun", "Heun3", "Midpoint", "RK4", "Tsit5"),
     "options": ("Options",),
     "parts": ("Registrar",),
     "registry": ("register",),

@@ -13,10 +13,12 @@ from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
+from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.packing import Packing
 from implicitcore.root_solvers.anderson import Anderson
@@ -101,6 +103,8 @@ def integrate(  # noqa: PLR0913 - keyword options
     times: Tensor,
     solver: ODESolver | None = None,
     gradient: GradientStrategy | None = None,
+    dense: bool = False,
+    event: Event | None = None,
     backend: Backend | None = None,
 ) -> Solution:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
@@ -109,19 +113,42 @@ def integrate(  # noqa: PLR0913 - keyword options
         v: the vector field, a module or function; t comes as ``[batch, 1, ..., 1]`` and broadcasts against z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree.
-        times: output times ``[T]``, strictly increasing or decreasing.
+        times: output times ``[T]``, strictly increasing or decreasing; a span of length zero has no solution and is an error.
         solver: default ``Tsit5()``.
         gradient: default ``Unrolled()``.
+        dense: keep the trajectory between the times too: ``solution.interpolate(t)``.
+        event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the start is no change). Two changes within
+            one step are not seen: ``max_step`` of an adaptive solver bounds the steps.
         backend: default torch.
 
     Returns:
-        The solution; ``solution.z`` is ``[T, batch, ...]`` with ``z[0] = z0``.
+        The solution; ``solution.z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event happened, ``solution.event_times`` has its
+        time, and z at the later times is the state there: so ``z[-1]`` is the state at the event. Both have the gradient of the
+        implicit function that e(t, z(t), x) = 0 defines.
 
     Raises:
-        InputError: z0 or times cannot be used, or v returns another structure, shape or dtype.
+        InputError: z0 or times cannot be used, or v or event returns another structure, shape or dtype.
+        GradientError: dense output or an event with a strategy other than ``Unrolled``, which keeps no graph between the times; an
+            event whose derivative along the trajectory is zero, where a gradient is wanted.
+
+    Example:
+        A ball that falls from a height of 1 m; gravity is x.
+
+        >>> import torch, implicitcore as ic
+        >>> z0, g = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
+        >>> fall = lambda t, z, g: torch.cat((z[:, 1:], -g), 1)
+        >>> solution = ic.integrate(fall, z0, g, times=torch.tensor([0.0, 5.0]), event=lambda t, z, g: z[:, 0])
+        >>> round(solution.event_times.item(), 6)  # sqrt(2 / g)
+        0.451524
+        >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
+        -0.023013
     """
-    solve = Solve(solver or Tsit5(), times)
-    return run(VectorField(v), z0, x, solve, gradient or Unrolled(), backend=backend)
+    strategy = gradient or Unrolled()
+    if (dense or event is not None) and not isinstance(strategy, Unrolled):
+        name = type(strategy).__name__
+        raise GradientError(f"{name} has no gradient between the output times: dense output and events need gradient=Unrolled()")
+    solve = Solve(solver or Tsit5(), times, dense, event)
+    return run(VectorField(v), z0, x, solve, strategy, backend=backend)
 
 
 @eager
@@ -143,4 +170,5 @@ def run(  # noqa: PLR0913 - keyword options
         system = System(dynamics, x, packing, backend=backend, trace=trace)
         with suspended():
             solution = gradient.run(solve, system, packing.pack(begin))
-    return replace(solution, z=packing.unpack(solution.z), start=z0)
+    iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
+    return replace(solution, z=packing.unpack(solution.z), start=z0, iterates=iterates)

@@ -5,8 +5,7 @@ It happens once, at the layer's edge. A single tensor is packed by a view.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -19,12 +18,21 @@ from implicitcore.errors import InputError
 
 @dataclass(frozen=True)
 class Packing:
-    """How a state is laid out in ``[batch, n]``."""
+    """How a state is laid out in ``[batch, n]``.
+
+    Attributes:
+        sizes: entries of each leaf per sample.
+        plain: the state is one tensor.
+        shape: of the state, where it is one tensor.
+    """
 
     spec: pytree.TreeSpec
     shapes: tuple[tuple[int, ...], ...]
     batch: int
     dtype: torch.dtype
+    sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    plain: bool = field(init=False, repr=False, compare=False)
+    shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, z: Any) -> Packing:
@@ -37,34 +45,28 @@ class Packing:
         _check(leaves)
         return cls(spec, tuple(tuple(leaf.shape[1:]) for leaf in leaves), leaves[0].shape[0], leaves[0].dtype)
 
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """Entries of each leaf per sample."""
-        return tuple(prod(shape) for shape in self.shapes)
-
-    @cached_property
-    def plain(self) -> bool:
-        """The state is one tensor."""
-        return self.spec == pytree.tree_structure(0)
-
-    @cached_property
-    def shape(self) -> torch.Size:
-        """Of a state that is one tensor."""
-        return torch.Size((self.batch, *self.shapes[0]))
+    def __post_init__(self) -> None:
+        """What every evaluation asks for; a ``cached_property`` takes a lock."""
+        settle = object.__setattr__
+        settle(self, "sizes", tuple(map(prod, self.shapes)))
+        settle(self, "plain", self.spec.is_leaf())
+        settle(self, "shape", (self.batch, *self.shapes[0]))
 
     def pack(self, z: Any) -> Tensor:
         """A state as ``[batch, n]``; a view where the state is one tensor."""
         if isinstance(z, Tensor):
-            return z.reshape(z.shape[0], self.sizes[0])
+            return z if z.ndim == 2 else z.reshape(z.shape[0], self.sizes[0])
         leaves = pytree.tree_leaves(z)
         flat = [leaf.reshape(leaf.shape[0], size) for leaf, size in zip(leaves, self.sizes, strict=True)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
     def unpack(self, flat: Tensor) -> Any:
         """``[..., batch, n]`` as a state; leading dimensions (times) stay in front of the batch."""
+        if self.plain and len(self.shapes[0]) == 1:
+            return flat
         lead = flat.shape[:-1]
         if self.plain:
-            return flat if len(self.shapes[0]) == 1 else flat.reshape(*lead, *self.shapes[0])
+            return flat.reshape(*lead, *self.shapes[0])
         parts = flat.split(list(self.sizes), -1)
         leaves = [part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.spec)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
 from torch import Tensor
 
-from implicitcore.errors import SolveError
+from implicitcore.errors import InputError, SolveError
 
 
 class Status(IntEnum):
@@ -52,6 +53,9 @@ class Solution:
         backward: what the backward pass spent and reached.
         times: the output times of a trajectory, ``[times]``.
         trace: ``[steps, batch]``, residual after each step, when asked for.
+        iterates: ``[k, batch, ...]``, the iterates that ``Unrolled(iterates=...)`` asks for, each with its graph.
+        event_times: ``[batch]``, when the event of a trajectory happened, NaN where it did not; None where there was none to watch.
+        interpolant: the continuous extension of a trajectory, when asked for; see :meth:`interpolate`.
     """
 
     z: Any
@@ -63,6 +67,26 @@ class Solution:
     backward: Backward = field(default_factory=Backward)
     times: Tensor | None = None
     trace: Tensor | None = None
+    iterates: Any = None
+    event_times: Tensor | None = None
+    interpolant: Callable[[Tensor], Any] | None = None
+
+    def interpolate(self, t: Tensor) -> Any:
+        """The states of a trajectory at other times, by the continuous extension of its steps: ``integrate(..., dense=True)``.
+
+        Arguments:
+            t: ``[T]``, or ``[batch, T]`` for times of each sample's own, in any order.
+
+        Returns:
+            ``[T, batch, ...]``, differentiable where the trajectory is, and with respect to t; NaN where t is later than the time at
+            which a sample ended (it failed, or its event happened).
+
+        Raises:
+            InputError: t has another shape or is outside of the span; the solution has no continuous extension.
+        """
+        if self.interpolant is None:
+            raise InputError("this solution has no values between its times: ask for them, integrate(..., dense=True)")
+        return self.interpolant(t)
 
     @property
     def converged(self) -> Tensor:
@@ -76,6 +100,8 @@ class Solution:
         line = f"{len(self.status)} samples: {', '.join(parts) or 'none'}; {self.evaluations} evaluations"
         if self.residual is not None and self.residual.numel():
             line += f"; worst residual {self.residual.max().item():.3g}"
+        if self.times is not None and counts[Status.MAX_STEPS]:
+            line += "; out of steps before the last time: raise max_steps, or take an implicit method where the dynamics are stiff"
         return line
 
     def raise_if_failed(self) -> Solution:

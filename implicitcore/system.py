@@ -77,6 +77,10 @@ class Linearization:
         self._matrix = self._rows(units, torch.is_grad_enabled()).transpose(0, 1)
         return self._matrix
 
+    def select(self, index: Tensor) -> Linearization:
+        """The products for some samples: f is evaluated at them once more, so that a product costs no more than they do."""
+        return self.system.select(index).linearize(self.point.detach().index_select(0, index))
+
     def _rows(self, units: Tensor, graph: bool) -> Tensor:
         """J^T v for each v of ``units``, ``[n, batch, n]``: all at once, where every operation of f has a batching rule."""
         if self.fz.requires_grad and len(units):
@@ -106,12 +110,16 @@ class System:
 
     Attributes:
         linear: g is affine in z, so that a linear solver may trust its own residuals.
+        visited: where not None, a stepwise root solver leaves its iterates here, one for each evaluation.
         quadrature: the system integrates something along the steps of an ODE solver, and is told of each by :meth:`commit`,
             and of each output time by :meth:`arrive`.
+        crowded: with ``compact``, stopped samples leave the batch when at most this share of it is active: evaluations cost then at
+            most a seventh more than the samples need, and the copies are few.
     """
 
     linear: ClassVar[bool] = False
     quadrature: ClassVar[bool] = False
+    crowded: ClassVar[float] = 7 / 8
 
     def __init__(self, dynamics: Dynamics, x: Any, packing: Packing, *, backend: Backend | None = None, trace: bool = False) -> None:
         self.dynamics = dynamics
@@ -119,6 +127,7 @@ class System:
         self.packing = packing
         self.backend = backend or TorchBackend()
         self.trace: list[Tensor] | None = [] if trace else None
+        self.visited: list[Tensor] | None = None
         self.scope = current() or Scope()
         self.autocast = ambient()
         self._counter = Counter()
@@ -149,11 +158,14 @@ class System:
         broadcastable = t.reshape(-1, *(1,) * len(self.packing.shapes[0]))
         return self._evaluate(self.dynamics.velocity, broadcastable, self.packing.unpack(z), self.x)
 
-    def residual(self, z: Tensor, fz: Tensor) -> Residual:
-        """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z); computed once for the same pair."""
+    def residual(self, z: Tensor, fz: Tensor, out: Tensor | None = None) -> Residual:
+        """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z); computed once for the same pair.
+
+        Where it is not known yet, g is written to ``out``.
+        """
         memo, graph = self._residual, torch.is_grad_enabled()
         if memo is None or memo[0] is not z or memo[1] is not fz or (graph and not memo[2]):
-            memo = self._residual = (z, fz, graph, self.backend.residual(fz, z))
+            memo = self._residual = (z, fz, graph, self.backend.residual(fz, z, out))
         return memo[3]
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
@@ -204,7 +216,7 @@ class System:
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
 
     def _evaluate(self, function: Callable[..., Any], *arguments: Any) -> Tensor:
-        self.evaluations += 1
+        self._counter.evaluations += 1
         try:
             value = self._call(function, *arguments)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 Tree = tuple["Tree", ...]  # a rooted tree is the sorted tuple of its branches
 
 
+@functools.cache
 def trees(order: int) -> set[Tree]:
     """The rooted trees with ``order`` nodes."""
     return {tuple(sorted(branches)) for branches in _forests(order - 1, order - 1)}

@@ -22,7 +22,7 @@ class Backend(ABC):
     """Torch tensors in, torch tensors out, on torch's current stream and without a host sync.
 
     The torch backend is the reference: it defines the meaning of each kernel. States are ``[batch, n]``, histories
-    ``[batch, depth, n]``; norms are per sample, in float32 at least.
+    ``[batch, depth, n]``, and a state that meets a history is one row of it; norms are per sample, in float32 at least.
 
     Attributes:
         device_types: the torch device types it runs on.
@@ -40,16 +40,19 @@ class Backend(ABC):
         """None where the backend can run; else which of package, driver, CUDA build or device is missing."""
 
     @abstractmethod
-    def residual(self, fz: Tensor, z: Tensor) -> Residual:
-        """f(z) - z, its 2-norm and that of f(z), per sample."""
+    def residual(self, fz: Tensor, z: Tensor, out: Tensor | None = None) -> Residual:
+        """f(z) - z, its 2-norm and that of f(z), per sample; the difference is written to ``out``, where given (without a graph)."""
 
     @abstractmethod
-    def gram_row(self, history: Tensor, g: Tensor) -> Tensor:
-        """Inner products of g with each row of the history: ``[batch, depth, n], [batch, n] -> [batch, depth]``."""
+    def gram_row(self, history: Tensor, row: Tensor) -> Tensor:
+        """Inner products of a row with each of the history: ``[batch, depth, n], [batch, 1, n] -> [batch, 1, depth]``."""
 
     @abstractmethod
-    def mix(self, z: Tensor | None, weights: Tensor, history: Tensor) -> Tensor:
-        """z + sum_i weights_i history_i: ``[batch, n], [batch, depth], [batch, depth, n] -> [batch, n]``; no z is zero."""
+    def mix(self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float = 1.0) -> Tensor:
+        """row + scale sum_i weights_i history_i; no row is zero.
+
+        ``[batch, 1, n], [batch, 1, depth], [batch, depth, n] -> [batch, 1, n]``.
+        """
 
     @abstractmethod
     def combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError, InputError
-from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.base import ODESolver, StepwiseODESolver
+from implicitcore.ode_solvers.events import Event
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution
 from implicitcore.system import System
@@ -23,10 +24,14 @@ class Solve:
     Attributes:
         solver: finds the equilibrium, or integrates.
         times: the output times of an ODE solver; None for a root solver.
+        dense: keep the continuous extension of a trajectory.
+        event: end each sample where this changes its sign.
     """
 
     solver: RootSolver | ODESolver
     times: Tensor | None = None
+    dense: bool = False
+    event: Event | None = None
 
     def __call__(self, system: System, z0: Tensor, times: Tensor | None = None) -> Solution:
         """Solve from z0 (over other ``times``, where given)."""
@@ -35,7 +40,13 @@ class Solve:
         times = self.times if times is None else times
         if times is None:
             raise InputError(f"{type(self.solver).__name__} integrates over times, and none were given")
-        return self.solver.solve(system, z0, times)
+        if not (self.dense or self.event):
+            return self.solver.solve(system, z0, times)
+        if not isinstance(self.solver, StepwiseODESolver):
+            raise InputError(
+                f"{type(self.solver).__name__} gives no values between the times: dense output and events need a solver that does"
+            )
+        return self.solver.solve(system, z0, times, dense=self.dense, event=self.event)
 
 
 def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Tensor) -> Solution:

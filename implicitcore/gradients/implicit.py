@@ -51,10 +51,15 @@ class Implicit(Options, GradientStrategy):
         if not torch.is_grad_enabled():
             return solution
         jacobian = system.linearize(solution.z.detach())
-        backward = _BackwardSolve(self.solver, system, jacobian, solution.backward)
-        own = union(inputs(system.x))
-        z = _Attach.apply(jacobian.fz, solution.z, backward, *union(own, _others(jacobian, own)))
-        return replace(solution, z=z, evaluations=system.evaluations)
+        return attached(solution, BackwardSolve(self.solver, system, jacobian, solution.backward))
+
+
+def attached(solution: Solution, backward: BackwardSolve) -> Solution:
+    """The solution, with a graph that leads through a backward solve."""
+    jacobian, system = backward.jacobian, backward.system
+    own = union(inputs(system.x))
+    z = _Attach.apply(jacobian.fz, solution.z, backward, *union(own, _others(jacobian, own)))
+    return replace(solution, z=z, evaluations=system.evaluations)
 
 
 def _others(jacobian: Linearization, own: Sequence[Tensor]) -> list[Tensor]:
@@ -63,7 +68,7 @@ def _others(jacobian: Linearization, own: Sequence[Tensor]) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class _BackwardSolve:
+class BackwardSolve:
     """v -> u with (I - J)^T u = v, at the equilibrium."""
 
     solver: RootSolver
@@ -74,9 +79,13 @@ class _BackwardSolve:
     @suspended()
     def __call__(self, v: Tensor) -> Tensor:
         linear = LinearSystem(self.system, self.jacobian, v)
-        solution = self.solver.solve(linear, linear.zero)
+        solution = self.solver.solve(linear, self.start(linear))
         self._note(linear, solution)
         return solution.z
+
+    def start(self, linear: LinearSystem) -> Tensor:
+        """Where the solve begins: at zero, whose residual is known."""
+        return linear.zero
 
     def differentiable(self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """u^T df/dinputs with a graph to v, z and the inputs.
@@ -107,7 +116,7 @@ class _BackwardSolve:
         start = value.detach().requires_grad_()
         update = torch.autograd.grad(fz, point, start, create_graph=True, materialize_grads=True)[0] + v
         linear = LinearSystem(self.system, self.jacobian, v.detach())
-        solve = _BackwardSolve(self.solver, linear, Transposed(linear, start, self.jacobian), self.record)
+        solve = BackwardSolve(self.solver, linear, Transposed(linear, start, self.jacobian), self.record)
         return _Attach.apply(update, value, solve, v, point, *inputs)
 
     def _note(self, linear: LinearSystem, solution: Solution) -> None:
@@ -132,7 +141,7 @@ class _Attach(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, fz: Tensor, z: Tensor, solve: _BackwardSolve, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, fz: Tensor, z: Tensor, solve: BackwardSolve, *inputs: Tensor) -> Tensor:
         del fz
         value = z.view_as(z)
         ctx.solve = solve

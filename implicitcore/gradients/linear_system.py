@@ -26,6 +26,7 @@ class LinearSystem(System):
     """
 
     linear: ClassVar[bool] = True
+    crowded: ClassVar[float] = 1 / 2  # to leave costs an evaluation of those that stay
 
     def __init__(self, system: System, jacobian: Linearization, v: Tensor) -> None:
         super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
@@ -45,11 +46,11 @@ class LinearSystem(System):
         del t
         return self.update(z) - z
 
-    def residual(self, z: Tensor, fz: Tensor) -> Residual:
+    def residual(self, z: Tensor, fz: Tensor, out: Tensor | None = None) -> Residual:
         """g and ``|g|``; ``|f(z)|`` is not used, and ``|v|`` stands in for it."""
         memo = self._residual
         if memo is None or memo[0] is not z or memo[1] is not fz:
-            g = fz - z
+            g = fz - z if out is None else torch.sub(fz, z, out=out)
             memo = self._residual = (z, fz, False, Residual(g, norm(g), self.v_norm))
         return memo[3]
 
@@ -59,9 +60,9 @@ class LinearSystem(System):
         return self.v_norm
 
     def select(self, index: Tensor) -> LinearSystem:
-        """See :meth:`System.select`; a product still costs one of the whole batch."""
+        """See :meth:`System.select`."""
         part = copy.copy(self)
-        part.jacobian = _Selected(self.jacobian, index)
+        part.jacobian = self.jacobian.select(index)
         part.packing = replace(self.packing, batch=len(index))
         part.v, part.v_norm, part.zero = (tensor.index_select(0, index) for tensor in (self.v, self.v_norm, self.zero))
         part._residual = None
@@ -87,6 +88,10 @@ class Transposed(Linearization):
         self.system.evaluations += 1
         return self.jacobian.vjp(v)
 
+    def select(self, index: Tensor) -> Linearization:
+        """A product still costs one of the whole batch."""
+        return _Selected(self, index)
+
     def matrix(self) -> Tensor:
         inner = self.jacobian.system
         before = inner.evaluations
@@ -101,6 +106,9 @@ class _Selected(Linearization):
     def __init__(self, jacobian: Linearization, index: Tensor) -> None:
         super().__init__(jacobian.system, jacobian.point.index_select(0, index), jacobian.fz.index_select(0, index))
         self.jacobian, self.index = jacobian, index
+
+    def select(self, index: Tensor) -> Linearization:
+        return _Selected(self.jacobian, self.index.index_select(0, index))
 
     def vjp(self, v: Tensor) -> Tensor:
         return self._pick(self.jacobian.vjp(self._spread(v)))

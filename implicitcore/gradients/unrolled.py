@@ -8,10 +8,13 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.options import Options
+from implicitcore.root_solvers.base import StepwiseRootSolver
 from implicitcore.solution import Solution
 from implicitcore.system import System
+from implicitcore.tolerances import Count
 
 
 @final
@@ -19,8 +22,16 @@ from implicitcore.system import System
 class Unrolled(Options, GradientStrategy):
     """Backpropagate through every step of the solver: the exact gradient of the discrete iteration.
 
-    Memory grows with the number of steps. z0 gets its gradient too; step sizes and stop tests get none. Prefer
+    Memory grows with the number of steps. z0 gets its gradient too; step sizes and stop tests get none. A sample whose start meets
+    the tolerance takes no step, and nothing but z0 gets its gradient: not for warm starts. Prefer
     ``implicit`` at an equilibrium (constant memory) and ``adjoint`` on long trajectories.
+
+    Attributes:
+        iterates: supervise the way: ``solution.iterates`` ``[k, batch, ...]`` holds the iterates after these many steps of a stepwise root
+            solver (a sample that stopped earlier keeps its last), with their graph, for a loss on several of them.
+
+    Raises:
+        GradientError: ``iterates`` of a solver that has none to give.
 
     Reference:
         Gilbert, Automatic differentiation and iterative processes, Optim. Methods Softw. 1 (1992), p. 13-21.
@@ -28,10 +39,21 @@ class Unrolled(Options, GradientStrategy):
 
     transforms: ClassVar[tuple[str, ...]] = ("grad", "jvp")
 
+    iterates: tuple[Count, ...] = ()
+
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         """See :meth:`GradientStrategy.run`."""
-        solution = solve(system, z0)
+        solution = self._supervised(solve, system, z0) if self.iterates else solve(system, z0)
         if len(z0) or system.scope.group is not None or not torch.is_grad_enabled():
             return solution
         # An empty batch takes no step: one evaluation connects it with what f depends on, as a data-parallel module requires.
         return replace(solution, z=solution.z + system.update(z0), evaluations=system.evaluations)
+
+    def _supervised(self, solve: Solve, system: System, z0: Tensor) -> Solution:
+        solver = solve.solver
+        if not isinstance(solver, StepwiseRootSolver) or solver.compact or system.scope.group is not None:
+            raise GradientError(f"iterates are those of a stepwise root solver, without compact and sync_steps; received {solver}")
+        system.visited = []
+        solution, visited = solve(system, z0), system.visited
+        system.visited = None
+        return replace(solution, iterates=torch.stack([visited[min(count, len(visited) - 1)] for count in self.iterates]))

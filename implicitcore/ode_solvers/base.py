@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from implicitcore.norms import column
+from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.loop import march
 from implicitcore.ode_solvers.step_size import StepSize
 from implicitcore.options import Options
@@ -88,6 +90,26 @@ class StepwiseODESolver(Options, ODESolver, Generic[State]):
         """The velocity that the state holds."""
         return state  # pyright: ignore[reportReturnType]
 
-    def solve(self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None) -> Solution:
-        """See :meth:`ODESolver.solve`."""
-        return march(self, system, z0, times, stop)
+    def piece(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: State, step: Step) -> list[Tensor]:
+        """The continuous extension of a step: the coefficients of :func:`~implicitcore.ode_solvers.dense.evaluate`, each ``[batch, n]``.
+
+        By default Hermite's cubic through the states and velocities at both ends: its error goes with dt^4. It is asked for only
+        where somebody wants dense output or an event; ``step.state`` is then never None.
+        """
+        del system, t
+        width, move = column(dt).to(z.dtype), step.z - z
+        bend = width * self.velocity(state) - move
+        return [z, move, bend, move - width * self.velocity(step.state) - bend]
+
+    def solve(  # noqa: PLR0913 - keyword options
+        self,
+        system: System,
+        z0: Tensor,
+        times: Tensor,
+        stop: Stop | None = None,
+        *,
+        dense: bool = False,
+        event: Event | None = None,
+    ) -> Solution:
+        """See :meth:`ODESolver.solve`; with the continuous extension where ``dense``, and up to the event of each sample."""
+        return march(self, system, z0, times, stop, dense=dense, event=event)

@@ -10,18 +10,32 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.norms import column, norm, real_dtype
+from implicitcore.ode_solvers.dense import Begin
+from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.path import Path
 from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 
 if TYPE_CHECKING:
     from implicitcore.ode_solvers.base import Step, StepwiseODESolver, Stop
-    from implicitcore.ode_solvers.step_size import StepSize
+    from implicitcore.ode_solvers.step_size import StepSize, Verdict
 
 
-def march(solver: StepwiseODESolver[Any], system: System, z0: Tensor, times: Tensor, stop: Stop | None) -> Solution:
+def march(  # noqa: PLR0913 - keyword options
+    solver: StepwiseODESolver[Any],
+    system: System,
+    z0: Tensor,
+    times: Tensor,
+    stop: Stop | None,
+    *,
+    dense: bool = False,
+    event: Event | None = None,
+) -> Solution:
     """Integrate from z0 over the output times, each sample at its own pace."""
     control = solver.step_size if stop is None else solver.step_size.settling()
     run = _March(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
+    if dense or event is not None:
+        run.follow(Path(solver, system, run.t, z0, dense=dense, event=event))
     for _ in range(solver.max_steps):
         if not run.begin(stop):
             break
@@ -48,7 +62,8 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
     grid = times.to(z0.device, real_dtype(z0))
     steps = grid.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):
-        raise InputError(f"times: expected strictly increasing or decreasing values in {grid.dtype}, received {times.tolist()}")
+        hint = "; a span of length zero has no direction: z there is z0" if bool((steps == 0).all()) else ""
+        raise InputError(f"times: expected strictly increasing or decreasing values in {grid.dtype}, received {times.tolist()}{hint}")
     if not bool(grid[: None if bounded else -1].isfinite().all()):
         raise InputError(f"times: expected finite values, received {times.tolist()}")
     return grid
@@ -67,12 +82,21 @@ class _March:
         self.size = torch.zeros_like(self.t)
         self.error = torch.ones_like(self.t)
         self.next = torch.ones(batch, dtype=torch.int64, device=z0.device)
+        self.target = times[1:2].expand(batch)
         self.active = torch.ones(batch, dtype=torch.bool, device=z0.device)
         self.finite = torch.ones_like(self.active)
         self.moving = torch.ones_like(self.active)
+        self.done = torch.zeros_like(self.active)
         self.steps = torch.zeros_like(self.next)
         self.more = batch > 0
         self.outputs = _Outputs(z0, len(times))
+        self.path: Path | None = None
+
+    def follow(self, path: Path) -> None:
+        """Keep what is wanted of the way between the output times."""
+        self.path = path
+        self.finite = ~path.undefined
+        self.active = self.active & self.finite
 
     def begin(self, stop: Stop | None) -> bool:
         """Make ready for a step; False where no sample needs one."""
@@ -91,57 +115,68 @@ class _March:
     @torch.no_grad()
     def _start(self, velocity: Tensor) -> None:
         self.started = True
-        self.finite = norm(velocity).isfinite()
+        self.finite = self.finite & norm(velocity).isfinite()
         self.active = self.active & self.finite
         self.more = bool(self.active.any())
         if self.more:
-            self.size = self.control.first(self.system, self.t, self.z, velocity, self._target() - self.t)
-
-    def _target(self) -> Tensor:
-        return self.times[self.next.clamp(max=len(self.times) - 1)]
+            self.size = self.control.first(self.system, self.t, self.z, velocity, self.target - self.t)
 
     def step(self) -> None:
         """One step, accepted or rejected for each sample by itself."""
         with torch.no_grad():
-            target = self._target()
-            dt, arrives = self.control.fit(self.size, target - self.t)
+            dt, arrives = self.control.fit(self.size, self.target - self.t)
             dt = torch.where(self.active, dt, 0)
         step = self.solver.step(self.system, self.t, dt, self.z, self.state)
         with torch.no_grad():
-            accept = self._judge(step, dt, arrives)
-            self.t = torch.where(accept, torch.where(arrives, target, self.t + dt), self.t)
-            arrived = accept & arrives
-            reached, self.next = self.next, self.next + arrived
+            size = dt.abs()
+            verdict = self.control.judge(self.system, self.z, step.z, step.error, size, self.error)
+            finite = norm(step.z) < torch.inf
+            accept = verdict.accept & finite & self.active
+            end = torch.where(arrives, self.target, self.t + dt)
+            self.steps = self.steps + self.active
+        if self.path is not None:
+            step, end = self.path.follow(Begin(self.t, dt, self.z, self.state), step, end, accept)
+            stops = self.path.ended | self.path.undefined
+            arrives, self.active, self.finite = arrives & ~stops, self.active & ~stops, self.finite & ~self.path.undefined
+        with torch.no_grad():
+            self.t = torch.where(accept, end, self.t)
+            self.error = self.control.remember(accept, verdict.error, self.error)
+            before, self.size = self.size, verdict.size
+            arrived, refused = accept & arrives, self.active & ~accept
             # A sample at its last time may follow the others: its dt is zero.
-            follows = accept | (self.next >= len(self.times))
-            self.active = self.active & (self.next < len(self.times))
-            # The one look at the device in a step.
-            alike, any_arrived, self.more = torch.stack((follows.all(), arrived.any(), self.active.any())).tolist()
+            follows = accept | self.done
+            # The one look at the device in a step where nothing happens.
+            alike, any_arrived, any_refused = torch.stack((follows.all(), arrived.any(), refused.any())).tolist()
+            if any_refused:
+                self._refuse(verdict, size, refused, finite)
             if self.system.quadrature:
                 self.system.commit(step, dt, accept)
         self._keep(step, None if alike else follows)
         if any_arrived:
-            self.outputs.add(self.z, arrived, reached)
-            if self.system.quadrature:
-                self.z, self.state = self.system.arrive(self.z, arrived, reached), None
+            self._arrive(arrived, before)
+        if any_arrived or any_refused or self.path is not None:
+            self.more = bool(self.active.any())
 
-    def _judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
-        """Which samples accept; those that cannot go on become inactive."""
-        size = dt.abs()
-        verdict = self.control.judge(self.system, self.z, step.z, step.error, size, self.error)
-        finite = norm(step.z).isfinite()
-        accept = verdict.accept & finite & self.active
-        # Rejected for good: no smaller step is left to try.
-        smallest = torch.finfo(size.dtype).eps * self.t.abs().clamp(min=1e-3)
-        lost = self.active & ~accept & ((verdict.size >= size) | (verdict.size < smallest))
-        self.steps = self.steps + self.active
+    def _refuse(self, verdict: Verdict, size: Tensor, refused: Tensor, finite: Tensor) -> None:
+        """Those of the ``refused`` that cannot go on become inactive: no smaller step is left to try."""
+        eps = torch.finfo(size.dtype).eps
+        smallest = (eps * self.t.abs()).clamp(min=max(self.control.min_step, 1e-3 * eps))
+        lost = refused & ((verdict.size >= size) | (verdict.size < smallest))
         self.finite = self.finite & ~(lost & ~(finite & verdict.error.isfinite()))
         self.moving = self.moving & ~lost
         self.active = self.active & ~lost
+
+    def _arrive(self, arrived: Tensor, before: Tensor) -> None:
+        """Samples ``arrived`` at their next output times, with the step size that they had ``before``."""
+        reached, self.next = self.next, self.next + arrived
+        self.done = self.next >= len(self.times)
+        self.active = self.active & ~self.done
+        self.target = self.times[self.next.clamp(max=len(self.times) - 1)]
         # A step that was shortened to arrive says little about the size that the error allows.
-        self.size = torch.where(accept & arrives, torch.maximum(verdict.size, self.size), verdict.size)
-        self.error = torch.where(accept, verdict.error, self.error)
-        return accept
+        self.size = torch.where(arrived, torch.maximum(self.size, before), self.size)
+        self.outputs.add(self.z, arrived, reached)
+        if self.system.quadrature:
+            self.z, self.state = self.system.arrive(self.z, arrived, reached), None
 
     def _keep(self, step: Step, which: Tensor | None) -> None:
         """The new state for the samples that accepted; for all of them without a choice where ``which`` is None."""
@@ -160,7 +195,8 @@ class _March:
         status = torch.full_like(self.next, Status.MAX_STEPS, dtype=torch.int8)
         status[~self.moving] = Status.DIVERGED
         status[~self.finite] = Status.NON_FINITE
-        status[self.next >= len(self.times)] = Status.CONVERGED
+        path = self.path
+        status[self.done if path is None else self.done | path.ended] = Status.CONVERGED
         return Solution(
             z=self.outputs.trajectory(self.z, self.next),
             start=self.outputs.z0,
@@ -169,6 +205,8 @@ class _March:
             steps=self.steps,
             evaluations=self.system.evaluations,
             times=self.times,
+            event_times=path and path.event_times,
+            interpolant=path and path.interpolant(self.times),
         )
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
+from implicitcore.norms import column
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.base import Step, StepwiseODESolver
-from implicitcore.ode_solvers.step_size import Adaptive, Fixed, StepSize
+from implicitcore.ode_solvers.step_size import Adaptive, Controller, Fixed, StepSize
 from implicitcore.ode_solvers.tableaus import Tableau
 from implicitcore.system import System
-from implicitcore.tolerances import Positive
+from implicitcore.tolerances import Positive, Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +34,19 @@ class RungeKutta(StepwiseODESolver[Tensor]):
         stages, point = [state], z
         for row, node in zip(tableau.a, tableau.c, strict=True):
             point = combine(z, dt, stages, row)
-            stages.append(system.velocity(t + node * dt, point))
+            stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
         z_next = point if tableau.fsal else combine(z, dt, stages, tableau.b)
-        error = combine(None, dt, stages, tableau.error) if tableau.error else None
+        with torch.no_grad():  # the size of a step has no gradient
+            error = combine(None, dt, stages, tableau.error) if tableau.error else None
         return Step(z_next, error, stages[-1] if tableau.fsal else None, stages, tableau.b)
+
+    def piece(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor, step: Step) -> list[Tensor]:
+        """See :meth:`StepwiseODESolver.piece`: the method's own continuous extension, where the tableau has one."""
+        tableau, combine, stages = self.tableau, system.backend.combine, [*step.stages]
+        for row, node in zip(tableau.more_a, tableau.more_c, strict=True):
+            stages.append(system.velocity(torch.add(t, dt, alpha=node), combine(z, dt, stages, row)))
+        higher = [combine(None, dt, stages, row) for row in tableau.dense]
+        return [*super().piece(system, t, dt, z, state, step), *higher]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +69,42 @@ class FixedRungeKutta(RungeKutta):
 class AdaptiveRungeKutta(RungeKutta):
     """Steps chosen per sample: the local error of each stays below atol + rtol ``|z|``, entry by entry in the root mean square.
 
+    On stiff dynamics stability and not accuracy limits the step of an explicit method: those samples end with the status max_steps.
+
     Attributes:
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step, in the units of z.
         first_step: the first step, in the units of the times; None estimates it, at one evaluation.
+        controller: how the next step follows from the errors of this one (``"i"``), of two (``"pi"``) or of three (``"pid"``); see
+            :class:`~implicitcore.ode_solvers.step_size.Adaptive`. More memory, fewer rejections where stability limits the step.
+        min_step: a sample that would need a shorter step has diverged; the last before an output time may be shorter.
+        max_step: no step is longer, where given: for a field or an event that a long step would jump over.
     """
 
     rtol: Positive = 1e-3
     atol: Positive = 1e-6
     first_step: Positive | None = None
+    controller: Controller = "pi"
+    min_step: Tolerance = 0.0
+    max_step: Positive | None = None
+
+    @property
+    def error_order(self) -> int:
+        """The power of dt that the estimated error of a step goes with."""
+        return min(self.tableau.order, self.tableau.embedded) + 1
 
     @property
     def step_size(self) -> StepSize:
         """Adaptive."""
-        return Adaptive(self.rtol, self.atol, self.tableau.order, self.first_step)
+        return Adaptive(
+            self.rtol,
+            self.atol,
+            self.error_order,
+            self.first_step,
+            controller=self.controller,
+            min_step=self.min_step,
+            max_step=self.max_step or math.inf,
+        )
 
 
 @final
@@ -113,6 +147,18 @@ class Heun(FixedRungeKutta):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Heun3(FixedRungeKutta):
+    """Heun's third-order method: z + dt/4 (k_1 + 3 k_3), three evaluations a step.
+
+    Reference:
+        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1, table 1.1.
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.HEUN3
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class RK4(FixedRungeKutta):
     """The classical method of Kutta, order 4: four evaluations a step.
 
@@ -139,6 +185,18 @@ class Bosh3(AdaptiveRungeKutta):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Fehlberg45(AdaptiveRungeKutta):
+    """Fehlberg's pair, order 4(5): six evaluations a step, and the solution of order 4 goes on. To compare with; Tsit5 does better.
+
+    Reference:
+        Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315 (1969), table III.
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.FEHLBERG45
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Dopri5(AdaptiveRungeKutta):
     """Dormand and Prince's pair, order 5(4): six evaluations a step. The method of most other libraries, to compare with.
 
@@ -160,3 +218,34 @@ class Tsit5(AdaptiveRungeKutta):
     """
 
     tableau: ClassVar[Tableau] = tableaus.TSIT5
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DOP853(AdaptiveRungeKutta):
+    """Dormand and Prince's pair of order 8 with the error estimate of Hairer: twelve evaluations a step.
+
+    The estimates of order 5 and 3, in the norm of the tolerance, make one: e_5 |e_5| / sqrt(|e_5|^2 + 0.01 |e_3|^2), which goes with
+    dt^8. For tight tolerances (below some 1e-7) and smooth dynamics. Dense output is of order 7, at three more evaluations a step.
+
+    Reference:
+        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.5, (10.17) and (10.18), and II.6.
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.DOP853
+
+    @property
+    def error_order(self) -> int:
+        """Eight: that of both estimates together."""
+        return 8
+
+    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
+        """See :meth:`StepwiseODESolver.step`."""
+        step = super().step(system, t, dt, z, state)
+        if step.error is None:
+            return step
+        with torch.no_grad():
+            size = lambda error: system.backend.error_norm(error, z, step.z, self.rtol, self.atol)  # noqa: E731
+            fifth, third = size(step.error), size(system.backend.combine(None, dt, step.stages, tableaus.DOP853_ERROR_3))
+            both = torch.hypot(fifth, 0.1 * third).clamp(min=torch.finfo(fifth.dtype).tiny)
+            return step._replace(error=step.error * column(fifth / both).to(z.dtype))

@@ -153,7 +153,7 @@ class _Pullback:
         for _ in range(CYCLES):
             if not bool((norm(g) > limit).any()):
                 break
-            u = u + Krylov(self.jacobian.system.backend, self._product, g, limit, RESTART).minimise()[0]
+            u = u + Krylov(self.jacobian.system.backend, self._product, g, limit, RESTART).minimise()
             g = v - self._product(u)
         return u, norm(g) > limit
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from implicitcore.errors import ConvergenceWarning
 from implicitcore.norms import column, norm, rms_norm
 from implicitcore.system import System
 
@@ -21,8 +23,20 @@ class Verdict(NamedTuple):
     error: Tensor  # [batch], the scaled error that was judged, not finite where the step was not
 
 
+Controller = Literal["i", "pi", "pid"]
+"""Which errors the next step follows from; see :class:`Adaptive`."""
+
+_EXPONENTS: dict[Controller, tuple[float, ...]] = {"i": (1.0,), "pi": (0.7, -0.4), "pid": (0.49, -0.34, 0.1)}
+
+
 class StepSize(ABC):
-    """Chooses steps; sizes are positive, ``[batch]``, and never in a graph."""
+    """Chooses steps; sizes are positive, ``[batch]``, and never in a graph.
+
+    Attributes:
+        min_step: a sample that would need a shorter step has failed.
+    """
+
+    min_step: float = 0.0
 
     @abstractmethod
     def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor) -> Tensor:
@@ -38,7 +52,11 @@ class StepSize(ABC):
 
     @abstractmethod
     def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
-        """Accept or reject a step; ``last`` is the scaled error of the last accepted one."""
+        """Accept or reject a step; ``last`` is what :meth:`remember` kept."""
+
+    def remember(self, accept: Tensor, error: Tensor, last: Tensor) -> Tensor:
+        """What the next verdict needs of this one: by default the scaled error of the last accepted step, at first one."""
+        return torch.where(accept, error, last)
 
 
 @final
@@ -65,14 +83,20 @@ class Fixed(StepSize):
 @final
 @dataclass(frozen=True)
 class Adaptive(StepSize):
-    """Proportional-integral control of the local error, which is kept below atol + rtol ``|z|`` in the root mean square.
+    """Control of the local error, which is kept below atol + rtol ``|z|`` in the root mean square.
+
+    With e_n, e_n-1 and e_n-2 the scaled errors of the last accepted steps, which go with dt^order, the next step is the last times
+    0.9 e_n^(-a / order) e_n-1^(-b / order) e_n-2^(-c / order), where (a, b, c) is (1, 0, 0) for the integral controller, (0.7, -0.4, 0)
+    for the proportional-integral one, and (0.49, -0.34, 0.1) with a derivative term. After a rejection it is the integral one.
 
     An error within that tolerance can still be larger than what is left of the way to a steady state, and the residual then never
     falls below the tolerance of the steps. So a settling integration also keeps the error below ``settle`` times the step's own move.
 
     Reference:
         Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.2; first step: Hairer, Norsett, Wanner,
-        Solving Ordinary Differential Equations I (1993), section II.4.
+        Solving Ordinary Differential Equations I (1993), section II.4. Soderlind, Digital filters in adaptive time-stepping, ACM Trans.
+        Math. Softw. 29 (2003), p. 1-26; "pid": Kennedy, Carpenter, Lewis, Low-storage, explicit Runge-Kutta schemes for the compressible
+        Navier-Stokes equations, Appl. Numer. Math. 35 (2000), p. 177-219.
     """
 
     rtol: float
@@ -83,11 +107,15 @@ class Adaptive(StepSize):
     shrink: float = 0.2
     grow: float = 10.0
     settle: float = torch.inf
+    controller: Controller = "pi"
+    min_step: float = 0.0
+    max_step: float = torch.inf
 
     def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor) -> Tensor:
         """``first_step``, or an estimate from the velocity's size and change: one evaluation."""
+        self._check(z.dtype)
         if self.first_step is not None:
-            return torch.full_like(t, self.first_step)
+            return torch.full_like(t, min(self.first_step, self.max_step))
         scale = z.abs().to(t.dtype) * self.rtol + self.atol
         size, speed = rms_norm(z / scale), rms_norm(velocity / scale)
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t)
@@ -96,11 +124,34 @@ class Adaptive(StepSize):
         bend = rms_norm((system.velocity(t + ahead, z + column(ahead).to(z.dtype) * velocity) - velocity) / scale) / trial
         steepest = torch.maximum(speed, bend)
         better = torch.where(steepest <= 1e-15, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.order))
-        return torch.minimum(100 * trial, better.to(t)).nan_to_num(1e-6)
+        return torch.minimum(100 * trial, better.to(t)).nan_to_num(1e-6).clamp(self.min_step, self.max_step)
+
+    def _check(self, dtype: torch.dtype) -> None:
+        """Warn of tolerances that rounding alone exceeds, for a state of size one; half precision is held to that of its norms."""
+        eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
+        if self.rtol + self.atol < eps:
+            warnings.warn(
+                f"rtol={self.rtol:g} and atol={self.atol:g} are below the precision of {dtype}, {eps:.2g}: steps will be small and "
+                "no more accurate; use larger tolerances, or torch.float64",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
 
     def settling(self) -> Adaptive:
         """With the error kept below 0.3 of the move, and a first step of one: accuracy on the way is not what is wanted."""
         return replace(self, settle=0.3, first_step=self.first_step or 1.0)
+
+    @property
+    def exponents(self) -> tuple[float, ...]:
+        """(a, b, c), as far as they are not zero."""
+        return _EXPONENTS[self.controller]
+
+    def remember(self, accept: Tensor, error: Tensor, last: Tensor) -> Tensor:
+        """The errors of the last accepted steps, as many as the controller looks at."""
+        if self.controller != "pid":
+            return super().remember(accept, error, last)
+        past = last if last.ndim > 1 else last.expand(2, -1)
+        return torch.where(accept, torch.stack((error, past[0])), past)
 
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """The step, shortened to arrive."""
@@ -116,8 +167,12 @@ class Adaptive(StepSize):
             move = norm(z_next - z).clamp(min=torch.finfo(size.dtype).tiny)
             found = torch.maximum(found, norm(error) / (self.settle * move))
         accept = found <= 1
-        bounded = found.clamp(min=1e-10)
-        after_accepting = self.safety * bounded ** (-0.7 / self.order) * last.clamp(min=1e-4) ** (0.4 / self.order)
-        after_rejecting = (self.safety * bounded ** (-1 / self.order)).clamp(max=1)
-        factor = torch.where(accept, after_accepting, after_rejecting).clamp(self.shrink, self.grow)
-        return Verdict(accept, size * factor.nan_to_num(self.shrink), found)
+        after_accepting = found ** (-self.exponents[0] / self.order)
+        for exponent, past in zip(self.exponents[1:], last if last.ndim > 1 else (last,), strict=False):
+            after_accepting = after_accepting * past.clamp(min=1e-4) ** (-exponent / self.order)
+        after_rejecting = found ** (-1 / self.order)
+        factor = torch.where(accept, after_accepting, after_rejecting) * self.safety
+        following = size * factor.clamp(self.shrink, self.grow).nan_to_num(self.shrink)
+        if self.min_step > 0:  # tried before the sample is given up
+            following = torch.where(accept, following.clamp(min=self.min_step), following)
+        return Verdict(accept, following.clamp(max=self.max_step) if self.max_step < torch.inf else following, found)

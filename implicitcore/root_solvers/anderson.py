@@ -2,61 +2,87 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
-from implicitcore.norms import column, real_dtype
+from implicitcore.backends.base import Backend
+from implicitcore.norms import column, norm, real_dtype
 from implicitcore.root_solvers.base import StepwiseRootSolver
 from implicitcore.root_solvers.history import History
 from implicitcore.system import System
 from implicitcore.tolerances import Count, Fraction, Tolerance
 
-# After a residual this many times the last one, the history misleads: the sample restarts from a plain step.
-GROWTH = 2.0
+# Steps between two restarts, in units of the depth: a direction remembers all those it was made orthogonal to, and where f is far from
+# linear, steps that long past mislead. Twice the depth cost the fewest evaluations over linear and nonlinear maps alike.
+PERIOD = 2
 
 
 @dataclass
 class AndersonState:
-    """The last iterations: the unit residuals g_i / ``|g_i|``, their Gram matrix, and the plain steps z_i + damping g_i."""
+    """The last directions, and the iterate they go on from."""
 
-    residuals: History
-    updates: History
-    gram: Tensor  # [batch, depth + 1, depth + 1]; the identity where there is no row yet
-    inverse_sizes: Tensor  # [batch, depth + 1], 1 / |g_i|; zero where there is no row yet, or it is from before a restart
-    ridge: Tensor  # [depth + 1, depth + 1], 1 + regularization on the diagonal
-    bound: Tensor | None = None  # [batch], the residual from which on the history misleads
+    pairs: History  # rows (q_i, p_i), [batch, depth, 2 n]: a difference of residuals, orthonormal, and of the plain steps beside it
+    ridge: float  # added to the length of a new direction, in units of the residual: the regularisation's root
+    least: Tensor  # the least length, above zero: a sample at an exact root has no differences
+    last: tuple[Tensor, Tensor] | None = None  # the residual and the plain step of the iterate before, [batch, 1, n]
+    alive: Tensor | None = None  # [batch, depth], False for the directions from before a restart; None where all are in use
+    fresh: Tensor | None = None  # [batch], the samples that restart in this step
+    views: tuple[Tensor, ...] = ()  # the rows, and their halves: they cost as much to make as to use
 
-    def __post_init__(self) -> None:
-        # Views made once: to index a tensor costs more than to write a row of this size.
-        self.gram_rows, self.gram_columns = self.gram.unbind(1), self.gram.unbind(2)
+    def rows(self) -> tuple[Tensor, ...]:
+        """All pairs ``[batch, rows, 2 n]``, the q_i and the p_i."""
+        rows = self.pairs.rows()
+        if not self.views or self.views[0] is not rows:
+            self.views = rows, *rows.chunk(2, 2)
+        return self.views
+
+    def inner(self, backend: Backend, q: Tensor, vector: Tensor) -> Tensor:
+        """The inner products of a vector ``[batch, 1, n]`` with the q_i in use, ``[batch, 1, rows]``."""
+        row = backend.gram_row(q, vector)
+        return row if self.alive is None else row * self.alive[:, None, : row.shape[2]]
+
+    def append(self, pair: Tensor, scale: Tensor) -> None:
+        """Take in a direction; a sample that restarts leaves it out with the others."""
+        if self.alive is not None:
+            used = torch.ones_like(self.alive[:, 0]) if self.fresh is None else ~self.fresh
+            self.alive = self.alive.index_copy(1, self.alive.new_tensor([self.pairs.slot], dtype=torch.int64), column(used))
+            self.fresh = None
+        self.pairs.append(pair, scale)
+
+    def clear(self) -> None:
+        """Forget all directions."""
+        self.pairs.clear()
+        self.alive = None if self.alive is None or self.fresh is None else torch.zeros_like(self.alive)
 
     def select(self, rows: Tensor) -> AndersonState:
         """The state of some samples."""
-        parts = self.residuals.select(rows), self.updates.select(rows)
-        bound = None if self.bound is None else self.bound[rows]
-        return AndersonState(*parts, self.gram[rows], self.inverse_sizes[rows], self.ridge, bound)
+        last = None if self.last is None else (self.last[0][rows], self.last[1][rows])
+        alive, fresh = (None if mask is None else mask[rows] for mask in (self.alive, self.fresh))
+        return AndersonState(self.pairs.select(rows), self.ridge, self.least, last, alive, fresh)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Anderson(StepwiseRootSolver[AndersonState]):
-    """Anderson acceleration (type II) of the fixed-point iteration, per sample.
+    """Anderson acceleration (type II) of the fixed-point iteration, per sample, by truncated Gram-Schmidt.
 
-    With g = f(z) - z, the next iterate is sum_i w_i (z_i + damping g_i) over the last ``depth`` + 1 iterates, where the weights sum
-    to one and minimise ``|sum_i w_i g_i|^2 + regularization sum_i |w_i (g_i - g)|^2``. The Gram matrix of the residuals gains one row
-    an iteration; scaling its differences to unit norm makes the regularisation relative. A sample whose residual doubles restarts
-    from a plain step. The first choice for an equilibrium layer: about as many evaluations as GMRES where f is linear.
+    With g = f(z) - z, the next iterate is p - P gamma for the plain step p = z + damping g: the gamma that minimises ``|g - Q gamma|``,
+    where the columns of Q are differences of past residuals and those of P the differences of plain steps between the same iterates.
+    The newest difference is made orthogonal to the last ``depth`` ones, and its partner follows: no least-squares problem is
+    left to solve, and where J is symmetric, few directions do the work of all. Begins again every 2 ``depth`` steps, and for a
+    sample whose residual doubles. The first choice for an equilibrium layer: about as many evaluations as GMRES where f is linear.
 
     Attributes:
-        depth: earlier iterates kept.
+        depth: earlier directions kept.
         damping: in (0, 1].
-        regularization: relative to the squared norm of each difference; None is ten units of rounding.
+        regularization: relative to the squared residual, added to the squared norm of each new direction; None is ten units of rounding.
 
     Reference:
-        Walker, Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal. 49 (2011), p. 1715-1735.
+        Walker, Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal. 49 (2011), p. 1715-1735; truncated Gram-Schmidt:
+        Tang, Xu, He, Saad, Xi, Anderson Acceleration with Truncated Gram-Schmidt, arXiv 2403.14961.
     """
 
     depth: Count = 5
@@ -65,61 +91,34 @@ class Anderson(StepwiseRootSolver[AndersonState]):
 
     def init(self, system: System, z: Tensor) -> AndersonState:
         """An empty history."""
-        rows, dtype = self.depth + 1, real_dtype(z)
-        identity = torch.eye(rows, dtype=dtype, device=z.device)
-        relative = 10 * torch.finfo(dtype).eps if self.regularization is None else self.regularization
-        sizes = z.new_zeros(z.shape[0], rows, dtype=dtype)
-        return AndersonState(History(z, rows), History(z, rows), identity.repeat(z.shape[0], 1, 1), sizes, 1 + relative * identity)
+        info = torch.finfo(real_dtype(z))
+        relative = 10 * info.eps if self.regularization is None else self.regularization
+        least = torch.full((), info.tiny, dtype=real_dtype(z), device=z.device)
+        return AndersonState(History(z, self.depth, 2 * z.shape[1]), relative**0.5, least)
+
+    def restart(self, state: AndersonState, grown: Tensor) -> AndersonState:
+        """See :meth:`StepwiseRootSolver.restart`."""
+        alive = grown.new_ones(len(grown), self.depth) if state.alive is None else state.alive
+        return replace(state, alive=alive & ~column(grown), fresh=grown)
 
     def step(self, system: System, z: Tensor, fz: Tensor, state: AndersonState) -> tuple[Tensor, AndersonState]:
         """See :meth:`StepwiseRootSolver.step`."""
         residual = system.residual(z, fz)
-        plain = fz if self.damping == 1 else torch.lerp(z, fz, self.damping)
-        slot = state.residuals.slot
-        inverse = column((residual.norm + torch.finfo(residual.norm.dtype).tiny).reciprocal())
-        state.residuals.append(residual.value, inverse.to(z.dtype))
-        state.updates.append(plain)
-        _restart(slot, residual.norm, inverse, state)
-        gram = _grow(system, residual.value, inverse, slot, state)
-        if state.residuals.count == 1:
-            return plain, state
-        return system.backend.mix(None, _weights(gram, residual.norm, state), state.updates.rows()), state
+        g, plain = residual.value.unsqueeze(1), (fz if self.damping == 1 else torch.lerp(z, fz, self.damping)).unsqueeze(1)
+        last, state.last = state.last, (g, plain)
+        if last is None:
+            return plain.squeeze(1), state
+        self._learn(system.backend, g - last[0], plain - last[1], residual.norm, state)
+        _, q, p = state.rows()
+        return system.backend.mix(plain, state.inner(system.backend, q, g), p, -1).squeeze(1), state
 
-
-def _restart(slot: int, size: Tensor, inverse: Tensor, state: AndersonState) -> None:
-    """Leave out the earlier rows of the samples whose residual grew."""
-    if state.bound is not None and (size.is_cuda or not torch.equal(torch.minimum(size, state.bound), size)):
-        state.inverse_sizes = torch.where(column(size > state.bound), 0, state.inverse_sizes)
-    state.bound = GROWTH * size.detach()
-    if torch.is_grad_enabled():
-        parts = state.inverse_sizes[:, :slot], inverse, state.inverse_sizes[:, slot + 1 :]
-        state.inverse_sizes = torch.cat(parts, 1)
-    else:
-        state.inverse_sizes[:, slot : slot + 1] = inverse
-
-
-def _grow(system: System, g: Tensor, inverse: Tensor, slot: int, state: AndersonState) -> Tensor:
-    """The Gram matrix of the unit residuals ``[batch, used, used]``, with its new row."""
-    rows = state.residuals.rows()
-    used = rows.shape[1]
-    if torch.is_grad_enabled():
-        return torch.bmm(rows, rows.mT).to(state.gram.dtype)
-    row = system.backend.gram_row(rows, g) * inverse
-    whole = used == state.gram.shape[1]
-    for line in (state.gram_rows[slot], state.gram_columns[slot]):
-        (line if whole else line[:, :used]).copy_(row)
-    return state.gram if whole else state.gram[:, :used, :used]
-
-
-def _weights(gram: Tensor, size: Tensor, state: AndersonState) -> Tensor:
-    """The weights ``[batch, used]``: proportional to A^-1 1 for the Gram matrix A of the residuals.
-
-    In unit residuals, G u = 1 / ``|g_i|`` and w_i = u_i / ``|g_i|``, up to a factor that makes their sum one.
-    """
-    used = gram.shape[1]
-    sizes, ridge = state.inverse_sizes, state.ridge
-    if used < len(ridge):
-        sizes, ridge = sizes[:, :used], ridge[:used, :used]
-    share = sizes * column(size)
-    u = torch.linalg.solve_ex(gram * ridge, share)[0] * share
-    return u / u.sum(1, keepdim=True)
+    def _learn(self, backend: Backend, q: Tensor, p: Tensor, size: Tensor, state: AndersonState) -> None:
+        """Take in the differences between the last two iterates as a new direction, orthogonal to the others."""
+        if state.pairs.count == PERIOD * self.depth:
+            state.clear()
+        pair = torch.cat((q, p), 2)
+        if state.pairs.count:
+            rows, others, _ = state.rows()
+            pair = backend.mix(pair, state.inner(backend, others, q), rows, -1)
+        length = torch.hypot(norm(pair.narrow(2, 0, q.shape[2]).squeeze(1)), torch.add(state.least, size, alpha=state.ridge))
+        state.append(pair, length.reciprocal().view(-1, 1, 1))

@@ -9,7 +9,6 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from implicitcore.options import Options
-from implicitcore.root_solvers.joint import iterate_jointly
 from implicitcore.root_solvers.loop import iterate
 from implicitcore.solution import Solution
 from implicitcore.system import System
@@ -69,7 +68,8 @@ class StepwiseRootSolver(Options, RootSolver, Generic[State]):
         """One iteration, for every sample independently.
 
         Arguments:
-            system: ``system.residual(z, fz)`` gives f(z) - z at no cost; the loop has computed it already.
+            system: ``system.residual(z, fz)`` gives f(z) - z at no cost; the loop has computed it already, in a buffer that is
+                written again after the next step: a solver that needs the residual of an older iterate copies it.
             z: the iterate, ``[batch, n]``; must not be changed in place.
             fz: f(z), ``[batch, n]``.
             state: as :meth:`init` or the last step returned it.
@@ -78,7 +78,14 @@ class StepwiseRootSolver(Options, RootSolver, Generic[State]):
             The next iterate and state.
         """
 
+    def restart(self, state: State, grown: Tensor) -> State:
+        """Hear, before a step, that the residual of some samples ``grown`` ``[batch]`` has more than doubled since the last one.
+
+        A solver whose memory misled it forgets that memory for them; here nothing is done.
+        """
+        del grown
+        return state
+
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        group = system.scope.group
-        return iterate(self, system, z0) if group is None else iterate_jointly(self, system, z0, group)
+        return iterate(self, system, z0)[0]

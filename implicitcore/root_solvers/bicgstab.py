@@ -12,7 +12,7 @@ from torch import Tensor
 from implicitcore.norms import column, norm, real_dtype
 from implicitcore.options import Options
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.loop import Progress
+from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution
 from implicitcore.system import System
 from implicitcore.tolerances import Count, Tolerance

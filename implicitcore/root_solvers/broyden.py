@@ -1,94 +1,196 @@
-"""Broyden's method with limited memory."""
+"""Broyden's methods with limited memory."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from functools import partial
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
+from implicitcore.errors import GradientError
+from implicitcore.norms import real_dtype
 from implicitcore.root_solvers.base import StepwiseRootSolver
 from implicitcore.root_solvers.history import History
+from implicitcore.root_solvers.loop import iterate
+from implicitcore.solution import Solution
 from implicitcore.system import System
 from implicitcore.tolerances import Count
 
 
-@dataclass
-class BroydenState:
-    """The inverse Jacobian estimate B = -I + sum_i u_i v_i^T, and the last residual and step."""
-
-    left: History  # rows u_i
-    right: History  # rows v_i
-    last: tuple[Tensor, Tensor] | None = None  # the last residual g, and the step -B g taken from it
-
-
 @final
 @dataclass(frozen=True, kw_only=True)
-class Broyden(StepwiseRootSolver[BroydenState]):
-    """Broyden's methods on g(z) = f(z) - z, per sample, with the inverse estimate in low-rank form.
+class Broyden(StepwiseRootSolver[Any]):
+    """Broyden's methods on g(z) = f(z) - z, per sample, with limited memory.
 
-    B begins as -I (a plain fixed-point step); after a step s with residual change y the good method makes it
-    B + (s - B y) s^T B / (s^T B y), the bad one B + (s - B y) y^T / (y^T y). When ``memory`` updates are full it begins again: writing
-    over the oldest instead was seen to stall. A sample whose denominator vanishes skips that update.
-    Converges superlinearly near a root and needs no contraction: prefer it where Picard and Anderson diverge or stall. The bad method
-    does less work in an iteration, and now and then needs fewer of them.
+    The inverse Jacobian estimate B begins as -I (a plain fixed-point step); after a step s with residual change y the good method
+    makes it B + (s - B y) s^T B / (s^T B y), the bad one B + (s - B y) y^T / (y^T y). When ``memory`` updates are full it begins again:
+    writing over the oldest instead was seen to stall. A sample whose denominator vanishes skips that update.
+    Converges superlinearly near a root and needs no contraction: prefer it where Picard and Anderson diverge or stall. The good
+    method keeps its steps alone; the bad one keeps two vectors a step, and now and then needs fewer of them.
 
     Attributes:
-        memory: updates kept; the storage is 2 x memory states, whatever ``max_steps`` is.
+        memory: updates kept; the storage is that many states (twice for the bad method), whatever ``max_steps`` is.
         variant: ``"good"`` or ``"bad"``: the names are Broyden's own and no verdict.
 
     Reference:
-        Broyden, Math. Comp. 19 (1965), p. 577-593, eq. 4.12; low-rank form: Kelley, Iterative Methods for Linear and
-        Nonlinear Equations (1995), section 7.3.
+        Broyden, Math. Comp. 19 (1965), p. 577-593, eq. 4.12; one vector a step: Kelley, Iterative Methods for Linear and Nonlinear
+        Equations (1995), section 7.3; products of updates as one matrix: Byrd, Nocedal, Schnabel, Math. Program. 63 (1994), p. 129-156.
     """
 
     memory: Count = 20
     variant: Literal["good", "bad"] = "good"
 
-    def init(self, system: System, z: Tensor) -> BroydenState:
+    def init(self, system: System, z: Tensor) -> _Good | _Bad:
         """B = -I."""
-        return BroydenState(History(z, self.memory), History(z, self.memory))
+        return _Good(system, z, self.memory) if self.variant == "good" else _Bad(system, z, self.memory)
 
-    def step(self, system: System, z: Tensor, fz: Tensor, state: BroydenState) -> tuple[Tensor, BroydenState]:
+    def solve_keeping(self, system: System, z0: Tensor) -> tuple[Solution, Callable[[Tensor], Tensor]]:
+        """The solution, and the estimate at its end: v -> -B^H v, near (I - J)^-H v for ``[batch, n]``.
+
+        Raises:
+            GradientError: of the bad variant, or where samples leave the batch (``compact``) or wait for others (``sync_steps``).
+        """
+        if self.variant == "bad" or self.compact or system.scope.group is not None:
+            raise GradientError(f"the inverse is kept by Broyden's good method, without compact and sync_steps; received {self}")
+        solution, state = iterate(self, system, z0)
+        return solution, partial(state.transposed, solution.steps)
+
+    def step(self, system: System, z: Tensor, fz: Tensor, state: _Good | _Bad) -> tuple[Tensor, _Good | _Bad]:
         """See :meth:`StepwiseRootSolver.step`."""
         g = system.residual(z, fz).value
-        s = self._direction(system, g, state) if state.last is None else self._update(system, g, state.last, state)
-        state.last = g, s
-        return z + s, state
+        return z + state.step(g.unsqueeze(1)).squeeze(1), state
 
-    def _direction(self, system: System, g: Tensor, state: BroydenState) -> Tensor:
-        """-B g."""
-        if not state.left.count:
+
+class _Good:
+    """The steps s_0, s_1, ... since the last restart.
+
+    With t_j = s_j / ``|s_j|^2``, -B is the product of all I + s_{j+1} t_j^T, the newest on the left, and the next step s = -B g is in
+    its own newest factor: s = d / (1 - c_{k-1}), where d = g + sum_{j<k-1} c_j s_{j+1} and c_j = t_j^T (g + sum_{i<j} c_i s_{i+1}).
+    Without a graph, the matrix that takes S g to the coefficients of S gains a row a step, and all else is three products with S.
+    """
+
+    def __init__(self, system: System, z: Tensor, memory: int) -> None:
+        self.backend = system.backend
+        self.steps = History(z, memory + 1)
+        self.forgotten = 0
+        self.kept: list[Tensor] = []
+        dtype = z.dtype if z.is_complex() else real_dtype(z)
+        self.matrix = z.new_zeros(z.shape[0], memory + 1, memory + 1, dtype=dtype)
+        self.units = torch.eye(memory + 1, dtype=dtype, device=z.device)
+        self.one = self.units[0, 0]
+        self.limit, self.tiny = 10 * torch.finfo(dtype).eps, torch.finfo(dtype).tiny
+        self.size = 0
+
+    def step(self, g: Tensor) -> Tensor:
+        """-B g, taken in as the next step."""
+        if self.steps.count == self.steps.depth:
+            self.forgotten += self.steps.count
+            self.steps.clear()
+            self.matrix.zero_()
+            self.kept = []
+        if torch.is_grad_enabled():
+            self.steps.append(self._chain(g) if self.steps.count else g)
+        else:
+            self.steps.append(*(self._solve(g) if self.steps.count else (g,)))
+            if self.steps.count < self.steps.depth:
+                self._learn(self.steps.last())
+        return self.steps.last()
+
+    def _solve(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """d and 1 / (1 - c)."""
+        newest, rows = self.steps.count, self._window(1)
+        c = torch.bmm(self.backend.gram_row(rows, g).to(self.units.dtype), self.turned)
+        scale, safe = _scale(c.narrow(2, newest, 1), self.limit, self.one)
+        self.lines[newest].mul_(safe)
+        # The row of the step to be found is still zero, so its own coefficient adds nothing here.
+        return self.backend.mix(g, c.to(g.dtype), rows), scale
+
+    def _learn(self, s: Tensor) -> None:
+        """The coefficient of the step that follows s."""
+        newest, rows = self.steps.count - 1, self._window(1)
+        gram = self.backend.gram_row(rows, s).to(self.units.dtype)
+        row = torch.baddbmm(self.unit_rows[newest], gram, self.block)
+        torch.div(row, gram.narrow(2, newest, 1) + self.tiny, out=self.lines[newest + 1])
+
+    def _window(self, ahead: int) -> Tensor:
+        """The steps so far, and views of the matrix for so many: they cost as much to make as to use."""
+        rows = self.steps.rows(ahead)
+        if rows.shape[1] != self.size:
+            self.size = rows.shape[1]
+            self.block = self.matrix[:, : self.size, : self.size]
+            self.turned, self.lines = self.block.mT, self.block.split(1, 1)
+            self.unit_rows = self.units[: self.size, : self.size].split(1)
+        return rows
+
+    def _chain(self, g: Tensor) -> Tensor:
+        """The same, factor by factor: autograd must keep what the matrix would write over."""
+        d, steps = g, self.steps.each()
+        for s, after, kept in zip(steps, steps[1:], self.kept, strict=False):
+            d = d + after * _share(s, d) * kept
+        scale, safe = _scale(_share(steps[-1], d), self.limit, self.one)
+        self.kept.append(safe)
+        return d * scale
+
+    def transposed(self, taken: Tensor, v: Tensor) -> Tensor:
+        """-B^H v, ``[batch, n]``, without what was learnt after a sample stopped in its iterate number ``taken`` ``[batch]``."""
+        v, steps = v.unsqueeze(1), self.steps.each()
+        for newer in range(len(steps) - 1, 0, -1):
+            own = taken - self.forgotten - 2 >= newer
+            share = torch.where(own, self.matrix[:, newer, newer - 1], 0).to(v.dtype)
+            v = v + steps[newer - 1] * (share.view(-1, 1, 1) * (steps[newer].conj() * v).sum(2, keepdim=True))
+        return v.squeeze(1)
+
+    def select(self, rows: Tensor) -> _Good:
+        """The state of some samples."""
+        part = copy.copy(self)
+        part.steps, part.matrix, part.size = self.steps.select(rows), self.matrix[rows], 0
+        part.kept = [kept[rows] for kept in self.kept]
+        return part
+
+
+def _scale(c: Tensor, limit: float, one: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / (1 - c), and where that is no division by rounding: one elsewhere."""
+    denominator = 1 - c
+    safe = denominator.abs() > limit
+    return torch.where(safe, denominator, one).reciprocal(), safe
+
+
+def _share(s: Tensor, d: Tensor) -> Tensor:
+    """The coefficient of d along s, ``[batch, 1, 1]``; zero along a zero."""
+    square = (s.conj() * s).sum(2, keepdim=True)
+    return (s.conj() * d).sum(2, keepdim=True) / torch.where(square == 0, 1, square)
+
+
+class _Bad:
+    """B = -I + sum_i u_i v_i^H, and the last residual g, with the step -B g that was taken from it."""
+
+    def __init__(self, system: System, z: Tensor, memory: int) -> None:
+        self.backend = system.backend
+        self.left, self.right = History(z, memory), History(z, memory)
+        self.last: Tensor | None = None
+
+    def step(self, g: Tensor) -> Tensor:
+        """-B g, after the last step is taken in: B y = B g - B g_last = B g + s, so s - B y is -B g of the estimate before."""
+        last, self.last = self.last, g
+        if last is None or self.left.count == self.left.depth:
+            self.left.clear()
+            self.right.clear()
             return g
-        backend = system.backend
-        return backend.mix(g, -backend.gram_row(state.right.rows(), g), state.left.rows())
+        rows, y = self.right, g - last
+        direction = g if not rows.count else self.backend.mix(g, self.backend.gram_row(rows.rows(), g), self.left.rows(), -1)
+        square = (y.conj() * y).sum(2, keepdim=True)
+        u = torch.where(square.abs() > 0, direction / torch.where(square == 0, 1, square), 0)
+        self.left.append(u)
+        self.right.append(y)
+        return direction - u * (y.conj() * g).sum(2, keepdim=True)
 
-    def _update(self, system: System, g: Tensor, last: tuple[Tensor, Tensor], state: BroydenState) -> Tensor:
-        """Take in the last step s and return -B g of the new estimate (of the first one where the memory is full).
-
-        With ``last`` = (g_last, s): B y = B g - B g_last = B g + s, so s - B y is the direction -B g of the old estimate.
-        """
-        if state.left.count == self.memory:
-            state.left.clear()
-            state.right.clear()
-            return g
-        direction = self._direction(system, g, state)
-        v, denominator, scale = self._bad(g - last[0]) if self.variant == "bad" else self._good(system, last[1], direction, state)
-        safe = denominator.abs() > torch.finfo(g.dtype).eps * scale
-        u = torch.where(safe, direction / torch.where(safe, denominator, 1), 0)
-        state.left.append(u)
-        state.right.append(v)
-        return direction - u * (v * g).sum(1, keepdim=True)
-
-    def _good(self, system: System, s: Tensor, direction: Tensor, state: BroydenState) -> tuple[Tensor, Tensor, Tensor]:
-        """s^T B, s^T B y, and what that must not be tiny next to."""
-        v = -s
-        if state.left.count:
-            v = system.backend.mix(v, system.backend.gram_row(state.left.rows(), s), state.right.rows())
-        return v, (s * (s - direction)).sum(1, keepdim=True), (s * s).sum(1, keepdim=True)
-
-    def _bad(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Y and y^T y."""
-        square = (y * y).sum(1, keepdim=True)
-        return y, square, torch.zeros_like(square)
+    def select(self, rows: Tensor) -> _Bad:
+        """The state of some samples."""
+        part = copy.copy(self)
+        part.left, part.right = self.left.select(rows), self.right.select(rows)
+        part.last = None if self.last is None else self.last[rows]
+        return part

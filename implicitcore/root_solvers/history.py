@@ -10,7 +10,8 @@ from torch import Tensor
 # A product with fewer rows takes a path in torch that was measured four times slower on a CPU: zero rows are cheaper.
 FEWEST = 4
 
-# A buffer of up to so many entries is used whole from the start: a slice of it would cost more than its zeros do.
+# Up to so many entries, the rows in use are eight and double when they are full: the same view serves several steps, and zeros cost less.
+FIRST = 8
 SMALL = 2**20
 
 
@@ -23,54 +24,66 @@ class History:
     Arguments:
         like: a packed state ``[batch, n]``.
         depth: rows.
+        width: entries of a row; None is n.
     """
 
-    def __init__(self, like: Tensor, depth: int) -> None:
+    def __init__(self, like: Tensor, depth: int, width: int | None = None) -> None:
         self.depth = depth
         self.count = 0
         self._list: list[Tensor] | None = None
         if torch.is_grad_enabled():
             self._list = []
         else:
-            self._buffer = like.new_empty(like.shape[0], depth, like.shape[1])
-            self._fewest = depth if self._buffer.numel() <= SMALL else min(FEWEST, depth)
-            self._buffer[:, : self._fewest] = 0
-            self._slots = self._buffer.unbind(1)
+            self._hold(like.new_empty(like.shape[0], depth, width or like.shape[1]))
+
+    def _hold(self, buffer: Tensor) -> None:
+        self._buffer, self._slots = buffer, buffer.split(1, 1)
+        self._used = 0
+        self._view = buffer
 
     @property
     def slot(self) -> int:
         """The row that the next vector goes to."""
         return self.count % self.depth
 
-    def append(self, vector: Tensor, scale: Tensor | None = None) -> None:
-        """Write a vector, times ``scale`` ``[batch, 1]``, over the oldest row."""
+    def append(self, row: Tensor, scale: Tensor | None = None) -> None:
+        """Write a row ``[batch, 1, n]``, times ``scale`` ``[batch, 1, 1]``, over the oldest."""
         if self._list is not None:
-            self._list[self.slot : self.slot + 1] = [vector if scale is None else vector * scale]
+            self._list[self.slot : self.slot + 1] = [row if scale is None else (row * scale).to(row.dtype)]
         elif scale is None:
-            self._slots[self.slot].copy_(vector)
+            self._slots[self.slot].copy_(row)
         else:
-            torch.mul(vector, scale, out=self._slots[self.slot])
+            torch.mul(row, scale, out=self._slots[self.slot])
         self.count += 1
 
     def clear(self) -> None:
         """Forget all rows."""
-        self.count = 0
+        self.count = self._used = 0
         if self._list is not None:
             self._list = []
-        else:
-            self._buffer[:, : self._fewest] = 0
 
     def last(self) -> Tensor:
-        """The newest vector, ``[batch, n]``."""
+        """The newest row, ``[batch, 1, n]``."""
         slot = (self.count - 1) % self.depth
         return self._slots[slot] if self._list is None else self._list[slot]
 
-    def rows(self) -> Tensor:
-        """``[batch, rows, n]`` in the order of the slots: those written, and some zero rows where there are few."""
+    def each(self) -> list[Tensor]:
+        """The rows, one by one, in the order of the slots."""
+        return list(self._slots[: self.count]) if self._list is None else self._list
+
+    def rows(self, ahead: int = 0) -> Tensor:
+        """``[batch, rows, n]`` in the order of the slots: those written, ``ahead`` zero rows, and some more where there are few."""
         if self._list is not None:
-            return torch.stack(self._list, 1)
-        used = max(self.count, self._fewest)
-        return self._buffer if used >= self.depth else self._buffer[:, :used]
+            return torch.cat(self._list, 1)
+        needed = min(self.count + ahead, self.depth)
+        if needed > self._used:
+            self._use(max(FIRST, needed, 2 * self._used) if self._buffer.numel() <= SMALL else needed)
+        return self._view
+
+    def _use(self, rows: int) -> None:
+        self._used = min(max(FEWEST, rows), self.depth)
+        self._buffer[:, self.count : self._used] = 0
+        self._view = self._buffer[:, : self._used]
 
     def written(self) -> Tensor:
         """``[batch, count, n]``: only those written."""
@@ -82,6 +95,5 @@ class History:
         if self._list is not None:
             part._list = [row.index_select(0, index) for row in self._list]
         else:
-            part._buffer = self._buffer.index_select(0, index)
-            part._slots = part._buffer.unbind(1)
+            part._hold(self._buffer.index_select(0, index))
         return part

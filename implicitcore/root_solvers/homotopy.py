@@ -17,8 +17,8 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.chain import merge
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point
-from implicitcore.root_solvers.loop import Progress
 from implicitcore.root_solvers.newton import Newton
+from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 from implicitcore.tolerances import Whole
@@ -129,7 +129,7 @@ class _Path(System):
         point, s = Point(self.system, z), column(t).to(z.dtype)
         right = point.fz - self.a - ATTRACTION * (z - torch.lerp(self.a, point.fz, s))
         limit = INNER * norm(right.detach())
-        return Krylov(self.backend, lambda v: v - s * point.jacobian.jvp(v), right, limit, MOST).minimise()[0]
+        return Krylov(self.backend, lambda v: v - s * point.jacobian.jvp(v), right, limit, MOST).minimise()
 
 
 class _LengthPath(_Path):

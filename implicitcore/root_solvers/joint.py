@@ -1,67 +1,75 @@
-"""The loop of the stepwise root solvers where several processes stop together."""
+"""The progress of a solve whose processes stop together."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.norms import column, real_dtype
+from implicitcore.root_solvers.progress import GROWTH
 from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
-    from implicitcore.root_solvers.base import StepwiseRootSolver
+class JointProgress:
+    """How far each sample is, where all processes of the system's group evaluate f equally often, so that f may communicate.
 
+    They stop when every sample of every process meets its tolerance in the same iteration. As f may couple the samples, one that met
+    its tolerance rests only as long as it does, and the solution is the last iterate, with the residuals measured there. A value
+    that is not finite stops them all.
 
-def iterate_jointly(solver: StepwiseRootSolver[Any], system: System, z0: Tensor, group: ProcessGroup) -> Solution:
-    """Run a stepwise solver until every sample of every process of the group meets its tolerance in the same iteration.
+    Arguments:
+        system: gives the residual, the scale of the relative tolerance, and the group.
+        z0: the start, ``[batch, n]``.
+        tol: relative tolerance.
+        atol: absolute tolerance.
 
-    All processes evaluate f equally often, so that f and its derivative may communicate. As f may then couple the samples, one that met
-    its tolerance rests only as long as it does, and the solution is the last iterate, with the residuals measured there. A value that
-    is not finite stops them all.
+    Attributes:
+        grown: as in :class:`Progress`.
     """
-    z, state = z0, solver.init(system, z0)
-    residuals: list[Tensor] = []
-    met = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-    for step in range(solver.max_steps):
-        fz = system.update(z)
-        with torch.no_grad():
-            residual = system.residual(z, fz)
-            residuals.append(residual.norm.detach())
-            met = residuals[-1] <= solver.atol + solver.tol * system.scale(residual.update_norm, residuals[0])
-        if _stop(met, residual, group) or step == solver.max_steps - 1:
-            break
-        z_next, state = solver.step(system, z, fz, state)
-        z = torch.where(column(met), z, z_next)
-    if system.trace is not None:
-        system.trace += residuals
-    return _solution(system, z0, z, met, residuals)
 
+    def __init__(self, system: System, z0: Tensor, tol: float, atol: float) -> None:
+        self.system, self.start, self.tol, self.atol = system, z0, tol, atol
+        self.residuals: list[Tensor] = []
+        self.grown: Tensor | None = None
+        self.met = torch.zeros(len(z0), dtype=torch.bool, device=z0.device)
+        self.z = z0
 
-def _stop(met: Tensor, residual: Residual, group: ProcessGroup) -> bool:
-    """Whether all samples have met their tolerance, or one is lost: one all-reduce of two bits."""
-    lost = ~residual.norm.isfinite()
-    bits = torch.stack(((~met).any(), lost.any())).to(torch.int32)
-    torch.distributed.all_reduce(bits, torch.distributed.ReduceOp.MAX, group)
-    going, broken = bits.tolist()
-    return bool(broken) or not going
+    @torch.no_grad()
+    def observe(self, z: Tensor, fz: Tensor) -> bool:
+        """Take note of the iterate z with fz = f(z); True when all processes have stopped."""
+        self.z, residual = z, self.system.residual(z, fz)
+        size = residual.norm.detach()
+        grown = size > GROWTH * self.residuals[-1] if self.residuals else self.met
+        self.grown = grown if bool(grown.any()) and self.residuals else None
+        self.residuals.append(size)
+        self.met = size <= self.atol + self.tol * self.system.scale(residual.update_norm, self.residuals[0])
+        return self._stop(residual)
 
+    def _stop(self, residual: Residual) -> bool:
+        """Whether all samples have met their tolerance, or one is lost: one all-reduce of two bits."""
+        lost = ~residual.norm.isfinite()
+        bits = torch.stack(((~self.met).any(), lost.any())).to(torch.int32)
+        torch.distributed.all_reduce(bits, torch.distributed.ReduceOp.MAX, self.system.scope.group)
+        going, broken = bits.tolist()
+        return bool(broken) or not going
 
-def _solution(system: System, z0: Tensor, z: Tensor, met: Tensor, residuals: list[Tensor]) -> Solution:
-    status = torch.where(met, int(Status.CONVERGED), int(Status.MAX_STEPS)).to(torch.int8)
-    size = residuals[-1].to(real_dtype(z0))
-    status[~size.isfinite()] = int(Status.NON_FINITE)
-    return Solution(
-        z=z,
-        start=z0,
-        residual=size,
-        status=status,
-        steps=torch.full_like(status, len(residuals), dtype=torch.int64),
-        evaluations=system.evaluations,
-        trace=torch.stack(system.trace) if system.trace else None,
-    )
+    def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
+        """z_next for the samples that are above their tolerance, z for the others."""
+        return torch.where(column(self.met), z, z_next)
+
+    def solution(self) -> Solution:
+        """The last iterate, packed."""
+        status = torch.where(self.met, int(Status.CONVERGED), int(Status.MAX_STEPS)).to(torch.int8)
+        size = self.residuals[-1].to(real_dtype(self.start))
+        status[~size.isfinite()] = int(Status.NON_FINITE)
+        return Solution(
+            z=self.z,
+            start=self.start,
+            residual=size,
+            status=status,
+            steps=torch.full_like(status, len(self.residuals), dtype=torch.int64),
+            evaluations=self.system.evaluations,
+            trace=None if self.system.trace is None else torch.stack(self.residuals),
+        )

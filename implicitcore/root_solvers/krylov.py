@@ -37,7 +37,7 @@ class Krylov:
         self.beta = norm(g)
         self.active = self.beta > limit
         self.steps = torch.zeros_like(self.active, dtype=torch.int64)
-        self.basis.append(g / column(self.beta.clamp(min=torch.finfo(self.beta.dtype).tiny)).to(g.dtype))
+        self._append(g, self.beta.clamp(min=torch.finfo(self.beta.dtype).tiny))
         while self.size < most and bool(self.active.any()):
             self._extend()
 
@@ -46,18 +46,22 @@ class Krylov:
         """Products spent."""
         return len(self.columns)
 
+    def _append(self, vector: Tensor, size: Tensor) -> None:
+        self.basis.append((vector / column(size).to(vector.dtype)).unsqueeze(1))
+
     def _extend(self) -> None:
         """One product, orthogonalised twice against the basis."""
         backend, rows, size = self.backend, self.basis.rows(), self.basis.count
-        product = self.product(self.basis.last())
-        h = backend.gram_row(rows, product)
-        a = backend.mix(product, -h, rows)
-        again = backend.gram_row(rows, a)
-        a = backend.mix(a, -again, rows)
-        h = (h + again)[:, :size].to(self.beta.dtype)
+        product = self.product(self.basis.last().squeeze(1))
+        row = product.unsqueeze(1)
+        h = backend.gram_row(rows, row)
+        row = backend.mix(row, h, rows, -1)
+        again = backend.gram_row(rows, row)
+        a = backend.mix(row, again, rows, -1).squeeze(1)
+        h = (h + again)[:, 0, :size].to(self.beta.dtype)
         eps = torch.finfo(h.dtype)
         below = torch.maximum(norm(a), eps.eps * norm(product)).clamp(min=eps.tiny)  # a zero is a lucky breakdown: solved
-        self.basis.append(a / column(below).to(a.dtype))
+        self._append(a, below)
         self._grow(h, below)
 
     def _grow(self, h: Tensor, below: Tensor) -> None:
@@ -70,16 +74,13 @@ class Krylov:
             smallest = self.beta / (1 + torch.stack(self.w, 1).square().sum(1)).sqrt()
             self.active = self.active & (smallest > self.limit)
 
-    def minimise(self, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The point of smallest ``|g - A s|`` over z + s, s in span(V) (s itself where there is no z), and its residual g - V_{k+1} H y."""
+    def minimise(self) -> Tensor:
+        """The s in span(V) of smallest ``|g - A s|``, ``[batch, n]``."""
         if not self.columns:
-            return torch.zeros_like(self.g) if z is None else z, self.g
+            return torch.zeros_like(self.g)
         w = torch.stack(self.w, 1)
         t = w * column(self.beta / (1 + w.square().sum(1)))
-        size = self.size + 1
-        hessenberg = torch.stack([torch.nn.functional.pad(c, (0, size - c.shape[1])) for c in self.columns], 2)
-        y = torch.linalg.solve_triangular(hessenberg[:, 1:], t.unsqueeze(2), upper=True)
-        drop = torch.bmm(hessenberg, y).squeeze(2)
-        rows, backend = self.basis.written(), self.backend
-        z_next = backend.mix(z, y.squeeze(2).to(rows.dtype), rows[:, :-1])
-        return z_next, backend.mix(self.g, -drop.to(rows.dtype), rows)
+        hessenberg = torch.stack([torch.nn.functional.pad(c[:, 1:], (0, self.size + 1 - c.shape[1])) for c in self.columns], 2)
+        y = torch.linalg.solve_triangular(hessenberg, t.unsqueeze(2), upper=True)
+        rows = self.basis.written()[:, :-1]
+        return self.backend.mix(None, y.mT.to(rows.dtype), rows).squeeze(1)

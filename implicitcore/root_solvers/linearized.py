@@ -41,7 +41,7 @@ class Point:
 
     def krylov(self, shift: Tensor | float, limit: Tensor, most: int) -> Tensor:
         """s with ``|g - (shift I - J) s| <= limit``, as far as ``most`` products go, by GMRES."""
-        return Krylov(self.system.backend, lambda v: v * shift - self.jacobian.jvp(v), self.residual.value, limit, most).minimise()[0]
+        return Krylov(self.system.backend, lambda v: v * shift - self.jacobian.jvp(v), self.residual.value, limit, most).minimise()
 
 
 def solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from implicitcore.norms import column
 from implicitcore.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.linearized import Point, solve
-from implicitcore.root_solvers.loop import Progress
+from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution
 from implicitcore.system import System
 from implicitcore.tolerances import Count, Positive, Tolerance, Whole

@@ -14,7 +14,7 @@ from implicitcore.ode_solvers.base import ODESolver, StepwiseODESolver
 from implicitcore.ode_solvers.runge_kutta import Bosh3
 from implicitcore.options import Options
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.loop import Progress
+from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution
 from implicitcore.system import System
 from implicitcore.tolerances import Count, Tolerance

@@ -81,16 +81,21 @@ class Reference:
         u = _contract(lambda u: torch.autograd.grad(fz, point, u, retain_graph=True)[0] + exact.v, exact.v)
         return cls(exact, z.detach(), list(torch.autograd.grad(fz, exact.leaves, u)))
 
-    @torch.no_grad()
     def residual(self, z: Tensor) -> float:
         """The worst sample's ``|f(z) - z| / |f(z)|``."""
-        z = z.double()
-        fz = self.problem.f(z, self.problem.x)
-        return (sample_norm(fz - z) / sample_norm(fz)).max().item()
+        return residual(self.problem, z)
 
     def gradient_error(self, gradients: Sequence[Tensor]) -> float:
         """The largest relative 2-norm error of the gradient of any leaf."""
         return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(gradients, self.gradients, strict=True))
+
+
+@torch.no_grad()
+def residual(exact: Problem, z: Tensor) -> float:
+    """The worst sample's ``|f(z) - z| / |f(z)|``, in float64."""
+    z = z.double()
+    fz = exact.f(z, exact.x)
+    return (sample_norm(fz - z) / sample_norm(fz)).max().item()
 
 
 def sample_norm(z: Tensor) -> Tensor:

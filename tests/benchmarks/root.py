@@ -14,6 +14,7 @@ from benchmarks.root_contenders import contenders
 from benchmarks.root_problems import problems
 from benchmarks.root_report import measurements, page
 from benchmarks.rows import Row, load, machine, save
+from benchmarks.timing import keep_memory
 
 TRIED = Path(__file__).with_name("root_tried.md")
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -66,4 +67,5 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_memory("benchmarks.root")
     main()

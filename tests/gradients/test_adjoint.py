@@ -16,7 +16,7 @@ from implicitcore.solution import Solution
 from implicitcore.system import System
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12, "max_steps": 20000}
-EXACT = [ic.Tsit5(**TIGHT), ic.Dopri5(**TIGHT), ic.Bosh3(rtol=1e-8, atol=1e-10, max_steps=20000), ic.RK4(dt=0.01)]
+EXACT = [ic.Tsit5(**TIGHT), ic.Dopri5(**TIGHT), ic.Bosh3(rtol=1e-8, atol=1e-10, max_steps=20000), ic.RK4(dt=0.01), ic.DOP853(**TIGHT)]
 LOW_ORDER = [ic.Heun(dt=5e-4), ic.Midpoint(dt=5e-4)]
 each_problem = pytest.mark.parametrize("problem", trajectories(), ids=str)
 GRID = torch.tensor([0.0, 0.4, 0.5, 1.2], dtype=torch.float64)

@@ -63,6 +63,31 @@ def test_every_root_solver_solves_the_backward_system(problem, gradient):
     assert solution.backward.residual.max() < 1e-12
 
 
+BACKWARD = [solver(tol=1e-10, max_steps=500) for solver in (ic.GMRES, ic.BiCGSTAB, ic.Picard, ic.Anderson, ic.Broyden)]
+
+
+@pytest.mark.parametrize("gradient", [ic.Unrolled(), *map(ic.Implicit, BACKWARD)], ids=str)
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+def test_a_cell_that_mixes_samples_gets_its_gradient(solver, gradient):
+    weight = Cell().weight.detach().clone().requires_grad_()
+    x = inputs()
+
+    def cell(z, x):
+        h = z @ weight + x
+        return torch.tanh(h - 0.3 * h.mean(0, keepdim=True))
+
+    def whole(z):
+        return cell(z.reshape(x.shape), x).reshape(1, -1)
+
+    # The whole batch as one sample: its Jacobian is dense.
+    z = fixed_point(whole, torch.zeros(1, x.numel(), dtype=x.dtype))
+    expected = implicit_gradient(whole, z, 2 * z, [weight])
+    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver(tol=1e-12, max_steps=500), gradient=gradient)
+    # A sample that rests while the others go on has no step to differentiate.
+    limit = 1e-5 if isinstance(gradient, ic.Unrolled) else 1e-6
+    assert relative_error(torch.autograd.grad(solution.z.square().sum(), [weight]), expected) < limit
+
+
 @pytest.mark.parametrize(("steps", "damping"), [(1, 1.0), (1, 0.5), (4, 1.0), (4, 0.7)])
 def test_phantom_is_the_cut_neumann_series(problem, steps, damping):
     cell, x, z, v, wrt, _ = problem
@@ -213,7 +238,7 @@ def test_implicit_spends_one_evaluation_more_and_memory_does_not_grow(problem):
     assert saved[0] == saved[1]
 
 
-@pytest.mark.parametrize("gradient", [ic.Implicit(), ic.Neumann(), ic.Phantom()], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("gradient", [ic.Implicit(), ic.Neumann(), ic.Phantom(), ic.Shine()], ids=lambda g: type(g).__name__)
 def test_an_equilibrium_strategy_refuses_a_trajectory(gradient):
     x = inputs(n=2).requires_grad_()
     with pytest.raises(ic.GradientError, match="Adjoint"):

@@ -42,11 +42,42 @@ def test_the_order_is_the_stated_one_and_no_higher(tableau):
 
 
 @each_tableau
-def test_the_embedded_method_is_one_order_below(tableau):
+def test_the_order_of_the_embedded_method_is_the_stated_one_and_no_higher(tableau):
     if not tableau.error:
         pytest.skip("no embedded method")
+    check_embedded(tableau, tableau.error, tableau.embedded)
+
+
+def test_the_second_estimate_of_dop853_is_of_order_three():
+    check_embedded(tableaus.DOP853, tableaus.DOP853_ERROR_3, 3)
+
+
+def check_embedded(tableau, error, stated):
     a, b, _ = matrices(tableau)
-    embedded = b - torch.tensor(tableau.error, dtype=torch.float64)
-    for order in range(1, tableau.order):
+    embedded = b - torch.tensor(error, dtype=torch.float64)
+    for order in range(1, stated + 1):
         assert max(map(abs, defects(a, embedded, order))) < 3e-14
-    assert max(map(abs, defects(a, embedded, tableau.order))) > 1e-6
+    assert max(map(abs, defects(a, embedded, stated + 1))) > 1e-6
+
+
+@each_tableau
+def test_the_continuous_extension_has_stages_of_its_own_and_weights_for_all(tableau):
+    stages = len(tableau.b) + len(tableau.more_a)
+    assert [len(row) for row in tableau.more_a] == list(range(len(tableau.b), stages))
+    assert [sum(row) for row in tableau.more_a] == pytest.approx(tableau.more_c, abs=1e-14)
+    assert all(len(row) == stages for row in tableau.dense)
+    # In a constant field the state moves along a line, and what is added to it vanishes.
+    assert [sum(row) for row in tableau.dense] == pytest.approx([0.0] * len(tableau.dense), abs=1e-11)
+
+
+def test_dop853_has_the_published_numbers():
+    published = pytest.importorskip("scipy.integrate._ivp.dop853_coefficients")
+    a, b, c = matrices(tableaus.DOP853)
+    more = [list(row) + [0.0] * (16 - len(row)) for row in tableaus.DOP853.more_a]
+    assert a.tolist() == published.A[:13, :13].tolist()
+    assert more == published.A[13:].tolist()
+    assert b[:12].tolist() == published.B.tolist()
+    assert [*c.tolist(), *tableaus.DOP853.more_c] == published.C.tolist()
+    assert list(tableaus.DOP853.error) == published.E5.tolist()
+    assert list(tableaus.DOP853_ERROR_3) == published.E3.tolist()
+    assert [list(row) for row in tableaus.DOP853.dense] == published.D.tolist()

@@ -64,6 +64,28 @@ def test_the_gradients_are_the_same(solver):
         assert torch.allclose(plain, compacted, rtol=1e-7, atol=1e-10)
 
 
+@each_solver
+def test_a_backward_solve_saves_products(solver):
+    spent = {}
+    for compact in (False, True):
+        cell, x = Spread(n=48), problem(n=48)
+        products = []
+
+        def counted(z, x, cell=cell, products=products):
+            fz = cell(z, x)
+            if fz.requires_grad:
+                fz.register_hook(lambda v: products.append(len(v)))
+            return fz
+
+        backward = ic.Implicit(type(solver)(tol=1e-8, max_steps=2000, compact=compact))
+        solution = ic.fixed_point(counted, torch.zeros_like(x[0]), x, solver=solver, gradient=backward)
+        rows = cell.rows
+        found = torch.autograd.grad(solution.z.square().sum(), cell.weight)[0]
+        spent[compact] = sum(products) + cell.rows - rows, found
+    assert spent[True][0] < 0.8 * spent[False][0]  # the evaluations of the parts included
+    assert torch.allclose(spent[True][1], spent[False][1], rtol=1e-5)
+
+
 def test_failed_samples_leave_too_and_keep_their_status():
     growth = torch.tensor([0.5, 3.0, 0.9, torch.nan], dtype=torch.float64)[:, None]
     solver = ic.Picard(tol=1e-8, max_steps=400, compact=True)

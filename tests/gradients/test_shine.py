@@ -1,0 +1,119 @@
+"""The inverse that a forward Broyden solve estimates, reused backward."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from dense import Cell, fixed_point, implicit_gradient, inputs, jacobians, relative_error
+
+import implicitcore as ic
+from implicitcore.packing import Packing
+
+FORWARD = ic.Broyden(tol=1e-12, max_steps=200)
+
+
+def dense_estimate(f, z0, steps):
+    """-B of one sample after ``steps`` steps of the good method, by the textbook's update of a matrix."""
+    z, eye = z0, torch.eye(len(z0), dtype=z0.dtype)
+    b, g = -eye, f(z0) - z0
+    for count in range(steps):
+        s = -b @ g
+        z = z + s
+        last, g = g, f(z) - z
+        if count < steps - 1:
+            y = g - last
+            b = b + torch.outer(s - b @ y, s @ b) / (s @ b @ y)
+    return -b
+
+
+def test_the_estimate_is_the_textbooks_matrix_for_each_sample():
+    cell, x, v = Cell(), inputs(), inputs(seed=3)
+    with torch.no_grad():
+        solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Broyden(tol=1e-6))
+    # Samples stop at different times: what the loop does with them later must not count.
+    assert len(set(solution.steps.tolist())) > 1
+    system = ic.System(ic.FixedPoint(cell), x, Packing.of(x))
+    with torch.no_grad():
+        _, inverse = ic.Broyden(tol=1e-6).solve_keeping(system, torch.zeros_like(x))
+        found = inverse(v)
+        for i, steps in enumerate(solution.steps.tolist()):
+            b = dense_estimate(lambda z, i=i: cell(z[None], x[i : i + 1])[0], torch.zeros_like(x[i]), steps - 1)
+            assert relative_error([found[i]], [b.T @ v[i]]) < 1e-6
+
+
+def test_it_is_closer_than_jacobian_free_backpropagation_and_says_how_close():
+    cell, x, v = Cell(), inputs().requires_grad_(), inputs(seed=2)
+    z = fixed_point(lambda z: cell(z, x), torch.zeros_like(x))
+    wrt = [*cell.parameters(), x]
+    expected = implicit_gradient(lambda z: cell(z, x), z, v, wrt)
+    errors = {}
+    for gradient in (ic.Shine(), ic.Phantom()):
+        solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=FORWARD, gradient=gradient)
+        errors[type(gradient).__name__] = relative_error(torch.autograd.grad(solution.z, wrt, v), expected)
+        if isinstance(gradient, ic.Shine):
+            assert solution.backward.vjps == 1
+            j = jacobians(lambda z: cell(z, x), z)
+            with torch.no_grad():
+                _, inverse = FORWARD.solve_keeping(ic.System(ic.FixedPoint(cell), x, Packing.of(x)), torch.zeros_like(x))
+                u = inverse(v)
+                left = v + torch.einsum("bij,bi->bj", j, u) - u
+            assert torch.allclose(solution.backward.residual, left.norm(dim=1) / v.norm(dim=1), atol=1e-6)
+    assert errors["Shine"] < errors["Phantom"]
+
+
+def test_a_solver_goes_on_from_the_estimate():
+    cell, x, v = Cell(), inputs().requires_grad_(), inputs(seed=2)
+    z = fixed_point(lambda z: cell(z, x), torch.zeros_like(x))
+    wrt = [*cell.parameters(), x]
+    expected = implicit_gradient(lambda z: cell(z, x), z, v, wrt)
+    refined = ic.Shine(ic.GMRES(tol=1e-10))
+    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=FORWARD, gradient=refined)
+    assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-8
+
+
+def test_what_it_cannot_do_is_refused():
+    cell, x = Cell(), inputs().requires_grad_()
+    for solver in (ic.Broyden(variant="bad"), ic.Broyden(compact=True)):
+        with pytest.raises(ic.GradientError, match="good method"):
+            ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=ic.Shine())
+    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=FORWARD, gradient=ic.Shine())
+    with pytest.raises(ic.GradientError, match="first derivatives only"):
+        torch.autograd.grad(solution.z.sum(), x, create_graph=True)
+
+
+def test_a_restart_of_the_memory_leaves_an_estimate_of_what_came_after():
+    cell, x, v = Cell(), inputs(), inputs(seed=3)
+    solver = ic.Broyden(tol=1e-12, max_steps=200, memory=3)
+    system = ic.System(ic.FixedPoint(cell), x, Packing.of(x))
+    with torch.no_grad(), warnings.catch_warnings(action="error"):
+        solution, inverse = solver.solve_keeping(system, torch.zeros_like(x))
+        assert solution.converged.all()
+        assert inverse(v).isfinite().all()
+
+
+@pytest.mark.parametrize("solver", [ic.Picard(tol=1e-9), ic.Anderson(tol=1e-9), ic.Broyden(tol=1e-9)], ids=lambda s: type(s).__name__)
+def test_a_loss_on_several_iterates(solver):
+    cell, x = Cell(), inputs().requires_grad_()
+    wrt = [*cell.parameters(), x]
+    z0 = inputs(seed=5)
+    solution = ic.fixed_point(cell, z0, x, solver=solver, gradient=ic.Unrolled(iterates=(1, 3, 100)))
+    assert solution.iterates.shape == (3, *x.shape)
+    first = cell(z0, x)
+    assert torch.allclose(solution.iterates[0], first, atol=1e-14)
+    found = torch.autograd.grad(solution.iterates[0].square().sum(), wrt, retain_graph=True)
+    assert relative_error(found, torch.autograd.grad(first.square().sum(), wrt)) < 1e-12
+    assert torch.allclose(solution.iterates[2], solution.z, atol=1e-7)  # past the end: the last
+    if isinstance(solver, ic.Picard):
+        third = cell(cell(first, x), x)
+        found = torch.autograd.grad(solution.iterates[1].square().sum(), wrt)
+        assert relative_error(found, torch.autograd.grad(cell(cell(cell(z0, x), x), x).square().sum(), wrt)) < 1e-12
+        assert torch.allclose(solution.iterates[1], third, atol=1e-14)
+
+
+def test_iterates_need_a_stepwise_solver():
+    cell, x = Cell(), inputs()
+    for solver in (ic.Newton(), ic.SteadyState(), ic.Picard(compact=True)):
+        with pytest.raises(ic.GradientError, match="stepwise"):
+            ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=ic.Unrolled(iterates=(2,)))
