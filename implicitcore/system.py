@@ -201,8 +201,10 @@ class System:
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products: one evaluation, whose graph every product reuses."""
         check_products()
+        # Without a graph a view of a leaf still says that it requires a gradient, and autograd does not know it.
+        attached = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
-            point = z if z.requires_grad else z.detach().requires_grad_()
+            point = z if attached else z.detach().requires_grad_()
             return Linearization(self, point, self.update(point))
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:

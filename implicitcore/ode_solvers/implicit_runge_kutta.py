@@ -28,7 +28,7 @@ class Start(NamedTuple):
     """What a step begins with."""
 
     velocity: Tensor  # [batch, n], g(t, z)
-    jacobian: Tensor | None  # [batch, n, n], dg/dz there, without a graph; None where it is not formed
+    jacobian: Tensor  # [batch, n, n], dg/dz there, without a graph; [batch, 0, 0] where it is not formed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class ImplicitRungeKutta(StepwiseODESolver[Start]):
         if z.is_complex():
             raise InputError(f"{type(self).__name__}: expected a real state, received {z.dtype}; give real and imaginary part as two")
         if not self._dense(z):
-            return Start(system.velocity(t, z), None)
+            return Start(system.velocity(t, z), z.new_zeros(len(z), 0, 0))
         check_products()
         attached = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
@@ -107,9 +107,9 @@ class ImplicitRungeKutta(StepwiseODESolver[Start]):
         return attach(stage, move, dense=self._dense(move)) if torch.is_grad_enabled() else move, solution.converged
 
     @torch.no_grad()
-    def _frame(self, dt: Tensor, z: Tensor, jacobian: Tensor | None) -> Frame:
+    def _frame(self, dt: Tensor, z: Tensor, jacobian: Tensor) -> Frame:
         weight = z.abs() * self.rtol + self.atol
-        if jacobian is None:
+        if not self._dense(z):
             return Frame(z, weight, None)
         scale = (dt * self.tableau.gamma).to(real_dtype(z))[:, None, None]
         matrix = torch.eye(z.shape[1], dtype=scale.dtype, device=z.device) - scale * jacobian.to(scale.dtype)

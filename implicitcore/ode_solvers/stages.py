@@ -153,9 +153,12 @@ class _Pullback:
         for _ in range(CYCLES):
             if not bool((norm(g) > limit).any()):
                 break
-            u = u + Krylov(self.jacobian.system.backend, lambda w: w - self.jacobian.vjp(w), g, limit, RESTART).minimise()
-            g = v - (u - self.jacobian.vjp(u))
+            u = u + Krylov(self.jacobian.system.backend, self._product, g, limit, RESTART).minimise()
+            g = v - self._product(u)
         return u, norm(g) > limit
+
+    def _product(self, u: Tensor) -> Tensor:
+        return u - self.jacobian.vjp(u)
 
 
 class _Attach(torch.autograd.Function):

@@ -127,7 +127,7 @@ def test_autocast_is_for_f_alone_and_returns_in_backward():
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=name)
-@pytest.mark.parametrize("solver", [*SOLVERS, ic.Tsit5()], ids=name)
+@pytest.mark.parametrize("solver", [*SOLVERS, ic.Tsit5(), ic.ESDIRK()], ids=name)
 def test_inference_mode(solver, gradient):
     if isinstance(solver, ic.ODESolver) and not isinstance(gradient, ic.Unrolled):
         pytest.skip("differentiates an equilibrium")
@@ -172,7 +172,9 @@ def test_channels_last(solver, gradient):
 
 
 @pytest.mark.parametrize("gradient", [*GRADIENTS, ic.Neumann(), ic.Adjoint()], ids=name)
-@pytest.mark.parametrize("solver", [*SOLVERS, ic.Picard(compact=True), ic.Homotopy(), ic.PseudoTransient(), ic.Tsit5()], ids=name)
+@pytest.mark.parametrize(
+    "solver", [*SOLVERS, ic.Picard(compact=True), ic.Homotopy(), ic.PseudoTransient(), ic.Tsit5(), ic.ESDIRK()], ids=name
+)
 def test_an_empty_batch(solver, gradient):
     trajectory = isinstance(solver, ic.ODESolver)
     if trajectory != isinstance(gradient, ic.Adjoint) and not isinstance(gradient, ic.Unrolled):

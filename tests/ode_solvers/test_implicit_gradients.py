@@ -140,3 +140,13 @@ def test_a_steady_state_and_its_backward_solve():
     found = torch.autograd.grad(solution.raise_if_failed().z.square().sum(), wrt)
     z = fixed_point(lambda z: cell(z, x), torch.zeros(8, 6, dtype=torch.float64))
     assert relative_error(found, implicit_gradient(lambda z: cell(z, x), z, 2 * z, wrt)) < 1e-6
+
+
+def test_the_adjoint_of_some_samples_alone():
+    """A root solver that leaves out the samples that are done sees a part of the adjoint system."""
+    problem = logistic(3)
+    solver = ic.ESDIRK(rtol=1e-7, atol=1e-9, root_solver=ic.Broyden(tol=0.01, compact=True))
+    solution = ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=solver, gradient=ic.Adjoint()).raise_if_failed()
+    found = torch.autograd.grad(solution.z.square().sum(), problem.leaves)
+    expected = torch.autograd.grad(problem.trajectory(GRID).square().sum(), problem.leaves)
+    assert relative_error(found, expected) < 1e-6

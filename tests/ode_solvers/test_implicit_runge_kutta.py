@@ -151,7 +151,7 @@ def test_one_step_across_a_hundred_million_time_scales(method):
 def test_every_root_solver_solves_the_same_stages(root_solver, batch):
     """By the matrix of the step all of them contract; without it those do that need no contraction, on what is hardly stiff."""
     x = torch.logspace(0, 5, batch, dtype=torch.float64)[:, None]
-    field = lambda t, z, x: torch.cos(t) - x * (0.1 * z**3 + z)  # noqa: E731
+    field = lambda t, z, x: torch.cos(t) - x * (0.01 * z**3 + z)  # noqa: E731
     z0, grid = torch.ones(batch, 3, dtype=torch.float64), times(0, 0.5, 1)
     expected = run(field, z0, grid, FixedESDIRK(dt=0.1, root_solver=ic.Newton(tol=1e-10)), x).raise_if_failed()
     found = run(field, z0, grid, FixedESDIRK(dt=0.1, root_solver=root_solver), x).raise_if_failed()
@@ -248,3 +248,13 @@ def test_built_from_a_config():
         ic.create("ode_solver", {"name": "implicit_euler", "root_solver": {"name": "newton", "toll": 0.1}})
     solver = {"name": "steady_state", "ode_solver": {"name": "trapezoid", "dt": 1.0}}
     assert ic.create("root_solver", solver) == ic.SteadyState(ode_solver=ic.Trapezoid(dt=1.0))
+
+
+def test_the_way_between_the_steps():
+    rate = torch.tensor([[10.0], [1e5]], dtype=torch.float64)
+    for dense_below in (64, 0):
+        solver = ic.ESDIRK(rtol=1e-6, root_solver=NEWTON, dense_below=dense_below)
+        z0, grid = torch.zeros(2, 2, dtype=torch.float64), times(0, 3)
+        with torch.no_grad():
+            solution = ic.integrate(prothero_robinson, z0, rate, times=grid, solver=solver, dense=True).raise_if_failed()
+        assert (solution.interpolate(times(1.3)) - math.sin(1.3)).abs().max() < 1e-3

@@ -52,7 +52,7 @@ def test_a_sample_whose_residual_doubles_goes_back_and_takes_the_plain_step():
     z = inputs(4, seed=3)
     grown = torch.tensor([False, True, False, False])
     with torch.no_grad():
-        state = solver.init(system, z)
+        state, fz_before = solver.init(system, z), z
         for _ in range(3):
             before, fz_before = z, system.update(z)
             z, state = solver.step(system, before, fz_before, state)

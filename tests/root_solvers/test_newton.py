@@ -129,3 +129,10 @@ def test_a_half_precision_state_is_solved_in_float32(dtype):
         with torch.no_grad():
             solution = ic.fixed_point(lambda z, x: torch.tanh(0.5 * z + x), torch.zeros_like(x), x, solver=solver).raise_if_failed()
         assert solution.z.dtype == dtype
+
+
+def test_a_start_that_requires_a_gradient_where_none_is_kept():
+    z0 = torch.full((2, 3), 1.5, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        solution = ic.find_root(lambda z, x: z**3 - 2, z0, solver=ic.Newton(tol=1e-10)).raise_if_failed()
+    assert torch.allclose(solution.z, torch.full_like(z0, 2 ** (1 / 3)), rtol=1e-9)
