@@ -43,6 +43,7 @@ _PARTS = {
         "phantom": ("gradients.phantom:Phantom", "a few damped steps with a graph"),
         "unrolled": ("gradients.unrolled:Unrolled", "backpropagation through every step"),
         "adjoint": ("gradients.adjoint:Adjoint", "the adjoint equation, integrated backwards in time"),
+        "checkpointed": ("gradients.checkpointed:Checkpointed", "backpropagation through every step of a trajectory, in bounded memory"),
     },
     "backend": {
         "torch": ("backends.torch:TorchBackend", "plain torch operations: the reference"),

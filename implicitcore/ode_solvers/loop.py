@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def march(solver: StepwiseODESolver[Any], system: System, z0: Tensor, times: Tensor, stop: Stop | None) -> Solution:
     """Integrate from z0 over the output times, each sample at its own pace."""
     control = solver.step_size if stop is None else solver.step_size.settling()
-    run = _March(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
+    run = March(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
     for _ in range(solver.max_steps):
         if not run.begin(stop):
             break
@@ -54,7 +54,7 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
     return grid
 
 
-class _March:
+class March:
     """Where each sample is: t, the step size, z, the solver's state and the next output time, all ``[batch, ...]``."""
 
     def __init__(self, solver: StepwiseODESolver[Any], control: StepSize, system: System, z0: Tensor, times: Tensor) -> None:
@@ -72,7 +72,7 @@ class _March:
         self.moving = torch.ones_like(self.active)
         self.steps = torch.zeros_like(self.next)
         self.more = batch > 0
-        self.outputs = _Outputs(z0, len(times))
+        self.outputs = Outputs(z0, len(times))
 
     def begin(self, stop: Stop | None) -> bool:
         """Make ready for a step; False where no sample needs one."""
@@ -100,16 +100,19 @@ class _March:
     def _target(self) -> Tensor:
         return self.times[self.next.clamp(max=len(self.times) - 1)]
 
+    def choose(self) -> tuple[Tensor, Tensor]:
+        """The step dt of each sample, zero for those that are done, and whether it arrives at the next output time."""
+        dt, arrives = self.control.fit(self.size, self._target() - self.t)
+        return torch.where(self.active, dt, 0), arrives
+
     def step(self) -> None:
         """One step, accepted or rejected for each sample by itself."""
         with torch.no_grad():
-            target = self._target()
-            dt, arrives = self.control.fit(self.size, target - self.t)
-            dt = torch.where(self.active, dt, 0)
+            dt, arrives = self.choose()
         step = self.solver.step(self.system, self.t, dt, self.z, self.state)
         with torch.no_grad():
-            accept = self._judge(step, dt, arrives)
-            self.t = torch.where(accept, torch.where(arrives, target, self.t + dt), self.t)
+            accept = self.judge(step, dt, arrives)
+            self.t = torch.where(accept, torch.where(arrives, self._target(), self.t + dt), self.t)
             arrived = accept & arrives
             reached, self.next = self.next, self.next + arrived
             # A sample at its last time may follow the others: its dt is zero.
@@ -125,7 +128,7 @@ class _March:
             if self.system.quadrature:
                 self.z, self.state = self.system.arrive(self.z, arrived, reached), None
 
-    def _judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
+    def judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
         """Which samples accept; those that cannot go on become inactive."""
         size = dt.abs()
         verdict = self.control.judge(self.system, self.z, step.z, step.error, size, self.error)
@@ -176,7 +179,7 @@ def _like(mask: Tensor, value: Tensor) -> Tensor:
     return mask.reshape(-1, *(1,) * (value.ndim - 1))
 
 
-class _Outputs:
+class Outputs:
     """The states at the output times: rows in the order of arrival, and the place of each sample's row at each time.
 
     Arguments:
