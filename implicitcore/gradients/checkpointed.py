@@ -163,10 +163,9 @@ class _Pullback:
         *arrivals, last = self._arrivals(v)
         cotangents: Sequence[Tensor | None] = [last]
         gradients: list[Tensor | None] = [None] * len(bound.inputs)
-        kept = self.kept.copy()
         for index in reversed(range(self.march.done)):
             with torch.no_grad():
-                march = kept.take(index, lambda march, steps: march.fork(bound.system).advance(steps))
+                march = self.kept.take(index, lambda march, steps: march.fork(bound.system).advance(steps))
             cotangents, found = self._step(march.fork(bound.system), bound, cotangents, arrivals)
             gradients = [total(*pair) for pair in zip(gradients, found, strict=True)]
         self.record.evaluations += bound.system.evaluations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from math import comb, isqrt
 from typing import Generic, NamedTuple, TypeVar
@@ -57,14 +56,10 @@ class Checkpoints(Generic[State]):
             highest = max(highest, self.kept[place].level)
         return 0
 
-    def copy(self) -> Checkpoints[State]:
-        """The same states, to walk back once."""
-        other = copy.copy(self)
-        other.kept = [*self.kept]
-        return other
-
     def take(self, index: int, advance: Callable[[State, int], State]) -> State:
-        """The state before step ``index``; to be asked for from the last index down to 0.
+        """The state before step ``index``; to be asked for from the last index down to 0, any number of times.
+
+        States are given up on the way, to make room; another walk begins from the first, which stays.
 
         Arguments:
             index: of the step.
@@ -76,7 +71,7 @@ class Checkpoints(Generic[State]):
                 return advance(last.state, index - last.step)
             steps = split(index - last.step + 1, free + 1)
             self.kept.append(_Kept(last.step + steps, 0, advance(last.state, steps)))
-        return self.kept.pop().state
+        return self.kept.pop().state if index else last.state
 
 
 def split(steps: int, places: int) -> int:
