@@ -30,14 +30,15 @@ class Adjoint(Options, GradientStrategy):
     With a = dL/dz: dz/dt = g, da/dt = -a^T dg/dz, and dL/dtheta = -int a^T dg/dtheta dt along the way back (so for x). Every step
     size is a sample's own, and a stage costs one product of the whole batch: a product is linear in its cotangent, so the
     weight of each sample's step scales its cotangent. The parameters' integral is a quadrature beside the state and never
-    steers the steps. At each output time the state is set back to the stored one, and dL/dz there is added to a.
+    steers the steps (what others offer as a seminorm). At each output time the state is set back to the stored one, and dL/dz
+    there is added to a.
 
     Gradients reach z0, the tensors of x, the parameters of the dynamics, and leaves that the vector field captured. A captured
     tensor that is no leaf is passed through to its leaves at each step: give it in x rather.
 
     The gradient is that of the continuous trajectory: it differs from ``unrolled`` by the error of both integrations. Where the
     flow contracts strongly, going back in time is unstable; the reconstruction of the earlier state is compared with the stored
-    one, and a warning says when it drifts. Prefer ``unrolled`` there.
+    one, and a warning says when it drifts. Prefer ``checkpointed`` there: it is exact, and often faster besides.
 
     Attributes:
         solver: integrates backwards; None takes the forward's.
@@ -167,14 +168,14 @@ class AdjointSystem(System):
         self.committed = True
         if not step.stages:
             raise GradientError(f"the ODE solver {_NEEDS_STAGES}")
-        weight = column(torch.where(accept, -dt * self.unit, 0))
         used = [(self.stages[id(stage)], b) for stage, b in zip(step.stages, step.weights, strict=True) if b]
         # The last stage may be the first of the next step.
         self.stages = {key: stage for key, stage in self.stages.items() if stage.velocity is step.state}
         used = [(stage, b) for stage, b in used if stage.g.requires_grad]
         if used and self.inputs:
+            taken, weight = column(accept), column(-dt * self.unit).to(step.z.dtype)
             # A choice and not a factor: a sample that failed may hold a NaN.
-            cotangents = [torch.where(weight != 0, stage.a * (b * weight).to(stage.a.dtype), 0) for stage, b in used]
+            cotangents = [torch.where(taken, stage.a, 0).mul_(weight * b) for stage, b in used]
             self.products += len(used)
             found = pull([stage.g for stage, _ in used], self.inputs, cotangents)
             self.gradients = [total(old, new) for old, new in zip(self.gradients, found, strict=True)]

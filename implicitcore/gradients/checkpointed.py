@@ -90,9 +90,9 @@ class _Replayable(March):
         self.script: list[_Choice] = []
         self.done = 0
 
-    def choose(self) -> tuple[Tensor, Tensor]:
+    def choose(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """As the first time."""
-        return self.script[self.done][:2] if self.done < len(self.script) else super().choose()
+        return self.script[self.done][:2] if self.done < len(self.script) else super().choose(target)
 
     def judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
         """As the first time."""

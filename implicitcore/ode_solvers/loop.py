@@ -100,19 +100,20 @@ class March:
     def _target(self) -> Tensor:
         return self.times[self.next.clamp(max=len(self.times) - 1)]
 
-    def choose(self) -> tuple[Tensor, Tensor]:
-        """The step dt of each sample, zero for those that are done, and whether it arrives at the next output time."""
-        dt, arrives = self.control.fit(self.size, self._target() - self.t)
+    def choose(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The step of each sample towards its next output time, zero for those that are done, and whether it arrives there."""
+        dt, arrives = self.control.fit(self.size, target - self.t)
         return torch.where(self.active, dt, 0), arrives
 
     def step(self) -> None:
         """One step, accepted or rejected for each sample by itself."""
         with torch.no_grad():
-            dt, arrives = self.choose()
+            target = self._target()
+            dt, arrives = self.choose(target)
         step = self.solver.step(self.system, self.t, dt, self.z, self.state)
         with torch.no_grad():
             accept = self.judge(step, dt, arrives)
-            self.t = torch.where(accept, torch.where(arrives, self._target(), self.t + dt), self.t)
+            self.t = torch.where(accept, torch.where(arrives, target, self.t + dt), self.t)
             arrived = accept & arrives
             reached, self.next = self.next, self.next + arrived
             # A sample at its last time may follow the others: its dt is zero.

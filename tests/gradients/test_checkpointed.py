@@ -8,7 +8,6 @@ from math import comb
 import pytest
 import torch
 from dense import Cell, inputs, relative_error
-from implicitcore_lab.memory import peak_bytes
 from problems import driven, linear, logistic
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -16,6 +15,7 @@ from trajectory_solvers import BlackBox, stepwise
 
 import implicitcore as ic
 from implicitcore.gradients.schedule import Checkpoints, split
+from implicitcore_lab.memory import peak_bytes
 
 BUDGETS = [None, 1, 3]
 each_budget = pytest.mark.parametrize("budget", BUDGETS)
@@ -23,7 +23,7 @@ each_solver = pytest.mark.parametrize("solver", stepwise(), ids=str)
 GRID = torch.tensor([0.0, 0.35, 0.5, 1.0], dtype=torch.float64)
 
 
-def both(field, z0, x, wrt, solver, grid=GRID, budget=None):
+def both(field, z0, x, wrt, *, solver, grid=GRID, budget=None):  # noqa: PLR0913
     """The two solutions, and the gradients of a loss on every output time."""
     found = []
     for gradient in (ic.Unrolled(), ic.Checkpointed(budget)):
@@ -41,7 +41,7 @@ def both(field, z0, x, wrt, solver, grid=GRID, budget=None):
 def test_the_gradient_is_that_of_unrolled(solver, budget):
     """Rates from 1 to 30 in one batch, so that its samples take unlike steps and reject unlike ones; several output times."""
     problem = logistic(fastest=30.0)
-    (whole, expected, _), (solution, found, _) = both(problem.field, problem.z0, problem.x, problem.leaves, solver, budget=budget)
+    (whole, expected, _), (solution, found, _) = both(problem.field, problem.z0, problem.x, problem.leaves, solver=solver, budget=budget)
     assert relative_error(found, expected) < 1e-12
     assert whole.backward.vjps == 0 < solution.backward.vjps <= solution.backward.evaluations
     assert solution.evaluations == whole.evaluations + 1
@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_unrolled(solver, budget):
 @pytest.mark.parametrize("problem", [driven(), linear()], ids=str)
 def test_backwards_in_time(problem, solver):
     grid = torch.tensor([0.0, -0.2, -0.5], dtype=torch.float64)
-    (_, expected, _), (_, found, _) = both(problem.field, problem.z0, problem.x, problem.leaves, solver, grid, budget=2)
+    (_, expected, _), (_, found, _) = both(problem.field, problem.z0, problem.x, problem.leaves, solver=solver, grid=grid, budget=2)
     assert relative_error(found, expected) < 1e-12
 
 
@@ -101,7 +101,8 @@ def test_samples_that_do_not_arrive(budget):
     z0[3, 0] = torch.nan
     z0.requires_grad_()
     field = lambda t, z, x: torch.where(t < 0.8, z * x, z * x * 1e3)  # noqa: E731
-    (_, expected, _), (solution, found, _) = both(field, z0, problem.x, [z0, problem.x], ic.Tsit5(rtol=1e-8, max_steps=12), budget=budget)
+    few = ic.Tsit5(rtol=1e-8, max_steps=12)
+    (_, expected, _), (solution, found, _) = both(field, z0, problem.x, [z0, problem.x], solver=few, budget=budget)
     assert set(solution.status.tolist()) == {ic.Status.MAX_STEPS, ic.Status.NON_FINITE}
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-12, equal_nan=True)
@@ -117,7 +118,7 @@ def test_nothing_but_nan_and_an_empty_batch():
 
 def test_two_backward_passes_and_a_second_derivative():
     problem = linear()
-    _, (solution, found, weights) = both(problem.field, problem.z0, problem.x, problem.leaves, ic.Tsit5(), budget=2)
+    _, (solution, found, weights) = both(problem.field, problem.z0, problem.x, problem.leaves, solver=ic.Tsit5(), budget=2)
     before = solution.backward.evaluations
     again = torch.autograd.grad((solution.z * weights).sum(), problem.leaves, retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
@@ -135,7 +136,7 @@ def test_no_graph():
 def test_a_complex_state():
     z0 = torch.tensor([[1 + 1j], [2j]], dtype=torch.complex128, requires_grad=True)
     rate = torch.tensor(0.5 + 2j, dtype=torch.complex128, requires_grad=True)
-    (_, expected, _), (_, found, _) = both(lambda t, z, x: rate * z, z0, None, [z0, rate], ic.Tsit5(), budget=2)
+    (_, expected, _), (_, found, _) = both(lambda t, z, x: rate * z, z0, None, [z0, rate], solver=ic.Tsit5(), budget=2)
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected, strict=True))
 
 
