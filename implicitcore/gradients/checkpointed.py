@@ -90,14 +90,14 @@ class _Replayable(March):
         self.script: list[_Choice] = []
         self.done = 0
 
-    def choose(self, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """As the first time."""
-        return self.script[self.done][:2] if self.done < len(self.script) else super().choose(target)
+        return self.script[self.done][:2] if self.done < len(self.script) else super()._choose(target)
 
-    def judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
+    def _judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
         """As the first time."""
         if self.done == len(self.script):
-            self.script.append(_Choice(dt, arrives, super().judge(step, dt, arrives)))
+            self.script.append(_Choice(dt, arrives, super()._judge(step, dt, arrives)))
         self.done += 1
         return self.script[self.done - 1].accept
 

@@ -100,7 +100,7 @@ class March:
     def _target(self) -> Tensor:
         return self.times[self.next.clamp(max=len(self.times) - 1)]
 
-    def choose(self, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """The step of each sample towards its next output time, zero for those that are done, and whether it arrives there."""
         dt, arrives = self.control.fit(self.size, target - self.t)
         return torch.where(self.active, dt, 0), arrives
@@ -109,10 +109,10 @@ class March:
         """One step, accepted or rejected for each sample by itself."""
         with torch.no_grad():
             target = self._target()
-            dt, arrives = self.choose(target)
+            dt, arrives = self._choose(target)
         step = self.solver.step(self.system, self.t, dt, self.z, self.state)
         with torch.no_grad():
-            accept = self.judge(step, dt, arrives)
+            accept = self._judge(step, dt, arrives)
             self.t = torch.where(accept, torch.where(arrives, target, self.t + dt), self.t)
             arrived = accept & arrives
             reached, self.next = self.next, self.next + arrived
@@ -129,7 +129,7 @@ class March:
             if self.system.quadrature:
                 self.z, self.state = self.system.arrive(self.z, arrived, reached), None
 
-    def judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
+    def _judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
         """Which samples accept; those that cannot go on become inactive."""
         size = dt.abs()
         verdict = self.control.judge(self.system, self.z, step.z, step.error, size, self.error)

@@ -11,8 +11,8 @@ from trajectory_solvers import NAMES, make
 import implicitcore as ic
 
 GRID = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
-# The adjoint's error is that of both integrations, which at steps of 5e-3 is large for a method of order 1.
-LOOSE = {"euler": 2e-2, "implicit_euler": 2e-2}
+# The adjoint differs by the error of both integrations, which at steps of 1e-2 is large for a method of order 1.
+LOOSE = {"euler": 3e-2, "implicit_euler": 3e-2}
 
 
 class Field(nn.Module):
@@ -28,7 +28,7 @@ class Field(nn.Module):
 
 
 def tight(name):
-    return make(name, dt=5e-3, rtol=1e-8, atol=1e-10, max_steps=20000)
+    return make(name, dt=1e-2, rtol=1e-6, atol=1e-8, max_steps=2000)
 
 
 def gradients(solve, gradient, wrt):
@@ -51,7 +51,7 @@ def compare(solve, gradient, wrt, bound):
 @pytest.mark.parametrize("gradient", [ic.Adjoint(), ic.Checkpointed(), ic.Checkpointed(8)], ids=str)
 def test_a_trajectory(name, gradient):
     field, z0, x = Field(), inputs(seed=2).requires_grad_(), inputs(seed=3).requires_grad_()
-    bound = 1e-12 if isinstance(gradient, ic.Checkpointed) else LOOSE.get(name, 1e-4 if "dt" in str(tight(name)) else 1e-6)
+    bound = 1e-12 if isinstance(gradient, ic.Checkpointed) else LOOSE.get(name, 2e-4 if "dt" in str(tight(name)) else 1e-5)
 
     def solve(strategy):
         return ic.integrate(field, z0, x, times=GRID, solver=tight(name), gradient=strategy)
