@@ -85,7 +85,7 @@ class _Trajectory(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise GradientError(f"{call.strategy} gives first derivatives only; use Unrolled for a second derivative (create_graph=True)")
         _ = ctx.saved_tensors  # autograd's own error, where one of them was changed in place since
-        with suspended():
+        with call.system.scope.entered(), suspended():
             z0, gradients = call.pullback(call.bound(), grad_outputs[0])
         return None, None, z0, *gradients
 
