@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from implicitcore.functional import integrate as integrate
     from implicitcore.gradients.adjoint import Adjoint as Adjoint
     from implicitcore.gradients.base import GradientStrategy as GradientStrategy
+    from implicitcore.gradients.checkpointed import Checkpointed as Checkpointed
     from implicitcore.gradients.implicit import Implicit as Implicit
     from implicitcore.gradients.neumann import Neumann as Neumann
     from implicitcore.gradients.phantom import Phantom as Phantom
@@ -116,6 +117,7 @@ _EXPORTS = {
     "functional": ("find_root", "fixed_point", "integrate"),
     "gradients.adjoint": ("Adjoint",),
     "gradients.base": ("GradientStrategy",),
+    "gradients.checkpointed": ("Checkpointed",),
     "gradients.implicit": ("Implicit",),
     "gradients.neumann": ("Neumann",),
     "gradients.phantom": ("Phantom",),

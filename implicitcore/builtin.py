@@ -50,6 +50,7 @@ _PARTS = {
         "shine": ("gradients.shine:Shine", "the implicit gradient with the inverse that a forward Broyden solve estimated"),
         "unrolled": ("gradients.unrolled:Unrolled", "backpropagation through every step"),
         "adjoint": ("gradients.adjoint:Adjoint", "the adjoint equation, integrated backwards in time"),
+        "checkpointed": ("gradients.checkpointed:Checkpointed", "backpropagation through every step of a trajectory, in bounded memory"),
     },
     "backend": {
         "torch": ("backends.torch:TorchBackend", "plain torch operations: the reference"),

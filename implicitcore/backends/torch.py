@@ -49,17 +49,15 @@ class TorchBackend(Backend):
 
     def combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """See :meth:`Backend.combine`."""
-        used = [(stage, weight) for stage, weight in zip(stages, weights, strict=True) if weight]
-        total = used[0][0] * used[0][1]
-        if torch.is_grad_enabled():
-            for stage, weight in used[1:]:
-                total = torch.add(total, stage, alpha=weight)
-            scale = column(dt).to(total.dtype)
-            return total * scale if z is None else torch.addcmul(z, total, scale)
-        # Without a graph one buffer serves: large temporaries were measured to cost a quarter more.
-        for stage, weight in used[1:]:
-            total.add_(stage, alpha=weight)
-        total.mul_(column(dt).to(total.dtype))
+        # In place, and relative to the largest weight, which joins the last product: fewer passes over the memory, and little of it fresh.
+        used = sorted(((weight, stage) for stage, weight in zip(stages, weights, strict=True) if weight), key=lambda pair: -abs(pair[0]))
+        (most, total), *others = used
+        for place, (weight, stage) in enumerate(others):
+            total = total.add_(stage, alpha=weight / most) if place else torch.add(total, stage, alpha=weight / most)
+        scale = column(dt).to(total.dtype)
+        if not others or torch.is_grad_enabled():
+            return total * (scale * most) if z is None else torch.addcmul(z, total, scale, value=most)
+        total.mul_(scale * most)
         return total if z is None else total.add_(z)
 
     def error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:

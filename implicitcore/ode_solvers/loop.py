@@ -33,7 +33,7 @@ def march(  # noqa: PLR0913 - keyword options
 ) -> Solution:
     """Integrate from z0 over the output times, each sample at its own pace."""
     control = solver.step_size if stop is None else solver.step_size.settling()
-    run = _March(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
+    run = March(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
     if dense or event is not None:
         run.follow(Path(solver, system, run.t, z0, dense=dense, event=event))
     for _ in range(solver.max_steps):
@@ -69,7 +69,7 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
     return grid
 
 
-class _March:
+class March:
     """Where each sample is: t, the step size, z, the solver's state and the next output time, all ``[batch, ...]``."""
 
     def __init__(self, solver: StepwiseODESolver[Any], control: StepSize, system: System, z0: Tensor, times: Tensor) -> None:
@@ -89,7 +89,7 @@ class _March:
         self.done = torch.zeros_like(self.active)
         self.steps = torch.zeros_like(self.next)
         self.more = batch > 0
-        self.outputs = _Outputs(z0, len(times))
+        self.outputs = Outputs(z0, len(times))
         self.path: Path | None = None
 
     def follow(self, path: Path) -> None:
@@ -121,17 +121,25 @@ class _March:
         if self.more:
             self.size = self.control.first(self.system, self.t, self.z, velocity, self.target - self.t)
 
+    def _choose(self) -> tuple[Tensor, Tensor]:
+        """The step of each sample towards its next output time, zero for those that are done, and whether it arrives there."""
+        dt, arrives = self.control.fit(self.size, self.target - self.t)
+        return torch.where(self.active, dt, 0), arrives
+
+    def _judge(self, step: Step, dt: Tensor) -> tuple[Verdict, Tensor]:
+        """The verdict on a step, which no sample accepts that is done or not finite, and which samples are finite."""
+        verdict = self.control.judge(self.system, self.z, step.z, step.error, dt.abs(), self.error)
+        finite = norm(step.z) < torch.inf
+        return verdict._replace(accept=verdict.accept & finite & self.active), finite
+
     def step(self) -> None:
         """One step, accepted or rejected for each sample by itself."""
         with torch.no_grad():
-            dt, arrives = self.control.fit(self.size, self.target - self.t)
-            dt = torch.where(self.active, dt, 0)
+            dt, arrives = self._choose()
         step = self.solver.step(self.system, self.t, dt, self.z, self.state)
         with torch.no_grad():
-            size = dt.abs()
-            verdict = self.control.judge(self.system, self.z, step.z, step.error, size, self.error)
-            finite = norm(step.z) < torch.inf
-            accept = verdict.accept & finite & self.active
+            verdict, finite = self._judge(step, dt)
+            accept = verdict.accept
             end = torch.where(arrives, self.target, self.t + dt)
             self.steps = self.steps + self.active
         if self.path is not None:
@@ -148,7 +156,7 @@ class _March:
             # The one look at the device in a step where nothing happens.
             alike, any_arrived, any_refused = torch.stack((follows.all(), arrived.any(), refused.any())).tolist()
             if any_refused:
-                self._refuse(verdict, size, refused, finite)
+                self._refuse(verdict, dt.abs(), refused, finite)
             if self.system.quadrature:
                 self.system.commit(step, dt, accept)
         self._keep(step, None if alike else follows)
@@ -214,7 +222,7 @@ def _like(mask: Tensor, value: Tensor) -> Tensor:
     return mask.reshape(-1, *(1,) * (value.ndim - 1))
 
 
-class _Outputs:
+class Outputs:
     """The states at the output times: rows in the order of arrival, and the place of each sample's row at each time.
 
     Arguments:

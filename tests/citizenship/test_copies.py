@@ -22,6 +22,7 @@ LAYERS = {
     ),
     "learned": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(), start=ic.Learned(6)),
     "ode": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Tsit5(), gradient=ic.Adjoint(), start=ic.FromInput()),
+    "checkpointed": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Tsit5(), gradient=ic.Checkpointed(8), start=ic.FromInput()),
 }
 
 

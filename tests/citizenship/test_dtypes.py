@@ -171,13 +171,13 @@ def test_channels_last(solver, gradient):
     assert relative_error(found, expected) < 1e-3
 
 
-@pytest.mark.parametrize("gradient", [*GRADIENTS, ic.Neumann(), ic.Adjoint()], ids=name)
+@pytest.mark.parametrize("gradient", [*GRADIENTS, ic.Neumann(), ic.Adjoint(), ic.Checkpointed()], ids=name)
 @pytest.mark.parametrize(
     "solver", [*SOLVERS, ic.Picard(compact=True), ic.Homotopy(), ic.PseudoTransient(), ic.Tsit5(), ic.ESDIRK()], ids=name
 )
 def test_an_empty_batch(solver, gradient):
     trajectory = isinstance(solver, ic.ODESolver)
-    if trajectory != isinstance(gradient, ic.Adjoint) and not isinstance(gradient, ic.Unrolled):
+    if trajectory != isinstance(gradient, (ic.Adjoint, ic.Checkpointed)) and not isinstance(gradient, ic.Unrolled):
         pytest.skip("no such pair")
     layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=solver, gradient=gradient)
     x = inputs(batch=0).requires_grad_()

@@ -64,9 +64,10 @@ def test_all_others_refuse_forward_mode(gradient):
         layer(gradient=gradient)(forward_ad.make_dual(inputs(), inputs()))
 
 
-def test_a_trajectory_by_its_adjoint_refuses():
-    with pytest.raises(ic.GradientError, match="Adjoint"):
-        grad(lambda x: layer(ic.Tsit5(), ic.Adjoint())(x).sum())(inputs())
+@pytest.mark.parametrize("gradient", [ic.Adjoint(), ic.Checkpointed()], ids=name)
+def test_a_trajectory_solved_without_a_graph_refuses(gradient):
+    with pytest.raises(ic.GradientError, match=type(gradient).__name__):
+        grad(lambda x: layer(ic.Tsit5(), gradient)(x).sum())(inputs())
 
 
 @pytest.mark.parametrize("solver", [ic.Newton(), ic.GMRES(), ic.Homotopy()], ids=name)

@@ -1,0 +1,82 @@
+"""Which states of a sequence of steps to keep, so that it can be walked backwards in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import comb, isqrt
+from typing import Generic, NamedTuple, TypeVar
+
+State = TypeVar("State")
+
+
+class _Kept(NamedTuple, Generic[State]):
+    step: int
+    level: int
+    state: State
+
+
+class Checkpoints(Generic[State]):
+    """The states kept of a sequence whose length is not known before its end.
+
+    On the way forward a state is kept at a level that says how long it is to stay; one that is followed by a higher level makes room
+    for the next. On the way back the number of steps is known, and the free places are shared out by the binomial rule, which needs
+    the fewest steps. With c places and N = C(c + r, c) steps, no step is taken more than about r times.
+
+    Arguments:
+        budget: most states kept beside the first; None keeps 2 sqrt(N) of N, and each step is then taken about twice.
+
+    Reference:
+        Forward: Wang, Moin, Iaccarino, Minimal repetition dynamic checkpointing algorithm for unsteady adjoint calculation, SIAM J.
+        Sci. Comput. 31 (2009), p. 2549-2567. Backward: Griewank, Walther, Algorithm 799: revolve, ACM Trans. Math. Softw. 26 (2000).
+    """
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = budget
+        self.places = budget or 1
+        self.kept: list[_Kept[State]] = []
+
+    def offer(self, index: int, state: State) -> None:
+        """The state before step ``index``, in order: the first is kept for good, the others as long as there is room."""
+        self.places = self.budget or 2 * isqrt(index) + 1
+        level = 0
+        if len(self.kept) > self.places:
+            dispensable = self._dispensable()
+            if dispensable:
+                del self.kept[dispensable]
+            else:
+                level = self.kept.pop().level + 1
+        self.kept.append(_Kept(index, level, state))
+
+    def _dispensable(self) -> int:
+        """The place of a state that one of a higher level follows; 0 where there is none."""
+        highest = 0
+        for place in range(len(self.kept) - 1, 0, -1):
+            if self.kept[place].level < highest:
+                return place
+            highest = max(highest, self.kept[place].level)
+        return 0
+
+    def take(self, index: int, advance: Callable[[State, int], State]) -> State:
+        """The state before step ``index``; to be asked for from the last index down to 0, any number of times.
+
+        States are given up on the way, to make room; another walk begins from the first, which stays.
+
+        Arguments:
+            index: of the step.
+            advance: the state so many steps after another.
+        """
+        while (last := self.kept[-1]).step < index:
+            free = self.places + 1 - len(self.kept)
+            if not free:
+                return advance(last.state, index - last.step)
+            steps = split(index - last.step + 1, free + 1)
+            self.kept.append(_Kept(last.step + steps, 0, advance(last.state, steps)))
+        return self.kept.pop().state if index else last.state
+
+
+def split(steps: int, places: int) -> int:
+    """After how many of ``steps`` >= 2 to keep the next state, where ``places`` >= 2 may be kept, the one at their start included."""
+    repetitions = 1
+    while comb(places + repetitions, places) < steps:
+        repetitions += 1
+    return min(comb(places + repetitions - 1, places), steps - comb(places + repetitions - 2, places - 1))

@@ -1,0 +1,70 @@
+"""Every registered ODE solver x every gradient of a trajectory: equal to unrolled at tight tolerances."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dense import Cell, inputs, relative_error
+from torch import nn
+from trajectory_solvers import NAMES, make
+
+import implicitcore as ic
+
+GRID = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
+# The adjoint differs by the error of both integrations, which at steps of 1e-2 is large for a method of order 1.
+LOOSE = {"euler": 3e-2, "implicit_euler": 3e-2}
+
+
+class Field(nn.Module):
+    """A vector field with parameters, an input and the time, on samples whose time scales are a factor of 30 apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = Cell()
+
+    def forward(self, t, z, x):
+        rate = torch.logspace(-1, 0.477, len(z), dtype=z.dtype)[:, None]
+        return rate * (self.cell(z, x) - torch.cos(t) * z)
+
+
+def tight(name):
+    return make(name, dt=1e-2, rtol=1e-6, atol=1e-8, max_steps=2000)
+
+
+def gradients(solve, gradient, wrt):
+    solution = solve(gradient).raise_if_failed()
+    z = solution.z if solution.times is None else solution.z[1:]
+    return torch.autograd.grad(z.square().sum(), wrt)
+
+
+def compare(solve, gradient, wrt, bound):
+    expected = gradients(solve, ic.Unrolled(), wrt)
+    try:
+        found = gradients(solve, gradient, wrt)
+    except ic.GradientError as error:
+        assert "use " in str(error) or "give " in str(error)
+        pytest.skip(f"refused: {error}")
+    assert relative_error(found, expected) < bound
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("gradient", [ic.Adjoint(), ic.Checkpointed(), ic.Checkpointed(8)], ids=str)
+def test_a_trajectory(name, gradient):
+    field, z0, x = Field(), inputs(seed=2).requires_grad_(), inputs(seed=3).requires_grad_()
+    bound = 1e-12 if isinstance(gradient, ic.Checkpointed) else LOOSE.get(name, 2e-4 if "dt" in str(tight(name)) else 1e-5)
+
+    def solve(strategy):
+        return ic.integrate(field, z0, x, times=GRID, solver=tight(name), gradient=strategy)
+
+    compare(solve, gradient, [z0, x, *field.parameters()], bound)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_steady_state(name):
+    cell, x = Cell(), inputs().requires_grad_()
+    solver = ic.SteadyState(ode_solver=make(name, dt=0.5, rtol=0.1, atol=0.1), tol=1e-12, max_steps=500)
+
+    def solve(strategy):
+        return ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=strategy)
+
+    compare(solve, ic.Implicit(ic.GMRES(tol=1e-12)), [x, *cell.parameters()], 1e-8)

@@ -1,0 +1,41 @@
+"""Every registered ODE solver, as the tests of gradients use it; and one that shows no steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+import implicitcore as ic
+from implicitcore.registry import REGISTRY
+from implicitcore.solution import Solution
+from implicitcore.system import System
+
+NAMES = sorted(part.name for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore")
+
+
+def make(name: str, **options: Any) -> ic.ODESolver:
+    """The solver of that name, with those of the options that it has."""
+    known = {field.name for field in fields(type(ic.create("ode_solver", name)))}
+    return ic.create("ode_solver", {"name": name, **{key: value for key, value in options.items() if key in known}})
+
+
+def stepwise() -> list[ic.ODESolver]:
+    """All that show their steps, at a size or tolerance at which they take tens of steps."""
+    solvers = [make(name, dt=0.04, rtol=1e-4, atol=1e-5) for name in NAMES]
+    return [solver for solver in solvers if isinstance(solver, ic.StepwiseODESolver)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlackBox(ic.Options, ic.ODESolver):
+    """Somebody's solver that shows no steps."""
+
+    def solve(self, system: System, z0: Tensor, times: Tensor, stop=None) -> Solution:
+        return ic.RK4(dt=0.01).solve(_Opaque(system), z0, times)
+
+
+class _Opaque(System):
+    def __init__(self, system: System) -> None:
+        super().__init__(system.dynamics, system.x, system.packing)
+        self.velocity = system.velocity
