@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from implicitcore.layers.start import Predictor as Predictor
     from implicitcore.layers.start import Start as Start
     from implicitcore.layers.start import Zeros as Zeros
+    from implicitcore.ode_solvers.adams import Adams as Adams
     from implicitcore.ode_solvers.base import ODESolver as ODESolver
     from implicitcore.ode_solvers.base import Step as Step
     from implicitcore.ode_solvers.base import StepwiseODESolver as StepwiseODESolver
@@ -119,6 +120,7 @@ _EXPORTS = {
     "layers.losses": ("skip_loss", "start_loss"),
     "layers.start": ("FirstUpdate", "FromInput", "Learned", "Predictor", "Start", "Zeros"),
     "layers.stability": ("jacobian_regularizer", "spectral_radius"),
+    "ode_solvers.adams": ("Adams",),
     "ode_solvers.base": ("ODESolver", "Step", "StepwiseODESolver"),
     "ode_solvers.runge_kutta": ("Bosh3", "Dopri5", "Euler", "Heun", "Midpoint", "RK4", "Tsit5"),
     "options": ("Options",),

@@ -36,6 +36,7 @@ _PARTS = {
         "bosh3": ("ode_solvers.runge_kutta:Bosh3", "Bogacki-Shampine, order 3, adaptive"),
         "dopri5": ("ode_solvers.runge_kutta:Dopri5", "Dormand-Prince, order 5, adaptive"),
         "tsit5": ("ode_solvers.runge_kutta:Tsit5", "Tsitouras, order 5, adaptive"),
+        "adams": ("ode_solvers.adams:Adams", "Adams predictor-corrector, variable step and order, one evaluation a step"),
     },
     "gradient": {
         "implicit": ("gradients.implicit:Implicit", "the implicit function theorem at the solution"),

@@ -128,7 +128,8 @@ class _March:
     def _judge(self, step: Step, dt: Tensor, arrives: Tensor) -> Tensor:
         """Which samples accept; those that cannot go on become inactive."""
         size = dt.abs()
-        verdict = self.control.judge(self.system, self.z, step.z, step.error, size, self.error)
+        control = self.control if step.order is None else self.control.with_order(step.order)
+        verdict = control.judge(self.system, self.z, step.z, step.error, size, self.error)
         finite = norm(step.z).isfinite()
         accept = verdict.accept & finite & self.active
         # Rejected for good: no smaller step is left to try.

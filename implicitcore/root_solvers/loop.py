@@ -126,11 +126,15 @@ class Progress:
         return self.start.device.type == "cpu" or self.count % LOOK_EVERY == 0
 
     def _judge(self, size: Tensor, looks: bool) -> None:
-        """Find the samples that stop; a stopped one has a limit below zero and is not found again."""
+        """Find the samples that stop."""
         met = size <= self.limit
         self.met = self.met | met
         # NaN compares false, so this finds all that must not go on.
         stopped = met if looks and torch.equal(torch.minimum(size, self.ceiling), size) else met | self._lose(size)
+        self._stop(stopped, looks)
+
+    def _stop(self, stopped: Tensor, looks: bool) -> None:
+        """Take samples out; a stopped one has a limit below zero and is not found again."""
         self.steps = torch.where(stopped, self.count, self.steps)
         self.active = self.active & ~stopped
         if looks:
