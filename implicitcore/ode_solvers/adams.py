@@ -125,8 +125,8 @@ class _Grid:
         self.gaps = torch.cat((step, past.gaps[:, :-1] + step), 1)
         self.beta = torch.nn.functional.pad((self.gaps / past.gaps)[:, :-1], (1, 0), value=1.0).cumprod(1)
         # g_j is the integral over [0, 1] of prod_{i<j} (1 - (1 - u) dt / gap_i): the nodes of Gauss are exact.
-        factors = 1 - lever * (step / self.gaps).unsqueeze(1)
-        self.g = torch.nn.functional.pad(torch.matmul(weights, factors.cumprod(2)), (1, 0), value=1.0)
+        products = (1 - lever * (step / self.gaps)).cumprod(2)
+        self.g = torch.nn.functional.pad((weights @ products.flatten(1)).view_as(self.gaps), (1, 0), value=1.0)
         self.order = torch.where(size > LONGER * last, 1, past.order.clamp(min=1))
         self.highest = past.order + 1
         self.weights = self.g[:, :-1] * self.beta * lower.index_select(0, self.order)
@@ -153,11 +153,11 @@ def _rows(stack: Tensor, which: Tensor) -> Tensor:
 
 @functools.cache
 def _constants(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """1 - u ``[nodes, 1]`` and the weights of Gauss' quadrature on [0, 1], exact for degree ``size``; row k has k ones of ``size``."""
+    """1 - u ``[nodes, 1, 1]`` and the weights of Gauss' quadrature on [0, 1], exact for degree ``size``; row k has k ones of ``size``."""
     with torch.inference_mode(False):
-        off = torch.arange(1.0, size // 2 + 1, dtype=torch.float64)
+        off = torch.arange(1.0, size // 2 + 1, dtype=torch.float64, device="cpu")
         off = off / (4 * off * off - 1).sqrt()
         nodes, vectors = torch.linalg.eigh(off.diag(1) + off.diag(-1))  # Golub and Welsch
-        lever, weights = (1 - nodes).unsqueeze(1) / 2, vectors[0].square()
-        lower = torch.ones(size + 1, size).tril(-1)
+        lever, weights = (1 - nodes)[:, None, None] / 2, vectors[0].square()
+        lower = torch.ones(size + 1, size, device="cpu").tril(-1)
         return lever.to(device, dtype), weights.to(device, dtype), lower.to(device, dtype)
