@@ -48,7 +48,8 @@ class Adams(StepwiseODESolver[Past]):
 
     This is the mode P_k E C_{k+1}, seen where it evaluates: in equal steps the predicted points of order k with their corrections are
     the points of order k + 1 without (AB_{k+1}). So z is a point whose velocity is known, and a steady state can be tested for
-    nothing. A second evaluation after the correction (PECE) was measured to cost more than it saves.
+    nothing. A second evaluation after the correction (PECE) was measured to cost more than it saves. The estimate is that of the result
+    itself and not of a lower order, as a Runge-Kutta pair's is: for the same error of a trajectory give a tenth of the rtol.
 
     Prefer it where evaluations are dear: at loose tolerances, with many steps, and for steady states, where it needs a third of the
     evaluations of Bosh3. Prefer ``Tsit5`` where f is cheap (a step has some 30 small operations of its own), for many close output
@@ -94,7 +95,7 @@ class Adams(StepwiseODESolver[Past]):
             grid = _Grid(dt, state)
         z_next = system.backend.mix(z, grid.weights * column(dt), state.differences)
         velocity = system.velocity(t + dt, z_next)
-        differences = _differences(velocity, grid.beta, state.differences)
+        differences = _differences(velocity, grid.sums, state.differences)
         with torch.no_grad():
             order = grid.choose(torch.linalg.vector_norm(differences, dim=2)).clamp(max=self.max_order)
             error = _rows(differences, grid.order) * (grid.g.gather(1, column(grid.order)) * column(dt)).to(z.dtype)
@@ -110,7 +111,7 @@ class _Grid:
 
     Attributes:
         gaps: those of the next state.
-        beta: ``[batch, rows]``, beta_0 .., the factors that make differences of the last grid those of this.
+        sums: ``[batch, rows + 1, rows]``, beta_i where i < j: the factors that make differences of the last grid those of this.
         g: ``[batch, rows + 1]``, g_0 .., the integrals over the step of the polynomials of Newton's form, over dt.
         order: ``[batch]``, of this step.
         weights: ``[batch, rows]``, those of the differences.
@@ -123,13 +124,14 @@ class _Grid:
         size = torch.where(dt == 0, last, dt.abs())
         step = column(size)
         self.gaps = torch.cat((step, past.gaps[:, :-1] + step), 1)
-        self.beta = torch.nn.functional.pad((self.gaps / past.gaps)[:, :-1], (1, 0), value=1.0).cumprod(1)
+        beta = torch.nn.functional.pad((self.gaps / past.gaps)[:, :-1], (1, 0), value=1.0).cumprod(1)
         # g_j is the integral over [0, 1] of prod_{i<j} (1 - (1 - u) dt / gap_i): the nodes of Gauss are exact.
         products = (1 - lever * (step / self.gaps)).cumprod(2)
         self.g = torch.nn.functional.pad((weights @ products.flatten(1)).view_as(self.gaps), (1, 0), value=1.0)
         self.order = torch.where(size > LONGER * last, 1, past.order.clamp(min=1))
         self.highest = past.order + 1
-        self.weights = self.g[:, :-1] * self.beta * lower.index_select(0, self.order)
+        self.sums = beta.unsqueeze(1) * lower
+        self.weights = self.g[:, :-1] * beta * lower.index_select(0, self.order)
 
     def choose(self, sizes: Tensor) -> Tensor:
         """The next order: of this, one less and one more, that with the smallest error; ``sizes`` are those of the differences."""
@@ -138,11 +140,9 @@ class _Grid:
         return torch.minimum(self.order + errors.gather(1, near).argmin(1) - 1, self.highest)
 
 
-def _differences(velocity: Tensor, beta: Tensor, past: Tensor) -> Tensor:
+def _differences(velocity: Tensor, sums: Tensor, past: Tensor) -> Tensor:
     """Phi_j at the new time, ``[batch, rows + 1, n]``: the velocity less sum_{i<j} beta_i Phi_i of the last."""
-    rows = beta.shape[1] + 1
-    sums = beta.unsqueeze(1).expand(-1, rows, -1).tril(-1).to(past.dtype)
-    return torch.baddbmm(velocity.unsqueeze(1).expand(-1, rows, -1), sums, past, alpha=-1)
+    return torch.baddbmm(velocity.unsqueeze(1).expand(-1, sums.shape[1], -1), sums.to(past.dtype), past, alpha=-1)
 
 
 def _rows(stack: Tensor, which: Tensor) -> Tensor:
