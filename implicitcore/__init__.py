@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from implicitcore.layers.start import Predictor as Predictor
     from implicitcore.layers.start import Start as Start
     from implicitcore.layers.start import Zeros as Zeros
+    from implicitcore.ode_solvers.adams import Adams as Adams
     from implicitcore.ode_solvers.base import ODESolver as ODESolver
     from implicitcore.ode_solvers.base import Step as Step
     from implicitcore.ode_solvers.base import StepwiseODESolver as StepwiseODESolver
@@ -129,6 +130,7 @@ _EXPORTS = {
     "layers.losses": ("skip_loss", "start_loss"),
     "layers.start": ("FirstUpdate", "FromInput", "Learned", "Predictor", "Start", "Zeros"),
     "layers.stability": ("jacobian_regularizer", "spectral_radius"),
+    "ode_solvers.adams": ("Adams",),
     "ode_solvers.base": ("ODESolver", "Step", "StepwiseODESolver"),
     "ode_solvers.implicit_runge_kutta": ("ESDIRK", "ImplicitEuler", "Trapezoid"),
     "ode_solvers.runge_kutta": ("Bosh3", "DOP853", "Dopri5", "Euler", "Fehlberg45", "Heun", "Heun3", "Midpoint", "RK4", "Tsit5"),

@@ -42,6 +42,7 @@ _PARTS = {
         "implicit_euler": ("ode_solvers.implicit_runge_kutta:ImplicitEuler", "implicit Euler, order 1, L-stable"),
         "trapezoid": ("ode_solvers.implicit_runge_kutta:Trapezoid", "trapezoidal rule, order 2, A-stable"),
         "esdirk": ("ode_solvers.implicit_runge_kutta:ESDIRK", "Kennedy-Carpenter ESDIRK, order 4, adaptive, for stiff dynamics"),
+        "adams": ("ode_solvers.adams:Adams", "Adams predictor-corrector, variable step and order, one evaluation a step"),
     },
     "gradient": {
         "implicit": ("gradients.implicit:Implicit", "the implicit function theorem at the solution"),

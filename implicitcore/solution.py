@@ -20,6 +20,7 @@ class Status(IntEnum):
     MAX_STEPS = 1  # stopped above the tolerance, or short of the last time
     DIVERGED = 2  # the residual grew far beyond its start, or the step underflowed
     NON_FINITE = 3  # f returned a NaN or an infinity
+    STALLED = 4  # the residual stopped falling above the tolerance
 
 
 @dataclass

@@ -30,6 +30,7 @@ class Step(NamedTuple):
     state: Any = None  # what the next step needs at t + dt; None: ask init again
     stages: Sequence[Tensor] = ()  # the velocities that the step is made of, as the system returned them,
     weights: Sequence[float] = ()  # and their weights: z_next = z + dt sum_i weights_i stages_i
+    order: Tensor | None = None  # [batch], the power of dt that the error goes with, where each sample has its own
 
 
 class ODESolver(ABC):

@@ -128,7 +128,8 @@ class March:
 
     def _judge(self, step: Step, dt: Tensor) -> tuple[Verdict, Tensor]:
         """The verdict on a step, which no sample accepts that is done or not finite, and which samples are finite."""
-        verdict = self.control.judge(self.system, self.z, step.z, step.error, dt.abs(), self.error)
+        control = self.control if step.order is None else self.control.with_order(step.order)
+        verdict = control.judge(self.system, self.z, step.z, step.error, dt.abs(), self.error)
         finite = norm(step.z) < torch.inf
         return verdict._replace(accept=verdict.accept & finite & self.active), finite
 

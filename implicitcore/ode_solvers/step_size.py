@@ -50,6 +50,11 @@ class StepSize(ABC):
         """The same for an integration that is to end at a steady state."""
         return self
 
+    def with_order(self, order: Tensor) -> StepSize:
+        """The same for a step whose error goes with dt^order, ``[batch]``."""
+        del order
+        return self
+
     @abstractmethod
     def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
         """Accept or reject a step; ``last`` is what :meth:`remember` kept."""
@@ -101,7 +106,7 @@ class Adaptive(StepSize):
 
     rtol: float
     atol: float
-    order: int
+    order: int | Tensor
     first_step: float | None = None
     safety: float = 0.9
     shrink: float = 0.2
@@ -110,6 +115,7 @@ class Adaptive(StepSize):
     controller: Controller = "pi"
     min_step: float = 0.0
     max_step: float = torch.inf
+    settled: float = 0.3
 
     def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor) -> Tensor:
         """``first_step``, or an estimate from the velocity's size and change: one evaluation."""
@@ -138,8 +144,12 @@ class Adaptive(StepSize):
             )
 
     def settling(self) -> Adaptive:
-        """With the error kept below 0.3 of the move, and a first step of one: accuracy on the way is not what is wanted."""
-        return replace(self, settle=0.3, first_step=self.first_step or 1.0)
+        """With the error kept below ``settled`` of the move, and a first step of one: accuracy on the way is not what is wanted."""
+        return replace(self, settle=self.settled, first_step=self.first_step or 1.0)
+
+    def with_order(self, order: Tensor) -> Adaptive:
+        """See :meth:`StepSize.with_order`."""
+        return replace(self, order=order)
 
     @property
     def exponents(self) -> tuple[float, ...]:

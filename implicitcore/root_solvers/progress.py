@@ -118,11 +118,15 @@ class Progress:
         return size
 
     def _judge(self, size: Tensor) -> None:
-        """Find the samples that stop; a stopped one has a limit below zero and is not found again."""
+        """Find the samples that stop."""
         stops = size <= self.limit
         # NaN compares false, so this finds all that must not go on.
         if not self.on_host or not torch.equal(torch.minimum(size, self.ceiling), size):
             stops = stops | self._lose(size)
+        self._stop(stops)
+
+    def _stop(self, stops: Tensor) -> None:
+        """Take samples out; a stopped one has a limit below zero and is not found again."""
         self.steps = torch.where(stops, self.count, self.steps)
         self.active = self.active & ~stops
         if not self.on_host:

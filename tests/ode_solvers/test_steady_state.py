@@ -20,11 +20,11 @@ ODE_SOLVERS = [
     ic.Fehlberg45(),
     ic.Tsit5(),
     ic.DOP853(),
-    ic.ImplicitEuler(dt=10.0),
-    ic.Trapezoid(dt=1.0),
-    ic.ESDIRK(),
+    ic.Adams(),
+    ic.Adams(max_order=3, rtol=0.5, atol=0.5),
 ]
-each_solver = pytest.mark.parametrize("ode_solver", ODE_SOLVERS, ids=str)
+IMPLICIT = [ic.ImplicitEuler(dt=10.0), ic.Trapezoid(dt=1.0), ic.ESDIRK()]
+each_solver = pytest.mark.parametrize("ode_solver", [*ODE_SOLVERS, *IMPLICIT], ids=str)
 
 
 @each_solver
@@ -62,8 +62,8 @@ def test_the_default_needs_few_evaluations():
     cell, x = Cell(), inputs()
     with torch.no_grad():
         solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.SteadyState()).raise_if_failed()
-    assert solution.evaluations <= 40
-    assert solution.evaluations == 1 + 3 * (int(solution.steps.max()) - 1)
+    assert solution.evaluations <= 12
+    assert solution.evaluations == int(solution.steps.max())
 
 
 @each_solver
@@ -93,7 +93,7 @@ def test_the_last_of_the_steps_is_looked_at(ode_solver):
 def test_dynamics_that_leave_are_called_divergence():
     """By an explicit method; a long implicit step finds a root that repels, as Newton's method does."""
     growth = torch.tensor([[0.5], [3.0]], dtype=torch.float64)
-    for ode_solver in ODE_SOLVERS[:-3]:
+    for ode_solver in ODE_SOLVERS:
         solver = ic.SteadyState(ode_solver=ode_solver, max_steps=500)
         solution = ic.fixed_point(lambda z, x: x * z + 1, torch.zeros(2, 1, dtype=torch.float64), growth, solver=solver)
         assert solution.status.tolist() == [ic.Status.CONVERGED, ic.Status.DIVERGED]

@@ -15,7 +15,7 @@ from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.system import System
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11, "max_steps": 5000}
-ADAPTIVE = [ic.Bosh3(**TIGHT), ic.Fehlberg45(**TIGHT), ic.Dopri5(**TIGHT), ic.Tsit5(**TIGHT), ic.DOP853(**TIGHT)]
+ADAPTIVE = [ic.Bosh3(**TIGHT), ic.Fehlberg45(**TIGHT), ic.Dopri5(**TIGHT), ic.Tsit5(**TIGHT), ic.DOP853(**TIGHT), ic.Adams(**TIGHT)]
 each_problem = pytest.mark.parametrize("problem", trajectories(), ids=str)
 
 
@@ -82,7 +82,7 @@ def test_fixed_steps_are_counted_exactly(solver, per_step, dtype, grid, steps):
     assert solution.evaluations == len(seen) == per_step * steps
 
 
-@pytest.mark.parametrize(("solver", "per_step"), [(ic.Bosh3, 3), (ic.Dopri5, 6), (ic.Tsit5, 6), (ic.DOP853, 12)], ids=str)
+@pytest.mark.parametrize(("solver", "per_step"), [(ic.Bosh3, 3), (ic.Dopri5, 6), (ic.Tsit5, 6), (ic.DOP853, 12), (ic.Adams, 1)], ids=str)
 def test_adaptive_evaluations_are_counted_exactly(solver, per_step):
     problem = logistic(1)
     estimated = solve(problem, solver(), times(0, 3))
@@ -114,12 +114,12 @@ def test_a_constant_field_needs_few_steps():
 def test_the_end_is_never_overstepped():
     """sqrt(1 - t) is not defined beyond t = 1, where the integration ends."""
     field = lambda t, z, x: torch.where(t <= 1, torch.ones_like(z), torch.nan)  # noqa: E731
-    for solver in (ic.Tsit5(), ic.Dopri5(first_step=5.0), ic.RK4(dt=0.3)):
+    for solver in (ic.Tsit5(), ic.Dopri5(first_step=5.0), ic.RK4(dt=0.3), ic.Adams()):
         solution = ic.integrate(field, torch.ones(2, 2, dtype=torch.float64), times=times(0, 0.4, 1), solver=solver).raise_if_failed()
         assert solution.z[:, 0, 0].tolist() == pytest.approx([1, 1.4, 2])
 
 
-@pytest.mark.parametrize("solver", [ic.Heun(), ic.RK4(), ic.Bosh3(), ic.Tsit5()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [ic.Heun(), ic.RK4(), ic.Bosh3(), ic.Tsit5(), ic.Adams()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 2e-3), (torch.float32, 2e-3), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)])
 def test_every_dtype_keeps_its_own(solver, dtype, error):
     z0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=dtype)
@@ -129,7 +129,9 @@ def test_every_dtype_keeps_its_own(solver, dtype, error):
     assert largest(solution.z[-1].double() - z0.double() * torch.exp(torch.tensor(-1.0))) < error
 
 
-@pytest.mark.parametrize("solver", [ic.RK4(dt=0.01), ic.Tsit5(rtol=1e-8, atol=1e-8)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [ic.RK4(dt=0.01), ic.Tsit5(rtol=1e-8, atol=1e-8), ic.Adams(rtol=1e-8, atol=1e-8)], ids=lambda s: type(s).__name__
+)
 def test_a_complex_state_turns(solver):
     z0 = torch.tensor([[1 + 1j], [2j]], dtype=torch.complex128)
     solution = ic.integrate(lambda t, z, x: 1j * z, z0, times=times(0, 1, 3), solver=solver).raise_if_failed()
