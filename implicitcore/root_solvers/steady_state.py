@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import final
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.norms import norm
-from implicitcore.ode_solvers.base import ODESolver, StepwiseODESolver
+from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.runge_kutta import Bosh3
 from implicitcore.options import Options
 from implicitcore.root_solvers.base import RootSolver
@@ -56,7 +56,7 @@ class SteadyState(Options, RootSolver):
             return progress.active
 
         solver = self.ode_solver
-        if isinstance(solver, StepwiseODESolver):
+        if is_dataclass(solver) and hasattr(solver, "max_steps"):
             solver = replace(solver, max_steps=self.max_steps)
         solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
         return progress.solution()
