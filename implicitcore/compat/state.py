@@ -46,7 +46,7 @@ class Layout:
     def unpack(self, z: Tensor) -> Any:
         """``[..., n]`` in the shapes of the state, with the leading dimensions in front of each."""
         parts = z.split([prod(shape) for shape in self.shapes], -1)
-        shaped = tuple(part.reshape(*z.shape[:-1], *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        shaped = tuple(part.reshape((*z.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True))
         return shaped[0] if self.single else shaped
 
 

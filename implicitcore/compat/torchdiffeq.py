@@ -18,6 +18,7 @@ code. What differs:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -185,6 +186,7 @@ def _integrate(  # noqa: PLR0913 - the two functions' arguments
 ) -> Any:
     layout = Layout(y0)
     field, z0 = Field(func, layout), layout.pack(y0, "y0")
+    _warn_of_callbacks(func)
     if event_fn is None:
         return layout.unpack(_trajectory(field, z0, t, solver, gradient))
     if t.shape != (2,):
@@ -198,10 +200,10 @@ def _integrate(  # noqa: PLR0913 - the two functions' arguments
 
 
 def _trajectory(field: Field, z0: Tensor, t: Tensor, solver: ODESolver, gradient: GradientStrategy) -> Tensor:
-    """``[T, n]``, differentiable with respect to t too: dz(t_i)/dt_i is the velocity there, and dz(t_i)/dt_0 what z0 - f dt_0 makes of it."""
+    """``[T, n]``, differentiable with respect to t too: dz(t_i)/dt_i is the velocity there, and t_0 moves z0 by minus the velocity."""
     if t.shape == (1,):
         return z0
-    start, moves = z0, isinstance(t, Tensor) and t.requires_grad
+    start, moves = z0, t.requires_grad
     if moves:
         start = moved(z0, -_velocity(field, t[0], z0), t[0])
     z = integrate(field, start, times=t.detach(), solver=solver, gradient=gradient).raise_if_failed().z[:, 0]
@@ -225,3 +227,10 @@ def _signed(event_fn: Function, layout: Layout, y0: Any, t0: Tensor) -> Callable
 
 def _row(solution: Any, i: int) -> Any:
     return solution[i] if isinstance(solution, Tensor) else tuple(part[i] for part in solution)
+
+
+def _warn_of_callbacks(func: Function) -> None:
+    """Say which of torchdiffeq's callbacks are there and are not called."""
+    found = [name for name in ("callback_step", "callback_accept_step", "callback_reject_step") if hasattr(func, name)]
+    if found:
+        warnings.warn(f"callbacks are not called: {', '.join(found)}", stacklevel=4)

@@ -56,8 +56,8 @@ class SciPyRoot(Options, RootSolver):
             found = [Search(self, Sample(system, z0, row, CURE)).run() for row in range(len(z0))]
         if not found:
             return Progress(system, z0, self.tol, self.atol).solution()
-        together = {name: torch.cat([getattr(part, name) for part in found]) for name in ("z", "residual", "status", "steps")}
-        return Solution(**together, start=z0, evaluations=system.evaluations)
+        z, residual, status, steps = map(torch.cat, zip(*[(part.z, part.residual, part.status, part.steps) for part in found], strict=True))
+        return Solution(z=z, start=z0, residual=residual, status=status, steps=steps, evaluations=system.evaluations)
 
 
 class _Done(Exception):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torchdiffeq
 from torch import Tensor
 
-import torchdiffeq
 from implicitcore import GradientError, InputError, ODESolver, Options, Solution, System
 from implicitcore.ode_solvers.base import Stop
 from implicitcore.ode_solvers.loop import check_times

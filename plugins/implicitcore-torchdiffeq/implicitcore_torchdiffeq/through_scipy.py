@@ -52,7 +52,7 @@ class ScipySolver(TorchdiffeqSolver):
     def odeint(self, field: Field, z0: Tensor, times: Tensor, **arguments: Any) -> Any:
         """See :meth:`TorchdiffeqSolver.odeint`."""
         if arguments:
-            raise InputError("torchdiffeq's scipy_solver cannot stop at a steady state: use another method of torchdiffeq, or scipy-lsoda")
+            raise InputError("torchdiffeq's scipy_solver cannot stop at a steady state: use another method of torchdiffeq, or scipy-bdf")
         with warnings.catch_warnings():
             # torchdiffeq passes options that only LSODA has; a failure shows in how much SciPy returns.
             warnings.filterwarnings("ignore", module=r"scipy\.|torchdiffeq\.")
