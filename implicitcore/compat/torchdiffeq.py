@@ -1,4 +1,6 @@
-"""torchdiffeq's functions on our solvers: change the import, and the code runs. torchdiffeq itself is not needed.
+"""torchdiffeq's functions on our solvers: change the import, and the code runs.
+
+torchdiffeq itself is not needed::
 
     from implicitcore.compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
 

@@ -11,6 +11,8 @@ from torch import nn
 
 import implicitcore as ic
 from implicitcore.compat import torchdiffeq as ours
+from implicitcore.compat.methods import _OURS
+from implicitcore.registry import REGISTRY
 
 GRID = torch.linspace(0.0, 1.5, 6, dtype=torch.float64)
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
@@ -161,6 +163,16 @@ def test_names_are_our_solvers(method, part):
     assert type(solver) is part
     assert getattr(solver, "dt", 0.3) == pytest.approx(0.3)
     assert ours.solver_for(ic.Tsit5(), None, 1, 1, GRID) == ic.Tsit5()
+
+
+@pytest.mark.parametrize("theirs", _OURS)
+def test_other_names_are_the_methods_of_the_same_family(theirs):
+    if any(part.name == _OURS[theirs] for part in REGISTRY.parts("ode_solver")):
+        y = ours.odeint(lambda t, y: -y, torch.ones(2, dtype=torch.float64), GRID, method=theirs, options={"max_num_steps": 10000})
+        assert torch.allclose(y[:, 0], torch.exp(-GRID), atol=3e-2 if theirs == "heun2" else 1e-5)
+    else:
+        with pytest.raises(ic.InputError, match=f"no '{theirs}'"):
+            ours.odeint(lambda t, y: -y, torch.ones(2), GRID, method=theirs)
 
 
 def test_a_method_that_is_not_here_is_an_error_that_lists_what_is():

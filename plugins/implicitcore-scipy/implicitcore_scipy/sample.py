@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from implicitcore import GradientError, InputError, System
 
@@ -57,7 +58,7 @@ class Sample:
         return value
 
     def _refuse(self, value: Tensor) -> None:
-        if value.requires_grad and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and (value.requires_grad or peek_interpreter_stack() is not None):  # the latter: inside torch.func
             self.foreign = GradientError(f"SciPy's solvers have no graph for Unrolled to follow: {self.cure}")
             raise self.foreign
 

@@ -170,3 +170,25 @@ def test_a_layer_trains_a_step():
     layer(inputs(dtype=torch.float32)).square().sum().backward()
     optimizer.step()
     assert not torch.equal(before, cell.weight)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1]], ids=["grad", "jvp"])
+def test_torch_func_is_refused(transform):
+    solve = lambda x: ic.fixed_point(Cell(), torch.zeros_like(x), x, solver=sp.Hybr(), gradient=ic.Unrolled()).z.sum()  # noqa: E731
+    with pytest.raises(ic.GradientError, match="no graph"):
+        transform(solve)(inputs(2))
+    flow = lambda x: ic.integrate(lambda t, z, x: -z * x, x, x, times=torch.tensor([0.0, 1.0]), solver=sp.RK45()).z.sum()  # noqa: E731
+    with pytest.raises(ic.GradientError, match="no graph"):
+        transform(flow)(inputs(2))
+
+
+def test_it_is_one_of_a_chain_and_runs_under_inference_mode_and_autocast():
+    cell, x = Cell(), inputs(4)
+    chain = ic.Chain(solvers=(ic.Picard(max_steps=3), sp.Hybr(tol=1e-9)))
+    ic.fixed_point(cell, torch.zeros_like(x), x, solver=chain).raise_if_failed()
+    with torch.inference_mode():
+        ic.fixed_point(cell, torch.zeros_like(x), x, solver=sp.Hybr()).raise_if_failed()
+    low = Cell(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        solution = ic.fixed_point(low, torch.zeros(4, 6), inputs(4, dtype=torch.float32), solver=sp.Hybr(tol=3e-2)).raise_if_failed()
+    assert solution.z.dtype == torch.float32

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from implicitcore import GradientError, InputError
 from implicitcore.tolerances import Positive
@@ -68,7 +69,7 @@ class _Opaque(Field):
         super().__init__(field.system, field.most)
         self.field, self.graph = field, torch.is_grad_enabled()
         field.t = times[0]
-        if self.graph and z0.requires_grad:
+        if self.graph and (z0.requires_grad or peek_interpreter_stack() is not None):  # the latter: inside torch.func
             raise GradientError(_NO_GRAPH)
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def test_a_blow_up_is_a_status_of_its_sample_alone(solver):
     solution = ic.integrate(lambda t, z, x: z * z, z0, times=GRID, solver=solver)
     assert solution.status.tolist() == [0, ic.Status.DIVERGED, 0]
     assert bool(solution.z.isfinite().all())
-    assert torch.allclose(solution.z[-1, [0, 2]], 1 / (1 / z0[[0, 2]] - 1), rtol=0.1 if isinstance(solver, td.Fehlberg2) else 1e-4)
+    assert torch.allclose(solution.z[-1, [0, 2]], 1 / (1 / z0[[0, 2]] - 1), rtol=0.2 if isinstance(solver, td.Fehlberg2) else 1e-4)
 
 
 @pytest.mark.parametrize("solver", [*ADAPTIVE, td.Euler(), td.RK4(), td.ExplicitAdams(), td.ImplicitAdams()], ids=name)
