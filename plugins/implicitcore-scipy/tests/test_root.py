@@ -9,6 +9,9 @@ from dense import Cell, fixed_point, implicit_gradient, inputs, relative_error
 import implicitcore as ic
 import implicitcore_scipy as sp
 
+# torch's own: the rules of forward mode are compiled with torch.jit.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
 CLASSES = {
     "hybr": (sp.Hybr, {}),
     "hybr-differences": (sp.Hybr, {"jacobian": False}),
