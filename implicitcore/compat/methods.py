@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError, UnknownPartError
+from implicitcore.norms import real_dtype
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.options import options_of
 from implicitcore.registry import REGISTRY
@@ -24,14 +25,17 @@ _OPTIONS = {"step_size": "dt", "max_num_steps": "max_steps"}
 _TINY = sys.float_info.min
 
 
-def solver_for(method: str | ODESolver | None, options: Mapping[str, Any] | None, rtol: Any, atol: Any, times: Tensor) -> ODESolver:
+def solver_for(  # noqa: PLR0913 - torchdiffeq's arguments
+    method: str | ODESolver | None, options: Mapping[str, Any] | None, rtol: Any, atol: Any, y0: Any, times: Tensor
+) -> ODESolver:
     """The ODE solver of ours that a call of torchdiffeq asks for.
 
     Arguments:
         method: a method of torchdiffeq, the name of any registered ODE solver, or one of these themselves.
         options: torchdiffeq's; those that the solver does not have are named in a warning.
-        rtol: a number, or tensors of them: the smallest counts.
-        atol: as rtol.
+        rtol: a number, or tensors of them: the smallest counts, but for one below the precision of y0, which rounding alone exceeds.
+        atol: a number, or tensors of them: the smallest counts.
+        y0: the state.
         times: where fixed steps have no size, they go from one of these to the next.
 
     Raises:
@@ -47,7 +51,7 @@ def solver_for(method: str | ODESolver | None, options: Mapping[str, Any] | None
     unused = {name: value for name, value in asked.items() if name not in known}
     if unused:
         warnings.warn(f"{cls.__name__}: Unexpected arguments {unused}", stacklevel=4)
-    given = {"rtol": _smallest(rtol), "atol": _smallest(atol), "max_steps": 2**31 - 1, "dt": _longest(times)}
+    given = {"rtol": max(_smallest(rtol), _precision(y0)), "atol": _smallest(atol), "max_steps": 2**31 - 1, "dt": _longest(times)}
     return cls(**{name: _plain(value) for name, value in (given | asked).items() if name in known and value is not None})
 
 
@@ -65,6 +69,10 @@ def _smallest(tolerance: Any) -> float:
     """One tolerance that meets all."""
     leaves = [torch.as_tensor(leaf).min().item() for leaf in pytree.tree_leaves(tolerance)]
     return max(min(leaves), _TINY)
+
+
+def _precision(y0: Any) -> float:
+    return torch.finfo(real_dtype(pytree.tree_leaves(y0)[0])).eps
 
 
 def _longest(times: Tensor) -> float | None:

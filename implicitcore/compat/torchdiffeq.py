@@ -12,7 +12,7 @@ code. What differs:
 * Methods: those of torchdiffeq that have a counterpart here (``dopri8`` is our ``dop853``, ``rk4`` the classical method and not the
   3/8 rule, the Adams methods are our ``adams``), and the name of any registered ODE solver. Fixed steps arrive at the output times
   exactly; torchdiffeq interpolates.
-* Tolerances: a tensor or tuple of them counts as its smallest; the norm is the root mean square of the whole state.
+* Tolerances: a tensor or tuple of them counts as its smallest, and rtol is at least the precision of y0; the norm is the root mean square of the whole state.
 * Gradients reach all that ``func`` depends on, whether or not ``adjoint_params`` names it. The parameters never steer the steps of the
   adjoint (torchdiffeq's "seminorm"). Gradients with respect to t and to events are first derivatives.
 * Callbacks are not called.
@@ -83,7 +83,7 @@ def odeint(  # noqa: PLR0913 - torchdiffeq's signature
         >>> y.shape, round(y[-1, 0, 0].item(), 6)
         (torch.Size([2, 2, 3]), 0.367879)
     """
-    return _integrate(func, y0, t, solver_for(method, options, rtol, atol, t), Unrolled(), event_fn)
+    return _integrate(func, y0, t, solver_for(method, options, rtol, atol, y0, t), Unrolled(), event_fn)
 
 
 def odeint_adjoint(  # noqa: PLR0913 - torchdiffeq's signature
@@ -127,12 +127,13 @@ def odeint_adjoint(  # noqa: PLR0913 - torchdiffeq's signature
         SolveError: the integration failed.
     """
     del adjoint_params
-    solver = solver_for(method, options, rtol, atol, t)
+    solver = solver_for(method, options, rtol, atol, y0, t)
     back = solver_for(
         method if adjoint_method is None else adjoint_method,
         options if adjoint_options is None else adjoint_options,
         rtol if adjoint_rtol is None else adjoint_rtol,
         atol if adjoint_atol is None else adjoint_atol,
+        y0,
         t,
     )
     return _integrate(func, y0, t, solver, Adjoint(back), event_fn)

@@ -159,10 +159,10 @@ def test_a_single_time_returns_y0():
     [("dopri5", ic.Dopri5), ("tsit5", ic.Tsit5), ("heun2", ic.Heun), ("rk4", ic.RK4), ("bosh3", ic.Bosh3), (None, ic.Dopri5)],
 )
 def test_names_are_our_solvers(method, part):
-    solver = ours.solver_for(method, None, 1e-7, 1e-9, GRID)
+    solver = ours.solver_for(method, None, 1e-7, 1e-9, GRID, GRID)
     assert type(solver) is part
     assert getattr(solver, "dt", 0.3) == pytest.approx(0.3)
-    assert ours.solver_for(ic.Tsit5(), None, 1, 1, GRID) == ic.Tsit5()
+    assert ours.solver_for(ic.Tsit5(), None, 1, 1, GRID, GRID) == ic.Tsit5()
 
 
 @pytest.mark.parametrize("theirs", _OURS)
@@ -173,6 +173,13 @@ def test_other_names_are_the_methods_of_the_same_family(theirs):
     else:
         with pytest.raises(ic.InputError, match=f"no '{theirs}'"):
             ours.odeint(lambda t, y: -y, torch.ones(2), GRID, method=theirs)
+
+
+def test_tolerances_are_the_smallest_and_not_below_the_precision():
+    tolerances = {"rtol": (torch.tensor(1e-3), 1e-9), "atol": torch.tensor([1e-2, 1e-5])}
+    solver = ours.solver_for(None, None, **tolerances, y0=(GRID, GRID), times=GRID)
+    assert (solver.rtol, solver.atol) == (1e-9, pytest.approx(1e-5))
+    assert ours.solver_for(None, None, 1e-9, 1e-9, GRID.float(), GRID).rtol == torch.finfo(torch.float32).eps
 
 
 def test_a_method_that_is_not_here_is_an_error_that_lists_what_is():
