@@ -67,7 +67,7 @@ def _find(method: str) -> type[ODESolver]:
 
 def _smallest(tolerance: Any) -> float:
     """One tolerance that meets all."""
-    leaves = [torch.as_tensor(leaf).min().item() for leaf in pytree.tree_leaves(tolerance)]
+    leaves = [leaf.min().item() if isinstance(leaf, Tensor) else float(leaf) for leaf in pytree.tree_leaves(tolerance)]
     return max(min(leaves), _TINY)
 
 

@@ -12,7 +12,8 @@ code. What differs:
 * Methods: those of torchdiffeq that have a counterpart here (``dopri8`` is our ``dop853``, ``rk4`` the classical method and not the
   3/8 rule, the Adams methods are our ``adams``), and the name of any registered ODE solver. Fixed steps arrive at the output times
   exactly; torchdiffeq interpolates.
-* Tolerances: a tensor or tuple of them counts as its smallest, and rtol is at least the precision of y0; the norm is the root mean square of the whole state.
+* Tolerances: a tensor or tuple of them counts as its smallest, and rtol is at least the precision of y0; the norm is the root mean
+  square of the whole state.
 * Gradients reach all that ``func`` depends on, whether or not ``adjoint_params`` names it. The parameters never steer the steps of the
   adjoint (torchdiffeq's "seminorm"). Gradients with respect to t and to events are first derivatives.
 * Callbacks are not called.
