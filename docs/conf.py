@@ -33,11 +33,11 @@ napoleon_use_ivar = True  # a dataclass describes its fields in its own docstrin
 
 # Names of other projects have no target here: the build reads no inventory from the network, so that it works offline.
 nitpick_ignore_regex = [
-    ("py:.*", r"(abc|collections|dataclasses|enum|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|torch|nn)(\..*)?"),
+    ("py:.*", r"(abc|collections|dataclasses|enum|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?"),
     # The same, as a docstring or an import for type checkers has them.
     ("py:class", r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|Tensor"),
     # A private class, which has no page: a base or an argument of one that has.
-    ("py:class", r"(.*\.)?_[A-Z]\w*"),
+    ("py:(class|exc)", r"(.*\.)?_[A-Z]\w*"),
     # A type variable, which autodoc does not describe.
     ("py:.*", r"implicitcore\.(root|ode)_solvers\.base\.State"),
 ]
@@ -50,6 +50,8 @@ def resolve_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, t
     domain = env.get_domain("py")
     short = node["reftarget"].removeprefix("implicitcore.")
     matches = [name for name, *_ in domain.get_objects() if name.endswith(f".{short}")]
+    if len(matches) > 1:  # a plugin has a class of the same name: the core's is meant
+        matches = [name for name in matches if name.startswith("implicitcore.")]
     if len(matches) != 1:
         return None
     return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], matches[0], node, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -119,6 +120,13 @@ class _Path(System):
         self.start = a if start is None else start
         super().__init__(system.dynamics, system.x, Packing.of(self.start), backend=system.backend)
         self.system, self.a = system, a
+
+    def select(self, index: Tensor) -> _Path:
+        """See :meth:`System.select`."""
+        part = copy.copy(self)
+        part.packing = replace(self.packing, batch=len(index))
+        part.system, part.a, part.start = self.system.select(index), self.a.index_select(0, index), self.start.index_select(0, index)
+        return part
 
     def update(self, z: Tensor) -> Tensor:
         """Z and the velocity there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Literal, final
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from implicitcore.backends.base import Residual
 from implicitcore.norms import column, norm
 from implicitcore.ode_solvers.adams import Adams
-from implicitcore.ode_solvers.base import ODESolver, StepwiseODESolver
+from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.progress import Progress
@@ -71,7 +71,7 @@ class SteadyState(Options, RootSolver):
             return progress.active
 
         solver = self.ode_solver
-        if isinstance(solver, StepwiseODESolver):
+        if is_dataclass(solver) and hasattr(solver, "max_steps"):
             solver = replace(solver, max_steps=self.max_steps)
         path = solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
         progress.give_up(path.status)

@@ -1,0 +1,111 @@
+"""What the methods of scipy.optimize.root have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from implicitcore import Options, RootSolver, Solution, System
+from implicitcore.norms import real_dtype
+from implicitcore.root_solvers.progress import Progress
+from implicitcore.tolerances import Count, Tolerance
+from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
+
+CURE = "use Implicit(), Phantom() or Neumann(), or one of implicitcore's own solvers with Unrolled()"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SciPyRoot(Options, RootSolver):
+    """A method of ``scipy.optimize.root`` on g(z) = f(z) - z, run for each sample by itself.
+
+    The stop test is that of every root solver and not SciPy's: each evaluation is measured, the first that meets the tolerance ends the
+    sample, and the best is returned; where SciPy gives up before, the status is ``max_steps``. The state goes through NumPy in
+    float64, on the CPU, and there is no graph: it trains through ``Implicit``, ``Phantom`` and ``Neumann``. Evaluations are of one
+    sample each; a solution counts them as evaluations of the whole batch, their sum over the batch size. As the solver of a backward
+    pass a product is one of the whole batch. Use it as a reference, or for what implicitcore lacks; it is slow.
+
+    Attributes:
+        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| + atol``.
+        atol: absolute tolerance beside it.
+        max_steps: most evaluations of f for a sample.
+    """
+
+    method: ClassVar[str]
+    tol: Tolerance = 1e-4
+    atol: Tolerance = 0.0
+    max_steps: Count = 1000
+
+    def arguments(self, search: Search) -> dict[str, Any]:
+        """More arguments of ``scipy.optimize.root``, none of which may stop it early."""
+        raise NotImplementedError
+
+    def solve(self, system: System, z0: Tensor) -> Solution:
+        """See :meth:`RootSolver.solve`.
+
+        Raises:
+            InputError: the state is complex.
+            GradientError: a graph is asked for.
+        """
+        check_real(z0)
+        with one_by_one(system, max(len(z0), 1)):
+            found = [Search(self, Sample(system, z0, row, CURE)).run() for row in range(len(z0))]
+        if not found:
+            return Progress(system, z0, self.tol, self.atol).solution()
+        z, residual, status, steps = map(torch.cat, zip(*[(part.z, part.residual, part.status, part.steps) for part in found], strict=True))
+        return Solution(z=z, start=z0, residual=residual, status=status, steps=steps, evaluations=system.evaluations)
+
+
+class _Done(Exception):
+    """The sample has stopped."""
+
+
+class Search:
+    """The search for the root of one sample; every evaluation goes into its :class:`Progress`.
+
+    Attributes:
+        eps: the relative precision of f, for finite differences.
+        most: evaluations that are left to SciPy.
+    """
+
+    def __init__(self, solver: SciPyRoot, sample: Sample) -> None:
+        self.solver, self.sample = solver, sample
+        self.progress = Progress(sample.system, sample.z0, solver.tol, solver.atol)
+        self.eps = float(torch.finfo(real_dtype(sample.z0)).eps)
+        self.most = solver.max_steps
+
+    def run(self) -> Solution:
+        """The best point, of this sample alone."""
+        try:
+            optimize.root(self.residual, self.sample.array(self.sample.z0), method=self.solver.method, **self.solver.arguments(self))
+        except _Done:
+            pass
+        except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+            if error is self.sample.foreign:
+                raise
+        return self.progress.solution()
+
+    def residual(self, y: Array) -> Array:
+        """f(y) - y.
+
+        Raises:
+            _Done: the tolerance is met, the residual is not finite or diverges, or no evaluation is left.
+        """
+        system = self.sample.system
+        z = self.sample.z0 if self.progress.count == 0 else self.sample.tensor(np.ravel(y))
+        fz = self.sample.call(system.update, z)
+        stopped = self.progress.observe(z, fz)
+        self.most -= 1
+        if stopped or not self.most:
+            raise _Done
+        return self.sample.array(system.residual(z, fz).value)
+
+    def jacobian(self, y: Array) -> Array:
+        """J - I, by autograd: one evaluation and n products."""
+        with torch.no_grad():
+            matrix = self.sample.array(self.sample.call(lambda z: self.sample.system.linearize(z).matrix(), self.sample.tensor(y)))
+        return np.ascontiguousarray(matrix) - np.eye(len(matrix))

@@ -1,0 +1,86 @@
+"""SciPy's solvers, as torchdiffeq calls them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+
+from implicitcore import GradientError, InputError
+from implicitcore.tolerances import Positive
+from implicitcore_torchdiffeq.base import TorchdiffeqSolver
+from implicitcore_torchdiffeq.field import PATIENCE, Field
+
+_NO_GRAPH = "torchdiffeq's scipy_solver has no graph: use Adjoint(solver=Tsit5()) with it, or another solver with Unrolled()"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ScipySolver(TorchdiffeqSolver):
+    """torchdiffeq's ``scipy_solver``: one call of ``scipy.integrate.solve_ivp`` for the whole batch, as one system on the CPU.
+
+    Without a graph: it trains through ``Adjoint(solver=Tsit5())``, and ``Unrolled`` is refused. It cannot tell which sample a failure
+    belongs to, and it counts no steps. The plugin ``implicitcore-scipy`` calls SciPy for each sample: prefer that.
+
+    Attributes:
+        rtol: relative tolerance of a step; the default is torchdiffeq's.
+        atol: absolute tolerance of a step, in the units of z; the default is torchdiffeq's.
+        solver: SciPy's method.
+
+    Reference:
+        Hindmarsh, ODEPACK, a systematized collection of ODE solvers (1983): LSODA.
+    """
+
+    method: ClassVar[str] = "scipy_solver"
+
+    rtol: Positive = 1e-7
+    atol: Positive = 1e-9
+    solver: Literal["RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA"] = "LSODA"
+
+    def settings(self, grid: Tensor | None) -> dict[str, Any]:
+        """See :meth:`TorchdiffeqSolver.settings`."""
+        return {"solver": self.solver}
+
+    def tolerances(self) -> Mapping[str, float]:
+        """See :meth:`TorchdiffeqSolver.tolerances`."""
+        return {"rtol": self.rtol, "atol": self.atol}
+
+    def odeint(self, field: Field, z0: Tensor, times: Tensor, **arguments: Any) -> Any:
+        """See :meth:`TorchdiffeqSolver.odeint`."""
+        if arguments:
+            raise InputError("torchdiffeq's scipy_solver cannot stop at a steady state: use another method of torchdiffeq, or scipy-bdf")
+        with warnings.catch_warnings():
+            # torchdiffeq passes options that only LSODA has; a failure shows in how much SciPy returns.
+            warnings.filterwarnings("ignore", module=r"scipy\.|torchdiffeq\.")
+            found = super().odeint(_Opaque(field, z0, times), z0, times)
+        field.loose = len(found) < len(times)
+        return found if len(found) else z0.unsqueeze(0)
+
+
+class _Opaque(Field):
+    """The vector field for code without a graph, which may never end where it meets a NaN."""
+
+    def __init__(self, field: Field, z0: Tensor, times: Tensor) -> None:
+        super().__init__(field.system, field.most)
+        self.field, self.graph = field, torch.is_grad_enabled()
+        field.t = times[0]
+        if self.graph and (z0.requires_grad or peek_interpreter_stack() is not None):  # the latter: inside torch.func
+            raise GradientError(_NO_GRAPH)
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """See :meth:`Field.__call__`."""
+        with torch.set_grad_enabled(self.graph):
+            velocity = self.field(t, y)
+        if velocity.requires_grad:
+            raise GradientError(_NO_GRAPH)
+        finite = velocity.isfinite().all(1)
+        self.bad = 0 if bool(finite.all()) else self.bad + 1
+        if self.bad > PATIENCE:
+            self.field.errors = torch.where(finite, 0.0, torch.nan)
+            raise AssertionError("the vector field is not finite")
+        return velocity
