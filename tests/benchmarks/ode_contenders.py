@@ -44,11 +44,10 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     found = [_integration(OURS, method, name, partial(_implicitcore, method, name)) for method in METHODS for name in gradients]
     if find_spec(TORCHDIFFEQ):
         found += [_integration(TORCHDIFFEQ, "dopri5", name, partial(_torchdiffeq, name)) for name in (UNROLLED, ADJOINT, SEMINORM)]
-        found += [_integration(OURS, f"dopri5, {EXACT}", name, _as_exact(problem, name)) for name in (UNROLLED, ADJOINT)]
+        found += _as_exact(problem)
     if find_spec(TORCHODE):
-        found += [
-            _integration(TORCHODE, method, name, partial(_torchode, method, name)) for method in METHODS for name in (UNROLLED, JOINT)
-        ]
+        pairs = [(method, name) for method in METHODS for name in (UNROLLED, JOINT)]
+        found += [_integration(TORCHODE, method, name, partial(_torchode, method, name)) for method, name in pairs]
         found += [] if quick else map(_compiled, METHODS)
     return found
 
@@ -94,7 +93,7 @@ def _torchdiffeq(gradient: str, problem: Problem, tol: float, field: nn.Module |
     return step
 
 
-def _as_exact(problem: Trajectory, gradient: str) -> Prepare:
+def _as_exact(problem: Trajectory) -> list[Contender]:
     """Ours at the largest tolerance, by factors of two, whose last state is no further off than torchdiffeq's."""
     theirs, ours = partial(_torchdiffeq, UNROLLED), partial(_implicitcore, "dopri5", UNROLLED)
 
@@ -107,7 +106,10 @@ def _as_exact(problem: Trajectory, gradient: str) -> Prepare:
             tol *= 2
         return tol
 
-    return lambda problem, tol: _implicitcore("dopri5", gradient, problem, loosest(tol))
+    def prepare(gradient: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
+        return _implicitcore("dopri5", gradient, problem, loosest(tol))
+
+    return [_integration(OURS, f"dopri5, {EXACT}", name, partial(prepare, name)) for name in (UNROLLED, ADJOINT)]
 
 
 def _final_error(prepare: Prepare, problem: Trajectory, tol: float) -> float:
