@@ -55,7 +55,8 @@ memory, for all alike.
 
 AGAINST = """\
 Against torchdiffeq's dopri5 with the same gradient; figures are ours, then torchdiffeq's. *As exact* is ours at the largest tolerance (by
-factors of two) whose last state is no further off than torchdiffeq's at the tolerance of the problem, and timed beside it; its gradient may be."""
+factors of two) whose last state is no further off than torchdiffeq's at the tolerance of the problem, and timed beside it; its
+gradient may be."""
 
 
 def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
