@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test install install-dev lint docs bench-root clean
+.PHONY: help demo test install install-dev lint docs bench-root bench-ode clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,10 @@ docs: install-dev ## build the documentation in build/docs, every warning an err
 bench-root: install ## measure root finding and its gradients against TorchDEQ; results in docs/benchmarks/root.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.root $(BENCH_ARGS)
+
+bench-ode: install ## measure trajectories and their gradients against torchdiffeq and torchode; results in docs/benchmarks/ode.md
+	$(PIP) --editable '.[bench]'
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.ode $(BENCH_ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist demo docs/api .pytest_cache .ruff_cache

@@ -1,13 +1,16 @@
-"""The benchmark's own arithmetic, and one quick run of it."""
+"""The benchmarks' own arithmetic, and one quick run of each."""
 
 import json
+import warnings
 from collections import Counter
 
 import pytest
 import torch
-from benchmarks import root
-from benchmarks.harness import PIECES, Counted
-from benchmarks.problem import Problem, Reference
+from benchmarks import counting, ode, ode_contenders, ode_problems, ode_report, root
+from benchmarks.counting import Counted
+from benchmarks.harness import Settings, measure
+from benchmarks.markdown import short
+from benchmarks.problem import Contender, Outcome, Problem
 from benchmarks.root_problems import problems
 from benchmarks.root_report import compact
 from benchmarks.rows import Row
@@ -23,19 +26,38 @@ class Half(torch.nn.Module):
         return 0.5 * z + x
 
 
-def test_quick_run(tmp_path):
-    root.main(["--quick", "--threads", "1", "--output", str(tmp_path)])
-    *rows, machine = json.loads((tmp_path / "root.json").read_text())
+def settings(**options):
+    return Settings(repetitions=1, window=0.0, **options)
+
+
+def check_quick_run(program, path, count, limit):
+    """One run, and the page written anew from it."""
+    program.main(["--quick", "--threads", "1", "--output", str(path.parent)])
+    *rows, machine = json.loads(path.read_text())
     assert {" ".join(row) for row in rows} == {KEYS}
     assert list(machine) == ["machine"]
-    assert len({row["problem"] for row in rows}) == 5
+    assert not machine["machine"]["left_out"]
+    assert len({row["problem"] for row in rows}) == count
     for row in rows:
         assert row["ratio_to_floor"] == pytest.approx(row["seconds"] / row["floor_seconds"])
         assert row["gradient_error"] < 0.1, row
-    assert all(row["residual_max"] <= 1e-3 for row in rows if row["library"] == "implicitcore")
-    before = (tmp_path / "root.md").read_text()
-    root.main(["--report", "--output", str(tmp_path)])
-    assert (tmp_path / "root.md").read_text() == before
+    assert all(row["residual_max"] <= limit for row in rows if row["library"] == "implicitcore" and "exact" not in row["method"])
+    before = path.with_suffix(".md").read_text()
+    program.main(["--report", "--output", str(path.parent)])
+    assert path.with_suffix(".md").read_text() == before
+    return before
+
+
+def test_quick_root_run(tmp_path):
+    page = check_quick_run(root, tmp_path / "root.json", 5, 1e-3)
+    assert page.count("| vjps | residual |") == 5
+
+
+@pytest.mark.slow
+def test_quick_ode_run(tmp_path):
+    page = check_quick_run(ode, tmp_path / "ode.json", 4, 1e-2)
+    assert page.count("| vjps | final state error |") == 3
+    assert page.count("| vjps | residual |") == 1
 
 
 @pytest.mark.parametrize("backward", [ic.Picard, ic.Anderson, ic.Broyden, ic.GMRES])
@@ -63,14 +85,19 @@ def test_compact_is_held_against_what_the_samples_need():
 
 def test_floor():
     counted = Counted(Half(), 1)
-    counted.plain, counted.graphs, counted.products = 2, 3, 4
-    assert counted.floor(dict(zip(PIECES, (1, 10, 100, 1000), strict=True))) == 2 + 30 + 300 + 1000
+    counted.plain, counted.graphs, counted.products, counted.differentiated = 2, 3, 5, 4
+    seconds = dict(zip(counting.PIECES, (1, 10, 100, 1000, 10000), strict=True))
+    equilibrium, trajectory = counting.equilibrium(counted), counting.trajectory(counted)
+    assert counting.floor(equilibrium, seconds) == 2 + 30 + 400 + 1000
+    assert counting.floor(trajectory, seconds) == 2 + 30 + 40000
+    assert (counting.evaluations(equilibrium), counting.products(equilibrium)) == (5, 5)
+    assert (counting.evaluations(trajectory), counting.products(trajectory)) == (5, 4)
 
 
 def test_reference_is_exact():
     x = torch.randn(5, 3).requires_grad_()
     problem = Problem("half", Half(), x, torch.zeros(5, 3), torch.randn(5, 3))
-    reference = Reference.of(problem)
+    reference = problem.reference
     assert reference.residual(2 * x.detach()) == 0
     assert reference.gradient_error([2 * problem.v]) < 1e-12
     assert reference.gradient_error([problem.v]) == pytest.approx(0.5)
@@ -82,3 +109,142 @@ def test_interleaving_times_each_work_in_each_repetition():
     seconds = interleave(works, 5, seed=0, window=0)
     assert set(seconds) == set(works)
     assert len(set(calls.values())) == 1
+
+
+@pytest.mark.parametrize("gradient", [ic.Unrolled(), ic.Adjoint()])
+def test_an_evaluation_of_a_trajectory_is_differentiated_once(gradient):
+    problem = ode_problems.problems(quick=True)[0]
+    counted = Counted(problem.f, len(problem.z0))
+    times = torch.tensor([0.0, 1.0])
+    solution = ic.integrate(lambda t, z, x: counted(z, x), problem.z0, times=times, gradient=gradient)
+    problem.gradients(solution.z[-1])
+    assert counted.plain + counted.graphs == solution.evaluations + solution.backward.evaluations
+    assert 0 < counted.differentiated <= counted.graphs
+    assert counted.products == (solution.backward.vjps or counted.differentiated)
+
+
+def test_the_reference_of_a_trajectory_is_exact():
+    linear = torch.nn.Linear(3, 3, bias=False).double()
+    field = Autonomous(linear)
+    z0, v = torch.randn(2, 3, dtype=torch.float64).requires_grad_(), torch.randn(2, 3, dtype=torch.float64)
+    problem = ode_problems.Trajectory("linear", field, (), z0, v)
+    weight = linear.weight.detach().clone().requires_grad_()
+    z = z0 @ torch.matrix_exp(weight.T)
+    assert problem.reference.residual(z.detach()) < 1e-9
+    assert problem.reference.gradient_error(torch.autograd.grad(z, [weight, z0], v)) < 1e-8
+
+
+class Autonomous(torch.nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, z, x):
+        return self.f(z)
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", "adjoint"])
+def test_as_exact_is_no_less_exact(gradient):
+    pytest.importorskip("torchdiffeq")
+    problem, tol = ode_problems.problems(quick=True)[0], 1e-4
+    found = {str(contender): contender for contender in ode_contenders.contenders(problem, quick=True)}
+    errors = {
+        name: problem.reference.residual(found[f"{name}, {gradient}"].prepare(problem, tol)().z.detach())
+        for name in ("implicitcore, dopri5", "implicitcore, dopri5, as exact", "torchdiffeq, dopri5")
+    }
+    assert errors["implicitcore, dopri5, as exact"] <= errors["torchdiffeq, dopri5"]
+
+
+def halving(library, prepare, **options):
+    return Contender(library, "halves", "by hand", prepare, **options)
+
+
+def exact_step(problem, tol, waste=0):
+    def step():
+        for _ in range(waste):
+            problem.f(problem.z0, problem.x)
+        z = problem.f(2 * problem.x, problem.x)
+        return Outcome(z, [2 * problem.v])
+
+    return step
+
+
+def small_problem():
+    return Problem("half", Half(), torch.randn(5, 3).requires_grad_(), torch.zeros(5, 3), torch.randn(5, 3), tolerances=(1e-3,))
+
+
+def test_counts_may_come_from_another_form_of_the_step():
+    wasteful = halving("other", exact_step, counts=lambda problem, tol: exact_step(problem, tol, waste=3))
+    row = measure(small_problem(), [wasteful], settings()).rows[0]
+    assert row.evaluations == 4
+    assert (row.residual_max, row.gradient_error) == pytest.approx((0, 0), abs=1e-6)
+
+
+def test_a_failure_of_another_library_is_noted_and_ours_is_raised():
+    def refuse(problem, tol):
+        raise ValueError("no")
+
+    measured = measure(small_problem(), [halving("other", refuse), halving("another", exact_step)], settings())
+    assert measured.left_out == {"half, tol 1e-3, other, halves, by hand": "ValueError: no"}
+    assert [row.library for row in measured.rows] == ["another"]
+    with pytest.raises(ValueError, match="no"):
+        measure(small_problem(), [halving("implicitcore", refuse)], settings())
+
+
+def test_warnings_are_noted_by_row():
+    def warn(problem, tol):
+        def step():
+            warnings.warn("inexact", ic.ConvergenceWarning, stacklevel=2)
+            return exact_step(problem, tol)()
+
+        return step
+
+    with warnings.catch_warnings(action="ignore"):
+        measured = measure(small_problem(), [halving("implicitcore", warn)], settings())
+    assert measured.warned == {"half, tol 1e-3, implicitcore, halves, by hand": ["inexact"]}
+
+
+def row(problem, library, method, gradient, **values):
+    known = {"seconds": 1.0, "floor_seconds": 1.0, "ratio_to_floor": 1.0, "evaluations": 10, "vjps": 9}
+    found = {"residual_max": 1e-4, "gradient_error": 1e-4, "peak_bytes": 0}
+    return Row(f"{problem}, tol 1e-5", library, method, gradient, **{**known, **found, **values})
+
+
+def ode_page(rows, warned):
+    about = {"versions": {}, "processor": "one", "threads": 1, "cores": 1, "python": "3", "repetitions": 9}
+    return ode_report.page(rows, {**about, "pieces": {}, "left_out": {}, "warned": warned}, "nothing")
+
+
+def test_targets_of_trajectories():
+    mlp, heterogeneous = ode_problems.MLP, ode_problems.HETEROGENEOUS
+    warned = row(heterogeneous, "implicitcore", "dopri5", "adjoint", evaluations=30, gradient_error=0.1)
+    rows = [
+        row(mlp, "implicitcore", "dopri5", "unrolled", ratio_to_floor=1.8),
+        row(mlp, "torchdiffeq", "dopri5", "unrolled", seconds=2.0),
+        warned,
+        row(heterogeneous, "implicitcore", "tsit5", "adjoint", evaluations=10, gradient_error=None),
+        row(heterogeneous, "torchdiffeq", "dopri5", "adjoint", evaluations=20),
+    ]
+    page = ode_page(rows, {f"{warned.problem}, implicitcore, dopri5, adjoint": ["drifted"]})
+    assert f"| {mlp} | unrolled | 1.5 | 1.80, missed by 20 % | not measured |" in page
+    assert f"| {mlp} | unrolled | same tolerance | 2.00 x | 1 x | met |" in page
+    assert f"| {heterogeneous} | adjoint | same tolerance | 1.00 x | 1.5 x | missed by 1.5 x |" in page
+    assert "| dopri5 | adjoint | 1.0e-1 | met: warned | 30 | 20 | missed by 50 % |" in page
+    assert "| tsit5 | adjoint | not finite | missed, no warning | 10 | 20 | met |" in page
+    assert "drifted" in page
+
+
+def test_targets_of_the_steady_state():
+    steady = ode_problems.STEADY
+    rows = [
+        row(steady, "implicitcore", "steady state, adams", "implicit gmres", evaluations=30, gradient_error=2e-3),
+        row(steady, "torchdiffeq", "dopri5 to T = 20", "adjoint", seconds=4.0),
+    ]
+    page = ode_page(rows, {})
+    assert "| adams | 25 | 30, missed by 20 % | 1.0e-4 | 2.0e-3, missed by 100 % | 4.0 x, missed by 2 x |" in page
+    assert "| tsit5 | 60 | not measured |" in page
+
+
+def test_a_lower_limit():
+    assert short(2.0, 1.5) == "met"
+    assert short(1.0, 1.5) == "missed by 1.5 x"

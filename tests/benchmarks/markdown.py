@@ -24,3 +24,8 @@ def error(value: float | None) -> str:
 def missed(value: float, limit: float) -> str:
     """How a ratio stands to its upper limit."""
     return "met" if value <= limit else f"missed by {100 * (value / limit - 1):.0f} %"
+
+
+def short(value: float, limit: float) -> str:
+    """How a ratio stands to its lower limit."""
+    return "met" if value >= limit else f"missed by {limit / value:.3g} x"

@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from benchmarks.counting import Counted, Spent, equilibrium
 
 
 @dataclass(frozen=True)
 class Problem:
     """Solve f(z, x) = z from z0 and pull v back to the leaves: one training step.
 
-    The leaves are the parameters of f and the tensors of x that require a gradient. ``budget`` is the most iterations
+    The leaves are the parameters of f and the tensors of x, and z0, that require a gradient. ``budget`` is the most iterations
     that any solver gets, forward and backward.
     """
+
+    compared: ClassVar[str] = "residual"
+    """What the z of a step is judged by."""
 
     name: str
     f: nn.Module
@@ -26,18 +32,29 @@ class Problem:
     z0: Tensor
     v: Tensor
     budget: int = 50
+    tolerances: tuple[float, ...] = (1e-3, 1e-6)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The leaves that f depends on by itself."""
+        return [*self.f.parameters(), *(leaf for leaf in pytree.tree_leaves(self.x) if leaf.requires_grad)]
 
     @property
     def leaves(self) -> list[Tensor]:
-        return [*self.f.parameters(), *(leaf for leaf in pytree.tree_leaves(self.x) if leaf.requires_grad)]
+        return [*self.inputs, *([self.z0] if self.z0.requires_grad else [])]
 
     def gradients(self, z: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(z, self.leaves, self.v))
 
     def double(self) -> Problem:
         """The same problem in float64."""
-        x = pytree.tree_map(lambda leaf: leaf.detach().double().requires_grad_(leaf.requires_grad), self.x)
-        return replace(self, f=deepcopy(self.f).double(), x=x, z0=self.z0.double(), v=self.v.double())
+        x, z0 = pytree.tree_map(lambda leaf: leaf.detach().double().requires_grad_(leaf.requires_grad), (self.x, self.z0))
+        return replace(self, f=deepcopy(self.f).double(), x=x, z0=z0, v=self.v.double())
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What the step should return."""
+        return Reference.of(self)
 
 
 @dataclass(frozen=True)
@@ -49,14 +66,23 @@ class Outcome:
     steps: Tensor | None = None
 
 
+Prepare = Callable[[Problem, float], Callable[[], Outcome]]
+
+
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the step: ``prepare(problem, tol)`` does once what a user does once, and returns the step."""
+    """One way to do the step: ``prepare(problem, tol)`` does once what a user does once, and returns the step.
+
+    ``spent`` says what a step's counts are made of. Where nothing can be counted in the step itself, ``counts`` prepares the same
+    step in a form that shows its evaluations and its memory.
+    """
 
     library: str
     method: str
     gradient: str
-    prepare: Callable[[Problem, float], Callable[[], Outcome]]
+    prepare: Prepare
+    spent: Callable[[Counted], Spent] = equilibrium
+    counts: Prepare | None = None
 
     def __str__(self) -> str:
         return f"{self.library}, {self.method}, {self.gradient}"

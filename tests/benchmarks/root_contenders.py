@@ -12,17 +12,19 @@ from typing import Any
 
 import implicitcore as ic
 from benchmarks import plain
+from benchmarks.harness import EXACT, OURS
 from benchmarks.problem import Contender, Outcome, Problem, residual
 
-OURS, TORCHDEQ, PLAIN = "implicitcore", "torchdeq", "plain loop"
+TORCHDEQ, PLAIN = "torchdeq", "plain loop"
 METHODS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
-COMPACT, EXACT = "compact", "as exact"
+COMPACT = "compact"
 SMALLEST = 2e-7
 """The least relative residual that is asked for in float32: its own rounding is half of that."""
 
 
-def contenders() -> list[Contender]:
-    """All that can run here. The backward solve uses the forward method, and GMRES in ours besides."""
+def contenders(problem: Problem, quick: bool) -> list[Contender]:
+    """The same on every problem: all that can run here. The backward solve uses the forward method, and GMRES in ours besides."""
+    del problem, quick
     found = [_ours(method, backward) for method in METHODS for backward in (method, "gmres")]
     found += [_ours(method, method, compact=True) for method in METHODS if _compacts(method)]
     found += [Contender(PLAIN, name, f"implicit {name}", partial(plain.implicit, getattr(plain, name))) for name in ("picard", "anderson")]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.harness import EXACT, OURS
 from benchmarks.markdown import count, error, missed, table
-from benchmarks.root_contenders import COMPACT, EXACT, METHODS, OURS, SMALLEST, TORCHDEQ
+from benchmarks.report import bad, machine_line, name_of, pieces_table, sections, tol_of
+from benchmarks.root_contenders import COMPACT, METHODS, SMALLEST, TORCHDEQ
 from benchmarks.root_problems import CONV, DESCRIPTIONS, MLP_32, MLP_256
 from benchmarks.rows import Row
 
@@ -50,34 +52,11 @@ least, near the rounding of float32), and timed beside it."""
 
 def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
     """The whole page."""
-    lines = [INTRODUCTION.format(**about), _machine(about), ""]
+    lines = [INTRODUCTION.format(**about), machine_line(about), ""]
     lines += ["## Against the targets", "", *_overhead(rows), *_against_torchdeq(rows), *compact(rows, about)]
-    lines += ["## Measurements", ""]
-    for problem, description in DESCRIPTIONS.items():
-        of_problem = [row for row in rows if _name(row) == problem]
-        if of_problem:
-            lines += [f"### {problem}", "", description, "", *measurements(of_problem)]
-    lines += ["## Time of f", "", *_pieces(about["pieces"]), "## What was tried", "", tried.strip(), ""]
+    lines += sections(rows, DESCRIPTIONS, {})
+    lines += ["## Time of f", "", *pieces_table(about["pieces"]), "## What was tried", "", tried.strip(), ""]
     return "\n".join(lines)
-
-
-def measurements(rows: Sequence[Row]) -> Iterator[str]:
-    """A table for each tolerance."""
-    header = ("library", "method", "gradient", "ms", "x floor", "evaluations", "vjps", "residual", "gradient error", "peak MiB")
-    for tol in dict.fromkeys(map(_tol, rows)):
-        yield from (f"Tolerance {tol}:", "")
-        yield from table(header, [_cells(row) for row in rows if _tol(row) == tol])
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    spent = f"{row.seconds * 1e3:.2f}", f"{row.ratio_to_floor:.2f}", count(row.evaluations), count(row.vjps)
-    found = error(row.residual_max), error(row.gradient_error), f"{row.peak_bytes / 2**20:.1f}"
-    return row.library, row.method, row.gradient, *spent, *found
-
-
-def _machine(about: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return f"Measured on {about['processor']}, {about['threads']} of {about['cores']} cores; Python {about['python']}, {versions}."
 
 
 def _overhead(rows: Sequence[Row]) -> Iterator[str]:
@@ -86,7 +65,7 @@ def _overhead(rows: Sequence[Row]) -> Iterator[str]:
     cells = []
     for problem, limits in OVERHEAD.items():
         for method, limit in zip(METHODS, limits, strict=True):
-            found = {_tol(row): row for row in rows if _name(row) == problem and _is(row, OURS, method)}
+            found = {tol_of(row): row for row in rows if name_of(row) == problem and _is(row, OURS, method)}
             ratios = [f"{tol}: {row.ratio_to_floor:.2f}, {missed(row.ratio_to_floor, limit)}" for tol, row in found.items()]
             cells.append((problem, method, f"{limit:g}", "; ".join(ratios)))
     yield from table(("problem", "method", "at most", "measured"), cells)
@@ -114,21 +93,16 @@ def _against_torchdeq(rows: Sequence[Row]) -> Iterator[str]:
 def _verdict(row: Row, other: Row) -> str:
     """Each part that misses, with by how much."""
     parts = {
-        "speed": (FASTER[row.method] * row.seconds, other.seconds),
-        "residual": (_bad(row.residual_max), max(_bad(other.residual_max), SMALLEST)),
-        "gradient": (_bad(row.gradient_error), max(_bad(other.gradient_error), SMALLEST)),
+        "speed": (FASTER[other.method] * row.seconds, other.seconds),
+        "residual": (bad(row.residual_max), max(bad(other.residual_max), SMALLEST)),
+        "gradient": (bad(row.gradient_error), max(bad(other.gradient_error), SMALLEST)),
     }
     return "; ".join(f"{name} missed by {ours / theirs:.3g} x" for name, (ours, theirs) in parts.items() if ours > theirs) or "met"
 
 
-def _bad(value: float | None) -> float:
-    """What is not finite is infinitely bad."""
-    return float("inf") if value is None else value
-
-
 def _residual(row: Row) -> str:
     text = error(row.residual_max)
-    return text if _bad(row.residual_max) <= ROUNDING * float(_tol(row)) else f"**{text}**"
+    return text if bad(row.residual_max) <= ROUNDING * float(tol_of(row)) else f"**{text}**"
 
 
 def compact(rows: Sequence[Row], about: Mapping[str, Any]) -> Iterator[str]:
@@ -144,20 +118,6 @@ def compact(rows: Sequence[Row], about: Mapping[str, Any]) -> Iterator[str]:
     yield from table(("problem", "method", "spent", "needed", "ratio"), cells) if cells else ("Not available yet.", "")
 
 
-def _pieces(pieces: Mapping[str, Mapping[str, float]]) -> list[str]:
-    names = list(next(iter(pieces.values()), {}))
-    rows = [(problem, *(f"{times[name] * 1e6:.1f}" for name in names)) for problem, times in pieces.items()]
-    return table(("microseconds", *names), rows)
-
-
 def _is(row: Row, library: str, method: str) -> bool:
     """The row of a library's method with the same method backward."""
     return (row.library, row.method, row.gradient) == (library, method, f"implicit {method}")
-
-
-def _name(row: Row) -> str:
-    return row.problem.rsplit(", tol ", 1)[0]
-
-
-def _tol(row: Row) -> str:
-    return row.problem.rsplit(", tol ", 1)[1]

@@ -16,7 +16,10 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the JSON file. Evaluations and products are in whole batches; the residual is relative and the worst sample's."""
+    """One line of the JSON file. Evaluations and products are in whole batches.
+
+    ``residual_max`` is relative and the worst sample's: the residual of an equilibrium, the error of the last state of a trajectory.
+    """
 
     problem: str
     library: str

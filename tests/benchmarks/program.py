@@ -1,0 +1,91 @@
+"""What the benchmark programs share: their options, the run over all problems, and where the results go."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Settings, measure
+from benchmarks.problem import Contender, Problem
+from benchmarks.report import measurements
+from benchmarks.rows import Row, load, machine, save
+
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
+NOTES = ("pieces", "per_sample", "warned", "left_out")
+"""What the row ``machine`` says of the measurements besides."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One benchmark.
+
+    Attributes:
+        name: of its files, and of its module here.
+        description: for ``--help``.
+        problems: called with True for the quick ones.
+        contenders: on a problem, quick or not.
+        page: the Markdown page, from the rows, the row ``machine`` and the text of what was tried.
+    """
+
+    name: str
+    description: str | None
+    problems: Callable[[bool], Sequence[Problem]]
+    contenders: Callable[[Problem, bool], Sequence[Contender]]
+    page: Callable[[Sequence[Row], Mapping[str, Any], str], str]
+
+    def main(self, arguments: list[str] | None = None) -> None:
+        options = self._options(arguments)
+        folder = options.output or DOCS
+        path = folder / f"{self.name}.json"
+        if not options.report:
+            rows, about = self._run(options)
+            if options.output is None and (options.quick or options.only):
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            save(path, rows, about)
+        tried = Path(__file__).with_name(f"{self.name}_tried.md").read_text(encoding="utf-8")
+        path.with_suffix(".md").write_text(self.page(*load(path), tried), encoding="utf-8")
+        print(f"wrote {path} and {path.with_suffix('.md').name}")
+
+    def _run(self, options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+        torch.set_num_threads(options.threads)
+        settings = Settings(repetitions=options.repetitions, seed=options.seed)
+        if options.quick:
+            settings = replace(settings, repetitions=2, window=0.0)
+        cases = [(problem, self.contenders(problem, options.quick)) for problem in self._problems(options)]
+        libraries = {"implicitcore", "torch"} | {contender.library for _, found in cases for contender in found}
+        about = machine(sorted(filter(find_spec, libraries))) | {"repetitions": settings.repetitions} | {note: {} for note in NOTES}
+        rows: list[Row] = []
+        for problem, contenders in cases:
+            with warnings.catch_warnings(action="ignore"):  # its row says that a contender did not converge
+                measured = measure(problem, contenders, settings)
+            rows += measured.rows
+            about["pieces"][problem.name] = measured.pieces
+            for note in NOTES[1:]:
+                about[note] |= getattr(measured, note)
+            print(problem.name, "", *measurements(measured.rows, problem.compared), sep="\n", flush=True)
+        return rows, about
+
+    def _problems(self, options: argparse.Namespace) -> list[Problem]:
+        found = [problem for problem in self.problems(options.quick) if options.only in problem.name]
+        return [replace(problem, tolerances=problem.tolerances[:1]) for problem in found] if options.quick else found
+
+    def _options(self, arguments: list[str] | None) -> argparse.Namespace:
+        parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.name}", description=self.description)
+        parser.add_argument("--quick", action="store_true", help="tiny problems and few repetitions: does the program run?")
+        parser.add_argument("--only", default="", metavar="TEXT", help="only the problems whose name holds TEXT")
+        parser.add_argument("--report", action="store_true", help="write the page anew from the saved rows; measures nothing")
+        parser.add_argument("--repetitions", type=int, default=9, help="interleaved repetitions (default %(default)s)")
+        parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
+        parser.add_argument("--seed", type=int, default=0, help="of the order in a repetition")
+        parser.add_argument(
+            "--output", type=Path, help="folder to save in (default docs/benchmarks; with --quick or --only nothing is saved)"
+        )
+        return parser.parse_args(arguments)
