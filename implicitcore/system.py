@@ -113,6 +113,7 @@ class System:
         visited: where not None, a stepwise root solver leaves its iterates here, one for each evaluation.
         quadrature: the system integrates something along the steps of an ODE solver, and is told of each by :meth:`commit`,
             and of each output time by :meth:`arrive`.
+        rounding: the least relative tolerance that the products of a linear system can meet: under autocast they are rounded to its dtype.
         crowded: with ``compact``, stopped samples leave the batch when at most this share of it is active: evaluations cost then at
             most a seventh more than the samples need, and the copies are few.
     """
@@ -120,6 +121,7 @@ class System:
     linear: ClassVar[bool] = False
     quadrature: ClassVar[bool] = False
     crowded: ClassVar[float] = 7 / 8
+    rounding: float = 0.0
 
     def __init__(self, dynamics: Dynamics, x: Any, packing: Packing, *, backend: Backend | None = None, trace: bool = False) -> None:
         self.dynamics = dynamics

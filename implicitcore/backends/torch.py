@@ -55,10 +55,7 @@ class TorchBackend(Backend):
         for place, (weight, stage) in enumerate(others):
             total = total.add_(stage, alpha=weight / most) if place else torch.add(total, stage, alpha=weight / most)
         scale = column(dt).to(total.dtype)
-        if not others or torch.is_grad_enabled():
-            return total * (scale * most) if z is None else torch.addcmul(z, total, scale, value=most)
-        total.mul_(scale * most)
-        return total if z is None else total.add_(z)
+        return total * (scale * most) if z is None else torch.addcmul(z, total, scale, value=most)
 
     def error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
         """See :meth:`Backend.error_norm`."""

@@ -30,7 +30,8 @@ class LinearSystem(System):
 
     def __init__(self, system: System, jacobian: Linearization, v: Tensor) -> None:
         super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
-        self.scope = system.scope
+        self.scope, self.autocast = system.scope, system.autocast
+        self.rounding = max((torch.finfo(dtype).eps / 2 for _, dtype in system.autocast), default=0.0)
         self.jacobian, self.v, self.v_norm = jacobian, v, norm(v)
         self.zero = torch.zeros_like(v)
 

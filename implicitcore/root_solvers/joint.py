@@ -30,7 +30,7 @@ class JointProgress:
     """
 
     def __init__(self, system: System, z0: Tensor, tol: float, atol: float) -> None:
-        self.system, self.start, self.tol, self.atol = system, z0, tol, atol
+        self.system, self.start, self.tol, self.atol = system, z0, max(tol, system.rounding), atol
         self.residuals: list[Tensor] = []
         self.grown: Tensor | None = None
         self.met = torch.zeros(len(z0), dtype=torch.bool, device=z0.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -22,10 +23,15 @@ def iterate(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> tupl
     kind = Progress if system.scope.group is None else JointProgress
     progress = kind(system, z0, solver.tol, solver.atol)
     z, state = z0, solver.init(system, z0)
+    lent: tuple[Tensor, ...] = ()
     for step in range(solver.max_steps):
         fz = system.update(z)
         if system.visited is not None:
             system.visited.append(z)
+        if not torch.is_grad_enabled():
+            # Two buffers in turn, for a solver keeps a residual until its next step: fresh memory costs more than the subtraction.
+            lent = lent if lent and lent[0].shape == z.shape else z.new_empty(2, *z.shape).unbind(0)
+            system.residual(z, fz, lent[step % 2])
         if progress.observe(z, fz) or step == solver.max_steps - 1:
             break
         if progress.grown is not None:

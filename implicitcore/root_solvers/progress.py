@@ -43,7 +43,7 @@ class Progress:
     """
 
     def __init__(self, system: System, z0: Tensor, tol: float, atol: float) -> None:
-        self.system, self.start, self.tol, self.atol = system, z0, tol, atol
+        self.system, self.start, self.tol, self.atol = system, z0, max(tol, system.rounding), atol
         self.on_host = z0.device.type == "cpu"
         self.remaining, self.count = z0.shape[0], 0
         self.active = torch.ones(self.remaining, dtype=torch.bool, device=z0.device)
@@ -58,7 +58,6 @@ class Progress:
         self.floor = torch.full_like(self.best_norm, atol + torch.finfo(self.best_norm.dtype).tiny)
         self.start_norm: Tensor | None = None
         self.scale: Tensor | None = None
-        self.buffers: tuple[Tensor, ...] = ()
         self.grown: Tensor | None = None
         self.whole: tuple[Progress, Tensor] | None = None
         self.trace = system.trace
@@ -72,11 +71,9 @@ class Progress:
         if torch.is_grad_enabled():
             with torch.no_grad():
                 residual = self.system.residual(z, fz)
-            return self.note(z, residual)
-        # Two buffers in turn, for a solver keeps the residual until its next step: fresh memory costs more than the subtraction.
-        if not self.buffers:
-            self.buffers = z.new_empty(2, *z.shape).unbind(0)
-        return self.note(z, self.system.residual(z, fz, self.buffers[self.count % 2]))
+        else:
+            residual = self.system.residual(z, fz)
+        return self.note(z, residual)
 
     def note(self, z: Tensor, residual: Residual) -> bool:
         """Take note of an iterate whose residual is known.
@@ -186,7 +183,7 @@ class Progress:
         part.system, part.whole = system, (self, rows)
         for name in ("start", "active", "steps", "best", "best_norm", "size", "floor", "start_norm", "ceiling"):
             setattr(part, name, getattr(self, name).index_select(0, rows))
-        part.remaining, part.lost, part.finite, part.stopped, part.scale, part.buffers = len(rows), None, None, None, None, ()
+        part.remaining, part.lost, part.finite, part.stopped, part.scale = len(rows), None, None, None, None
         return part
 
     def _report(self, whole: Progress, rows: Tensor) -> None:
