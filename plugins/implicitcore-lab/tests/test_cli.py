@@ -116,7 +116,7 @@ def test_config_problems_have_their_paths(run, tmp_path):
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"layer": layer, "epoch": 5}))
     output = run("train", "--config", "settings.yaml", status=1).output
     assert "epoch: unknown setting; did you mean 'epochs'?" in output
-    assert "layer.root_solver: unknown root_solver 'andersen'; did you mean 'anderson'?" in output
+    assert "layer.root_solver: unknown root_solver 'andersen'; did you mean 'anderson'" in output
     assert "layer.strickt: unknown option" in output
     assert not (tmp_path / "runs").exists()
 
