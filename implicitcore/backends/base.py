@@ -48,8 +48,8 @@ class Backend(ABC):
         """Inner products of a row with each of the history: ``[batch, depth, n], [batch, 1, n] -> [batch, 1, depth]``."""
 
     @abstractmethod
-    def mix(self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float = 1.0) -> Tensor:
-        """row + scale sum_i weights_i history_i; no row is zero.
+    def mix(self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float = 1.0, *, out: Tensor | None = None) -> Tensor:
+        """row + scale sum_i weights_i history_i; no row is zero; written to ``out``, where given (without a graph), which may be the row.
 
         ``[batch, 1, n], [batch, 1, depth], [batch, depth, n] -> [batch, 1, n]``.
         """

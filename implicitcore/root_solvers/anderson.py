@@ -31,7 +31,21 @@ class AndersonState:
     alive: Tensor | None = None  # [batch, depth], False for the directions from before a restart; None where all are in use
     fresh: Tensor | None = None  # [batch], the samples that restart in this step
     plain: Tensor | None = None  # [batch], those that did in the last one; None where all took an accelerated step
+    scratch: tuple[Tensor, ...] = ()  # a row and its halves, written anew in each step
     views: tuple[Tensor, ...] = ()  # the rows, and their halves: they cost as much to make as to use
+
+    def difference(self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What changed from the last residual and plain step to these, as one row ``[batch, 1, 2 n]``, and the residual's part of it."""
+        if torch.is_grad_enabled():
+            pair = torch.cat((now[0] - last[0], now[1] - last[1]), 2)
+            return pair, pair.chunk(2, 2)[0]
+        if not self.scratch:
+            pair = torch.empty_like(torch.cat(now, 2))
+            self.scratch = pair, *pair.chunk(2, 2)
+        pair, q, p = self.scratch
+        torch.sub(now[0], last[0], out=q)
+        torch.sub(now[1], last[1], out=p)
+        return pair, q
 
     def rows(self) -> tuple[Tensor, ...]:
         """All pairs ``[batch, rows, 2 n]``, the q_i and the p_i."""
@@ -116,19 +130,20 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         if last is None:
             state.last, state.plain = now, torch.ones_like(residual.norm, dtype=torch.bool)
             return plain.squeeze(1), state
-        self._learn(system.backend, g - last[0], plain - last[1], residual.norm, state)
+        self._learn(system.backend, *state.difference(now, last), residual.norm, state)
         state.last = now if state.fresh is None else state.retreat(now, last, state.fresh)
         state.plain, state.fresh = state.fresh, None
         _, q, p = state.rows()
         return system.backend.mix(state.last[1], state.inner(system.backend, q, g), p, -1).squeeze(1), state
 
-    def _learn(self, backend: Backend, q: Tensor, p: Tensor, size: Tensor, state: AndersonState) -> None:
+    def _learn(self, backend: Backend, pair: Tensor, q: Tensor, size: Tensor, state: AndersonState) -> None:
         """Take in the differences between the last two iterates as a new direction, orthogonal to the others."""
         if state.pairs.count == PERIOD * self.depth:
             state.clear()
-        pair = torch.cat((q, p), 2)
         if state.pairs.count:
             rows, others, _ = state.rows()
-            pair = backend.mix(pair, state.inner(backend, others, q), rows, -1)
-        length = torch.hypot(norm(pair.narrow(2, 0, q.shape[2]).squeeze(1)), torch.add(state.least, size, alpha=state.ridge))
+            graph = torch.is_grad_enabled()
+            pair = backend.mix(pair, state.inner(backend, others, q), rows, -1, out=None if graph else pair)
+            q = pair.narrow(2, 0, q.shape[2]) if graph else q
+        length = torch.hypot(norm(q.squeeze(1)), torch.add(state.least, size, alpha=state.ridge))
         state.append(pair, length.reciprocal().view(-1, 1, 1))

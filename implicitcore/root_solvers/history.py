@@ -7,12 +7,9 @@ import copy
 import torch
 from torch import Tensor
 
-# A product with fewer rows takes a path in torch that was measured four times slower on a CPU: zero rows are cheaper.
-FEWEST = 4
-
-# Up to so many entries, the rows in use are eight and double when they are full: the same view serves several steps, and zeros cost less.
-FIRST = 8
-SMALL = 2**20
+# Up to so many entries, the rows in use are eight and double when they are full: the same view serves several steps, zeros cost less than
+# views, and a product with fewer than four rows takes a path in torch that was measured four times slower on a CPU.
+SMALL, FIRST = 2**20, 8
 
 
 class History:
@@ -77,13 +74,11 @@ class History:
             return torch.cat(self._list, 1)
         needed = min(self.count + ahead, self.depth)
         if needed > self._used:
-            self._use(max(FIRST, needed, 2 * self._used) if self._buffer.numel() <= SMALL else needed)
+            small = self._buffer.numel() <= SMALL
+            self._used = min(max(FIRST, needed, 2 * self._used), self.depth) if small else needed
+            self._buffer[:, self.count : self._used] = 0
+            self._view = self._buffer[:, : self._used]
         return self._view
-
-    def _use(self, rows: int) -> None:
-        self._used = min(max(FEWEST, rows), self.depth)
-        self._buffer[:, self.count : self._used] = 0
-        self._view = self._buffer[:, : self._used]
 
     def written(self) -> Tensor:
         """``[batch, count, n]``: only those written."""
