@@ -24,7 +24,7 @@ from implicitcore.tolerances import Positive, Whole
 from implicitcore.transforms import check_products
 
 
-class Start(NamedTuple):
+class Begun(NamedTuple):
     """What a step begins with."""
 
     velocity: Tensor  # [batch, n], g(t, z)
@@ -32,7 +32,7 @@ class Start(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImplicitRungeKutta(StepwiseODESolver[Start]):
+class ImplicitRungeKutta(StepwiseODESolver[Begun]):
     """A diagonally implicit Runge-Kutta method: its tableau, and the root solver of its stage equations.
 
     Y_i = z + dt sum_{j < i} a_ij k_j + dt gamma g(t + c_i dt, Y_i) for one stage after the other, k_j = g(t + c_j dt, Y_j), and the
@@ -58,12 +58,12 @@ class ImplicitRungeKutta(StepwiseODESolver[Start]):
     atol: Positive = 1e-6
     dense_below: Whole = 64
 
-    def init(self, system: System, t: Tensor, z: Tensor) -> Start:
+    def init(self, system: System, t: Tensor, z: Tensor) -> Begun:
         """The velocity and, where it is formed, the Jacobian: one evaluation and n products."""
         if z.is_complex():
             raise InputError(f"{type(self).__name__}: expected a real state, received {z.dtype}; give real and imaginary part as two")
         if not self._dense(z):
-            return Start(system.velocity(t, z), z.new_zeros(len(z), 0, 0))
+            return Begun(system.velocity(t, z), z.new_zeros(len(z), 0, 0))
         check_products()
         attached = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
@@ -72,14 +72,14 @@ class ImplicitRungeKutta(StepwiseODESolver[Start]):
         with torch.no_grad():
             jacobian = Linearization(system, point, velocity).matrix()
         if system.quadrature:  # asks for the velocities that it returned without a graph
-            return Start(system.velocity(t, z), jacobian)
-        return Start(velocity if torch.is_grad_enabled() else velocity.detach(), jacobian)
+            return Begun(system.velocity(t, z), jacobian)
+        return Begun(velocity if torch.is_grad_enabled() else velocity.detach(), jacobian)
 
-    def velocity(self, state: Start) -> Tensor:
+    def velocity(self, state: Begun) -> Tensor:
         """See :meth:`StepwiseODESolver.velocity`."""
         return state.velocity
 
-    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Start) -> Step:
+    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Begun) -> Step:
         """See :meth:`StepwiseODESolver.step`."""
         tableau, combine, one = self.tableau, system.backend.combine, torch.ones_like(dt)
         frame = self._frame(dt, z, state.jacobian)

@@ -12,7 +12,7 @@ from implicitcore.errors import InputError
 from implicitcore.norms import column, norm, real_dtype
 from implicitcore.ode_solvers.dense import Begin
 from implicitcore.ode_solvers.events import Event
-from implicitcore.ode_solvers.path import Path
+from implicitcore.ode_solvers.way import Way
 from implicitcore.solution import Solution, Status
 from implicitcore.system import System
 
@@ -35,7 +35,7 @@ def march(  # noqa: PLR0913 - keyword options
     control = solver.step_size if stop is None else solver.step_size.settling()
     run = March(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
     if dense or event is not None:
-        run.follow(Path(solver, system, run.t, z0, dense=dense, event=event))
+        run.follow(Way(solver, system, run.t, z0, dense=dense, event=event))
     for _ in range(solver.max_steps):
         if not run.begin(stop):
             break
@@ -90,9 +90,9 @@ class March:
         self.steps = torch.zeros_like(self.next)
         self.more = batch > 0
         self.outputs = Outputs(z0, len(times))
-        self.path: Path | None = None
+        self.path: Way | None = None
 
-    def follow(self, path: Path) -> None:
+    def follow(self, path: Way) -> None:
         """Keep what is wanted of the way between the output times."""
         self.path = path
         self.finite = ~path.undefined

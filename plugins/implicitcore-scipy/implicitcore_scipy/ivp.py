@@ -43,7 +43,7 @@ class IVPSolver(Options, ODESolver):
     first_step: Positive | None = None
     max_steps: Count = 1000
 
-    def settings(self, path: Path) -> dict[str, Any]:
+    def settings(self, path: Stretch) -> dict[str, Any]:
         """More arguments of SciPy's class."""
         del path
         return {}
@@ -60,7 +60,7 @@ class IVPSolver(Options, ODESolver):
             raise GradientError(f"{type(self).__name__} shows nobody its steps, so it cannot integrate the adjoint: {CURE}")
         grid = check_times(times, z0, bounded=stop is None)
         with one_by_one(system, max(len(z0), 1)):
-            paths = [Path(self, Sample(system, z0, row, CURE), grid) for row in range(len(z0))]
+            paths = [Stretch(self, Sample(system, z0, row, CURE), grid) for row in range(len(z0))]
             if stop is None:
                 for path in paths:
                     while path.status is None:
@@ -69,7 +69,7 @@ class IVPSolver(Options, ODESolver):
             self._settle(system, paths, stop)
         return self._solution(system, z0, grid, paths)
 
-    def _settle(self, system: System, paths: list[Path], stop: Stop) -> None:
+    def _settle(self, system: System, paths: list[Stretch], stop: Stop) -> None:
         """Step all samples side by side, and ask at each state which go on; the velocity there is one evaluation of the batch."""
         for _ in range(self.max_steps + 1):
             if not paths:
@@ -86,7 +86,7 @@ class IVPSolver(Options, ODESolver):
             if all(path.status is not None for path in paths):
                 return
 
-    def _solution(self, system: System, z0: Tensor, grid: Tensor, paths: list[Path]) -> Solution:
+    def _solution(self, system: System, z0: Tensor, grid: Tensor, paths: list[Stretch]) -> Solution:
         status = [int(Status.MAX_STEPS if path.status is None else path.status) for path in paths]
         z = torch.stack([path.trajectory() for path in paths], 1) if paths else z0.expand(len(grid), *z0.shape)
         return Solution(
@@ -100,7 +100,7 @@ class IVPSolver(Options, ODESolver):
         )
 
 
-class Path:
+class Stretch:
     """The trajectory of one sample.
 
     Attributes:

@@ -13,7 +13,7 @@ from torch import Tensor
 from implicitcore import InputError, Solution, System
 from implicitcore.ode_solvers.base import Stop
 from implicitcore.system import Linearization
-from implicitcore_scipy.ivp import IVPSolver, Path
+from implicitcore_scipy.ivp import IVPSolver, Stretch
 from implicitcore_scipy.sample import Array
 
 
@@ -27,7 +27,7 @@ class StiffSolver(IVPSolver):
 
     jacobian: bool = True
 
-    def settings(self, path: Path) -> dict[str, Any]:
+    def settings(self, path: Stretch) -> dict[str, Any]:
         """See :meth:`IVPSolver.settings`."""
         if not self.jacobian:
             return {}

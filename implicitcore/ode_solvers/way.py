@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from implicitcore.ode_solvers.base import Step, StepwiseODESolver
 
 
-class Path:
+class Way:
     """Follows the steps of an integration.
 
     Arguments:
