@@ -35,7 +35,8 @@ class Adjoint(Options, GradientStrategy):
     there is added to a.
 
     Gradients reach z0, the tensors of x, the parameters of the dynamics, and leaves that the vector field captured. A captured
-    tensor that is no leaf is passed through to its leaves at each step: give it in x rather.
+    tensor that is no leaf is passed through to its leaves at each step: give it in x rather. Captured leaves are looked for at times[0]:
+    one that the field uses only later belongs in x or in a module.
 
     The gradient is that of the continuous trajectory: it differs from ``unrolled`` by the error of both integrations. Where the
     flow contracts strongly, going back in time is unstable; the reconstruction of the earlier state is compared with the stored
