@@ -12,11 +12,11 @@ from torch import Tensor
 from implicitcore.norms import column
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.loop import march
-from implicitcore.ode_solvers.step_size import StepSize
+from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.options import Options
 from implicitcore.solution import Solution
 from implicitcore.system import System
-from implicitcore.tolerances import Count
+from implicitcore.tolerances import Count, Positive
 
 State = TypeVar("State")
 Stop = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -114,3 +114,19 @@ class StepwiseODESolver(Options, ODESolver, Generic[State]):
     ) -> Solution:
         """See :meth:`ODESolver.solve`; with the continuous extension where ``dense``, and up to the event of each sample."""
         return march(self, system, z0, times, stop, dense=dense, event=event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualSteps(StepwiseODESolver[State]):
+    """Equal steps: each span between output times in equal parts no longer than dt.
+
+    Attributes:
+        dt: the longest step, in the units of the times.
+    """
+
+    dt: Positive = 0.1
+
+    @property
+    def step_size(self) -> StepSize:
+        """Fixed."""
+        return Fixed(self.dt)

@@ -11,10 +11,10 @@ from torch import Tensor
 from implicitcore.errors import InputError
 from implicitcore.norms import column, real_dtype
 from implicitcore.ode_solvers import implicit_tableaus as tableaus
-from implicitcore.ode_solvers.base import Step, StepwiseODESolver
+from implicitcore.ode_solvers.base import EqualSteps, Step, StepwiseODESolver
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
 from implicitcore.ode_solvers.stages import Frame, Stage, attach
-from implicitcore.ode_solvers.step_size import Adaptive, Fixed, StepSize
+from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.chain import Chain
@@ -121,19 +121,8 @@ class ImplicitRungeKutta(StepwiseODESolver[Begun]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedImplicitRungeKutta(ImplicitRungeKutta):
-    """Equal steps: each span between output times in equal parts no longer than dt.
-
-    Attributes:
-        dt: the longest step, in the units of the times.
-    """
-
-    dt: Positive = 0.1
-
-    @property
-    def step_size(self) -> StepSize:
-        """Fixed."""
-        return Fixed(self.dt)
+class FixedImplicitRungeKutta(EqualSteps[Begun], ImplicitRungeKutta):
+    """An implicit Runge-Kutta method with equal steps."""
 
 
 @final

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from implicitcore.norms import column
 from implicitcore.ode_solvers import tableaus
-from implicitcore.ode_solvers.base import Step, StepwiseODESolver
-from implicitcore.ode_solvers.step_size import Adaptive, Controller, Fixed, StepSize
+from implicitcore.ode_solvers.base import EqualSteps, Step, StepwiseODESolver
+from implicitcore.ode_solvers.step_size import Adaptive, Controller, StepSize
 from implicitcore.ode_solvers.tableaus import Tableau
 from implicitcore.system import System
 from implicitcore.tolerances import Positive, Tolerance
@@ -50,19 +50,8 @@ class RungeKutta(StepwiseODESolver[Tensor]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedRungeKutta(RungeKutta):
-    """Equal steps: each span between output times in equal parts no longer than dt.
-
-    Attributes:
-        dt: the longest step, in the units of the times.
-    """
-
-    dt: Positive = 0.1
-
-    @property
-    def step_size(self) -> StepSize:
-        """Fixed."""
-        return Fixed(self.dt)
+class FixedRungeKutta(EqualSteps[Tensor], RungeKutta):
+    """An explicit Runge-Kutta method with equal steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

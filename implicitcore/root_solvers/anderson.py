@@ -40,7 +40,8 @@ class AndersonState:
             pair = torch.cat((now[0] - last[0], now[1] - last[1]), 2)
             return pair, pair.chunk(2, 2)[0]
         if not self.scratch:
-            pair = torch.empty_like(torch.cat(now, 2))
+            batch, _, n = now[0].shape
+            pair = now[0].new_empty(batch, 1, 2 * n)
             self.scratch = pair, *pair.chunk(2, 2)
         pair, q, p = self.scratch
         torch.sub(now[0], last[0], out=q)
@@ -79,8 +80,7 @@ class AndersonState:
     def select(self, rows: Tensor) -> AndersonState:
         """The state of some samples."""
         last = None if self.last is None else (self.last[0][rows], self.last[1][rows])
-        masks = (None if mask is None else mask[rows] for mask in (self.alive, self.fresh, self.plain))
-        alive, fresh, plain = masks
+        alive, fresh, plain = (None if mask is None else mask[rows] for mask in (self.alive, self.fresh, self.plain))
         return AndersonState(self.pairs.select(rows), self.ridge, self.least, last, alive, fresh, plain)
 
 

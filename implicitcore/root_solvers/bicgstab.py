@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -10,17 +9,14 @@ import torch
 from torch import Tensor
 
 from implicitcore.norms import column, norm, real_dtype
-from implicitcore.options import Options
-from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
 from implicitcore.root_solvers.progress import Progress
-from implicitcore.solution import Solution
 from implicitcore.system import System
-from implicitcore.tolerances import Count, Tolerance
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class BiCGSTAB(Options, RootSolver):
+class BiCGSTAB(LinearRootSolver):
     """Stabilised bi-conjugate gradients on g(z) = b - A z = 0, per sample, matrix-free.
 
     A = -dg/dz = I - df/dz comes as products from ``system.linearize``, two an iteration. The storage is seven states however many
@@ -29,38 +25,19 @@ class BiCGSTAB(Options, RootSolver):
     is checked by a true one, and where that is larger the sample goes on. It stagnates where A is nearly skew.
     On a nonlinear system it solves one linearisation after the other (Newton's method without a line search).
 
-    Attributes:
-        tol: relative tolerance per sample, in the 2-norm (relative to the incoming gradient in a backward pass).
-        atol: absolute tolerance beside it.
-        max_steps: most products.
-
     Reference:
         van der Vorst, Bi-CGSTAB, SIAM J. Sci. Stat. Comput. 13 (1992), p. 631-644.
     """
 
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
-    max_steps: Count = 100
-
-    def solve(self, system: System, z0: Tensor) -> Solution:
-        """See :meth:`RootSolver.solve`."""
-        progress = Progress(system, z0, self.tol, self.atol)
-        z, fz = z0, system.update(z0)
-        stopped = progress.observe(z, fz)
-        products, steps = 0, torch.zeros_like(progress.steps)
-        while not stopped and products < self.max_steps:
-            jacobian = system.linearize(z)
-            cycle = _Cycle(lambda v, jacobian=jacobian: v - jacobian.jvp(v), system.residual(z, fz).value, progress)
-            s, spent = cycle.run((self.max_steps - products + 1) // 2)
-            products += spent + 1
-            steps += cycle.steps
-            z = progress.freeze(z + s, z)
-            fz = system.update(z)
-            stopped = progress.observe(z, fz)
-        return progress.solution(steps=steps)
+    def cycle(self, system: System, product: Product, g: Tensor, progress: Progress, left: int) -> Correction:
+        """See :meth:`LinearRootSolver.cycle`."""
+        del system
+        recurrence = _Recurrence(product, g, progress)
+        s, products = recurrence.run((left + 1) // 2)
+        return Correction(s, products, recurrence.steps)
 
 
-class _Cycle:
+class _Recurrence:
     """The recurrence for A s = g, scaled by ``|g|`` so that no inner product underflows.
 
     Arguments:
@@ -69,7 +46,7 @@ class _Cycle:
         progress: which samples are active, and below which residual each is done.
     """
 
-    def __init__(self, product: Callable[[Tensor], Tensor], g: Tensor, progress: Progress) -> None:
+    def __init__(self, product: Product, g: Tensor, progress: Progress) -> None:
         self.product = product
         self.beta = norm(g).clamp(min=torch.finfo(real_dtype(g)).tiny)
         self.limit = progress.limit / self.beta.detach()

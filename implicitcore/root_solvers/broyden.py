@@ -102,7 +102,7 @@ class _Good:
 
     def _solve(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """d and 1 / (1 - c)."""
-        newest, rows = self.steps.count, self._window(1)
+        newest, rows = self.steps.count, self._window()
         c = torch.bmm(self.backend.gram_row(rows, g).to(self.units.dtype), self.turned)
         scale, safe = _scale(c.narrow(2, newest, 1), self.limit, self.one)
         self.lines[newest].mul_(safe)
@@ -111,14 +111,14 @@ class _Good:
 
     def _learn(self, s: Tensor) -> None:
         """The coefficient of the step that follows s."""
-        newest, rows = self.steps.count - 1, self._window(1)
+        newest, rows = self.steps.count - 1, self._window()
         gram = self.backend.gram_row(rows, s).to(self.units.dtype)
         row = torch.baddbmm(self.unit_rows[newest], gram, self.block)
         torch.div(row, gram.narrow(2, newest, 1) + self.tiny, out=self.lines[newest + 1])
 
-    def _window(self, ahead: int) -> Tensor:
-        """The steps so far, and views of the matrix for so many: they cost as much to make as to use."""
-        rows = self.steps.rows(ahead)
+    def _window(self) -> Tensor:
+        """The steps so far and a zero row, and views of the matrix for so many: they cost as much to make as to use."""
+        rows = self.steps.rows(ahead=1)
         if rows.shape[1] != self.size:
             self.size = rows.shape[1]
             self.block = self.matrix[:, : self.size, : self.size]

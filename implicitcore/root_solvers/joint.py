@@ -41,8 +41,8 @@ class JointProgress:
         """Take note of the iterate z with fz = f(z); True when all processes have stopped."""
         self.z, residual = z, self.system.residual(z, fz)
         size = residual.norm.detach()
-        grown = size > GROWTH * self.residuals[-1] if self.residuals else self.met
-        self.grown = grown if bool(grown.any()) and self.residuals else None
+        grown = size > (GROWTH * self.residuals[-1] if self.residuals else torch.inf)
+        self.grown = grown if bool(grown.any()) else None
         self.residuals.append(size)
         self.met = size <= self.atol + self.tol * self.system.scale(residual.update_norm, self.residuals[0])
         return self._stop(residual)

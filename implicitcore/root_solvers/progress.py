@@ -37,7 +37,6 @@ class Progress:
     Attributes:
         active: ``[batch]``, the samples that have not stopped.
         remaining: how many they are, as last looked at.
-        residual: of the last iterate.
         limit: ``[batch]``, below which a residual meets the tolerance.
         grown: ``[batch]``, the samples whose residual has more than doubled in the last step; None where there are none.
     """
@@ -63,7 +62,6 @@ class Progress:
         self.trace = system.trace
         self.last: Tensor
         self.ceiling: Tensor
-        self.residual: Residual
         self.limit: Tensor
 
     def observe(self, z: Tensor, fz: Tensor) -> bool:
@@ -101,7 +99,7 @@ class Progress:
 
     def _measure(self, residual: Residual) -> Tensor:
         """The size of the residual, and the limit that it is compared with."""
-        self.residual, size = residual, residual.norm.detach()
+        size = residual.norm.detach()
         self.count += 1
         if self.start_norm is None:
             # A tolerance relative to an infinite start would be met by anything; one relative to NaN is met by nothing.

@@ -1,0 +1,71 @@
+"""The loop of the solvers for systems that are linear in z."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicitcore.options import Options
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.progress import Progress
+from implicitcore.solution import Solution
+from implicitcore.system import Linearization, System
+from implicitcore.tolerances import Count, Tolerance
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Correction(NamedTuple):
+    """What one cycle adds to z, and what it cost."""
+
+    s: Tensor  # [batch, n]
+    products: int
+    steps: Tensor  # [batch], the products that each sample used
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRootSolver(Options, RootSolver):
+    """Cycles of a matrix-free method for A s = g, with g = g(z) = b - A z, per sample; each begins at the residual measured.
+
+    A = -dg/dz = I - df/dz comes as products from ``system.linearize``. The residual is measured after a cycle, though the methods predict
+    it: rounding, and a cell that mixes samples, part the two. On a nonlinear system a cycle solves the linearisation at z.
+
+    Attributes:
+        tol: relative tolerance per sample, in the 2-norm (relative to the incoming gradient in a backward pass).
+        atol: absolute tolerance beside it.
+        max_steps: most products.
+    """
+
+    tol: Tolerance = 1e-4
+    atol: Tolerance = 0.0
+    max_steps: Count = 100
+
+    @abstractmethod
+    def cycle(self, system: System, product: Product, g: Tensor, progress: Progress, left: int) -> Correction:
+        """An s with A s near g for the active samples, after about ``left`` products at most; ``product`` is v -> A v."""
+
+    def solve(self, system: System, z0: Tensor) -> Solution:
+        """See :meth:`RootSolver.solve`."""
+        progress = Progress(system, z0, self.tol, self.atol)
+        z, fz = z0, system.update(z0)
+        stopped = progress.observe(z, fz)
+        products, steps = 0, torch.zeros_like(progress.steps)
+        while not stopped and products < self.max_steps:
+            product, g = _product(system.linearize(z)), system.residual(z, fz).value
+            found = self.cycle(system, product, g, progress, self.max_steps - products)
+            products += found.products + 1
+            steps += found.steps
+            z = progress.freeze(z + found.s, z)
+            fz = system.update(z)
+            stopped = progress.observe(z, fz)
+        return progress.solution(steps=steps)
+
+
+def _product(jacobian: Linearization) -> Product:
+    """v -> (I - J) v."""
+    return lambda v: v - jacobian.jvp(v)
