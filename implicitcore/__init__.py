@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from implicitcore.backends.base import Backend as Backend
+    from implicitcore.backends.fused import FusedBackend as FusedBackend
     from implicitcore.backends.torch import TorchBackend as TorchBackend
     from implicitcore.config import build as build
     from implicitcore.config import create as create
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "backends.base": ("Backend",),
+    "backends.fused": ("FusedBackend",),
     "backends.torch": ("TorchBackend",),
     "config": ("build", "create", "describe"),
     "config_file": ("load_config",),

@@ -13,7 +13,7 @@ from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import GradientError
+from implicitcore.errors import ConfigError, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
@@ -164,6 +164,7 @@ def run(  # noqa: PLR0913 - keyword options
 ) -> Solution:
     """Pack the start, solve with the gradient attached, and unpack: the one edge between pytrees and packed states."""
     check_transforms(type(gradient).__name__, gradient.transforms)
+    _check_backend(backend)
     begin = promoted(z0)
     packing = Packing.of(begin)
     with one_function(dynamics):
@@ -172,3 +173,9 @@ def run(  # noqa: PLR0913 - keyword options
             solution = gradient.run(solve, system, packing.pack(begin))
     iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
     return replace(solution, z=packing.unpack(solution.z), start=z0, iterates=iterates)
+
+
+def _check_backend(backend: Backend | None) -> None:
+    reason = None if backend is None else backend.unavailable_reason()
+    if reason is not None:
+        raise ConfigError([f"backend: {type(backend).__name__} cannot run here: {reason}; use 'auto' or 'torch'"])

@@ -76,6 +76,11 @@ def check_transforms(strategy: str, follows: Collection[str]) -> None:
         raise GradientError(_STRATEGY.format(strategy, "forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad)"))
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` or a forward-mode derivative is under way."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def check_products() -> None:
     """Refuse Jacobian products inside a derivative of ``torch.func``.
 

@@ -1,0 +1,106 @@
+"""What a backend of kernels may count on, and what the torch backend does in its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import torch
+from dense import Cell, inputs, relative_error
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import implicitcore as ic
+from implicitcore.backends.base import Residual
+
+REFERENCE = ic.TorchBackend()
+
+
+@dataclass(frozen=True)
+class Watched(ic.FusedBackend):
+    """Kernels that are the reference's, that check what they were promised, and that count."""
+
+    device_types: ClassVar[tuple[str, ...]] = ("cpu",)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float64,)
+    calls: list[str] = field(default_factory=list)
+    reason: str | None = None
+
+    def unavailable_reason(self) -> str | None:
+        return self.reason
+
+    def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
+        self._met("residual", [fz, z, out], [])
+        return REFERENCE.residual(fz, z, out)
+
+    def _gram_row(self, history: Tensor, row: Tensor) -> Tensor:
+        self._met("gram_row", [], [history, row])
+        return REFERENCE.gram_row(history, row)
+
+    def _mix(self, row, weights, history, scale, out):
+        self._met("mix", [weights], [history, out] if row is None else [row, history, out])
+        return out.copy_(REFERENCE.mix(row, weights, history, scale))
+
+    def _combine(self, z, dt, stages, weights):
+        self._met("combine", [dt, *stages] if z is None else [z, dt, *stages], [])
+        assert all(weights)
+        return REFERENCE.combine(z, dt, stages, weights)
+
+    def _error_norm(self, error, z, z_next, rtol, atol):
+        self._met("error_norm", [error, z, z_next], [])
+        return REFERENCE.error_norm(error, z, z_next, rtol, atol)
+
+    def _met(self, name: str, whole: list[Tensor], rows: list[Tensor]) -> None:
+        self.calls.append(name)
+        assert all(tensor.is_contiguous() for tensor in whole)
+        assert all(tensor.stride(2) == 1 for tensor in rows)
+        assert all(tensor.numel() and tensor.dtype == torch.float64 for tensor in (*whole, *rows))
+        assert not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*whole, *rows)))
+
+
+def residual_gradients(backend, gradient, solver, *, second=False):
+    cell, x = Cell(contraction=0.5), inputs().requires_grad_()
+    layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=solver, gradient=gradient, backend=backend)
+    wrt = [*cell.parameters(), x]
+    first = torch.autograd.grad(layer(x).square().sum(), wrt, create_graph=second)
+    return torch.autograd.grad(sum(g.square().sum() for g in first), wrt) if second else first
+
+
+@pytest.mark.parametrize(
+    "solver", [ic.Anderson(tol=1e-11), ic.Broyden(tol=1e-11), ic.Newton(tol=1e-11), ic.SteadyState(tol=1e-8)], ids=repr
+)
+@pytest.mark.parametrize("gradient", [ic.Implicit(ic.GMRES(tol=1e-11)), ic.Unrolled(), ic.Phantom()], ids=lambda part: type(part).__name__)
+def test_the_kernels_run_in_the_loop_and_gradients_are_the_same(solver, gradient):
+    backend = Watched()
+    found, expected = residual_gradients(backend, gradient, solver), residual_gradients(REFERENCE, gradient, solver)
+    assert relative_error(found, expected) < 1e-9
+    assert isinstance(gradient, ic.Unrolled) or backend.calls
+
+
+def test_second_derivatives_are_the_same():
+    options = (ic.Implicit(ic.GMRES(tol=1e-12)), ic.Anderson(tol=1e-12))
+    found, expected = residual_gradients(Watched(), *options, second=True), residual_gradients(REFERENCE, *options, second=True)
+    assert relative_error(found, expected) < 1e-8
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own
+def test_a_forward_derivative_passes_through():
+    backend, z = Watched(), torch.randn(2, 3, dtype=torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(z, z)
+        value, slope = forward_ad.unpack_dual(backend.residual(2 * dual, dual).norm)
+    assert torch.allclose(slope, value)
+    assert not backend.calls
+
+
+@pytest.mark.parametrize("z", [torch.zeros(0, 4, dtype=torch.float64), torch.zeros(3, 0, dtype=torch.float64), torch.ones(2, 4)], ids=str)
+def test_what_the_kernels_do_not_take_the_torch_backend_does(z):
+    backend = Watched()
+    assert torch.equal(backend.residual(z + 1, z).norm, REFERENCE.residual(z + 1, z).norm)
+    assert not backend.calls
+
+
+def test_a_backend_that_cannot_run_says_why():
+    backend = Watched(reason="no device")
+    with pytest.raises(ic.ConfigError, match="backend: Watched cannot run here: no device; use 'auto' or 'torch'"):
+        ic.fixed_point(lambda z, x: torch.cos(z), torch.zeros(2, 3), None, backend=backend)
