@@ -192,8 +192,11 @@ class System:
         part.trace = part._residual = None
         return part
 
-    def commit(self, step: Any, dt: Tensor, accept: Tensor) -> None:
-        """Hear of a step of an ODE solver: dt ``[batch]``, and which samples accepted it. Only a quadrature listens."""
+    def commit(self, step: Any, dt: Tensor, accept: Tensor | None) -> None:
+        """Hear of a step of an ODE solver: dt ``[batch]``, and which samples accepted it; None where those that did not had dt = 0.
+
+        Only a quadrature listens.
+        """
 
     def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
         """The state to go on from, where samples ``arrived`` at their output times ``which``. Only a quadrature is asked."""

@@ -165,8 +165,14 @@ class AdjointSystem(System):
             g = self.forward.velocity(t, point)
         self.evaluations += 1
         self.products += 1
+        velocity = torch.empty_like(z)
+        rate, back = velocity.tensor_split(2, 1)
+        rate.copy_(g.detach())
         pulled = pull([g], [point], [a])[0] if g.requires_grad else None
-        velocity = torch.cat((g.detach(), torch.zeros_like(state) if pulled is None else -pulled), 1)
+        if pulled is None:
+            back.zero_()
+        else:
+            torch.neg(pulled, out=back)
         self.stages[id(velocity)] = _Evaluation(velocity, g, a)
         return velocity
 
@@ -184,7 +190,7 @@ class AdjointSystem(System):
         part.stages = {}
         return part
 
-    def commit(self, step: Step, dt: Tensor, accept: Tensor) -> None:
+    def commit(self, step: Step, dt: Tensor, accept: Tensor | None) -> None:
         """Add the step's share of the quadrature, -dt sum_i b_i a_i^T dg_i/dtheta, in one product over all stages."""
         self.committed = True
         if not step.stages:
@@ -194,9 +200,8 @@ class AdjointSystem(System):
         self.stages = {key: stage for key, stage in self.stages.items() if stage.velocity is step.state}
         used = [(stage, b) for stage, b in used if stage.g.requires_grad]
         if used and self.inputs:
-            taken, weight = column(accept), column(-dt * self.unit).to(step.z.dtype)
-            # A choice and not a factor: a sample that failed may hold a NaN.
-            cotangents = [torch.where(taken, stage.a, 0).mul_(weight * b) for stage, b in used]
+            weight = column(-dt * self.unit).to(step.z.dtype)
+            cotangents = [_chosen(stage.a, accept, weight * b) for stage, b in used]
             self.products += len(used)
             found = pull([stage.g for stage, _ in used], self.inputs, cotangents)
             self.gradients = [total(old, new) for old, new in zip(self.gradients, found, strict=True)]
@@ -206,3 +211,8 @@ class AdjointSystem(System):
         n = z.shape[1] // 2
         here = self.stored[which.clamp(max=len(self.stored) - 1), torch.arange(len(z), device=z.device)]
         return torch.where(column(arrived), torch.cat((here[:, :n], z[:, n:] + here[:, n:]), 1), z)
+
+
+def _chosen(a: Tensor, accept: Tensor | None, weight: Tensor) -> Tensor:
+    """The weighted cotangent; zero by choice and not by a factor where a sample did not accept, for one that failed may hold a NaN."""
+    return a * weight if accept is None else torch.where(column(accept), a, 0).mul_(weight)

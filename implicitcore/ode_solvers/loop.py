@@ -159,7 +159,7 @@ class March:
             if any_refused:
                 self._refuse(verdict, dt.abs(), refused, finite)
             if self.system.quadrature:
-                self.system.commit(step, dt, accept)
+                self.system.commit(step, dt, None if alike else accept)
         self._keep(step, None if alike else follows)
         if any_arrived:
             self._arrive(arrived, before)
