@@ -65,7 +65,7 @@ class Site:
         file.write_text(text, encoding="utf-8")
 
 
-def run_python(*arguments: str, path: tuple[Site, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str, path: tuple[Site, ...] = (), timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a process of its own, with the sites in front of its path."""
     folders = [*(str(site.folder) for site in path), str(ROOT)]
     return subprocess.run(
@@ -74,5 +74,5 @@ def run_python(*arguments: str, path: tuple[Site, ...] = (), **environment: str)
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=timeout,
     )
