@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from implicitcore import __version__
+from implicitcore.cli.bench import bench
 from implicitcore.cli.group import Commands
 from implicitcore.cli.parts import info, list_parts
 from implicitcore.cli.plugins import plugins
@@ -23,7 +24,7 @@ def cli() -> None:
     """Implicit models in PyTorch: any dynamics, any solver, any gradient strategy, on any backend."""
 
 
-for command in (list_parts, info, plugins):
+for command in (list_parts, info, plugins, bench):
     cli.add_command(command)
 
 

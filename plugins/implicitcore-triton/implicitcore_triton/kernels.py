@@ -9,8 +9,9 @@ Sizes that change from step to step (``batch``, ``depth``, ``chunks``) are not s
 divides them decides how wide a load may be.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0913 - Triton gives the arguments of a kernel their types, and a kernel has one list of them
-# pyright: reportGeneralTypeIssues=false, reportInvalidTypeForm=false, reportOperatorIssue=false - what the code means to Triton
+# Triton gives the arguments of a kernel their types, and the code a meaning that Python does not know.
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0913
+# pyright: reportGeneralTypeIssues=false, reportInvalidTypeForm=false, reportOperatorIssue=false
 
 from __future__ import annotations
 

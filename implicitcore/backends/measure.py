@@ -1,0 +1,160 @@
+"""How fast a backend's kernels are on a device: ``implicitcore bench backend``."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicitcore.backends.base import Backend
+from implicitcore.backends.torch import TorchBackend
+
+Work = Callable[[], object]
+
+DEPTH, STAGES = 8, 6
+"""Rows of a history, and stages of a step: those of a default Anderson or Broyden iteration, and of the last row of Tsit5."""
+
+COMPILED = "torch.compile"
+
+
+class Case(NamedTuple):
+    """A kernel on tensors of one shape: what a backend is asked for, and the bytes that it reads and writes at least."""
+
+    run: Callable[[Backend], object]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One kernel of one backend.
+
+    Attributes:
+        kernel: its name.
+        backend: the backend's name, or ``torch.compile``.
+        batch: samples.
+        n: entries of a sample.
+        dtype: of the state.
+        seconds: of a call, the median over the repetitions.
+        gigabytes_per_second: the least bytes that it reads and writes, by the time; what fits a cache can be above the memory's.
+        faster: seconds of torch, eager, over these.
+    """
+
+    kernel: str
+    backend: str
+    batch: int
+    n: int
+    dtype: str
+    seconds: float
+    gigabytes_per_second: float
+    faster: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how.
+
+    Attributes:
+        device: where.
+        shapes: pairs of batch and n.
+        dtypes: of the states.
+        repetitions: each times all that is compared, in an order of its own.
+        window: seconds that the calls of one backend in one repetition take, about.
+        compiled: measure the torch backend's kernels under ``torch.compile`` too.
+    """
+
+    device: torch.device
+    shapes: Sequence[tuple[int, int]]
+    dtypes: Sequence[torch.dtype]
+    repetitions: int = 9
+    window: float = 0.01
+    compiled: bool = False
+
+
+def cases(batch: int, n: int, dtype: torch.dtype, device: torch.device) -> dict[str, Case]:
+    """Every kernel on states ``[batch, n]``, and Broyden's step, which is made of two."""
+    draw = partial(torch.randn, dtype=dtype, device=device)
+    z, fz, error = draw(3, batch, n).unbind()
+    stages, history, weights = draw(STAGES, batch, n).unbind(), draw(batch, DEPTH, n), draw(batch, 1, DEPTH)
+    matrix, row, dt = draw(batch, DEPTH, DEPTH), fz.unsqueeze(1), torch.rand(batch, device=device)
+    state = batch * n * dtype.itemsize
+    lent = torch.empty_like(z)
+
+    def broyden(backend: Backend) -> Tensor:
+        return backend.mix(row, torch.bmm(backend.gram_row(history, row), matrix), history)
+
+    return {
+        "residual": Case(lambda backend: backend.residual(fz, z, lent), 3 * state),
+        "gram_row": Case(lambda backend: backend.gram_row(history, row), (DEPTH + 1) * state),
+        "mix": Case(lambda backend: backend.mix(row, weights, history, -1), (DEPTH + 2) * state),
+        "broyden": Case(broyden, (2 * DEPTH + 3) * state),
+        "combine": Case(lambda backend: backend.combine(z, dt, stages, [0.1] * STAGES), (STAGES + 2) * state),
+        "error_norm": Case(lambda backend: backend.error_norm(error, z, fz, 1e-3, 1e-6), 3 * state),
+    }
+
+
+@torch.no_grad()
+def measure(backends: Mapping[str, Backend], plan: Plan) -> Iterator[Measured]:
+    """Every kernel of every backend, beside the torch backend's."""
+    reference = TorchBackend()
+    for batch, n in plan.shapes:
+        for dtype in plan.dtypes:
+            able = {"torch": reference, **{name: backend for name, backend in backends.items() if dtype in backend.dtypes}}
+            for kernel, case in cases(batch, n, dtype, plan.device).items():
+                works: dict[str, Work] = {name: partial(case.run, backend) for name, backend in able.items()}
+                if plan.compiled:
+                    works[COMPILED] = _compiled(case)
+                seconds = interleave(works, plan)
+                for name, spent in seconds.items():
+                    speed = case.bytes / spent / 1e9
+                    short = str(dtype).removeprefix("torch.")
+                    yield Measured(kernel, name, batch, n, short, spent, speed, seconds["torch"] / spent)
+
+
+def interleave(works: Mapping[str, Work], plan: Plan) -> dict[str, float]:
+    """Median seconds of one call of each work: all are timed in each repetition, so that a slow minute slows all alike."""
+    calls = {name: _calls(work, plan) for name, work in works.items()}
+    samples: dict[str, list[float]] = {name: [] for name in works}
+    order, shuffle = list(works), random.Random(0).shuffle
+    for _ in range(plan.repetitions):
+        shuffle(order)
+        for name in order:
+            samples[name].append(_seconds(works[name], calls[name], plan.device))
+    return {name: statistics.median(seconds) for name, seconds in samples.items()}
+
+
+def _calls(work: Work, plan: Plan) -> int:
+    """How many calls fill the window; the first one warms up."""
+    _seconds(work, 1, plan.device)
+    return max(1, math.ceil(plan.window / _seconds(work, 1, plan.device)))
+
+
+def _seconds(work: Work, calls: int, device: torch.device) -> float:
+    """Seconds of a call; on CUDA between two events of the stream, so that no wait is needed for each call."""
+    if device.type == "cpu":
+        begin = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - begin) / calls
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    first.record()
+    for _ in range(calls):
+        work()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3 / calls
+
+
+def _compiled(case: Case) -> Work:
+    """The torch backend's kernel, compiled for this shape alone."""
+    torch.compiler.reset()  # else dynamo takes the next kernel for the same code with other tensors, and gives up after eight
+    work: Any = torch.compile(lambda: case.run(TorchBackend()), dynamic=False)
+    return work
