@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from kernel_checks import Kernels
+from triton.runtime.errors import InterpreterError
 
 import implicitcore_triton
+from implicitcore_triton import Triton, kernels
 
-pytest.importorskip("triton")
-import kernel_checks as checks  # noqa: E402
-from triton.runtime.errors import InterpreterError  # noqa: E402
-
+CHECKS = Kernels(Triton(interpret=True))
 BUGS = {
     "the last column left out": ("mask = there & (column < end)", "mask = there & (column < end - 1)"),
     "columns beyond the chunk": ("end = tl.minimum(n, (chunk + 1) * CHUNK)", "end = n"),
@@ -42,16 +41,16 @@ BUGS = {
 
 def check_all() -> None:
     for n in (129, 5000):
-        for check in (checks.check_residual, checks.check_error_norm):
-            check(3, n, torch.float64, True)
-        for check in (checks.check_gram_row, checks.check_mix, lambda *size: checks.check_combine(*size, aligned=True)):
+        for check in (CHECKS.residual, CHECKS.error_norm):
+            check(3, n, torch.float64)
+        for check in (CHECKS.gram_row, CHECKS.mix, CHECKS.combine):
             check(3, n, torch.float64, 11)
-    checks.check_residual(3, 129, torch.bfloat16, True)
-    checks.check_not_a_number(5)
+    CHECKS.residual(3, 129, torch.bfloat16)
+    CHECKS.not_a_number(5)
 
 
 def wrong_kernels(path: Path, right: str, wrong: str):
-    source = Path(sys.modules["implicitcore_triton.kernels"].__file__).read_text()
+    source = Path(kernels.__file__).read_text()
     assert right in source, "the kernel was rewritten: write the bug anew"
     path.write_text(source.replace(right, wrong))
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -66,9 +65,6 @@ def test_the_kernels_as_they_are():
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_is_caught(bug, tmp_path, monkeypatch):
-    from implicitcore_triton import kernels
-
-    assert kernels is implicitcore_triton.kernels
     monkeypatch.setattr(implicitcore_triton, "kernels", wrong_kernels(tmp_path / "wrong.py", *BUGS[bug]))
     with pytest.raises((AssertionError, InterpreterError)):  # the second where NumPy warns, as of zero over zero
         check_all()
