@@ -64,7 +64,8 @@ class AndersonState:
         """Take in a direction; a sample that restarts leaves it out with the others."""
         if self.alive is not None:
             used = torch.ones_like(self.alive[:, 0]) if self.fresh is None else ~self.fresh
-            self.alive = self.alive.index_copy(1, self.alive.new_tensor([self.pairs.slot], dtype=torch.int64), column(used))
+            self.alive = self.alive.clone()  # not index_copy, whose index would come from the host, and the device waits for that
+            self.alive[:, self.pairs.slot] = used
         self.pairs.append(pair, scale)
 
     def retreat(self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor], fresh: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,65 @@
+"""On an accelerator, a loop does not wait for the device in every step: counted without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from looks import Looks
+
+import implicitcore as ic
+
+BATCH, N = 3, 8
+
+
+def states(*shape):
+    return torch.zeros(shape, device="meta")
+
+
+def cell(z, x):
+    return torch.tanh(z @ x)
+
+
+def remaining(tensor):
+    """Every sample goes on."""
+    return torch.tensor(BATCH).to(tensor.dtype)
+
+
+def nothing_happened(tensor):
+    """All samples accepted, none arrived, none was refused."""
+    return torch.tensor([True, False, False]) if tensor.shape == (3,) else torch.tensor(True)
+
+
+def looks_of_equilibrium(solver):
+    with Looks(remaining) as looks, torch.no_grad():
+        ic.fixed_point(cell, states(BATCH, N), states(N, N), solver=solver)
+    return looks.seen
+
+
+def looks_of_trajectory(solver):
+    with Looks(nothing_happened) as looks, torch.no_grad():
+        field = lambda t, z, x: cell(z, x)  # noqa: E731
+        ic.integrate(field, states(BATCH, N), states(N, N), times=states(2), solver=solver)
+    return looks.seen
+
+
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden], ids=lambda solver: solver.__name__)
+def test_a_root_solver_looks_every_fourth_step(solver):
+    some, more = (looks_of_equilibrium(solver(max_steps=steps)) for steps in (21, 61))
+    assert more - some == {"aten._local_scalar_dense": 10}
+
+
+def test_an_ode_solver_looks_once_a_step():
+    some, more = (looks_of_trajectory(ic.Tsit5(max_steps=steps)) for steps in (20, 60))
+    assert (more - some).total() == 40
+
+
+def test_each_kind_of_wait_is_seen():
+    device, flag = states(3), states()
+    with Looks(lambda tensor: torch.ones(tensor.shape)) as looks:
+        assert flag
+        device.new_tensor([1.0])
+        torch.tensor(1.0, device="meta")
+        device.copy_(torch.ones(3))
+        torch.ones(3).to("meta")
+        torch.ones(3) + 1
+    assert looks.seen == {"aten._local_scalar_dense": 1, "new_tensor": 1, "tensor": 1, "aten.copy_": 1, "aten._to_copy": 1}
