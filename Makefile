@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test install install-dev lint docs bench-root bench-ode clean
+.PHONY: help demo test test-gpu install install-dev lint docs bench-root bench-ode bench-gpu clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ demo: install ## train and compare every layer on handwritten digits; table on s
 # One thread: the tensors are small, and threads that wait for each other cost more than they bring, most of all on a busy machine.
 test: install ## run the tests, the docstring examples and the code blocks of the documentation
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+test-gpu: install ## run the tests that need an NVIDIA GPU, for every backend that is installed
+	$(BIN)/python -m pytest -m gpu tests/gpu -ra $(PYTEST_ARGS)
 
 install: $(INSTALLED) ## create the environment in .venv (done by the other targets)
 install-dev: $(INSTALLED_DEV) ## add the linters and the documentation builder to it
@@ -62,6 +65,10 @@ bench-root: install ## measure root finding and its gradients against TorchDEQ; 
 bench-ode: install ## measure trajectories and their gradients against torchdiffeq and torchode; results in docs/benchmarks/ode.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.ode $(BENCH_ARGS)
+
+bench-gpu: install ## measure training steps on an NVIDIA GPU, with each backend, against TorchDEQ; results in docs/benchmarks/gpu.md
+	$(PIP) --editable '.[bench]'
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist demo docs/api .pytest_cache .ruff_cache

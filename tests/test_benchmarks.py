@@ -6,14 +6,14 @@ from collections import Counter
 
 import pytest
 import torch
-from benchmarks import counting, ode, ode_contenders, ode_problems, ode_report, root
+from benchmarks import counting, gpu, gpu_report, ode, ode_contenders, ode_problems, ode_report, root
 from benchmarks.counting import Counted
 from benchmarks.harness import Settings, measure
 from benchmarks.markdown import short
 from benchmarks.problem import Contender, Outcome, Problem
 from benchmarks.root_problems import problems
 from benchmarks.root_report import compact
-from benchmarks.rows import Row
+from benchmarks.rows import Row, save
 from benchmarks.timing import interleave
 
 import implicitcore as ic
@@ -30,9 +30,9 @@ def settings(**options):
     return Settings(repetitions=1, window=0.0, **options)
 
 
-def check_quick_run(program, path, count, limit):
+def check_quick_run(program, path, count, limit, *options):
     """One run, and the page written anew from it."""
-    program.main(["--quick", "--threads", "1", "--output", str(path.parent)])
+    program.main(["--quick", "--threads", "1", "--output", str(path.parent), *options])
     *rows, machine = json.loads(path.read_text())
     assert {" ".join(row) for row in rows} == {KEYS}
     assert list(machine) == ["machine"]
@@ -51,6 +51,35 @@ def check_quick_run(program, path, count, limit):
 def test_quick_root_run(tmp_path):
     page = check_quick_run(root, tmp_path / "root.json", 5, 1e-3)
     assert page.count("| vjps | residual |") == 5
+
+
+@pytest.mark.slow
+def test_quick_gpu_run(tmp_path):
+    page = check_quick_run(gpu, tmp_path / "gpu.json", 5, 1e-3, "--device", "cpu")
+    assert page.count("| vjps | residual |") == 5
+    assert "Device: cpu. Measured on " in page
+    assert "no GPU machine" not in page
+
+
+def test_a_page_without_a_gpu_says_so_and_replaces_no_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.main(["--output", str(tmp_path)])
+    page = (tmp_path / "gpu.md").read_text()
+    assert "**Nothing is measured yet: no GPU machine was at hand.**" in page
+    save(tmp_path / "gpu.json", [row("MLP", "implicitcore", "anderson, torch", "implicit anderson")], {})
+    with pytest.raises(SystemExit, match="nothing was measured: no cuda device; .* stays as it is"):
+        gpu.main(["--output", str(tmp_path)])
+
+
+def test_the_gpu_page_compares_with_the_torch_backend():
+    rows = [
+        row("MLP", "implicitcore", "anderson, torch", "implicit anderson", seconds=2.0),
+        row("MLP", "implicitcore", "anderson, torch, compiled cell", "implicit anderson", seconds=1.0),
+        row("MLP", "torchdeq", "anderson, torch", "implicit anderson", seconds=8.0),
+    ]
+    lines = list(gpu_report._against_torch(rows))
+    assert "| problem | method | ms | implicitcore, torch, compiled cell | torchdeq, torch |" in lines
+    assert "| MLP, tol 1e-5 | anderson | 2000.00 | 2.00 x | 0.25 x |" in lines
 
 
 @pytest.mark.slow

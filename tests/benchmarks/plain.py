@@ -38,7 +38,7 @@ def anderson(f: Callable[[Tensor], Tensor], z: Tensor, tol: float, limit: int, d
     for k in range(2, limit):
         used, slot = min(k, depth), k % depth
         g = values[:, :used] - points[:, :used]
-        matrix[:, 1 : used + 1, 1 : used + 1] = torch.bmm(g, g.transpose(1, 2)) + ridge * torch.eye(used, dtype=z.dtype)
+        matrix[:, 1 : used + 1, 1 : used + 1] = torch.bmm(g, g.transpose(1, 2)) + ridge * torch.eye(used, dtype=z.dtype, device=z.device)
         alpha = torch.linalg.solve(matrix[:, : used + 1, : used + 1], right[:, : used + 1])[:, 1:, 0]
         points[:, slot] = torch.bmm(alpha[:, None], values[:, :used])[:, 0]
         values[:, slot] = f(points[:, slot].view(shape)).flatten(1)

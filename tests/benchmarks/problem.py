@@ -48,8 +48,12 @@ class Problem:
 
     def double(self) -> Problem:
         """The same problem in float64."""
-        x, z0 = pytree.tree_map(lambda leaf: leaf.detach().double().requires_grad_(leaf.requires_grad), (self.x, self.z0))
-        return replace(self, f=deepcopy(self.f).double(), x=x, z0=z0, v=self.v.double())
+        return self.to(torch.float64)
+
+    def to(self, where: torch.dtype | torch.device) -> Problem:
+        """The same problem in another dtype, or on another device."""
+        x, z0 = pytree.tree_map(lambda leaf: leaf.detach().to(where).requires_grad_(leaf.requires_grad), (self.x, self.z0))
+        return replace(self, f=deepcopy(self.f).to(where), x=x, z0=z0, v=self.v.to(where))
 
     @cached_property
     def reference(self) -> Reference:

@@ -15,7 +15,7 @@ import torch
 from benchmarks.harness import Settings, measure
 from benchmarks.problem import Contender, Problem
 from benchmarks.report import measurements
-from benchmarks.rows import Row, load, machine, save
+from benchmarks.rows import Row, device_name, load, machine, save
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 NOTES = ("pieces", "per_sample", "warned", "left_out")
@@ -32,6 +32,7 @@ class Program:
         problems: called with True for the quick ones.
         contenders: on a problem, quick or not.
         page: the Markdown page, from the rows, the row ``machine`` and the text of what was tried.
+        devices: where it can run; the first is the default.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Program:
     problems: Callable[[bool], Sequence[Problem]]
     contenders: Callable[[Problem, bool], Sequence[Contender]]
     page: Callable[[Sequence[Row], Mapping[str, Any], str], str]
+    devices: tuple[str, ...] = ("cpu",)
 
     def main(self, arguments: list[str] | None = None) -> None:
         options = self._options(arguments)
@@ -48,9 +50,12 @@ class Program:
             rows, about = self._run(options)
             if options.output is None and (options.quick or options.only):
                 return
+            if not rows and path.exists() and load(path)[0]:
+                raise SystemExit(f"nothing was measured: no {options.device} device; {path} stays as it is")
             folder.mkdir(parents=True, exist_ok=True)
             save(path, rows, about)
-        tried = Path(__file__).with_name(f"{self.name}_tried.md").read_text(encoding="utf-8")
+        notes = Path(__file__).with_name(f"{self.name}_tried.md")
+        tried = notes.read_text(encoding="utf-8") if notes.exists() else ""
         path.with_suffix(".md").write_text(self.page(*load(path), tried), encoding="utf-8")
         print(f"wrote {path} and {path.with_suffix('.md').name}")
 
@@ -59,9 +64,12 @@ class Program:
         settings = Settings(repetitions=options.repetitions, seed=options.seed)
         if options.quick:
             settings = replace(settings, repetitions=2, window=0.0)
-        cases = [(problem, self.contenders(problem, options.quick)) for problem in self._problems(options)]
+        device = device_name(options.device)
+        problems = self._problems(options) if device else []
+        cases = [(problem, self.contenders(problem, options.quick)) for problem in problems]
         libraries = {"implicitcore", "torch"} | {contender.library for _, found in cases for contender in found}
-        about = machine(sorted(filter(find_spec, libraries))) | {"repetitions": settings.repetitions} | {note: {} for note in NOTES}
+        about = machine(sorted(filter(find_spec, libraries))) | {"device": device, "repetitions": settings.repetitions}
+        about |= {note: {} for note in NOTES}
         rows: list[Row] = []
         for problem, contenders in cases:
             with warnings.catch_warnings(action="ignore"):  # its row says that a contender did not converge
@@ -74,7 +82,7 @@ class Program:
         return rows, about
 
     def _problems(self, options: argparse.Namespace) -> list[Problem]:
-        found = [problem for problem in self.problems(options.quick) if options.only in problem.name]
+        found = [problem.to(torch.device(options.device)) for problem in self.problems(options.quick) if options.only in problem.name]
         return [replace(problem, tolerances=problem.tolerances[:1]) for problem in found] if options.quick else found
 
     def _options(self, arguments: list[str] | None) -> argparse.Namespace:
@@ -82,6 +90,7 @@ class Program:
         parser.add_argument("--quick", action="store_true", help="tiny problems and few repetitions: does the program run?")
         parser.add_argument("--only", default="", metavar="TEXT", help="only the problems whose name holds TEXT")
         parser.add_argument("--report", action="store_true", help="write the page anew from the saved rows; measures nothing")
+        parser.add_argument("--device", choices=self.devices, default=self.devices[0], help="where it runs (default %(default)s)")
         parser.add_argument("--repetitions", type=int, default=9, help="interleaved repetitions (default %(default)s)")
         parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
         parser.add_argument("--seed", type=int, default=0, help="of the order in a repetition")

@@ -29,7 +29,7 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     found += [_ours(method, method, compact=True) for method in METHODS if _compacts(method)]
     found += [Contender(PLAIN, name, f"implicit {name}", partial(plain.implicit, getattr(plain, name))) for name in ("picard", "anderson")]
     if find_spec("torchdeq"):
-        found += [Contender(TORCHDEQ, method, f"implicit {method}", partial(_torchdeq, method)) for method in METHODS]
+        found += [Contender(TORCHDEQ, method, f"implicit {method}", partial(torchdeq, method)) for method in METHODS]
         found += [Contender(OURS, f"{method}, {EXACT}", f"implicit {method}", partial(_as_exact, method)) for method in METHODS]
     return found
 
@@ -57,7 +57,7 @@ def _implicitcore(
     return step
 
 
-def _torchdeq(method: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
+def torchdeq(method: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
     """Relative tolerances and the budget; all else is its default."""
     solver = "fixed_point_iter" if method == "picard" else method
     way = {"solver": solver, "tol": tol, "max_iter": problem.budget, "stop_mode": "rel"}
@@ -73,6 +73,6 @@ def _torchdeq(method: str, problem: Problem, tol: float) -> Callable[[], Outcome
 
 def _as_exact(method: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
     """Ours to the residual that TorchDEQ's same method reaches at this tolerance: it goes on for an evaluation or two."""
-    theirs = _torchdeq(method, replace(problem, f=deepcopy(problem.f)), tol)()
+    theirs = torchdeq(method, replace(problem, f=deepcopy(problem.f)), tol)()
     tol = min(tol, max(residual(problem.double(), theirs.z.detach()), SMALLEST))
     return _implicitcore(METHODS[method], METHODS[method], {}, problem, tol)

@@ -48,6 +48,13 @@ def machine(libraries: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def device_name(device: str) -> str | None:
+    """What the tensors lie on; None where there is no such device."""
+    if device == "cpu":
+        return device
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else None
+
+
 def save(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
     """One JSON list: the rows, each on a line of its own, and the row ``machine``."""
     lines = [json.dumps(entry, allow_nan=False) for entry in [*(asdict(row) for row in rows), {"machine": dict(about)}]]

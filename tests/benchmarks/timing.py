@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from math import ceil
 from typing import TypeVar
 
+import torch
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -46,10 +48,18 @@ def keep_memory(module: str) -> None:
 
 
 def _seconds(work: Callable[[], object], calls: int) -> float:
+    _finish()
     begin = time.perf_counter()
     for _ in range(calls):
         work()
+    _finish()
     return (time.perf_counter() - begin) / calls
+
+
+def _finish() -> None:
+    """Wait for what is queued on a GPU, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _calls(work: Callable[[], object], window: float) -> int:
