@@ -20,16 +20,14 @@ if TYPE_CHECKING:
 SHAPES = ("32x128", "256x1024", "64x16384", "1x1000000")
 
 
-class Shape(click.ParamType):
-    """``BATCHxN``."""
-
-    name = "BATCHxN"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(value))
-        if not found:
-            self.fail(f"{value!r} is not two numbers above zero, BATCHxN, such as 32x128", param, ctx)
-        return int(found[1]), int(found[2])
+def _shapes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[int, int]]:
+    found = []
+    for value in values:
+        sizes = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", value)
+        if not sizes:
+            raise click.BadParameter(f"{value!r} is not two numbers above zero, BATCHxN, such as 32x128", ctx, param)
+        found.append((int(sizes[1]), int(sizes[2])))
+    return found
 
 
 @click.group(cls=Group)
@@ -39,7 +37,15 @@ def bench() -> None:
 
 @bench.command()
 @click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where the kernels run.")
-@click.option("--shape", "shapes", type=Shape(), multiple=True, default=SHAPES, show_default=True, help="Of the states; more than once.")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    callback=_shapes,
+    default=SHAPES,
+    show_default=True,
+    help="Of the states, BATCHxN; repeat it for more.",
+)
 @click.option(
     "--dtype", "dtypes", type=click.Choice(("float32", "float64", "bfloat16")), multiple=True, default=("float32",), show_default=True
 )
@@ -65,7 +71,7 @@ def backend(**options: Any) -> None:
             file.write("[\n" + ",\n".join(lines) + "\n]\n")
 
 
-def _plan(*, device: str, shapes: tuple[tuple[int, int], ...], dtypes: tuple[str, ...], compiled: bool, quick: bool, path: object) -> Plan:
+def _plan(*, device: str, shapes: list[tuple[int, int]], dtypes: tuple[str, ...], compiled: bool, quick: bool, path: object) -> Plan:
     import torch
 
     from implicitcore.backends.measure import Plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu.loops import SOLVERS, Restless, one_step, problem, solve
+from gpu.loops import SOLVERS, endless, one_step, problem, solve
 
 import implicitcore as ic
 
@@ -12,10 +12,10 @@ each_solver = pytest.mark.parametrize("name", SOLVERS)
 
 
 @each_solver
-def test_a_restless_solve_takes_all_its_steps(name):
+def test_an_endless_solve_takes_all_its_steps(name):
     cell, x = problem("cpu")
     for steps in (21, 61):
-        assert solve(name, ic.TorchBackend(), Restless(cell), x, steps).steps.tolist() == [steps] * len(x)
+        assert solve(name, ic.TorchBackend(), endless(name, cell), x, steps).steps.tolist() == [steps] * len(x)
 
 
 @each_solver

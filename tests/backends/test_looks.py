@@ -61,5 +61,5 @@ def test_each_kind_of_wait_is_seen():
         torch.tensor(1.0, device="meta")
         device.copy_(torch.ones(3))
         torch.ones(3).to("meta")
-        torch.ones(3) + 1
+        _ = torch.ones(3) + 1
     assert looks.seen == {"aten._local_scalar_dense": 1, "new_tensor": 1, "tensor": 1, "aten.copy_": 1, "aten._to_copy": 1}

@@ -22,7 +22,7 @@ SOLVERS = {"anderson": ic.Anderson, "broyden": ic.Broyden, "tsit5": ic.Tsit5}
 
 
 class Restless(nn.Module):
-    """A cell with noise in it: no solve of it ends before its last step."""
+    """A cell with noise in it, which has no root."""
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
@@ -30,6 +30,11 @@ class Restless(nn.Module):
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         return self.cell(z, x) + 0.1 * torch.rand_like(z)
+
+
+def endless(name: str, cell: nn.Module) -> nn.Module:
+    """A cell whose solve takes every step that it may; the way of an ODE solver is long enough, and noise would have its steps refused."""
+    return cell if name == "tsit5" else Restless(cell)
 
 
 def problem(device: str = "cuda") -> tuple[Cell, Tensor]:

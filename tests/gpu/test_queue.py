@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu.loops import Restless, one_step, problem, solve, traced_waits, waits
+from gpu.loops import endless, one_step, problem, solve, traced_waits, waits
 
 import implicitcore as ic
 
@@ -18,7 +18,7 @@ PER_STEP = {"anderson": 1 / 4, "broyden": 1 / 4, "tsit5": 1}
 @each_solver
 def test_the_host_waits_for_the_stop_test_alone(backend, name):
     cell, x = problem()
-    cell = Restless(cell)
+    cell = endless(name, cell)
     counts, traced = [], []
     solve(name, backend, cell, x, MANY)  # what is made once is made
     for steps in (FEW, MANY):

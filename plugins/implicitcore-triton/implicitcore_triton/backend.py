@@ -115,12 +115,16 @@ def _launch(name: str, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> 
     """Run a kernel on the device of its tensors."""
     import triton.language as tl
 
-    from implicitcore_triton import kernels
-
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
     acc = tl.float64 if tensor.dtype == torch.float64 else tl.float32
     with torch.cuda.device_of(tensor):  # Triton launches on the current device, whatever it is given
-        getattr(kernels, name)[grid](*arguments, ACC=acc, enable_fp_fusion=True, **sizes)
+        _call(name, grid, *arguments, ACC=acc, enable_fp_fusion=True, **sizes)
+
+
+def _call(name: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    from implicitcore_triton import kernels
+
+    getattr(kernels, name)[grid](*arguments, **options)
 
 
 def _columns(n: int, most: int) -> int:

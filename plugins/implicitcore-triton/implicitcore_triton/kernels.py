@@ -1,7 +1,7 @@
 """The kernels, in Triton.
 
 A state is ``[batch, n]`` and contiguous. What sums over n works on tiles: some samples, some of their columns. A sample with more
-columns than a chunk is summed by several programs, each of which leaves its part for :func:`finish`: no atomic addition, so the same
+columns than a chunk is summed by several programs, each of which leaves its part for ``finish``: no atomic addition, so the same
 tensors give the same bits, and how a sample is cut depends on n alone, so a batch gives what single samples give. Sums and products are
 in ACC, which is float32 at least.
 
