@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 from implicitcore.annotations import Slot
 from implicitcore.errors import ConfigError, UnknownPartError
 from implicitcore.options import REQUIRED, options_of
-from implicitcore.parts import CLASS_KINDS
+from implicitcore.parts import CLASS_KINDS, check_kind
 from implicitcore.reader import Reader, join
 from implicitcore.registry import REGISTRY
-from implicitcore.wording import did_you_mean, show
+from implicitcore.wording import show
 
 if TYPE_CHECKING:
     from implicitcore.layers.base import ImplicitLayer
 
-_NOT_DATA: Any = object()
+NOT_DATA: Any = object()
+"""Stands for what a configuration cannot have."""
 
 
 def build(spec: str | Mapping[str, Any] | ImplicitLayer, cell: Any = None, /, **options: Any) -> ImplicitLayer:
@@ -121,8 +122,7 @@ def describe(part: Any) -> dict[str, Any]:
 
 
 def _slot(kind: str) -> Slot:
-    if kind not in CLASS_KINDS:
-        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, CLASS_KINDS)} (kinds: {', '.join(CLASS_KINDS)})")
+    check_kind(kind, CLASS_KINDS)
     return Slot((kind,))
 
 
@@ -141,25 +141,33 @@ def _describe(part: Any, path: str) -> dict[str, Any]:
             raise ConfigError([f"{place}: {cls.__name__} must keep this option as an attribute"])
         if value is None and option.default is None:
             continue  # so that an object that was not given and one that only Python can give look the same
-        data = _data(value, place)
-        if data is not _NOT_DATA:
+        data = as_data(value, place)
+        if data is not NOT_DATA:
             values[option.name] = data
         elif not _is_module(cls) and value is not option.default:
             raise ConfigError([f"{place}: {show(value)} cannot be written in a configuration"])
     return {"name": name, **values}
 
 
-def _data(value: Any, path: str) -> Any:
-    """The value as a configuration has it, or ``_NOT_DATA``."""
+def as_data(value: Any, path: str) -> Any:
+    """The value as a configuration has it, or :data:`NOT_DATA`.
+
+    Arguments:
+        value: of an option.
+        path: of the option, for the message.
+
+    Raises:
+        ConfigError: a part in it is not registered, or has an option that is not data.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):
-        items = [_data(item, f"{path}[{index}]") for index, item in enumerate(value)]
-        return _NOT_DATA if any(item is _NOT_DATA for item in items) else items
+        items = [as_data(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return NOT_DATA if any(item is NOT_DATA for item in items) else items
     if getattr(value, "kind", None) in CLASS_KINDS and not _is_module(value):
         described = _describe(value, path)
         return described if len(described) > 1 else described["name"]
-    return _NOT_DATA
+    return NOT_DATA
 
 
 def _is_module(part: Any) -> bool:

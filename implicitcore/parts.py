@@ -22,10 +22,10 @@ _ABSENT = object()
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def check_kind(kind: str) -> None:
+def check_kind(kind: str, known: Sequence[str] = KINDS) -> None:
     """Raise :class:`UnknownPartError` where there is no such kind."""
-    if kind not in KINDS:
-        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    if kind not in known:
+        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, known)} (kinds: {', '.join(known)})")
 
 
 @dataclass(frozen=True, kw_only=True)
