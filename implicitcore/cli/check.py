@@ -13,10 +13,6 @@ from implicitcore.errors import ConfigError
 if TYPE_CHECKING:
     from implicitcore.testing import CheckResult
 
-MADE_FROM_CELLS = ("layer", "dynamics")
-"""The kinds that the checks make themselves, with cells of their own."""
-
-
 class Setting(click.ParamType):
     """An option of the part: ``key=value``."""
 
@@ -46,15 +42,16 @@ def check(kind: str, name: str, settings: tuple[tuple[str, Any], ...]) -> None:
 
     REGISTRY.find(kind, name).load()  # first, for what is wrong with it is not wrong with the options
     results = run_checks(_made(kind, name, settings))
-    table(("CHECK", "STATUS", "MESSAGE"), [(result.name, result.status, result.message) for result in results])
+    table(("CHECK", "STATUS", "MESSAGE"), [(result.name, result.status, " ".join(result.message.split())) for result in results])
     click.echo(f"\n{_counted(results)}")
     if any(result.status == "failed" for result in results):
         raise SystemExit(1)
 
 
 def _made(kind: str, name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
-    """The part with its options; of those kinds that the checks make, its class with them."""
+    """The part with its options; of the kinds that the checks make themselves, its class with them."""
     from implicitcore.config import create, prepare
+    from implicitcore.testing.subject import MADE_FROM_CELLS
 
     try:
         make = prepare if kind in MADE_FROM_CELLS else create

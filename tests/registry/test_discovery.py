@@ -1,5 +1,4 @@
 import builtins
-import subprocess
 import sys
 import threading
 import warnings
@@ -7,7 +6,7 @@ import warnings
 import pytest
 from sites import HEADER, SOLVER, Site, hook, registers, run_python
 
-from implicitcore import PluginError, PluginWarning
+from implicitcore import PluginError, PluginWarning, UnknownPartError
 from implicitcore.registry import Registry
 
 BROKEN = {
@@ -38,6 +37,8 @@ BROKEN = {
     "unknown kind": (registers("x", "a:B", "rootsolver"), "broken", "unknown kind 'rootsolver'; did you mean 'root_solver'"),
     "bad name": (registers("Two Words", "a:B"), "broken", "cannot be named 'Two Words'"),
     "object target": (hook("registry.register('root_solver', 'x', int, summary='')"), "broken", "must be a text 'module:attribute'"),
+    "long summary": (registers("x", "a:B", summary="two\nlines"), "broken", "must be one line of text, not 'two\\nlines'"),
+    "no target": (registers("x", "a.B"), "broken", "the target of root_solver 'x' must be 'module:attribute', not 'a.B'"),
     "twice": (hook("[registry.register('root_solver', 'x', 'a:B', summary='') for _ in '12']"), "broken", "registered twice"),
     "no version": (
         registers("x", "a:B").replace("IMPLICITCORE_API = 1", ""),
@@ -189,35 +190,21 @@ def test_sixteen_threads_discover_once(site: Site):
     assert [str(warning.message)[:12] for warning in caught] == ["plugin 'bad'"]
 
 
-STATE = """
-import sys, warnings
-sys.modules["torch"] = None  # an import of torch fails
-warnings.simplefilter("ignore")
-from implicitcore.errors import ImplicitCoreError
-from implicitcore.registry import REGISTRY
-for plugin in REGISTRY.plugins():
-    print(plugin.name, plugin.distribution, plugin.status, plugin.error)
-print(*REGISTRY.parts(), sep="\\n")
-for name in ("twice", "b-dist:twice"):
-    try:
-        print(REGISTRY.find("root_solver", name))
-    except ImplicitCoreError as error:
-        print(error)
-"""
+def test_a_name_that_another_distribution_has_is_a_status_and_leaves_nothing_out(site: Site):
+    site.add("a-dist", registers("anderson", "a:A"))
+    site.add("b-dist", registers("mine", "b:B"))
+    registry = Registry()
+    for name in ("builtin", "a-dist"):
+        plugin = plugin_of(registry, name)
+        assert (plugin.status, plugin.usable) == ("conflict", True)
+        assert [[part.provider for part in shared] for shared in plugin.conflicts] == [["implicitcore", "a-dist"]]
+        assert plugin.error == ("root_solver 'anderson' is provided by 2 distributions: say 'implicitcore:anderson' or 'a-dist:anderson'")
+    assert plugin_of(registry, "b-dist").status == "ok"
+    assert registry.find("root_solver", "a-dist:anderson").target == "a:A"
+    assert "left out" not in refusal(registry, "andersen")
 
 
-def test_neither_path_order_nor_hash_seed_matters_and_torch_is_not_imported(tmp_path):
-    left, right = Site(tmp_path / "left"), Site(tmp_path / "right")
-    left.add("b-dist", registers("twice", "b:B"))
-    left.add("zz", "1 / 0")
-    right.add("a-dist", registers("twice", "a:A"))
-    right.add("anderson-too", registers("anderson", "a:A"))
-
-    def state(path: tuple[Site, ...], seed: int) -> subprocess.CompletedProcess[str]:
-        return run_python("-c", STATE, path=path, PYTHONHASHSEED=str(seed))
-
-    runs = [state(path, seed) for path in ((left, right), (right, left)) for seed in (0, 1, 12345)]
-    assert [run.stderr for run in runs] == [""] * 6
-    assert len({run.stdout for run in runs}) == 1
-    assert "say which: 'a-dist:twice' (a:A) or 'b-dist:twice' (b:B)" in runs[0].stdout
-    assert runs[0].stdout.endswith("root_solver 'twice' of b-dist 1.0\n")
+def refusal(registry: Registry, name: str) -> str:
+    with pytest.raises(UnknownPartError) as caught:
+        registry.find("root_solver", name)
+    return str(caught.value)
