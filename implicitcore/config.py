@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from implicitcore.annotations import Slot
 from implicitcore.errors import ConfigError, UnknownPartError
 from implicitcore.options import REQUIRED, options_of
-from implicitcore.parts import CLASS_KINDS, check_kind
+from implicitcore.parts import CLASS_KINDS, MODULE_KINDS, check_kind
 from implicitcore.reader import Reader, join
 from implicitcore.registry import REGISTRY
 from implicitcore.wording import show
@@ -137,14 +137,14 @@ def _describe(part: Any, path: str) -> dict[str, Any]:
     for option in options_of(cls).values():
         place = join(path, option.name)
         value = part.keywords.get(option.name, option.default) if prepared else getattr(part, option.name, REQUIRED)
-        if value is REQUIRED and not prepared and not (option.positional and _is_module(cls)):
+        if value is REQUIRED and not prepared and not (option.positional and cls.kind in MODULE_KINDS):
             raise ConfigError([f"{place}: {cls.__name__} must keep this option as an attribute"])
         if value is None and option.default is None:
             continue  # so that an object that was not given and one that only Python can give look the same
         data = as_data(value, place)
         if data is not NOT_DATA:
             values[option.name] = data
-        elif not _is_module(cls) and value is not option.default:
+        elif cls.kind not in MODULE_KINDS and value is not option.default:
             raise ConfigError([f"{place}: {show(value)} cannot be written in a configuration"])
     return {"name": name, **values}
 
@@ -164,12 +164,7 @@ def as_data(value: Any, path: str) -> Any:
     if isinstance(value, tuple | list):
         items = [as_data(item, f"{path}[{index}]") for index, item in enumerate(value)]
         return NOT_DATA if any(item is NOT_DATA for item in items) else items
-    if getattr(value, "kind", None) in CLASS_KINDS and not _is_module(value):
+    if getattr(value, "kind", None) in set(CLASS_KINDS).difference(MODULE_KINDS):
         described = _describe(value, path)
         return described if len(described) > 1 else described["name"]
     return NOT_DATA
-
-
-def _is_module(part: Any) -> bool:
-    """Layers and dynamics hold modules and functions, which are given from Python and not by a configuration."""
-    return getattr(part, "kind", None) in ("layer", "dynamics")

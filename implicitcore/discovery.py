@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +25,8 @@ DISABLE = "IMPLICITCORE_DISABLE_PLUGINS"
 STRICT = "IMPLICITCORE_STRICT_PLUGINS"
 
 Status = Literal["ok", "conflict", "broken", "incompatible", "disabled"]
+
+_MODULE = re.compile(r"[A-Za-z_][\w.]*")
 
 
 class _Hooks:
@@ -143,10 +147,9 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin
 
 
 def _import(point: EntryPoint) -> ModuleType:
-    module = point.load()
-    if not isinstance(module, ModuleType):
-        raise PluginError(f"the entry point {point.name} = {point.value} must name a module, not {type(module).__name__}")
-    return module
+    if not _MODULE.fullmatch(point.value):
+        raise PluginError(f"the entry point {point.name} = {point.value} must name a module, as {point.name} = my_package.plugin")
+    return importlib.import_module(point.value)
 
 
 def _register(manager: pluggy.PluginManager, module: ModuleType, registrar: Registrar) -> tuple[Part, ...]:

@@ -14,6 +14,9 @@ from implicitcore.wording import describe_error, did_you_mean
 CLASS_KINDS = ("layer", "dynamics", "root_solver", "ode_solver", "gradient", "backend")
 """The kinds whose parts are classes with that ``kind``."""
 
+MODULE_KINDS = ("layer", "dynamics")
+"""The kinds whose parts hold modules and functions, which are given from Python and not by a configuration."""
+
 KINDS = (*CLASS_KINDS, "command")
 """Every kind; a ``command`` is a click command that a plugin adds to the command line."""
 

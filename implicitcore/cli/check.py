@@ -9,9 +9,11 @@ import click
 
 from implicitcore.cli.group import Kind, table
 from implicitcore.errors import ConfigError
+from implicitcore.parts import MODULE_KINDS
 
 if TYPE_CHECKING:
     from implicitcore.testing import CheckResult
+
 
 class Setting(click.ParamType):
     """An option of the part: ``key=value``."""
@@ -51,10 +53,9 @@ def check(kind: str, name: str, settings: tuple[tuple[str, Any], ...]) -> None:
 def _made(kind: str, name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
     """The part with its options; of the kinds that the checks make themselves, its class with them."""
     from implicitcore.config import create, prepare
-    from implicitcore.testing.subject import MADE_FROM_CELLS
 
     try:
-        make = prepare if kind in MADE_FROM_CELLS else create
+        make = prepare if kind in MODULE_KINDS else create
         return make(kind, nested(settings) | {"name": name})
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 import click
@@ -160,8 +161,14 @@ def _show_problems(problems: list[Problem], verbose: bool) -> None:
     click.echo(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "\nall is well")
     for problem in problems:
         click.echo(f"\n{problem.message}")
-        # Where the message is ours and complete there is no cause; of a PluginError the message is what was printed.
+        # A PluginError is ours: its message, printed above, is the whole of it.
         if problem.cause is not None and (verbose or not isinstance(problem.cause, PluginError)):
-            limit = None if verbose else -LAST_FRAMES
-            lines = "".join(traceback.format_exception(problem.cause, limit=limit, chain=verbose))
-            click.echo("".join(f"  {line}\n" for line in lines.splitlines()), nl=False)
+            click.echo(_traceback(problem.cause, verbose))
+
+
+def _traceback(cause: BaseException, verbose: bool) -> str:
+    """The traceback; where it need not be full, its last frames but for those of the import."""
+    told = traceback.TracebackException.from_exception(cause)
+    if not verbose:
+        told.stack[:] = [frame for frame in told.stack if "importlib" not in frame.filename][-LAST_FRAMES:]
+    return indent("".join(told.format(chain=verbose)).rstrip(), "  ")

@@ -159,10 +159,11 @@ def test_metadata_without_a_name_is_not_fatal(site: Site):
     assert plugin_of(Registry(), "mine").status == "ok"
 
 
-def test_an_entry_point_names_a_module(site: Site):
-    module = site.add("mine", registers("good", "a:B"))
-    site.write("mine-1.0.dist-info/entry_points.txt", f"[implicitcore]\nmine = {module}:implicitcore_register\n")
-    with pytest.warns(PluginWarning, match="must name a module, not function"):
+@pytest.mark.parametrize("value", ["mine_plugin:implicitcore_register", "mine_plugin implicitcore_register", "mine-plugin"])
+def test_an_entry_point_names_a_module(site: Site, value: str):
+    site.add("mine", registers("good", "a:B"))
+    site.write("mine-1.0.dist-info/entry_points.txt", f"[implicitcore]\nmine = {value}\n")
+    with pytest.warns(PluginWarning, match=f"the entry point mine = {value} must name a module, as mine = my_package.plugin"):
         Registry().plugins()
 
 
