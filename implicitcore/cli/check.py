@@ -14,6 +14,9 @@ from implicitcore.parts import MODULE_KINDS
 if TYPE_CHECKING:
     from implicitcore.testing import CheckResult
 
+Settings = tuple[tuple[str, Any], ...]
+"""Keys and values from the command line."""
+
 
 class Setting(click.ParamType):
     """An option of the part: ``key=value``."""
@@ -34,34 +37,33 @@ class Setting(click.ParamType):
 @click.command(epilog="Example: implicitcore check root_solver anderson -o tol=1e-6")
 @click.argument("kind", type=Kind(), metavar="KIND")
 @click.argument("name")
-@click.option(
-    "-o", "--option", "settings", type=Setting(), multiple=True, help="An option of the part, as tol=1e-6 or ode_solver.name=rk4."
-)
-def check(kind: str, name: str, settings: tuple[tuple[str, Any], ...]) -> None:
+@click.option("-o", "--option", "settings", type=Setting(), multiple=True, help="An option of the part: tol=1e-6, or ode_solver.name=rk4.")
+@click.option("-x", "--expect", type=Setting(), metavar="CHECK=REASON", multiple=True, help="This check is expected to fail, and must.")
+def check(kind: str, name: str, settings: Settings, expect: Settings) -> None:
     """Run the contract checks on a part. Exit status 1 where one fails."""
     from implicitcore.registry import REGISTRY
     from implicitcore.testing import run_checks
 
     REGISTRY.find(kind, name).load()  # first, for what is wrong with it is not wrong with the options
-    results = run_checks(_made(kind, name, settings))
+    try:
+        results = run_checks(_made(kind, name, settings), expected_failed_checks=dict(expect))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     table(("CHECK", "STATUS", "MESSAGE"), [(result.name, result.status, " ".join(result.message.split())) for result in results])
     click.echo(f"\n{_counted(results)}")
     if any(result.status == "failed" for result in results):
         raise SystemExit(1)
 
 
-def _made(kind: str, name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
+def _made(kind: str, name: str, settings: Settings) -> Any:
     """The part with its options; of the kinds that the checks make themselves, its class with them."""
     from implicitcore.config import create, prepare
 
-    try:
-        make = prepare if kind in MODULE_KINDS else create
-        return make(kind, nested(settings) | {"name": name})
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
+    make = prepare if kind in MODULE_KINDS else create
+    return make(kind, nested(settings) | {"name": name})
 
 
-def nested(settings: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+def nested(settings: Settings) -> dict[str, Any]:
     """The options as a configuration: ``solver.tol`` is an option of the part ``solver``, of which the name alone may stand before it.
 
     >>> nested((("solver", "gmres"), ("solver.tol", "1e-4")))
