@@ -122,7 +122,7 @@ def _load(kind: str) -> Iterator[tuple[Part, type]]:
             cls = part.load()
             options_of(cls)
         except PluginError as error:
-            warnings.warn(f"the schema lacks {error}", PluginWarning, stacklevel=2)
+            warnings.warn(f"left out of the schema: {error}", PluginWarning, stacklevel=2)
         else:
             yield part, cls
 

@@ -167,7 +167,7 @@ def test_a_shared_name_stands_there_qualified_alone(registry: Registry):
 
 def test_a_part_that_cannot_be_imported_is_left_out_and_named(registry: Registry):
     registry.register("root_solver", "gone", "no_such_module:X")
-    with pytest.warns(ic.PluginWarning, match="the schema lacks root_solver 'gone' of local cannot be imported"):
+    with pytest.warns(ic.PluginWarning, match="left out of the schema: root_solver 'gone' of local cannot be imported"):
         written = config_schema("root_solver")
     assert "root_solver.gone" not in written["$defs"]
     with pytest.raises(ic.PluginError, match="'gone' of local cannot be imported"):
