@@ -54,4 +54,4 @@ def _indented(lines: list[str]) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """The text without marks for the documentation builder."""
-    return _ROLE.sub(r"\1", text).replace("``", "")
+    return _ROLE.sub(r"\1", text).replace("``", "`")
