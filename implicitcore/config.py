@@ -128,7 +128,7 @@ def _slot(kind: str) -> Slot:
 
 def _describe(part: Any, path: str) -> dict[str, Any]:
     prepared = isinstance(part, functools.partial)
-    cls = part.func if prepared else type(part)
+    cls: Any = part.func if prepared else type(part)
     try:
         name = REGISTRY.name_of(cls)
     except UnknownPartError as error:

@@ -45,7 +45,8 @@ class Reader:
     def part(self, slot: Slot, spec: Any, path: str, args: Sequence[Any] = (), more: Mapping[str, Any] | None = None) -> Any:
         """The part, or ``FAILED``."""
         if isinstance(spec, str | Mapping):
-            part = self._named(slot, spec, path, args, more or {})
+            cls, name, options = self._class(slot, spec, path, more or {})
+            part = FAILED if cls is FAILED else self._make(cls, name, options, path, args)
         elif args or more:
             return self._fail(path, f"options and arguments go with a name, not with {show(spec)}")
         else:
@@ -62,18 +63,14 @@ class Reader:
             return FAILED
         return functools.partial(cls, **self._options(options_of(cls), name, options, path, whole=False))
 
-    def _named(self, slot: Slot, spec: str | Mapping[str, Any], path: str, args: Sequence[Any], more: Mapping[str, Any]) -> Any:
-        if slot.kinds == ("backend",) and "auto" in (spec, spec.get("name") if isinstance(spec, Mapping) else None):
-            return choose(candidates(self._registry)).backend
-        cls, name, options = self._class(slot, spec, path, more)
-        return FAILED if cls is FAILED else self._make(cls, name, options, path, args)
-
     def _class(self, slot: Slot, spec: str | Mapping[str, Any], path: str, more: Mapping[str, Any]) -> tuple[Any, str, dict[str, Any]]:
         """The class that a specification names, or ``FAILED``; the name and the options beside it."""
         options = {**({"name": spec} if isinstance(spec, str) else spec), **more}
         name = options.pop("name", None)
         if isinstance(name, str):
-            return self._find(slot, name, path), name, options
+            is_auto = (slot.kinds, name) == (("backend",), "auto")
+            cls = type(choose(candidates(self._registry)).backend) if is_auto else self._find(slot, name, path)
+            return cls, name, options
         return self._fail(path, f"needs a 'name', the name of a registered {slot}; received {show(name)}"), "", options
 
     def _find(self, slot: Slot, name: str, path: str) -> Any:

@@ -96,7 +96,8 @@ class _Builder:
         return schema
 
     def _slot(self, slot: Slot) -> dict[str, Any]:
-        one = {"anyOf": [self._kind(kind, slot) for kind in slot.kinds]} if len(slot.kinds) > 1 else self._kind(slot.kinds[0], slot)
+        kinds = [self._kind(kind, slot) for kind in slot.kinds]
+        one = {"anyOf": kinds} if len(kinds) > 1 else kinds[0]
         held = {"type": "array", "items": one} if slot.many else one
         return {"anyOf": [held, {"type": "null"}]} if slot.optional else held
 

@@ -258,6 +258,8 @@ def test_auto_passes_over_backends_that_raise_and_asks_the_core_last(registry: R
         order = [candidate.part.qualified_name for candidate in candidates(registry)]
         assert choose(candidates(registry)).part.qualified_name == "local:torch"
     assert order == ["local:faulty", "local:torch", "implicitcore:torch"]
+    with pytest.warns(ic.PluginWarning), pytest.raises(ic.ConfigError, match="layers: unknown option of auto"):
+        ic.create("backend", {"name": "auto", "layers": 3})
     with pytest.raises(ic.PluginError, match="no backend can run here"):
         choose([])
 
