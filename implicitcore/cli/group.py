@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -53,12 +54,24 @@ class Commands(Group):
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows.items()))
 
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """Read the command line; that of ``--help`` asks for the commands of plugins already."""
+        with one_message():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what implicitcore raises on purpose becomes one message and exit status 1."""
-        try:
+        """Run the command."""
+        with one_message():
             return super().invoke(ctx)
-        except ImplicitCoreError as error:
-            raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def one_message() -> Iterator[None]:
+    """What implicitcore raises on purpose becomes one message and exit status 1."""
+    try:
+        yield
+    except ImplicitCoreError as error:
+        raise click.ClickException(str(error)) from error
 
 
 class Kind(click.Choice):

@@ -191,10 +191,12 @@ def test_errors_are_messages_with_an_exit_status(arguments: tuple[str, ...], sta
     assert "Traceback" not in done.stderr
 
 
-def test_strict_is_a_message_too(plugins: Site):
-    done = run_python(*NO_TORCH, "list", path=(plugins,), IMPLICITCORE_STRICT_PLUGINS="1")
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["lst"], ["list", "solver"]])
+def test_strict_is_a_message_too(plugins: Site, arguments: list[str]):
+    done = run_python(*NO_TORCH, *arguments, path=(plugins,), IMPLICITCORE_STRICT_PLUGINS="1")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: plugin 'bad' of bad-dist 1.0 was left out")
+    assert "Traceback" not in done.stderr
 
 
 def commands_of(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:

@@ -6,7 +6,8 @@ import warnings
 import pytest
 from sites import HEADER, SOLVER, Site, hook, registers, run_python
 
-from implicitcore import PluginError, PluginWarning, UnknownPartError
+import implicitcore
+from implicitcore import PluginError, PluginWarning, Registrar, UnknownPartError, builtin
 from implicitcore.registry import Registry
 
 BROKEN = {
@@ -76,6 +77,15 @@ def test_a_broken_plugin_is_named_and_harms_nothing(site: Site, case: str):
     assert registry.find("root_solver", "good").load().kind == "root_solver"
     assert {part.provider for part in registry.parts()} >= {"implicitcore", "good-dist"}
     assert not [part for part in registry.parts() if part.provider == "bad-dist"]
+
+
+def test_the_core_registers_through_the_hook_of_everyone(monkeypatch: pytest.MonkeyPatch):
+    registrar = Registrar("implicitcore", implicitcore.__version__)
+    builtin.implicitcore_register(registrar)
+    assert plugin_of(Registry(), "builtin").parts == registrar.parts
+    monkeypatch.delattr(builtin.implicitcore_register, "implicitcore_impl")  # what @hookimpl leaves
+    with pytest.raises(PluginError, match="implicitcore.builtin.implicitcore_register has no marker: put @hookimpl above it"):
+        Registry().plugins()
 
 
 def test_what_a_plugin_registered_is_recorded(site: Site):

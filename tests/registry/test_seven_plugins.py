@@ -108,7 +108,9 @@ TRAIN = """
 import sys, warnings
 warnings.simplefilter("error")
 import implicitcore as ic
-assert not {"torch", "seven_code", "a_good_plugin"} & set(sys.modules)
+assert not {"torch", "pluggy"} & set(sys.modules)
+ic.Anderson(), ic.ImplicitLayer(ic.FixedPoint(abs), solver=ic.Picard())
+assert not {"pluggy", "a_train_plugin", "train_code"} & set(sys.modules)  # discovery waits for a name
 
 import pluggy, torch
 from implicitcore.registry import Registry
