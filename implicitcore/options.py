@@ -20,7 +20,7 @@ from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError
 
 from implicitcore.annotations import Slot, bounds_text, plain, slot_of, type_text
 from implicitcore.errors import ConfigError, PluginError
-from implicitcore.wording import show
+from implicitcore.wording import describe_error, show
 
 REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
@@ -214,6 +214,8 @@ def _hints(annotated: Any, cls: type) -> dict[str, Any]:
         raise PluginError(
             f"{cls.__qualname__}: {error}, but the type of an option needs it: import it outside `if TYPE_CHECKING`"
         ) from error
+    except Exception as error:  # an annotation is code of the part
+        raise PluginError(f"{cls.__qualname__}: the type of an option cannot be read: {describe_error(error)}") from error
 
 
 def _expected(code: str, message: str) -> str:

@@ -73,28 +73,30 @@ def _show_machine() -> Problem | None:
         problem = Problem(f"torch cannot be imported: {describe_error(error)}", error)
         rows.append(("torch", "cannot be imported"))
     else:
-        built = (
-            f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "the CPU alone"
-        )
-        rows += [("torch", f"{torch.__version__}, built for {built}"), ("cuda", _cuda())]
+        rows += [("torch", f"{torch.__version__}, built for {_target()}"), ("cuda", _cuda())]
     click.echo("\n".join(aligned(rows)))
     return problem
 
 
+def _target() -> str:
+    from torch import version
+
+    return f"CUDA {version.cuda}" if version.cuda else f"ROCm {version.hip}" if version.hip else "the CPU alone"
+
+
 def _cuda() -> str:
-    import torch
+    """The devices, or why there are none; torch has those of ROCm under the same name."""
+    from torch import cuda
 
     with warnings.catch_warnings(record=True) as said:  # torch warns of a driver that is too old
         warnings.simplefilter("always")
-        available = torch.cuda.is_available()
-    if not available:
-        built = torch.version.cuda or torch.version.hip
-        why = "; ".join(str(warning.message) for warning in said) or ("no device or no driver" if built else "torch was built without it")
-        return f"not available: {why}"
-    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return "; ".join(
-        f"{device.name}, capability {device.major}.{device.minor}, {device.total_memory / 2**30:.0f} GiB" for device in devices
-    )
+        available = cuda.is_available()
+    if available:
+        devices = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
+        return "; ".join(f"{each.name}, capability {each.major}.{each.minor}, {each.total_memory / 2**30:.0f} GiB" for each in devices)
+    if said:
+        return f"not available: {'; '.join(str(warning.message) for warning in said)}"
+    return "not available: no device, no driver, or not the build for it"
 
 
 def _import_parts() -> Iterator[tuple[Part, Problem]]:

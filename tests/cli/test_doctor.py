@@ -1,4 +1,5 @@
 import sys
+import warnings
 from collections.abc import Callable
 
 import click
@@ -142,6 +143,18 @@ def test_devices_are_named(monkeypatch: pytest.MonkeyPatch, run: Run):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Device)
     assert "cuda Some GPU, capability 9.0, 141 GiB; Some GPU, capability 9.0, 141 GiB" in lines_of(run("plugins", "doctor"))
+
+
+def test_what_torch_says_of_an_old_driver_is_the_reason(monkeypatch: pytest.MonkeyPatch, run: Run):
+    def is_available() -> bool:
+        warnings.warn("The NVIDIA driver on your system is too old", UserWarning, stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    lines = lines_of(run("plugins", "doctor"))
+    assert f"torch {torch.__version__}, built for CUDA 13.0" in lines
+    assert "cuda not available: The NVIDIA driver on your system is too old" in lines
 
 
 def test_none_of_the_commands_imports_torch_before_it_runs():
