@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Literal
@@ -16,14 +17,16 @@ import pluggy
 from implicitcore import builtin, hookspecs
 from implicitcore.errors import PluginError
 from implicitcore.hookspecs import API_VERSION, PROJECT
-from implicitcore.parts import Part, Registrar
+from implicitcore.parts import Part, Registrar, canonical
 from implicitcore.wording import describe_error, did_you_mean
 
 HOOK = hookspecs.implicitcore_register.__name__
 DISABLE = "IMPLICITCORE_DISABLE_PLUGINS"
 STRICT = "IMPLICITCORE_STRICT_PLUGINS"
 
-Status = Literal["ok", "broken", "incompatible", "disabled"]
+Status = Literal["ok", "conflict", "broken", "incompatible", "disabled"]
+
+_MODULE = re.compile(r"[A-Za-z_][\w.]*")
 
 
 class _Hooks:
@@ -48,11 +51,12 @@ class Plugin:
         name: of its entry point.
         distribution: the distribution that the entry point belongs to.
         version: that distribution's version.
-        status: ok, or why it was left out.
-        error: the cause in one line; empty unless broken or incompatible.
-        parts: what it registered; empty unless ok.
+        status: ok; conflict, where a name of it is also another distribution's; or why it was left out.
+        error: the cause in one line; empty where ok or disabled.
+        parts: what it registered; empty where it was left out.
         seconds: how long its import and registration took.
-        cause: the exception behind ``error``.
+        cause: the exception behind ``error``, where there is one.
+        conflicts: for each name that it shares, the parts of that name, its own among them.
     """
 
     name: str
@@ -63,11 +67,19 @@ class Plugin:
     parts: tuple[Part, ...] = ()
     seconds: float = 0.0
     cause: BaseException | None = None
+    conflicts: tuple[tuple[Part, ...], ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether its parts can be had: a shared name is an error where it is used, and nothing is left out for it."""
+        return self.status in ("ok", "conflict")
 
     @property
     def problem(self) -> str:
-        """One message that names the plugin, the cause and how to silence it."""
+        """One message that names the plugin, the cause and what to do about it."""
         version = f" {self.version}" if self.version else ""
+        if self.status == "conflict":
+            return f"plugin {self.name!r} of {self.distribution}{version} shares names: {self.error}"
         return (
             f"plugin {self.name!r} of {self.distribution}{version} was left out: {self.error} "
             f"(to silence this, set {DISABLE}={self.name}, or uninstall {self.distribution})"
@@ -92,17 +104,12 @@ def discover() -> tuple[Plugin, ...]:
             plugins.append(Plugin(name=point.name, distribution=_distribution(point), version=_version(point), status="disabled"))
         else:
             plugins.append(_load(manager, point, plugins))
-    return tuple(plugins)
+    return _with_conflicts(plugins)
 
 
 def is_strict() -> bool:
     """Whether a plugin that cannot be used is an error."""
     return os.environ.get(STRICT, "").strip().lower() not in ("", "0", "false", "no")
-
-
-def canonical(name: str) -> str:
-    """The name of a distribution as package indices compare it."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def _load_builtin(manager: pluggy.PluginManager) -> Plugin:
@@ -140,10 +147,9 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin
 
 
 def _import(point: EntryPoint) -> ModuleType:
-    module = point.load()
-    if not isinstance(module, ModuleType):
-        raise PluginError(f"the entry point {point.name} = {point.value} must name a module, not {type(module).__name__}")
-    return module
+    if not _MODULE.fullmatch(point.value):
+        raise PluginError(f"the entry point {point.name} = {point.value} must name a module, as {point.name} = my_package.plugin")
+    return importlib.import_module(point.value)
 
 
 def _register(manager: pluggy.PluginManager, module: ModuleType, registrar: Registrar) -> tuple[Part, ...]:
@@ -205,6 +211,28 @@ def _check_own_names(distribution: str, parts: tuple[Part, ...], earlier: list[P
         if (part.kind, part.name) in taken:
             other = taken[part.kind, part.name].name
             raise PluginError(f"{part.kind} {part.name!r} is registered already by the entry point {other!r} of the same distribution")
+
+
+def _with_conflicts(plugins: list[Plugin]) -> tuple[Plugin, ...]:
+    """The records again, with a mark on those that share a name."""
+    named: dict[tuple[str, str], list[Part]] = {}
+    for plugin in plugins:
+        for part in plugin.parts:
+            named.setdefault((part.kind, part.name), []).append(part)
+    return tuple(_with_conflict(plugin, [named[part.kind, part.name] for part in plugin.parts]) for plugin in plugins)
+
+
+def _with_conflict(plugin: Plugin, named: list[list[Part]]) -> Plugin:
+    shared = tuple(tuple(parts) for parts in named if len(parts) > 1)
+    if not shared:
+        return plugin
+    return replace(plugin, status="conflict", error="; ".join(map(_clash, shared)), conflicts=shared)
+
+
+def _clash(parts: tuple[Part, ...]) -> str:
+    """What several distributions provide, and the names that tell it apart."""
+    choices = " or ".join(repr(part.qualified_name) for part in parts)
+    return f"{parts[0].kind} {parts[0].name!r} is provided by {len(parts)} distributions: say {choices}"
 
 
 def _distribution(point: EntryPoint) -> str:
