@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from implicitcore.config_file import load_config as load_config
     from implicitcore.dynamics.base import Dynamics as Dynamics
     from implicitcore.dynamics.fixed_point import FixedPoint as FixedPoint
+    from implicitcore.dynamics.fixed_point import FixedPointMap as FixedPointMap
     from implicitcore.dynamics.vector_field import VectorField as VectorField
     from implicitcore.errors import AmbiguousPartError as AmbiguousPartError
     from implicitcore.errors import ConfigError as ConfigError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from implicitcore.gradients.adjoint import Adjoint as Adjoint
     from implicitcore.gradients.base import GradientStrategy as GradientStrategy
     from implicitcore.gradients.checkpointed import Checkpointed as Checkpointed
+    from implicitcore.gradients.estimated import EstimatedGradient as EstimatedGradient
     from implicitcore.gradients.implicit import Implicit as Implicit
     from implicitcore.gradients.neumann import Neumann as Neumann
     from implicitcore.gradients.phantom import Phantom as Phantom
@@ -101,7 +103,7 @@ _EXPORTS = {
     "config": ("build", "create", "describe"),
     "config_file": ("load_config",),
     "dynamics.base": ("Dynamics",),
-    "dynamics.fixed_point": ("FixedPoint",),
+    "dynamics.fixed_point": ("FixedPoint", "FixedPointMap"),
     "dynamics.vector_field": ("VectorField",),
     "errors": (
         "AmbiguousPartError",
@@ -121,6 +123,7 @@ _EXPORTS = {
     "gradients.adjoint": ("Adjoint",),
     "gradients.base": ("GradientStrategy",),
     "gradients.checkpointed": ("Checkpointed",),
+    "gradients.estimated": ("EstimatedGradient",),
     "gradients.implicit": ("Implicit",),
     "gradients.neumann": ("Neumann",),
     "gradients.phantom": ("Phantom",),

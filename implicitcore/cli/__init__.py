@@ -15,6 +15,7 @@ from implicitcore.cli.check import check
 from implicitcore.cli.config import config
 from implicitcore.cli.group import Commands
 from implicitcore.cli.info import info
+from implicitcore.cli.new_plugin import new_plugin
 from implicitcore.cli.parts import list_parts
 from implicitcore.cli.plugins import plugins
 from implicitcore.errors import ImplicitCoreWarning
@@ -29,7 +30,7 @@ def cli() -> None:
     """
 
 
-for command in (list_parts, info, check, config, plugins):
+for command in (list_parts, info, check, config, plugins, new_plugin):
     cli.add_command(command)
 
 
