@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from implicitcore import observers
 from implicitcore.autocast import promoted
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
@@ -26,7 +27,7 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.scope import Scope, one_function
 from implicitcore.solution import Solution, Status
 from implicitcore.system import select
-from implicitcore.transforms import eager
+from implicitcore.transforms import eager, in_backward
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -114,7 +115,10 @@ class ImplicitLayer(nn.Module):
             solution = self._run(begin, x, trace)
             if self.on_failure == "mask" and not bool(solution.converged.all()):
                 solution = self._mask(solution, begin, x, scope)
-        return replace(solution, start=start, evaluations=solution.evaluations + spent)
+        solution = replace(solution, start=start, evaluations=solution.evaluations + spent)
+        if observers.active and not in_backward():
+            observers.notify(self, solution)
+        return solution
 
     @property
     def sync_steps(self) -> bool | ProcessGroup:
