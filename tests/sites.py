@@ -76,3 +76,8 @@ def run_python(*arguments: str, path: tuple[Site, ...] = (), **environment: str)
         check=False,
         timeout=120,
     )
+
+
+def distributions() -> set[str]:
+    """The names of the distributions in this repository."""
+    return {"implicitcore", *(file.parent.name for file in ROOT.glob("plugins/*/pyproject.toml"))}

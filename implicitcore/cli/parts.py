@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 
 @click.command(name="list")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
-def list_parts(kind: str | None) -> None:
+@click.option("--provider", "providers", multiple=True, metavar="NAME", help="Only the parts of this distribution; may be repeated.")
+@click.option("--markdown", is_flag=True, help="Print a page with the options of every part.")
+def list_parts(kind: str | None, providers: tuple[str, ...], markdown: bool) -> None:
     """List the registered parts."""
-    rows = [(part.kind, part.name, part.provider, part.summary) for part in REGISTRY.parts(kind)]
+    parts = [part for part in REGISTRY.parts(kind) if part.provider in providers or not providers]
+    if markdown:
+        from implicitcore.cli.page import reference_page
+
+        click.echo(reference_page(parts), nl=False)
+        return
+    rows = [(part.kind, part.name, part.provider, part.summary) for part in parts]
     table(("KIND", "NAME", "PROVIDER", "SUMMARY"), rows)
 
 

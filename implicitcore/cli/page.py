@@ -1,0 +1,74 @@
+"""The reference page: every part with its options, in Markdown for the documentation's builder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+from implicitcore.options import Option, options_of
+from implicitcore.parts import CLASS_KINDS, Part
+
+_HEAD = """\
+<!-- Written by `implicitcore list --markdown` (`make reference`): do not edit. -->
+
+# Parts
+
+What can be named in a configuration, by kind. `implicitcore info KIND NAME` says the same of one part, an installed plugin's too."""
+
+_TITLES = {
+    "layer": "Layers",
+    "dynamics": "Dynamics",
+    "root_solver": "Root solvers",
+    "ode_solver": "ODE solvers",
+    "gradient": "Gradient strategies",
+    "backend": "Backends",
+    "command": "Commands",
+}
+
+
+def reference_page(parts: Iterable[Part]) -> str:
+    """The page of those parts, in their order: a section for each kind, and in it one for each part.
+
+    Raises:
+        PluginError: the code of a part cannot be imported.
+    """
+    lines = [_HEAD]
+    for kind, members in groupby(parts, lambda part: part.kind):
+        lines += ["", f"## {_TITLES[kind]}"]
+        for part in members:
+            lines += ["", *_section(part)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(part: Part) -> Iterator[str]:
+    yield from (f"### {part.name}", "", part.summary, "")
+    if part.kind not in CLASS_KINDS:
+        yield f"Provided by {part.provider}; its options: `implicitcore {part.name} --help`."
+        return
+    cls = part.load()
+    yield f"{{py:class}}`~{cls.__module__}.{cls.__qualname__}`, provided by {part.provider}"
+    options = options_of(cls).values()
+    if options:
+        yield from ("", "| option | type | bounds | default |", "| --- | --- | --- | --- |", *map(_row, options))
+
+
+def _row(option: Option) -> str:
+    default = "required" if option.required else _code(_short(option.default))
+    return f"| {_code(option.name)} | {_code(option.type_text)} | {_code(option.bounds_text)} | {default} |"
+
+
+def _code(text: str) -> str:
+    """Code, whose bars do not end the cell of a table."""
+    return f"`{text}`".replace("|", "\\|") if text else ""
+
+
+def _short(value: Any) -> str:
+    """The value as Python writes it; of a part, the options that are not its own defaults."""
+    if isinstance(value, tuple) and value:
+        return f"({', '.join(map(_short, value))})"
+    if getattr(value, "kind", None) not in CLASS_KINDS:
+        return repr(value)
+    given = {option.name: getattr(value, option.name) for option in options_of(type(value)).values()}
+    changed = {name: held for name, held in given.items() if held != options_of(type(value))[name].default}
+    return f"{type(value).__name__}({', '.join(f'{name}={_short(held)}' for name, held in changed.items())})"
