@@ -48,7 +48,7 @@ def implicitcore_after_solve(layer: ImplicitLayer, solution: Solution) -> None:
 
     A plugin's function is active once plugins have been discovered, which the first use of a name does (``implicitcore.build``,
     ``create``, ``layer.config``, the command line): a program that builds its layers from objects alone discovers nothing. There,
-    and for an observer that is to be active for a while only, use :func:`implicitcore.observe`.
+    and for an observer that is to be active for a while only, use :func:`implicitcore.observers.observe`.
 
     It is called in the thread of the solve and as the solve was, under ``no_grad`` or not; for each layer where layers are nested, the
     inner ones first; not for what a backward pass solves (``solution.backward`` counts that), nor for what an observer solves itself.

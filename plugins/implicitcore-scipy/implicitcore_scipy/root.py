@@ -100,7 +100,7 @@ class Search:
         """The residual at y, both in units; the first call is at the start, whose residual is known.
 
         Raises:
-            _Done: as :meth:`_measure`.
+            _Done: the search is over.
         """
         value, self.first = self.first, None
         return (self._measure(self.sample.tensor(np.ravel(y) * self.unit)) if value is None else value) / self.unit
