@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: help demo test install install-dev lint docs reference bench-root bench-ode bench-dispatch clean
 
 help: ## show the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: install ## train and compare every layer on handwritten digits; table on screen, picture in demo/
 	OMP_NUM_THREADS=1 $(BIN)/implicitcore compare --dataset digits --output demo
