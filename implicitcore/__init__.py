@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from implicitcore.layers.start import Predictor as Predictor
     from implicitcore.layers.start import Start as Start
     from implicitcore.layers.start import Zeros as Zeros
+    from implicitcore.observers import observe as observe
     from implicitcore.ode_solvers.adams import Adams as Adams
     from implicitcore.ode_solvers.base import ODESolver as ODESolver
     from implicitcore.ode_solvers.base import Step as Step
@@ -135,6 +136,7 @@ _EXPORTS = {
     "layers.losses": ("skip_loss", "start_loss"),
     "layers.start": ("FirstUpdate", "FromInput", "Learned", "Predictor", "Start", "Zeros"),
     "layers.stability": ("jacobian_regularizer", "spectral_radius"),
+    "observers": ("observe",),
     "ode_solvers.adams": ("Adams",),
     "ode_solvers.base": ("ODESolver", "Step", "StepwiseODESolver"),
     "ode_solvers.implicit_runge_kutta": ("ESDIRK", "ImplicitEuler", "Trapezoid"),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from implicitcore.errors import AmbiguousPartError, PluginError, PluginWarning, UnknownPartError
+from implicitcore.observers import observe_from_plugins
 from implicitcore.parts import KINDS, Part, canonical, check_kind, listed
 from implicitcore.wording import did_you_mean, with_article
 
@@ -150,6 +151,7 @@ class Registry:
         left_out = _left_out(found)
         if left_out and is_strict():
             raise PluginError("; ".join(plugin.problem for plugin in left_out)) from left_out[0].cause
+        observe_from_plugins(observer for plugin in found for observer in plugin.observers)
         self._plugins = found
         return found
 

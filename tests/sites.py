@@ -111,3 +111,8 @@ class Environment:
         path = os.pathsep.join([*map(str, self.path), os.environ.get("PYTHONPATH", "")])
         variables = {**os.environ, "PYTHONPATH": path, "COLUMNS": "120"}
         return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250)
+
+
+def distributions() -> set[str]:
+    """The names of the distributions in this repository."""
+    return {"implicitcore", *(file.parent.name for file in ROOT.glob("plugins/*/pyproject.toml"))}

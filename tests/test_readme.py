@@ -36,6 +36,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from sites import ROOT, Environment
 
+from implicitcore import observers
 from implicitcore.registry import REGISTRY
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
@@ -147,6 +148,8 @@ def test_every_block_runs(page, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     module = ModuleType("page")
+    for name in ("active", "_of_plugins"):
+        monkeypatch.setattr(observers, name, ())  # a page may install a plugin that observes
     monkeypatch.setitem(sys.modules, "page", module)  # dataclasses and pickle look a class's module up
     for block in blocks(page):
         if block.not_run is None:
