@@ -1,0 +1,181 @@
+// CUDA C++ for g++: a block's threads are fibers that take turns, each running until a barrier or a shuffle.
+//
+// Who runs first is chosen by the caller: with the threads in order, reversed and shuffled, a missing barrier gives a wrong number
+// sooner or later. Shared memory holds NaNs before a block begins, and a pattern behind its end that must survive.
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __shared__
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x, y, z;
+};
+static dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+constexpr unsigned LANES = 32, MOST_THREADS = 1024, STACK = 1 << 16, SHARED = 48 << 10, MARGIN = 1 << 10;
+alignas(16) double shared[(SHARED + MARGIN) / sizeof(double)];
+
+namespace cpu {
+
+enum class State { ready, at_block, at_warp, done };
+
+struct Fiber {
+    ucontext_t context;
+    jmp_buf at;
+    bool begun = false;
+    State state = State::done;
+    unsigned shuffles = 0;
+    std::vector<char> stack;
+};
+
+static std::vector<Fiber> fibers(MOST_THREADS);
+static jmp_buf scheduler;
+static void (*body)(const void*);
+static const void* arguments;
+static double exchanged[2][MOST_THREADS];
+static uint64_t seed;
+
+inline void pause(State state) {
+    Fiber& self = fibers[threadIdx.x];
+    self.state = state;
+    if (!_setjmp(self.at)) _longjmp(scheduler, 1);
+}
+
+static void live() {  // a fiber serves one block after the other
+    for (;;) {
+        body(arguments);
+        pause(State::done);
+    }
+}
+
+static void enter(unsigned thread) {
+    Fiber& fiber = fibers[thread];
+    threadIdx.x = thread;
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.at, 1);
+    fiber.begun = true;
+    fiber.stack.resize(STACK);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = STACK;
+    makecontext(&fiber.context, live, 0);
+    setcontext(&fiber.context);
+}
+
+static bool all(State state, unsigned first, unsigned last) {
+    for (unsigned thread = first; thread < last; ++thread)
+        if (fibers[thread].state != state) return false;
+    return true;
+}
+
+static void release(unsigned first, unsigned last) {
+    for (unsigned thread = first; thread < last; ++thread) fibers[thread].state = State::ready;
+}
+
+static void shuffle(std::vector<unsigned>& order) {
+    for (size_t i = order.size(); i > 1; --i) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        std::swap(order[i - 1], order[(seed >> 33) % i]);
+    }
+}
+
+static const char* run_block(std::vector<unsigned>& order, bool random) {
+    const unsigned threads = order.size();
+    release(0, threads);
+    for (;;) {
+        bool moved = false;
+        if (random) shuffle(order);
+        for (const unsigned thread : order) {
+            if (fibers[thread].state != State::ready) continue;
+            enter(thread);
+            moved = true;
+            const unsigned warp = thread / LANES * LANES;
+            if (fibers[thread].state == State::at_warp && all(State::at_warp, warp, warp + LANES)) release(warp, warp + LANES);
+        }
+        if (moved) continue;
+        if (all(State::done, 0, threads)) return nullptr;
+        if (!all(State::at_block, 0, threads)) {  // what waits would wait for ever
+            for (Fiber& fiber : fibers) fiber.begun = false;
+            return "a barrier or a shuffle that not all threads reach";
+        }
+        release(0, threads);
+    }
+}
+
+struct Entry {
+    void (*body)(const void*);
+    size_t bytes;
+};
+static std::map<std::string, Entry>& table() {
+    static std::map<std::string, Entry> entries;
+    return entries;
+}
+template <auto kernel, typename Arguments>
+Entry entry(void (*)(Arguments)) {
+    return {[](const void* from) { kernel(*static_cast<const Arguments*>(from)); }, sizeof(Arguments)};
+}
+
+}  // namespace cpu
+
+inline void __syncthreads() { cpu::pause(cpu::State::at_block); }
+
+template <typename T>
+T __shfl_down_sync(unsigned, T value, unsigned delta) {
+    const unsigned thread = threadIdx.x, from = thread % LANES + delta < LANES ? thread + delta : thread;
+    double* const slots = cpu::exchanged[cpu::fibers[thread].shuffles++ % 2];
+    slots[thread] = value;
+    cpu::pause(cpu::State::at_warp);
+    return static_cast<T>(slots[from]);
+}
+
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// Run a kernel; the order is 0 for threads and blocks one after the other, 1 for the reverse, else the seed of a random one.
+extern "C" const char* run(const char* name, const unsigned* grid, unsigned threads, const void* arguments, size_t bytes, size_t size, unsigned order) {
+    const auto found = cpu::table().find(name);
+    if (found == cpu::table().end()) return "an unknown kernel";
+    if (found->second.bytes != bytes) return "a struct of another size";
+    if (threads == 0 || threads > MOST_THREADS || threads % LANES || size > SHARED) return "a block that cannot be";
+    if (grid[0] == 0 || grid[1] == 0 || grid[0] > 0x7fffffff || grid[1] > 65535) return "a grid that cannot be";
+    cpu::body = found->second.body;
+    cpu::arguments = arguments;
+    cpu::seed = order;
+    blockDim = {threads, 1, 1};
+    gridDim = {grid[0], grid[1], 1};
+    std::vector<unsigned> turns(threads);
+    for (unsigned i = 0; i < threads; ++i) turns[i] = order == 1 ? threads - 1 - i : i;
+    const uint64_t blocks = uint64_t(grid[0]) * grid[1];
+    for (uint64_t i = 0; i < blocks; ++i) {
+        const uint64_t block = order == 1 ? blocks - 1 - i : i;
+        blockIdx = {unsigned(block % grid[0]), unsigned(block / grid[0]), 0};
+        std::memset(shared, 0xff, size);
+        char* const end = reinterpret_cast<char*>(shared) + size;
+        std::memset(end, 0x5a, MARGIN);
+        if (const char* error = cpu::run_block(turns, order > 1)) return error;
+        for (unsigned k = 0; k < MARGIN; ++k)
+            if (end[k] != 0x5a) return "a write behind the shared memory";
+    }
+    return nullptr;
+}
