@@ -37,7 +37,7 @@ _COMBINE = {
 class CupyBackend(FusedBackend):
     """CUDA kernels for the inner loops: each step's passes over the memory are one, and so are its launches.
 
-    Sums are in float32, for float64 states in float64, and the same in every run and whatever the batch is. Nothing waits for the device.
+    Sums are in float32, for float64 states in float64, and the same bits in every run. Nothing waits for the device.
     A kernel is compiled where its dtype first meets a device, which takes seconds; CuPy keeps it on disk for the next process.
     Choose it where launches cost more than f does: small states, many steps. Where f is large, the choice matters little.
 

@@ -1,6 +1,6 @@
 """How the threads are laid over a batch of states.
 
-A block works on one span of one sample. The spans depend on n alone, so a sample's sums are the same whatever the batch is.
+A block works on one span of one sample. The spans depend on n alone, so that a batch does not change how a sample is added up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 // The fused kernels. NVRTC compiles this file on the user's machine, and g++ in the tests: it includes nothing.
 //
 // States are [batch, n]. A block works on one span of one sample: blockIdx.x is the sample, blockIdx.y the span. Which block adds up what
-// depends on n alone, and no sum is atomic: results are the same in every run, and the same for a sample alone and in a batch.
+// depends on n alone, and no sum is atomic: results are the same in every run and, where a sample fills whole 16 bytes, in every batch.
 // Sums are in Sum<T>: double for double, else float. Each kernel takes one struct whose members are all eight bytes wide (or arrays that
 // end on eight), so that the host packs it without padding.
 

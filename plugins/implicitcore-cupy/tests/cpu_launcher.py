@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import os
 import shutil
 import subprocess
@@ -32,13 +31,12 @@ def missing(tool: str) -> NoReturn:
     pytest.skip(f"{tool} is missing")
 
 
-def build(source: str, folder: Path, compiler: str) -> ctypes.PyDLL:
-    """A library with every instance of the kernels of that source."""
-    names = dict.fromkeys(itertools.chain.from_iterable(launcher.instances(dtype) for dtype in launcher.NAMES))
+def build(source: str, names: tuple[str, ...], folder: Path, compiler: str) -> ctypes.PyDLL:
+    """A library with those instances of the kernels of a source."""
     entries = "\n".join(f'    cpu::table()["{name}"] = cpu::entry<&{name}>(&{name});' for name in names)
     (folder / "kernels.cpp").write_text(f'#include "{HEADER}"\n{source}\nextern "C" void fill() {{\n{entries}\n}}\n', encoding="utf-8")
-    options = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
-    command = [compiler, *options, "-o", "kernels.so", "kernels.cpp"]
+    options = ["-std=c++17", "-shared", "-fPIC", "-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-U_FORTIFY_SOURCE"]
+    command = [compiler, "-O2", *options, "-o", "kernels.so", "kernels.cpp"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=200)
     library = ctypes.PyDLL(str(folder / "kernels.so"))  # holds the interpreter's lock: the threads of a block are global
     library.run.restype = ctypes.c_char_p
@@ -47,8 +45,8 @@ def build(source: str, folder: Path, compiler: str) -> ctypes.PyDLL:
 
 
 @functools.cache
-def library(changes: tuple[tuple[str, str], ...] = ()) -> ctypes.PyDLL:
-    """The library of the source with each text replaced by the other, which is there once."""
+def library(dtype: torch.dtype, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
+    """The kernels of a dtype, from the source with each text, which is there once, replaced by the other."""
     compiler = shutil.which("g++")
     if compiler is None:
         missing("g++")
@@ -57,7 +55,7 @@ def library(changes: tuple[tuple[str, str], ...] = ()) -> ctypes.PyDLL:
         assert source.count(old) == 1, old
         source = source.replace(old, new)
     with tempfile.TemporaryDirectory() as folder:
-        return build(source, Path(folder), compiler)
+        return build(source, launcher.instances(dtype), Path(folder), compiler)
 
 
 @dataclass
@@ -77,7 +75,7 @@ class CpuLauncher:
         assert kernel in launcher.instances(like.dtype)
         self.launches += 1
         blocks, size, bytes_ = (ctypes.c_uint * 2)(*grid), ctypes.c_size_t(len(arguments)), ctypes.c_size_t(shared)
-        error = library(self.changes).run(kernel.encode(), blocks, threads, arguments, size, bytes_, self.order)
+        error = library(like.dtype, self.changes).run(kernel.encode(), blocks, threads, arguments, size, bytes_, self.order)
         if error:
             raise AssertionError(f"{kernel}: {error.decode()}")
 

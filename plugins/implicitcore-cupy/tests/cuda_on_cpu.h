@@ -1,7 +1,8 @@
 // CUDA C++ for g++: a block's threads are fibers that take turns, each running until a barrier or a shuffle.
 //
-// Who runs first is chosen by the caller: with the threads in order, reversed and shuffled, a missing barrier gives a wrong number
-// sooner or later. Shared memory holds NaNs before a block begins, and a pattern behind its end that must survive.
+// Who runs first is chosen by the caller. With the threads in order or reversed, a warp goes on until the block's next barrier before
+// another one moves, and shuffled, the warps take turns: where a barrier is missing, one of them reads what is not there yet, or no longer. Shared memory holds NaNs before a block begins, and a pattern behind its end that must survive; g++ is asked to check
+// the alignment of every access (-fsanitize=alignment), and its report ends here.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -46,6 +47,7 @@ static void (*body)(const void*);
 static const void* arguments;
 static double exchanged[2][MOST_THREADS];
 static uint64_t seed;
+static const char* error;
 
 inline void pause(State state) {
     Fiber& self = fibers[threadIdx.x];
@@ -80,6 +82,12 @@ static bool all(State state, unsigned first, unsigned last) {
     return true;
 }
 
+static bool any(State state, unsigned first, unsigned last) {
+    for (unsigned thread = first; thread < last; ++thread)
+        if (fibers[thread].state == state) return true;
+    return false;
+}
+
 static void release(unsigned first, unsigned last) {
     for (unsigned thread = first; thread < last; ++thread) fibers[thread].state = State::ready;
 }
@@ -97,19 +105,19 @@ static const char* run_block(std::vector<unsigned>& order, bool random) {
     for (;;) {
         bool moved = false;
         if (random) shuffle(order);
-        for (const unsigned thread : order) {
-            if (fibers[thread].state != State::ready) continue;
-            enter(thread);
-            moved = true;
-            const unsigned warp = thread / LANES * LANES;
-            if (fibers[thread].state == State::at_warp && all(State::at_warp, warp, warp + LANES)) release(warp, warp + LANES);
+        for (size_t i = 0; i < threads; ++i) {
+            const unsigned thread = order[i], warp = thread / LANES * LANES;
+            if (fibers[thread].state == State::ready) {
+                enter(thread);
+                moved = true;
+                if (error) return error;
+                if (all(State::at_warp, warp, warp + LANES)) release(warp, warp + LANES);
+            }
+            if (!random && i % LANES == LANES - 1 && any(State::ready, warp, warp + LANES)) i -= LANES;  // the same warp again
         }
         if (moved) continue;
         if (all(State::done, 0, threads)) return nullptr;
-        if (!all(State::at_block, 0, threads)) {  // what waits would wait for ever
-            for (Fiber& fiber : fibers) fiber.begun = false;
-            return "a barrier or a shuffle that not all threads reach";
-        }
+        if (!all(State::at_block, 0, threads)) return "a barrier or a shuffle that not all threads reach";
         release(0, threads);
     }
 }
@@ -152,6 +160,14 @@ inline unsigned __float_as_uint(float value) {
     return bits;
 }
 
+#define REPORT(name) \
+    extern "C" void name(void*, void*) { \
+        cpu::error = "an access that is not aligned"; \
+        cpu::pause(cpu::State::done); \
+    }
+REPORT(__ubsan_handle_type_mismatch_v1)
+REPORT(__ubsan_handle_type_mismatch_v1_abort)
+
 // Run a kernel; the order is 0 for threads and blocks one after the other, 1 for the reverse, else the seed of a random one.
 extern "C" const char* run(const char* name, const unsigned* grid, unsigned threads, const void* arguments, size_t bytes, size_t size, unsigned order) {
     const auto found = cpu::table().find(name);
@@ -162,6 +178,7 @@ extern "C" const char* run(const char* name, const unsigned* grid, unsigned thre
     cpu::body = found->second.body;
     cpu::arguments = arguments;
     cpu::seed = order;
+    cpu::error = nullptr;
     blockDim = {threads, 1, 1};
     gridDim = {grid[0], grid[1], 1};
     std::vector<unsigned> turns(threads);
@@ -173,7 +190,10 @@ extern "C" const char* run(const char* name, const unsigned* grid, unsigned thre
         std::memset(shared, 0xff, size);
         char* const end = reinterpret_cast<char*>(shared) + size;
         std::memset(end, 0x5a, MARGIN);
-        if (const char* error = cpu::run_block(turns, order > 1)) return error;
+        if (const char* error = cpu::run_block(turns, order > 1)) {
+            for (cpu::Fiber& fiber : cpu::fibers) fiber.begun = false;  // they stand in the middle of the kernel
+            return error;
+        }
         for (unsigned k = 0; k < MARGIN; ++k)
             if (end[k] != 0x5a) return "a write behind the shared memory";
     }
