@@ -47,7 +47,7 @@ class Problem:
 
     def rows(self, depth: int) -> Tensor:
         """Part of a larger history in every dimension, ``[batch, depth, n]``."""
-        width = (self.n // 16 + 3) * 16 if self.aligned else self.n + 35
+        width = (self.n // 16 + 3) * 16 if self.aligned else self.n + 34
         memory = torch.full((self.batch, depth + 2, width), torch.nan, dtype=self.dtype, device=self.device)
         first = -width % 16  # the first row of all is aligned, whatever the others are
         return memory[:, 1 : depth + 1, first : first + self.n].copy_(torch.randn(self.batch, depth, self.n))
@@ -144,7 +144,7 @@ def check_not_a_number(problem: Problem) -> None:
         tensors = [problem.state() for _ in range(3)]
         tensors[place][1, -1] = torch.nan
         assert torch.equal(problem.backend.error_norm(*tensors, RTOL, ATOL).isnan(), own)
-    assert torch.equal(problem.backend.residual(*tensors[1:]).norm.isnan(), own)
+        assert torch.equal(problem.backend.residual(tensors[place], problem.state()).norm.isnan(), own)
 
 
 CHECKS: dict[str, Callable[[Problem], None]] = {

@@ -207,8 +207,7 @@ struct GramRow {
     Totals<T> products;
 };
 
-// The row is read once for `group` rows of the history, whose sums are in registers.
-template <typename T, int group>
+template <typename T, int group>  // the row is read once for `group` rows of the history, whose sums are in registers
 __global__ void __launch_bounds__(MAX_THREADS) gram_row(GramRow<T> a) {
     const T *const row = a.row + blockIdx.x * a.row_step, *const history = a.history + blockIdx.x * a.sample_step;
     const bool wide = aligned(row, history) && a.history_step * sizeof(T) % 16 == 0;

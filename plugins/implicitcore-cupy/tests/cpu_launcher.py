@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,17 @@ def build(source: str, names: tuple[str, ...], folder: Path, compiler: str) -> c
     return library
 
 
-@functools.cache
+_LOCK = threading.Lock()
+
+
 def library(dtype: torch.dtype, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
+    """As :func:`_library`; threads wait for the one that builds."""
+    with _LOCK:
+        return _library(dtype, changes)
+
+
+@functools.cache
+def _library(dtype: torch.dtype, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
     """The kernels of a dtype, from the source with each text, which is there once, replaced by the other."""
     compiler = shutil.which("g++")
     if compiler is None:
