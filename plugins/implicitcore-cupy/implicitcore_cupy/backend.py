@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,25 +54,24 @@ class CupyBackend(FusedBackend):
         return unavailable_reason()
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
-        batch, n = z.shape
-        norms = z.new_empty(2, batch, dtype=real_dtype(z))
-        totals = _Totals(norms, (1, batch), 2, 1.0)
-        self._sum(f"residual<{NAMES[z.dtype].state}>", z, _RESIDUAL, (fz.data_ptr(), z.data_ptr(), out.data_ptr()), totals)
-        return Residual(out, norms[0], norms[1])
+        norms = z.new_empty((2, z.shape[0]), dtype=real_dtype(z))
+        words = fz.data_ptr(), z.data_ptr(), out.data_ptr()
+        self._sum(f"residual<{NAMES[z.dtype].state}>", z, _RESIDUAL, words, _Totals(norms, 1, z.shape[0], 2, 1.0))
+        return Residual(out, *norms.unbind())
 
     def _error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
         norms = z.new_empty(z.shape[0], dtype=real_dtype(z))
-        totals = _Totals(norms, (1, 0), 1, 1 / z.shape[1])
         words = error.data_ptr(), z.data_ptr(), z_next.data_ptr(), rtol, atol
-        self._sum(f"error_norm<{NAMES[z.dtype].state}>", z, _ERROR_NORM, words, totals)
+        self._sum(f"error_norm<{NAMES[z.dtype].state}>", z, _ERROR_NORM, words, _Totals(norms, 1, 0, 1, 1 / z.shape[1]))
         return norms
 
     def _gram_row(self, history: Tensor, row: Tensor) -> Tensor:
         batch, depth, _ = history.shape
-        out = row.new_empty(batch, 1, depth)
-        group = next((group for group in GROUPS if group >= depth), GROUPS[-1])
-        words = row.data_ptr(), history.data_ptr(), row.stride(0), history.stride(0), history.stride(1), depth
-        self._sum(f"gram_row<{NAMES[row.dtype].state}, {group}>", history, _GRAM_ROW, words, _Totals(out, (depth, 1), depth, 0.0), group)
+        out = row.new_empty((batch, 1, depth))
+        group = GROUPS[0] if depth <= GROUPS[0] else GROUPS[1]
+        words = row.data_ptr(), history.data_ptr(), row.stride(0), *history.stride()[:2], depth
+        kernel = f"gram_row<{NAMES[row.dtype].state}, {group}>"
+        self._sum(kernel, history, _GRAM_ROW, words, _Totals(out, depth, 1, depth, 0.0), group)
         return out
 
     def _mix(self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float, out: Tensor) -> Tensor:
@@ -100,31 +99,24 @@ class CupyBackend(FusedBackend):
         self.launcher.launch(kernel, first, (batch, spans), threads, words, 0)
         return out
 
-    def _sum(self, kernel: str, like: Tensor, layout: Struct, words: tuple[float, ...], totals: _Totals, group: int = 0) -> None:
+    def _sum(self, kernel: str, like: Tensor, layout: Struct, words: tuple[float, ...], totals: _Totals, at_once: int = 0) -> None:
         """Launch a kernel of sums over the samples ``[batch, ..., n]``; where a sample has several spans, add them up with a second."""
-        batch, n = like.shape[0], like.shape[-1]
+        batch, n, size = like.shape[0], like.shape[-1], real_dtype(like).itemsize
         span, spans, threads = geometry(n, like.dtype, sums=True)
-        size = real_dtype(like).itemsize
-        partial = like.new_empty(batch * totals.count * spans, dtype=real_dtype(like)) if spans > 1 else None
-        where = totals.words(0 if partial is None else partial.data_ptr())
-        self.launcher.launch(
-            kernel, like, (batch, spans), threads, layout.pack(*words, n, span, *where), (group or totals.count) * threads // WARP * size
-        )
+        partial = None if spans == 1 else like.new_empty(batch * totals.count * spans, dtype=real_dtype(like))
+        where = totals.out.data_ptr(), 0 if partial is None else partial.data_ptr(), *totals[1:]
+        shared = (at_once or totals.count) * threads // WARP * size
+        self.launcher.launch(kernel, like, (batch, spans), threads, layout.pack(*words, n, span, *where), shared)
         if partial is not None:
-            threads = threads_for(spans)
-            finish = f"finish<{NAMES[totals.out.dtype].state}>"
+            finish, threads = f"finish<{NAMES[totals.out.dtype].state}>", threads_for(spans)
             self.launcher.launch(finish, like, (batch, totals.count), threads, _FINISH.pack(*where, spans), threads // WARP * size)
 
 
-@dataclass(frozen=True)
-class _Totals:
+class _Totals(NamedTuple):
     """Where the sums over the samples go."""
 
     out: Tensor
-    steps: tuple[int, int]  # from sample to sample and from sum to sum
+    sample_step: int
+    sum_step: int
     count: int  # sums of a sample
     scale: float  # of a norm, sqrt(scale sum); zero for the sums themselves
-
-    def words(self, partial: int) -> tuple[float, ...]:
-        """The struct of this name, with the address of the partial sums."""
-        return self.out.data_ptr(), partial, *self.steps, self.count, self.scale

@@ -5,6 +5,7 @@ A block works on one span of one sample. The spans depend on n alone, so that a 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class Geometry(NamedTuple):
     threads: int
 
 
+@functools.lru_cache(maxsize=1024)
 def geometry(n: int, dtype: torch.dtype, *, sums: bool) -> Geometry:
     """The launch over samples of n entries.
 

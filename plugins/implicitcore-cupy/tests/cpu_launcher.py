@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 import threading
@@ -84,8 +85,8 @@ class CpuLauncher:
     def launch(self, kernel: str, like: Tensor, grid: tuple[int, int], threads: int, arguments: bytes, shared: int) -> None:
         assert kernel in launcher.instances(like.dtype)
         self.launches += 1
-        blocks, size, bytes_ = (ctypes.c_uint * 2)(*grid), ctypes.c_size_t(len(arguments)), ctypes.c_size_t(shared)
-        error = library(like.dtype, self.changes).run(kernel.encode(), blocks, threads, arguments, size, bytes_, self.order)
+        launch = struct.pack("4I2N", *grid, threads, self.order, shared, len(arguments))
+        error = library(like.dtype, self.changes).run(kernel.encode(), launch, arguments)
         if error:
             raise AssertionError(f"{kernel}: {error.decode()}")
 

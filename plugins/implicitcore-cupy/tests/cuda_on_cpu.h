@@ -1,8 +1,9 @@
 // CUDA C++ for g++: a block's threads are fibers that take turns, each running until a barrier or a shuffle.
 //
 // Who runs first is chosen by the caller. With the threads in order or reversed, a warp goes on until the block's next barrier before
-// another one moves, and shuffled, the warps take turns: where a barrier is missing, one of them reads what is not there yet, or no longer. Shared memory holds NaNs before a block begins, and a pattern behind its end that must survive; g++ is asked to check
-// the alignment of every access (-fsanitize=alignment), and its report ends here.
+// another one moves; shuffled, the warps take turns. Where a barrier is missing, one of them reads what is not there yet, or no longer.
+// Shared memory holds NaNs before a block begins, and a pattern behind its end that must survive. g++ is asked to check the alignment of
+// every access (-fsanitize=alignment), and its report ends here.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -168,8 +169,14 @@ inline unsigned __float_as_uint(float value) {
 REPORT(__ubsan_handle_type_mismatch_v1)
 REPORT(__ubsan_handle_type_mismatch_v1_abort)
 
-// Run a kernel; the order is 0 for threads and blocks one after the other, 1 for the reverse, else the seed of a random one.
-extern "C" const char* run(const char* name, const unsigned* grid, unsigned threads, const void* arguments, size_t bytes, size_t size, unsigned order) {
+struct Launch {
+    unsigned grid[2], threads, order;  // of the threads and blocks: 0 is one after the other, 1 the reverse, else the seed of a random one
+    size_t shared, bytes;              // of shared memory, and of the kernel's struct
+};
+
+// Run a kernel; what comes back is what went wrong.
+extern "C" const char* run(const char* name, const Launch* launch, const void* arguments) {
+    const auto [grid, threads, order, size, bytes] = *launch;
     const auto found = cpu::table().find(name);
     if (found == cpu::table().end()) return "an unknown kernel";
     if (found->second.bytes != bytes) return "a struct of another size";
