@@ -56,7 +56,7 @@ class Problem:
         """Rows of a history: fewer where they would be large."""
         if self.n <= LONG:
             return 1, 5, 8, 9, 16, 17, 40
-        return (5, 17) if self.batch <= 3 else (3,)
+        return (17,) if self.batch <= 3 else (3,)
 
     def agree(self, found: Tensor, expected: Tensor, size: Tensor) -> None:
         """What was found is rounded once, and its sums, of terms of that size, in the dtype of norms; those expected are in float64."""

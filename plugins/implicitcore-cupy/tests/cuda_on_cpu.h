@@ -37,12 +37,13 @@ struct Fiber {
     ucontext_t context;
     jmp_buf at;
     bool begun = false;
-    State state = State::done;
     unsigned shuffles = 0;
     std::vector<char> stack;
 };
 
 static std::vector<Fiber> fibers(MOST_THREADS);
+static State states[MOST_THREADS];
+static unsigned waiting[MOST_THREADS / LANES];  // lanes of each warp in a shuffle
 static jmp_buf scheduler;
 static void (*body)(const void*);
 static const void* arguments;
@@ -51,9 +52,8 @@ static uint64_t seed;
 static const char* error;
 
 inline void pause(State state) {
-    Fiber& self = fibers[threadIdx.x];
-    self.state = state;
-    if (!_setjmp(self.at)) _longjmp(scheduler, 1);
+    states[threadIdx.x] = state;
+    if (!_setjmp(fibers[threadIdx.x].at)) _longjmp(scheduler, 1);
 }
 
 static void live() {  // a fiber serves one block after the other
@@ -79,18 +79,18 @@ static void enter(unsigned thread) {
 
 static bool all(State state, unsigned first, unsigned last) {
     for (unsigned thread = first; thread < last; ++thread)
-        if (fibers[thread].state != state) return false;
+        if (states[thread] != state) return false;
     return true;
 }
 
 static bool any(State state, unsigned first, unsigned last) {
     for (unsigned thread = first; thread < last; ++thread)
-        if (fibers[thread].state == state) return true;
+        if (states[thread] == state) return true;
     return false;
 }
 
 static void release(unsigned first, unsigned last) {
-    for (unsigned thread = first; thread < last; ++thread) fibers[thread].state = State::ready;
+    for (unsigned thread = first; thread < last; ++thread) states[thread] = State::ready;
 }
 
 static void shuffle(std::vector<unsigned>& order) {
@@ -108,11 +108,14 @@ static const char* run_block(std::vector<unsigned>& order, bool random) {
         if (random) shuffle(order);
         for (size_t i = 0; i < threads; ++i) {
             const unsigned thread = order[i], warp = thread / LANES * LANES;
-            if (fibers[thread].state == State::ready) {
+            if (states[thread] == State::ready) {
                 enter(thread);
                 moved = true;
                 if (error) return error;
-                if (all(State::at_warp, warp, warp + LANES)) release(warp, warp + LANES);
+                if (states[thread] == State::at_warp && ++waiting[thread / LANES] == LANES) {
+                    waiting[thread / LANES] = 0;
+                    release(warp, warp + LANES);
+                }
             }
             if (!random && i % LANES == LANES - 1 && any(State::ready, warp, warp + LANES)) i -= LANES;  // the same warp again
         }
@@ -198,7 +201,8 @@ extern "C" const char* run(const char* name, const Launch* launch, const void* a
         char* const end = reinterpret_cast<char*>(shared) + size;
         std::memset(end, 0x5a, MARGIN);
         if (const char* error = cpu::run_block(turns, order > 1)) {
-            for (cpu::Fiber& fiber : cpu::fibers) fiber.begun = false;  // they stand in the middle of the kernel
+            for (cpu::Fiber& fiber : cpu::fibers) fiber.begun = false, fiber.shuffles = 0;  // they stand in the middle of the kernel
+            std::memset(cpu::waiting, 0, sizeof cpu::waiting);
             return error;
         }
         for (unsigned k = 0; k < MARGIN; ++k)

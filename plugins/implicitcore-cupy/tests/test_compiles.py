@@ -13,8 +13,8 @@ from implicitcore_cupy.launcher import OPTIONS, instances, source
 
 @pytest.fixture(scope="module")
 def core():
-    if find_spec("cuda") is None or find_spec("cuda.core") is None:
-        missing("cuda-core")
+    if find_spec("cuda") is None or not (find_spec("cuda.core") and find_spec("cuda.bindings")):
+        missing("cuda-core with cuda-bindings")
     module = importlib.import_module("cuda.core")
     try:
         importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
