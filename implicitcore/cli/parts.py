@@ -9,7 +9,6 @@ from implicitcore.parts import KINDS
 from implicitcore.registry import REGISTRY
 
 
-
 @click.command(name="list", epilog="Example: implicitcore list gradient")
 @click.argument("kind", type=Kind(KINDS), metavar="[KIND]", required=False)
 @click.option("--provider", "providers", multiple=True, metavar="NAME", help="Only the parts of this distribution; may be repeated.")
