@@ -17,10 +17,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu install install-dev lint docs bench-root bench-ode bench-gpu clean
+.PHONY: help demo test test-gpu install install-dev lint docs reference bench-root bench-ode bench-dispatch bench-gpu clean
 
 help: ## show the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: install ## train and compare every layer on handwritten digits; table on screen, picture in demo/
 	OMP_NUM_THREADS=1 $(BIN)/implicitcore compare --dataset digits --output demo
@@ -58,6 +58,9 @@ lint: install-dev ## check style, types, the direction of imports, and that no s
 docs: install-dev ## build the documentation in build/docs, every warning an error
 	$(BIN)/python -m sphinx -W -n --keep-going --quiet docs build/docs
 
+reference: install ## write docs/parts.md anew, from the parts that the distributions here register
+	$(BIN)/implicitcore list --markdown $(patsubst %,--provider %,implicitcore $(notdir $(PLUGINS))) > docs/parts.md
+
 bench-root: install ## measure root finding and its gradients against TorchDEQ; results in docs/benchmarks/root.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.root $(BENCH_ARGS)
@@ -65,6 +68,9 @@ bench-root: install ## measure root finding and its gradients against TorchDEQ; 
 bench-ode: install ## measure trajectories and their gradients against torchdiffeq and torchode; results in docs/benchmarks/ode.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.ode $(BENCH_ARGS)
+
+bench-dispatch: install ## measure what names, objects and the layer cost over a solver called by hand; results in docs/benchmarks/dispatch.md
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.dispatch $(BENCH_ARGS)
 
 bench-gpu: install ## measure training steps on an NVIDIA GPU, with each backend, against TorchDEQ; results in docs/benchmarks/gpu.md
 	$(PIP) --editable '.[bench]'

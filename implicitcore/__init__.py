@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from implicitcore.config_file import load_config as load_config
     from implicitcore.dynamics.base import Dynamics as Dynamics
     from implicitcore.dynamics.fixed_point import FixedPoint as FixedPoint
+    from implicitcore.dynamics.fixed_point import FixedPointMap as FixedPointMap
     from implicitcore.dynamics.vector_field import VectorField as VectorField
     from implicitcore.errors import AmbiguousPartError as AmbiguousPartError
     from implicitcore.errors import ConfigError as ConfigError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from implicitcore.gradients.adjoint import Adjoint as Adjoint
     from implicitcore.gradients.base import GradientStrategy as GradientStrategy
     from implicitcore.gradients.checkpointed import Checkpointed as Checkpointed
+    from implicitcore.gradients.estimated import EstimatedGradient as EstimatedGradient
     from implicitcore.gradients.implicit import Implicit as Implicit
     from implicitcore.gradients.neumann import Neumann as Neumann
     from implicitcore.gradients.phantom import Phantom as Phantom
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from implicitcore.layers.start import Predictor as Predictor
     from implicitcore.layers.start import Start as Start
     from implicitcore.layers.start import Zeros as Zeros
+    from implicitcore.observers import observe as observe
     from implicitcore.ode_solvers.adams import Adams as Adams
     from implicitcore.ode_solvers.base import ODESolver as ODESolver
     from implicitcore.ode_solvers.base import Step as Step
@@ -101,7 +104,7 @@ _EXPORTS = {
     "config": ("build", "create", "describe"),
     "config_file": ("load_config",),
     "dynamics.base": ("Dynamics",),
-    "dynamics.fixed_point": ("FixedPoint",),
+    "dynamics.fixed_point": ("FixedPoint", "FixedPointMap"),
     "dynamics.vector_field": ("VectorField",),
     "errors": (
         "AmbiguousPartError",
@@ -121,6 +124,7 @@ _EXPORTS = {
     "gradients.adjoint": ("Adjoint",),
     "gradients.base": ("GradientStrategy",),
     "gradients.checkpointed": ("Checkpointed",),
+    "gradients.estimated": ("EstimatedGradient",),
     "gradients.implicit": ("Implicit",),
     "gradients.neumann": ("Neumann",),
     "gradients.phantom": ("Phantom",),
@@ -132,6 +136,7 @@ _EXPORTS = {
     "layers.losses": ("skip_loss", "start_loss"),
     "layers.start": ("FirstUpdate", "FromInput", "Learned", "Predictor", "Start", "Zeros"),
     "layers.stability": ("jacobian_regularizer", "spectral_radius"),
+    "observers": ("observe",),
     "ode_solvers.adams": ("Adams",),
     "ode_solvers.base": ("ODESolver", "Step", "StepwiseODESolver"),
     "ode_solvers.implicit_runge_kutta": ("ESDIRK", "ImplicitEuler", "Trapezoid"),

@@ -6,25 +6,23 @@ registered parts and never an import path, so that a configuration cannot run co
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from implicitcore.annotations import Slot
-from implicitcore.errors import AmbiguousPartError, ConfigError, PluginError, PluginWarning, UnknownPartError
-from implicitcore.options import Option, options_of
-from implicitcore.parts import CLASS_KINDS
+from implicitcore.errors import ConfigError, UnknownPartError
+from implicitcore.options import REQUIRED, options_of
+from implicitcore.parts import CLASS_KINDS, MODULE_KINDS, check_kind
+from implicitcore.reader import Reader, join
 from implicitcore.registry import REGISTRY
-from implicitcore.wording import did_you_mean, show
+from implicitcore.wording import show
 
 if TYPE_CHECKING:
     from implicitcore.layers.base import ImplicitLayer
 
-_FAILED: Any = object()
-"""Stands for a part or a value that has a problem, so that the search for further problems goes on."""
-
-_NOT_DATA: Any = object()
+NOT_DATA: Any = object()
+"""Stands for what a configuration cannot have."""
 
 
 def build(spec: str | Mapping[str, Any] | ImplicitLayer, cell: Any = None, /, **options: Any) -> ImplicitLayer:
@@ -40,8 +38,8 @@ def build(spec: str | Mapping[str, Any] | ImplicitLayer, cell: Any = None, /, **
 
     Raises:
         ConfigError: lists every problem with its path (``root_solver.toll``) and the near matches.
-        AmbiguousPartError: several distributions provide a name; ``distribution:name`` chooses.
-        PluginError: the code of a named part cannot be imported.
+        AmbiguousPartError: several distributions provide a name, and nothing else is wrong; ``distribution:name`` chooses.
+        PluginError: the code of a named part cannot be imported, and nothing else is wrong.
     """
     return create("layer", spec, *(() if cell is None else (cell,)), **options)
 
@@ -62,19 +60,43 @@ def create(kind: str, spec: Any, /, *args: Any, path: str = "", **options: Any) 
     Raises:
         ConfigError: lists every problem with its path.
         UnknownPartError: there is no such kind.
-        AmbiguousPartError: several distributions provide a name; ``distribution:name`` chooses.
-        PluginError: the code of a named part cannot be imported.
+        AmbiguousPartError: several distributions provide a name, and nothing else is wrong; ``distribution:name`` chooses.
+        PluginError: the code of a named part cannot be imported, and nothing else is wrong.
 
     >>> create("root_solver", "anderson", depth=3).depth
     3
     """
-    if kind not in CLASS_KINDS:
-        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, CLASS_KINDS)} (kinds: {', '.join(CLASS_KINDS)})")
-    reader = _Reader()
-    part = reader.part(Slot((kind,)), spec, path, args, options)
-    if reader.problems:
-        raise ConfigError(reader.problems)
+    reader = Reader(REGISTRY)
+    part = reader.part(_slot(kind), spec, path, args, options)
+    reader.finish()
     return part
+
+
+def prepare(kind: str, spec: Any, /, *, path: str = "", **options: Any) -> functools.partial[Any]:
+    """Read a specification without making the part, for what only Python can give it is still missing: the cell of a layer.
+
+    Arguments:
+        kind: layer, dynamics, root_solver, ode_solver, gradient or backend.
+        spec: a name, or a mapping with ``name``.
+        path: where the specification stands, for the messages.
+        **options: options of the part, over those in ``spec``.
+
+    Returns:
+        The class with the options that were given, checked: call it with the rest. :func:`describe` fills in the defaults.
+
+    Raises:
+        ConfigError: lists every problem with its path; no cell is none.
+        UnknownPartError: there is no such kind.
+        AmbiguousPartError: several distributions provide a name, and nothing else is wrong.
+        PluginError: the code of a named part cannot be imported, and nothing else is wrong.
+
+    >>> prepare("dynamics", {"name": "vector_field", "autonomous": True}).keywords
+    {'autonomous': True}
+    """
+    reader = Reader(REGISTRY)
+    prepared = reader.prepared(_slot(kind), spec, path, options)
+    reader.finish()
+    return prepared
 
 
 def describe(part: Any) -> dict[str, Any]:
@@ -84,7 +106,7 @@ def describe(part: Any) -> dict[str, Any]:
     What a layer was given as a Python object (the cell, a predictor) is left out; it must be given again.
 
     Arguments:
-        part: an object of any kind.
+        part: an object of any kind, or what :func:`prepare` has made of a configuration.
 
     Returns:
         Its ``name`` and its options; a part among them is a mapping too, or its name where it has no options.
@@ -99,159 +121,50 @@ def describe(part: Any) -> dict[str, Any]:
     return _describe(part, "")
 
 
-class _Reader:
-    """Turns specifications into parts, and collects every problem on the way."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def part(self, slot: Slot, spec: Any, path: str, args: Sequence[Any] = (), more: Mapping[str, Any] | None = None) -> Any:
-        """The part, or ``_FAILED``."""
-        if isinstance(spec, str):
-            spec = {"name": spec}
-        if isinstance(spec, Mapping):
-            part = self._named(slot, {**spec, **(more or {})}, path, args)
-        elif args or more:
-            return self._fail(path, f"options and arguments go with a name, not with {show(spec)}")
-        else:
-            part = spec
-        problem = "" if part is _FAILED else slot.problem(part)
-        return self._fail(path, problem) if problem else part
-
-    def _named(self, slot: Slot, spec: dict[str, Any], path: str, args: Sequence[Any]) -> Any:
-        name = spec.pop("name", None)
-        if not isinstance(name, str):
-            return self._fail(path, f"needs a 'name', the name of a registered {slot}; received {show(name)}")
-        if (slot.kinds, name) == (("backend",), "auto"):
-            return _best_backend()
-        cls = self._find(slot, name, path)
-        return _FAILED if cls is _FAILED else self._make(cls, name, spec, path, args)
-
-    def _find(self, slot: Slot, name: str, path: str) -> Any:
-        """The class of that name in one of the slot's kinds, or ``_FAILED``."""
-        found, unknown = [], []
-        try:
-            for kind in slot.kinds:
-                try:
-                    found.append(REGISTRY.find(kind, name))
-                except UnknownPartError as error:
-                    unknown.append(str(error))
-            if len(found) == 1:
-                return found[0].load()
-        except (AmbiguousPartError, PluginError) as error:
-            raise type(error)(_join(path, str(error), ": ")) from error
-        if found:
-            return self._fail(path, f"{name!r} is the name of several parts; create the one you mean: {' or '.join(map(str, found))}")
-        hint = " (a configuration names registered parts, never an import path)" if {":", "."} & set(name) else ""
-        return self._fail(path, " and ".join(unknown) + hint)
-
-    def _make(self, cls: type, owner: str, spec: Mapping[str, Any], path: str, args: Sequence[Any]) -> Any:
-        known = options_of(cls)
-        positional = [option.name for option in known.values() if option.positional]
-        before = len(self.problems)
-        if len(args) > len(positional):
-            self._fail(path, f"{owner} takes {len(positional)} positional arguments, received {len(args)}")
-        given = dict(zip(positional, args, strict=False))
-        for name in given.keys() & spec.keys():
-            self._fail(_join(path, name), f"given to {owner} twice, by name and by position")
-        values = self._options(known, owner, {**spec, **given}, path)
-        if len(self.problems) > before:
-            return _FAILED
-        arguments = [values.pop(name) for name in positional]
-        try:
-            return cls(*arguments, **values)
-        except ConfigError as error:
-            self.problems += [_join(path, problem) for problem in error.problems]
-            return _FAILED
-
-    def _options(self, known: Mapping[str, Option], owner: str, spec: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """The values of the options that were given."""
-        values = {}
-        for key, value in spec.items():
-            if key in known:
-                values[key] = self._value(known[key], value, path)
-            else:
-                options = ", ".join(sorted(option.name for option in known.values() if not option.positional))
-                self._fail(_join(path, str(key)), f"unknown option of {owner}{did_you_mean(key, known)} (options: {options or 'none'})")
-        for option in known.values():
-            if option.required and option.name not in values:
-                self._fail(_join(path, option.name), f"required by {owner}: {option.type_text}")
-        return values
-
-    def _value(self, option: Option, value: Any, path: str) -> Any:
-        if option.slot is not None:
-            return self._slot(option.slot, value, _join(path, option.name))
-        value, problems = option.read(value, from_config=True)
-        self.problems += [_join(path, problem) for problem in problems]
-        return value
-
-    def _slot(self, slot: Slot, value: Any, path: str) -> Any:
-        if value is None and slot.optional:
-            return None
-        if not slot.many:
-            return self.part(slot, value, path)
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            return self._fail(path, f"expected a list of {slot}, received {show(value)}")
-        item = dataclasses.replace(slot, many=False, optional=False)
-        return tuple(self.part(item, spec, f"{path}[{index}]") for index, spec in enumerate(value))
-
-    def _fail(self, path: str, problem: str) -> Any:
-        self.problems.append(_join(path, problem, ": "))
-        return _FAILED
-
-
-def _join(path: str, rest: str, separator: str = ".") -> str:
-    return f"{path}{separator}{rest}" if path else rest
-
-
-def _best_backend() -> Any:
-    """The first backend that can run here; torch, which always can, is asked last."""
-    parts = sorted(REGISTRY.parts("backend"), key=lambda part: part.name == "torch")
-    for part in parts:
-        try:
-            backend = part.load()()
-        except PluginError as error:
-            warnings.warn(f"backend 'auto' passed over {error}", PluginWarning, stacklevel=2)
-            continue
-        if backend.unavailable_reason() is None:
-            return backend
-    raise PluginError("no backend can run here")
+def _slot(kind: str) -> Slot:
+    check_kind(kind, CLASS_KINDS)
+    return Slot((kind,))
 
 
 def _describe(part: Any, path: str) -> dict[str, Any]:
+    prepared = isinstance(part, functools.partial)
+    cls: Any = part.func if prepared else type(part)
     try:
-        name = REGISTRY.name_of(type(part))
+        name = REGISTRY.name_of(cls)
     except UnknownPartError as error:
-        raise ConfigError([_join(path, str(error), ": ")]) from error
+        raise ConfigError([join(path, str(error), ": ")]) from error
     values: dict[str, Any] = {}
-    for option in options_of(type(part)).values():
-        place = _join(path, option.name)
-        value = getattr(part, option.name, _NOT_DATA)
-        if value is _NOT_DATA and not option.positional:
-            raise ConfigError([f"{place}: {type(part).__name__} must keep this option as an attribute"])
+    for option in options_of(cls).values():
+        place = join(path, option.name)
+        value = part.keywords.get(option.name, option.default) if prepared else getattr(part, option.name, REQUIRED)
+        if value is REQUIRED and not prepared and not (option.positional and cls.kind in MODULE_KINDS):
+            raise ConfigError([f"{place}: {cls.__name__} must keep this option as an attribute"])
         if value is None and option.default is None:
             continue  # so that an object that was not given and one that only Python can give look the same
-        data = _data(value, place)
-        if data is not _NOT_DATA:
+        data = as_data(value, place)
+        if data is not NOT_DATA:
             values[option.name] = data
-        elif not _is_module(part) and value is not option.default:
+        elif cls.kind not in MODULE_KINDS and value is not option.default:
             raise ConfigError([f"{place}: {show(value)} cannot be written in a configuration"])
     return {"name": name, **values}
 
 
-def _data(value: Any, path: str) -> Any:
-    """The value as a configuration has it, or ``_NOT_DATA``."""
+def as_data(value: Any, path: str) -> Any:
+    """The value as a configuration has it, or :data:`NOT_DATA`.
+
+    Arguments:
+        value: of an option.
+        path: of the option, for the message.
+
+    Raises:
+        ConfigError: a part in it is not registered, or has an option that is not data.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):
-        items = [_data(item, f"{path}[{index}]") for index, item in enumerate(value)]
-        return _NOT_DATA if any(item is _NOT_DATA for item in items) else items
-    if getattr(value, "kind", None) in CLASS_KINDS and not _is_module(value):
+        items = [as_data(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return NOT_DATA if any(item is NOT_DATA for item in items) else items
+    if getattr(value, "kind", None) in set(CLASS_KINDS).difference(MODULE_KINDS):
         described = _describe(value, path)
         return described if len(described) > 1 else described["name"]
-    return _NOT_DATA
-
-
-def _is_module(part: Any) -> bool:
-    """Layers and dynamics hold modules and functions, which are given from Python and not by a configuration."""
-    return getattr(part, "kind", None) in ("layer", "dynamics")
+    return NOT_DATA

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Literal
@@ -16,14 +17,18 @@ import pluggy
 from implicitcore import builtin, hookspecs
 from implicitcore.errors import PluginError
 from implicitcore.hookspecs import API_VERSION, PROJECT
-from implicitcore.parts import Part, Registrar
+from implicitcore.observers import Observer
+from implicitcore.parts import Part, Registrar, canonical
 from implicitcore.wording import describe_error, did_you_mean
 
 HOOK = hookspecs.implicitcore_register.__name__
+LISTENER = hookspecs.implicitcore_after_solve.__name__
 DISABLE = "IMPLICITCORE_DISABLE_PLUGINS"
 STRICT = "IMPLICITCORE_STRICT_PLUGINS"
 
-Status = Literal["ok", "broken", "incompatible", "disabled"]
+Status = Literal["ok", "conflict", "broken", "incompatible", "disabled"]
+
+_MODULE = re.compile(r"[A-Za-z_][\w.]*")
 
 
 class _Hooks:
@@ -48,11 +53,13 @@ class Plugin:
         name: of its entry point.
         distribution: the distribution that the entry point belongs to.
         version: that distribution's version.
-        status: ok, or why it was left out.
-        error: the cause in one line; empty unless broken or incompatible.
-        parts: what it registered; empty unless ok.
+        status: ok; conflict, where a name of it is also another distribution's; or why it was left out.
+        error: the cause in one line; empty where ok or disabled.
+        parts: what it registered; empty where it was left out.
+        observers: those of its functions that hear of solves; empty where it was left out.
         seconds: how long its import and registration took.
-        cause: the exception behind ``error``.
+        cause: the exception behind ``error``, where there is one.
+        conflicts: for each name that it shares, the parts of that name, its own among them.
     """
 
     name: str
@@ -61,13 +68,22 @@ class Plugin:
     status: Status
     error: str = ""
     parts: tuple[Part, ...] = ()
+    observers: tuple[Observer, ...] = ()
     seconds: float = 0.0
     cause: BaseException | None = None
+    conflicts: tuple[tuple[Part, ...], ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether its parts can be had: a shared name is an error where it is used, and nothing is left out for it."""
+        return self.status in ("ok", "conflict")
 
     @property
     def problem(self) -> str:
-        """One message that names the plugin, the cause and how to silence it."""
+        """One message that names the plugin, the cause and what to do about it."""
         version = f" {self.version}" if self.version else ""
+        if self.status == "conflict":
+            return f"plugin {self.name!r} of {self.distribution}{version} shares names: {self.error}"
         return (
             f"plugin {self.name!r} of {self.distribution}{version} was left out: {self.error} "
             f"(to silence this, set {DISABLE}={self.name}, or uninstall {self.distribution})"
@@ -92,7 +108,7 @@ def discover() -> tuple[Plugin, ...]:
             plugins.append(Plugin(name=point.name, distribution=_distribution(point), version=_version(point), status="disabled"))
         else:
             plugins.append(_load(manager, point, plugins))
-    return tuple(plugins)
+    return _with_conflicts(plugins)
 
 
 def is_strict() -> bool:
@@ -100,32 +116,30 @@ def is_strict() -> bool:
     return os.environ.get(STRICT, "").strip().lower() not in ("", "0", "false", "no")
 
 
-def canonical(name: str) -> str:
-    """The name of a distribution as package indices compare it."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
 def _load_builtin(manager: pluggy.PluginManager) -> Plugin:
     from implicitcore import __version__
 
     began = time.perf_counter()
-    parts = _register(manager, builtin, Registrar(PROJECT, __version__))
+    registrar = Registrar(PROJECT, __version__)
+    _register(manager, builtin, registrar)
     seconds = time.perf_counter() - began
-    return Plugin(name="builtin", distribution=PROJECT, version=__version__, status="ok", parts=parts, seconds=seconds)
+    return Plugin(name="builtin", distribution=PROJECT, version=__version__, status="ok", parts=registrar.parts, seconds=seconds)
 
 
 def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin]) -> Plugin:
     """Import the plugin and let it register into a table of its own, which counts only if nothing failed."""
     distribution, version = _distribution(point), _version(point)
     status: Status = "ok"
-    error, parts, cause = "", (), None
+    error, parts, observers, cause = "", (), (), None
+    registrar = Registrar(distribution, version)
     began = time.perf_counter()
     try:
-        parts = _register(manager, _import(point), Registrar(distribution, version))
-        _check_own_names(distribution, parts, earlier)
+        functions = _register(manager, _import(point), registrar)
+        _check_own_names(distribution, registrar.parts, earlier)
+        parts, observers = registrar.parts, _observers(manager, functions, f"of the plugin {point.name!r} of {distribution}")
     except (Exception, SystemExit) as exception:  # SystemExit: a script without a main guard must not end the user's program
         ours = isinstance(exception, PluginError)
-        status, parts, cause = "incompatible" if isinstance(exception, _Incompatible) else "broken", (), exception
+        status, cause = "incompatible" if isinstance(exception, _Incompatible) else "broken", exception
         error = str(exception) if ours else describe_error(exception)
     return Plugin(
         name=point.name,
@@ -134,20 +148,20 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin
         status=status,
         error=error,
         parts=parts,
+        observers=observers,
         seconds=time.perf_counter() - began,
         cause=cause,
     )
 
 
 def _import(point: EntryPoint) -> ModuleType:
-    module = point.load()
-    if not isinstance(module, ModuleType):
-        raise PluginError(f"the entry point {point.name} = {point.value} must name a module, not {type(module).__name__}")
-    return module
+    if not _MODULE.fullmatch(point.value):
+        raise PluginError(f"the entry point {point.name} = {point.value} must name a module, as {point.name} = my_package.plugin")
+    return importlib.import_module(point.value)
 
 
-def _register(manager: pluggy.PluginManager, module: ModuleType, registrar: Registrar) -> tuple[Part, ...]:
-    """Check the plugin, call its hook and no other plugin's, and return what it registered."""
+def _register(manager: pluggy.PluginManager, module: ModuleType, registrar: Registrar) -> _Hooks:
+    """Check the plugin, and let its hook and no other plugin's register its parts."""
     _check_version(module)
     functions = {name: value for name, value in vars(module).items() if callable(value)}
     _check_hooks(manager, module.__name__, functions)
@@ -159,7 +173,16 @@ def _register(manager: pluggy.PluginManager, module: ModuleType, registrar: Regi
     except BaseException:
         manager.unregister(plugin)
         raise
-    return registrar.parts
+    return plugin
+
+
+def _observers(manager: pluggy.PluginManager, plugin: _Hooks, owner: str) -> tuple[Observer, ...]:
+    """The plugin's functions that hear of solves, as pluggy found them."""
+    found = [hook for hook in getattr(manager.hook, LISTENER).get_hookimpls() if hook.plugin is plugin]
+    for hook in found:
+        if hook.hookwrapper or hook.wrapper:
+            raise PluginError(f"{LISTENER} of a plugin hears of a solve that is over, and wraps none: use @hookimpl without options")
+    return tuple(Observer(f"{LISTENER} {owner}", hook.function, tuple(hook.argnames)) for hook in found)
 
 
 def _check_version(module: ModuleType) -> None:
@@ -179,15 +202,15 @@ def _check_hooks(manager: pluggy.PluginManager, module: str, functions: Mapping[
     known = [name for name in vars(manager.hook) if not name.startswith("_")]
     marked = {name for name, function in functions.items() if isinstance(getattr(function, f"{PROJECT}_impl", None), dict)}
     for name in sorted(marked.difference(known)):
-        raise PluginError(f"{module} implements an unknown hook {name!r}{did_you_mean(name, known)}")
-    if HOOK in marked:
-        return
-    foreign = _foreign_marker(functions.get(HOOK))
-    if foreign:
-        raise PluginError(f"{module}.{HOOK} has the marker of {foreign!r}: use 'from implicitcore import hookimpl'")
-    if HOOK in functions:
-        raise PluginError(f"{module}.{HOOK} has no marker: put @hookimpl above it, with 'from implicitcore import hookimpl'")
-    raise PluginError(f"{module} has no function {HOOK}(registry) marked with @hookimpl{did_you_mean(HOOK, functions)}")
+        near = did_you_mean(name, known, cutoff=0.8)  # all begin with the name of the project
+        raise PluginError(f"{module} implements an unknown hook {name!r}{near} (hooks: {', '.join(known)})")
+    for name in (name for name in known if name in functions and name not in marked):
+        foreign = _foreign_marker(functions[name])
+        if foreign:
+            raise PluginError(f"{module}.{name} has the marker of {foreign!r}: use 'from implicitcore import hookimpl'")
+        raise PluginError(f"{module}.{name} has no marker: put @hookimpl above it, with 'from implicitcore import hookimpl'")
+    if not marked:
+        raise PluginError(f"{module} has no function {HOOK}(registry) marked with @hookimpl{did_you_mean(HOOK, functions)}")
 
 
 def _foreign_marker(function: Any) -> str:
@@ -205,6 +228,28 @@ def _check_own_names(distribution: str, parts: tuple[Part, ...], earlier: list[P
         if (part.kind, part.name) in taken:
             other = taken[part.kind, part.name].name
             raise PluginError(f"{part.kind} {part.name!r} is registered already by the entry point {other!r} of the same distribution")
+
+
+def _with_conflicts(plugins: list[Plugin]) -> tuple[Plugin, ...]:
+    """The records again, with a mark on those that share a name."""
+    named: dict[tuple[str, str], list[Part]] = {}
+    for plugin in plugins:
+        for part in plugin.parts:
+            named.setdefault((part.kind, part.name), []).append(part)
+    return tuple(_with_conflict(plugin, [named[part.kind, part.name] for part in plugin.parts]) for plugin in plugins)
+
+
+def _with_conflict(plugin: Plugin, named: list[list[Part]]) -> Plugin:
+    shared = tuple(tuple(parts) for parts in named if len(parts) > 1)
+    if not shared:
+        return plugin
+    return replace(plugin, status="conflict", error="; ".join(map(_clash, shared)), conflicts=shared)
+
+
+def _clash(parts: tuple[Part, ...]) -> str:
+    """What several distributions provide, and the names that tell it apart."""
+    choices = " or ".join(repr(part.qualified_name) for part in parts)
+    return f"{parts[0].kind} {parts[0].name!r} is provided by {len(parts)} distributions: say {choices}"
 
 
 def _distribution(point: EntryPoint) -> str:

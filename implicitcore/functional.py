@@ -24,7 +24,7 @@ from implicitcore.packing import Packing
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
-from implicitcore.scope import one_function
+from implicitcore.scope import solving
 from implicitcore.solution import Solution
 from implicitcore.system import System
 from implicitcore.transforms import check_transforms, eager
@@ -167,7 +167,7 @@ def run(  # noqa: PLR0913 - keyword options
     _check_backend(backend)
     begin = promoted(z0)
     packing = Packing.of(begin)
-    with one_function(dynamics):
+    with solving(dynamics):
         system = System(dynamics, x, packing, backend=backend, trace=trace)
         with suspended():
             solution = gradient.run(solve, system, packing.pack(begin))

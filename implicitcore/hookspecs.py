@@ -1,7 +1,7 @@
 """What a plugin implements.
 
 A plugin is a light module named by an entry point of the group ``implicitcore``. It says which version of this page it was
-written for, and registers its parts; the code of a part is imported when the part is first used::
+written for, and implements one hook or more. Most register parts; the code of a part is imported when the part is first used::
 
     from implicitcore import hookimpl
 
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from implicitcore.layers.base import ImplicitLayer
     from implicitcore.parts import Registrar
+    from implicitcore.solution import Solution
 
 PROJECT = "implicitcore"
 """The name of the hook's project and of the entry-point group."""
@@ -37,4 +39,23 @@ def implicitcore_register(registry: Registrar) -> None:
 
     Arguments:
         registry: call its :meth:`~implicitcore.parts.Registrar.register` once for each part.
+    """
+
+
+@hookspec
+def implicitcore_after_solve(layer: ImplicitLayer, solution: Solution) -> None:
+    """Hear of a solve: called after each forward solve of a layer.
+
+    A plugin's function is active once plugins have been discovered, which the first use of a name does (``implicitcore.build``,
+    ``create``, ``layer.config``, the command line): a program that builds its layers from objects alone discovers nothing. There,
+    and for an observer that is to be active for a while only, use :func:`implicitcore.observers.observe`.
+
+    It is called in the thread of the solve and as the solve was, under ``no_grad`` or not; for each layer where layers are nested, the
+    inner ones first; not for what a backward pass solves (``solution.backward`` counts that), nor for what an observer solves itself.
+    An error in it reaches the user, with a note that names the observer.
+
+    Arguments:
+        layer: the layer that has solved.
+        solution: what ``layer.solve`` returns, the same object. Its z has the graph of the solve, and to read a number from a CUDA tensor
+            waits for the device: keep no z, and read seldom. ``solution.backward`` is filled later, by the backward pass.
     """

@@ -16,14 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter, ValidationError
 
 from implicitcore.annotations import Slot, bounds_text, plain, slot_of, type_text
 from implicitcore.errors import ConfigError, PluginError
-from implicitcore.wording import show
+from implicitcore.wording import describe_error, show
 
 REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
+
+DEFINITION = "#/$defs/{model}"
+"""Where a JSON schema refers to the types that an option has of its own."""
 
 _NUMBER_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of")
 
@@ -63,6 +66,21 @@ class Option:
     def bounds_text(self) -> str:
         """The bounds: ``> 0, <= 1``; empty where there are none."""
         return bounds_text(self.annotation)
+
+    @functools.cached_property
+    def schema(self) -> dict[str, Any] | None:
+        """The JSON schema of the values that a configuration can give it; None where it holds parts, or modules and functions."""
+        if self.slot is not None:
+            return None
+        try:
+            return self._adapter.json_schema(ref_template=DEFINITION)
+        except PydanticInvalidForJsonSchema:
+            return None
+
+    @property
+    def from_python(self) -> bool:
+        """Whether only Python can give it, and no configuration: a module or a function."""
+        return self.slot is None and self.schema is None
 
     def read(self, value: Any, *, from_config: bool = False) -> tuple[Any, list[str]]:
         """Check a value, and convert it where nothing is lost (an int for a float, a list for a tuple).
@@ -196,6 +214,8 @@ def _hints(annotated: Any, cls: type) -> dict[str, Any]:
         raise PluginError(
             f"{cls.__qualname__}: {error}, but the type of an option needs it: import it outside `if TYPE_CHECKING`"
         ) from error
+    except Exception as error:  # an annotation is code of the part
+        raise PluginError(f"{cls.__qualname__}: the type of an option cannot be read: {describe_error(error)}") from error
 
 
 def _expected(code: str, message: str) -> str:

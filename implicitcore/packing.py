@@ -102,6 +102,8 @@ def _check(leaves: list[Any]) -> None:
         problem = _problem(leaf)
         if problem:
             raise InputError(f"the state z holds {problem}")
+    if len(leaves) == 1:
+        return
     for name in ("dtype", "device"):
         found = {getattr(leaf, name) for leaf in leaves}
         if len(found) > 1:

@@ -14,17 +14,21 @@ from implicitcore.wording import describe_error, did_you_mean
 CLASS_KINDS = ("layer", "dynamics", "root_solver", "ode_solver", "gradient", "backend")
 """The kinds whose parts are classes with that ``kind``."""
 
+MODULE_KINDS = ("layer", "dynamics")
+"""The kinds whose parts hold modules and functions, which are given from Python and not by a configuration."""
+
 KINDS = (*CLASS_KINDS, "command")
 """Every kind; a ``command`` is a click command that a plugin adds to the command line."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+_ABSENT = object()
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def check_kind(kind: str) -> None:
+def check_kind(kind: str, known: Sequence[str] = KINDS) -> None:
     """Raise :class:`UnknownPartError` where there is no such kind."""
-    if kind not in KINDS:
-        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    if kind not in known:
+        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, known)} (kinds: {', '.join(known)})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,15 @@ class Part:
     provider: str
     version: str | None = None
 
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
+        if not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
+            raise PluginError(f"a part cannot be named {self.name!r}: use lower-case letters and digits with '_', '-' or '.' between them")
+        if isinstance(self.target, str) and not _TARGET.fullmatch(self.target):
+            raise PluginError(f"the target of {self.kind} {self.name!r} must be 'module:attribute', not {self.target!r}")
+        if not isinstance(self.summary, str) or "\n" in self.summary:
+            raise PluginError(f"the summary of {self.kind} {self.name!r} must be one line of text, not {self.summary!r}")
+
     @property
     def qualified_name(self) -> str:
         """The name that no other distribution can have: ``provider:name``."""
@@ -61,12 +74,19 @@ class Part:
             The class of the part; for a ``command``, the click command.
 
         Raises:
-            PluginError: the target cannot be imported, or is no part of this kind.
+            PluginError: the target cannot be imported, or is no part of this kind, or is abstract.
         """
         found = _import(self) if isinstance(self.target, str) else self.target
-        if self.kind in CLASS_KINDS and not (isinstance(found, type) and getattr(found, "kind", None) == self.kind):
-            raise PluginError(f"{self}: the target {self.target!r} is not a {self.kind} class; derive it from the base class of its kind")
+        if self.kind in CLASS_KINDS:
+            self._check_class(found)
         return found
+
+    def _check_class(self, found: Any) -> None:
+        if not (isinstance(found, type) and getattr(found, "kind", None) == self.kind):
+            raise PluginError(f"{self}: the target {self.target!r} is not a {self.kind} class; derive it from the base class of its kind")
+        missing = sorted(getattr(found, "__abstractmethods__", ()))
+        if missing:
+            raise PluginError(f"{self}: {found.__name__} cannot be made, for it lacks {', '.join(missing)}")
 
     def __str__(self) -> str:
         version = f" {self.version}" if self.version else ""
@@ -104,40 +124,28 @@ class Registrar:
             UnknownPartError: there is no such kind.
             PluginError: the name or the target cannot be used, or the plugin registered the name before.
         """
-        check_kind(kind)
-        check_name(name)
-        if not (isinstance(target, str) and _TARGET.fullmatch(target)):
+        if not isinstance(target, str):
             raise PluginError(f"the target of {kind} {name!r} must be a text 'module:attribute', imported at first use, not {target!r}")
+        part = Part(
+            kind=kind, name=name, target=target, summary=summary, requires=listed(requires), provider=self._provider, version=self._version
+        )
         if (kind, name) in self._parts:
             raise PluginError(f"{kind} {name!r} is registered twice")
-        if isinstance(requires, str):
-            requires = (requires,)
-        self._parts[kind, name] = Part(
-            kind=kind, name=name, target=target, summary=summary, requires=tuple(requires), provider=self._provider, version=self._version
-        )
+        self._parts[kind, name] = part
 
 
-def check_name(name: object) -> None:
-    """Raise :class:`PluginError` where a part cannot have that name."""
-    if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise PluginError(f"a part cannot be named {name!r}: use lower-case letters and digits with '_', '-' or '.' between them")
+def canonical(distribution: str) -> str:
+    """The name of a distribution as package indices compare it."""
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
-def _import(part: Part) -> Any:
-    module_name, _, attribute = str(part.target).partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{part} cannot be imported: {describe_error(error)}{_missing(part.requires)}") from error
-    try:
-        return getattr(module, attribute)
-    except AttributeError as error:
-        near = did_you_mean(attribute, dir(module))
-        raise PluginError(f"{part} cannot be imported: module {module_name} has no {attribute!r}{near}") from error
+def listed(requires: Sequence[str]) -> tuple[str, ...]:
+    """The requirements, of which one alone may come as a text."""
+    return (requires,) if isinstance(requires, str) else tuple(requires)
 
 
-def _missing(requires: Sequence[str]) -> str:
-    """Which of the required distributions are not installed, as the end of a sentence."""
+def missing_requirements(requires: Sequence[str]) -> list[str]:
+    """Those of the required distributions that are not installed; their versions are pip's to compare."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     missing = []
@@ -146,4 +154,24 @@ def _missing(requires: Sequence[str]) -> str:
             distribution(re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0])
         except PackageNotFoundError:
             missing.append(requirement)
-    return f"; it needs {', '.join(missing)}: pip install {' '.join(map(repr, missing))}" if missing else ""
+    return missing
+
+
+def pip_install(requirements: Sequence[str]) -> str:
+    """The command that installs them."""
+    return f"pip install {' '.join(map(repr, requirements))}"
+
+
+def _import(part: Part) -> Any:
+    module_name, _, attribute = str(part.target).partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        found = getattr(module, attribute, _ABSENT)  # here too a module may import: by its __getattr__
+    except (Exception, SystemExit) as error:
+        missing = missing_requirements(part.requires)
+        hint = f"; it needs {', '.join(missing)}: {pip_install(missing)}" if missing else ""
+        raise PluginError(f"{part} cannot be imported: {describe_error(error)}{hint}") from error
+    if found is _ABSENT:
+        near = did_you_mean(attribute, dir(module))
+        raise PluginError(f"{part} cannot be imported: module {module_name} has no {attribute!r}{near}")
+    return found

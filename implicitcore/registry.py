@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from implicitcore.errors import AmbiguousPartError, PluginError, PluginWarning, UnknownPartError
-from implicitcore.parts import KINDS, Part, check_kind, check_name
+from implicitcore.observers import observe_from_plugins
+from implicitcore.parts import KINDS, Part, canonical, check_kind, listed
 from implicitcore.wording import did_you_mean, with_article
 
 if TYPE_CHECKING:
@@ -51,11 +52,9 @@ class Registry:
 
         Raises:
             UnknownPartError: there is no such kind.
-            PluginError: a part cannot have that name, or the class is not of that kind.
+            PluginError: a part cannot have that name or target, or the class is not of that kind.
         """
-        check_kind(kind)
-        check_name(name)
-        part = Part(kind=kind, name=name, target=target, summary=summary, requires=tuple(requires), provider=LOCAL)
+        part = Part(kind=kind, name=name, target=target, summary=summary, requires=listed(requires), provider=LOCAL)
         if not isinstance(target, str):
             part.load()  # an unusable class is refused at once
         self._local[kind, name] = part
@@ -101,7 +100,8 @@ class Registry:
             UnknownPartError: there is no such part; the message gives the near matches.
             AmbiguousPartError: several distributions provide it; the message lists them.
         """
-        found = [part for part in self.parts(kind) if name in (part.name, part.qualified_name)]
+        provider, colon, plain = name.rpartition(":")
+        found = [part for part in self.parts(kind) if part.name == plain and (not colon or part.provider == canonical(provider))]
         if not found:
             raise UnknownPartError(self._unknown(kind, name))
         if len(found) > 1:
@@ -151,19 +151,21 @@ class Registry:
         left_out = _left_out(found)
         if left_out and is_strict():
             raise PluginError("; ".join(plugin.problem for plugin in left_out)) from left_out[0].cause
+        observe_from_plugins(observer for plugin in found for observer in plugin.observers)
         self._plugins = found
         return found
 
     def _unknown(self, kind: str, name: str) -> str:
         """Why there is no such part, and what there is."""
-        known = [part.name for part in self.parts(kind)]
+        known = {part.name for part in self.parts(kind)}
         other = next((part.kind for part in self.parts() if part.name == name), None)
         if other:
             message = f"{name!r} is {with_article(other)}, not {with_article(kind)}"
         else:
-            message = f"unknown {kind} {name!r}{did_you_mean(name, known)}"
-        message += f" (known: {', '.join(sorted(set(known)))})" if known else self.install_hint(kind)
-        left_out = [plugin.name for plugin in self.plugins() if plugin.status != "ok"]
+            near = {part.qualified_name for part in self.parts(kind)} if ":" in name else known
+            message = f"unknown {kind} {name!r}{did_you_mean(name, near)}"
+        message += f" (known: {', '.join(sorted(known))})" if known else self.install_hint(kind)
+        left_out = [plugin.name for plugin in self.plugins() if not plugin.usable]
         return message + (f" (plugins left out: {', '.join(left_out)})" if left_out else "")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -143,6 +143,12 @@ def one_function(module: Callable[..., Any] | None = None) -> Iterator[Scope]:
         scope.hold(module)
     with scope.entered():
         yield scope
+
+
+def solving(module: nn.Module) -> AbstractContextManager[Scope]:
+    """As :func:`one_function`, for a solve that may be a layer's: that has entered a scope and held its dynamics."""
+    scope = _current.get()
+    return one_function(module) if scope is None or module not in scope.known else nullcontext(scope)
 
 
 def _refuse_moving(module: nn.Module) -> None:

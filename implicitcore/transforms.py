@@ -81,6 +81,11 @@ def transformed() -> bool:
     return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def in_backward() -> bool:
+    """Whether this is called by a backward pass of torch.autograd."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def check_products() -> None:
     """Refuse Jacobian products inside a derivative of ``torch.func``.
 

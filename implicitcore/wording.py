@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def did_you_mean(word: object, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """The near matches as the end of a sentence.
 
     Arguments:
         word: what was given.
         known: what could have been given.
+        cutoff: how near a match must be, from 0 to 1.
 
     Returns:
         ``"; did you mean 'anderson'?"``, or an empty string where nothing is near.
@@ -23,7 +24,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # only ever needed for an error
 
     spelling = {name.casefold(): name for name in known}
-    near = get_close_matches(str(word).casefold(), spelling, n=3)
+    near = get_close_matches(str(word).casefold(), spelling, n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(repr(spelling[name]) for name in near)}?" if near else ""
 
 

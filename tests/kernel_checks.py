@@ -1,144 +1,176 @@
-"""A backend's kernels and whole solves against the torch backend, on any device: what the tests of each backend share.
+"""The kernels of any backend, on any device, against the torch backend in float64.
 
-Kernels agree entry by entry, relative to the sum of the magnitudes of what is added up.
+Every tensor lies in a larger one full of NaNs: what a kernel reads beside it shows in the result, what it writes beside it is found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from dense import Cell, inputs, relative_error
 from torch import Tensor
 
 import implicitcore as ic
+from implicitcore.norms import real_dtype
 
 REFERENCE = ic.TorchBackend()
-DTYPES = {torch.float32: 2e-6, torch.float64: 4e-15, torch.bfloat16: 2**-6}
-"""Rounding that is allowed: of the reference too, which rounds each intermediate bfloat16, and of an interpreter that cuts it off."""
+SIZES = (0, 1, 127, 128, 129, 100_003)
+BATCHES = (0, 1, 3, 33)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 RTOL, ATOL = 1e-3, 1e-6
-
-
-def agree(found: Tensor, expected: Tensor, size: Tensor, added: int = 1) -> None:
-    """Both sum up so many numbers, whose roundings add up as a random walk."""
-    assert found.dtype == expected.dtype
-    assert found.shape == expected.shape
-    rounding = DTYPES[found.dtype] * size.double() * max(1.0, (added / 1000) ** 0.5)
-    assert bool(((found.double() - expected.double()).abs() <= rounding).all())
+EPS = torch.finfo(torch.float64).eps
+LONG = 1000  # with more entries, fewer variants: they are there for the places where a loop ends
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """The kernels of a backend on a device."""
+class Problem:
+    """What a kernel is tried on.
+
+    Attributes:
+        aligned: every sample begins at a multiple of 16 bytes, where n is one of the entries in them; else one entry behind.
+        cuts: results are cut off, as an interpreter may do with bfloat16, and not rounded.
+    """
 
     backend: ic.Backend
-    device: str = "cpu"
+    device: torch.device | str
+    dtype: torch.dtype
+    batch: int
+    n: int
+    aligned: bool = True
+    cuts: bool = False
 
-    def draw(self, *shape: int, dtype: torch.dtype, aligned: bool = True) -> Tensor:
-        """Contiguous; unaligned, it begins one entry after a multiple of 16 bytes."""
-        entries = torch.randn(torch.Size(shape).numel() + 1, device=self.device).to(dtype)
-        return entries[:-1].view(shape) if aligned else entries[1:].view(shape)
+    def state(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Contiguous, ``[batch, n]``."""
+        margin, entries = 16, self.batch * self.n
+        memory = torch.full((entries + 2 * margin,), torch.nan, dtype=dtype or self.dtype, device=self.device)
+        view = memory[margin + (not self.aligned) :][:entries].view(self.batch, self.n)
+        return view.copy_(torch.randn(view.shape))
 
-    def lines(self, batch: int, depth: int, n: int, dtype: torch.dtype) -> Tensor:
-        """A history that is a part of a larger one, in every dimension."""
-        return self.draw(batch, depth + 2, 2 * n + 3, dtype=dtype)[:, 1:-1, n + 1 : 2 * n + 1]
+    def rows(self, depth: int) -> Tensor:
+        """Part of a larger history in every dimension, ``[batch, depth, n]``."""
+        width = (self.n // 16 + 3) * 16 if self.aligned else self.n + 34
+        memory = torch.full((self.batch, depth + 2, width), torch.nan, dtype=self.dtype, device=self.device)
+        first = -width % 16  # the first row of all is aligned, whatever the others are
+        return memory[:, 1 : depth + 1, first : first + self.n].copy_(torch.randn(self.batch, depth, self.n))
 
-    def residual(self, batch: int, n: int, dtype: torch.dtype, aligned: bool = True) -> None:
-        fz, z, out = (self.draw(batch, n, dtype=dtype, aligned=aligned) for _ in range(3))
-        found, expected = self.backend.residual(fz, z, out), REFERENCE.residual(fz, z)
-        assert found.value is out
-        agree(out, expected.value, fz.abs() + z.abs())
-        agree(found.norm, out.to(found.norm.dtype).norm(dim=1), expected.norm, n)
-        agree(found.update_norm, expected.update_norm, expected.update_norm, n)
+    def depths(self) -> tuple[int, ...]:
+        """Rows of a history: fewer where they would be large."""
+        if self.n <= LONG:
+            return 1, 5, 8, 9, 16, 17, 40
+        return (17,) if self.batch <= 3 else (3,)
 
-    def gram_row(self, batch: int, n: int, dtype: torch.dtype, depth: int = 5) -> None:
-        history, row = self.lines(batch, depth, n, dtype), self.lines(batch, 1, n, dtype)
-        size = REFERENCE.gram_row(history.abs(), row.abs())
-        agree(self.backend.gram_row(history, row), REFERENCE.gram_row(history, row), size, n)
-
-    def mix(self, batch: int, n: int, dtype: torch.dtype, depth: int = 5) -> None:
-        history, weights, row = self.lines(batch, depth, n, dtype), self.draw(batch, 1, depth, dtype=dtype), self.lines(batch, 1, n, dtype)
-        scale = -0.3
-        size = REFERENCE.mix(row.abs(), weights.abs(), history.abs(), -scale)
-        expected = REFERENCE.mix(row, weights, history, scale)
-        agree(self.backend.mix(row, weights, history, scale), expected, size)
-        agree(self.backend.mix(None, weights, history, scale), REFERENCE.mix(None, weights, history, scale), size)
-        found = self.backend.mix(row, weights, history, scale, out=row)
-        assert found is row
-        agree(row, expected, size)
-
-    def combine(self, batch: int, n: int, dtype: torch.dtype, count: int = 7, aligned: bool = True) -> None:
-        z, *stages = (self.draw(batch, n, dtype=dtype, aligned=aligned) for _ in range(count + 1))
-        dt = torch.rand(batch, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=self.device)
-        weights = [(-1) ** i / (i + 3) for i in range(count)]
-        magnitudes = [stage.abs() for stage in stages], [abs(weight) for weight in weights]
-        for base in (z, None):
-            size = REFERENCE.combine(None if base is None else base.abs(), dt, *magnitudes)
-            agree(self.backend.combine(base, dt, stages, weights), REFERENCE.combine(base, dt, stages, weights), size)
-
-    def error_norm(self, batch: int, n: int, dtype: torch.dtype, aligned: bool = True) -> None:
-        z, z_next, error = (self.draw(batch, n, dtype=dtype, aligned=aligned) for _ in range(3))
-        for atol in (ATOL, 0.0):  # without it, what lies beyond a sample is zero over zero
-            expected = REFERENCE.error_norm(error, z, z_next, RTOL, atol)
-            agree(self.backend.error_norm(error, z, z_next, RTOL, atol), expected, expected, n)
-
-    def not_a_number(self, n: int) -> None:
-        """It reaches its own sample, and no other."""
-        only = [False, True, False]
-        for place in range(3):
-            tensors = [self.draw(3, n, dtype=torch.float64) for _ in range(3)]
-            tensors[place][1, -1] = torch.nan
-            assert self.backend.error_norm(*tensors, RTOL, ATOL).isnan().tolist() == only
-        z = self.draw(3, n, dtype=torch.float64)
-        fz = z.clone()
-        fz[1, 0] = torch.nan
-        assert self.backend.residual(fz, z).norm.isnan().tolist() == only
-
-
-@dataclass(frozen=True)
-class Solves:
-    """Whole solves and training gradients with a backend on a device, in float64: the torch backend's."""
-
-    backend: ic.Backend
-    device: str = "cpu"
-
-    def equilibrium(self, solver: ic.RootSolver) -> None:
-        gradient = ic.Implicit(ic.GMRES(tol=1e-11))
-        self._compare(
-            lambda cell, x, backend: ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=gradient, backend=backend)
+    def agree(self, found: Tensor, expected: Tensor, size: Tensor) -> None:
+        """What was found is rounded once, and its sums, of terms of that size, in the dtype of norms; those expected are in float64."""
+        assert found.shape == expected.shape
+        assert found.device.type == torch.device(self.device).type
+        eps = torch.finfo(found.dtype).eps, torch.finfo(real_dtype(found)).eps
+        error, bound = (
+            (found.double() - expected).abs(),
+            eps[0] / (1 if self.cuts else 2) * expected.abs() + (8 * eps[1] + max(64, self.n**0.5) * EPS) * size,
         )
+        assert bool((error <= bound).all()), f"{self}: {(error / bound).max().item():.3g} times the bound"
 
-    def trajectory(self, solver: ic.ODESolver, gradient: ic.GradientStrategy) -> None:
-        times = torch.tensor([0.0, 0.5], dtype=torch.float64, device=self.device)
 
-        def integrate(cell: Cell, x: Tensor, backend: ic.Backend) -> Any:
-            field = lambda t, z, x: cell(z, x) - z  # noqa: E731
-            return ic.integrate(field, torch.zeros_like(x), x, times=times, solver=solver, gradient=gradient, backend=backend)
+def untouched(view: Tensor) -> None:
+    """Nothing was written beside it."""
+    memory = view._base
+    assert memory is not None
+    assert int(memory.isnan().sum()) == memory.numel() - view.numel()
 
-        self._compare(integrate)
 
-    def bfloat16(self, solver: ic.RootSolver) -> None:
-        cell, x = Cell(contraction=0.5, dtype=torch.bfloat16).to(self.device), inputs(dtype=torch.bfloat16).to(self.device)
-        with torch.no_grad():
-            z, expected = (ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, backend=one).z for one in (self.backend, REFERENCE))
-        assert torch.allclose(z.float(), expected.float(), atol=0.05)
+def check_residual(problem: Problem) -> None:
+    fz, z, out = (problem.state() for _ in range(3))
+    expected = REFERENCE.residual(fz.double(), z.double())
+    for found in (problem.backend.residual(fz, z, out), problem.backend.residual(fz, z)):
+        problem.agree(found.value, expected.value, fz.double().abs() + z.double().abs())
+        assert found.norm.dtype == found.update_norm.dtype == real_dtype(z)
+        problem.agree(found.norm, found.value.double().norm(dim=1), expected.norm)
+        problem.agree(found.update_norm, expected.update_norm, expected.update_norm)
+    assert problem.backend.residual(fz, z, out).value is out
+    untouched(out)
 
-    def second_derivatives(self) -> None:
-        cell, x = Cell(contraction=0.5).to(self.device), inputs(2).to(self.device).requires_grad_()
-        solver, gradient = ic.Anderson(tol=1e-12), ic.Implicit(ic.GMRES(tol=1e-11))
-        found = []
-        for backend in (self.backend, REFERENCE):
-            z = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=gradient, backend=backend).z
-            (first,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
-            found.append(torch.autograd.grad(first.square().sum(), x))
-        assert relative_error(*found) < 1e-8
 
-    def _compare(self, solve: Callable[[Cell, Tensor, ic.Backend], Any]) -> None:
-        cell, x = Cell(contraction=0.5).to(self.device), inputs().to(self.device).requires_grad_()
-        ours, reference = (solve(cell, x, backend) for backend in (self.backend, REFERENCE))
-        assert torch.equal(ours.steps, reference.steps)
-        assert torch.allclose(ours.z, reference.z, rtol=1e-9, atol=1e-12)
-        gradients = [torch.autograd.grad(solution.z.square().sum(), [*cell.parameters(), x]) for solution in (ours, reference)]
-        assert relative_error(*gradients) < 1e-9
+def check_gram_row(problem: Problem) -> None:
+    for depth in problem.depths():
+        history, row = problem.rows(depth), problem.rows(1)
+        found, exact = problem.backend.gram_row(history, row), (history.double(), row.double())
+        assert found.dtype == problem.dtype
+        problem.agree(found, REFERENCE.gram_row(*exact), REFERENCE.gram_row(*(part.abs() for part in exact)))
+
+
+def check_mix(problem: Problem) -> None:
+    for depth in problem.depths():
+        history, row = problem.rows(depth), problem.rows(1)
+        weights = torch.randn(problem.batch, 1, depth, device=problem.device).to(problem.dtype)
+        exact = [part.double() for part in (row, weights, history)]
+        size = REFERENCE.mix(*(part.abs() for part in exact), 0.7)
+        expected = REFERENCE.mix(*exact, -0.7)
+        problem.agree(problem.backend.mix(row, weights, history, -0.7), expected, size)
+        problem.agree(problem.backend.mix(None, weights, history), REFERENCE.mix(None, *exact[1:]), size / 0.7)
+        assert problem.backend.mix(row, weights, history, -0.7, out=row) is row
+        problem.agree(row, expected, size)
+        untouched(row)
+
+
+def check_combine(problem: Problem) -> None:
+    counts = (1, 2, 6, 13, 16, 17) if problem.n <= LONG else (6,)
+    stages = [problem.state() for _ in range(max(counts))]
+    z, exact = problem.state(), [stage.double() for stage in stages]
+    weights = [(-1.0) ** i / (i + 3) for i in range(len(stages))]
+    for dtype in (torch.float32, torch.float64):
+        dt = torch.rand(problem.batch, device=problem.device, dtype=dtype)
+        for count in counts:
+            used, slopes = weights[:count], exact[:count]
+            absolute = REFERENCE.combine(None, dt.double(), [slope.abs() for slope in slopes], [abs(weight) for weight in used])
+            for base in (z, None):
+                expected = REFERENCE.combine(None if base is None else base.double(), dt.double(), slopes, used)
+                found = problem.backend.combine(base, dt, stages[:count], used)
+                assert found.dtype == problem.dtype
+                rounded = 1 if count <= 16 else torch.finfo(problem.dtype).eps / torch.finfo(real_dtype(z)).eps
+                problem.agree(found, expected, rounded * (absolute + z.double().abs()))
+
+
+def check_error_norm(problem: Problem) -> None:
+    error, z, z_next = (problem.state() for _ in range(3))
+    for atol in (ATOL, 0.0):  # without it, what lies beyond a sample is zero over zero
+        expected = REFERENCE.error_norm(error.double(), z.double(), z_next.double(), RTOL, atol)
+        found = problem.backend.error_norm(error, z, z_next, RTOL, atol)
+        assert found.dtype == real_dtype(z)
+        problem.agree(found, expected, expected)
+
+
+def check_not_a_number(problem: Problem) -> None:
+    """It reaches its own sample, and no other."""
+    if problem.batch != 3 or not problem.n:
+        return
+    own = torch.arange(problem.batch, device=problem.device) == 1
+    for place in range(3):
+        tensors = [problem.state() for _ in range(3)]
+        tensors[place][1, -1] = torch.nan
+        assert torch.equal(problem.backend.error_norm(*tensors, RTOL, ATOL).isnan(), own)
+        assert torch.equal(problem.backend.residual(tensors[place], problem.state()).norm.isnan(), own)
+
+
+CHECKS: dict[str, Callable[[Problem], None]] = {
+    "residual": check_residual,
+    "gram_row": check_gram_row,
+    "mix": check_mix,
+    "combine": check_combine,
+    "error_norm": check_error_norm,
+    "not_a_number": check_not_a_number,
+}
+
+
+def check_kernels(backend: ic.Backend, device: torch.device | str, names: tuple[str, ...] = tuple(CHECKS)) -> None:
+    """Every kernel, dtype and shape: all that a machine with the device has to run."""
+    for name in names:
+        for dtype in DTYPES:
+            for problem in problems(backend, device, dtype):
+                CHECKS[name](problem)
+
+
+def problems(backend: ic.Backend, device: torch.device | str, dtype: torch.dtype, sizes: tuple[int, ...] = SIZES) -> list[Problem]:
+    """Every batch, with each sample aligned and not; the largest only unaligned."""
+    every = [Problem(backend, device, dtype, batch, n, aligned) for n in sizes for batch in BATCHES for aligned in (True, False)]
+    return [problem for problem in every if problem.n <= LONG or problem.batch <= 3 or not problem.aligned]

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 from textwrap import dedent
 
@@ -76,3 +78,41 @@ def run_python(*arguments: str, path: tuple[Site, ...] = (), timeout: float = 12
         check=False,
         timeout=timeout,
     )
+
+
+class Environment:
+    """A virtual environment that sees all that is installed in this one, and into which pip installs without a network.
+
+    Arguments:
+        folder: where it is made.
+        path: folders in front of its own packages.
+    """
+
+    def __init__(self, folder: Path, path: tuple[Path, ...] = (ROOT,)) -> None:
+        venv.create(folder, symlinks=os.name != "nt")
+        self.path = path
+        self.python, self.packages = (Path(sysconfig.get_path(name, "venv", {"base": str(folder)})) for name in ("scripts", "purelib"))
+        self.python /= "python"
+        # An environment made from another one does not see it. This also follows the other's own links to source folders.
+        link = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        (self.packages / "outer.pth").write_text(link, encoding="utf-8")
+
+    def install(self, *arguments: str, folder: Path | None = None) -> None:
+        """Let pip install from source folders, given relative to the working directory ``folder``."""
+        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet", "--no-input"]
+        done = self._run(*pip, "--no-index", "--no-deps", "--no-build-isolation", *arguments, folder=folder)
+        assert done.returncode == 0, done.stderr
+
+    def run(self, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run its Python in a working directory."""
+        return self._run(str(self.python), *arguments, folder=folder)
+
+    def _run(self, *command: str, folder: Path | None) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([*map(str, self.path), os.environ.get("PYTHONPATH", "")])
+        variables = {**os.environ, "PYTHONPATH": path, "COLUMNS": "120"}
+        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250)
+
+
+def distributions() -> set[str]:
+    """The names of the distributions in this repository."""
+    return {"implicitcore", *(file.parent.name for file in ROOT.glob("plugins/*/pyproject.toml"))}

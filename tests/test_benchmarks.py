@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from benchmarks import counting, gpu, gpu_report, ode, ode_contenders, ode_problems, ode_report, root
+from benchmarks import counting, dispatch, gpu, gpu_report, ode, ode_contenders, ode_problems, ode_report, root
 from benchmarks.counting import Counted
 from benchmarks.harness import Settings, measure
 from benchmarks.markdown import short
@@ -51,6 +51,26 @@ def check_quick_run(program, path, count, limit, *options):
 def test_quick_root_run(tmp_path):
     page = check_quick_run(root, tmp_path / "root.json", 5, 1e-3)
     assert page.count("| vjps | residual |") == 5
+
+
+def test_quick_dispatch_run(tmp_path):
+    path = tmp_path / "dispatch.json"
+    dispatch.main(["--quick", "--output", str(tmp_path)])
+    *rows, _ = json.loads(path.read_text())
+    assert {" ".join(row) for row in rows} == {KEYS}
+    assert len(rows) == 3 * 2 * 4
+    by_hand = {(row["problem"], row["method"]): row for row in rows if row["gradient"] == "solver by hand"}
+    for row in rows:
+        other = by_hand[row["problem"], row["method"]]
+        assert row["ratio_to_floor"] == pytest.approx(row["seconds"] / other["seconds"])
+        if row["gradient"] != "loop by hand":
+            assert (row["evaluations"], row["vjps"]) == (other["evaluations"], other["vjps"])
+        assert row["residual_max"] <= 1e-3
+        assert (row["gradient_error"] is None) == (row["vjps"] == 0)
+        assert (row["gradient_error"] or 0.0) < 2e-3
+    before = path.with_suffix(".md").read_text()
+    dispatch.main(["--report", "--output", str(tmp_path)])
+    assert path.with_suffix(".md").read_text() == before
 
 
 @pytest.mark.slow

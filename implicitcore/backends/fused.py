@@ -34,9 +34,10 @@ class FusedBackend(Backend):
     @final
     def residual(self, fz: Tensor, z: Tensor, out: Tensor | None = None) -> Residual:
         """See :meth:`Backend.residual`."""
-        if not self._takes(fz, z):
+        if not self._takes(fz, z) or not (out is None or out.is_contiguous()):
             return _REFERENCE.residual(fz, z, out)
-        return self._residual(fz.contiguous(), z.contiguous(), torch.empty_like(z) if out is None else out)
+        fz, z = fz.contiguous(), z.contiguous()
+        return self._residual(fz, z, torch.empty_like(z) if out is None else out)
 
     @final
     def gram_row(self, history: Tensor, row: Tensor) -> Tensor:

@@ -12,8 +12,12 @@ import click
 
 from implicitcore import __version__
 from implicitcore.cli.bench import bench
+from implicitcore.cli.check import check
+from implicitcore.cli.config import config
 from implicitcore.cli.group import Commands
-from implicitcore.cli.parts import info, list_parts
+from implicitcore.cli.info import info
+from implicitcore.cli.new_plugin import new_plugin
+from implicitcore.cli.parts import list_parts
 from implicitcore.cli.plugins import plugins
 from implicitcore.errors import ImplicitCoreWarning
 
@@ -21,10 +25,13 @@ from implicitcore.errors import ImplicitCoreWarning
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__)
 def cli() -> None:
-    """Implicit models in PyTorch: any dynamics, any solver, any gradient strategy, on any backend."""
+    """Implicit models in PyTorch: any dynamics, any solver, any gradient strategy, on any backend.
+
+    Exit status: 0 all is well; 1 something was found wrong; 2 the command line cannot be read.
+    """
 
 
-for command in (list_parts, info, plugins, bench):
+for command in (list_parts, info, check, config, plugins, new_plugin, bench):
     cli.add_command(command)
 
 

@@ -1,14 +1,17 @@
-"""What the commands are made of: groups that name the near matches, and a table."""
+"""What the commands are made of: groups and kinds that name the near matches, and a table."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from implicitcore.errors import ImplicitCoreError, PluginError
+from implicitcore.errors import ImplicitCoreError, PluginError, UnknownPartError
+from implicitcore.parts import CLASS_KINDS, Part
 from implicitcore.registry import REGISTRY
-from implicitcore.wording import did_you_mean
+from implicitcore.wording import did_you_mean, with_article
 
 
 class Group(click.Group):
@@ -34,14 +37,12 @@ class Commands(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         own = super().get_command(ctx, cmd_name)
-        known = () if own else REGISTRY.parts("command")
-        if not any(cmd_name in (part.name, part.qualified_name) for part in known):
+        if own:
             return own
-        part = REGISTRY.find("command", cmd_name)
-        command = part.load()
-        if not isinstance(command, click.Command):
-            raise PluginError(f"{part}: the target {part.target!r} is not a click command")
-        return command
+        try:
+            return load_command(REGISTRY.find("command", cmd_name))
+        except UnknownPartError:
+            return None
 
     def hint(self) -> str:
         return REGISTRY.install_hint("command")
@@ -53,16 +54,63 @@ class Commands(Group):
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows.items()))
 
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """Read the command line; that of ``--help`` asks for the commands of plugins already."""
+        with one_message():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what implicitcore raises on purpose becomes one message and exit status 1."""
-        try:
+        """Run the command."""
+        with one_message():
             return super().invoke(ctx)
-        except ImplicitCoreError as error:
-            raise click.ClickException(str(error)) from error
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+@contextmanager
+def one_message() -> Iterator[None]:
+    """What implicitcore raises on purpose becomes one message and exit status 1."""
+    try:
+        yield
+    except ImplicitCoreError as error:
+        raise click.ClickException(str(error)) from error
+
+
+class Kind(click.Choice):
+    """A kind of part, whose misspellings get their near matches.
+
+    Arguments:
+        kinds: those that the command knows.
+    """
+
+    def __init__(self, kinds: Sequence[str] = CLASS_KINDS) -> None:
+        super().__init__(kinds)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The kind, or an error with the near matches."""
+        if value in self.choices:
+            return value
+        meant = sorted({part.kind for part in REGISTRY.parts() if part.name == value})
+        hint = f"; {value!r} is the name of {with_article(' and of '.join(meant))}" if meant else did_you_mean(value, self.choices)
+        self.fail(f"unknown kind {value!r}{hint} (kinds: {', '.join(self.choices)})", param, ctx)
+
+
+def load_command(part: Part) -> click.Command:
+    """The click command of a part.
+
+    Raises:
+        PluginError: it cannot be imported, or is none.
+    """
+    command = part.load()
+    if not isinstance(command, click.Command):
+        raise PluginError(f"{part}: the target {part.target!r} is not a click command")
+    return command
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as lines of columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns under their heads."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo("\n".join(aligned([head, *rows])))

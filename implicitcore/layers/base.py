@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from implicitcore import observers
 from implicitcore.autocast import promoted
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
@@ -23,10 +24,10 @@ from implicitcore.layers.start import Start, Zeros
 from implicitcore.layers.sync import SharedGroup, group_of
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.scope import Scope, one_function
+from implicitcore.scope import Scope, current
 from implicitcore.solution import Solution, Status
 from implicitcore.system import select
-from implicitcore.transforms import eager
+from implicitcore.transforms import eager, in_backward
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -106,15 +107,20 @@ class ImplicitLayer(nn.Module):
             z0: begin from here and not from the layer's start.
             trace: keep the residual after each step.
         """
-        group = group_of(self)
-        with one_function(self) as outer, outer.stopping_with(group).entered() as scope:
+        scope = (current() or Scope()).stopping_with(group_of(self))
+        scope.hold(self)
+        with scope.entered():
             start = self.start(x) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0
             begin = pytree.tree_map(torch.detach, start) if z0 is None and self.start.detached else start
             solution = self._run(begin, x, trace)
             if self.on_failure == "mask" and not bool(solution.converged.all()):
                 solution = self._mask(solution, begin, x, scope)
-        return replace(solution, start=start, evaluations=solution.evaluations + spent)
+        if spent or start is not begin:
+            solution = replace(solution, start=start, evaluations=solution.evaluations + spent)
+        if observers.active and not in_backward():
+            observers.notify(self, solution)
+        return solution
 
     @property
     def sync_steps(self) -> bool | ProcessGroup:

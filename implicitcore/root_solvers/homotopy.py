@@ -17,7 +17,7 @@ from implicitcore.packing import Packing
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.chain import merge
 from implicitcore.root_solvers.krylov import Krylov
-from implicitcore.root_solvers.linearized import Point
+from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.root_solvers.newton import Newton
 from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution, Status
@@ -69,7 +69,8 @@ class Homotopy(Options, RootSolver):
         dense = z0.shape[1] <= self.dense_below
         z, steps = _by_length(self.ode_solver, system, z0, progress) if dense else _by_s(self.ode_solver, system, z0)
         usable = progress.active & (norm(z - z0) < progress.ceiling)  # not where the path ran away
-        after = self._correct(system, torch.where(column(usable), z, z0), progress)
+        z = torch.where(column(usable), z, z0)
+        after = self._correct(system, _anchored(system, z) if dense and torch.is_grad_enabled() else z, progress)
         merged = merge(progress.solution(), after, _all(z0))
         steps = torch.where(progress.active, steps + after.steps, progress.steps)
         return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)
@@ -85,15 +86,27 @@ class Homotopy(Options, RootSolver):
         return merge(first, self.corrector.solve(system, first.z), _all(z))
 
 
+def _anchored(system: System, z: Tensor) -> Tensor:
+    """The value z with the graph of two Newton steps: near a root its first two derivatives are the root's, whichever way led there."""
+    end = z.detach()
+    for _ in range(2):
+        point = Point(system, end)
+        end = end + solve(point.matrix(), point.residual.value)[0]
+    return z + (end - end.detach())
+
+
 def _all(z: Tensor) -> Tensor:
     return torch.arange(len(z), device=z.device)
 
 
+@torch.no_grad()
 def _by_length(solver: ODESolver, system: System, z0: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Follow the path by its length; where each sample arrived or was left, and its steps."""
+    """Follow the path by its length; where each sample arrived or was left, and its steps.
+
+    Without a graph: the last step goes beyond s = 1, by a length whose derivative nothing knows.
+    """
     path = _LengthPath(system, z0)
 
-    @torch.no_grad()
     def stop(t: Tensor, y: Tensor, velocity: Tensor) -> Tensor:
         del t, velocity
         return progress.active & (y[:, -1] < 1) & (norm(y[:, :-1] - z0) < progress.ceiling)

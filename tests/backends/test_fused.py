@@ -100,6 +100,15 @@ def test_what_the_kernels_do_not_take_the_torch_backend_does(z):
     assert not backend.calls
 
 
+def test_states_of_any_strides_reach_the_kernels_in_one_piece():
+    backend, z = Watched(), torch.randn(4, 3, dtype=torch.float64).T
+    found, expected = backend.residual(2 * z, z), REFERENCE.residual(2 * z, z)
+    assert torch.equal(found.value, expected.value)
+    assert backend.residual(2 * z, z, out := torch.empty_like(z)).value is out
+    assert torch.equal(out, expected.value)
+    assert backend.calls == ["residual"]  # into other strides torch writes
+
+
 def test_a_backend_that_cannot_run_says_why():
     backend = Watched(reason="no device")
     with pytest.raises(ic.ConfigError, match="backend: Watched cannot run here: no device; use 'auto' or 'torch'"):

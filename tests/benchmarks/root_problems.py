@@ -59,15 +59,15 @@ def problems(quick: bool = False) -> list[Problem]:
     """The five; ``quick`` makes them tiny and keeps their names."""
     n, small, large, channels, side = (8, 4, 6, 2, 4) if quick else (128, 32, 256, 32, 16)
     return [
-        _problem(MLP_32, Dense(_general(n, 0.9)), (small, n)),
-        _problem(MLP_256, Dense(_general(n, 0.9)), (large, n)),
-        _problem(SLOW, Dense(_symmetric(n, 0.97)), (large, n), size=0.3, budget=100),
-        _problem(CONV, Conv(_kernel(channels, side, 0.9)), (small, channels, side, side)),
-        _problem(HETEROGENEOUS, Scaled(_symmetric(n, 1.0)), (large, n), size=0.1, budget=300, rates=torch.linspace(0.3, 0.97, large)),
+        posed(MLP_32, Dense(general(n, 0.9)), (small, n)),
+        posed(MLP_256, Dense(general(n, 0.9)), (large, n)),
+        posed(SLOW, Dense(_symmetric(n, 0.97)), (large, n), size=0.3, budget=100),
+        posed(CONV, Conv(_kernel(channels, side, 0.9)), (small, channels, side, side)),
+        posed(HETEROGENEOUS, Scaled(_symmetric(n, 1.0)), (large, n), size=0.1, budget=300, rates=torch.linspace(0.3, 0.97, large)),
     ]
 
 
-def _problem(  # noqa: PLR0913 - keyword options
+def posed(  # noqa: PLR0913 - keyword options
     name: str, f: nn.Module, shape: tuple[int, ...], *, size: float = 1.0, budget: int = 50, rates: Tensor | None = None
 ) -> Problem:
     draw = _draws()
@@ -82,7 +82,7 @@ def _linear(weight: Tensor) -> nn.Linear:
     return linear
 
 
-def _general(n: int, size: float) -> Tensor:
+def general(n: int, size: float) -> Tensor:
     weight = _draws()(n, n)
     return size * weight / torch.linalg.matrix_norm(weight, 2)
 

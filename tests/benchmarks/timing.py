@@ -16,15 +16,18 @@ from typing import TypeVar
 import torch
 
 Key = TypeVar("Key", bound=Hashable)
+Clock = Callable[[], float]
 
 
-def interleave(works: Mapping[Key, Callable[[], object]], repetitions: int, *, seed: int, window: float) -> dict[Key, float]:
+def interleave(
+    works: Mapping[Key, Callable[[], object]], repetitions: int, *, seed: int, window: float, clock: Clock = time.perf_counter
+) -> dict[Key, float]:
     """Median seconds of one call of each work. A repetition times them all, in an order of its own.
 
     A work shorter than ``window`` seconds is called as often as fills it: a short pause of the machine then moves one sample
-    of many, and not a median.
+    of many, and not a median. Small differences of single-threaded works want ``time.process_time``, which does not run in a pause.
     """
-    calls = {key: _calls(work, window) for key, work in works.items()}
+    calls = {key: _calls(work, window, clock) for key, work in works.items()}
     samples: dict[Key, list[float]] = {key: [] for key in works}
     order, shuffle = list(works), random.Random(seed).shuffle
     with _no_collection():
@@ -32,7 +35,7 @@ def interleave(works: Mapping[Key, Callable[[], object]], repetitions: int, *, s
             shuffle(order)
             for key in order:
                 gc.collect()
-                samples[key].append(_seconds(works[key], calls[key]))
+                samples[key].append(_seconds(works[key], calls[key], clock))
     return {key: statistics.median(seconds) for key, seconds in samples.items()}
 
 
@@ -47,13 +50,13 @@ def keep_memory(module: str) -> None:
         os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | keep)
 
 
-def _seconds(work: Callable[[], object], calls: int) -> float:
+def _seconds(work: Callable[[], object], calls: int, clock: Clock) -> float:
     _finish()
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(calls):
         work()
     _finish()
-    return (time.perf_counter() - begin) / calls
+    return (clock() - begin) / calls
 
 
 def _finish() -> None:
@@ -62,10 +65,10 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-def _calls(work: Callable[[], object], window: float) -> int:
+def _calls(work: Callable[[], object], window: float, clock: Clock) -> int:
     """The first call warms up; the second is timed."""
     work()
-    return max(1, ceil(window / _seconds(work, 1)))
+    return max(1, ceil(window / _seconds(work, 1, clock)))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from torch import nn
 
 import implicitcore as ic
 from implicitcore import config
+from implicitcore.backend_choice import candidates, choose
 from implicitcore.registry import Registry
 
 
@@ -219,6 +221,15 @@ def test_trouble_with_the_provider_is_an_error_of_its_own(registry: Registry):
     assert ic.build("toy", Cell(), root_solver="local:anderson").solver == ic.Picard()
 
 
+def test_trouble_with_the_provider_is_listed_with_all_else(registry: Registry):
+    registry.register("root_solver", "anderson", ic.Picard)
+    registry.register("gradient", "gone", "no_such_module:X")
+    found = problems("toy", Cell(), root_solver="anderson", gradient="gone", wieght=3)
+    assert [line.split(":")[0] for line in found] == ["root_solver", "gradient", "wieght"]
+    assert "say which: 'implicitcore:anderson'" in found[0]
+    assert "cannot be imported: ModuleNotFoundError" in found[1]
+
+
 class Unavailable(ic.TorchBackend):  # type: ignore[misc]
     def unavailable_reason(self) -> str | None:
         return "no device"
@@ -230,6 +241,57 @@ def test_auto_passes_over_backends_that_cannot_run(registry: Registry):
     registry.register("backend", "gone", "no_such_module:X")
     with pytest.warns(ic.PluginWarning, match="backend 'auto' passed over backend 'gone'"):
         assert type(ic.create("backend", "auto")) is ic.TorchBackend
+
+
+class Faulty(ic.TorchBackend):  # type: ignore[misc]
+    def unavailable_reason(self) -> str | None:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+
+def test_auto_passes_over_backends_that_raise_and_asks_the_core_last(registry: Registry):
+    registry.register("backend", "faulty", Faulty)
+    registry.register("backend", "torch", ic.TorchBackend)
+    with pytest.warns(ic.PluginWarning, match="passed over backend 'faulty' of local: OSError: libcuda"):
+        ic.create("backend", "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ic.PluginWarning)
+        order = [candidate.part.qualified_name for candidate in candidates(registry)]
+        assert choose(candidates(registry)).part.qualified_name == "local:torch"
+    assert order == ["local:faulty", "local:torch", "implicitcore:torch"]
+    with pytest.warns(ic.PluginWarning), pytest.raises(ic.ConfigError, match="layers: unknown option of auto"):
+        ic.create("backend", {"name": "auto", "layers": 3})
+    with pytest.raises(ic.PluginError, match="no backend can run here"):
+        choose([])
+
+
+def test_a_configuration_is_read_without_a_cell():
+    prepared = config.prepare("layer", {"name": "toy", "weight": "1e-2", "root_solver": {"name": "picard", "tol": 1e-7}})
+    assert prepared.func is Toy
+    assert prepared.keywords == {"weight": 0.01, "root_solver": ic.Picard(tol=1e-7)}
+    data = ic.describe(prepared)
+    cell = Cell()
+    assert ic.build(data, cell).config == prepared(cell).config
+    assert (data["weight"], data["mode"], data["root_solver"]["damping"]) == (0.01, "mean", 1.0)
+    assert "cell" not in data
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"name": "toy", "cell": "torch.nn:Linear"}, ["cell: given to toy from Python, not by a configuration"]),
+        ({"name": "toy", "weight": -1, "wieght": 1}, ["weight: expected a number greater", "wieght: unknown option of toy; did you mean"]),
+        ({"name": "toy", "root_solver": "andersen"}, ["root_solver: unknown root_solver 'andersen'; did you mean 'anderson'"]),
+        ("skip", ["channels: required by skip: int"]),
+        (3, ["expected the name of a layer or a mapping with it, received 3"]),
+        ({"weight": 1}, ["needs a 'name', the name of a registered layer"]),
+    ],
+)
+def test_a_bad_configuration_is_refused_without_a_cell(registry: Registry, spec: Any, expected: list[str]):
+    registry.register("layer", "skip", Skip)
+    with pytest.raises(ic.ConfigError) as caught:
+        config.prepare("layer", spec)
+    for problem, beginning in zip(caught.value.problems, expected, strict=True):
+        assert problem.startswith(beginning)
 
 
 def test_names_end_at_this_edge(monkeypatch: pytest.MonkeyPatch):

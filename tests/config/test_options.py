@@ -165,3 +165,12 @@ class Unresolved:
 def test_a_type_that_is_not_there_at_run_time_is_an_error():
     with pytest.raises(PluginError, match="Unresolved: name 'Decimal' is not defined, but the type of an option needs it"):
         options_of(Unresolved)
+
+
+class Unreadable:
+    def __init__(self, *, number: "nn.NoSuchModule | None") -> None: ...
+
+
+def test_a_type_that_cannot_be_read_is_an_error_that_names_the_class():
+    with pytest.raises(PluginError, match="Unreadable: the type of an option cannot be read: AttributeError: module 'torch.nn'"):
+        options_of(Unreadable)

@@ -1,5 +1,4 @@
 import builtins
-import subprocess
 import sys
 import threading
 import warnings
@@ -7,7 +6,8 @@ import warnings
 import pytest
 from sites import HEADER, SOLVER, Site, hook, registers, run_python
 
-from implicitcore import PluginError, PluginWarning
+import implicitcore
+from implicitcore import PluginError, PluginWarning, Registrar, UnknownPartError, builtin
 from implicitcore.registry import Registry
 
 BROKEN = {
@@ -38,6 +38,8 @@ BROKEN = {
     "unknown kind": (registers("x", "a:B", "rootsolver"), "broken", "unknown kind 'rootsolver'; did you mean 'root_solver'"),
     "bad name": (registers("Two Words", "a:B"), "broken", "cannot be named 'Two Words'"),
     "object target": (hook("registry.register('root_solver', 'x', int, summary='')"), "broken", "must be a text 'module:attribute'"),
+    "long summary": (registers("x", "a:B", summary="two\nlines"), "broken", "must be one line of text, not 'two\\nlines'"),
+    "no target": (registers("x", "a.B"), "broken", "the target of root_solver 'x' must be 'module:attribute', not 'a.B'"),
     "twice": (hook("[registry.register('root_solver', 'x', 'a:B', summary='') for _ in '12']"), "broken", "registered twice"),
     "no version": (
         registers("x", "a:B").replace("IMPLICITCORE_API = 1", ""),
@@ -75,6 +77,15 @@ def test_a_broken_plugin_is_named_and_harms_nothing(site: Site, case: str):
     assert registry.find("root_solver", "good").load().kind == "root_solver"
     assert {part.provider for part in registry.parts()} >= {"implicitcore", "good-dist"}
     assert not [part for part in registry.parts() if part.provider == "bad-dist"]
+
+
+def test_the_core_registers_through_the_hook_of_everyone(monkeypatch: pytest.MonkeyPatch):
+    registrar = Registrar("implicitcore", implicitcore.__version__)
+    builtin.implicitcore_register(registrar)
+    assert plugin_of(Registry(), "builtin").parts == registrar.parts
+    monkeypatch.delattr(builtin.implicitcore_register, "implicitcore_impl")  # what @hookimpl leaves
+    with pytest.raises(PluginError, match="implicitcore.builtin.implicitcore_register has no marker: put @hookimpl above it"):
+        Registry().plugins()
 
 
 def test_what_a_plugin_registered_is_recorded(site: Site):
@@ -158,10 +169,11 @@ def test_metadata_without_a_name_is_not_fatal(site: Site):
     assert plugin_of(Registry(), "mine").status == "ok"
 
 
-def test_an_entry_point_names_a_module(site: Site):
-    module = site.add("mine", registers("good", "a:B"))
-    site.write("mine-1.0.dist-info/entry_points.txt", f"[implicitcore]\nmine = {module}:implicitcore_register\n")
-    with pytest.warns(PluginWarning, match="must name a module, not function"):
+@pytest.mark.parametrize("value", ["mine_plugin:implicitcore_register", "mine_plugin implicitcore_register", "mine-plugin"])
+def test_an_entry_point_names_a_module(site: Site, value: str):
+    site.add("mine", registers("good", "a:B"))
+    site.write("mine-1.0.dist-info/entry_points.txt", f"[implicitcore]\nmine = {value}\n")
+    with pytest.warns(PluginWarning, match=f"the entry point mine = {value} must name a module, as mine = my_package.plugin"):
         Registry().plugins()
 
 
@@ -189,35 +201,21 @@ def test_sixteen_threads_discover_once(site: Site):
     assert [str(warning.message)[:12] for warning in caught] == ["plugin 'bad'"]
 
 
-STATE = """
-import sys, warnings
-sys.modules["torch"] = None  # an import of torch fails
-warnings.simplefilter("ignore")
-from implicitcore.errors import ImplicitCoreError
-from implicitcore.registry import REGISTRY
-for plugin in REGISTRY.plugins():
-    print(plugin.name, plugin.distribution, plugin.status, plugin.error)
-print(*REGISTRY.parts(), sep="\\n")
-for name in ("twice", "b-dist:twice"):
-    try:
-        print(REGISTRY.find("root_solver", name))
-    except ImplicitCoreError as error:
-        print(error)
-"""
+def test_a_name_that_another_distribution_has_is_a_status_and_leaves_nothing_out(site: Site):
+    site.add("a-dist", registers("anderson", "a:A"))
+    site.add("b-dist", registers("mine", "b:B"))
+    registry = Registry()
+    for name in ("builtin", "a-dist"):
+        plugin = plugin_of(registry, name)
+        assert (plugin.status, plugin.usable) == ("conflict", True)
+        assert [[part.provider for part in shared] for shared in plugin.conflicts] == [["implicitcore", "a-dist"]]
+        assert plugin.error == ("root_solver 'anderson' is provided by 2 distributions: say 'implicitcore:anderson' or 'a-dist:anderson'")
+    assert plugin_of(registry, "b-dist").status == "ok"
+    assert registry.find("root_solver", "a-dist:anderson").target == "a:A"
+    assert "left out" not in refusal(registry, "andersen")
 
 
-def test_neither_path_order_nor_hash_seed_matters_and_torch_is_not_imported(tmp_path):
-    left, right = Site(tmp_path / "left"), Site(tmp_path / "right")
-    left.add("b-dist", registers("twice", "b:B"))
-    left.add("zz", "1 / 0")
-    right.add("a-dist", registers("twice", "a:A"))
-    right.add("anderson-too", registers("anderson", "a:A"))
-
-    def state(path: tuple[Site, ...], seed: int) -> subprocess.CompletedProcess[str]:
-        return run_python("-c", STATE, path=path, PYTHONHASHSEED=str(seed))
-
-    runs = [state(path, seed) for path in ((left, right), (right, left)) for seed in (0, 1, 12345)]
-    assert [run.stderr for run in runs] == [""] * 6
-    assert len({run.stdout for run in runs}) == 1
-    assert "say which: 'a-dist:twice' (a:A) or 'b-dist:twice' (b:B)" in runs[0].stdout
-    assert runs[0].stdout.endswith("root_solver 'twice' of b-dist 1.0\n")
+def refusal(registry: Registry, name: str) -> str:
+    with pytest.raises(UnknownPartError) as caught:
+        registry.find("root_solver", name)
+    return str(caught.value)

@@ -89,6 +89,33 @@ def test_a_missing_requirement_is_named(registry: Registry, site: Site):
         registry.find("root_solver", "x").load()
 
 
+LAZY = """
+def __getattr__(name):
+    raise ImportError(f"no {name} today")
+"""
+
+
+def test_a_module_that_imports_when_a_name_is_read_may_fail_there(registry: Registry, site: Site):
+    site.add("mine", registers("good", "lazy_code:Solver"), files={"lazy_code.py": LAZY})
+    with pytest.raises(PluginError, match="root_solver 'good' of mine 1.0 cannot be imported: ImportError: no Solver today"):
+        registry.find("root_solver", "good").load()
+
+
+def test_a_class_that_lacks_a_method_is_refused_before_it_is_made(registry: Registry, site: Site):
+    site.add("mine", registers("good", "abstract_code:Solver"), files={"abstract_code.py": SOLVER.replace("def solve", "def solv")})
+    with pytest.raises(PluginError, match="root_solver 'good' of mine 1.0: Solver cannot be made, for it lacks solve"):
+        registry.find("root_solver", "good").load()
+
+
+def test_a_qualified_name_is_found_however_the_distribution_is_spelt(registry: Registry, site: Site):
+    site.add("My_Dist", registers("good", "a:B"))
+    assert registry.find("root_solver", "my-dist:good") == registry.find("root_solver", "My_Dist:good")
+    with pytest.raises(UnknownPartError, match="unknown root_solver 'my-dits:good'; did you mean 'my-dist:good'"):
+        registry.find("root_solver", "my-dits:good")
+    with pytest.raises(UnknownPartError):
+        registry.find("root_solver", ":good")
+
+
 def test_a_class_is_registered_for_this_process(registry: Registry):
     with pytest.raises(UnknownPartError, match="Mine is not a registered root_solver: register it"):
         registry.name_of(Mine)
@@ -96,7 +123,8 @@ def test_a_class_is_registered_for_this_process(registry: Registry):
     assert registry.find("root_solver", "local:mine") == part
     assert registry.find("root_solver", "mine").load() is Mine
     assert registry.name_of(Mine) == "mine"
-    registry.register("root_solver", "mine", "implicitcore.root_solvers.anderson:Anderson")
+    part = registry.register("root_solver", "mine", "implicitcore.root_solvers.anderson:Anderson", requires="torch")
+    assert part.requires == ("torch",)
     assert registry.find("root_solver", "mine").load() is Anderson
 
 
@@ -106,6 +134,8 @@ def test_a_class_of_another_kind_is_refused_at_once(registry: Registry):
             registry.register("root_solver", "mine", wrong)
     with pytest.raises(PluginError, match="cannot be named 'a:b'"):
         registry.register("root_solver", "a:b", Mine)
+    with pytest.raises(PluginError, match="the target of root_solver 'mine' must be 'module:attribute', not 'nonsense'"):
+        registry.register("root_solver", "mine", "nonsense")
     assert "mine" not in [part.name for part in registry.parts("root_solver")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, fixed_point, inputs
+from dense import Cell, fixed_point, implicit_gradient, inputs, relative_error
 
 import implicitcore as ic
 
@@ -79,3 +79,16 @@ def test_evaluations_are_those_of_the_path_and_the_corrector():
         solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Homotopy()).raise_if_failed()
     linearized = calls - 1  # all but the first evaluation; each but the last one or two came with a product, n = 1
     assert 2 * linearized - 2 <= solution.evaluations <= 2 * linearized + 1
+
+
+@pytest.mark.parametrize("ode_solver", [ic.Tsit5(), ic.DOP853(rtol=1e-6, atol=1e-8), ic.Bosh3(rtol=1e-5, atol=1e-6)], ids=str)
+def test_the_unrolled_gradient_is_the_roots_where_the_corrector_has_nothing_to_do(ode_solver):
+    cell, x = Cell(), inputs().requires_grad_()
+    solver = ic.Homotopy(ode_solver=ode_solver, corrector=ic.Newton(tol=1e-2))
+    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=ic.Unrolled()).raise_if_failed()
+    with torch.no_grad():
+        assert torch.equal(solution.z, ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver).z)
+    found = torch.autograd.grad(solution.z.sum(), [x, *cell.parameters()])
+    z = fixed_point(lambda z: cell(z, x), torch.zeros_like(x))
+    expected = implicit_gradient(lambda z: cell(z, x), z, torch.ones_like(z), [x, *cell.parameters()])
+    assert relative_error(found, expected) < 2e-2

@@ -38,13 +38,16 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @settings_options
 @click.option("--out", "--output", type=DIRECTORY, help="Run directory; default runs/DATASET-LAYER.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that the directory holds.")
-def train(config: Path | None, layer: str | None, out: Path | None, overwrite: bool, **options: str | None) -> None:
+@click.option("--tensorboard", type=DIRECTORY, help="Write loss, accuracy and what the solver did to TensorBoard's files in this folder.")
+def train(  # noqa: PLR0913 - options
+    config: Path | None, layer: str | None, out: Path | None, overwrite: bool, tensorboard: Path | None, **options: str | None
+) -> None:
     """Train one layer on images and save the run: configuration, weights, metrics and result."""
     from implicitcore import load_config
     from implicitcore_lab.jobs import train_one
 
     values = load_config(config) if config else {}
-    train_one(values | _given(layer=layer, **options), out, overwrite=overwrite)
+    train_one(values | _given(layer=layer, **options), out, overwrite=overwrite, tensorboard=tensorboard)
 
 
 @click.command()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from implicitcore.errors import ConfigError
 from implicitcore_lab.data import Dataset
 from implicitcore_lab.display import Display
 from implicitcore_lab.models import Classifier, build_classifier
-from implicitcore_lab.records import Epoch, Evaluation, History
+from implicitcore_lab.records import Epoch, Evaluation, History, Step, Watcher
 from implicitcore_lab.settings import Settings, read_settings
 from implicitcore_lab.training import evaluate, fit, residual_curve, step_memory
 
@@ -93,16 +93,14 @@ def cpu_threads(settings: Settings) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run(
-    settings: Settings, data: Dataset, console: Console, on_epoch: Callable[[Epoch], None] = lambda epoch: None
-) -> tuple[Classifier, Outcome]:
+def run(settings: Settings, data: Dataset, console: Console, watchers: Sequence[Watcher] = ()) -> tuple[Classifier, Outcome]:
     """Train one layer and measure it.
 
     Arguments:
         settings: what to train and how.
         data: what to train on, on its device.
         console: where progress is shown.
-        on_epoch: called after each epoch.
+        watchers: who hears of the training besides.
 
     Returns:
         The trained classifier and its outcome.
@@ -114,13 +112,20 @@ def run(
     device = data.train.labels.device
     model = build_classifier(settings, data.shape, data.classes).to(device)
     steps = settings.epochs * -(-len(data.train) // settings.batch_size)
-    with Display(console, settings.layer_name, epochs=settings.epochs, steps=steps) as display:
+    everyone = (Display(console, settings.layer_name, epochs=settings.epochs, steps=steps), *watchers)
 
-        def epoch_done(epoch: Epoch) -> None:
-            display.epoch(epoch)
-            on_epoch(epoch)
+    def step_done(step: Step) -> None:
+        for watcher in everyone:
+            watcher.step(step)
 
-        history = fit(model, data, settings, on_step=display.step, on_epoch=epoch_done)
+    def epoch_done(epoch: Epoch) -> None:
+        for watcher in everyone:
+            watcher.epoch(epoch)
+
+    with ExitStack() as stack:
+        for watcher in everyone:
+            stack.enter_context(watcher)
+        history = fit(model, data, settings, on_step=step_done, on_epoch=epoch_done)
     batch = slice(settings.batch_size)
     outcome = Outcome(
         layer=settings.layer_name,

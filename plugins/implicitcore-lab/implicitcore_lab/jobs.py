@@ -13,21 +13,23 @@ from implicitcore_lab.experiment import check_settings, choose_device, cpu_threa
 from implicitcore_lab.models import build_classifier
 from implicitcore_lab.plots import draw
 from implicitcore_lab.report import show, write_results
-from implicitcore_lab.runs import RunDirectory, write_epoch
+from implicitcore_lab.runs import RunDirectory
 from implicitcore_lab.settings import Settings, read_settings
+from implicitcore_lab.tensorboard import TensorBoardLog, open_writer
 from implicitcore_lab.training import evaluate
 
 
-def train_one(values: dict[str, Any], out: Path | None, *, overwrite: bool) -> None:
+def train_one(values: dict[str, Any], out: Path | None, *, overwrite: bool, tensorboard: Path | None = None) -> None:
     """Train one layer and save the run.
 
     Arguments:
         values: the settings, as a configuration file and the command line give them.
         out: the run directory; default ``runs/DATASET-LAYER``.
         overwrite: replace the run that the directory holds.
+        tensorboard: folder for TensorBoard's event files, where they are wanted.
 
     Raises:
-        ConfigError: lists every problem with the settings.
+        ConfigError: lists every problem with the settings; TensorBoard is not installed.
         DataError: the data cannot be read.
         RunError: the directory cannot be written, or holds a run already.
         TrainingError: the loss became infinite or not a number.
@@ -37,9 +39,10 @@ def train_one(values: dict[str, Any], out: Path | None, *, overwrite: bool) -> N
     console = make_console()
     directory = RunDirectory(out or Path("runs") / f"{settings.dataset}-{settings.layer_name.replace(':', '-')}")
     data = load(settings.dataset, settings.data_dir).to(choose_device(settings))
+    logs = [TensorBoardLog(open_writer(tensorboard))] if tensorboard else []
     directory.create(overwrite=overwrite)
-    with cpu_threads(settings), directory.metrics() as stream:
-        model, outcome = run(settings, data, console, lambda epoch: write_epoch(stream, epoch))
+    with cpu_threads(settings):
+        model, outcome = run(settings, data, console, [directory.metrics(), *logs])
     directory.save(settings, model, outcome, data.note)
     show(console, [outcome], _title(settings, data), data.note)
     console.print(f"saved in {directory.path}; implicitcore evaluate {directory.path} reproduces the test accuracy")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import median
+from types import TracebackType
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,19 @@ class History:
     def mean(self, name: str) -> float:
         """Mean of a figure over all steps."""
         return sum(getattr(step, name) for step in self.steps) / len(self.steps)
+
+
+class Watcher(Protocol):
+    """Hears of the steps and epochs of one training, which runs inside its ``with`` block."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def step(self, step: Step) -> None:
+        """After each step."""
+        ...
+
+    def epoch(self, epoch: Epoch) -> None:
+        """After each epoch."""
+        ...

@@ -9,11 +9,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
@@ -22,7 +21,7 @@ from implicitcore import load_config
 from implicitcore_lab.errors import RunError
 from implicitcore_lab.experiment import Outcome
 from implicitcore_lab.models import Classifier
-from implicitcore_lab.records import Epoch
+from implicitcore_lab.records import Epoch, Step
 from implicitcore_lab.report import machine, row
 from implicitcore_lab.settings import Settings, read_settings
 
@@ -57,11 +56,9 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error}") from error
 
-    @contextmanager
-    def metrics(self) -> Iterator[TextIO]:
-        """The open file of metrics; :func:`write_epoch` adds a line."""
-        with (self.path / METRICS).open("w") as stream:
-            yield stream
+    def metrics(self) -> MetricsFile:
+        """Writes the file of metrics while a training runs."""
+        return MetricsFile(self.path / METRICS)
 
     def save(self, settings: Settings, model: Classifier, outcome: Outcome, data_note: str) -> None:
         """Write configuration, weights and result."""
@@ -112,7 +109,23 @@ class RunDirectory:
         (self.path / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_epoch(stream: TextIO, epoch: Epoch) -> None:
-    """Add a line to the metrics, at once on the disk for whoever watches."""
-    stream.write(json.dumps(asdict(epoch)) + "\n")
-    stream.flush()
+class MetricsFile:
+    """A watcher that adds a line for each epoch, at once on the disk for whoever looks."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> MetricsFile:
+        self._stream = self._path.open("w")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stream.close()
+
+    def step(self, step: Step) -> None:
+        """Epochs alone have lines."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Add its line."""
+        self._stream.write(json.dumps(asdict(epoch)) + "\n")
+        self._stream.flush()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def evaluate(model: Classifier, split: Split, batch_size: int) -> Evaluation:
     """
     correct = unconverged = 0
     residuals = []
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(model):
         for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
             logits, solution = model.solve(images)
             correct += _correct(logits, labels)
@@ -84,6 +85,17 @@ def evaluate(model: Classifier, split: Split, batch_size: int) -> Evaluation:
     return Evaluation(correct, len(split), max(residuals) if residuals else None, unconverged)
 
 
+@contextmanager
+def evaluation_mode(model: Classifier) -> Iterator[None]:
+    """The model as it predicts, and as it was afterwards."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
 def relative_residual(solution: Solution, residual: Tensor) -> Tensor:
     """``[..., batch]`` residuals over the size of each sample's state."""
     return residual / solution.z.flatten(1).norm(dim=1).clamp(min=torch.finfo(residual.dtype).tiny)
@@ -91,7 +103,7 @@ def relative_residual(solution: Solution, residual: Tensor) -> Tensor:
 
 def residual_curve(model: Classifier, images: Tensor) -> list[float]:
     """The worst relative residual of a batch after each iteration of the solver; empty where the layer has none."""
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(model):
         _, solution = model.solve(images, trace=True)
     return [] if solution.trace is None else relative_residual(solution, solution.trace).amax(1).tolist()
 

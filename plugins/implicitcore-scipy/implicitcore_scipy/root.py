@@ -70,6 +70,8 @@ class Search:
     Attributes:
         eps: the relative precision of f, for finite differences.
         most: evaluations that are left to SciPy.
+        unit: of SciPy's variables and residuals, the size of the first residual: its first steps and its finite differences are those of
+            a z of about one, and would drown in the rounding of a larger residual.
     """
 
     def __init__(self, solver: SciPyRoot, sample: Sample) -> None:
@@ -77,11 +79,16 @@ class Search:
         self.progress = Progress(sample.system, sample.z0, solver.tol, solver.atol)
         self.eps = float(torch.finfo(real_dtype(sample.z0)).eps)
         self.most = solver.max_steps
+        self.unit = 1.0
+        self.first: Array | None = None
 
     def run(self) -> Solution:
         """The best point, of this sample alone."""
+        z0 = self.sample.z0
         try:
-            optimize.root(self.residual, self.sample.array(self.sample.z0), method=self.solver.method, **self.solver.arguments(self))
+            self.first = self._measure(z0)
+            self.unit = max(1.0, float(abs(self.first).max(initial=0.0)))
+            optimize.root(self.residual, self.sample.array(z0) / self.unit, method=self.solver.method, **self.solver.arguments(self))
         except _Done:
             pass
         except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
@@ -90,13 +97,21 @@ class Search:
         return self.progress.solution()
 
     def residual(self, y: Array) -> Array:
-        """f(y) - y.
+        """The residual at y, both in units; the first call is at the start, whose residual is known.
+
+        Raises:
+            _Done: the search is over.
+        """
+        value, self.first = self.first, None
+        return (self._measure(self.sample.tensor(np.ravel(y) * self.unit)) if value is None else value) / self.unit
+
+    def _measure(self, z: Tensor) -> Array:
+        """f(z) - z.
 
         Raises:
             _Done: the tolerance is met, the residual is not finite or diverges, or no evaluation is left.
         """
         system = self.sample.system
-        z = self.sample.z0 if self.progress.count == 0 else self.sample.tensor(np.ravel(y))
         fz = self.sample.call(system.update, z)
         stopped = self.progress.observe(z, fz)
         self.most -= 1
@@ -107,5 +122,7 @@ class Search:
     def jacobian(self, y: Array) -> Array:
         """J - I, by autograd: one evaluation and n products."""
         with torch.no_grad():
-            matrix = self.sample.array(self.sample.call(lambda z: self.sample.system.linearize(z).matrix(), self.sample.tensor(y)))
+            matrix = self.sample.array(
+                self.sample.call(lambda z: self.sample.system.linearize(z).matrix(), self.sample.tensor(y * self.unit))
+            )
         return np.ascontiguousarray(matrix) - np.eye(len(matrix))

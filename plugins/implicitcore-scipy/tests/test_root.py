@@ -35,6 +35,14 @@ def make(method, **options):
     return cls(**own, **options)
 
 
+@pytest.mark.parametrize("cls", dict.fromkeys(cls for cls, _ in CLASSES.values()), ids=lambda cls: cls.__name__)
+def test_a_large_residual_does_not_drown_the_differences(cls):
+    cell, x = Cell(contraction=0.4, dtype=torch.float32), inputs(4, dtype=torch.float32)
+    size = 1e4
+    solution = ic.fixed_point(lambda z, x: size * cell(z / size, x), torch.zeros_like(x), x, solver=cls(tol=1e-3, max_steps=100))
+    assert solution.converged.all(), solution.summary()
+
+
 @each_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_the_root_and_its_gradient_with_theirs_both_ways(method, dtype):

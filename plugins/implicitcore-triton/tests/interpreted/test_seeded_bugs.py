@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_checks import Kernels
+from kernel_checks import CHECKS, Problem
 from triton.runtime.errors import InterpreterError
 
 import implicitcore_triton
 from implicitcore_triton import Triton, kernels
 
-CHECKS = Kernels(Triton(interpret=True))
+BACKEND = Triton(interpret=True)
 BUGS = {
     "the last column left out": ("mask = there & (column < end)", "mask = there & (column < end - 1)"),
     "columns beyond the chunk": ("end = tl.minimum(n, (chunk + 1) * CHUNK)", "end = n"),
@@ -41,12 +41,9 @@ BUGS = {
 
 def check_all() -> None:
     for n in (129, 5000):
-        for check in (CHECKS.residual, CHECKS.error_norm):
-            check(3, n, torch.float64)
-        for check in (CHECKS.gram_row, CHECKS.mix, CHECKS.combine):
-            check(3, n, torch.float64, 11)
-    CHECKS.residual(3, 129, torch.bfloat16)
-    CHECKS.not_a_number(5)
+        for check in CHECKS.values():
+            check(Problem(BACKEND, "cpu", torch.float64, 3, n))
+    CHECKS["residual"](Problem(BACKEND, "cpu", torch.bfloat16, 3, 129, cuts=True))
 
 
 def wrong_kernels(path: Path, right: str, wrong: str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kernel_checks import Solves
+from solve_checks import Solves
 
 import implicitcore as ic
 from implicitcore_triton import Triton, backend

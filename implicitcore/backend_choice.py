@@ -1,0 +1,64 @@
+"""Which backend ``auto`` is, and why: for :func:`implicitcore.build`, and for the command line that explains it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from implicitcore.errors import PluginError, PluginWarning
+from implicitcore.parts import Part
+from implicitcore.wording import describe_error
+
+if TYPE_CHECKING:
+    from implicitcore.backends.base import Backend
+    from implicitcore.registry import Registry
+
+_REFERENCE = "implicitcore:torch"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A registered backend, and whether it can run here.
+
+    Attributes:
+        part: what is registered.
+        backend: the backend; None where it could not be made.
+        reason: why it cannot run here; None where it can.
+        error: what its code raised, where it did: then it is broken, and not just unavailable.
+    """
+
+    part: Part
+    backend: Backend | None
+    reason: str | None
+    error: Exception | None = None
+
+
+def candidates(registry: Registry) -> Iterator[Candidate]:
+    """Ask every backend whether it can run here, by name, and torch, which always can, last."""
+    for part in sorted(registry.parts("backend"), key=lambda part: part.qualified_name == _REFERENCE):
+        try:
+            backend = part.load()()
+            found = Candidate(part, backend, backend.unavailable_reason())
+        except Exception as error:  # a plugin's: it must not keep the other backends from being found
+            reason = str(error) if isinstance(error, PluginError) else f"{part}: {describe_error(error)}"
+            found = Candidate(part, None, reason, error)
+        yield found
+
+
+def choose(found: Iterable[Candidate]) -> Candidate:
+    """The first that can run here; ``auto`` is this one.
+
+    Arguments:
+        found: what :func:`candidates` gives; asked no further than needed.
+
+    Raises:
+        PluginError: none can.
+    """
+    for candidate in found:
+        if candidate.reason is None:
+            return candidate
+        if candidate.error:
+            warnings.warn(f"backend 'auto' passed over {candidate.reason}", PluginWarning, stacklevel=2)
+    raise PluginError("no backend can run here")

@@ -1,0 +1,113 @@
+"""One part: ``info``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from implicitcore.cli.group import Kind, aligned, load_command
+from implicitcore.parts import KINDS, Part, missing_requirements, pip_install
+from implicitcore.registry import REGISTRY
+
+if TYPE_CHECKING:
+    from implicitcore.options import Option
+
+
+@click.command(epilog="Example: implicitcore info root_solver anderson")
+@click.argument("kind", type=Kind(KINDS), metavar="KIND")
+@click.argument("name")
+def info(kind: str, name: str) -> None:
+    """Show a part. What it is, who provides it, how Python calls it, its options."""
+    part = REGISTRY.find(kind, name)
+    click.echo(f"{part.kind} {part.name}: {part.summary}")
+    click.echo(f"provider: {part.provider} {part.version or ''}".rstrip())
+    if kind == "command":
+        _show_command(part)
+    else:
+        _show_class(part)
+
+
+def _show_command(part: Part) -> None:
+    command = load_command(part)
+    click.echo(f"command: {part.target}")
+    _show_origin(part, command.callback)
+    context = click.Context(command, info_name=part.name, parent=click.get_current_context().find_root())
+    click.echo(f"\n{command.get_usage(context)}\n\n{inspect.cleandoc(command.help or part.summary)}")
+
+
+def _show_class(part: Part) -> None:
+    from implicitcore.docstrings import first_paragraph, option_texts
+    from implicitcore.options import options_of
+
+    cls = part.load()
+    click.echo(f"class: {part.target}")
+    _show_origin(part, cls)
+    options = list(options_of(cls).values())
+    click.echo(f"signature: {cls.__name__}{_signature(cls, options)}")
+    texts = option_texts(cls)
+    rows = [
+        (option.name, option.type_text, option.bounds_text, _default(option), texts.get(option.name, "").partition(". ")[0].rstrip("."))
+        for option in options
+    ]
+    click.echo("\n".join(["options:", *(f"  {line}" for line in aligned(rows))]) if rows else "options: none")
+    click.echo(f"\n{first_paragraph(cls) or part.summary}")
+
+
+def _show_origin(part: Part, documented: Any) -> None:
+    click.echo(f"file: {_file(documented)}")
+    missing = missing_requirements(part.requires)
+    if part.requires:
+        click.echo(f"requires: {', '.join(part.requires)}" + (f" (missing: {pip_install(missing)})" if missing else ""))
+
+
+def _signature(cls: type, options: list[Option]) -> inspect.Signature:
+    """The options as parameters of the class; what ``**options`` passes to a base class is by keyword."""
+    own = inspect.signature(cls).parameters
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                option.name,
+                own[option.name].kind if option.name in own else keyword,
+                default=option.default if option.required else _Shown(option.default),
+            )
+            for option in options
+        ]
+    )
+
+
+class _Shown:
+    """A default as it is shown."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return brief(self._value)
+
+
+def brief(value: Any) -> str:
+    """A value as code; of a part only the options that are not its defaults."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        from implicitcore.options import options_of
+
+        given = {name: getattr(value, name) for name, option in options_of(type(value)).items() if getattr(value, name) != option.default}
+        return f"{type(value).__name__}({', '.join(f'{name}={brief(given[name])}' for name in given)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(brief, value))}{',' * (len(value) == 1)})"
+    shown = repr(value)
+    return f"{type(value).__name__}()" if shown.startswith("<") else shown
+
+
+def _default(option: Option) -> str:
+    return "required" if option.required else f"default {brief(option.default)}"
+
+
+def _file(documented: Any) -> str:
+    try:
+        return inspect.getsourcefile(documented) or "unknown"
+    except TypeError:
+        return "unknown"

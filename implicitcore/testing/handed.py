@@ -1,0 +1,72 @@
+"""Parts as they are handed in: their kinds, and their names in test ids and messages."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from implicitcore.errors import InputError
+from implicitcore.parts import CLASS_KINDS
+from implicitcore.wording import show
+
+MADE_FROM_CELLS = ("layer", "dynamics")
+"""The kinds whose parts are given as classes, for each check makes its own."""
+
+
+def kind_of(part: Any) -> str:
+    """The kind of a part.
+
+    Raises:
+        InputError: it is no part, or a class where an object is needed, or the reverse.
+    """
+    owner = _owner(part)
+    kind = getattr(owner, "kind", None)
+    if kind not in CLASS_KINDS:
+        raise InputError(f"expected a part ({', '.join(CLASS_KINDS)}), received {show(owner)}: derive it from the base class of its kind")
+    if kind in MADE_FROM_CELLS:
+        if not isinstance(owner, type):
+            name = type(owner).__name__
+            raise InputError(
+                f"expected a class, or functools.partial({name}, ...), for each check makes {kind}s of its own; received {show(owner)}"
+            )
+    elif isinstance(owner, type):
+        raise InputError(f"expected an object, as {owner.__name__}(), received the class {owner.__name__}")
+    return kind
+
+
+def label(part: Any) -> str:
+    """The name of the part's class."""
+    owner = _owner(part)
+    return owner.__name__ if isinstance(owner, type) else type(owner).__name__
+
+
+def full_label(part: Any) -> str:
+    """The name of the part's class with the options that it was given."""
+    if isinstance(part, functools.partial):
+        given = [*map(_short, part.args), *(f"{name}={_short(value)}" for name, value in part.keywords.items())]
+    else:
+        given = [f"{name}={_short(value)}" for name, value in _set_options(part)]
+    return f"{label(part)}({', '.join(given)})" if given else label(part)
+
+
+def _owner(part: Any) -> Any:
+    return part.func if isinstance(part, functools.partial) else part
+
+
+def _set_options(part: Any) -> Iterator[tuple[str, Any]]:
+    """The options of a dataclass that are not their defaults."""
+    for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else ():
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        value = getattr(part, field.name)
+        if field.init and value != default:
+            yield field.name, value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    if isinstance(value, str | int | float):
+        return repr(value)
+    return full_label(value) if getattr(value, "kind", None) in CLASS_KINDS else show(value)

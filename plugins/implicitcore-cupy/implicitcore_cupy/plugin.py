@@ -1,0 +1,18 @@
+"""Registration: light, for nothing is imported until the name is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from implicitcore import hookimpl
+
+if TYPE_CHECKING:
+    from implicitcore import Registrar
+
+IMPLICITCORE_API = 1
+
+
+@hookimpl
+def implicitcore_register(registry: Registrar) -> None:
+    """Register the backend."""
+    registry.register("backend", "cupy", "implicitcore_cupy.backend:CupyBackend", summary="fused CUDA kernels through CuPy")

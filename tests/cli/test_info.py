@@ -1,0 +1,93 @@
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+from sites import Site, hook
+
+from implicitcore.cli.info import brief
+from implicitcore.parts import CLASS_KINDS
+from implicitcore.registry import REGISTRY
+
+Run = Callable[..., Result]
+
+SKIP = """
+from typing import Any
+import implicitcore as ic
+from implicitcore.ode_solvers.adams import Adams
+
+class Skip(ic.ImplicitLayer):
+    \"\"\"A layer for tests, see :class:`Predictor`.
+
+    It has a second paragraph.
+
+    Arguments:
+        cell: f(z, x), a ``module``. More of it.
+        channels: of the state, of which there
+            are some.
+        **options: those of the base.
+        mode (str): of working.
+    \"\"\"
+
+    def __init__(self, cell: ic.Dynamics | Any, /, channels: int, *, root_solver: ic.RootSolver = ic.SteadyState(
+        ode_solver=Adams(rtol=0.5)), chain: tuple[ic.RootSolver, ...] = (ic.Picard(tol=1.0),), mode: str = "mean", **options: Any) -> None:
+        super().__init__(ic.FixedPoint(cell), solver=root_solver, **options)
+"""
+
+
+@pytest.fixture
+def site_with_layer(site: Site) -> Site:
+    body = "registry.register('layer', 'skip', 'skip_code:Skip', summary='skips', requires=['no-such-dist', 'torch'])"
+    site.add("skip-dist", hook(body), files={"skip_code.py": SKIP})
+    return site
+
+
+def test_it_shows_the_call_the_options_and_the_first_paragraph(site_with_layer: Site, run: Run):
+    lines = [" ".join(line.split()) for line in run("info", "layer", "skip").stdout.splitlines()]
+    solver, chain = "SteadyState(ode_solver=Adams(rtol=0.5))", "(Picard(tol=1.0),)"
+    assert lines == [
+        "layer skip: skips",
+        "provider: skip-dist 1.0",
+        "class: skip_code:Skip",
+        f"file: {site_with_layer.folder / 'skip_code.py'}",
+        "requires: no-such-dist, torch (missing: pip install 'no-such-dist')",
+        f"signature: Skip(cell, /, channels, *, root_solver={solver}, chain={chain}, mode='mean', gradient=None, start=None, "
+        "horizon=1.0, backend=None, on_failure='warn')",
+        "options:",
+        "cell dynamics required f(z, x), a `module`",
+        "channels int required of the state, of which there are some",
+        f"root_solver root_solver default {solver}",
+        f"chain list of root_solver default {chain}",
+        "mode str default 'mean' of working",
+        "gradient gradient or None default None default `Implicit()` with a root solver, `Unrolled()` with an ODE solver",
+        "start Start | None default None where z0 comes from; default zeros shaped like x",
+        "horizon float default 1.0 the end time of an ODE solver",
+        "backend backend or None default None the kernels of the inner loop; default torch",
+        "on_failure 'raise' | 'warn' | 'mask' default 'warn' what becomes of samples that do not converge",
+        "",
+        "A layer for tests, see Predictor.",
+    ]
+
+
+@pytest.mark.parametrize("kind", CLASS_KINDS)
+def test_the_signature_of_every_part_can_be_called(kind: str, run: Run):
+    import implicitcore as ic
+
+    for part in REGISTRY.parts(kind):
+        if part.provider != "implicitcore" or kind == "dynamics":
+            continue
+        line = next(line for line in run("info", kind, part.name).stdout.splitlines() if line.startswith("signature: "))
+        call = line.removeprefix("signature: ").replace("(*, ", "(")
+        names = {name: getattr(ic, name) for name in ic.__all__}
+        assert eval(call, names | {part.load().__name__: part.load()}) == part.load()() or kind == "backend"
+
+
+def test_an_object_that_python_cannot_write_is_shown_by_its_class():
+    assert brief(object()) == "object()"
+    assert brief((1.0, "a")) == "(1.0, 'a')"
+
+
+def test_a_part_that_cannot_be_imported_is_one_message(site: Site, run: Run):
+    site.add("mine", hook("registry.register('backend', 'gone', 'no_such_module:X', summary='')"))
+    result = run("info", "backend", "gone")
+    assert (result.exit_code, result.stdout) == (1, "backend gone: \nprovider: mine 1.0\n")
+    assert result.stderr.startswith("Error: backend 'gone' of mine 1.0 cannot be imported: ModuleNotFoundError")

@@ -1,0 +1,63 @@
+"""The full product of what this repository registers: each combination trains one step, or is refused with a reason.
+
+The built-in parts in full, and with those of the plugins each pair of parts; the full product of all is slow.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import pytest
+from product import Combination, combinations, pairwise, train
+from sites import distributions
+
+CORE = {"implicitcore", "implicitcore-layers"}
+REASONS = ("GradientError: ", "InputError: ", "SolveError: ", "ConfigError: backend")
+"""How a refusal may begin. Any other configuration that is refused is a mistake of this test."""
+
+
+@pytest.fixture
+def outcomes(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Iterable[Combination]], Counter[str]]:
+    """How many combinations train (no reason), and how many are refused for which reason: printed, and checked."""
+
+    def run(name: str, chosen: Iterable[Combination]) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for combination in chosen:
+            try:
+                found[train(combination)] += 1
+            except Exception as error:
+                error.add_note(str(combination))
+                raise
+        trained = found.pop("", 0)
+        with capsys.disabled():
+            print(f"\n{name}: {trained} of {trained + found.total()} combinations train, {found.total()} are refused")
+            print(*(f"{count:6}  {reason}" for reason, count in found.most_common()), sep="\n")
+        assert all(reason.startswith(REASONS) for reason in found)
+        # A method whose error estimate is blind to its instability ends no solve at any tolerance that is loose: Fehlberg's of order 2.
+        assert sum(count for reason, count in found.items() if reason.startswith("SolveError")) <= 0.02 * trained
+        return found + Counter(trained=trained)
+
+    return run
+
+
+@pytest.mark.timeout(900)
+def test_built_in_parts(outcomes):
+    found = outcomes("built-in parts", combinations(CORE))
+    assert found["trained"] > 0.5 * found.total()
+
+
+@pytest.mark.timeout(900)
+def test_each_pair_of_parts(outcomes):
+    everything = list(combinations(distributions()))
+    chosen = pairwise(everything, combinations(CORE))
+    assert 0 < len(chosen) < len(everything) / 2
+    found = outcomes("pairs with the parts of plugins", chosen)
+    assert found["trained"] > 0.2 * found.total()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_everything(outcomes):
+    found = outcomes("everything", combinations(distributions()))
+    assert found["trained"] > 0.4 * found.total()
