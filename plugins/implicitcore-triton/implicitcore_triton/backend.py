@@ -106,13 +106,13 @@ class Triton(FusedBackend):
         columns = _columns(n, TILE)
         samples, blocks = TILE // columns, _ceil_div(n, columns)
         bits = struct.unpack(f"{len(weights)}q", struct.pack(f"{len(weights)}d", *weights))
-        arguments = (z, dt, tuple(stages), bits, out, batch, n, blocks)
+        arguments = (out, z, dt, tuple(stages), bits, batch, n, blocks)
         _launch("combine", (_ceil_div(batch, samples) * blocks,), *arguments, SAMPLES=samples, COLUMNS=columns)
         return out
 
 
 def _launch(name: str, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
-    """Run a kernel on the device of its tensors."""
+    """Run a kernel on the device of its tensors; the first of them has the dtype of the state."""
     import triton.language as tl
 
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))

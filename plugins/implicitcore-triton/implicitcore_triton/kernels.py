@@ -131,7 +131,7 @@ def mix(
 
 
 @triton.jit(do_not_specialize=["weights", "batch", "blocks"])
-def combine(z, dt, stages, weights, out, batch, n, blocks, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr):
+def combine(out, z, dt, stages, weights, batch, n, blocks, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr):
     """``out = z + dt sum_i weights_i stages_i`` in one block of columns; no z is zero.
 
     The weights come as the bits of float64 numbers, in int64: Triton would make a Python float a float32.
