@@ -30,7 +30,7 @@ test: install ## run the tests, the docstring examples and the code blocks of th
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 install: $(INSTALLED) ## create the environment in .venv (done by the other targets)
-install-dev: $(INSTALLED_DEV) ## add the linters and the documentation builder to it
+install-dev: $(INSTALLED_DEV) ## add the linters, the documentation builder and what compiles kernels without a GPU to it
 
 # Re-made whenever a requirement changes. The packages are editable, so code needs no new install.
 $(INSTALLED): $(REQUIREMENTS)
@@ -42,7 +42,7 @@ $(INSTALLED): $(REQUIREMENTS)
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev]' --editable 'plugins/implicitcore-cupy[test]'
 	@touch $@
 
 lint: install-dev ## check style, types, the direction of imports, and that no source file is over 300 lines
