@@ -1,0 +1,24 @@
+"""The contract of every kind of part as checks, which whoever writes a part runs on it.
+
+With pytest:
+
+.. code-block:: python
+
+    from implicitcore.testing import parametrize_with_checks
+
+    @parametrize_with_checks([MySolver(tol=1e-6)])
+    def test_contract(part, check):
+        check(part)
+
+Without: :func:`run_checks`, which ``implicitcore check KIND NAME`` prints.
+"""
+
+from implicitcore.testing.check import Check as Check
+from implicitcore.testing.check import ContractError as ContractError
+from implicitcore.testing.check import NotApplicable as NotApplicable
+from implicitcore.testing.parametrize import parametrize_with_checks as parametrize_with_checks
+from implicitcore.testing.run import CheckResult as CheckResult
+from implicitcore.testing.run import checks_for as checks_for
+from implicitcore.testing.run import run_checks as run_checks
+
+__all__ = ["Check", "CheckResult", "ContractError", "NotApplicable", "checks_for", "parametrize_with_checks", "run_checks"]

@@ -1,0 +1,72 @@
+"""What a check is given: a part, as it was handed in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from implicitcore.errors import InputError
+from implicitcore.parts import CLASS_KINDS
+from implicitcore.wording import show
+
+Inputs = Callable[..., Any]
+"""(batch, dtype) -> the input of a layer."""
+
+MADE_FROM_CELLS = ("layer", "dynamics")
+"""The kinds whose parts are given as classes, for each check makes its own."""
+
+
+def kind_of(part: Any) -> str:
+    """The kind of a part.
+
+    Raises:
+        InputError: it is no part, or a class where an object is needed, or the reverse.
+    """
+    owner = part.func if isinstance(part, functools.partial) else part
+    kind = getattr(owner, "kind", None)
+    if kind not in CLASS_KINDS:
+        raise InputError(f"expected a part ({', '.join(CLASS_KINDS)}), received {show(owner)}: derive it from the base class of its kind")
+    if kind in MADE_FROM_CELLS:
+        if not isinstance(owner, type):
+            name = type(owner).__name__
+            raise InputError(
+                f"expected a class, or functools.partial({name}, ...), for each check makes {kind}s of its own; received {show(owner)}"
+            )
+    elif isinstance(owner, type):
+        raise InputError(f"expected an object, as {owner.__name__}(), received the class {owner.__name__}")
+    return kind
+
+
+def label(part: Any) -> str:
+    """The name of the part's class."""
+    owner = part.func if isinstance(part, functools.partial) else part
+    return owner.__name__ if isinstance(owner, type) else type(owner).__name__
+
+
+def full_label(part: Any) -> str:
+    """The name of the part's class with the options that it was given."""
+    if isinstance(part, functools.partial):
+        given = [*map(_short, part.args), *(f"{key}={_short(value)}" for key, value in part.keywords.items())]
+    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        given = [f"{field.name}={getattr(part, field.name)!r}" for field in dataclasses.fields(part) if _is_set(part, field)]
+    else:
+        given = []
+    return f"{label(part)}({', '.join(given)})" if given else label(part)
+
+
+def subject(part: Any, inputs: Inputs | None) -> Any:
+    """What the functions of the checks take: the part itself."""
+    del inputs
+    return part
+
+
+def _is_set(part: Any, field: dataclasses.Field[Any]) -> bool:
+    value = getattr(part, field.name)
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return field.init and value != default
+
+
+def _short(value: Any) -> str:
+    return repr(value) if isinstance(value, str | int | float | tuple) else value.__name__ if hasattr(value, "__name__") else show(value)
