@@ -1,15 +1,24 @@
-"""The problems that parts are checked on: every legitimate part of a kind solves them. And their solutions, computed densely in float64."""
+"""The problems that parts are checked on: mild ones, which every legitimate part of a kind solves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from implicitcore.dynamics.fixed_point import FixedPoint
+from implicitcore.dynamics.vector_field import VectorField
+from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.unrolled import Unrolled
+from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.packing import Packing
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.solution import Solution
 from implicitcore.system import System
+from implicitcore.testing.dense import differentiable_root
 
 
 class Cell(nn.Module):
@@ -24,8 +33,7 @@ class Cell(nn.Module):
 
     def __init__(self, n: int = 6, contraction: float = 0.6, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+        draw = _draws(seed)
         weight = draw(n, n)
         self.weight = nn.Parameter((contraction * weight / torch.linalg.matrix_norm(weight, 2)).to(dtype))
         self.inject = nn.Parameter((draw(n, n) / n**0.5).to(dtype))
@@ -36,45 +44,106 @@ class Cell(nn.Module):
         return torch.tanh(z @ self.weight.T + x @ self.inject.T + self.bias)
 
 
+class Linear(nn.Module):
+    """f(z, x) = W z + x with ``|W|`` = 1/2 in the 2-norm."""
+
+    def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        weight = _draws(3)(n, n)
+        self.weight = nn.Parameter((0.5 * weight / torch.linalg.matrix_norm(weight, 2)).to(dtype))
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """f(z, x), ``[batch, n]``."""
+        return z @ self.weight.T + x
+
+
+class Driven(nn.Module):
+    """dz/dt = theta cos(t) z + x exp(theta sin(t)): the time matters, and going back is as easy as going on."""
+
+    def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(_draws(4)(1, n).to(dtype))
+
+    def forward(self, t: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        """The velocity, ``[batch, n]``."""
+        return self.theta * torch.cos(t) * z + x * torch.exp(self.theta * torch.sin(t))
+
+    def exact(self, times: Tensor, z0: Tensor, x: Tensor) -> Tensor:
+        """The states ``[T, batch, n]``."""
+        t = times[:, None, None]
+        growth = torch.exp(self.theta * torch.sin(t))
+        return growth * (z0 * torch.exp(-self.theta * torch.sin(t[0])) + x * (t - t[0]))
+
+
 def inputs(batch: int = 8, n: int = 6, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
     """Samples of the normal distribution, ``[batch, n]``."""
-    return torch.randn(batch, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return _draws(seed)(batch, n).to(dtype)
 
 
-def system_of(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, z0: Tensor) -> System:
-    """The fixed-point problem z = f(z, x) as solvers see it."""
-    return System(FixedPoint(f), x, Packing.of(z0))
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something to solve: a root where there are no times, else a trajectory.
+
+    Attributes:
+        f: f(z, x) of a root, the velocity v(t, z, x) of a trajectory.
+        z0: ``[batch, n]``.
+        x: ``[batch, n]``.
+        times: of a trajectory.
+    """
+
+    f: Callable[..., Tensor]
+    z0: Tensor
+    x: Tensor
+    times: Tensor | None = None
+
+    @property
+    def system(self) -> System:
+        """As solvers see it."""
+        dynamics = FixedPoint(self.f) if self.times is None else VectorField(self.f)
+        return System(dynamics, self.x, Packing.of(self.z0))
+
+    def solve(self, solver: RootSolver | ODESolver) -> Solution:
+        """Without a graph."""
+        with torch.no_grad():
+            return Solve(solver, self.times)(self.system, self.z0)
+
+    def attach(self, solver: RootSolver | ODESolver, gradient: GradientStrategy | None = None) -> Solution:
+        """With the gradient of a strategy."""
+        return (gradient or Unrolled()).run(Solve(solver, self.times), self.system, self.z0)
+
+    def states(self, solution: Solution) -> Tensor:
+        """What was found, with the batch first."""
+        return solution.z if self.times is None else solution.z.transpose(0, 1)
+
+    def rows(self, index: Any) -> Problem:
+        """Some of the samples."""
+        return replace(self, z0=self.z0[index], x=self.x[index])
+
+    def exact(self) -> Tensor:
+        """The solution, differentiable twice: by Newton's method, or in closed form."""
+        if self.times is None:
+            return differentiable_root(lambda z: self.f(z, self.x), self.z0.detach())
+        assert isinstance(self.f, Driven), "a trajectory in closed form"
+        return self.f.exact(self.times, self.z0, self.x)
 
 
-def fixed_point(f: Callable[[Tensor], Tensor], z: Tensor, steps: int = 50) -> Tensor:
-    """The root of z = f(z) near z, by Newton's method with the dense Jacobian, one sample at a time."""
-    rows = []
-    for i in range(z.shape[0]):
-        point = z[i].detach()
-        for _ in range(steps):
-            single = lambda p, i=i: f(torch.cat((z[:i], p[None], z[i + 1 :])))[i]  # noqa: E731
-            jacobian = torch.func.jacrev(single)(point)
-            step = torch.linalg.solve(torch.eye(len(point), dtype=point.dtype) - jacobian, single(point) - point).detach()
-            point = point + step
-            if step.norm() <= 1e-15 * point.norm():
-                break
-        rows.append(point)
-    return torch.stack(rows)
+def root(batch: int = 8, dtype: torch.dtype = torch.float64, contraction: float = 0.4) -> Problem:
+    """The fixed point of a contraction."""
+    x = inputs(batch, dtype=dtype)
+    return Problem(f=Cell(contraction=contraction, dtype=dtype), z0=torch.zeros_like(x), x=x)
 
 
-def jacobians(f: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """df/dz of each sample, ``[batch, n, n]``."""
-    full = torch.func.jacrev(f)(z)
-    return torch.stack([full[i, :, i] for i in range(z.shape[0])]).detach()
+def trajectory(batch: int = 8, dtype: torch.dtype = torch.float64) -> Problem:
+    """A trajectory in closed form, from t = 0.2 to 1."""
+    times = torch.tensor([0.2, 0.5, 1.0], dtype=dtype)
+    return Problem(f=Driven(dtype=dtype), z0=inputs(batch, seed=5, dtype=dtype), x=inputs(batch, dtype=dtype), times=times)
 
 
-def implicit_gradient(f: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, wrt: Sequence[Tensor]) -> list[Tensor]:
-    """u^T df with (I - J)^T u = v, at the fixed point z."""
-    identity = torch.eye(z.shape[1], dtype=z.dtype)
-    u = torch.linalg.solve((identity - jacobians(f, z)).transpose(1, 2), v)
-    return list(torch.autograd.grad(f(z), wrt, u, retain_graph=True))
+def problem_for(solver: RootSolver | ODESolver, batch: int = 8, dtype: torch.dtype = torch.float64) -> Problem:
+    """The one of these that the solver is for."""
+    return (root if isinstance(solver, RootSolver) else trajectory)(batch, dtype)
 
 
-def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest relative error of any tensor, in the 2-norm."""
-    return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True))
+def _draws(seed: int) -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)

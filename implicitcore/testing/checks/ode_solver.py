@@ -1,0 +1,158 @@
+"""What every ODE solver promises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from implicitcore.errors import InputError
+from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.root_solvers.steady_state import SteadyState
+from implicitcore.testing.check import NotApplicable, contract, expect, expect_close, expect_equal
+from implicitcore.testing.options import for_dtype, needed, with_options
+from implicitcore.testing.problems import Problem, inputs, root, trajectory
+
+# Steps or tolerances at which a method of order 1 is right to two digits.
+FINE = {"dt": 0.01, "rtol": 1e-6, "atol": 1e-8, "max_steps": 4000}
+RIGHT = 2e-2
+
+
+def _follows(solver: ODESolver, problem: Problem, exact: Tensor, what: str) -> None:
+    fine = for_dtype(with_options(solver, **FINE), problem.z0.dtype)
+    solution = problem.solve(fine)
+    expect(bool(solution.converged.all()), f"integrated {what}", solution.summary(), "all converged")
+    expect_close(solution.z, exact.detach(), f"compared {what} with the closed form", RIGHT)
+
+
+def _error(solver: ODESolver, problem: Problem) -> float:
+    """The largest error at the output times."""
+    solution = problem.solve(solver)
+    expect(bool(solution.converged.all()), f"integrated with {solver}", solution.summary(), "all converged")
+    return (solution.z - problem.exact().detach()).abs().max().item()
+
+
+@contract("ode_solver")
+def follows_an_exponential(solver: ODESolver) -> None:
+    """dz/dt = -x z, each sample with a rate of its own."""
+    rate, z0 = inputs(seed=2).abs().add(0.1), inputs()
+    times = torch.linspace(0, 1, 3, dtype=torch.float64)
+    problem = Problem(f=lambda t, z, x: -x * z, z0=z0, x=rate, times=times)
+    _follows(solver, problem, z0 * torch.exp(-rate * times[:, None, None]), "dz/dt = -x z")
+
+
+@contract("ode_solver")
+def follows_an_oscillator(solver: ODESolver) -> None:
+    """dz/dt = (z_2, -z_1) turns a state by the time."""
+    z0 = inputs(n=2)
+    times = torch.linspace(0, 1.5, 4, dtype=torch.float64)
+    turned = [torch.stack((z0[:, 0] * t.cos() + z0[:, 1] * t.sin(), z0[:, 1] * t.cos() - z0[:, 0] * t.sin()), 1) for t in times]
+    problem = Problem(f=lambda t, z, x: torch.stack((z[:, 1], -z[:, 0]), 1), z0=z0, x=z0, times=times)
+    _follows(solver, problem, torch.stack(turned), "an oscillator")
+
+
+@contract("ode_solver")
+def follows_a_field_of_the_time(solver: ODESolver) -> None:
+    """dz/dt = theta cos(t) z + x exp(theta sin(t)) from t = 0.2: the time is that of each stage."""
+    problem = trajectory()
+    _follows(solver, problem, problem.exact(), "a field that depends on the time")
+
+
+@contract("ode_solver")
+def follows_it_in_float32(solver: ODESolver) -> None:
+    """The same in float32."""
+    problem = trajectory(dtype=torch.float32)
+    _follows(solver, problem, problem.exact(), "a field that depends on the time, in float32")
+
+
+@contract("ode_solver")
+def goes_back_in_time(solver: ODESolver) -> None:
+    """Decreasing times integrate backwards."""
+    problem = replace(trajectory(), times=torch.tensor([1.0, 0.7, 0.2], dtype=torch.float64))
+    _follows(solver, problem, problem.exact(), "a trajectory from t = 1 back to 0.2")
+
+
+@contract("ode_solver")
+def returns_every_time(solver: ODESolver) -> None:
+    """z is ``[T, batch, n]`` in the order of the times, which the solution repeats."""
+    times = torch.tensor([0.0, 0.1, 0.15, 0.6, 0.61, 1.0], dtype=torch.float64)
+    problem = Problem(f=lambda t, z, x: x, z0=inputs(), x=inputs(seed=2), times=times)
+    solution = problem.solve(solver)
+    expect_close(solution.z, problem.z0 + times[:, None, None] * problem.x, "integrated dz/dt = x to six times", 1e-6)
+    expect(solution.times is not None, "asked the solution for its times", None, "those that were given")
+    if solution.times is not None:
+        expect_close(solution.times, times, "compared the times of the solution with those given", 1e-12)
+
+
+@contract("ode_solver")
+def returns_the_start(solver: ODESolver) -> None:
+    """z at the first time is z0 exactly."""
+    problem = trajectory()
+    expect_equal(problem.solve(solver).z[0], problem.z0, "compared z[0] with z0")
+
+
+@contract("ode_solver")
+def follows_its_tolerance(solver: ODESolver) -> None:
+    """Where it has an rtol and chooses its steps, the error at rtol=1e-7 is below 1e-5 and not above that at 1e-3."""
+    needed(solver, "rtol")
+    _adaptive(solver)
+    loose, tight = (_error(with_options(solver, rtol=rtol, atol=rtol / 100, max_steps=4000), trajectory()) for rtol in (1e-3, 1e-7))
+    expect(tight <= 1e-5, "integrated with rtol=1e-7", f"an error of {tight:.2g}", "at most 1e-5")
+    expect(tight <= loose, "compared rtol=1e-7 with rtol=1e-3", f"errors of {tight:.2g} and {loose:.2g}", "the smaller one at 1e-7")
+
+
+@contract("ode_solver")
+def has_its_stated_order(solver: ODESolver) -> None:
+    """Where it has a dt, the error goes with dt to the power of ``order`` (its own, or of its ``tableau``; 1 where none is stated)."""
+    needed(solver, "dt")
+    order = getattr(solver, "order", None) or getattr(getattr(solver, "tableau", None), "order", 1)
+    steps = (0.1, 0.05)
+    errors = [_error(with_options(solver, dt=dt, rtol=1e-11, atol=1e-13, max_steps=4000), trajectory()) for dt in steps]
+    if min(errors) < 1e-12:
+        return  # at the limit of rounding: no slope is left to measure
+    found = math.log(errors[0] / errors[1], 2)
+    expect(found > order - 0.4, f"halved dt={steps[0]}", f"errors {errors[0]:.2g} and {errors[1]:.2g}, order {found:.2f}", f"order {order}")
+
+
+@contract("ode_solver")
+def reports_a_field_that_is_not_finite(solver: ODESolver) -> None:
+    """A velocity that is NaN from t = 0.5 on is a status, and the times not reached hold the last state."""
+    times = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+    z0 = inputs(3)
+    problem = Problem(f=lambda t, z, x: torch.where(t < 0.5, -z, torch.nan), z0=z0, x=z0, times=times)
+    solution = problem.solve(solver)
+    did = "integrated a velocity that is NaN from t = 0.5 on"
+    expect(not bool(solution.converged.any()), did, solution.summary(), "none converged")
+    expect(bool(solution.z.isfinite().all()), f"{did}, looked at z", "values that are not finite", "the last accepted state")
+
+
+@contract("ode_solver")
+def refuses_times_that_cannot_be_used(solver: ODESolver) -> None:
+    """One time, or times that go back and forth, are an InputError."""
+    for times in ([0.0], [0.0, 1.0, 0.5], [0.0, 0.0]):
+        problem = replace(trajectory(), times=torch.tensor(times, dtype=torch.float64))
+        try:
+            problem.solve(solver)
+        except InputError:
+            continue
+        expect(False, f"gave the times {times}", "no error", "an InputError (implicitcore.ode_solvers.loop.check_times)")
+
+
+@contract("ode_solver")
+def settles_where_it_is_told_to(solver: ODESolver) -> None:
+    """``stop`` ends each sample by itself: inside ``SteadyState`` it finds the fixed point of a contraction."""
+    problem = root()
+    chosen = with_options(solver, dt=0.2, rtol=1e-6, atol=1e-8)
+    try:
+        solution = problem.solve(SteadyState(ode_solver=chosen, tol=1e-3, max_steps=1000))
+    except InputError as refusal:
+        raise NotApplicable(f"it refuses to go to a steady state: {refusal}") from refusal
+    expect(bool(solution.converged.all()), "integrated to a steady state", solution.summary(), "all converged")
+    expect_close(solution.z, problem.exact().detach(), "compared the steady state with Newton's root", 1e-2)
+
+
+def _adaptive(solver: ODESolver) -> None:
+    if getattr(solver, "dt", None) is not None:
+        raise NotApplicable("its steps are given by dt")

@@ -1,0 +1,66 @@
+"""What the parts promise whose options are the fields of a dataclass."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+from typing import Any
+
+from implicitcore.config import create, describe
+from implicitcore.errors import UnknownPartError
+from implicitcore.options import options_of
+from implicitcore.registry import REGISTRY
+from implicitcore.testing.check import NotApplicable, contract, expect
+from implicitcore.testing.options import parts_in
+
+
+@contract("root_solver", "ode_solver", "gradient")
+def is_a_frozen_dataclass(part: Any) -> None:
+    """Is a frozen dataclass: comparable, hashable, and the same for every call."""
+    cls = type(part)
+    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
+    expect(frozen, f"looked at {cls.__name__}", "another class", "@dataclass(frozen=True)")
+    twin = dataclasses.replace(part)
+    expect(twin == part, "compared the part with its copy", "unequal", "equal")
+    expect(hash(twin) == hash(part), "hashed the part and its copy", "two values", "one")
+
+
+@contract("root_solver", "ode_solver", "gradient", "backend")
+def pickles_and_copies(part: Any) -> None:
+    """Can be pickled and copied, as processes and optimisers of options need it."""
+    for did, twin in (("pickled", pickle.loads(pickle.dumps(part))), ("copied", copy.deepcopy(part))):  # noqa: S301 - our own bytes
+        expect(_same(twin, part), f"{did} the part", twin, part)
+
+
+@contract("root_solver", "ode_solver", "gradient", "backend")
+def round_trips_through_a_config(part: Any) -> None:
+    """Where it is registered, its configuration is data that builds its equal."""
+    for inner in parts_in(part):
+        try:
+            REGISTRY.find_class(type(inner))
+        except UnknownPartError as error:
+            raise NotApplicable(str(error)) from error
+    config = json.loads(json.dumps(describe(part)))
+    twin = create(part.kind, config)
+    expect(_same(twin, part), f"created a part from {config}", twin, part)
+
+
+@contract("root_solver", "ode_solver", "gradient", "backend")
+def refuses_a_value_of_another_type(part: Any) -> None:
+    """An option of another type than its annotation says is an error."""
+    options = [option for option in options_of(type(part)).values() if option.annotation is not Any]
+    if not options:
+        raise NotApplicable(f"{type(part).__name__} has no options")
+    for option in options:
+        values = {name: getattr(part, name) for name in options_of(type(part))}
+        try:
+            type(part)(**{**values, option.name: object()})
+        except (TypeError, ValueError):
+            continue
+        expect(False, f"gave {option.name} an object()", "no error", f"a ConfigError that asks for {option.type_text}; derive from Options")
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and all(getattr(a, name) == getattr(b, name) for name in options_of(type(a)))
