@@ -14,8 +14,8 @@ Without: :func:`run_checks`, which ``implicitcore check KIND NAME`` prints.
 """
 
 from implicitcore.testing.check import Check as Check
-from implicitcore.testing.check import ContractError as ContractError
-from implicitcore.testing.check import NotApplicable as NotApplicable
+from implicitcore.testing.expect import ContractError as ContractError
+from implicitcore.testing.expect import NotApplicable as NotApplicable
 from implicitcore.testing.parametrize import parametrize_with_checks as parametrize_with_checks
 from implicitcore.testing.run import CheckResult as CheckResult
 from implicitcore.testing.run import checks_for as checks_for

@@ -14,7 +14,7 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
-from implicitcore.testing.check import expect
+from implicitcore.testing.expect import expect
 from implicitcore.testing.options import for_dtype, with_options
 from implicitcore.testing.problems import Problem, inputs, problem_for
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from implicitcore.parts import CLASS_KINDS
-from implicitcore.testing.check import NotApplicable
+from implicitcore.testing.expect import NotApplicable
 
 # What a tolerance can ask for at least, in float32.
 LEAST = {"tol": 1e-5, "rtol": 1e-5, "atol": 1e-6}

@@ -9,8 +9,10 @@ from typing import Any, Literal
 import implicitcore.testing.checks  # noqa: F401 - defines the checks
 from implicitcore.errors import ConfigError
 from implicitcore.parts import CLASS_KINDS
-from implicitcore.testing.check import CHECKS, Check, ContractError, NotApplicable
-from implicitcore.testing.subject import Inputs, kind_of
+from implicitcore.testing.check import CHECKS, Check, subject_of
+from implicitcore.testing.expect import ContractError, NotApplicable
+from implicitcore.testing.handed import kind_of
+from implicitcore.testing.made import Inputs
 from implicitcore.wording import did_you_mean
 
 Expected = Mapping[str, str] | Callable[[Any], Mapping[str, str]] | None
@@ -45,6 +47,8 @@ def checks_for(part_or_kind: Any) -> tuple[Check, ...]:
     'finds_the_root'
     """
     is_kind = isinstance(part_or_kind, str) and part_or_kind in CLASS_KINDS
+    if not is_kind:
+        subject_of(part_or_kind)  # refused here rather than once by every check
     return tuple(CHECKS[part_or_kind if is_kind else kind_of(part_or_kind)])
 
 

@@ -15,7 +15,8 @@ from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.newton import Newton
 from implicitcore.root_solvers.picard import Picard
 from implicitcore.root_solvers.steady_state import SteadyState
-from implicitcore.testing.check import NotApplicable, contract, expect, expect_close
+from implicitcore.testing.check import contract
+from implicitcore.testing.expect import NotApplicable, expect, expect_close
 from implicitcore.testing.gradients import SOLVERS, case, relative, served, serves
 
 OTHERS = (

@@ -11,7 +11,8 @@ from torch import Tensor
 from implicitcore.errors import InputError
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.steady_state import SteadyState
-from implicitcore.testing.check import NotApplicable, contract, expect, expect_close, expect_equal
+from implicitcore.testing.check import contract
+from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
 from implicitcore.testing.options import for_dtype, needed, with_options
 from implicitcore.testing.problems import Problem, inputs, root, trajectory
 

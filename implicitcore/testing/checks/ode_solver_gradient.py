@@ -12,7 +12,8 @@ from implicitcore.gradients.base import GradientStrategy
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.runge_kutta import Tsit5
-from implicitcore.testing.check import NotApplicable, contract, expect
+from implicitcore.testing.check import contract
+from implicitcore.testing.expect import NotApplicable, expect
 from implicitcore.testing.dense import relative_error
 from implicitcore.testing.options import with_options
 from implicitcore.testing.problems import inputs, trajectory

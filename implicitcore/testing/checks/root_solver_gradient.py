@@ -13,7 +13,8 @@ from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
-from implicitcore.testing.check import NotApplicable, contract, expect
+from implicitcore.testing.check import contract
+from implicitcore.testing.expect import NotApplicable, expect
 from implicitcore.testing.dense import relative_error
 from implicitcore.testing.options import stated, with_options
 from implicitcore.testing.problems import inputs, root

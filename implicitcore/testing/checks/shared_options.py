@@ -12,7 +12,8 @@ from implicitcore.config import create, describe
 from implicitcore.errors import UnknownPartError
 from implicitcore.options import options_of
 from implicitcore.registry import REGISTRY
-from implicitcore.testing.check import NotApplicable, contract, expect
+from implicitcore.testing.check import contract
+from implicitcore.testing.expect import NotApplicable, expect
 from implicitcore.testing.options import parts_in
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, Status
-from implicitcore.testing.check import contract, expect, expect_close, expect_equal
+from implicitcore.testing.check import contract
+from implicitcore.testing.expect import expect, expect_close, expect_equal
 from implicitcore.testing.options import for_dtype, needed, with_options
 from implicitcore.testing.problems import Problem, problem_for
 

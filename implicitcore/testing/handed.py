@@ -1,18 +1,14 @@
-"""What a check is given: a part, as it was handed in."""
+"""Parts as they are handed in: their kinds, and their names in test ids and messages."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from implicitcore.errors import InputError
 from implicitcore.parts import CLASS_KINDS
 from implicitcore.wording import show
-
-Inputs = Callable[..., Any]
-"""(batch, dtype) -> the input of a layer."""
 
 MADE_FROM_CELLS = ("layer", "dynamics")
 """The kinds whose parts are given as classes, for each check makes its own."""
@@ -24,7 +20,7 @@ def kind_of(part: Any) -> str:
     Raises:
         InputError: it is no part, or a class where an object is needed, or the reverse.
     """
-    owner = part.func if isinstance(part, functools.partial) else part
+    owner = _owner(part)
     kind = getattr(owner, "kind", None)
     if kind not in CLASS_KINDS:
         raise InputError(f"expected a part ({', '.join(CLASS_KINDS)}), received {show(owner)}: derive it from the base class of its kind")
@@ -41,7 +37,7 @@ def kind_of(part: Any) -> str:
 
 def label(part: Any) -> str:
     """The name of the part's class."""
-    owner = part.func if isinstance(part, functools.partial) else part
+    owner = _owner(part)
     return owner.__name__ if isinstance(owner, type) else type(owner).__name__
 
 
@@ -56,10 +52,8 @@ def full_label(part: Any) -> str:
     return f"{label(part)}({', '.join(given)})" if given else label(part)
 
 
-def subject(part: Any, inputs: Inputs | None) -> Any:
-    """What the functions of the checks take: the part itself."""
-    del inputs
-    return part
+def _owner(part: Any) -> Any:
+    return part.func if isinstance(part, functools.partial) else part
 
 
 def _is_set(part: Any, field: dataclasses.Field[Any]) -> bool:

@@ -1,0 +1,222 @@
+"""What every layer promises."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from implicitcore.config import build
+from implicitcore.errors import SolveError, UnknownPartError
+from implicitcore.registry import REGISTRY
+from implicitcore.solution import Solution
+from implicitcore.testing.check import contract
+from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
+from implicitcore.testing.made import Maker, copied, flat, learning, parameters, rows, slope, spoiled
+
+# Samples that are solved together may differ by rounding from those solved alone.
+ALONE = 1e-7
+
+
+@contract("layer")
+def maps_a_batch(maker: Maker) -> None:
+    """``layer(x)`` has the batch first, x's dtype and finite values, in float32 and float64."""
+    for dtype in (torch.float32, torch.float64):
+        z = maker.make(dtype)(maker.inputs(3, dtype))
+        for leaf in pytree.tree_leaves(z):
+            did = f"called the layer with 3 samples in {dtype}"
+            expect(isinstance(leaf, Tensor), did, type(leaf).__name__, "a tensor")
+            expect(leaf.shape[:1] == (3,), did, f"shape {list(leaf.shape)}", "[3, ...]")
+            expect(leaf.dtype == dtype, did, leaf.dtype, dtype)
+            expect(bool(leaf.isfinite().all()), did, "values that are not finite", "finite ones")
+
+
+@contract("layer")
+def maps_an_empty_batch(maker: Maker) -> None:
+    """No samples are no error."""
+    z = flat(maker.make()(maker.inputs(0)))
+    expect(len(z) == 0, "called the layer with no samples", f"shape {list(z.shape)}", "[0, ...]")
+
+
+@contract("layer")
+def solves_what_it_returns(maker: Maker) -> None:
+    """``layer.solve(x)`` is a Solution with a status per sample, all converged, and its z is ``layer(x)``."""
+    layer, x = maker.make(), maker.inputs()
+    solution = layer.solve(x)
+    expect(isinstance(solution, Solution), "called layer.solve", type(solution).__name__, "a Solution")
+    expect(list(solution.status.shape) == [4], "solved 4 samples", f"a status of shape {list(solution.status.shape)}", [4])
+    expect(bool(solution.converged.all()), "solved 4 samples", solution.summary(), "all converged")
+    expect_equal(flat(layer(x)), flat(solution.z), "compared layer(x) with layer.solve(x).z")
+
+
+@contract("layer")
+def treats_each_sample_by_itself(maker: Maker) -> None:
+    """A batch gives what its samples give alone."""
+    layer, x = maker.make(), maker.inputs()
+    together = flat(layer(x))
+    for i in range(4):
+        expect_close(together[i : i + 1], flat(layer(rows(x, [i], 4))), f"compared sample {i} of 4 with the same sample alone", ALONE)
+
+
+@contract("layer")
+def returns_no_nan_in_silence(maker: Maker) -> None:
+    """A NaN in the input of one sample raises a SolveError, or is masked: it is never returned."""
+    layer, x = maker.make(), spoiled(maker.inputs(), 1)
+    try:
+        z = flat(layer(x))
+    except SolveError:
+        return
+    expect(bool(z.isfinite().all()), "called the layer with a NaN in sample 1", "values that are not finite", "a SolveError")
+
+
+@contract("layer")
+def remembers_nothing(maker: Maker) -> None:
+    """The same call gives the same answer, whatever was solved in between; and nothing new is left on the layer."""
+    layer, x = maker.make(), maker.inputs()
+    before, first = _kept(layer), flat(layer(x))
+    layer(pytree.tree_map_only(Tensor, lambda leaf: 0.5 * leaf, x))
+    expect_equal(flat(layer(x)), first, "called the layer again, after another call")
+    changed = sorted(name for name, value in _kept(layer).items() if before.get(name) is not value)
+    expect(not changed, "looked at the layer's attributes after three calls", f"new values of {', '.join(changed)}", "none")
+
+
+@contract("layer")
+def leaves_its_input_alone(maker: Maker) -> None:
+    """X is not changed."""
+    layer, x = maker.make(), maker.inputs()
+    before = copied(x)
+    layer(x)
+    for found, expected in zip(pytree.tree_leaves(x), pytree.tree_leaves(before), strict=True):
+        expect_equal(found, expected, "looked at x after the call")
+
+
+@contract("layer")
+def has_a_scalar_regularizer(maker: Maker) -> None:
+    """``layer.regularizer(solution)`` is a finite scalar of z's dtype."""
+    layer = maker.make()
+    value = layer.regularizer(layer.solve(maker.inputs()))
+    expect(isinstance(value, Tensor) and value.ndim == 0, "asked for the regularizer", value, "a scalar tensor")
+    expect(bool(value.isfinite()), "asked for the regularizer", value.item(), "a finite number")
+    expect(value.dtype == torch.float64, "asked for the regularizer in float64", value.dtype, torch.float64)
+
+
+@contract("layer")
+def teaches_every_parameter(maker: Maker) -> None:
+    """Each parameter gets a gradient, from the output or from the regularizer."""
+    layer = maker.make()
+    _teach(layer, maker.inputs())
+    lost = [name for name, parameter in layer.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    expect(not lost, "went back from a loss with the regularizer", f"no gradient for {', '.join(lost)}", "one for each parameter")
+
+
+@contract("layer")
+def trains_a_step(maker: Maker) -> None:
+    """A small step against the gradient lowers the loss."""
+    layer, x = maker.make(), maker.inputs()
+    if not parameters(layer):
+        raise NotApplicable("it has no parameters")
+    before = _teach(layer, x)
+    learned = [(parameter, parameter.grad) for parameter in parameters(layer) if parameter.grad is not None]
+    size = torch.stack([g.square().sum() for _, g in learned]).sum() if learned else torch.zeros(())
+    expect(bool(size > 0) and bool(size.isfinite()), "summed the squares of the gradients", size.item(), "a positive number")
+    with torch.no_grad():
+        for parameter, g in learned:
+            parameter.sub_(g * (0.01 * before / size))
+    after = _loss(layer, x).item()
+    expect(after < before, "took a step that should lower the loss by 1 %", f"{before:.6g} before, {after:.6g} after", "a lower loss")
+
+
+@contract("layer")
+def gives_the_gradient(maker: Maker) -> None:
+    """At tight tolerances the derivatives by x and by the parameters agree with differences of the output."""
+    layer = maker.exact()
+    x, leaves = learning(maker.inputs())
+    v = torch.randn_like(flat(layer(x)).detach())
+    f = lambda: (flat(layer(x)) * v).sum()  # noqa: E731
+    for did, wrt in (("x", leaves), ("the parameters", parameters(layer))):
+        if any(g is not None for g in torch.autograd.grad(f(), wrt, allow_unused=True)):
+            by_autograd, by_difference = slope(f, wrt, 1e-4)
+            close = abs(by_autograd - by_difference) <= 1e-3 * abs(by_difference)
+            expect(close, f"compared the derivative by {did} with a difference", f"{by_autograd:.6g}", f"{by_difference:.6g}")
+        else:
+            expect(not wrt, f"differentiated the output by {did}", "no gradient", "one")
+
+
+@contract("layer")
+def works_without_a_graph(maker: Maker) -> None:
+    """In eval mode under no_grad it gives the same values, and no graph."""
+    layer, x = maker.make(), maker.inputs()
+    layer.eval()
+    with torch.no_grad():
+        z = flat(layer(x))
+    expect(not z.requires_grad, "called the layer under no_grad", "an output that requires a gradient", "none")
+    expect_close(z, flat(layer(x)).detach(), "compared the output under no_grad with that with a graph", 1e-12)
+
+
+@contract("layer")
+def reloads_its_state(maker: Maker) -> None:
+    """Another layer with its state_dict, saved and loaded as plain tensors, gives the same."""
+    layer, twin, x = maker.make(), maker.make(seed=1), maker.inputs()
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    expect_equal(flat(twin(x)), flat(layer(x)), "loaded the state_dict into a layer that was made with other weights")
+
+
+@contract("layer")
+def copies(maker: Maker) -> None:
+    """A deep copy gives the same, and shares no parameter."""
+    layer, x = maker.make(), maker.inputs()
+    first, twin = flat(layer(x)), copy.deepcopy(layer)
+    expect_equal(flat(twin(x)), first, "copied the layer")
+    shared = {id(parameter) for parameter in layer.parameters()} & {id(parameter) for parameter in twin.parameters()}
+    expect(not shared, "copied the layer", f"{len(shared)} shared parameters", "none")
+
+
+@contract("layer")
+def round_trips_through_a_config(maker: Maker) -> None:
+    """Where it is registered, its configuration is data that builds its equal; what is no data is given again."""
+    layer = maker.make()
+    try:
+        REGISTRY.find_class(type(layer))
+    except UnknownPartError as error:
+        raise NotApplicable(str(error)) from error
+    config = json.loads(json.dumps(layer.config))
+    keywords = maker.factory.keywords if isinstance(maker.factory, functools.partial) else {}
+    objects = {name: copy.deepcopy(value) for name, value in keywords.items() if name not in config}
+    twin = build(config, *maker.cell(), **objects).to(torch.float64)
+    expect(twin.config == layer.config, "built a layer from the config", twin.config, layer.config)
+    twin.load_state_dict(layer.state_dict())
+    x = maker.inputs()
+    expect_equal(flat(twin(x)), flat(layer(x)), "built a layer from the config, and loaded the state_dict")
+
+
+def _loss(layer: Any, x: Any) -> Tensor:
+    solution = layer.solve(x)
+    return flat(solution.z).square().mean() + layer.regularizer(solution)
+
+
+def _teach(layer: Any, x: Any) -> float:
+    """The loss, with its gradient in every ``.grad``."""
+    loss = _loss(layer, x)
+    expect(loss.requires_grad, "asked for a loss of the output", "no graph", "one that leads to the parameters")
+    loss.backward()
+    return loss.item()
+
+
+def _kept(layer: nn.Module) -> dict[str, Any]:
+    """Every attribute of the layer and of its modules."""
+    hidden = ("_parameters", "_buffers", "_modules")
+    own = [(name, module, vars(module)) for name, module in layer.named_modules()]
+    attributes = {f"{name}.{key}".strip("."): value for name, _, values in own for key, value in values.items() if key not in hidden}
+    buffers = {f"{name} (buffer)": value for name, value in layer.named_buffers()}
+    return {**attributes, **buffers}
+
+

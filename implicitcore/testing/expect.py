@@ -1,0 +1,48 @@
+"""What checks are written with: an expectation that fails with what was done, what was received and what was expected."""
+
+from __future__ import annotations
+
+import unittest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ContractError(AssertionError):
+    """A part broke a promise of its kind; the message says what was done, what was received and what was expected."""
+
+
+class NotApplicable(unittest.SkipTest):
+    """A check says nothing about this part, for the reason given; pytest and unittest count it as skipped."""
+
+
+def expect(holds: bool, did: str, received: Any, expected: Any) -> None:
+    """Raise :class:`ContractError` where ``holds`` is false."""
+    if not holds:
+        raise ContractError(f"{did}: received {received}, expected {expected}")
+
+
+def expect_equal(found: Tensor, expected: Tensor, did: str) -> None:
+    """The very same values."""
+    same = found.shape == expected.shape and torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+    expect(same, did, _summary(found, expected), "equal values")
+
+
+def expect_close(found: Tensor, expected: Tensor, did: str, bound: float) -> None:
+    """Equal up to an error of ``bound``, relative to the largest entry (to 1, where that is less)."""
+    if found.shape != expected.shape:
+        expect(False, did, f"shape {list(found.shape)}", f"shape {list(expected.shape)}")
+    error = (found.to(expected.dtype) - expected).abs().max().item() if expected.numel() else 0.0
+    scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+    expect(error <= bound * scale, did, f"an error of {error / scale:.2g} ({_summary(found, expected)})", f"at most {bound:.2g}")
+
+
+def _summary(found: Tensor, expected: Tensor) -> str:
+    """The first entry that differs most."""
+    if found.shape != expected.shape:
+        return f"shape {list(found.shape)} for {list(expected.shape)}"
+    if not found.numel():
+        return "no entries"
+    place = int((found.to(expected.dtype) - expected).abs().nan_to_num(torch.inf).argmax())
+    return f"{found.flatten()[place].item():.6g} for {expected.flatten()[place].item():.6g}"
