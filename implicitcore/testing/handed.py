@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from implicitcore.errors import InputError
@@ -44,11 +45,9 @@ def label(part: Any) -> str:
 def full_label(part: Any) -> str:
     """The name of the part's class with the options that it was given."""
     if isinstance(part, functools.partial):
-        given = [*map(_short, part.args), *(f"{key}={_short(value)}" for key, value in part.keywords.items())]
-    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
-        given = [f"{field.name}={getattr(part, field.name)!r}" for field in dataclasses.fields(part) if _is_set(part, field)]
+        given = [*map(_short, part.args), *(f"{name}={_short(value)}" for name, value in part.keywords.items())]
     else:
-        given = []
+        given = [f"{name}={_short(value)}" for name, value in _set_options(part)]
     return f"{label(part)}({', '.join(given)})" if given else label(part)
 
 
@@ -56,11 +55,16 @@ def _owner(part: Any) -> Any:
     return part.func if isinstance(part, functools.partial) else part
 
 
-def _is_set(part: Any, field: dataclasses.Field[Any]) -> bool:
-    value = getattr(part, field.name)
-    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    return field.init and value != default
+def _set_options(part: Any) -> Iterator[tuple[str, Any]]:
+    """The options of a dataclass that are not their defaults."""
+    for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else ():
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        value = getattr(part, field.name)
+        if field.init and value != default:
+            yield field.name, value
 
 
 def _short(value: Any) -> str:
-    return repr(value) if isinstance(value, str | int | float | tuple) else value.__name__ if hasattr(value, "__name__") else show(value)
+    if isinstance(value, str | int | float | tuple):
+        return repr(value)
+    return full_label(value) if getattr(value, "kind", None) in CLASS_KINDS else show(value)

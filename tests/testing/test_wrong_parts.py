@@ -1,0 +1,279 @@
+"""Deliberately wrong solvers: each is caught by the checks that should catch it, and by no other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from failing import failed
+from torch import Tensor
+
+import implicitcore as ic
+from implicitcore.ode_solvers import tableaus
+from implicitcore.ode_solvers.runge_kutta import AdaptiveRungeKutta, FixedRungeKutta
+from implicitcore.system import System
+from implicitcore.tolerances import Count, Tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(ic.Options, ic.RootSolver):
+    """A right one: a fixed-point iteration with a loop of its own."""
+
+    tol: Tolerance = 1e-5
+    max_steps: Count = 60
+
+    def met(self, size: Tensor, scale: Tensor) -> Tensor:
+        return size <= self.tol * scale
+
+    def solve(self, system: System, z0: Tensor) -> ic.Solution:
+        z, best, least = z0, z0, torch.full_like(z0[:, 0], torch.inf)
+        status = torch.full_like(least, ic.Status.MAX_STEPS, dtype=torch.int8)
+        steps = torch.zeros_like(status, dtype=torch.int64)
+        for _ in range(self.max_steps):
+            fz = self.evaluate(system, z)
+            going = status == ic.Status.MAX_STEPS
+            with torch.no_grad():
+                size = (fz - z).norm(dim=1)
+                steps = steps + going
+                better = going & (size < least)
+                least = torch.where(better, size, least)
+                met = self.met(size, system.scale(fz.norm(dim=1), size))
+                status = torch.where(going & met, ic.Status.CONVERGED, status)
+                status = torch.where(going & ~size.isfinite(), ic.Status.NON_FINITE, status).to(torch.int8)
+            best = torch.where(better[:, None], z, best)
+            if not bool((status == ic.Status.MAX_STEPS).any()):
+                break
+            z = torch.where((status == ic.Status.MAX_STEPS)[:, None], fz, z)
+        return ic.Solution(z=best, start=z0, residual=least, status=status, steps=steps, evaluations=system.evaluations)
+
+    def evaluate(self, system: System, z: Tensor) -> Tensor:
+        return system.update(z)
+
+
+class WrongRoot(Plain):
+    def solve(self, system, z0):
+        solution = super().solve(system, z0)
+        return replace(solution, z=solution.z + 0.05)
+
+
+class IgnoresItsTolerance(Plain):
+    def met(self, size, scale):
+        return size <= 1e-3 * scale
+
+
+class WrongDtype(Plain):
+    def solve(self, system, z0):
+        solution = super().solve(system, z0)
+        return replace(solution, z=solution.z.double())
+
+
+class ChangesItsStart(Plain):
+    def solve(self, system, z0):
+        solution = super().solve(system, z0.clone())
+        if not torch.is_grad_enabled():
+            z0 += 1e-9
+        return solution
+
+
+class LiesAboutConvergence(Plain):
+    def solve(self, system, z0):
+        solution = super().solve(system, z0)
+        return replace(solution, status=torch.zeros_like(solution.status))
+
+
+class LiesAboutItsResidual(Plain):
+    def solve(self, system, z0):
+        solution = super().solve(system, z0)
+        return replace(solution, residual=torch.zeros_like(solution.residual))
+
+
+class MeanOfTheBatch(Plain):
+    def met(self, size, scale):
+        return (size.nanmean() <= self.tol * scale.nanmean()).expand_as(size)
+
+
+class RaisesOutOfSteps(Plain):
+    def solve(self, system, z0):
+        solution = super().solve(system, z0)
+        if bool((solution.status == ic.Status.MAX_STEPS).any()):
+            raise ic.SolveError("out of steps", solution)
+        return solution
+
+
+class Remembers(Plain):
+    last: dict = {}
+
+    def solve(self, system, z0):
+        warm = self.last.get(z0.shape, z0)
+        solution = super().solve(system, warm if warm.dtype == z0.dtype and not torch.is_grad_enabled() and not system.linear else z0)
+        self.last[z0.shape] = solution.z.detach().nan_to_num()
+        return solution
+
+
+class Uncounted(Plain):
+    def evaluate(self, system, z):
+        return system.update(z) if system.linear else system.dynamics.update(z, system.x)
+
+
+class UnrolledInSilence(Plain):
+    def solve(self, system, z0):
+        with torch.no_grad():
+            return super().solve(system, z0)
+
+
+class LeavesAGraph(Plain):
+    def solve(self, system, z0):
+        with torch.enable_grad():
+            return super().solve(system, z0)
+
+
+class LastIterate(Plain):
+    def solve(self, system, z0):
+        solution = super().solve(system, z0)
+        if torch.is_grad_enabled():
+            return solution
+        lost = (solution.status == ic.Status.MAX_STEPS)[:, None]
+        z = torch.where(lost, self.evaluate(system, self.evaluate(system, solution.z)), solution.z)
+        return replace(solution, z=z, residual=(self.evaluate(system, z) - z).norm(dim=1), evaluations=system.evaluations)
+
+
+@dataclass(kw_only=True)
+class NotFrozen(ic.RootSolver):
+    tol: Tolerance = 1e-5
+    max_steps: Count = 60
+
+    def solve(self, system, z0):
+        return Plain(tol=self.tol, max_steps=self.max_steps).solve(system, z0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unchecked(ic.RootSolver):
+    tol: Tolerance = 1e-5
+    max_steps: Count = 60
+
+    def solve(self, system, z0):
+        return Plain(tol=self.tol, max_steps=self.max_steps).solve(system, z0)
+
+
+# The part, and the checks that catch it.
+FINDS = {"finds_the_root", "finds_the_root_in_float32", "finds_the_root_of_a_linear_map", "finds_the_root_of_a_vector_field"}
+GRADIENTS = {"trains_through_the_implicit_gradient", "solves_a_backward_pass"}
+TOLD = {"states_the_true_residual", "meets_its_tolerance", "returns_its_best_iterate", "reports_divergence"}
+FAILURES = {"reports_too_few_steps", "reports_divergence", "claims_no_root_where_there_is_none", "keeps_a_nan_in_its_sample"}
+ROOT_SOLVERS = [
+    (Plain(), set()),
+    (WrongRoot(), FINDS | GRADIENTS | TOLD | {"stays_at_a_root"}),
+    (IgnoresItsTolerance(tol=1e-3), GRADIENTS | {"meets_its_tolerance", "can_be_unrolled_or_refuses"}),
+    (WrongDtype(), {"returns_a_whole_solution"}),
+    (ChangesItsStart(), {"leaves_its_arguments_alone"}),
+    (LiesAboutConvergence(), FAILURES),
+    (LiesAboutItsResidual(), {"states_the_true_residual"}),
+    (MeanOfTheBatch(), {"solves_each_sample_by_itself", "meets_its_tolerance", "claims_no_root_where_there_is_none"}),
+    (RaisesOutOfSteps(), {"reports_too_few_steps", "reports_divergence", "states_the_true_residual", "returns_its_best_iterate"}),
+    (Remembers(), {"remembers_nothing", "solves_each_sample_by_itself"}),
+    (Uncounted(), {"counts_its_evaluations"}),
+    (UnrolledInSilence(), {"can_be_unrolled_or_refuses"}),
+    (LeavesAGraph(), {"leaves_no_graph"}),
+    (LastIterate(), {"returns_its_best_iterate"}),
+    (NotFrozen(), {"is_a_frozen_dataclass", "refuses_a_value_of_another_type"}),
+    (Unchecked(), {"refuses_a_value_of_another_type"}),
+]
+
+
+class SecondOrder(FixedRungeKutta):
+    """A right one, and so is its other tableau."""
+
+    tableau = tableaus.HEUN
+
+
+class LowerOrder(FixedRungeKutta):
+    tableau = replace(tableaus.HEUN, b=(0.75, 0.25))
+
+
+class WrongSlope(FixedRungeKutta):
+    tableau = replace(tableaus.HEUN, b=(0.5, 0.4))
+
+
+class IgnoresTheTime(SecondOrder):
+    def step(self, system, t, dt, z, state):
+        return super().step(_AtZero(system), t, dt, z, state)
+
+
+class _AtZero(System):
+    def __init__(self, system):
+        super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
+        self.velocity = lambda t, z: system.velocity(torch.zeros_like(t), z)
+
+
+class OnlyForward(SecondOrder):
+    def step(self, system, t, dt, z, state):
+        return super().step(system, t, dt.abs(), z, state)
+
+
+class WrongTimeOrder(SecondOrder):
+    def solve(self, system, z0, times, stop=None, **options):
+        solution = super().solve(system, z0, times, stop, **options)
+        return solution if stop else replace(solution, z=solution.z.flip(0))
+
+
+class NoStart(SecondOrder):
+    def solve(self, system, z0, times, stop=None, **options):
+        solution = super().solve(system, z0, times, stop, **options)
+        return solution if stop else replace(solution, z=torch.cat((solution.z[:1] * 1.001, solution.z[1:])))
+
+
+class NeverFails(SecondOrder):
+    def solve(self, system, z0, times, stop=None, **options):
+        solution = super().solve(system, z0, times, stop, **options)
+        return replace(solution, status=torch.zeros_like(solution.status))
+
+
+class TakesAnyTimes(SecondOrder):
+    def solve(self, system, z0, times, stop=None, **options):
+        if stop is None and (len(times) < 2 or not bool((times.diff() > 0).all() | (times.diff() < 0).all())):
+            times = torch.linspace(0, 1, 2, dtype=times.dtype)
+        return super().solve(system, z0, times, stop, **options)
+
+
+class NeverSettles(SecondOrder):
+    def solve(self, system, z0, times, stop=None, **options):
+        return super().solve(system, z0, times if stop is None else times.clamp(max=1), None, **options)
+
+
+class LeaksBetweenSamples(SecondOrder):
+    def step(self, system, t, dt, z, state):
+        step = super().step(system, t, dt, z, state)
+        return step._replace(z=step.z + 1e-6 * step.z.mean(0))
+
+
+class IgnoresItsTolerances(AdaptiveRungeKutta):
+    tableau = tableaus.BOSH3
+
+    @property
+    def step_size(self):
+        return ic.Bosh3(rtol=1e-3, atol=1e-4).step_size
+
+
+TIMED = {"follows_a_field_of_the_time", "follows_it_in_float32", "goes_back_in_time"}
+FOLLOWS = TIMED | {"follows_an_exponential", "follows_an_oscillator"}
+BACK = {"can_be_unrolled_or_refuses", "goes_back_for_the_adjoint_or_refuses", "trains_through_an_adjoint"}
+ODE_SOLVERS = [
+    (SecondOrder(), set()),
+    (LowerOrder(), {"has_its_stated_order"}),
+    (WrongSlope(), FOLLOWS | BACK | {"returns_every_time", "has_its_stated_order"}),
+    (IgnoresTheTime(), TIMED | BACK | {"has_its_stated_order"}),
+    (OnlyForward(), {"goes_back_in_time", "goes_back_for_the_adjoint_or_refuses"}),
+    (WrongTimeOrder(), FOLLOWS | BACK | {"returns_every_time", "returns_the_start", "has_its_stated_order"}),
+    (NoStart(), {"returns_the_start"}),
+    (NeverFails(), {"reports_too_few_steps", "reports_a_field_that_is_not_finite", "keeps_a_nan_in_its_sample"}),
+    (TakesAnyTimes(), {"refuses_times_that_cannot_be_used"}),
+    (NeverSettles(), {"settles_where_it_is_told_to"}),
+    (LeaksBetweenSamples(), {"solves_each_sample_by_itself", "keeps_a_nan_in_its_sample"}),
+    (IgnoresItsTolerances(), {"follows_its_tolerance"}),
+]
+
+
+@pytest.mark.parametrize(("part", "caught_by"), ROOT_SOLVERS + ODE_SOLVERS, ids=lambda value: type(value).__name__)
+def test_a_wrong_solver_is_caught_by_these_checks_and_no_other(part, caught_by):
+    assert failed(part) == caught_by
