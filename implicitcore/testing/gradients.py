@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.runge_kutta import Tsit5
@@ -73,14 +72,19 @@ def case(
     return Case(gradient, solver, problem, v[0] if len(shape) == 2 else v)
 
 
-def serves(gradient: GradientStrategy, solver: RootSolver | ODESolver) -> bool:
-    """Whether the strategy takes such a solver."""
+def refusal(gradient: GradientStrategy, solver: RootSolver | ODESolver) -> Exception | None:
+    """The error with which the strategy meets such a solver; None where it serves it."""
     try:
         made = case(gradient, with_options(solver, rtol=1e-2, atol=1e-2), 1)
         torch.autograd.grad(made.z(), made.leaves, made.v, allow_unused=True)
-    except GradientError:
-        return False
-    return True
+    except Exception as error:
+        return error
+    return None
+
+
+def serves(gradient: GradientStrategy, solver: RootSolver | ODESolver) -> bool:
+    """Whether the strategy takes such a solver."""
+    return refusal(gradient, solver) is None
 
 
 def served(gradient: GradientStrategy, batch: int = 8, dtype: torch.dtype = torch.float64) -> Iterator[Case]:

@@ -23,30 +23,35 @@ class Draw:
     Arguments:
         dtype: of states.
         device: where they are.
-        wide: the same values in float64 (complex128), for a reference without rounding.
+        rounded: the dtype to which the values are rounded first, for a reference without rounding of its own.
         learns: they require a gradient.
 
     Attributes:
         drawn: all of them, in order.
     """
 
-    def __init__(self, dtype: torch.dtype, device: str, *, wide: bool = False, learns: bool = False) -> None:
-        self.dtype, self.device, self.wide, self.learns = dtype, device, wide, learns
+    def __init__(self, dtype: torch.dtype, device: str, *, rounded: torch.dtype | None = None, learns: bool = False) -> None:
+        self.dtype, self.device, self.rounded, self.learns = dtype, device, rounded or dtype, learns
         self.generator = torch.Generator().manual_seed(0)
         self.drawn: list[Tensor] = []
 
-    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A state or a history, unless another dtype is given."""
-        dtype = dtype or self.dtype
-        widest = torch.complex128 if dtype.is_complex else torch.float64
-        value = torch.randn(*shape, generator=self.generator, dtype=widest).to(dtype)
-        value = (value.to(widest) if self.wide else value).to(self.device)
-        self.drawn.append(value.requires_grad_(self.learns))
-        return value
+    def __call__(self, *shape: int) -> Tensor:
+        """A state or a history."""
+        return self._give(shape, self.dtype, self.rounded)
 
     def dt(self, batch: int) -> Tensor:
         """Step sizes, in the dtype in which solvers keep them."""
-        return self(batch, dtype=real_dtype(torch.empty(0, dtype=self.dtype)))
+        return self._give((batch,), _real(self.dtype), _real(self.rounded))
+
+    def _give(self, shape: tuple[int, ...], dtype: torch.dtype, rounded: torch.dtype) -> Tensor:
+        widest = torch.complex128 if rounded.is_complex else torch.float64
+        value = torch.randn(*shape, generator=self.generator, dtype=widest).to(rounded).to(self.device, dtype)
+        self.drawn.append(value.requires_grad_(self.learns))
+        return value
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return real_dtype(torch.empty(0, dtype=dtype))
 
 
 Kernel = Callable[[Backend, Draw, int, int], tuple[Tensor, ...]]

@@ -9,15 +9,18 @@ import torch
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy
 from implicitcore.ode_solvers.adams import Adams
+from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.implicit_runge_kutta import Trapezoid
 from implicitcore.ode_solvers.runge_kutta import RK4
 from implicitcore.root_solvers.anderson import Anderson
+from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
 from implicitcore.root_solvers.picard import Picard
 from implicitcore.root_solvers.steady_state import SteadyState
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close
-from implicitcore.testing.gradients import SOLVERS, case, relative, served, serves
+from implicitcore.testing.gradients import SOLVERS, case, refusal, relative, served, serves
+from implicitcore.wording import describe_error
 
 OTHERS = (
     Picard(tol=1e-10),
@@ -35,7 +38,8 @@ EXACT = 1e-3
 @contract("gradient")
 def serves_a_root_or_a_trajectory(gradient: GradientStrategy) -> None:
     """Differentiates an equilibrium, a trajectory or both, and refuses the other with a GradientError."""
-    expect(any(serves(gradient, solver) for solver in SOLVERS), "gave it Broyden and Tsit5", "a GradientError for both", "one at most")
+    errors = [_allowed(gradient, solver) for solver in SOLVERS]
+    expect(None in errors, "gave it Broyden and Tsit5", " and ".join(map(str, errors)), "one GradientError at most")
 
 
 @contract("gradient")
@@ -81,7 +85,7 @@ def points_downhill(gradient: GradientStrategy) -> None:
 def serves_or_refuses_every_solver(gradient: GradientStrategy) -> None:
     """With another solver the gradient is that with Broyden or Tsit5, or a GradientError."""
     for solver in OTHERS:
-        if serves(gradient, solver):
+        if _allowed(gradient, solver) is None:
             made = case(gradient, solver)
             reference = case(gradient, SOLVERS[0] if made.problem.times is None else SOLVERS[1])
             error = max(map(relative, made.take(made.leaves[1:]), reference.take(reference.leaves[1:])))
@@ -210,6 +214,14 @@ def takes_inputs_without_a_gradient(gradient: GradientStrategy) -> None:
             parameter.requires_grad_(False)
         (found,), (expected,) = frozen.take([frozen.problem.x]), whole.take([whole.problem.x])
         expect_close(found, expected, f"{whole.name}, the parameters need no gradient, looked at x", 1e-9)
+
+
+def _allowed(gradient: GradientStrategy, solver: RootSolver | ODESolver) -> GradientError | None:
+    """The error with which the strategy refuses a solver; None where it serves it."""
+    error = refusal(gradient, solver)
+    if error is not None and not isinstance(error, GradientError):
+        expect(False, f"gave it {type(solver).__name__}", describe_error(error), "a gradient, or a GradientError that says what to use")
+    return error
 
 
 def _second(z: torch.Tensor, wrt: list[torch.Tensor], v: torch.Tensor) -> list[torch.Tensor]:

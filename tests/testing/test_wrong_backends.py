@@ -1,0 +1,200 @@
+"""Deliberately wrong backends: each is caught by the checks that should catch it, and by no other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from failing import failed
+
+import implicitcore as ic
+from implicitcore.backends.base import Residual
+
+TORCH = ic.TorchBackend()
+
+
+class Mine(ic.Backend):
+    """A right one: the reference by another name."""
+
+    device_types = ("cpu",)
+    dtypes = (torch.float32, torch.float64)
+    differentiable = True
+
+    def unavailable_reason(self):
+        return None
+
+    def residual(self, fz, z, out=None):
+        return TORCH.residual(fz, z, out)
+
+    def gram_row(self, history, row):
+        return TORCH.gram_row(history, row)
+
+    def mix(self, row, weights, history, scale=1.0, *, out=None):
+        return TORCH.mix(row, weights, history, scale, out=out)
+
+    def combine(self, z, dt, stages, weights):
+        return TORCH.combine(z, dt, stages, weights)
+
+    def error_norm(self, error, z, z_next, rtol, atol):
+        return TORCH.error_norm(error, z, z_next, rtol, atol)
+
+
+class ForgetsTheScale(Mine):
+    def mix(self, row, weights, history, scale=1.0, *, out=None):
+        return TORCH.mix(row, weights, history, out=out)
+
+
+class IgnoresOut(Mine):
+    def residual(self, fz, z, out=None):
+        return TORCH.residual(fz, z)
+
+
+class ForgetsTheTail(Mine):
+    """Whole blocks of 128 alone, once there is one."""
+
+    def residual(self, fz, z, out=None):
+        value, norm, update_norm = TORCH.residual(fz, z, out)
+        n = value.shape[1]
+        return Residual(value, (value[:, : n // 128 * 128] if n > 128 else value).norm(dim=1), update_norm)
+
+
+class ForgetsOneSample(Mine):
+    def error_norm(self, error, z, z_next, rtol, atol):
+        return TORCH.error_norm(error[:1], z[:1], z_next[:1], rtol, atol).expand(len(error))
+
+
+class SwapsTolerances(Mine):
+    def error_norm(self, error, z, z_next, rtol, atol):
+        return TORCH.error_norm(error, z, z_next, atol, rtol)
+
+
+class OneStepSize(Mine):
+    def combine(self, z, dt, stages, weights):
+        return TORCH.combine(z, dt[:1].expand_as(dt), stages, weights)
+
+
+class NotConjugated(Mine):
+    """Right for real numbers, which the kernel does not say it is for alone."""
+
+    dtypes = (torch.float64, torch.complex128)
+
+    def gram_row(self, history, row):
+        return row @ history.mT
+
+
+class Overflows(Mine):
+    dtypes = (torch.float16, torch.float32, torch.float64)
+
+    def residual(self, fz, z, out=None):
+        value, norm, update_norm = TORCH.residual(fz, z, out)
+        return Residual(value, norm.to(z.dtype), update_norm.to(z.dtype))
+
+
+class AssumesContiguous(Mine):
+    def gram_row(self, history, row):
+        batch, depth, n = history.shape
+        return TORCH.gram_row(history.as_strided((batch, depth, n), (depth * n, n, 1)), row)
+
+
+class ChangesItsArguments(Mine):
+    def combine(self, z, dt, stages, weights):
+        value = TORCH.combine(z, dt, stages, weights)
+        if not stages[0].requires_grad:
+            stages[0].mul_(1 + 4e-16)
+        return value
+
+
+class HidesItsDerivative(Mine):
+    """A kernel behind an autograd.Function whose backward does not see that its result depends on the arguments."""
+
+    def residual(self, fz, z, out=None):
+        found = TORCH.residual(fz, z, out)
+        return found._replace(norm=_Norm.apply(found.value)) if torch.is_grad_enabled() else found
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        norm = value.norm(dim=1)
+        ctx.unit = value / norm[:, None]
+        return norm
+
+    @staticmethod
+    def backward(ctx, v):
+        return v[:, None] * ctx.unit
+
+
+class NotDifferentiable(Mine):
+    """Right, and says so: its kernels are hidden from autograd."""
+
+    differentiable = False
+
+    @torch.no_grad()
+    def residual(self, fz, z, out=None):
+        return TORCH.residual(fz, z, out)
+
+    @torch.no_grad()
+    def gram_row(self, history, row):
+        return TORCH.gram_row(history, row)
+
+    @torch.no_grad()
+    def mix(self, row, weights, history, scale=1.0, *, out=None):
+        return TORCH.mix(row, weights, history, scale, out=out)
+
+    @torch.no_grad()
+    def combine(self, z, dt, stages, weights):
+        return TORCH.combine(z, dt, stages, weights)
+
+    @torch.no_grad()
+    def error_norm(self, error, z, z_next, rtol, atol):
+        return TORCH.error_norm(error, z, z_next, rtol, atol)
+
+
+class ClaimsToBeDifferentiable(NotDifferentiable):
+    differentiable = True
+
+
+class ClaimsNotToBe(Mine):
+    differentiable = False
+
+
+class BlankReason(Mine):
+    def unavailable_reason(self):
+        return ""
+
+
+class WrongInHalf(Mine):
+    """Takes a dtype that it does not declare, and reads it as another."""
+
+    dtypes = (torch.float64,)
+
+    def gram_row(self, history, row):
+        value = TORCH.gram_row(history, row)
+        return value if value.dtype == torch.float64 else value.view(torch.int16).view(value.dtype).abs()
+
+
+# What a wrong value is seen by besides: in derivatives, and in what solvers make of it.
+SLOPES, SOLVES = "differentiates_as_it_says", "solves_as_the_reference_does"
+BACKENDS = [
+    (Mine(), set()),
+    (NotDifferentiable(), set()),
+    (ForgetsTheScale(), {"mix_is_right", SLOPES, SOLVES}),
+    (IgnoresOut(), {"writes_to_out"}),
+    (ForgetsTheTail(), {"residual_is_right", SLOPES}),
+    (ForgetsOneSample(), {"error_norm_is_right", SLOPES}),
+    (SwapsTolerances(), {"error_norm_is_right"}),
+    (OneStepSize(), {"combine_is_right", SLOPES, SOLVES}),
+    (NotConjugated(), {"gram_row_is_right"}),
+    (Overflows(), {"norms_are_in_float32_at_least"}),
+    (AssumesContiguous(), {"takes_parts_of_larger_tensors", SOLVES}),
+    (ChangesItsArguments(), {"leaves_its_arguments_alone"}),
+    (HidesItsDerivative(), {"differentiates_as_it_says"}),
+    (ClaimsToBeDifferentiable(), {"differentiates_as_it_says"}),
+    (ClaimsNotToBe(), {"differentiates_as_it_says"}),
+    (BlankReason(), {"declares_what_it_takes"}),
+    (WrongInHalf(), {"takes_or_refuses_other_dtypes"}),
+]
+
+
+@pytest.mark.parametrize(("part", "caught_by"), BACKENDS, ids=lambda value: type(value).__name__)
+def test_a_wrong_backend_is_caught_by_these_checks_and_no_other(part, caught_by):
+    assert failed(part) == caught_by

@@ -1,0 +1,226 @@
+"""Deliberately wrong layers and dynamics: each is caught by the checks that should catch it, and by no other."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from failing import failed
+from torch import nn
+
+import implicitcore as ic
+
+
+class Mine(ic.ImplicitLayer):
+    """A right one, with weights of its own and no cell: z = tanh(W z + U x)."""
+
+    def __init__(self, features=6, **options):
+        super().__init__(_Own(features), solver=ic.Anderson(tol=1e-6), **options)
+
+
+class _Own(ic.Dynamics):
+    def __init__(self, features):
+        super().__init__()
+        self.weight, self.inject = nn.Linear(features, features), nn.Linear(features, features, bias=False)
+
+    def velocity(self, t, z, x):
+        return torch.tanh(0.5 * self.weight(z) + self.inject(x)) - z
+
+
+class Remembers(Mine):
+    last = None
+
+    def solve(self, x, z0=None, *, trace=False):
+        z0 = self.last if z0 is None and self.last is not None and len(self.last) == len(x) else z0
+        solution = super().solve(x, z0, trace=trace)
+        self.last = solution.z.detach()
+        return solution
+
+
+class MixesSamples(Mine):
+    def solve(self, x, z0=None, *, trace=False):
+        return super().solve(x - x.mean(0) if len(x) else x, z0, trace=trace)
+
+
+class DropsTheInput(Mine):
+    def solve(self, x, z0=None, *, trace=False):
+        return super().solve(x.detach(), z0, trace=trace)
+
+
+class DropsAParameter(Mine):
+    def solve(self, x, z0=None, *, trace=False):
+        return super().solve(x + self.dynamics.inject.weight.detach().sum(1), z0, trace=trace)
+
+
+class ScalesItsGradient(Mine):
+    def forward(self, x, z0=None):
+        z = super().forward(x, z0)
+        return 3 * z - 2 * z.detach()
+
+
+class HidesAWeight(Mine):
+    """A tensor that the state_dict does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = torch.randn(6)
+
+    def solve(self, x, z0=None, *, trace=False):
+        return super().solve(x + self.offset.to(x), z0, trace=trace)
+
+
+class RegularizerOfEachSample(Mine):
+    def regularizer(self, solution):
+        return solution.z.square().mean(1)
+
+
+class Single(Mine):
+    """Always float32."""
+
+    def forward(self, x, z0=None):
+        return super().forward(x, z0).float()
+
+
+class ChangesItsInput(Mine):
+    def solve(self, x, z0=None, *, trace=False):
+        solution = super().solve(x, z0, trace=trace)
+        if not x.requires_grad:
+            x.mul_(1 + 1e-15)
+        return solution
+
+
+class SilentNaN(Mine):
+    def forward(self, x, z0=None):
+        return self.solve(x, z0).z
+
+
+class NoEmptyBatch(Mine):
+    def solve(self, x, z0=None, *, trace=False):
+        _ = x[0]
+        return super().solve(x, z0, trace=trace)
+
+
+class ForgetsEval(Mine):
+    def forward(self, x, z0=None):
+        with torch.enable_grad():
+            return super().forward(x, z0)
+
+
+class UnusedParameter(Mine):
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(3))
+
+
+LEARNING = {"trains_a_step", "teaches_every_parameter"}
+LAYERS = [
+    (Mine, set()),
+    (partial(Mine, gradient=ic.Unrolled()), set()),
+    (partial(Mine, on_failure="mask"), set()),
+    (partial(Mine, gradient=ic.Phantom()), {"gives_the_gradient"}),
+    (Remembers, {"remembers_nothing", "treats_each_sample_by_itself"}),
+    (MixesSamples, {"treats_each_sample_by_itself"}),
+    (DropsTheInput, {"gives_the_gradient"}),
+    (DropsAParameter, {"gives_the_gradient"}),
+    (ScalesItsGradient, {"gives_the_gradient"}),
+    (HidesAWeight, {"reloads_its_state"}),
+    (RegularizerOfEachSample, {"has_a_scalar_regularizer"} | LEARNING),
+    (Single, {"maps_a_batch"}),
+    (ChangesItsInput, {"leaves_its_input_alone"} | LEARNING),
+    (SilentNaN, {"reports_a_nan"}),
+    (NoEmptyBatch, {"maps_an_empty_batch"}),
+    (ForgetsEval, {"works_without_a_graph"}),
+    (UnusedParameter, {"teaches_every_parameter"}),
+]
+
+
+class Relaxed(ic.Dynamics):
+    """A right one: dz/dt = (f(z, x) - z) / 2, whose update is the base class's."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def velocity(self, t, z, x):
+        return 0.5 * (self.cell(z, x) - z)
+
+
+class AnotherUpdate(Relaxed):
+    def update(self, z, x):
+        return self.cell(z, x)
+
+
+class MixesStates(Relaxed):
+    def velocity(self, t, z, x):
+        return super().velocity(t, z, x) + z.sum(0)
+
+
+class OneTime(Relaxed):
+    def velocity(self, t, z, x):
+        return super().velocity(t, z, x) + (t[0] if len(t) else 0)
+
+
+class HidesItsCell(ic.Dynamics):
+    def __init__(self, cell):
+        super().__init__()
+        self.cells = [cell]
+
+    def velocity(self, t, z, x):
+        return self.cells[0].to(z.dtype)(z, x) - z
+
+
+class DetachesItsState(Relaxed):
+    def velocity(self, t, z, x):
+        return self.cell(z, x) - z.detach()
+
+
+class DetachesItsInput(Relaxed):
+    def velocity(self, t, z, x):
+        return self.cell(z, x.detach()) - z
+
+
+class ChangesItsState(Relaxed):
+    def velocity(self, t, z, x):
+        velocity = super().velocity(t, z, x)
+        if not z.requires_grad:
+            z.mul_(1 + 1e-15)
+        return velocity
+
+
+class OneScale(Relaxed):
+    def scale(self, update_norm, start_norm):
+        return update_norm.mean()
+
+
+class FlatVelocity(Relaxed):
+    def velocity(self, t, z, x):
+        return super().velocity(t, z, x).double()
+
+
+class Counts(Relaxed):
+    calls = 0
+
+    def velocity(self, t, z, x):
+        self.calls += 1
+        return super().velocity(t, z, x) * (1 + 1e-13 * self.calls)
+
+
+DYNAMICS = [
+    (Relaxed, set()),
+    (AnotherUpdate, {"update_is_the_state_plus_the_velocity"}),
+    (MixesStates, {"treats_each_sample_by_itself", "keeps_a_nan_in_its_sample"}),
+    (OneTime, {"treats_each_sample_by_itself"}),
+    (HidesItsCell, {"is_a_module"}),
+    (DetachesItsState, {"differentiates"}),
+    (DetachesItsInput, {"differentiates"}),
+    (ChangesItsState, {"leaves_its_arguments_alone"}),
+    (OneScale, {"scales_each_sample"}),
+    (FlatVelocity, {"velocity_is_shaped_like_the_state"}),
+    (Counts, {"remembers_nothing"}),
+]
+
+
+@pytest.mark.parametrize(("part", "caught_by"), LAYERS + DYNAMICS, ids=lambda value: getattr(value, "__name__", None))
+def test_a_wrong_part_is_caught_by_these_checks_and_no_other(part, caught_by):
+    assert failed(part) == caught_by
