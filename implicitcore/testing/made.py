@@ -122,7 +122,9 @@ def slope(f: Callable[[], Tensor], leaves: list[Tensor], step: float = 1e-5) -> 
     The direction is that of the gradient with noise, so that no leaf is left out, and leaves that get no gradient stay where they are.
     """
     found = torch.autograd.grad(f(), leaves, allow_unused=True)
-    pairs = [(leaf, g, g + g.norm() / g.numel() ** 0.5 * torch.randn_like(g)) for leaf, g in zip(leaves, found, strict=True) if g is not None]
+    pairs = [
+        (leaf, g, g + g.norm() / g.numel() ** 0.5 * torch.randn_like(g)) for leaf, g in zip(leaves, found, strict=True) if g is not None
+    ]
     size = torch.stack([d.square().sum() for _, _, d in pairs]).sum().sqrt()
     values = []
     with torch.no_grad():

@@ -252,7 +252,7 @@ class IgnoresItsTolerances(AdaptiveRungeKutta):
 
     @property
     def step_size(self):
-        return ic.Bosh3(rtol=1e-3, atol=1e-4).step_size
+        return ic.Bosh3(rtol=1e-2, atol=1e-3).step_size
 
 
 TIMED = {"follows_a_field_of_the_time", "follows_it_in_float32", "goes_back_in_time"}

@@ -103,7 +103,9 @@ def takes_parts_of_larger_tensors(backend: Backend) -> None:
     for n in (5, 129):
         for kernel in KERNELS:
             found = kernel(backend, _Strided(dtype, device), 3, n)
-            _compare(found, kernel(backend, Draw(dtype, device), 3, n), dtype, f"called {kernel.__name__} on parts of larger tensors, n={n}")
+            _compare(
+                found, kernel(backend, Draw(dtype, device), 3, n), dtype, f"called {kernel.__name__} on parts of larger tensors, n={n}"
+            )
 
 
 class _Strided(Draw):
@@ -194,7 +196,9 @@ def _derivatives(backend: Backend, kernel: Kernel, dtype: torch.dtype, device: s
     options = {"allow_unused": True, "materialize_grads": True}
     first = torch.autograd.grad(total, draw.drawn, create_graph=True, **options)
     joined = torch.cat([g.flatten() for g in first])
-    expect(joined.requires_grad, f"differentiated {kernel.__name__}", "a derivative without a graph", "one that can be differentiated again")
+    expect(
+        joined.requires_grad, f"differentiated {kernel.__name__}", "a derivative without a graph", "one that can be differentiated again"
+    )
     second = torch.autograd.grad(joined.square().sum(), draw.drawn, **options)
     return joined.detach(), torch.cat([g.flatten() for g in second])
 

@@ -220,5 +220,3 @@ def _kept(layer: nn.Module) -> dict[str, Any]:
     attributes = {f"{name}.{key}".strip("."): value for name, _, values in own for key, value in values.items() if key not in hidden}
     buffers = {f"{name} (buffer)": value for name, value in layer.named_buffers()}
     return {**attributes, **buffers}
-
-

@@ -18,7 +18,7 @@ from implicitcore.testing.options import for_dtype, needed, with_options
 from implicitcore.testing.problems import Problem, inputs, root, trajectory
 
 # Steps or tolerances at which a method of order 1 is right to two digits.
-FINE = {"dt": 0.01, "rtol": 1e-6, "atol": 1e-8, "max_steps": 4000}
+FINE = {"dt": 0.01, "rtol": 1e-5, "atol": 1e-7, "max_steps": 4000}
 RIGHT = 2e-2
 
 
@@ -30,10 +30,11 @@ def _follows(solver: ODESolver, problem: Problem, exact: Tensor, what: str) -> N
 
 
 def _error(solver: ODESolver, problem: Problem) -> float:
-    """The largest error at the output times."""
+    """The largest error at the output times, relative to the largest state."""
     solution = problem.solve(solver)
     expect(bool(solution.converged.all()), f"integrated with {full_label(solver)}", solution.summary(), "all converged")
-    return (solution.z - problem.exact().detach()).abs().max().item()
+    exact = problem.exact().detach()
+    return ((solution.z - exact).abs().max() / exact.abs().max()).item()
 
 
 @contract("ode_solver")
@@ -98,12 +99,13 @@ def returns_the_start(solver: ODESolver) -> None:
 
 @contract("ode_solver")
 def follows_its_tolerance(solver: ODESolver) -> None:
-    """Where it has an rtol and chooses its steps, the error at rtol=1e-7 is below 1e-5 and not above that at 1e-3."""
+    """Where it has an rtol and chooses its steps, the error at rtol=1e-5 is at most a tenth of that at 1e-2, or below 1e-5."""
     needed(solver, "rtol")
-    _adaptive(solver)
-    loose, tight = (_error(with_options(solver, rtol=rtol, atol=rtol / 100, max_steps=4000), trajectory()) for rtol in (1e-3, 1e-7))
-    expect(tight <= 1e-5, "integrated with rtol=1e-7", f"an error of {tight:.2g}", "at most 1e-5")
-    expect(tight <= loose, "compared rtol=1e-7 with rtol=1e-3", f"errors of {tight:.2g} and {loose:.2g}", "the smaller one at 1e-7")
+    if getattr(solver, "dt", None) is not None:
+        raise NotApplicable("its steps are given by dt")
+    loose, tight = (_error(with_options(solver, rtol=rtol, atol=rtol / 100, max_steps=4000), trajectory()) for rtol in (1e-2, 1e-5))
+    bound = max(0.1 * loose, 1e-5)
+    expect(tight <= bound, f"integrated with rtol=1e-5, after an error of {loose:.2g} with 1e-2", f"{tight:.2g}", f"at most {bound:.2g}")
 
 
 @contract("ode_solver")
@@ -147,15 +149,10 @@ def refuses_times_that_cannot_be_used(solver: ODESolver) -> None:
 def settles_where_it_is_told_to(solver: ODESolver) -> None:
     """``stop`` ends each sample by itself: inside ``SteadyState`` it finds the fixed point of a contraction."""
     problem = root()
-    chosen = with_options(solver, dt=0.2, rtol=1e-6, atol=1e-8)
+    chosen = with_options(solver, dt=0.1, rtol=1e-4, atol=1e-6)
     try:
         solution = problem.solve(SteadyState(ode_solver=chosen, tol=1e-3, max_steps=1000))
     except InputError as refusal:
         raise NotApplicable(f"it refuses to go to a steady state: {refusal}") from refusal
     expect(bool(solution.converged.all()), "integrated to a steady state", solution.summary(), "all converged")
     expect_close(solution.z, problem.exact().detach(), "compared the steady state with Newton's root", 1e-2)
-
-
-def _adaptive(solver: ODESolver) -> None:
-    if getattr(solver, "dt", None) is not None:
-        raise NotApplicable("its steps are given by dt")

@@ -13,8 +13,8 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution
 from implicitcore.system import System
 from implicitcore.testing.check import contract
-from implicitcore.testing.expect import expect, expect_close
 from implicitcore.testing.dense import fixed_point
+from implicitcore.testing.expect import expect, expect_close
 from implicitcore.testing.options import for_dtype, needed, stated, with_options
 from implicitcore.testing.problems import Linear, Problem, inputs, root
 

@@ -14,8 +14,8 @@ from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.testing.check import contract
-from implicitcore.testing.expect import NotApplicable, expect
 from implicitcore.testing.dense import relative_error
+from implicitcore.testing.expect import NotApplicable, expect
 from implicitcore.testing.options import stated, with_options
 from implicitcore.testing.problems import inputs, root
 

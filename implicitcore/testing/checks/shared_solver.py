@@ -19,6 +19,8 @@ Solver = RootSolver | ODESolver
 
 # Samples that are solved together may differ by rounding from those solved alone.
 ALONE = 1e-7
+# What a sample that fails may change of the others: nothing that their tolerances could not change.
+SPOILED = 1e-3
 
 
 @contract("root_solver", "ode_solver")
@@ -73,7 +75,7 @@ def keeps_a_nan_in_its_sample(solver: Solver) -> None:
     broken = replace(problem, x=x)
     others = [0, 1, 2, 4, 5, 6, 7]
     clean, found = problem.solve(solver), broken.solve(solver)
-    expect_close(problem.states(found)[others], problem.states(clean)[others], "put a NaN into sample 3 of 8, compared the others", ALONE)
+    expect_close(problem.states(found)[others], problem.states(clean)[others], "put a NaN into sample 3 of 8, compared the others", SPOILED)
     expect_equal(found.status[others], clean.status[others], "put a NaN into sample 3 of 8, compared the status of the others")
     expect(found.status[3] != Status.CONVERGED, "put a NaN into sample 3 of 8", "the status converged", "non_finite")
 

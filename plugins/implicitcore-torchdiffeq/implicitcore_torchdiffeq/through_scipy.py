@@ -59,7 +59,8 @@ class ScipySolver(TorchdiffeqSolver):
             warnings.filterwarnings("ignore", module=r"scipy\.|torchdiffeq\.")
             found = super().odeint(_Opaque(field, z0, times), z0, times)
         field.loose = len(found) < len(times)
-        return found if len(found) else z0.unsqueeze(0)
+        # SciPy interpolates at the first time too, and misses z0 by a rounding.
+        return torch.cat((z0.unsqueeze(0), found[1:]))
 
 
 class _Opaque(Field):
