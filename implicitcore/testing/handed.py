@@ -65,6 +65,8 @@ def _set_options(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, str | int | float | tuple):
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    if isinstance(value, str | int | float):
         return repr(value)
     return full_label(value) if getattr(value, "kind", None) in CLASS_KINDS else show(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from implicitcore.errors import InputError
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.system import select
+from implicitcore.testing.handed import kind_of, label
 from implicitcore.testing.options import with_options
 from implicitcore.testing.problems import Cell, inputs
 
@@ -54,7 +54,7 @@ class Maker:
         self.takes_cell = bool(positional)
         missing = [*positional[1:], *keywords]
         if missing:
-            name = getattr(factory, "__name__", "the class")
+            name = label(factory)
             hint = ", ".join(f"{option}=..." for option in missing)
             raise InputError(f"{name} needs {', '.join(missing)} beside a cell: hand in functools.partial({name}, {hint})")
 
@@ -82,8 +82,7 @@ class Maker:
         if self.given is not None:
             return self.given(batch, dtype)
         x = inputs(batch, dtype=dtype)
-        kind = getattr(self.factory.func if isinstance(self.factory, functools.partial) else self.factory, "kind", None)
-        return x if kind == "layer" else (inputs(batch, seed=2, dtype=dtype), x)
+        return x if kind_of(self.factory) == "layer" else (inputs(batch, seed=2, dtype=dtype), x)
 
 
 def flat(z: Any) -> Tensor:

@@ -1,0 +1,25 @@
+"""The list of checks on docs/testing.md. After a change of the checks: ``PYTHONPATH=tests python -m checks_page``."""
+
+from pathlib import Path
+
+from implicitcore.parts import CLASS_KINDS
+from implicitcore.testing import checks_for
+
+PAGE = Path(__file__).parents[1] / "docs" / "testing.md"
+BEGIN, END = "<!-- checks: begin -->\n", "<!-- checks: end -->\n"
+
+
+def listing() -> str:
+    """A heading for each kind, and a line for each of its checks."""
+    kinds = [f"### {kind}\n\n" + "".join(f"- `{check.name}`: {check.summary}\n" for check in checks_for(kind)) for kind in CLASS_KINDS]
+    return "\n".join(kinds)
+
+
+def renewed(page: str) -> str:
+    """The page with the list as it is now."""
+    head, _, rest = page.partition(BEGIN)
+    return f"{head}{BEGIN}\n{listing()}\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

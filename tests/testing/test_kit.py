@@ -1,0 +1,192 @@
+"""How the contract kit is used: parts in, checks and results out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, dataclass
+from functools import partial
+
+import pytest
+import torch
+from checks_page import PAGE, renewed
+from test_readme import blocks
+
+import implicitcore as ic
+from implicitcore.parts import CLASS_KINDS
+from implicitcore.testing import ContractError, NotApplicable, checks_for, parametrize_with_checks, run_checks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half(ic.Options, ic.RootSolver):
+    """Wrong: half of the way."""
+
+    def solve(self, system, z0):
+        solution = ic.Anderson().solve(system, z0)
+        return ic.Solution(**{**vars(solution), "z": 0.5 * solution.z})
+
+
+def cases(*args, **options):
+    """The parameter sets of the decorator."""
+    return parametrize_with_checks(*args, **options).args[1]
+
+
+def check_named(kind, name):
+    return next(check for check in checks_for(kind) if check.name == name)
+
+
+@pytest.mark.parametrize("kind", CLASS_KINDS)
+def test_every_kind_has_checks_with_names_of_their_own_and_a_summary(kind):
+    checks = checks_for(kind)
+    assert len({check.name for check in checks}) == len(checks) >= 10
+    assert all(check.kind == kind for check in checks)
+    assert all(check.summary.endswith(".") and len(check.summary) < 140 for check in checks)
+
+
+def test_the_checks_of_a_part_are_those_of_its_kind():
+    assert checks_for(ic.Picard()) == checks_for("root_solver")
+    assert checks_for(ic.FixedPoint) == checks_for(partial(ic.VectorField, autonomous=True)) == checks_for("dynamics")
+
+
+def test_a_check_is_frozen_and_is_called_with_a_part():
+    check = check_named("root_solver", "finds_the_root")
+    check(ic.Picard())
+    with pytest.raises(FrozenInstanceError):
+        check.name = "another"
+
+
+def test_a_failure_says_what_was_done_received_and_expected():
+    with pytest.raises(ContractError, match=r"compared the root of .*: received an error of .*, expected at most") as failure:
+        check_named("root_solver", "finds_the_root")(Half())
+    assert isinstance(failure.value, AssertionError)
+
+
+def test_what_a_part_raises_is_the_cause_of_the_failure():
+    @dataclass(frozen=True)
+    class Raises(ic.Options, ic.RootSolver):
+        def solve(self, system, z0):
+            raise KeyError("depth")
+
+    with pytest.raises(ContractError, match="finds_the_root: Raises raised KeyError: 'depth'") as failure:
+        check_named("root_solver", "finds_the_root")(Raises())
+    assert isinstance(failure.value.__cause__, KeyError)
+
+
+def test_checks_leave_the_random_state_and_the_grad_mode_alone():
+    torch.manual_seed(3)
+    expected = torch.randn(3)
+    torch.manual_seed(3)
+    run_checks(ic.VectorField)
+    assert torch.equal(torch.randn(3), expected)
+    assert torch.is_grad_enabled()
+
+
+def test_ids_name_the_class_and_where_it_is_shared_the_options():
+    assert cases([ic.Picard(), ic.FixedPoint])[0].id == "Picard-finds_the_root"
+    nested = ic.Chain((ic.Picard(), ic.Newton(tol=1e-6)))
+    names = {case.id.removesuffix("-finds_the_root") for case in cases([nested, ic.Chain(), ic.GMRES(restart=3)])}
+    assert {"Chain", "Chain(solvers=(Picard, Newton(tol=1e-06)))", "GMRES"} <= names
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (ic.Picard, r"expected an object, as Picard\(\), received the class Picard"),
+        (ic.FixedPoint(torch.nn.Identity()), r"expected a class, or functools.partial\(FixedPoint, ...\)"),
+        (object(), "expected a part .*root_solver.* received an object object"),
+        ("anderson", "expected a part .* received 'anderson'"),
+        (partial(ic.ImplicitLayer), "ImplicitLayer needs solver beside a cell: hand in functools.partial.ImplicitLayer, solver=...."),
+    ],
+    ids=str,
+)
+def test_what_is_no_part_is_one_clear_error(part, message):
+    for use in (run_checks, checks_for, lambda part: parametrize_with_checks([ic.Picard(), part])):
+        with pytest.raises(ic.InputError, match=message):
+            use(part)
+
+
+def test_a_check_refuses_a_part_of_another_kind():
+    with pytest.raises(ic.InputError, match="finds_the_root checks a root_solver, received Tsit5, an ode_solver"):
+        check_named("root_solver", "finds_the_root")(ic.Tsit5())
+
+
+def test_an_unknown_check_is_an_error_with_the_near_match():
+    for use in (run_checks, lambda part, **options: parametrize_with_checks([part], **options)):
+        for expected in ({"finds_the_rot": "no"}, lambda part: {"finds_the_rot": "no"}):
+            with pytest.raises(ic.ConfigError, match="no check is named 'finds_the_rot'; did you mean 'finds_the_root'"):
+                use(ic.Picard(), expected_failed_checks=expected)
+
+
+def test_a_mapping_for_all_parts_may_name_the_checks_of_any_of_them():
+    expected = {"has_its_stated_order": "why"}
+    marks = {case.id: case.marks for case in cases([ic.Picard(), ic.Euler()], expected_failed_checks=expected)}
+    assert not any(marks[name] for name in marks if name != "Euler-has_its_stated_order")
+    (mark,) = marks["Euler-has_its_stated_order"]
+    assert mark.name == "xfail" and mark.kwargs == {"reason": "why", "strict": True}
+    with pytest.raises(ic.ConfigError, match="has_its_stated_order"):
+        cases([ic.Picard(), ic.Euler()], expected_failed_checks=lambda part: expected)
+
+
+def test_results_without_pytest():
+    expected = {"finds_the_root": "half the way", "is_a_frozen_dataclass": "no reason"}
+    results = {result.name: result for result in run_checks(Half(), expected_failed_checks=expected)}
+    assert [results[name].status for name in results] and set(results) == {check.name for check in checks_for("root_solver")}
+    assert results["finds_the_root"].status == "expected"
+    assert "half the way (compared the root" in results["finds_the_root"].message
+    assert results["is_a_frozen_dataclass"].status == "failed"
+    assert results["is_a_frozen_dataclass"].message == "it was expected to fail (no reason), and passed"
+    assert results["finds_the_root_in_float32"].status == "failed"
+    assert results["meets_its_tolerance"].status == "skipped"
+    assert results["meets_its_tolerance"].message == "Half has no option 'tol'"
+    assert results["pickles_and_copies"] == type(results["pickles_and_copies"])("pickles_and_copies", "passed")
+
+
+def test_a_check_that_says_nothing_about_a_part_is_not_applicable():
+    with pytest.raises(NotApplicable, match="has no option 'dt'"):
+        check_named("ode_solver", "has_its_stated_order")(ic.Tsit5())
+
+
+class Tuples(ic.Dynamics):
+    """With weights of its own, and an input of two tensors."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = torch.nn.Linear(width, width)
+
+    def velocity(self, t, z, x):
+        return {"a": self.linear(z["a"]) + x[0], "b": x[1] - z["b"]}
+
+
+def test_inputs_of_another_form():
+    def inputs(batch, dtype):
+        return {"a": torch.randn(batch, 4, dtype=dtype), "b": torch.randn(batch, 2, 3, dtype=dtype)}, (
+            torch.randn(batch, 4, dtype=dtype),
+            torch.randn(batch, 2, 3, dtype=dtype),
+        )
+
+    assert {result.status for result in run_checks(partial(Tuples, 4), inputs=inputs)} == {"passed"}
+
+
+def test_the_kit_needs_no_pytest():
+    code = """
+import sys
+sys.modules["pytest"] = None
+import implicitcore as ic
+from implicitcore.testing import run_checks
+assert {result.status for result in run_checks(ic.Picard())} <= {"passed", "skipped"}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_the_page_lists_the_checks_as_they_are():
+    page = PAGE.read_text(encoding="utf-8")
+    assert renewed(page) == page, "docs/testing.md is stale: PYTHONPATH=tests python -m checks_page"
+
+
+def test_the_tests_on_the_page_pass_under_pytest(tmp_path):
+    source = "\n".join(block.source for block in blocks(PAGE) if block.language == "python")
+    (tmp_path / "test_page.py").write_text(source, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "--rootdir", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout and " skipped" in done.stdout and "3 xfailed" in done.stdout
