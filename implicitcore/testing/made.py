@@ -27,13 +27,17 @@ TIGHT_ROOT = {"tol": 1e-10, "max_steps": 1000}
 TIGHT_WAY = {"rtol": 1e-8, "atol": 1e-10, "dt": 0.01, "max_steps": 2000}
 
 
-class AnyCell(Cell):
+class AnyCell(nn.Module):
     """A contraction f(z, x) by 0.4, and f(t, z, x) for dynamics that pass the time."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.cell = Cell(contraction=0.4, seed=seed)
 
     def forward(self, *arguments: Tensor) -> Tensor:
         """f, ``[batch, 6]``."""
         *time, z, x = arguments
-        f = super().forward(z, x)
+        f = self.cell(z, x)
         return f * torch.cos(time[0]) if time else f
 
 
@@ -60,7 +64,7 @@ class Maker:
 
     def cell(self, seed: int = 0) -> tuple[Any, ...]:
         """The positional arguments: a cell, or none."""
-        return (AnyCell(contraction=0.4, seed=seed),) if self.takes_cell else ()
+        return (AnyCell(seed),) if self.takes_cell else ()
 
     def make(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
         """A new module; the same seed makes an equal one."""

@@ -56,7 +56,7 @@ def run_checks(part: Any, *, expected_failed_checks: Expected = None, inputs: In
     """Run every check of the part's kind.
 
     Arguments:
-        part: see :func:`~implicitcore.testing.parametrize_with_checks`.
+        part: see :func:`~implicitcore.testing.parametrize.parametrize_with_checks`.
         expected_failed_checks: the same.
         inputs: the same.
 

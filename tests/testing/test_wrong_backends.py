@@ -19,7 +19,7 @@ class Mine(ic.Backend):
     dtypes = (torch.float32, torch.float64)
     differentiable = True
 
-    def unavailable_reason(self):
+    def unavailable_reason(self) -> str | None:
         return None
 
     def residual(self, fz, z, out=None):
@@ -119,7 +119,8 @@ class _Norm(torch.autograd.Function):
         return norm
 
     @staticmethod
-    def backward(ctx, v):
+    def backward(ctx, *grads):
+        (v,) = grads
         return v[:, None] * ctx.unit
 
 

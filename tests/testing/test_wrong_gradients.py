@@ -45,7 +45,8 @@ class _OnlyInput(torch.autograd.Function):
         return torch.zeros_like(z)
 
     @staticmethod
-    def backward(ctx, v):
+    def backward(ctx, *grads):
+        (v,) = grads
         if torch.is_grad_enabled():
             raise ic.GradientError("first derivatives only")
         with torch.enable_grad():
@@ -110,7 +111,8 @@ class _Hidden(torch.autograd.Function):
         return z.clone()
 
     @staticmethod
-    def backward(ctx, v):
+    def backward(ctx, *grads):
+        (v,) = grads
         with torch.no_grad():
             matrix = torch.eye(v.shape[1], dtype=v.dtype) - ctx.jacobian.matrix()
             u = torch.linalg.solve(matrix.mT.double(), v.double()).to(v.dtype)

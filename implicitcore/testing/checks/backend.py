@@ -193,13 +193,12 @@ def _derivatives(backend: Backend, kernel: Kernel, dtype: torch.dtype, device: s
     draw = Draw(dtype, device, learns=True)
     total = torch.cat([value.square().sin().flatten() for value in kernel(backend, draw, 2, n)]).sum()
     expect(total.requires_grad, f"called {kernel.__name__} of a differentiable backend", "a result without a graph", "one with a graph")
-    options = {"allow_unused": True, "materialize_grads": True}
-    first = torch.autograd.grad(total, draw.drawn, create_graph=True, **options)
+    first = torch.autograd.grad(total, draw.drawn, create_graph=True, materialize_grads=True)
     joined = torch.cat([g.flatten() for g in first])
     expect(
         joined.requires_grad, f"differentiated {kernel.__name__}", "a derivative without a graph", "one that can be differentiated again"
     )
-    second = torch.autograd.grad(joined.square().sum(), draw.drawn, **options)
+    second = torch.autograd.grad(joined.square().sum(), draw.drawn, materialize_grads=True)
     return joined.detach(), torch.cat([g.flatten() for g in second])
 
 

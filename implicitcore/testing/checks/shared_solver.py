@@ -63,7 +63,7 @@ def solves_each_sample_by_itself(solver: Solver) -> None:
         alone = part.solve(solver)
         did = f"compared sample {i} of 8 with the same sample alone"
         expect_close(problem.states(together)[i : i + 1], part.states(alone), did, ALONE)
-        expect(together.status[i] == alone.status[0], did, _name(together.status[i]), _name(alone.status[0]))
+        expect(bool(together.status[i] == alone.status[0]), did, _name(together.status[i]), _name(alone.status[0]))
 
 
 @contract("root_solver", "ode_solver")
@@ -77,7 +77,7 @@ def keeps_a_nan_in_its_sample(solver: Solver) -> None:
     clean, found = problem.solve(solver), broken.solve(solver)
     expect_close(problem.states(found)[others], problem.states(clean)[others], "put a NaN into sample 3 of 8, compared the others", SPOILED)
     expect_equal(found.status[others], clean.status[others], "put a NaN into sample 3 of 8, compared the status of the others")
-    expect(found.status[3] != Status.CONVERGED, "put a NaN into sample 3 of 8", "the status converged", "non_finite")
+    expect(bool(found.status[3] != Status.CONVERGED), "put a NaN into sample 3 of 8", "the status converged", "non_finite")
 
 
 @contract("root_solver", "ode_solver")
