@@ -33,10 +33,8 @@ napoleon_use_ivar = True  # a dataclass describes its fields in its own docstrin
 
 # Names of other projects have no target here: the build reads no inventory from the network, so that it works offline.
 nitpick_ignore_regex = [
-    (
-        "py:.*",
-        r"(abc|collections|dataclasses|enum|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?",
-    ),
+    ("py:.*", r"(abc|collections|dataclasses|enum|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?"),
+    ("py:class", r"unittest\..*"),
     # The same, as a docstring or an import for type checkers has them.
     ("py:class", r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|Tensor"),
     # A private class, which has no page: a base or an argument of one that has.
