@@ -33,7 +33,7 @@ test-gpu: install ## run the tests that need an NVIDIA GPU, for every backend th
 	$(BIN)/python -m pytest -m gpu tests/gpu -ra $(PYTEST_ARGS)
 
 install: $(INSTALLED) ## create the environment in .venv (done by the other targets)
-install-dev: $(INSTALLED_DEV) ## add the linters and the documentation builder to it
+install-dev: $(INSTALLED_DEV) ## add the linters, the documentation builder and what compiles kernels without a GPU to it
 
 # Re-made whenever a requirement changes. The packages are editable, so code needs no new install.
 $(INSTALLED): $(REQUIREMENTS)
@@ -45,7 +45,7 @@ $(INSTALLED): $(REQUIREMENTS)
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev]' --editable 'plugins/implicitcore-cupy[test]'
 	@touch $@
 
 lint: install-dev ## check style, types, the direction of imports, and that no source file is over 300 lines

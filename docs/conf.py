@@ -35,7 +35,7 @@ napoleon_use_ivar = True  # a dataclass describes its fields in its own docstrin
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?",
+        r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|scipy|torch|nn|unittest)(\..*)?",
     ),
     # The same, as a docstring or an import for type checkers has them.
     ("py:class", r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|SummaryWriter|Tensor"),

@@ -43,7 +43,8 @@ class Homotopy(Options, RootSolver):
     For almost every a the path is smooth and ends at s = 1 or at infinity; where f maps a ball into itself and a is in it, at a root.
     It finds roots with det(I - J) > 0: to find another root of g, give ``find_root`` -g. A sample whose path does not arrive is
     corrected from where it was left. For the hard cases, from starts where ``Newton`` ends in a minimum of ``|g|`` that is no root:
-    each stage of each step costs what an iteration of ``Newton`` does.
+    each stage of each step costs what an iteration of ``Newton`` does. Where a graph is wanted (``Unrolled``), a path by its length gets
+    none: two Newton steps from its end carry the gradient.
 
     Attributes:
         ode_solver: integrates along the path; its ``max_steps`` bounds the steps.

@@ -49,7 +49,7 @@ class Check:
         if kind_of(part) != self.kind:
             raise InputError(f"{self.name} checks {with_article(self.kind)}, received {label(part)}, {with_article(kind_of(part))}")
         subject = subject_of(part, self.inputs)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
             torch.manual_seed(0)
             # A tolerance that was not met is a status, which the checks read.
             warnings.simplefilter("ignore", ImplicitCoreWarning)

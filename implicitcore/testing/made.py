@@ -15,6 +15,7 @@ from implicitcore.errors import InputError
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.system import select
+from implicitcore.testing.expect import NotApplicable
 from implicitcore.testing.handed import kind_of, label
 from implicitcore.testing.options import with_options
 from implicitcore.testing.problems import Cell, inputs
@@ -112,8 +113,14 @@ def rows(tree: Any, index: list[int], batch: int) -> Any:
 
 
 def spoiled(tree: Any, row: int) -> Any:
-    """A copy with a NaN in one sample."""
+    """A copy with a NaN in one sample.
+
+    Raises:
+        NotApplicable: there is no floating-point tensor to put it into.
+    """
     tree, leaves = learning(tree)
+    if not leaves:
+        raise NotApplicable("its input has no floating-point tensor")
     with torch.no_grad():
         leaves[-1][row] = torch.nan
     return pytree.tree_map_only(Tensor, torch.detach, tree)

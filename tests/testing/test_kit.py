@@ -167,6 +167,34 @@ def test_inputs_of_another_form():
     assert {result.status for result in run_checks(partial(Tuples, 4), inputs=inputs)} == {"passed"}
 
 
+class Tokens(ic.ImplicitLayer):
+    """An equilibrium for a list of tokens, ``[batch, length]``."""
+
+    def __init__(self, tokens):
+        super().__init__(_Sentence(tokens), solver=ic.Anderson(tol=1e-6))
+
+    def solve(self, x, z0=None, *, trace=False):
+        z0 = self.dynamics.table.weight.new_zeros(len(x), 5) if z0 is None else z0
+        return super().solve(x, z0, trace=trace)
+
+
+class _Sentence(ic.Dynamics):
+    def __init__(self, tokens):
+        super().__init__()
+        self.table, self.linear = torch.nn.Embedding(tokens, 5), torch.nn.Linear(5, 5)
+
+    def velocity(self, t, z, x):
+        return torch.tanh(0.4 * self.linear(z) + self.table(x).sum(1)) - z
+
+
+def test_a_layer_whose_input_is_integers():
+    results = run_checks(partial(Tokens, 7), inputs=lambda batch, dtype: torch.randint(7, (batch, 3)))
+    assert {result.status for result in results} == {"passed", "skipped"}
+    skipped = {result.name: result.message for result in results if result.status == "skipped"}
+    assert set(skipped) == {"reports_a_nan", "round_trips_through_a_config"}
+    assert skipped["reports_a_nan"] == "its input has no floating-point tensor"
+
+
 def test_the_kit_needs_no_pytest():
     code = """
 import sys

@@ -30,7 +30,7 @@ def is_a_frozen_dataclass(part: Any) -> None:
 
 @contract("root_solver", "ode_solver", "gradient", "backend")
 def pickles_and_copies(part: Any) -> None:
-    """Can be pickled and copied, as processes and optimisers of options need it."""
+    """Can be pickled and copied, and the copy has the same options."""
     for did, twin in (("pickled", pickle.loads(pickle.dumps(part))), ("copied", copy.deepcopy(part))):  # noqa: S301 - our own bytes
         expect(_same(twin, part), f"{did} the part", twin, part)
 
