@@ -30,12 +30,12 @@ def _shapes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     return found
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, epilog="Example: implicitcore bench backend --quick")
 def bench() -> None:
     """Measure how fast things are on this machine."""
 
 
-@bench.command()
+@bench.command(epilog="Example: implicitcore bench backend --device cuda --shape 32x128 --compile")
 @click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where the kernels run.")
 @click.option(
     "--shape",
