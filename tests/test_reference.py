@@ -40,6 +40,8 @@ def test_the_parts_of_other_plugins_are_in_their_page_and_not_in_ours(tmp_path):
 
     assert "`~mine_code.Solver`, provided by mine-dist" in page("root_solver")
     assert "| `gain` | `float` | `> 0` | `1.0` |" in page("--provider", "mine-dist")
+    table = run_python("-m", "implicitcore", "list", "--provider", "mine-dist", path=(site,)).stdout
+    assert [line.split()[:3] for line in table.splitlines()[1:]] == [["root_solver", "mine", "mine-dist"]]
     both = page("root_solver", "--provider", "implicitcore", "--provider", "mine-dist")
     assert both.index("### gmres") < both.index("### mine") < both.index("### newton")
     assert page(*(word for name in sorted(distributions()) for word in ("--provider", name))) == PAGE.read_text(encoding="utf-8")

@@ -97,7 +97,7 @@ def test_ids_name_the_class_and_where_it_is_shared_the_options():
         ("anderson", "expected a part .* received 'anderson'"),
         (partial(ic.ImplicitLayer), "ImplicitLayer needs solver beside a cell: hand in functools.partial.ImplicitLayer, solver=...."),
     ],
-    ids=str,
+    ids=["class", "object", "nothing", "name", "incomplete"],
 )
 def test_what_is_no_part_is_one_clear_error(part, message):
     for use in (run_checks, checks_for, lambda part: parametrize_with_checks([ic.Picard(), part])):

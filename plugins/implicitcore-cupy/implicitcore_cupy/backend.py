@@ -103,13 +103,13 @@ class CupyBackend(FusedBackend):
         """Launch a kernel of sums over the samples ``[batch, ..., n]``; where a sample has several spans, add them up with a second."""
         batch, n, size = like.shape[0], like.shape[-1], real_dtype(like).itemsize
         span, spans, threads = geometry(n, like.dtype, sums=True)
-        partial = None if spans == 1 else like.new_empty(batch * totals.count * spans, dtype=real_dtype(like))
+        partial = None if spans == 1 else like.new_empty(batch * totals.sums * spans, dtype=real_dtype(like))
         where = totals.out.data_ptr(), 0 if partial is None else partial.data_ptr(), *totals[1:]
-        shared = (at_once or totals.count) * threads // WARP * size
+        shared = (at_once or totals.sums) * threads // WARP * size
         self.launcher.launch(kernel, like, (batch, spans), threads, layout.pack(*words, n, span, *where), shared)
         if partial is not None:
             finish, threads = f"finish<{NAMES[totals.out.dtype].state}>", threads_for(spans)
-            self.launcher.launch(finish, like, (batch, totals.count), threads, _FINISH.pack(*where, spans), threads // WARP * size)
+            self.launcher.launch(finish, like, (batch, totals.sums), threads, _FINISH.pack(*where, spans), threads // WARP * size)
 
 
 class _Totals(NamedTuple):
@@ -118,5 +118,5 @@ class _Totals(NamedTuple):
     out: Tensor
     sample_step: int
     sum_step: int
-    count: int  # sums of a sample
+    sums: int  # of a sample
     scale: float  # of a norm, sqrt(scale sum); zero for the sums themselves

@@ -168,6 +168,7 @@ def reason(monkeypatch):
         monkeypatch.setitem(sys.modules, "cupy", cupy)  # None: not installed
         monkeypatch.setattr(torch.version, "cuda", version)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
         availability.unavailable_reason.cache_clear()
         return CupyBackend().unavailable_reason()
 
