@@ -78,11 +78,18 @@ def pairwise(everything: Iterable[Combination], known: Iterable[Combination]) ->
     seen = {pair for combination in known for pair in _pairs(combination)}
     order, found = list(everything), []
     random.Random(0).shuffle(order)
+    order.sort(key=lambda combination: not can_run(combination.backend))  # a pair is no better for being refused with its backend
     for combination in order:
         if not seen.issuperset(pairs := _pairs(combination)):
             seen |= pairs
             found.append(combination)
     return found
+
+
+@cache
+def can_run(backend: str) -> bool:
+    """Whether the backend is available here."""
+    return _part("backend", backend).load()().unavailable_reason() is None
 
 
 def train(combination: Combination) -> str:

@@ -41,10 +41,15 @@ def outcomes(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Iterable[Comb
     return run
 
 
+def share(found: Counter[str]) -> float:
+    """Of those whose backend can run here, the share that trains."""
+    return found["trained"] / (found.total() - found["ConfigError: backend"])
+
+
 @pytest.mark.timeout(900)
 def test_built_in_parts(outcomes):
     found = outcomes("built-in parts", combinations(CORE))
-    assert found["trained"] > 0.5 * found.total()
+    assert share(found) > 0.5
 
 
 @pytest.mark.timeout(900)
@@ -53,11 +58,11 @@ def test_each_pair_of_parts(outcomes):
     chosen = pairwise(everything, combinations(CORE))
     assert 0 < len(chosen) < len(everything) / 2
     found = outcomes("pairs with the parts of plugins", chosen)
-    assert found["trained"] > 0.2 * found.total()
+    assert share(found) > 0.2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_everything(outcomes):
     found = outcomes("everything", combinations(distributions()))
-    assert found["trained"] > 0.4 * found.total()
+    assert share(found) > 0.4

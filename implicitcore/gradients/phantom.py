@@ -8,11 +8,13 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.options import Options
 from implicitcore.solution import Solution
 from implicitcore.system import System
 from implicitcore.tolerances import Count, Fraction
+from implicitcore.transforms import transformed
 
 
 @final
@@ -28,6 +30,9 @@ class Phantom(Options, GradientStrategy):
     Attributes:
         steps: steps with a graph, k.
         damping: tau, in (0, 1].
+
+    Raises:
+        GradientError: with an ODE solver; on a second derivative, for which the equilibrium would stand still.
 
     Reference:
         Geng, Zhang, Bai, Wang, Lin, On Training Implicit Models, arXiv 2111.05177; k = 1: Fung et al., JFB, arXiv 2103.12803.
@@ -46,5 +51,12 @@ class Phantom(Options, GradientStrategy):
         z = solution.z
         for _ in range(self.steps):
             z = torch.lerp(z, system.update(z), self.damping)
+        if z.requires_grad and not transformed():  # in torch.func a first derivative has a graph too
+            z.register_hook(_first_only)
         value = solution.z + (z - z.detach())
         return replace(solution, z=value, evaluations=system.evaluations)
+
+
+def _first_only(_: Tensor) -> None:
+    if torch.is_grad_enabled():
+        raise GradientError("Phantom gives first derivatives only; use Implicit for a second derivative (create_graph=True)")

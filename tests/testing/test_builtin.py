@@ -11,7 +11,6 @@ EXPECTED = {
     ic.Phantom(): {
         "gives_the_gradient_of_the_parameters": CUT,
         "gives_the_gradient_of_the_input": CUT,
-        "gives_the_second_derivative_or_refuses": "its second derivative is that of the steps from a fixed z",
     },
     ic.Shine(): {
         "gives_the_gradient_of_the_parameters": "the inverse is the forward solve's estimate",

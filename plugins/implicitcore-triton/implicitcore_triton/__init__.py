@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from implicitcore_triton.backend import Triton as Triton
+    from implicitcore_triton.backend import TritonBackend as TritonBackend
 
-__all__ = ["Triton"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["TritonBackend"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Triton":
+    if name != "TritonBackend":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from implicitcore_triton.backend import Triton
+    from implicitcore_triton.backend import TritonBackend
 
-    return Triton
+    return TritonBackend

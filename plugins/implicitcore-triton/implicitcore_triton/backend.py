@@ -32,7 +32,7 @@ LINES = 8
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Triton(Options, FusedBackend):
+class TritonBackend(Options, FusedBackend):
     """Each kernel of the inner loops as one CUDA kernel in Triton; two where the states are larger than 4096 entries.
 
     It saves launches and passes over the memory: prefer it where the cell is small, so that a step of the solver costs as much as f.

@@ -46,7 +46,7 @@ def compile_all(name: str, grid: tuple[int, ...], *arguments: Any, **options: An
 
 def launch_all(dtype: torch.dtype, n: int, batch: int = 3, depth: int = 5) -> None:
     """Every kernel that states of this size meet."""
-    cuda = backend.Triton()
+    cuda = backend.TritonBackend()
     z, history = torch.zeros(batch, n, dtype=dtype), torch.zeros(batch, depth, n, dtype=dtype)
     row, weights, dt = z[:, None], torch.zeros(batch, 1, depth, dtype=dtype), torch.zeros(batch)
     cuda._residual(z, z, z)
@@ -60,7 +60,7 @@ def launch_all(dtype: torch.dtype, n: int, batch: int = 3, depth: int = 5) -> No
 
 if __name__ == "__main__":
     backend._call = compile_all
-    for dtype in backend.Triton.dtypes:
+    for dtype in backend.TritonBackend.dtypes:
         for n in SIZES:
             launch_all(dtype, n)
     known = set(map(id, BINARIES))

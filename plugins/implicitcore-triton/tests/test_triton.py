@@ -37,7 +37,7 @@ def test_the_plugin_needs_neither_torch_nor_triton():
 
 
 def test_it_is_registered():
-    assert isinstance(ic.create("backend", "triton"), backend.Triton)
+    assert isinstance(ic.create("backend", "triton"), backend.TritonBackend)
 
 
 def test_auto_takes_no_interpreter(needs_triton):
@@ -65,8 +65,8 @@ def no_driver():
 def test_it_says_what_is_missing(cuda, monkeypatch, absent, reason):
     for (module, name), value in absent.items():
         monkeypatch.setattr(module, name, value)
-    with pytest.raises(ic.ConfigError, match=f"backend: Triton cannot run here: .*{reason}"):
-        ic.fixed_point(lambda z, x: torch.cos(z), torch.zeros(2, 3), None, backend=backend.Triton())
+    with pytest.raises(ic.ConfigError, match=f"backend: TritonBackend cannot run here: .*{reason}"):
+        ic.fixed_point(lambda z, x: torch.cos(z), torch.zeros(2, 3), None, backend=backend.TritonBackend())
 
 
 def test_the_interpreter_must_be_asked_for_in_time(cuda):

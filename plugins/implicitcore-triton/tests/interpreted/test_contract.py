@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from implicitcore.testing import parametrize_with_checks
-from implicitcore_triton import Triton
+from implicitcore_triton import TritonBackend
 
 
-@parametrize_with_checks([Triton(interpret=True)])
+@parametrize_with_checks([TritonBackend(interpret=True)])
 def test_the_contract(part, check):
     check(part)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from kernel_checks import CHECKS, DTYPES, SIZES, Problem
 
-from implicitcore_triton import Triton, backend
+from implicitcore_triton import TritonBackend, backend
 
-BACKEND = Triton(interpret=True)
+BACKEND = TritonBackend(interpret=True)
 *SMALL, LARGE = SIZES
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 

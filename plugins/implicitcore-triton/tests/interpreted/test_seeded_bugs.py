@@ -11,9 +11,9 @@ from kernel_checks import CHECKS, Problem
 from triton.runtime.errors import InterpreterError
 
 import implicitcore_triton
-from implicitcore_triton import Triton, kernels
+from implicitcore_triton import TritonBackend, kernels
 
-BACKEND = Triton(interpret=True)
+BACKEND = TritonBackend(interpret=True)
 BUGS = {
     "the last column left out": ("mask = there & (column < end)", "mask = there & (column < end - 1)"),
     "columns beyond the chunk": ("end = tl.minimum(n, (chunk + 1) * CHUNK)", "end = n"),

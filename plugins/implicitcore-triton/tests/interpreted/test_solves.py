@@ -6,9 +6,9 @@ import pytest
 from solve_checks import Solves
 
 import implicitcore as ic
-from implicitcore_triton import Triton, backend
+from implicitcore_triton import TritonBackend, backend
 
-SOLVES = Solves(Triton(interpret=True))
+SOLVES = Solves(TritonBackend(interpret=True))
 
 
 @pytest.fixture(autouse=True)
