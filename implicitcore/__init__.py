@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from implicitcore.gradients.adjoint import Adjoint as Adjoint
     from implicitcore.gradients.base import GradientStrategy as GradientStrategy
     from implicitcore.gradients.checkpointed import Checkpointed as Checkpointed
+    from implicitcore.gradients.estimated import EstimatedGradient as EstimatedGradient
     from implicitcore.gradients.implicit import Implicit as Implicit
     from implicitcore.gradients.neumann import Neumann as Neumann
     from implicitcore.gradients.phantom import Phantom as Phantom
@@ -121,6 +122,7 @@ _EXPORTS = {
     "gradients.adjoint": ("Adjoint",),
     "gradients.base": ("GradientStrategy",),
     "gradients.checkpointed": ("Checkpointed",),
+    "gradients.estimated": ("EstimatedGradient",),
     "gradients.implicit": ("Implicit",),
     "gradients.neumann": ("Neumann",),
     "gradients.phantom": ("Phantom",),
