@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 from textwrap import dedent
 
@@ -76,3 +78,37 @@ def run_python(*arguments: str, path: tuple[Site, ...] = (), **environment: str)
         check=False,
         timeout=120,
     )
+
+
+class Environment:
+    """A virtual environment that sees all that is installed in this one, and into which pip installs without a network.
+
+    Arguments:
+        folder: where it is made.
+        path: folders in front of its own packages.
+    """
+
+    def __init__(self, folder: Path, path: tuple[Path, ...] = (ROOT,)) -> None:
+        self.path = path
+        venv.create(folder, symlinks=os.name != "nt")
+        self.python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        found = subprocess.run([self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True)
+        self.packages = Path(found.stdout.strip())
+        # An environment made from another one would see neither: this line also follows the other's own links to source folders.
+        link = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        (self.packages / "outer.pth").write_text(link, encoding="utf-8")
+
+    def install(self, *arguments: str, folder: Path | None = None) -> None:
+        """Let pip install from source folders, given relative to the working directory ``folder``."""
+        pip = ["-m", "pip", "--python", str(self.python), "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-input"]
+        done = self._run(sys.executable, *pip, *arguments, folder=folder)
+        assert done.returncode == 0, done.stderr
+
+    def run(self, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run its Python in a working directory."""
+        return self._run(str(self.python), *arguments, folder=folder)
+
+    def _run(self, *command: str, folder: Path | None) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([*map(str, self.path), os.environ.get("PYTHONPATH", "")])
+        variables = {**os.environ, "PYTHONPATH": path, "COLUMNS": "120"}
+        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250)

@@ -12,6 +12,7 @@ import click
 
 from implicitcore import __version__
 from implicitcore.cli.group import Commands
+from implicitcore.cli.new_plugin import new_plugin
 from implicitcore.cli.parts import info, list_parts
 from implicitcore.cli.plugins import plugins
 from implicitcore.errors import ImplicitCoreWarning
@@ -23,7 +24,7 @@ def cli() -> None:
     """Implicit models in PyTorch: any dynamics, any solver, any gradient strategy, on any backend."""
 
 
-for command in (list_parts, info, plugins):
+for command in (list_parts, info, plugins, new_plugin):
     cli.add_command(command)
 
 

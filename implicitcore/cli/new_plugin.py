@@ -1,0 +1,130 @@
+"""A new plugin, written from the template: ``new-plugin``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path, PurePosixPath
+from string import Template
+
+import click
+
+from implicitcore.discovery import canonical
+from implicitcore.hookspecs import PROJECT
+from implicitcore.parts import CLASS_KINDS
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+_TAKEN = ("all", "builtin")
+"""What the settings and the lists call all plugins, and the core's own."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """The part that a new plugin has until its author writes another.
+
+    Attributes:
+        module: its module, and the end of the name it is registered under.
+        cls: its class.
+        summary: one line that says what it is.
+        subject: what the contract test checks: objects for most kinds, classes of layers and dynamics.
+    """
+
+    module: str
+    cls: str
+    summary: str
+    subject: str
+
+
+_EXAMPLES = {
+    "layer": Example("residual", "ImplicitResidual", "a residual block, part of which is implicit", "ImplicitResidual"),
+    "dynamics": Example("leaky", "LeakyIntegrator", "a recurrent network in continuous time", "LeakyIntegrator"),
+    "root_solver": Example("relaxation", "Relaxation", "Aitken's dynamic relaxation, per sample", "Relaxation()"),
+    "ode_solver": Example("ssprk3", "SSPRK3", "strong-stability-preserving Runge-Kutta, order 3", "SSPRK3(dt=0.02)"),
+    "gradient": Example("momentum", "Momentum", "the implicit gradient by a few steps with momentum", "Momentum()"),
+    "backend": Example("wide", "WideSums", "plain torch, with norms and inner products summed in float64", "WideSums()"),
+}
+
+
+@click.command(name="new-plugin")
+@click.argument("name")
+@click.option("--directory", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", help="Where its folder is made.")
+@click.option("--kind", type=click.Choice(CLASS_KINDS), default="root_solver", show_default=True, help="What its first part is.")
+def new_plugin(name: str, directory: Path, kind: str) -> None:
+    """Write a new plugin: a distribution with one part, its entry point and its contract test.
+
+    The plugin NAME is the distribution implicitcore-NAME in a folder of that name, and the names of its parts begin with NAME: the
+    plugin "fast" has parts as "fast-solver". Install it with pip install -e, and its tests pass; then put your own part in.
+    """
+    name = _checked(name)
+    folder = directory / f"{PROJECT}-{name}"
+    files = render(name, kind)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        raise click.ClickException(f"{folder} is there already: choose another name or another --directory") from None
+    for path, text in files.items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    click.echo(f"{folder}: the {kind} {name}-{_EXAMPLES[kind].module}")
+    for path in files:
+        click.echo(f"  {path}")
+    click.echo(f"Next: pip install -e '{folder}[test]', then pytest {folder}")
+
+
+def render(name: str, kind: str) -> dict[str, str]:
+    """The files of a new plugin, by their paths in its folder.
+
+    Arguments:
+        name: of the plugin.
+        kind: of its part.
+    """
+    example = _EXAMPLES[kind]
+    package = f"{PROJECT}_{name.replace('-', '_')}"
+    values = {
+        "name": name,
+        "distribution": f"{PROJECT}-{name}",
+        "package": package,
+        "kind": kind,
+        "part": f"{name}-{example.module}",
+        "module": example.module,
+        "class": example.cls,
+        "summary": example.summary,
+        "subject": example.subject,
+    }
+    template = resources.files("implicitcore.cli") / "template"
+    sources = {path: source for path, source in _sources(template) if path.parts[0] != "parts"}
+    sources[PurePosixPath("package", f"{example.module}.py")] = template / "parts" / f"{kind}.py.in"
+    files = {
+        str(path).replace("package/", f"{package}/"): Template(source.read_text(encoding="utf-8")).substitute(values)
+        for path, source in sources.items()
+    }
+    return dict(sorted(files.items()))
+
+
+def _sources(folder: Traversable, path: PurePosixPath = PurePosixPath()) -> Iterator[tuple[PurePosixPath, Traversable]]:
+    """The files of a folder, and the paths that a plugin has them under: those with code end in ``.in``, lest a tool reads it."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, path / entry.name)
+        else:
+            yield path / entry.name.removesuffix(".in"), entry
+
+
+def _checked(given: str) -> str:
+    """The name of the plugin; that of its distribution is understood."""
+    name = given.removeprefix(f"{PROJECT}-")
+    if name in _TAKEN:
+        raise click.BadParameter(f"{name!r} is what IMPLICITCORE_DISABLE_PLUGINS and 'plugins list' have a meaning for", param_hint="'NAME'")
+    if not _NAME.fullmatch(name):
+        near = canonical(given).strip("-").removeprefix(f"{PROJECT}-")
+        hint = f"; did you mean {near!r}?" if _NAME.fullmatch(near) else ""
+        raise click.BadParameter(
+            f"{given!r} cannot be the name of a plugin: use lower-case letters and digits, a letter first, with '-' between words{hint}",
+            param_hint="'NAME'",
+        )
+    return name
