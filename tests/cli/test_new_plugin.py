@@ -1,0 +1,156 @@
+"""``new-plugin``: what it writes installs, passes its own tests, and is what plugins/implicitcore-example has."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from sites import ROOT, Environment, Site, run_python
+
+from implicitcore import __version__
+from implicitcore.cli import cli
+from implicitcore.cli.new_plugin import render
+from implicitcore.parts import CLASS_KINDS
+
+NO_TORCH = ("-c", "import sys; sys.modules['torch'] = None; from implicitcore.cli import main; main()")
+
+
+def new_plugin(*arguments: str, folder: Path):
+    return CliRunner().invoke(cli, ["new-plugin", "--directory", str(folder), *arguments])
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """What lies in a folder, but for what tools leave there."""
+    found = [file for file in folder.rglob("*") if file.is_file() and not {"__pycache__", ".pytest_cache"} & set(file.parts)]
+    return {file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8") for file in found}
+
+
+def test_the_example_is_what_it_writes(tmp_path):
+    assert new_plugin("example", folder=tmp_path).exit_code == 0
+    assert files_of(ROOT / "plugins" / "implicitcore-example") == files_of(tmp_path / "implicitcore-example")
+
+
+def test_it_says_what_it_wrote_and_what_comes_next(tmp_path):
+    done = new_plugin("fast", "--kind", "ode_solver", folder=tmp_path)
+    folder = tmp_path / "implicitcore-fast"
+    first, *files, last = done.output.splitlines()
+    assert first == f"{folder}: the ode_solver fast-ssprk3"
+    assert [line.strip() for line in files] == sorted(files_of(folder))
+    assert last == f"Next: pip install -e '{folder}[test]', then pytest {folder}"
+
+
+def test_the_name_of_the_distribution_means_the_plugin(tmp_path):
+    new_plugin("implicitcore-two-words", folder=tmp_path)
+    text = (tmp_path / "implicitcore-two-words" / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'two-words = "implicitcore_two_words.plugin"' in text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("My_Solvers", "'My_Solvers' cannot be the name of a plugin: use lower-case letters and digits, a letter first, with '-' between "),
+        ("My_Solvers", "words; did you mean 'my-solvers'?"),
+        ("2fast", "between words\n"),
+        ("../up", "between words\n"),
+        ("", "between words\n"),
+        ("all", "'all' is what IMPLICITCORE_DISABLE_PLUGINS and 'plugins list' have a meaning for"),
+    ],
+)
+def test_an_impossible_name_is_a_usage_error(name, message, tmp_path):
+    done = new_plugin(name, folder=tmp_path)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path):
+    folder = tmp_path / "implicitcore-mine"
+    folder.mkdir()
+    done = new_plugin("mine", folder=tmp_path)
+    assert (done.exit_code, done.output) == (1, f"Error: {folder} is there already: choose another name or another --directory\n")
+    assert not list(folder.iterdir())
+
+
+def test_other_usage_errors(tmp_path):
+    assert new_plugin("mine", folder=tmp_path / "nowhere").exit_code == 2
+    assert new_plugin("mine", "--kind", "solver", folder=tmp_path).exit_code == 2
+
+
+@pytest.mark.parametrize("kind", CLASS_KINDS)
+def test_what_it_writes_passes_this_repositorys_lint(kind, tmp_path):
+    pytest.importorskip("ruff")
+    new_plugin("a-plugin-with-quite-a-long-name", "--kind", kind, folder=tmp_path)
+    config = ["--config", str(ROOT / "pyproject.toml"), "--no-cache", str(tmp_path)]
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, *config], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_range_of_versions_is_that_of_this_core():
+    major, minor = map(int, __version__.split(".")[:2])
+    assert f'"implicitcore>={major}.{minor},<{major}.{minor + 1}"' in render("fast", "backend")["pyproject.toml"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel and the source distribution of the core."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(folder), "-t", "wheel", "-t", "sdist"]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    return folder
+
+
+def test_the_template_is_in_the_wheel_and_in_the_source_distribution(built):
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "implicitcore" / "cli" / "template").rglob("*") if path.is_file()}
+    assert len(expected) >= 7 + len(CLASS_KINDS)
+    (wheel,) = built.glob("*.whl")
+    assert expected <= set(zipfile.ZipFile(wheel).namelist())
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        assert expected <= {name.partition("/")[2] for name in archive.getnames()}
+
+
+@pytest.fixture(scope="module")
+def written(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment, Path, dict[str, str]]:
+    """The core's wheel in an environment, in which a plugin of each kind was written and installed; its folder; the parts' names."""
+    site = Site(tmp_path_factory.mktemp("site"))
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site.folder)
+    folder = tmp_path_factory.mktemp("plugins")
+    environment = Environment(tmp_path_factory.mktemp("venv"), (site.folder,))
+    names = {}
+    for kind in CLASS_KINDS:
+        done = environment.run("-m", "implicitcore", "new-plugin", plugin_of(kind), "--kind", kind, folder=folder)
+        assert done.returncode == 0, done.stderr
+        names[kind] = done.stdout.splitlines()[0].split()[-1]
+    environment.install(*(word for kind in CLASS_KINDS for word in ("-e", f"./implicitcore-{plugin_of(kind)}")), folder=folder)
+    return environment, folder, names
+
+
+def plugin_of(kind: str) -> str:
+    return f"our-{kind.replace('_', '-')}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CLASS_KINDS)
+def test_its_own_tests_pass_and_it_is_found_by_name(kind, written):
+    environment, folder, names = written
+    done = environment.run("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", folder=folder / f"implicitcore-{plugin_of(kind)}")
+    assert done.returncode == 0, done.stdout
+    info = environment.run("-m", "implicitcore", "info", kind, names[kind])
+    assert f"provider: implicitcore-{plugin_of(kind)} 0.1.0" in info.stdout, info.stderr
+
+
+@pytest.mark.slow
+def test_the_plugins_need_no_torch_to_be_found(written):
+    environment, _, names = written
+    done = environment.run(*NO_TORCH, "list")
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert {row[0]: row[1] for row in rows if row[2].startswith("implicitcore-our-")} == names, done.stderr
+
+
+def test_the_command_needs_no_torch(tmp_path):
+    assert run_python(*NO_TORCH, "new-plugin", "mine", "--directory", str(tmp_path)).returncode == 0
