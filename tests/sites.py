@@ -89,19 +89,18 @@ class Environment:
     """
 
     def __init__(self, folder: Path, path: tuple[Path, ...] = (ROOT,)) -> None:
-        self.path = path
         venv.create(folder, symlinks=os.name != "nt")
-        self.python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-        found = subprocess.run([self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True)
-        self.packages = Path(found.stdout.strip())
-        # An environment made from another one would see neither: this line also follows the other's own links to source folders.
+        self.path = path
+        self.python, self.packages = (Path(sysconfig.get_path(name, "venv", {"base": str(folder)})) for name in ("scripts", "purelib"))
+        self.python /= "python"
+        # An environment made from another one does not see it. This also follows the other's own links to source folders.
         link = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
         (self.packages / "outer.pth").write_text(link, encoding="utf-8")
 
     def install(self, *arguments: str, folder: Path | None = None) -> None:
         """Let pip install from source folders, given relative to the working directory ``folder``."""
-        pip = ["-m", "pip", "--python", str(self.python), "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-input"]
-        done = self._run(sys.executable, *pip, *arguments, folder=folder)
+        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet", "--no-input"]
+        done = self._run(*pip, "--no-index", "--no-deps", "--no-build-isolation", *arguments, folder=folder)
         assert done.returncode == 0, done.stderr
 
     def run(self, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -4,19 +4,24 @@ What is done with a block depends on its language:
 
     python          executed; the blocks of a page share one namespace, in page order
     yaml, toml      parsed
-    bash, console   `implicitcore ...` is run, `make TARGET ...` is looked up, `pip install ./FOLDER` installs for this page alone
+    bash, console   `implicitcore ...` and `pytest ...` are run, `make TARGET ...` is looked up, `pip install ./FOLDER` (or `-e`)
+                    installs for this page alone; what a console shows below `$ ...` must be what the command prints, where `...` in it
+                    is anything, and a number in what pytest prints any number
     text            shown to the reader as output; not run
 
 A comment in the line above a block changes that:
 
     <!-- file: NAME -->         the block is written to the file NAME in the page's working directory; Python is then not executed
     <!-- not run: REASON -->    the block is only read; each reason, and how often it may be given, is listed in NOT_RUN
+
+The directive `{code-block}` with the option `:caption: NAME` is a block with a file, whose name the reader sees.
 """
 
+import doctest
 import importlib
-import os
 import re
 import shlex
+import site
 import subprocess
 import sys
 import tomllib
@@ -29,14 +34,16 @@ from typing import NamedTuple
 import pytest
 import yaml
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from sites import ROOT, Environment
 
 from implicitcore.registry import REGISTRY
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
 NOT_RUN = {"changes the environment that runs the tests": 2}
-PIP_OPTIONS = ["--no-index", "--no-deps", "--no-build-isolation", "--target", "site"]
 MARK = re.compile(r"<!--\s*(file|not run):\s*(.+?)\s*-->")
+CAPTION = re.compile(r":caption: (.+)\n+")
+OUTPUT = doctest.OutputChecker()
 
 
 class Block(NamedTuple):
@@ -48,41 +55,66 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The page's fenced blocks, but for MyST directives, which the documentation builder runs."""
+    """The page's fenced blocks, but for MyST directives, which the documentation builder runs; a code block is none of them."""
     above = ""
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
-        if token.type == "fence" and token.map and not token.info.startswith("{"):
-            mark = MARK.fullmatch(above)
-            kind, value = mark.groups() if mark else (None, None)
-            language = token.info.split()[0] if token.info else ""
-            file, not_run = (value if kind == name else None for name in ("file", "not run"))
-            yield Block(language, token.map[0] + 1, token.content, file, not_run)
+        if token.type == "fence" and token.map:
+            yield from captioned(token) if token.info.startswith("{") else marked(token, above)
         above = token.content.strip() if token.type == "html_block" else ""
 
 
-def run_command(line: str) -> None:
-    words = shlex.split(line.removeprefix("$ "))
+def marked(token: Token, above: str) -> Iterator[Block]:
+    mark = MARK.fullmatch(above)
+    kind, value = mark.groups() if mark else (None, None)
+    language = token.info.split()[0] if token.info else ""
+    file, not_run = (value if kind == name else None for name in ("file", "not run"))
+    yield Block(language, token.map[0] + 1, token.content, file, not_run)
+
+
+def captioned(token: Token) -> Iterator[Block]:
+    caption = CAPTION.match(token.content)
+    if token.info.startswith("{code-block}") and caption:
+        yield Block(token.info.split()[1], token.map[0] + 1, token.content[caption.end() :], caption[1], None)
+
+
+def run_command(line: str, environment: Environment) -> str:
+    """What the command prints; it must succeed."""
+    words = shlex.split(line)
     match words:
         case ["implicitcore", *options]:
-            command = [Path(sys.executable).with_name("implicitcore"), *options]
+            done = environment.run("-m", "implicitcore", *options)
+        case ["pytest", *options]:
+            done = environment.run("-m", "pytest", "-p", "no:cacheprovider", *options)
         case ["make", *options]:
-            command = ["make", "--dry-run", "--directory", ROOT, *options]
-        case ["pip", "install", folder] if folder.startswith("./"):
-            command = [sys.executable, "-m", "pip", "install", *PIP_OPTIONS, folder]
+            done = subprocess.run(
+                ["make", "--dry-run", "--directory", ROOT, *options], capture_output=True, text=True, timeout=60, check=False
+            )
+        case ["pip", "install", *options, folder] if folder.startswith("./") and set(options) <= {"-e"}:
+            environment.install(*options, folder)
+            return ""
         case _:
             pytest.fail(f"no rule to run {line!r}: mark its block `not run`, or give this test a rule")
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250, check=False)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
-def run_shell(source: str) -> None:
-    prompted = "$ " in source  # then the other lines are output
-    for line in source.replace("\\\n", " ").splitlines():
-        if line.strip() and not line.startswith("#") and (line.startswith("$ ") or not prompted):
-            run_command(line)
+def run_shell(source: str, environment: Environment) -> None:
+    source = source.replace("\\\n", " ")
+    if "$ " not in source:
+        for line in source.splitlines():
+            if line.strip() and not line.startswith("#"):
+                run_command(line, environment)
+        return
+    for command in re.split(r"^\$ ", source, flags=re.MULTILINE)[1:]:
+        line, _, shown = command.partition("\n")
+        printed = run_command(line, environment)
+        if line.startswith("pytest "):
+            shown, printed = (re.sub(r"\d+(\.\d+)?", "0", text) for text in (shown, printed))
+        options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        assert not shown.strip() or OUTPUT.check_output(shown, printed, options), f"$ {line}\n{printed}\nand the page shows:\n{shown}"
 
 
-def run_block(page: Path, block: Block, namespace: dict[str, object]) -> None:
+def run_block(page: Path, block: Block, namespace: dict[str, object], environment: Environment) -> None:
     if block.file:
         target = Path(block.file)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +130,8 @@ def run_block(page: Path, block: Block, namespace: dict[str, object]) -> None:
         case "toml":
             tomllib.loads(block.source)
         case "bash" | "console":
-            run_shell(block.source)
+            run_shell(block.source, environment)
+            site.addsitedir(str(environment.packages))  # for the Python of the page: an editable package is a link there
         case "text":
             pass
         case other:
@@ -106,18 +139,17 @@ def run_block(page: Path, block: Block, namespace: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_block_runs(page, tmp_path, monkeypatch):
-    site = tmp_path / "site"
+def test_every_block_runs(page, tmp_path, tmp_path_factory, monkeypatch):
+    environment = Environment(tmp_path_factory.mktemp("venv"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setenv("PYTHONPATH", os.fspath(site))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # dataclasses and pickle look a class's module up
     for block in blocks(page):
         if block.not_run is None:
             importlib.invalidate_caches()
             monkeypatch.setattr(REGISTRY, "_plugins", None)  # the block above may have installed one
-            run_block(page, block, vars(module))
+            run_block(page, block, vars(module), environment)
 
 
 def test_blocks_that_are_not_run_are_counted():

@@ -97,7 +97,7 @@ def render(name: str, kind: str) -> dict[str, str]:
         "subject": example.subject,
     }
     template = resources.files("implicitcore.cli") / "template"
-    sources = {path: source for path, source in _sources(template) if path.parts[0] != "parts"}
+    sources = {path: source for path, source in _sources(template, PurePosixPath()) if path.parts[0] != "parts"}
     sources[PurePosixPath("package", f"{example.module}.py")] = template / "parts" / f"{kind}.py.in"
     files = {
         str(path).replace("package/", f"{package}/"): Template(source.read_text(encoding="utf-8")).substitute(values)
@@ -106,7 +106,7 @@ def render(name: str, kind: str) -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
-def _sources(folder: Traversable, path: PurePosixPath = PurePosixPath()) -> Iterator[tuple[PurePosixPath, Traversable]]:
+def _sources(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, Traversable]]:
     """The files of a folder, and the paths that a plugin has them under: those with code end in ``.in``, lest a tool reads it."""
     for entry in folder.iterdir():
         if entry.is_dir():
@@ -119,7 +119,7 @@ def _checked(given: str) -> str:
     """The name of the plugin; that of its distribution is understood."""
     name = given.removeprefix(f"{PROJECT}-")
     if name in _TAKEN:
-        raise click.BadParameter(f"{name!r} is what IMPLICITCORE_DISABLE_PLUGINS and 'plugins list' have a meaning for", param_hint="'NAME'")
+        raise click.BadParameter(f"{name!r} has another meaning in IMPLICITCORE_DISABLE_PLUGINS or 'plugins list'", param_hint="'NAME'")
     if not _NAME.fullmatch(name):
         near = canonical(given).strip("-").removeprefix(f"{PROJECT}-")
         hint = f"; did you mean {near!r}?" if _NAME.fullmatch(near) else ""

@@ -56,7 +56,7 @@ def test_the_name_of_the_distribution_means_the_plugin(tmp_path):
         ("2fast", "between words\n"),
         ("../up", "between words\n"),
         ("", "between words\n"),
-        ("all", "'all' is what IMPLICITCORE_DISABLE_PLUGINS and 'plugins list' have a meaning for"),
+        ("all", "'all' has another meaning in IMPLICITCORE_DISABLE_PLUGINS or 'plugins list'"),
     ],
 )
 def test_an_impossible_name_is_a_usage_error(name, message, tmp_path):
@@ -83,9 +83,9 @@ def test_other_usage_errors(tmp_path):
 def test_what_it_writes_passes_this_repositorys_lint(kind, tmp_path):
     pytest.importorskip("ruff")
     new_plugin("a-plugin-with-quite-a-long-name", "--kind", kind, folder=tmp_path)
-    config = ["--config", str(ROOT / "pyproject.toml"), "--no-cache", str(tmp_path)]
     for command in (["check"], ["format", "--check"]):
-        done = subprocess.run([sys.executable, "-m", "ruff", *command, *config], capture_output=True, text=True, check=False, timeout=60)
+        ruff = [sys.executable, "-m", "ruff", *command, "--config", str(ROOT / "pyproject.toml"), "--no-cache"]
+        done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
