@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from implicitcore.config_file import load_config as load_config
     from implicitcore.dynamics.base import Dynamics as Dynamics
     from implicitcore.dynamics.fixed_point import FixedPoint as FixedPoint
+    from implicitcore.dynamics.fixed_point import FixedPointMap as FixedPointMap
     from implicitcore.dynamics.vector_field import VectorField as VectorField
     from implicitcore.errors import AmbiguousPartError as AmbiguousPartError
     from implicitcore.errors import ConfigError as ConfigError
@@ -102,7 +103,7 @@ _EXPORTS = {
     "config": ("build", "create", "describe"),
     "config_file": ("load_config",),
     "dynamics.base": ("Dynamics",),
-    "dynamics.fixed_point": ("FixedPoint",),
+    "dynamics.fixed_point": ("FixedPoint", "FixedPointMap"),
     "dynamics.vector_field": ("VectorField",),
     "errors": (
         "AmbiguousPartError",

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 from string import Template
+from typing import TYPE_CHECKING
 
 import click
 
 from implicitcore.discovery import canonical
 from implicitcore.hookspecs import PROJECT
 from implicitcore.parts import CLASS_KINDS
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -83,6 +85,8 @@ def render(name: str, kind: str) -> dict[str, str]:
         name: of the plugin.
         kind: of its part.
     """
+    from importlib import resources  # every other command would wait for it
+
     example = _EXAMPLES[kind]
     package = f"{PROJECT}_{name.replace('-', '_')}"
     values = {

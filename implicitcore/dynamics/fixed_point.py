@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,25 @@ from torch.utils import _pytree as pytree
 from implicitcore.dynamics.base import Dynamics
 
 
-class FixedPoint(Dynamics):
+class FixedPointMap(Dynamics):
+    """dz/dt = f(z, x) - z for a model that is its map f: a subclass has an :meth:`update`."""
+
+    @abstractmethod
+    def update(self, z: Any, x: Any) -> Any:
+        """f(z, x), shaped like z."""
+
+    def velocity(self, t: Tensor, z: Any, x: Any) -> Any:
+        """f(z, x) - z; the time is not used."""
+        del t
+        return pytree.tree_map(lambda f, z: f - z, self.update(z, x), z)
+
+    def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
+        """``|f(z)|``: the tolerance is met where ``|f(z) - z| <= tol |f(z)|``."""
+        del start_norm
+        return update_norm
+
+
+class FixedPoint(FixedPointMap):
     """dz/dt = f(z, x) - z, whose equilibria are the fixed points f(z, x) = z (a Deep Equilibrium Model's cell).
 
     Arguments:
@@ -25,16 +44,6 @@ class FixedPoint(Dynamics):
         super().__init__()
         self.cell = cell
 
-    def velocity(self, t: Tensor, z: Any, x: Any) -> Any:
-        """f(z, x) - z; the time is not used."""
-        del t
-        return pytree.tree_map(lambda f, z: f - z, self.cell(z, x), z)
-
     def update(self, z: Any, x: Any) -> Any:
         """f(z, x) itself."""
         return self.cell(z, x)
-
-    def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
-        """``|f(z)|``: the tolerance is met where ``|f(z) - z| <= tol |f(z)|``."""
-        del start_norm
-        return update_norm

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from sites import ROOT, Environment, Site, run_python
+from sites import ROOT, Environment, run_python
 
 from implicitcore import __version__
 from implicitcore.cli import cli
@@ -113,43 +113,20 @@ def test_the_template_is_in_the_wheel_and_in_the_source_distribution(built):
         assert expected <= {name.partition("/")[2] for name in archive.getnames()}
 
 
-@pytest.fixture(scope="module")
-def written(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment, Path, dict[str, str]]:
-    """The core's wheel in an environment, in which a plugin of each kind was written and installed; its folder; the parts' names."""
-    site = Site(tmp_path_factory.mktemp("site"))
-    (wheel,) = built.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(site.folder)
-    folder = tmp_path_factory.mktemp("plugins")
-    environment = Environment(tmp_path_factory.mktemp("venv"), (site.folder,))
-    names = {}
-    for kind in CLASS_KINDS:
-        done = environment.run("-m", "implicitcore", "new-plugin", plugin_of(kind), "--kind", kind, folder=folder)
-        assert done.returncode == 0, done.stderr
-        names[kind] = done.stdout.splitlines()[0].split()[-1]
-    environment.install(*(word for kind in CLASS_KINDS for word in ("-e", f"./implicitcore-{plugin_of(kind)}")), folder=folder)
-    return environment, folder, names
-
-
-def plugin_of(kind: str) -> str:
-    return f"our-{kind.replace('_', '-')}"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASS_KINDS)
-def test_its_own_tests_pass_and_it_is_found_by_name(kind, written):
-    environment, folder, names = written
-    done = environment.run("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", folder=folder / f"implicitcore-{plugin_of(kind)}")
+def test_what_the_wheel_writes_installs_and_passes_its_own_tests(kind, built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "core")
+    environment = Environment(tmp_path / "venv", (tmp_path / "core",))
+    written = environment.run("-m", "implicitcore", "new-plugin", "ours", "--kind", kind, folder=tmp_path)
+    name = written.stdout.splitlines()[0].split()[-1]
+    environment.install("-e", "./implicitcore-ours", folder=tmp_path)
+    done = environment.run("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", folder=tmp_path / "implicitcore-ours")
     assert done.returncode == 0, done.stdout
-    info = environment.run("-m", "implicitcore", "info", kind, names[kind])
-    assert f"provider: implicitcore-{plugin_of(kind)} 0.1.0" in info.stdout, info.stderr
-
-
-@pytest.mark.slow
-def test_the_plugins_need_no_torch_to_be_found(written):
-    environment, _, names = written
-    done = environment.run(*NO_TORCH, "list")
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert {row[0]: row[1] for row in rows if row[2].startswith("implicitcore-our-")} == names, done.stderr
+    listed = environment.run(*NO_TORCH, "list", kind)
+    assert [line.split()[2] for line in listed.stdout.splitlines() if name in line] == ["implicitcore-ours"], listed.stderr
+    assert "provider: implicitcore-ours 0.1.0" in environment.run("-m", "implicitcore", "info", kind, name).stdout
 
 
 def test_the_command_needs_no_torch(tmp_path):
