@@ -51,7 +51,7 @@ _EXAMPLES = {
 }
 
 
-@click.command(name="new-plugin")
+@click.command(name="new-plugin", epilog="Example: implicitcore new-plugin fast --kind ode_solver")
 @click.argument("name")
 @click.option("--directory", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", help="Where its folder is made.")
 @click.option("--kind", type=click.Choice(CLASS_KINDS), default="root_solver", show_default=True, help="What its first part is.")

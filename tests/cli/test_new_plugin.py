@@ -74,6 +74,12 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
     assert not list(folder.iterdir())
 
 
+def test_the_example_in_its_help_works(tmp_path):
+    (example,) = [line for line in CliRunner().invoke(cli, ["new-plugin", "--help"]).output.splitlines() if "Example: " in line]
+    words = example.partition("implicitcore new-plugin ")[2].split()
+    assert new_plugin(*words, folder=tmp_path).exit_code == 0
+
+
 def test_other_usage_errors(tmp_path):
     assert new_plugin("mine", folder=tmp_path / "nowhere").exit_code == 2
     assert new_plugin("mine", "--kind", "solver", folder=tmp_path).exit_code == 2
