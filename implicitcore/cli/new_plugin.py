@@ -45,7 +45,7 @@ _EXAMPLES = {
     "layer": Example("residual", "ImplicitResidual", "a residual block, part of which is implicit", "ImplicitResidual"),
     "dynamics": Example("leaky", "LeakyIntegrator", "a recurrent network in continuous time", "LeakyIntegrator"),
     "root_solver": Example("relaxation", "Relaxation", "Aitken's dynamic relaxation, per sample", "Relaxation()"),
-    "ode_solver": Example("ssprk3", "SSPRK3", "strong-stability-preserving Runge-Kutta, order 3", "SSPRK3(dt=0.02)"),
+    "ode_solver": Example("ssprk3", "SSPRK3", "strong-stability-preserving Runge-Kutta, order 3", "SSPRK3()"),
     "gradient": Example("momentum", "Momentum", "the implicit gradient by a few steps with momentum", "Momentum()"),
     "backend": Example("wide", "WideSums", "plain torch, with norms and inner products summed in float64", "WideSums()"),
 }
@@ -53,7 +53,12 @@ _EXAMPLES = {
 
 @click.command(name="new-plugin", epilog="Example: implicitcore new-plugin fast --kind ode_solver")
 @click.argument("name")
-@click.option("--directory", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", help="Where its folder is made.")
+@click.option(
+    "--directory",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    default=".",
+    help="Where its folder is made.",
+)
 @click.option("--kind", type=click.Choice(CLASS_KINDS), default="root_solver", show_default=True, help="What its first part is.")
 def new_plugin(name: str, directory: Path, kind: str) -> None:
     """Write a new plugin: a distribution with one part, its entry point and its contract test.
