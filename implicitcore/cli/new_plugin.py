@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from string import Template
 from typing import TYPE_CHECKING
@@ -77,10 +78,19 @@ def new_plugin(name: str, directory: Path, kind: str) -> None:
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
+    _warn_of_the_installed(folder.name)
     click.echo(f"{folder}: the {kind} {name}-{_EXAMPLES[kind].module}")
     for path in files:
         click.echo(f"  {path}")
     click.echo(f"Next: pip install -e '{folder}[test]', then pytest {folder}")
+
+
+def _warn_of_the_installed(distribution: str) -> None:
+    """Say that pip would put the new plugin in the place of an installed one."""
+    try:
+        click.echo(f"Note: {distribution} {version(distribution)} is installed here, and pip will replace it by yours", err=True)
+    except PackageNotFoundError:
+        return
 
 
 def render(name: str, kind: str) -> dict[str, str]:

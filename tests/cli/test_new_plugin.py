@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from sites import ROOT, Environment, run_python
+from sites import ROOT, Environment, Site, run_python
 
 from implicitcore import __version__
 from implicitcore.cli import cli
@@ -72,6 +72,14 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
     done = new_plugin("mine", folder=tmp_path)
     assert (done.exit_code, done.output) == (1, f"Error: {folder} is there already: choose another name or another --directory\n")
     assert not list(folder.iterdir())
+
+
+def test_a_plugin_that_is_installed_under_the_name_is_pointed_out(tmp_path):
+    site = Site(tmp_path / "site")
+    site.add("implicitcore-mine", "", version="2.3")
+    done = run_python(*NO_TORCH, "new-plugin", "mine", "--directory", str(tmp_path), path=(site,))
+    note = "Note: implicitcore-mine 2.3 is installed here, and pip will replace it by yours\n"
+    assert (done.returncode, done.stderr) == (0, note)
 
 
 def test_the_example_in_its_help_works(tmp_path):
