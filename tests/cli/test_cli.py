@@ -150,7 +150,7 @@ def test_info_of_a_command(plugins: Site):
         (("info", "solver", "anderson"), 2, "Error: Invalid value for '{layer|"),
         (("info", "root_solver"), 2, "Error: Missing argument 'NAME'"),
         (("plugins", "lst"), 2, "Error: unknown command 'lst'; did you mean 'list'? (commands: list)\n"),
-        (("train",), 2, "Error: unknown command 'train' (commands: info, list, plugins) (pip install implicitcore-lab)"),
+        (("train",), 2, "Error: unknown command 'train' (commands: info, list, new-plugin, plugins) (pip install implicitcore-lab)"),
     ],
 )
 def test_errors_are_messages_with_an_exit_status(arguments: tuple[str, ...], status: int, message: str):
