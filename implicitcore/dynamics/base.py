@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 class Dynamics(nn.Module, ABC):
     """dz/dt = g(t, z, x). An equilibrium is a z with g = 0.
 
-    A new implicit model is a subclass with a :meth:`velocity`, or a :class:`FixedPointMap` with an ``update``. z is any pytree of tensors with the batch first, x any pytree.
+    A new implicit model is a subclass with a :meth:`velocity`, or a :class:`FixedPointMap` with an ``update``. z is any pytree of
+    tensors with the batch first, x any pytree.
     """
 
     kind: ClassVar[str] = "dynamics"
