@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from implicitcore.backends.base import Backend as Backend
+    from implicitcore.backends.base import Residual as Residual
     from implicitcore.backends.fused import FusedBackend as FusedBackend
     from implicitcore.backends.torch import TorchBackend as TorchBackend
     from implicitcore.config import build as build
@@ -98,7 +99,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _EXPORTS = {
-    "backends.base": ("Backend",),
+    "backends.base": ("Backend", "Residual"),
     "backends.fused": ("FusedBackend",),
     "backends.torch": ("TorchBackend",),
     "config": ("build", "create", "describe"),

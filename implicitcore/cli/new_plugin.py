@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from implicitcore.cli.group import Kind
 from implicitcore.discovery import canonical
 from implicitcore.hookspecs import PROJECT
-from implicitcore.parts import CLASS_KINDS
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -60,7 +60,7 @@ _EXAMPLES = {
     default=".",
     help="Where its folder is made.",
 )
-@click.option("--kind", type=click.Choice(CLASS_KINDS), default="root_solver", show_default=True, help="What its first part is.")
+@click.option("--kind", type=Kind(), metavar="KIND", default="root_solver", show_default=True, help="What its first part is.")
 def new_plugin(name: str, directory: Path, kind: str) -> None:
     """Write a new plugin: a distribution with one part, its entry point and its contract test.
 
