@@ -21,10 +21,12 @@ def ambient() -> Autocast:
     return tuple((device, torch.get_autocast_dtype(device)) for device in _DEVICE_TYPES if torch.is_autocast_enabled(device))
 
 
-def promoted(z: Any) -> Any:
+def promoted(z: Any, autocast: Autocast) -> Any:
     """The state in float32, where autocast made it a low precision: what f is computed in is not what z is kept in."""
-    low = {dtype for _, dtype in ambient()}
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf.float() if leaf.dtype in low else leaf, z) if low else z
+    if not autocast:
+        return z
+    low = {dtype for _, dtype in autocast}
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf.float() if leaf.dtype in low else leaf, z)
 
 
 @contextmanager

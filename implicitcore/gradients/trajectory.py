@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +43,7 @@ def attach(strategy: object, pullback: Pullback, system: System, solution: Solut
     own = union(inputs(system.x))
     captured = _captured(system, solution.times, solution.z)
     call = _Call(type(strategy).__name__, pullback, system, own, captured)
-    return replace(solution, z=_Trajectory.apply(call, solution.z, z0, *own, *captured), evaluations=system.evaluations)
+    return solution.amended(z=_Trajectory.apply(call, solution.z, z0, *own, *captured), evaluations=system.evaluations)
 
 
 def _captured(system: System, times: Tensor, z: Tensor) -> list[Tensor]:

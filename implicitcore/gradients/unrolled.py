@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -47,7 +47,7 @@ class Unrolled(Options, GradientStrategy):
         if len(z0) or system.scope.group is not None or not torch.is_grad_enabled():
             return solution
         # An empty batch takes no step: one evaluation connects it with what f depends on, as a data-parallel module requires.
-        return replace(solution, z=solution.z + system.update(z0), evaluations=system.evaluations)
+        return solution.amended(z=solution.z + system.update(z0), evaluations=system.evaluations)
 
     def _supervised(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         solver = solve.solver
@@ -56,4 +56,4 @@ class Unrolled(Options, GradientStrategy):
         system.visited = []
         solution, visited = solve(system, z0), system.visited
         system.visited = None
-        return replace(solution, iterates=torch.stack([visited[min(count, len(visited) - 1)] for count in self.iterates]))
+        return solution.amended(iterates=torch.stack([visited[min(count, len(visited) - 1)] for count in self.iterates]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore import observers
-from implicitcore.autocast import promoted
+from implicitcore.autocast import ambient, promoted
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
@@ -114,10 +113,10 @@ class ImplicitLayer(nn.Module):
             spent = self.start.evaluations if z0 is None else 0
             begin = pytree.tree_map(torch.detach, start) if z0 is None and self.start.detached else start
             solution = self._run(begin, x, trace)
-            if self.on_failure == "mask" and not bool(solution.converged.all()):
+            if self.on_failure == "mask" and solution.failed:
                 solution = self._mask(solution, begin, x, scope)
         if spent or start is not begin:
-            solution = replace(solution, start=start, evaluations=solution.evaluations + spent)
+            solution = solution.amended(start=start, evaluations=solution.evaluations + spent)
         if observers.active and not in_backward():
             observers.notify(self, solution)
         return solution
@@ -157,18 +156,18 @@ class ImplicitLayer(nn.Module):
     def _run(self, begin: Any, x: Any, trace: bool) -> Solution:
         solve = Solve(self.solver, self._times(begin))
         solution = run(self.dynamics, begin, x, solve, self.gradient, backend=self.backend, trace=trace)
-        return solution if solve.times is None else replace(solution, z=pytree.tree_map(lambda z: z[-1], solution.z))
+        return solution if solve.times is None else solution.amended(z=pytree.tree_map(lambda z: z[-1], solution.z))
 
     def _mask(self, solution: Solution, begin: Any, x: Any, scope: Scope) -> Solution:
         """The same solution with the failed samples at their start, and no graph that passes through them."""
         good, batch = solution.converged.nonzero().squeeze(1), len(solution.status)
-        safe = pytree.tree_map(lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin))
+        safe = pytree.tree_map(lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin, ambient()))
         if not len(good):
-            return replace(solution, z=safe)
+            return solution.amended(z=safe)
         with scope.select(good, batch).entered():
             part = self._run(select(begin, good, batch), select(x, good, batch), False)
         z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
-        return replace(solution, z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward)
+        return solution.amended(z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward)
 
     def _times(self, z0: Any) -> Tensor | None:
         if isinstance(self.solver, RootSolver):
@@ -178,7 +177,7 @@ class ImplicitLayer(nn.Module):
         return torch.tensor([0.0, self.horizon], dtype=dtype, device=like.device)
 
     def _check(self, solution: Solution) -> None:
-        if self.on_failure == "mask" or bool(solution.converged.all()):
+        if self.on_failure == "mask" or not solution.failed:
             return
         if self.on_failure == "raise" or bool((solution.status == Status.NON_FINITE).any()):
             raise SolveError(f"{type(self).__name__} failed: {solution.summary()}", solution)

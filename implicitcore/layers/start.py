@@ -133,6 +133,8 @@ def first_tensor(x: Any, shape: tuple[int, ...] | None) -> Tensor:
     Raises:
         InputError: x holds no floating-point tensor, or several and no ``shape`` is given.
     """
+    if isinstance(x, Tensor) and x.ndim and x.is_floating_point():
+        return x
     leaves = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim and leaf.is_floating_point()]
     if not leaves or (shape is None and len(leaves) > 1):
         raise InputError(f"cannot tell the shape of the state from an x with {len(leaves)} floating-point tensors; give shape= or z0")

@@ -61,7 +61,7 @@ class Chain(Options, RootSolver):
             part = system if len(left) == len(solution.status) else system.select(left)
             after = solver.solve(part, solution.z.index_select(0, left))
             solution = merge(solution, after, left)
-        return replace(solution, evaluations=system.evaluations)
+        return solution.amended(evaluations=system.evaluations)
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
