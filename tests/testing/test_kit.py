@@ -218,4 +218,4 @@ def test_the_tests_on_the_page_pass_under_pytest(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "--rootdir", str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout and " skipped" in done.stdout and "3 xfailed" in done.stdout
+    assert " passed" in done.stdout and " skipped" in done.stdout and "2 xfailed" in done.stdout
