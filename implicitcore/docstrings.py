@@ -25,6 +25,11 @@ def option_texts(cls: type) -> dict[str, str]:
     return found
 
 
+def option_summaries(cls: type) -> dict[str, str]:
+    """The first sentence of each, without its full stop."""
+    return {name: text.partition(". ")[0].rstrip(".") for name, text in option_texts(cls).items()}
+
+
 def first_paragraph(documented: object) -> str:
     """The first paragraph of a docstring, of its base class where it has none of its own."""
     return _plain((inspect.getdoc(documented) or "").partition("\n\n")[0])

@@ -39,7 +39,7 @@ def _show_command(part: Part) -> None:
 
 
 def _show_class(part: Part) -> None:
-    from implicitcore.docstrings import first_paragraph, option_texts
+    from implicitcore.docstrings import first_paragraph, option_summaries
     from implicitcore.options import options_of
 
     cls = part.load()
@@ -47,11 +47,8 @@ def _show_class(part: Part) -> None:
     _show_origin(part, cls)
     options = list(options_of(cls).values())
     click.echo(f"signature: {cls.__name__}{_signature(cls, options)}")
-    texts = option_texts(cls)
-    rows = [
-        (option.name, option.type_text, option.bounds_text, _default(option), texts.get(option.name, "").partition(". ")[0].rstrip("."))
-        for option in options
-    ]
+    texts = option_summaries(cls)
+    rows = [(option.name, option.type_text, option.bounds_text, _default(option), texts.get(option.name, "")) for option in options]
     click.echo("\n".join(["options:", *(f"  {line}" for line in aligned(rows))]) if rows else "options: none")
     click.echo(f"\n{first_paragraph(cls) or part.summary}")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from implicitcore.cli.info import brief
+from implicitcore.docstrings import option_summaries
 from implicitcore.options import Option, options_of
 from implicitcore.parts import CLASS_KINDS, Part
 
@@ -48,14 +50,22 @@ def _section(part: Part) -> Iterator[str]:
         return
     cls = part.load()
     yield f"{{py:class}}`~{cls.__module__}.{cls.__qualname__}`, provided by {part.provider}"
-    options = options_of(cls).values()
+    options, texts = options_of(cls).values(), option_summaries(cls)
     if options:
-        yield from ("", "| option | type | bounds | default |", "| --- | --- | --- | --- |", *map(_row, options))
+        rows = (_row(option, texts.get(option.name, "")) for option in options)
+        yield from ("", "| option | type | bounds | default | meaning |", "| --- | --- | --- | --- | --- |", *rows)
 
 
-def _row(option: Option) -> str:
+def _row(option: Option, text: str) -> str:
     default = "required" if option.required else _code(brief(option.default))
-    return f"| {_code(option.name)} | {_code(option.type_text)} | {_code(option.bounds_text)} | {default} |"
+    return f"| {_code(option.name)} | {_code(option.type_text)} | {_code(option.bounds_text)} | {default} | {_text(text)} |"
+
+
+def _text(text: str) -> str:
+    """A sentence in which only code is marked: ``a * b`` emphasises nothing, and no bar ends the cell of the table."""
+    pieces = text.replace("|", "\\|").split("`")
+    pieces[::2] = [re.sub(r"([*_<>\[\]$])", r"\\\1", piece) for piece in pieces[::2]]
+    return "`".join(pieces)
 
 
 def _code(text: str) -> str:
