@@ -5,8 +5,9 @@ Every public name is here and is imported when it is first used: ``import implic
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from implicitcore.lazy import attributes
 
 if TYPE_CHECKING:
     from implicitcore.backends.base import Backend as Backend
@@ -167,15 +168,11 @@ _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in nam
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value = _version()
-    elif name in _MODULE_OF:
-        value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    else:
-        from implicitcore.wording import did_you_mean
+_attribute = attributes(__name__, _MODULE_OF)
 
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{did_you_mean(name, __all__)}")
+
+def __getattr__(name: str) -> Any:
+    value = _version() if name == "__version__" else _attribute(name)
     globals()[name] = value  # the next look-up does not come here
     return value
 

@@ -6,10 +6,10 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from torch import Tensor
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
 
+Key = TypeVar("Key", bound=Hashable)
 Work = Callable[[], object]
+Timer = Callable[[Work, int], float]
 
 DEPTH, STAGES = 8, 6
 """Rows of a history, and stages of a step: those of a default Anderson or Broyden iteration, and of the last row of Tsit5."""
@@ -119,24 +121,37 @@ def measure(backends: Mapping[str, Backend], plan: Plan) -> Iterator[Measured]:
 
 
 def interleave(works: Mapping[str, Work], plan: Plan) -> dict[str, float]:
-    """Median seconds of one call of each work: all are timed in each repetition, so that a slow minute slows all alike."""
-    calls = {name: _calls(work, plan) for name, work in works.items()}
-    samples: dict[str, list[float]] = {name: [] for name in works}
-    order, shuffle = list(works), random.Random(0).shuffle
-    for _ in range(plan.repetitions):
+    """Median seconds of one call of each work, on the device of the plan."""
+    return alternate(works, plan.repetitions, partial(_seconds, plan.device), window=plan.window)
+
+
+def alternate(works: Mapping[Key, Work], repetitions: int, seconds: Timer, *, window: float, seed: int = 0) -> dict[Key, float]:
+    """Median seconds of one call of each work: a repetition times them all, in an order of its own, so that a slow minute slows all alike.
+
+    Arguments:
+        works: what is compared.
+        repetitions: of the whole.
+        seconds: (work, calls) -> seconds of one of so many calls in a row.
+        window: seconds; a shorter work is called as often as fills it.
+        seed: of the orders.
+    """
+    calls = {key: _calls(work, seconds, window) for key, work in works.items()}
+    samples: dict[Key, list[float]] = {key: [] for key in works}
+    order, shuffle = list(works), random.Random(seed).shuffle
+    for _ in range(repetitions):
         shuffle(order)
-        for name in order:
-            samples[name].append(_seconds(works[name], calls[name], plan.device))
-    return {name: statistics.median(seconds) for name, seconds in samples.items()}
+        for key in order:
+            samples[key].append(seconds(works[key], calls[key]))
+    return {key: statistics.median(found) for key, found in samples.items()}
 
 
-def _calls(work: Work, plan: Plan) -> int:
+def _calls(work: Work, seconds: Timer, window: float) -> int:
     """How many calls fill the window; the first one warms up."""
-    _seconds(work, 1, plan.device)
-    return max(1, math.ceil(plan.window / _seconds(work, 1, plan.device)))
+    seconds(work, 1)
+    return max(1, math.ceil(window / seconds(work, 1)))
 
 
-def _seconds(work: Work, calls: int, device: torch.device) -> float:
+def _seconds(device: torch.device, work: Work, calls: int) -> float:
     """Seconds of a call; on CUDA between two events of the stream, so that no wait is needed for each call."""
     if device.type == "cpu":
         begin = time.perf_counter()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from implicitcore.cli.group import Group, table
-from implicitcore.errors import PluginError
 from implicitcore.registry import REGISTRY
 
 if TYPE_CHECKING:
@@ -86,20 +85,16 @@ def _plan(*, device: str, shapes: list[tuple[int, int]], dtypes: tuple[str, ...]
 
 def _backends(device: str) -> tuple[dict[str, Backend], dict[str, str]]:
     """Those that can run on the device, and why each of the others cannot."""
+    from implicitcore.backend_choice import candidates
+
     able, absent = {}, {}
-    for part in REGISTRY.parts("backend"):
-        try:
-            found = part.load()()
-        except PluginError as error:
-            absent[part.name] = str(error)
-            continue
-        reason = found.unavailable_reason()
-        if reason is None and device not in found.device_types:
-            reason = f"it runs on {' and '.join(found.device_types)}, not on {device}"
-        if reason is None:
-            able[part.name] = found
+    for asked in candidates(REGISTRY):
+        if asked.backend is None or asked.reason is not None:
+            absent[asked.part.name] = str(asked.reason)
+        elif device not in asked.backend.device_types:
+            absent[asked.part.name] = f"it runs on {' and '.join(asked.backend.device_types)}, not on {device}"
         else:
-            absent[part.name] = reason
+            able[asked.part.name] = asked.backend
     return able, absent
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
-import random
-import statistics
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from math import ceil
+from functools import partial
 from typing import TypeVar
 
 import torch
+
+from implicitcore.backends.measure import alternate
 
 Key = TypeVar("Key", bound=Hashable)
 Clock = Callable[[], float]
@@ -27,16 +27,8 @@ def interleave(
     A work shorter than ``window`` seconds is called as often as fills it: a short pause of the machine then moves one sample
     of many, and not a median. Small differences of single-threaded works want ``time.process_time``, which does not run in a pause.
     """
-    calls = {key: _calls(work, window, clock) for key, work in works.items()}
-    samples: dict[Key, list[float]] = {key: [] for key in works}
-    order, shuffle = list(works), random.Random(seed).shuffle
     with _no_collection():
-        for _ in range(repetitions):
-            shuffle(order)
-            for key in order:
-                gc.collect()
-                samples[key].append(_seconds(works[key], calls[key], clock))
-    return {key: statistics.median(seconds) for key, seconds in samples.items()}
+        return alternate(works, repetitions, partial(_seconds, clock), window=window, seed=seed)
 
 
 def keep_memory(module: str) -> None:
@@ -50,7 +42,8 @@ def keep_memory(module: str) -> None:
         os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | keep)
 
 
-def _seconds(work: Callable[[], object], calls: int, clock: Clock) -> float:
+def _seconds(clock: Clock, work: Callable[[], object], calls: int) -> float:
+    gc.collect()
     _finish()
     begin = clock()
     for _ in range(calls):
@@ -63,12 +56,6 @@ def _finish() -> None:
     """Wait for what is queued on a GPU, where one is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def _calls(work: Callable[[], object], window: float, clock: Clock) -> int:
-    """The first call warms up; the second is timed."""
-    work()
-    return max(1, ceil(window / _seconds(work, 1, clock)))
 
 
 @contextmanager

@@ -5,17 +5,13 @@ The backend is imported when it is first used: the plugin itself stays light, fo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from implicitcore.lazy import attributes
 
 if TYPE_CHECKING:
     from implicitcore_cupy.backend import CupyBackend as CupyBackend
 
 __all__ = ["CupyBackend"]  # pyright: ignore[reportUnsupportedDunderAll]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from implicitcore_cupy.backend import CupyBackend
-
-    return CupyBackend
+__getattr__ = attributes(__name__, {"CupyBackend": "backend"})

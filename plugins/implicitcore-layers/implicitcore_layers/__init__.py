@@ -5,8 +5,9 @@ A layer is imported when it is first used: the plugin itself stays light, for it
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from implicitcore.lazy import attributes
 
 if TYPE_CHECKING:
     from implicitcore_layers.continuous_deq import ContinuousDEQ as ContinuousDEQ
@@ -26,8 +27,4 @@ _MODULES = {
 }
 __all__ = ["DEQ", "ContinuousDEQ", "HomoODE", "NeuralODE", "SkipDEQ", "SkipRegDEQ"]  # noqa: F822 - by __getattr__
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = attributes(__name__, _MODULES)

@@ -5,8 +5,9 @@ A solver is imported when it is first used: the plugin itself stays light, for i
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from implicitcore.lazy import attributes
 
 if TYPE_CHECKING:
     from implicitcore_scipy.explicit import DOP853 as DOP853
@@ -46,8 +47,4 @@ _MODULES = {
 }
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = attributes(__name__, _MODULES)
