@@ -17,7 +17,7 @@ from torch import Tensor
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
 
-Key = TypeVar("Key", bound=Hashable)
+_Key = TypeVar("_Key", bound=Hashable)
 Work = Callable[[], object]
 Timer = Callable[[Work, int], float]
 
@@ -125,7 +125,7 @@ def interleave(works: Mapping[str, Work], plan: Plan) -> dict[str, float]:
     return alternate(works, plan.repetitions, partial(_seconds, plan.device), window=plan.window)
 
 
-def alternate(works: Mapping[Key, Work], repetitions: int, seconds: Timer, *, window: float, seed: int = 0) -> dict[Key, float]:
+def alternate(works: Mapping[_Key, Work], repetitions: int, seconds: Timer, *, window: float, seed: int = 0) -> dict[_Key, float]:
     """Median seconds of one call of each work: a repetition times them all, in an order of its own, so that a slow minute slows all alike.
 
     Arguments:
@@ -136,7 +136,7 @@ def alternate(works: Mapping[Key, Work], repetitions: int, seconds: Timer, *, wi
         seed: of the orders.
     """
     calls = {key: _calls(work, seconds, window) for key, work in works.items()}
-    samples: dict[Key, list[float]] = {key: [] for key in works}
+    samples: dict[_Key, list[float]] = {key: [] for key in works}
     order, shuffle = list(works), random.Random(seed).shuffle
     for _ in range(repetitions):
         shuffle(order)
