@@ -7,7 +7,7 @@ ImplicitCoreError
 │   ├── UnknownPartError (LookupError)     no such name (or kind); lists the near matches
 │   ├── AmbiguousPartError (LookupError)   two distributions provide the name
 │   └── PluginError                        a plugin that cannot be used, and why
-├── SolveError (RuntimeError)        a solve ended without an answer; carries the Solution
+├── SolveError (RuntimeError)        a solve ended without an answer; carries the Solution (in solution.py)
 └── GradientError (RuntimeError)     a gradient that cannot be computed exactly as asked
 
 ImplicitCoreWarning (UserWarning)
@@ -17,11 +17,9 @@ ImplicitCoreWarning (UserWarning)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from implicitcore.solution import Solution
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class ImplicitCoreError(Exception):
@@ -64,19 +62,6 @@ class PluginError(RegistryError):
     """A plugin cannot be used; the message says which and why."""
 
 
-class SolveError(ImplicitCoreError, RuntimeError):
-    """A solve ended without an answer for at least one sample.
-
-    Arguments:
-        message: what failed.
-        solution: the solution with its status per sample.
-    """
-
-    def __init__(self, message: str, solution: Solution | None = None) -> None:
-        super().__init__(message)
-        self.solution = solution
-
-
 class GradientError(ImplicitCoreError, RuntimeError):
     """The gradient asked for cannot be computed exactly with these parts."""
 
@@ -91,3 +76,42 @@ class ConvergenceWarning(ImplicitCoreWarning):
 
 class PluginWarning(ImplicitCoreWarning):
     """A plugin was left out; the message names it, the cause and how to silence it."""
+
+
+def did_you_mean(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The near matches as the end of a sentence.
+
+    Arguments:
+        word: what was given.
+        known: what could have been given.
+        cutoff: how near a match must be, from 0 to 1.
+
+    Returns:
+        ``"; did you mean 'anderson'?"``, or an empty string where nothing is near.
+
+    >>> did_you_mean("andersen", ["anderson", "broyden"])
+    "; did you mean 'anderson'?"
+    """
+    from difflib import get_close_matches  # only ever needed for an error
+
+    spelling = {name.casefold(): name for name in known}
+    near = get_close_matches(str(word).casefold(), spelling, n=3, cutoff=cutoff)
+    return f"; did you mean {' or '.join(repr(spelling[name]) for name in near)}?" if near else ""
+
+
+def with_article(noun: str) -> str:
+    """The noun with its article: an ode_solver, a layer."""
+    return f"{'an' if noun[:1] in 'aeioAEIO' else 'a'} {noun}"
+
+
+def describe_error(error: BaseException) -> str:
+    """The type and the text of an error in one line: ``ImportError: No module named 'x'``."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def show(value: Any) -> str:
+    """A value as messages show it: short."""
+    if value is None or isinstance(value, str | int | float | list | tuple | dict):
+        return reprlib.repr(value)
+    return f"{with_article(type(value).__name__)} object"

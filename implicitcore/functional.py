@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from implicitcore.autocast import ambient, promoted, suspended
 from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
@@ -20,14 +19,15 @@ from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
-from implicitcore.packing import Packing
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
-from implicitcore.scope import solving
 from implicitcore.solution import Solution
-from implicitcore.system import System
-from implicitcore.transforms import check_transforms, eager
+from implicitcore.system.scope import solving
+from implicitcore.system.system import System
+from implicitcore.tensors.autocast import ambient, promoted, suspended
+from implicitcore.tensors.packing import Packing
+from implicitcore.tensors.transforms import check_transforms, eager
 
 
 def fixed_point(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from implicitcore.errors import InputError, SolveError
+from implicitcore.errors import ImplicitCoreError, InputError
 
 
 class Status(IntEnum):
@@ -125,3 +125,16 @@ class Solution:
         if self.failed:
             raise SolveError(f"the solve failed: {self.summary()}", self)
         return self
+
+
+class SolveError(ImplicitCoreError, RuntimeError):
+    """A solve ended without an answer for at least one sample.
+
+    Arguments:
+        message: what failed.
+        solution: the solution with its status per sample.
+    """
+
+    def __init__(self, message: str, solution: Solution | None = None) -> None:
+        super().__init__(message)
+        self.solution = solution

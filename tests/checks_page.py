@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from implicitcore.parts import CLASS_KINDS
+from implicitcore.options.kinds import CLASS_KINDS
 from implicitcore.testing import checks_for
 
 PAGE = Path(__file__).parents[1] / "docs" / "testing.md"

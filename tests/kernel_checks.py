@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import implicitcore as ic
-from implicitcore.norms import real_dtype
+from implicitcore.tensors.norms import real_dtype
 
 REFERENCE = ic.TorchBackend()
 SIZES = (0, 1, 127, 128, 129, 100_003)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import implicitcore as ic
-from implicitcore.options import Option, options_of
-from implicitcore.parts import Part
-from implicitcore.registry import REGISTRY
+from implicitcore.options.options import Option, options_of
+from implicitcore.registry.part import Part
+from implicitcore.registry.registry import REGISTRY
 
 BATCH, N = 2, 3
 RATE = 0.1

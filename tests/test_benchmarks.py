@@ -6,7 +6,17 @@ from collections import Counter
 
 import pytest
 import torch
-from benchmarks import counting, dispatch, gpu, gpu_report, ode, ode_contenders, ode_problems, ode_report, root
+from benchmarks import (
+    counting,
+    dispatch,
+    gpu,
+    gpu_report,
+    ode,
+    ode_contenders,
+    ode_problems,
+    ode_report,
+    root,
+)
 from benchmarks.counting import Counted
 from benchmarks.harness import Settings, measure
 from benchmarks.markdown import short

@@ -7,8 +7,8 @@ from sites import HEADER, Site, registers, run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicitcore as ic
-from implicitcore import observers
-from implicitcore.registry import Registry
+from implicitcore.layers import observers
+from implicitcore.registry.registry import Registry
 
 X = torch.ones(2, 3)
 HEARS = f"""{HEADER}

@@ -42,8 +42,8 @@ def test_a_misspelt_name_gets_its_near_match():
 def test_the_import_brings_neither_torch_nor_plugins():
     code = "import sys, implicitcore; implicitcore.hookimpl; print(*sys.modules)"
     modules = run_python("-c", code).stdout.split()
-    assert "implicitcore.hookspecs" in modules
-    assert not {"torch", "pydantic", "numpy", "implicitcore.registry", "implicitcore_layers", "implicitcore_lab"} & set(modules)
+    assert "implicitcore.registry.hookspecs" in modules
+    assert not {"torch", "pydantic", "numpy", "implicitcore.registry.registry", "implicitcore_layers", "implicitcore_lab"} & set(modules)
 
 
 def test_the_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch):

@@ -36,7 +36,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from sites import ROOT, Environment
 
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
 NOT_RUN = {"changes the environment that runs the tests": 2}

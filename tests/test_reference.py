@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sites import ROOT, SOLVER, Site, distributions, registers, run_python
 
-from implicitcore.cli.page import _text, reference_page
-from implicitcore.registry import REGISTRY
+from implicitcore.cli.reference_page import _text, reference_page
+from implicitcore.registry.registry import REGISTRY
 
 PAGE = ROOT / "docs" / "parts.md"
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 import implicitcore as ic
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 from implicitcore.solution import Solution
-from implicitcore.system import System
+from implicitcore.system.system import System
 
 NAMES = sorted(part.name for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
-from implicitcore.transforms import transformed
+from implicitcore.tensors.transforms import transformed
 
 _REFERENCE = TorchBackend()
 
@@ -84,7 +84,7 @@ class FusedBackend(Backend):
 
     @abstractmethod
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
-        """Write f(z) - z to ``out``; the norms are in :func:`~implicitcore.norms.real_dtype`."""
+        """Write f(z) - z to ``out``; the norms are in :func:`~implicitcore.tensors.norms.real_dtype`."""
 
     @abstractmethod
     def _gram_row(self, history: Tensor, row: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend, Residual
-from implicitcore.norms import column, norm, real_dtype, rms_norm
+from implicitcore.tensors.norms import column, norm, real_dtype, rms_norm
 
 
 @final

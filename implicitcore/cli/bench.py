@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from implicitcore.cli.group import Group, table
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 if TYPE_CHECKING:
     from implicitcore.backends.base import Backend
@@ -85,7 +85,7 @@ def _plan(*, device: str, shapes: list[tuple[int, int]], dtypes: tuple[str, ...]
 
 def _backends(device: str) -> tuple[dict[str, Backend], dict[str, str]]:
     """Those that can run on the device, and why each of the others cannot."""
-    from implicitcore.backend_choice import candidates
+    from implicitcore.config.auto_backend import candidates
 
     able, absent = {}, {}
     for asked in candidates(REGISTRY):

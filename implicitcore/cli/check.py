@@ -9,7 +9,7 @@ import click
 
 from implicitcore.cli.group import Kind, table
 from implicitcore.errors import ConfigError
-from implicitcore.parts import MODULE_KINDS
+from implicitcore.options.kinds import MODULE_KINDS
 
 if TYPE_CHECKING:
     from implicitcore.testing import CheckResult
@@ -41,7 +41,7 @@ class Setting(click.ParamType):
 @click.option("-x", "--expect", type=Setting(), metavar="CHECK=REASON", multiple=True, help="This check is expected to fail, and must.")
 def check(kind: str, name: str, settings: Settings, expect: Settings) -> None:
     """Run the contract checks on a part. Exit status 1 where one fails."""
-    from implicitcore.registry import REGISTRY
+    from implicitcore.registry.registry import REGISTRY
     from implicitcore.testing import run_checks
 
     REGISTRY.find(kind, name).load()  # first, for what is wrong with it is not wrong with the options
@@ -57,7 +57,7 @@ def check(kind: str, name: str, settings: Settings, expect: Settings) -> None:
 
 def _made(kind: str, name: str, settings: Settings) -> Any:
     """The part with its options; of the kinds that the checks make themselves, its class with them."""
-    from implicitcore.config import create, prepare
+    from implicitcore.config.build import create, prepare
 
     make = prepare if kind in MODULE_KINDS else create
     return make(kind, nested(settings) | {"name": name})

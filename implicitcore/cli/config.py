@@ -11,8 +11,7 @@ from typing import Any
 import click
 
 from implicitcore.cli.group import Group, Kind
-from implicitcore.errors import ConfigError, RegistryError
-from implicitcore.wording import did_you_mean, with_article
+from implicitcore.errors import ConfigError, RegistryError, did_you_mean, with_article
 
 
 class ConfigFile(click.ParamType):
@@ -53,7 +52,7 @@ def of_file(command: Callable[..., Any]) -> Callable[..., Any]:
 @of_file
 def validate(file: Path, kind: str, at: str | None) -> None:
     """Check the configuration in FILE. Every problem is listed with its path."""
-    from implicitcore.options import options_of
+    from implicitcore.options.options import options_of
 
     part = read(file, kind, at)
     given_by_python = [option.name for option in options_of(part.func).values() if option.required and option.from_python]
@@ -66,7 +65,7 @@ def validate(file: Path, kind: str, at: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and not YAML.")
 def show(file: Path, kind: str, at: str | None, as_json: bool) -> None:
     """Print the configuration in FILE with its defaults. It makes the same part, whatever later defaults are."""
-    from implicitcore.config import describe
+    from implicitcore.config.build import describe
 
     data = describe(read(file, kind, at))
     click.echo(json.dumps(data, indent=2) if as_json else _yaml(data), nl=as_json)
@@ -80,7 +79,7 @@ def schema(kind: str, name: str | None) -> None:
 
     It is for any part of a KIND (default: layer), or for its one part NAME.
     """
-    from implicitcore.schema import config_schema
+    from implicitcore.config.schema import config_schema
 
     click.echo(json.dumps(config_schema(kind, name), indent=2))
 
@@ -92,8 +91,8 @@ def read(file: Path, kind: str, at: str | None) -> functools.partial[Any]:
         ConfigError: lists every problem with the file and its path.
         RegistryError: a name has two providers or cannot be imported, and nothing else is wrong.
     """
-    from implicitcore.config import prepare
-    from implicitcore.config_file import load_config
+    from implicitcore.config.build import prepare
+    from implicitcore.config.files import load_config
 
     data = load_config(file)
     if at is None and "name" not in data:

@@ -15,13 +15,13 @@ import click
 
 from implicitcore import __version__
 from implicitcore.cli.group import aligned, load_command, table
-from implicitcore.errors import PluginError, PluginWarning
-from implicitcore.parts import CLASS_KINDS, Part, canonical, missing_requirements, pip_install
-from implicitcore.registry import REGISTRY
-from implicitcore.wording import describe_error, did_you_mean
+from implicitcore.errors import PluginError, PluginWarning, describe_error, did_you_mean
+from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.registry.part import Part, canonical, missing_requirements, pip_install
+from implicitcore.registry.registry import REGISTRY
 
 if TYPE_CHECKING:
-    from implicitcore.discovery import Plugin
+    from implicitcore.registry.discovery import Plugin
 
 LAST_FRAMES = 3
 """How many frames of a traceback are shown without ``-v``: the plugin's own, mostly."""
@@ -101,7 +101,7 @@ def _cuda() -> str:
 
 def _import_parts() -> Iterator[tuple[Part, Problem]]:
     """Import every part, and give those that cannot be used."""
-    from implicitcore.options import options_of
+    from implicitcore.options.options import options_of
 
     for part in REGISTRY.parts():
         try:
@@ -116,7 +116,7 @@ def _import_parts() -> Iterator[tuple[Part, Problem]]:
 
 def _show_backends(broken: dict[Part, Problem]) -> list[Problem]:
     """Print which backends run here and which of them ``auto`` is; those whose code raised are problems."""
-    from implicitcore.backend_choice import candidates, choose
+    from implicitcore.config.auto_backend import candidates, choose
 
     found = list(candidates(REGISTRY))
     rows = [(asked.part.name, asked.part.provider, "yes" if asked.reason is None else f"no: {asked.reason}") for asked in found]
@@ -143,8 +143,8 @@ def _notes(plugins: tuple[Plugin, ...]) -> Iterator[str]:
     """What may not be meant as it is, though nothing fails for it."""
     from importlib.metadata import entry_points
 
-    from implicitcore.discovery import DISABLE
-    from implicitcore.hookspecs import PROJECT
+    from implicitcore.registry.discovery import DISABLE
+    from implicitcore.registry.hookspecs import PROJECT
 
     known = {canonical(name) for plugin in plugins for name in (plugin.name, plugin.distribution)} | {"all"}
     for name in filter(None, map(str.strip, os.environ.get(DISABLE, "").split(","))):

@@ -8,10 +8,16 @@ from typing import Any
 
 import click
 
-from implicitcore.errors import ImplicitCoreError, PluginError, UnknownPartError
-from implicitcore.parts import CLASS_KINDS, Part
-from implicitcore.registry import REGISTRY
-from implicitcore.wording import did_you_mean, with_article
+from implicitcore.errors import (
+    ImplicitCoreError,
+    PluginError,
+    UnknownPartError,
+    did_you_mean,
+    with_article,
+)
+from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.registry.part import Part
+from implicitcore.registry.registry import REGISTRY
 
 
 class Group(click.Group):

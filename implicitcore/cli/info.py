@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from implicitcore.cli.group import Kind, aligned, load_command
-from implicitcore.parts import KINDS, Part, missing_requirements, pip_install
-from implicitcore.registry import REGISTRY
+from implicitcore.options.kinds import KINDS
+from implicitcore.registry.part import Part, missing_requirements, pip_install
+from implicitcore.registry.registry import REGISTRY
 
 if TYPE_CHECKING:
-    from implicitcore.options import Option
+    from implicitcore.options.options import Option
 
 
 @click.command(epilog="Example: implicitcore info root_solver anderson")
@@ -39,8 +40,8 @@ def _show_command(part: Part) -> None:
 
 
 def _show_class(part: Part) -> None:
-    from implicitcore.docstrings import first_paragraph, option_summaries
-    from implicitcore.options import options_of
+    from implicitcore.options.docstrings import first_paragraph, option_summaries
+    from implicitcore.options.options import options_of
 
     cls = part.load()
     click.echo(f"class: {part.target}")
@@ -89,7 +90,7 @@ class _Shown:
 def brief(value: Any) -> str:
     """A value as code; of a part only the options that are not its defaults."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        from implicitcore.options import options_of
+        from implicitcore.options.options import options_of
 
         given = {name: getattr(value, name) for name, option in options_of(type(value)).items() if getattr(value, name) != option.default}
         return f"{type(value).__name__}({', '.join(f'{name}={brief(given[name])}' for name in given)})"

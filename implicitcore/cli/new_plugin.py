@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from implicitcore.cli.group import Kind
-from implicitcore.discovery import canonical
-from implicitcore.hookspecs import PROJECT
+from implicitcore.registry.discovery import canonical
+from implicitcore.registry.hookspecs import PROJECT
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from implicitcore.cli.group import Kind, table
-from implicitcore.parts import KINDS
-from implicitcore.registry import REGISTRY
+from implicitcore.options.kinds import KINDS
+from implicitcore.registry.registry import REGISTRY
 
 
 @click.command(name="list", epilog="Example: implicitcore list gradient")
@@ -17,7 +17,7 @@ def list_parts(kind: str | None, providers: tuple[str, ...], markdown: bool) -> 
     """List the registered parts, all or those of a KIND."""
     parts = [part for part in REGISTRY.parts(kind) if part.provider in providers or not providers]
     if markdown:
-        from implicitcore.cli.page import reference_page
+        from implicitcore.cli.reference_page import reference_page
 
         click.echo(reference_page(parts), nl=False)
         return

@@ -12,16 +12,16 @@ import click
 from implicitcore.cli.doctor import doctor
 from implicitcore.cli.group import Group, table
 from implicitcore.errors import PluginWarning
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 if TYPE_CHECKING:
-    from implicitcore.discovery import Plugin
+    from implicitcore.registry.discovery import Plugin
 
 
 @click.group(cls=Group, epilog="Example: implicitcore plugins list")
 def plugins() -> None:
     """The plugins found, and what became of each."""
-    from implicitcore.discovery import STRICT
+    from implicitcore.registry.discovery import STRICT
 
     os.environ.pop(STRICT, None)  # these commands say what is broken; they must not fail for it
 

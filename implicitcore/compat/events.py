@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import SolveError
-from implicitcore.norms import real_dtype
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.packing import Packing
-from implicitcore.system import System
+from implicitcore.solution import SolveError
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import real_dtype
+from implicitcore.tensors.packing import Packing
 
 # Steps in which an event must happen, unless the options say how many: it may never.
 MOST = 20_000

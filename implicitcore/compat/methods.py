@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError, UnknownPartError
-from implicitcore.norms import real_dtype
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.options import options_of
-from implicitcore.registry import REGISTRY
+from implicitcore.options.options import options_of
+from implicitcore.registry.registry import REGISTRY
+from implicitcore.tensors.norms import real_dtype
 
 DEFAULT = "dopri5"
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.trajectory import Bound, attach, pull, total
-from implicitcore.norms import column, norm
 from implicitcore.ode_solvers.base import ODESolver, Step
-from implicitcore.options import Options
+from implicitcore.options.options import Options
+from implicitcore.options.types import Positive
 from implicitcore.solution import Backward, Solution, Status
-from implicitcore.system import System
-from implicitcore.tolerances import Positive
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, norm
 
 _NEEDS_STAGES = "does not say which stages its steps are made of: give Adjoint(solver=...) one that does (Tsit5), or use Unrolled"
 

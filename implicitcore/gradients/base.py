@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError, InputError
-from implicitcore.ode_solvers.base import ODESolver, StepwiseODESolver
+from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution
-from implicitcore.system import System
+from implicitcore.system.system import System
 
 
 @dataclass(frozen=True)

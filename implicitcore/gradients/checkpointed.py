@@ -13,16 +13,17 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
-from implicitcore.gradients.schedule import Checkpoints
+from implicitcore.gradients.checkpoints import Checkpoints
 from implicitcore.gradients.trajectory import Bound, attach, pull, total
-from implicitcore.ode_solvers.base import Step, StepwiseODESolver
-from implicitcore.ode_solvers.loop import March, Outputs, check_times
+from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.integration import March, Outputs, check_times
 from implicitcore.ode_solvers.step_size import Verdict
-from implicitcore.options import Options
+from implicitcore.ode_solvers.stepwise import StepwiseODESolver
+from implicitcore.options.options import Options
+from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Backward, Solution
-from implicitcore.system import System
-from implicitcore.tolerances import Count
+from implicitcore.system.system import System
 
 
 @final

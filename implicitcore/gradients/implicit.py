@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.autocast import suspended
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
-from implicitcore.gradients.leaves import inputs, leaves, union
 from implicitcore.gradients.linear_system import LinearSystem, Transposed
-from implicitcore.options import Options
+from implicitcore.options.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.solution import Backward, Solution, Status
-from implicitcore.system import Linearization, System
+from implicitcore.system.linearization import Linearization
+from implicitcore.system.system import System
+from implicitcore.tensors.autocast import suspended
+from implicitcore.tensors.graph_leaves import inputs, leaves, union
 
 
 @final

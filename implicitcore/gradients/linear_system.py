@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.norms import norm
-from implicitcore.system import Linearization, System
+from implicitcore.system.linearization import Linearization
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import norm
 
 
 class LinearSystem(System):

@@ -7,9 +7,9 @@ from typing import final
 
 from torch import Tensor
 
-from implicitcore.gradients.estimated import EstimatedGradient
-from implicitcore.system import Linearization
-from implicitcore.tolerances import Count
+from implicitcore.gradients.approximate import EstimatedGradient
+from implicitcore.options.types import Count
+from implicitcore.system.linearization import Linearization
 
 
 @final

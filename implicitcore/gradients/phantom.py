@@ -10,11 +10,11 @@ from torch import Tensor
 
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
-from implicitcore.options import Options
+from implicitcore.options.options import Options
+from implicitcore.options.types import Count, Fraction
 from implicitcore.solution import Solution
-from implicitcore.system import System
-from implicitcore.tolerances import Count, Fraction
-from implicitcore.transforms import transformed
+from implicitcore.system.system import System
+from implicitcore.tensors.transforms import transformed
 
 
 @final

@@ -13,12 +13,12 @@ from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.gradients.implicit import BackwardSolve, attached
 from implicitcore.gradients.linear_system import LinearSystem
-from implicitcore.options import Options
+from implicitcore.options.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.picard import Picard
 from implicitcore.solution import Solution
-from implicitcore.system import System
+from implicitcore.system.system import System
 
 
 @final

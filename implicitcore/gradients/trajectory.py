@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.autocast import suspended
 from implicitcore.errors import GradientError
-from implicitcore.gradients.leaves import inputs, leaves, union
 from implicitcore.solution import Solution
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.autocast import suspended
+from implicitcore.tensors.graph_leaves import inputs, leaves, union
 
 
 class Bound(NamedTuple):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
-from implicitcore.options import Options
-from implicitcore.root_solvers.base import StepwiseRootSolver
+from implicitcore.options.options import Options
+from implicitcore.options.types import Count
+from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.solution import Solution
-from implicitcore.system import System
-from implicitcore.tolerances import Count
+from implicitcore.system.system import System
 
 
 @final

@@ -9,24 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore import observers
-from implicitcore.autocast import ambient, promoted
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.errors import ConvergenceWarning, SolveError
+from implicitcore.errors import ConvergenceWarning
 from implicitcore.functional import run
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
-from implicitcore.layers.start import Start, Zeros
-from implicitcore.layers.sync import SharedGroup, group_of
+from implicitcore.layers import observers
+from implicitcore.layers.distributed import SharedGroup, group_of
+from implicitcore.layers.initial import Start, Zeros
+from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.scope import Scope, current
-from implicitcore.solution import Solution, Status
-from implicitcore.system import select
-from implicitcore.transforms import eager, in_backward
+from implicitcore.solution import Solution, SolveError, Status
+from implicitcore.system.scope import Scope, current
+from implicitcore.system.system import select
+from implicitcore.tensors.autocast import ambient, promoted
+from implicitcore.tensors.transforms import eager, in_backward
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -145,9 +146,7 @@ class ImplicitLayer(nn.Module):
         Raises:
             ConfigError: a part of the layer is not registered.
         """
-        from implicitcore.config import describe  # the one step up: names are the registry's to know
-
-        return describe(self)
+        return provided("describe")(self)
 
     def extra_repr(self) -> str:
         """The parts that are not modules."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from implicitcore.errors import ConfigError
-from implicitcore.scope import current
-from implicitcore.transforms import eager
+from implicitcore.system.scope import current
+from implicitcore.tensors.transforms import eager
 
 
 @final

@@ -12,12 +12,12 @@ from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.errors import InputError
 from implicitcore.layers.base import ImplicitLayer
-from implicitcore.norms import column, norm, real_dtype
-from implicitcore.packing import Packing
-from implicitcore.scope import one_function
 from implicitcore.solution import Solution
-from implicitcore.system import System
-from implicitcore.transforms import eager
+from implicitcore.system.scope import one_function
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, norm, real_dtype
+from implicitcore.tensors.packing import Packing
+from implicitcore.tensors.transforms import eager
 
 Function = ImplicitLayer | Dynamics | Callable[[Any, Any], Any]
 """What has an f(z, x): a layer, its dynamics, or the function itself."""

@@ -10,11 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from implicitcore.norms import column
-from implicitcore.ode_solvers.base import Step, StepwiseODESolver
+from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
-from implicitcore.system import System
-from implicitcore.tolerances import Positive
+from implicitcore.ode_solvers.stepwise import StepwiseODESolver
+from implicitcore.options.types import Positive
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column
 
 # A step so many times as long as the last is of order 1: the differences over a step that was cut short to arrive at an output time
 # are mostly rounding, and would be magnified.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import InputError
-from implicitcore.packing import Packing
+from implicitcore.tensors.packing import Packing
 
 
 class Begin(NamedTuple):

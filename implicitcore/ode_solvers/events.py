@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError, InputError
-from implicitcore.norms import column
 from implicitcore.ode_solvers.dense import Begin, evaluate
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column
 
 Event = Callable[[Tensor, Any, Any], Tensor]
 """e(t, z, x) -> ``[batch]``; t comes as ``[batch, 1, ..., 1]``."""

@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import InputError
-from implicitcore.norms import column, real_dtype
 from implicitcore.ode_solvers import implicit_tableaus as tableaus
-from implicitcore.ode_solvers.base import EqualSteps, Step, StepwiseODESolver
+from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
 from implicitcore.ode_solvers.stages import Frame, Stage, attach
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
+from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
+from implicitcore.options.types import Positive, Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.chain import Chain
 from implicitcore.root_solvers.newton import Newton
-from implicitcore.system import Linearization, System
-from implicitcore.tolerances import Positive, Whole
-from implicitcore.transforms import check_products
+from implicitcore.system.linearization import Linearization
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, real_dtype
+from implicitcore.tensors.transforms import check_products
 
 
 class Begun(NamedTuple):

@@ -9,13 +9,14 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from implicitcore.norms import column
 from implicitcore.ode_solvers import tableaus
-from implicitcore.ode_solvers.base import EqualSteps, Step, StepwiseODESolver
+from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.step_size import Adaptive, Controller, StepSize
+from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
 from implicitcore.ode_solvers.tableaus import Tableau
-from implicitcore.system import System
-from implicitcore.tolerances import Positive, Tolerance
+from implicitcore.options.types import Positive, Tolerance
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column
 
 
 @dataclass(frozen=True, kw_only=True)

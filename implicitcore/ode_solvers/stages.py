@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicitcore.autocast import suspended
 from implicitcore.backends.base import Residual
 from implicitcore.errors import ConvergenceWarning, GradientError
-from implicitcore.norms import column, norm, real_dtype
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import solve
-from implicitcore.system import Linearization, System
+from implicitcore.system.linearization import Linearization
+from implicitcore.system.system import System
+from implicitcore.tensors.autocast import suspended
+from implicitcore.tensors.norms import column, norm, real_dtype
 
 # What the tolerance is relative to is never less than this many units of rounding of the state.
 ROUNDING = 100.0

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import ConvergenceWarning
-from implicitcore.norms import column, norm, rms_norm
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, norm, rms_norm
 
 
 class Verdict(NamedTuple):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
-from implicitcore.norms import column, norm, real_dtype
-from implicitcore.root_solvers.base import StepwiseRootSolver
+from implicitcore.options.types import Count, Fraction, Tolerance
 from implicitcore.root_solvers.history import History
-from implicitcore.system import System
-from implicitcore.tolerances import Count, Fraction, Tolerance
+from implicitcore.root_solvers.stepwise import StepwiseRootSolver
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, norm, real_dtype
 
 # Steps between two restarts, in units of the depth: a direction remembers all those it was made orthogonal to, and where f is far from
 # linear, steps that long past mislead. Twice the depth cost the fewest evaluations over linear and nonlinear maps alike.

@@ -8,10 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.norms import column, norm, real_dtype
+from implicitcore.root_solvers.convergence import Progress
 from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
-from implicitcore.root_solvers.progress import Progress
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, norm, real_dtype
 
 
 @final

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError
-from implicitcore.norms import real_dtype
-from implicitcore.root_solvers.base import StepwiseRootSolver
+from implicitcore.options.types import Count
 from implicitcore.root_solvers.history import History
-from implicitcore.root_solvers.loop import iterate
+from implicitcore.root_solvers.stepwise import StepwiseRootSolver, iterate
 from implicitcore.solution import Solution
-from implicitcore.system import System
-from implicitcore.tolerances import Count
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import real_dtype
 
 
 @final

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import ConfigError
-from implicitcore.norms import column
-from implicitcore.options import Options
+from implicitcore.options.options import Options
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
 from implicitcore.solution import Solution, Status
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column
 
 
 @final

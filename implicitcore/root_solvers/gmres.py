@@ -8,11 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from implicitcore.options.types import Count
+from implicitcore.root_solvers.convergence import Progress
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
-from implicitcore.root_solvers.progress import Progress
-from implicitcore.system import System
-from implicitcore.tolerances import Count
+from implicitcore.system.system import System
 
 
 @final

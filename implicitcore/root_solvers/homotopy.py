@@ -9,20 +9,20 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.norms import column, norm
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.runge_kutta import Tsit5
-from implicitcore.options import Options
-from implicitcore.packing import Packing
+from implicitcore.options.options import Options
+from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.chain import merge
+from implicitcore.root_solvers.convergence import Progress
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.root_solvers.newton import Newton
-from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution, Status
-from implicitcore.system import System
-from implicitcore.tolerances import Whole
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, norm
+from implicitcore.tensors.packing import Packing
 
 # How fast an integrated state is drawn back to the path, per unit of its length.
 ATTRACTION = 1.0

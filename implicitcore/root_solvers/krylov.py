@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
-from implicitcore.norms import column, norm
 from implicitcore.root_solvers.history import History
+from implicitcore.tensors.norms import column, norm
 
 
 class Krylov:

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.options import Options
+from implicitcore.options.options import Options
+from implicitcore.options.types import Count, Tolerance
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.progress import Progress
+from implicitcore.root_solvers.convergence import Progress
 from implicitcore.solution import Solution
-from implicitcore.system import Linearization, System
-from implicitcore.tolerances import Count, Tolerance
+from implicitcore.system.linearization import Linearization
+from implicitcore.system.system import System
 
 Product = Callable[[Tensor], Tensor]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.norms import real_dtype
 from implicitcore.root_solvers.krylov import Krylov
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import real_dtype
 
 # Of a damped step, relative to the squared column norms.
 DAMPING = 1e-3

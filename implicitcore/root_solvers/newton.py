@@ -8,14 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.norms import column
-from implicitcore.options import Options
+from implicitcore.options.options import Options
+from implicitcore.options.types import Count, Tolerance, Whole
 from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.convergence import Progress
 from implicitcore.root_solvers.linearized import Point, damped, solve
-from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution
-from implicitcore.system import System
-from implicitcore.tolerances import Count, Tolerance, Whole
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column
 
 # A step of length a is accepted where it lowers |g| by this share of a.
 ARMIJO = 1e-4

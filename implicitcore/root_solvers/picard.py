@@ -8,9 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.root_solvers.base import StepwiseRootSolver
-from implicitcore.system import System
-from implicitcore.tolerances import Fraction
+from implicitcore.options.types import Fraction
+from implicitcore.root_solvers.stepwise import StepwiseRootSolver
+from implicitcore.system.system import System
 
 
 @final

@@ -8,14 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.norms import column
-from implicitcore.options import Options
+from implicitcore.options.options import Options
+from implicitcore.options.types import Count, Positive, Tolerance, Whole
 from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.convergence import Progress
 from implicitcore.root_solvers.linearized import Point, solve
-from implicitcore.root_solvers.progress import Progress
 from implicitcore.solution import Solution
-from implicitcore.system import System
-from implicitcore.tolerances import Count, Positive, Tolerance, Whole
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column
 
 # A step that raises |g| by more than this, or to no number, is taken back and tried again with a tenth of dt.
 GROWTH = 100.0

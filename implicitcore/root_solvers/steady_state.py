@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.norms import column, norm
 from implicitcore.ode_solvers.adams import Adams
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.options import Options
+from implicitcore.options.options import Options
+from implicitcore.options.types import Count, Tolerance
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.progress import Progress
+from implicitcore.root_solvers.convergence import Progress
 from implicitcore.solution import Solution, Status
-from implicitcore.system import System
-from implicitcore.tolerances import Count, Tolerance
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, norm
 
 # A sample has stalled where the least residual of ``patience`` steps is no less than this share of the least of those before, nor more
 # than so many times it: one that rises is on its way through a transient.

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from implicitcore.errors import ImplicitCoreWarning, InputError
+from implicitcore.errors import ImplicitCoreWarning, InputError, describe_error, with_article
 from implicitcore.testing.expect import ContractError, NotApplicable
-from implicitcore.testing.handed import MADE_FROM_CELLS, kind_of, label
-from implicitcore.testing.made import Inputs, Maker
-from implicitcore.wording import describe_error, with_article
+from implicitcore.testing.factory import Inputs, Maker
+from implicitcore.testing.subjects import MADE_FROM_CELLS, kind_of, label
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Check:
     Attributes:
         name: stable: plugins name it where they expect it to fail.
         kind: of the parts that it is for.
-        function: does the work, on the part; on a :class:`~implicitcore.testing.made.Maker` of layers and of dynamics.
+        function: does the work, on the part; on a :class:`~implicitcore.testing.factory.Maker` of layers and of dynamics.
         inputs: where their inputs come from, where the kit's own do not fit.
     """
 

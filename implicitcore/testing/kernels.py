@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
-from implicitcore.norms import real_dtype
+from implicitcore.tensors.norms import real_dtype
 from implicitcore.testing.expect import NotApplicable
 
 # Around the block of 128 threads or lanes that kernels like; and nothing at all.

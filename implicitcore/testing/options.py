@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from implicitcore.parts import CLASS_KINDS
+from implicitcore.options.kinds import CLASS_KINDS
 from implicitcore.testing.expect import NotApplicable
 
 # What a tolerance can ask for at least, in float32.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from implicitcore.testing.handed import full_label, label
-from implicitcore.testing.made import Inputs
+from implicitcore.testing.factory import Inputs
 from implicitcore.testing.run import Expected, checks_for, expected_of
+from implicitcore.testing.subjects import full_label, label
 
 if TYPE_CHECKING:
     import pytest

@@ -14,10 +14,10 @@ from implicitcore.dynamics.vector_field import VectorField
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.packing import Packing
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.packing import Packing
 from implicitcore.testing.dense import differentiable_root
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import implicitcore.testing.checks  # noqa: F401 - defines the checks
-from implicitcore.errors import ConfigError
-from implicitcore.parts import CLASS_KINDS
+from implicitcore.errors import ConfigError, did_you_mean
+from implicitcore.options.kinds import CLASS_KINDS
 from implicitcore.testing.check import CHECKS, Check, subject_of
 from implicitcore.testing.expect import ContractError, NotApplicable
-from implicitcore.testing.handed import kind_of
-from implicitcore.testing.made import Inputs
-from implicitcore.wording import did_you_mean
+from implicitcore.testing.factory import Inputs
+from implicitcore.testing.subjects import kind_of
 
 Expected = Mapping[str, str] | Callable[[Any], Mapping[str, str]] | None
 """The reasons for which checks are expected to fail, by their names; or a function of the part that returns them."""

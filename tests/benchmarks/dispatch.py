@@ -24,7 +24,7 @@ from benchmarks.root_problems import Dense, general, posed
 from benchmarks.rows import Row, load, machine, save
 from benchmarks.timing import interleave, keep_memory
 from implicitcore.gradients.base import Solve
-from implicitcore.packing import Packing
+from implicitcore.tensors.packing import Packing
 from implicitcore_lab.memory import peak_bytes
 
 METHODS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}

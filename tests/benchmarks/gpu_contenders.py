@@ -14,7 +14,7 @@ from benchmarks import plain
 from benchmarks.harness import OURS
 from benchmarks.problem import Contender, Outcome, Prepare, Problem
 from benchmarks.root_contenders import METHODS, PLAIN, TORCHDEQ, torchdeq
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 COMPILED = "compiled cell"
 

@@ -14,7 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.counting import ALL, GRAPH, LEAVES, VJP, Counted, F, Spent, evaluations, floor, products
+from benchmarks.counting import (
+    ALL,
+    GRAPH,
+    LEAVES,
+    VJP,
+    Counted,
+    F,
+    Spent,
+    evaluations,
+    floor,
+    products,
+)
 from benchmarks.problem import Contender, Outcome, Problem, Reference
 from benchmarks.rows import Row
 from benchmarks.timing import interleave

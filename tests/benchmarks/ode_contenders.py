@@ -17,7 +17,7 @@ from benchmarks.counting import trajectory
 from benchmarks.harness import EXACT, OURS
 from benchmarks.ode_problems import HORIZON, Trajectory
 from benchmarks.problem import Contender, Outcome, Prepare, Problem
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 TORCHDIFFEQ, TORCHODE = "torchdiffeq", "torchode"
 METHODS = {"dopri5": ic.Dopri5, "tsit5": ic.Tsit5}

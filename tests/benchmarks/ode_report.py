@@ -7,8 +7,25 @@ from typing import Any
 
 from benchmarks.harness import EXACT, OURS
 from benchmarks.markdown import count, error, missed, short, table
-from benchmarks.ode_contenders import ADJOINT, CHECKPOINTED, IMPLICIT, METHODS, SEMINORM, TORCHDIFFEQ, UNROLLED, settling
-from benchmarks.ode_problems import CONV, DESCRIPTIONS, HETEROGENEOUS, HORIZON, MLP, STEADY, Trajectory
+from benchmarks.ode_contenders import (
+    ADJOINT,
+    CHECKPOINTED,
+    IMPLICIT,
+    METHODS,
+    SEMINORM,
+    TORCHDIFFEQ,
+    UNROLLED,
+    settling,
+)
+from benchmarks.ode_problems import (
+    CONV,
+    DESCRIPTIONS,
+    HETEROGENEOUS,
+    HORIZON,
+    MLP,
+    STEADY,
+    Trajectory,
+)
 from benchmarks.report import bad, machine_line, name_of, pieces_table, sections
 from benchmarks.rows import Row
 

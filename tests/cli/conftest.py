@@ -7,7 +7,7 @@ from click.testing import CliRunner, Result
 from sites import Site
 
 from implicitcore.cli import cli
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from sites import SOLVER, Site, registers
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 Run = Callable[..., Result]
 

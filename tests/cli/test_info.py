@@ -5,8 +5,8 @@ from click.testing import Result
 from sites import Site, hook
 
 from implicitcore.cli.info import brief
-from implicitcore.parts import CLASS_KINDS
-from implicitcore.registry import REGISTRY
+from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.registry.registry import REGISTRY
 
 Run = Callable[..., Result]
 

@@ -13,7 +13,7 @@ from sites import ROOT, Environment, Site, run_python
 from implicitcore import __version__
 from implicitcore.cli import cli
 from implicitcore.cli.new_plugin import render
-from implicitcore.parts import CLASS_KINDS
+from implicitcore.options.kinds import CLASS_KINDS
 
 NO_TORCH = ("-c", "import sys; sys.modules['torch'] = None; from implicitcore.cli import main; main()")
 

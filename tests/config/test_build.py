@@ -11,9 +11,9 @@ from annotated_types import Ge
 from torch import nn
 
 import implicitcore as ic
-from implicitcore import config
-from implicitcore.backend_choice import candidates, choose
-from implicitcore.registry import Registry
+from implicitcore.config import build as config
+from implicitcore.config.auto_backend import candidates, choose
+from implicitcore.registry.registry import Registry
 
 
 class Toy(ic.ImplicitLayer):

@@ -10,9 +10,17 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic import Field
 from torch import nn
 
-from implicitcore import Anderson, ConfigError, Options, Picard, PluginError, RootSolver, TorchBackend
+from implicitcore import (
+    Anderson,
+    ConfigError,
+    Options,
+    Picard,
+    PluginError,
+    RootSolver,
+    TorchBackend,
+)
 from implicitcore.backends.base import Backend
-from implicitcore.options import options_of
+from implicitcore.options.options import options_of
 
 if TYPE_CHECKING:
     from decimal import Decimal

@@ -7,10 +7,11 @@ from pydantic import BaseModel
 from torch import nn
 
 import implicitcore as ic
-from implicitcore import config, schema
-from implicitcore.parts import CLASS_KINDS
-from implicitcore.registry import REGISTRY, Registry
-from implicitcore.schema import config_schema
+from implicitcore.config import build as config
+from implicitcore.config import schema
+from implicitcore.config.schema import config_schema
+from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.registry.registry import REGISTRY, Registry
 
 EXAMPLE = """
 name: continuous_deq

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import implicitcore as ic
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import implicitcore as ic
-from implicitcore.packing import Packing
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.packing import Packing
 
 N = 64
 SOLVERS = {"anderson": ic.Anderson, "broyden": ic.Broyden, "tsit5": ic.Tsit5}

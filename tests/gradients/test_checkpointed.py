@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from trajectory_solvers import BlackBox, stepwise
 
 import implicitcore as ic
-from implicitcore.gradients.schedule import Checkpoints, split
+from implicitcore.gradients.checkpoints import Checkpoints, split
 from implicitcore_lab.memory import peak_bytes
 
 BUDGETS = [None, 1, 3]

@@ -7,7 +7,7 @@ import torch
 from dense import Cell, fixed_point, implicit_gradient, inputs
 
 import implicitcore as ic
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 SOLVERS = sorted(part.name for part in REGISTRY.parts("root_solver") if part.provider == "implicitcore")
 GRADIENTS = sorted(part.name for part in REGISTRY.parts("gradient") if part.provider == "implicitcore")

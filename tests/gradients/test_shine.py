@@ -9,7 +9,7 @@ import torch
 from dense import Cell, fixed_point, implicit_gradient, inputs, jacobians, relative_error
 
 import implicitcore as ic
-from implicitcore.packing import Packing
+from implicitcore.tensors.packing import Packing
 
 FORWARD = ic.Broyden(tol=1e-12, max_steps=200)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 import implicitcore as ic
 from implicitcore.ode_solvers.runge_kutta import RungeKutta
 from implicitcore.ode_solvers.step_size import Fixed
-from implicitcore.packing import Packing
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
+from implicitcore.tensors.packing import Packing
 
 PARTS = [part for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore"]
 METHODS = {part.name: part.load() for part in PARTS if issubclass(part.load(), RungeKutta)}

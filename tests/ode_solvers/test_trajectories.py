@@ -12,7 +12,7 @@ from torch import Tensor
 
 import implicitcore as ic
 from implicitcore.ode_solvers.step_size import Fixed, StepSize
-from implicitcore.system import System
+from implicitcore.system.system import System
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11, "max_steps": 5000}
 ADAPTIVE = [ic.Bosh3(**TIGHT), ic.Fehlberg45(**TIGHT), ic.Dopri5(**TIGHT), ic.Tsit5(**TIGHT), ic.DOP853(**TIGHT), ic.Adams(**TIGHT)]

@@ -7,8 +7,9 @@ import pytest
 from sites import HEADER, SOLVER, Site, hook, registers, run_python
 
 import implicitcore
-from implicitcore import PluginError, PluginWarning, Registrar, UnknownPartError, builtin
-from implicitcore.registry import Registry
+from implicitcore import PluginError, PluginWarning, Registrar, UnknownPartError
+from implicitcore.registry import builtin
+from implicitcore.registry.registry import Registry
 
 BROKEN = {
     "import": ("import no_such_package", "broken", "ModuleNotFoundError: No module named 'no_such_package'"),
@@ -84,7 +85,7 @@ def test_the_core_registers_through_the_hook_of_everyone(monkeypatch: pytest.Mon
     builtin.implicitcore_register(registrar)
     assert plugin_of(Registry(), "builtin").parts == registrar.parts
     monkeypatch.delattr(builtin.implicitcore_register, "implicitcore_impl")  # what @hookimpl leaves
-    with pytest.raises(PluginError, match="implicitcore.builtin.implicitcore_register has no marker: put @hookimpl above it"):
+    with pytest.raises(PluginError, match="implicitcore.registry.builtin.implicitcore_register has no marker: put @hookimpl above it"):
         Registry().plugins()
 
 
@@ -135,7 +136,7 @@ def test_an_interrupt_is_not_a_broken_plugin(site: Site):
 
 def test_a_plugin_that_asks_while_it_loads_fails_and_does_not_hang(site: Site):
     site.add("mine", "from implicitcore import create\ncreate('root_solver', 'anderson')\n" + registers("good", "a:B"))
-    code = "from implicitcore.registry import REGISTRY; print([p.error for p in REGISTRY.plugins() if p.name == 'mine'])"
+    code = "from implicitcore.registry.registry import REGISTRY; print([p.error for p in REGISTRY.plugins() if p.name == 'mine'])"
     assert "it may only register its own" in run_python("-c", code, path=(site,)).stdout
 
 

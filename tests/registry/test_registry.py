@@ -3,9 +3,19 @@ from dataclasses import dataclass
 import pytest
 from sites import SOLVER, Site, hook, registers
 
-from implicitcore import AmbiguousPartError, Anderson, Dynamics, Options, Picard, PluginError, PluginWarning, RootSolver, UnknownPartError
-from implicitcore.builtin import _PARTS
-from implicitcore.registry import Registry
+from implicitcore import (
+    AmbiguousPartError,
+    Anderson,
+    Dynamics,
+    Options,
+    Picard,
+    PluginError,
+    PluginWarning,
+    RootSolver,
+    UnknownPartError,
+)
+from implicitcore.registry.builtin import _PARTS
+from implicitcore.registry.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ DISCOVER = """
 import sys, threading, warnings
 sys.modules["torch"] = None  # an import of torch fails
 from implicitcore.errors import ImplicitCoreError
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 
 barrier, found = threading.Barrier(16), []
 def use():
@@ -97,7 +97,7 @@ def test_a_disabled_one_is_silent(sites: tuple[Site, Site], disabled: str, left:
 
 
 def test_strict_names_them_all(sites: tuple[Site, Site]):
-    code = "from implicitcore.registry import REGISTRY; REGISTRY.find('root_solver', 'anderson')"
+    code = "from implicitcore.registry.registry import REGISTRY; REGISTRY.find('root_solver', 'anderson')"
     done = run_python("-c", code, path=sites, IMPLICITCORE_STRICT_PLUGINS="1")
     assert done.returncode == 1
     assert "implicitcore.errors.PluginError: plugin 'bad-api' of bad-api 2.0 was left out" in done.stderr
@@ -113,7 +113,7 @@ ic.Anderson(), ic.ImplicitLayer(ic.FixedPoint(abs), solver=ic.Picard())
 assert not {"pluggy", "a_train_plugin", "train_code"} & set(sys.modules)  # discovery waits for a name
 
 import pluggy, torch
-from implicitcore.registry import Registry
+from implicitcore.registry.registry import Registry
 from torch import nn
 
 linear = nn.Linear(3, 3)

@@ -45,7 +45,7 @@ NAMES = {
 
 LIST = """
 import sys
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 for kind in ("ode_solver", "root_solver"):
     print(kind, *[part.name for part in REGISTRY.parts(kind) if part.provider == "implicitcore-{name}"])
 print("heavy", *({{"torch", "scipy", "torchdiffeq"}} & set(sys.modules)))
@@ -53,8 +53,8 @@ print("heavy", *({{"torch", "scipy", "torchdiffeq"}} & set(sys.modules)))
 
 ROUND_TRIP = """
 import implicitcore as ic
-from implicitcore.options import options_of
-from implicitcore.registry import REGISTRY
+from implicitcore.options.options import options_of
+from implicitcore.registry.registry import REGISTRY
 for kind in ("ode_solver", "root_solver"):
     for part in REGISTRY.parts(kind):
         if part.provider == "implicitcore-{name}":

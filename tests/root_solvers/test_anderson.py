@@ -7,7 +7,7 @@ import torch
 from dense import Cell, inputs
 
 import implicitcore as ic
-from implicitcore.packing import Packing
+from implicitcore.tensors.packing import Packing
 
 
 def textbook(f, z, steps, damping):

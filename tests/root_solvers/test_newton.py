@@ -7,8 +7,8 @@ import torch
 from dense import Cell, inputs, jacobians
 
 import implicitcore as ic
-from implicitcore.packing import Packing
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.packing import Packing
 
 T = torch.float64
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import implicitcore as ic
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing import parametrize_with_checks
 
 CUT = "the series is cut: an approximation"

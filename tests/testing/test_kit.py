@@ -13,8 +13,14 @@ from checks_page import PAGE, renewed
 from test_readme import blocks
 
 import implicitcore as ic
-from implicitcore.parts import CLASS_KINDS
-from implicitcore.testing import ContractError, NotApplicable, checks_for, parametrize_with_checks, run_checks
+from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.testing import (
+    ContractError,
+    NotApplicable,
+    checks_for,
+    parametrize_with_checks,
+    run_checks,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

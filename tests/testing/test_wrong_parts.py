@@ -12,8 +12,8 @@ from torch import Tensor
 import implicitcore as ic
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.runge_kutta import AdaptiveRungeKutta, FixedRungeKutta
-from implicitcore.system import System
-from implicitcore.tolerances import Count, Tolerance
+from implicitcore.options.types import Count, Tolerance
+from implicitcore.system.system import System
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from torch import Tensor
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.functional import fixed_point, integrate
-from implicitcore.norms import real_dtype
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.broyden import Broyden
+from implicitcore.tensors.norms import real_dtype
 from implicitcore.testing import kernels
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal

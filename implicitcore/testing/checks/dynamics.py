@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
-from implicitcore.testing.made import Maker, copied, flat, learning, parameters, rows, slope, spoiled
+from implicitcore.testing.factory import Maker
+from implicitcore.testing.tensors import copied, flat, learning, parameters, rows, slope, spoiled
 
 # Results of the same formula, in another order of operations.
 ROUNDING = 1e-12

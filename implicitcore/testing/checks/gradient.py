@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from implicitcore.errors import GradientError
+from implicitcore.errors import GradientError, describe_error
 from implicitcore.gradients.base import GradientStrategy
 from implicitcore.ode_solvers.adams import Adams
 from implicitcore.ode_solvers.base import ODESolver
@@ -20,7 +20,6 @@ from implicitcore.root_solvers.steady_state import SteadyState
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import ContractError, NotApplicable, expect, expect_close
 from implicitcore.testing.gradients import SOLVERS, case, refusal, relative, served, serves
-from implicitcore.wording import describe_error
 
 OTHERS = (
     Picard(tol=1e-10),

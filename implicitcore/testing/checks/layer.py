@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.config import build
-from implicitcore.errors import SolveError, UnknownPartError
-from implicitcore.registry import REGISTRY
-from implicitcore.solution import Solution
+from implicitcore.config.build import build
+from implicitcore.errors import UnknownPartError
+from implicitcore.registry.registry import REGISTRY
+from implicitcore.solution import Solution, SolveError
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
-from implicitcore.testing.made import Maker, copied, flat, learning, parameters, rows, slope, spoiled
+from implicitcore.testing.factory import Maker
+from implicitcore.testing.tensors import copied, flat, learning, parameters, rows, slope, spoiled
 
 # Samples that are solved together may differ by rounding from those solved alone.
 ALONE = 1e-7

@@ -13,9 +13,9 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.steady_state import SteadyState
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
-from implicitcore.testing.handed import full_label
 from implicitcore.testing.options import for_dtype, needed, with_options
 from implicitcore.testing.problems import Problem, inputs, root, trajectory
+from implicitcore.testing.subjects import full_label
 
 # Steps or tolerances at which a method of order 1 is right to two digits.
 FINE = {"dt": 0.01, "rtol": 1e-5, "atol": 1e-7, "max_steps": 4000}
@@ -142,7 +142,7 @@ def refuses_times_that_cannot_be_used(solver: ODESolver) -> None:
             problem.solve(solver)
         except InputError:
             continue
-        expect(False, f"gave the times {times}", "no error", "an InputError (implicitcore.ode_solvers.loop.check_times)")
+        expect(False, f"gave the times {times}", "no error", "an InputError (implicitcore.ode_solvers.integration.check_times)")
 
 
 @contract("ode_solver")

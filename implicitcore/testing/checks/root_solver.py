@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.packing import Packing
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.packing import Packing
 from implicitcore.testing.check import contract
 from implicitcore.testing.dense import fixed_point
 from implicitcore.testing.expect import expect, expect_close

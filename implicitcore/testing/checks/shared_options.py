@@ -8,10 +8,10 @@ import json
 import pickle
 from typing import Any
 
-from implicitcore.config import create, describe
+from implicitcore.config.build import create, describe
 from implicitcore.errors import UnknownPartError
-from implicitcore.options import options_of
-from implicitcore.registry import REGISTRY
+from implicitcore.options.options import options_of
+from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect
 from implicitcore.testing.options import parts_in

@@ -13,7 +13,7 @@ from torch import Tensor
 from implicitcore.backends.base import Residual
 from implicitcore.backends.fused import FusedBackend
 from implicitcore.backends.torch import TorchBackend
-from implicitcore.norms import real_dtype
+from implicitcore.tensors.norms import real_dtype
 from implicitcore_cupy.availability import unavailable_reason
 from implicitcore_cupy.geometry import WARP, geometry, threads_for
 from implicitcore_cupy.launcher import GROUPS, NAMES, CupyLauncher, Launcher

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore import StepwiseRootSolver, System
-from implicitcore.tolerances import Fraction, Positive
+from implicitcore.options.types import Fraction, Positive
 
 
 class State(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from implicitcore import ImplicitLayer, Solution, UnknownPartError, create
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 from implicitcore_lab.settings import Settings
 
 COLOUR = 3

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from implicitcore import hookimpl
 
 if TYPE_CHECKING:
-    from implicitcore.parts import Registrar
+    from implicitcore.registry.part import Registrar
 
 IMPLICITCORE_API = 1
 

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from implicitcore.errors import ConfigError
-from implicitcore.options import Options, options_of
-from implicitcore.wording import did_you_mean
+from implicitcore.errors import ConfigError, did_you_mean
+from implicitcore.options.options import Options, options_of
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
 DeviceName = Literal["auto", "cpu", "cuda"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from implicitcore import ConfigError, ImplicitLayer, Solution, Status
-from implicitcore.observers import ObserverHandle, observe
+from implicitcore.layers.observers import ObserverHandle, observe
 from implicitcore_lab.records import Epoch, Step
 
 if TYPE_CHECKING:

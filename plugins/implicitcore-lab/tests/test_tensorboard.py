@@ -8,8 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicitcore as ic
-from implicitcore import observers
 from implicitcore.cli import cli
+from implicitcore.layers import observers
 from implicitcore_lab.tensorboard import TensorBoardObserver, open_writer
 
 SMALL = ["--layer", "deq", "--epochs", "2", "--hidden", "8", "--batch-size", "256", "--device", "cpu"]

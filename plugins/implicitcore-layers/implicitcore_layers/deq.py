@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from implicitcore import Anderson, Backend, FixedPoint, GradientStrategy, Implicit, ImplicitLayer, RootSolver, TorchBackend, Zeros
+from implicitcore import (
+    Anderson,
+    Backend,
+    FixedPoint,
+    GradientStrategy,
+    Implicit,
+    ImplicitLayer,
+    RootSolver,
+    TorchBackend,
+    Zeros,
+)
 from implicitcore.layers.base import OnFailure
 
 

@@ -21,7 +21,7 @@ from implicitcore import (
     start_loss,
 )
 from implicitcore.layers.base import OnFailure
-from implicitcore.tolerances import Count, Positive
+from implicitcore.options.types import Count, Positive
 
 
 @final

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, final
 
-from implicitcore import Adjoint, Backend, FromInput, GradientStrategy, ImplicitLayer, ODESolver, TorchBackend, Tsit5, VectorField
+from implicitcore import (
+    Adjoint,
+    Backend,
+    FromInput,
+    GradientStrategy,
+    ImplicitLayer,
+    ODESolver,
+    TorchBackend,
+    Tsit5,
+    VectorField,
+)
 from implicitcore.layers.base import OnFailure
-from implicitcore.tolerances import Positive
+from implicitcore.options.types import Positive
 
 
 @final

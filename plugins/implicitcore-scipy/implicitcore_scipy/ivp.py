@@ -12,8 +12,8 @@ from torch import Tensor
 
 from implicitcore import GradientError, ODESolver, Options, Solution, Status, System
 from implicitcore.ode_solvers.base import Stop
-from implicitcore.ode_solvers.loop import check_times
-from implicitcore.tolerances import Count, Positive
+from implicitcore.ode_solvers.integration import check_times
+from implicitcore.options.types import Count, Positive
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
 CURE = "use Adjoint(solver=Tsit5()), which goes back by another solver, or one of implicitcore's own with Unrolled()"

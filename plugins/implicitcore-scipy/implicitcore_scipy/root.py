@@ -11,9 +11,9 @@ from scipy import optimize
 from torch import Tensor
 
 from implicitcore import Options, RootSolver, Solution, System
-from implicitcore.norms import real_dtype
-from implicitcore.root_solvers.progress import Progress
-from implicitcore.tolerances import Count, Tolerance
+from implicitcore.options.types import Count, Tolerance
+from implicitcore.root_solvers.convergence import Progress
+from implicitcore.tensors.norms import real_dtype
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
 CURE = "use Implicit(), Phantom() or Neumann(), or one of implicitcore's own solvers with Unrolled()"

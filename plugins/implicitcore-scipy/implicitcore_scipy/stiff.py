@@ -12,7 +12,7 @@ from torch import Tensor
 
 from implicitcore import InputError, Solution, System
 from implicitcore.ode_solvers.base import Stop
-from implicitcore.system import Linearization
+from implicitcore.system.linearization import Linearization
 from implicitcore_scipy.ivp import IVPSolver, Stretch
 from implicitcore_scipy.sample import Array
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import implicitcore as ic
-from implicitcore.registry import REGISTRY
+from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing import parametrize_with_checks
 
 PARTS = [part for kind in ("root_solver", "ode_solver") for part in REGISTRY.parts(kind) if part.provider == "implicitcore-scipy"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from implicitcore import GradientError, InputError, ODESolver, Options, Solution, System
 from implicitcore.ode_solvers.base import Stop
-from implicitcore.ode_solvers.loop import check_times
-from implicitcore.tolerances import Count
+from implicitcore.ode_solvers.integration import check_times
+from implicitcore.options.types import Count
 from implicitcore_torchdiffeq.field import Field
 from implicitcore_torchdiffeq.settle import settle
 from implicitcore_torchdiffeq.trajectory import trajectory

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from implicitcore import Status, System
-from implicitcore.norms import real_dtype, rms_norm
+from implicitcore.tensors.norms import real_dtype, rms_norm
 
 # Steps in a row that may be rejected for a NaN: a smaller one may avoid it.
 PATIENCE = 12

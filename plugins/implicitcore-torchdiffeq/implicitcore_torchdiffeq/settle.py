@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from implicitcore import Solution, Status, System
-from implicitcore.norms import column
 from implicitcore.ode_solvers.base import Stop
+from implicitcore.tensors.norms import column
 from implicitcore_torchdiffeq.field import Field, OutOfSteps
 
 if TYPE_CHECKING:

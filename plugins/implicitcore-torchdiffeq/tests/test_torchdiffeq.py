@@ -12,7 +12,7 @@ from problems import driven, linear, logistic, trajectories
 
 import implicitcore as ic
 import implicitcore_torchdiffeq as td
-from implicitcore.packing import Packing
+from implicitcore.tensors.packing import Packing
 from implicitcore_torchdiffeq.plugin import _METHODS
 
 torchdiffeq = pytest.importorskip("torchdiffeq")

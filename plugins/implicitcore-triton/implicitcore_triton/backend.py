@@ -15,7 +15,7 @@ from torch import Tensor
 
 from implicitcore import FusedBackend, Options
 from implicitcore.backends.base import Residual
-from implicitcore.norms import real_dtype
+from implicitcore.tensors.norms import real_dtype
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 """Triton compiles nothing in this process: it reads the variable when a kernel is defined, and never again."""

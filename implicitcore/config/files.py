@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from implicitcore.errors import ConfigError
-from implicitcore.wording import describe_error, show
+from implicitcore.errors import ConfigError, describe_error, show
 
 
 def load_config(path: str | os.PathLike[str]) -> dict[str, Any]:

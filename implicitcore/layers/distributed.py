@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from implicitcore.errors import InputError
-from implicitcore.root_solvers.base import StepwiseRootSolver
+from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from implicitcore.errors import InputError
-from implicitcore.wording import did_you_mean, show
+from implicitcore.errors import InputError, did_you_mean, show
 
 if TYPE_CHECKING:
     from implicitcore.layers.base import ImplicitLayer
@@ -74,7 +73,7 @@ def observe(observer: object) -> ObserverHandle:
 
     Arguments:
         observer: an object with a method ``implicitcore_after_solve(layer, solution)``, or a function; either takes both arguments or one
-            of them, by these names. What they are, and when it is called: :func:`implicitcore.hookspecs.implicitcore_after_solve`.
+            of them, by these names. What they are, and when it is called: :func:`implicitcore.registry.hookspecs.implicitcore_after_solve`.
 
     Returns:
         A handle, as torch's hooks have it: ``handle.remove()`` ends it, and so does the end of ``with observe(observer):``.

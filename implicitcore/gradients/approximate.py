@@ -11,9 +11,10 @@ from torch import Tensor
 
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
-from implicitcore.options import Options
+from implicitcore.options.options import Options
 from implicitcore.solution import Solution
-from implicitcore.system import Linearization, System
+from implicitcore.system.linearization import Linearization
+from implicitcore.system.system import System
 
 
 @dataclass(frozen=True)

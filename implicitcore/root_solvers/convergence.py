@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.norms import column, real_dtype
 from implicitcore.solution import Solution, Status
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, real_dtype
 
 # A residual this many times its scale at the start is lost: the sample is stopped before it overflows.
 DIVERGENCE = 1e8

@@ -7,14 +7,22 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from implicitcore.annotations import Slot
-from implicitcore.backend_choice import candidates, choose
-from implicitcore.errors import AmbiguousPartError, ConfigError, PluginError, RegistryError, UnknownPartError
-from implicitcore.options import Option, options_of
-from implicitcore.wording import did_you_mean, show, with_article
+from implicitcore.config.auto_backend import candidates, choose
+from implicitcore.errors import (
+    AmbiguousPartError,
+    ConfigError,
+    PluginError,
+    RegistryError,
+    UnknownPartError,
+    did_you_mean,
+    show,
+    with_article,
+)
+from implicitcore.options.annotations import Slot
+from implicitcore.options.options import Option, options_of
 
 if TYPE_CHECKING:
-    from implicitcore.registry import Registry
+    from implicitcore.registry.registry import Registry
 
 FAILED: Any = object()
 """Stands for a part or a value that has a problem, so that the search for further problems goes on."""

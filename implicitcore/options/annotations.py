@@ -11,8 +11,8 @@ from typing import Any
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 
-from implicitcore.parts import CLASS_KINDS
-from implicitcore.wording import show, with_article
+from implicitcore.errors import show, with_article
+from implicitcore.options.kinds import CLASS_KINDS
 
 _BOUNDS: dict[type, tuple[str, str]] = {
     Gt: ("gt", ">"),

@@ -16,11 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    PydanticInvalidForJsonSchema,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
-from implicitcore.annotations import Slot, bounds_text, plain, slot_of, type_text
-from implicitcore.errors import ConfigError, PluginError
-from implicitcore.wording import describe_error, show
+from implicitcore.errors import ConfigError, PluginError, describe_error, show
+from implicitcore.options.annotations import Slot, bounds_text, plain, slot_of, type_text
 
 REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""

@@ -10,13 +10,12 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from implicitcore.annotations import Slot
-from implicitcore.errors import ConfigError, UnknownPartError
-from implicitcore.options import REQUIRED, options_of
-from implicitcore.parts import CLASS_KINDS, MODULE_KINDS, check_kind
-from implicitcore.reader import Reader, join
-from implicitcore.registry import REGISTRY
-from implicitcore.wording import show
+from implicitcore.config.reader import Reader, join
+from implicitcore.errors import ConfigError, UnknownPartError, show
+from implicitcore.options.annotations import Slot
+from implicitcore.options.kinds import CLASS_KINDS, MODULE_KINDS, check_kind
+from implicitcore.options.options import REQUIRED, options_of
+from implicitcore.registry.registry import REGISTRY
 
 if TYPE_CHECKING:
     from implicitcore.layers.base import ImplicitLayer

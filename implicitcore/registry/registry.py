@@ -8,13 +8,20 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from implicitcore.errors import AmbiguousPartError, PluginError, PluginWarning, UnknownPartError
-from implicitcore.observers import observe_from_plugins
-from implicitcore.parts import KINDS, Part, canonical, check_kind, listed
-from implicitcore.wording import did_you_mean, with_article
+from implicitcore.errors import (
+    AmbiguousPartError,
+    PluginError,
+    PluginWarning,
+    UnknownPartError,
+    did_you_mean,
+    with_article,
+)
+from implicitcore.layers.observers import observe_from_plugins
+from implicitcore.options.kinds import KINDS, check_kind
+from implicitcore.registry.part import Part, canonical, listed
 
 if TYPE_CHECKING:
-    from implicitcore.discovery import Plugin
+    from implicitcore.registry.discovery import Plugin
 
 LOCAL = "local"
 """The provider of parts registered in this process."""
@@ -93,7 +100,7 @@ class Registry:
         """The part of that name.
 
         Arguments:
-            kind: one of :data:`~implicitcore.parts.KINDS`.
+            kind: one of :data:`~implicitcore.options.kinds.KINDS`.
             name: ``"name"``, or ``"distribution:name"`` where several distributions provide it.
 
         Raises:
@@ -139,7 +146,7 @@ class Registry:
         return f" (pip install {_HOMES[kind]})" if kind in _HOMES and not self.parts(kind) else ""
 
     def _discover(self) -> tuple[Plugin, ...]:
-        from implicitcore.discovery import discover, is_strict
+        from implicitcore.registry.discovery import discover, is_strict
 
         if self._discovering:
             raise PluginError("a plugin asked for parts while it was being loaded; it may only register its own")

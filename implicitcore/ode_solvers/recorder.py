@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from implicitcore.norms import column
 from implicitcore.ode_solvers.dense import Begin, Interpolant, Record
 from implicitcore.ode_solvers.events import Crossings, Event
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column
 
 if TYPE_CHECKING:
-    from implicitcore.ode_solvers.base import Step, StepwiseODESolver
+    from implicitcore.ode_solvers.base import Step
+    from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 
 
 class Way:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.norms import column, real_dtype
-from implicitcore.root_solvers.progress import GROWTH
+from implicitcore.root_solvers.convergence import GROWTH
 from implicitcore.solution import Solution, Status
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, real_dtype
 
 
 class JointProgress:

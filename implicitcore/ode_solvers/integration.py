@@ -9,16 +9,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
-from implicitcore.norms import column, norm, real_dtype
 from implicitcore.ode_solvers.dense import Begin
 from implicitcore.ode_solvers.events import Event
-from implicitcore.ode_solvers.way import Way
+from implicitcore.ode_solvers.recorder import Way
 from implicitcore.solution import Solution, Status
-from implicitcore.system import System
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, norm, real_dtype
 
 if TYPE_CHECKING:
-    from implicitcore.ode_solvers.base import Step, StepwiseODESolver, Stop
+    from implicitcore.ode_solvers.base import Step, Stop
     from implicitcore.ode_solvers.step_size import StepSize, Verdict
+    from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 
 
 def march(  # noqa: PLR0913 - keyword options

@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import pluggy
 
-from implicitcore import builtin, hookspecs
-from implicitcore.errors import PluginError
-from implicitcore.hookspecs import API_VERSION, PROJECT
-from implicitcore.observers import Observer
-from implicitcore.parts import Part, Registrar, canonical
-from implicitcore.wording import describe_error, did_you_mean
+from implicitcore.errors import PluginError, describe_error, did_you_mean
+from implicitcore.layers.observers import Observer
+from implicitcore.registry import builtin, hookspecs
+from implicitcore.registry.hookspecs import API_VERSION, PROJECT
+from implicitcore.registry.part import Part, Registrar, canonical
 
 HOOK = hookspecs.implicitcore_register.__name__
 LISTENER = hookspecs.implicitcore_after_solve.__name__

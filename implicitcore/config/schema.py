@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from implicitcore.annotations import Slot
-from implicitcore.config import NOT_DATA, as_data
-from implicitcore.docstrings import first_paragraph, option_texts
+from implicitcore.config.build import NOT_DATA, as_data
 from implicitcore.errors import ConfigError, PluginError, PluginWarning
-from implicitcore.options import Option, options_of
-from implicitcore.parts import CLASS_KINDS, Part, check_kind
-from implicitcore.registry import REGISTRY
+from implicitcore.options.annotations import Slot
+from implicitcore.options.docstrings import first_paragraph, option_texts
+from implicitcore.options.kinds import CLASS_KINDS, check_kind
+from implicitcore.options.options import Option, options_of
+from implicitcore.registry.part import Part
+from implicitcore.registry.registry import REGISTRY
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TEXTS = {"number": r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$", "integer": r"^\s*[-+]?\d+\s*$"}

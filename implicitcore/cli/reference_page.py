@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from implicitcore.cli.info import brief
-from implicitcore.docstrings import option_summaries
-from implicitcore.options import Option, options_of
-from implicitcore.parts import CLASS_KINDS, Part
+from implicitcore.options.docstrings import option_summaries
+from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.options import Option, options_of
+from implicitcore.registry.part import Part
 
 _HEAD = """\
 <!-- Written by `implicitcore list --markdown` (`make reference`): do not edit. -->

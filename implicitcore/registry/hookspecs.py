@@ -20,7 +20,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from implicitcore.layers.base import ImplicitLayer
-    from implicitcore.parts import Registrar
+    from implicitcore.registry.part import Registrar
     from implicitcore.solution import Solution
 
 PROJECT = "implicitcore"
@@ -38,7 +38,7 @@ def implicitcore_register(registry: Registrar) -> None:
     """Register the parts of this plugin.
 
     Arguments:
-        registry: call its :meth:`~implicitcore.parts.Registrar.register` once for each part.
+        registry: call its :meth:`~implicitcore.registry.part.Registrar.register` once for each part.
     """
 
 
@@ -48,7 +48,7 @@ def implicitcore_after_solve(layer: ImplicitLayer, solution: Solution) -> None:
 
     A plugin's function is active once plugins have been discovered, which the first use of a name does (``implicitcore.build``,
     ``create``, ``layer.config``, the command line): a program that builds its layers from objects alone discovers nothing. There,
-    and for an observer that is to be active for a while only, use :func:`implicitcore.observers.observe`.
+    and for an observer that is to be active for a while only, use :func:`implicitcore.layers.observers.observe`.
 
     It is called in the thread of the solve and as the solve was, under ``no_grad`` or not; for each layer where layers are nested, the
     inner ones first; not for what a backward pass solves (``solution.backward`` counts that), nor for what an observer solves itself.

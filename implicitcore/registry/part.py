@@ -8,27 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from implicitcore.errors import PluginError, UnknownPartError
-from implicitcore.wording import describe_error, did_you_mean
-
-CLASS_KINDS = ("layer", "dynamics", "root_solver", "ode_solver", "gradient", "backend")
-"""The kinds whose parts are classes with that ``kind``."""
-
-MODULE_KINDS = ("layer", "dynamics")
-"""The kinds whose parts hold modules and functions, which are given from Python and not by a configuration."""
-
-KINDS = (*CLASS_KINDS, "command")
-"""Every kind; a ``command`` is a click command that a plugin adds to the command line."""
+from implicitcore.errors import PluginError, describe_error, did_you_mean
+from implicitcore.options.kinds import CLASS_KINDS, check_kind
 
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _ABSENT = object()
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-def check_kind(kind: str, known: Sequence[str] = KINDS) -> None:
-    """Raise :class:`UnknownPartError` where there is no such kind."""
-    if kind not in known:
-        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, known)} (kinds: {', '.join(known)})")
 
 
 @dataclass(frozen=True, kw_only=True)

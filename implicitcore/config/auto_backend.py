@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from implicitcore.errors import PluginError, PluginWarning
-from implicitcore.parts import Part
-from implicitcore.wording import describe_error
+from implicitcore.errors import PluginError, PluginWarning, describe_error
+from implicitcore.registry.part import Part
 
 if TYPE_CHECKING:
     from implicitcore.backends.base import Backend
-    from implicitcore.registry import Registry
+    from implicitcore.registry.registry import Registry
 
 _REFERENCE = "implicitcore:torch"
 

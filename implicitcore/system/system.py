@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.autocast import ambient, restored
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.norms import norm, real_dtype
-from implicitcore.packing import Packing
-from implicitcore.scope import Scope, current
-from implicitcore.transforms import check_products
+from implicitcore.system.linearization import Linearization
+from implicitcore.system.scope import Scope, current
+from implicitcore.tensors.autocast import ambient, restored
+from implicitcore.tensors.norms import norm, real_dtype
+from implicitcore.tensors.packing import Packing
+from implicitcore.tensors.transforms import check_products
 
 
 @dataclass
@@ -36,66 +37,6 @@ def select(tree: Any, index: Tensor, batch: int) -> Any:
         return leaf.index_select(0, index) if per_sample else leaf
 
     return pytree.tree_map(pick, tree)
-
-
-class Linearization:
-    """Products with the Jacobian J of f at one point; each counts as an evaluation of the system.
-
-    Arguments:
-        system: counts the products.
-        point: ``[batch, n]``, requires a gradient.
-        fz: f(point), with its graph.
-    """
-
-    def __init__(self, system: System, point: Tensor, fz: Tensor) -> None:
-        self.system, self.point, self.fz = system, point, fz
-        self._transposed: tuple[Tensor, Tensor] | None = None
-        self._matrix: Tensor | None = None
-
-    def vjp(self, v: Tensor) -> Tensor:
-        """J^T v, ``[batch, n]``."""
-        self.system.evaluations += 1
-        return self._product(self.fz, self.point, v, torch.is_grad_enabled())
-
-    def jvp(self, v: Tensor) -> Tensor:
-        """J v, ``[batch, n]``: the derivative of w -> J^T w, which needs no forward-mode rules from the cell."""
-        self.system.evaluations += 1
-        if self._transposed is None:
-            with torch.enable_grad():
-                w = torch.zeros_like(self.fz).requires_grad_()
-                self._transposed = w, self._product(self.fz, self.point, w, True)
-        w, pulled = self._transposed
-        return self._product(pulled, w, v, torch.is_grad_enabled())
-
-    def matrix(self) -> Tensor:
-        """J of each sample, ``[batch, n, n]``: n products, once."""
-        if self._matrix is not None and not torch.is_grad_enabled():
-            return self._matrix
-        batch, n = self.point.shape
-        self.system.evaluations += n
-        units = torch.eye(n, dtype=self.fz.dtype, device=self.fz.device).unsqueeze(1).expand(n, batch, n)
-        self._matrix = self._rows(units, torch.is_grad_enabled()).transpose(0, 1)
-        return self._matrix
-
-    def select(self, index: Tensor) -> Linearization:
-        """The products for some samples: f is evaluated at them once more, so that a product costs no more than they do."""
-        return self.system.select(index).linearize(self.point.detach().index_select(0, index))
-
-    def _rows(self, units: Tensor, graph: bool) -> Tensor:
-        """J^T v for each v of ``units``, ``[n, batch, n]``: all at once, where every operation of f has a batching rule."""
-        if self.fz.requires_grad and len(units):
-            options = {"retain_graph": True, "create_graph": graph, "materialize_grads": True, "is_grads_batched": True}
-            try:
-                return torch.autograd.grad(self.fz, self.point, units, **options)[0]
-            except RuntimeError:
-                return torch.stack([self._product(self.fz, self.point, unit, graph) for unit in units])
-        return torch.zeros_like(units)
-
-    @staticmethod
-    def _product(output: Tensor, point: Tensor, v: Tensor, graph: bool) -> Tensor:
-        if not output.requires_grad:  # f does not depend on z
-            return torch.zeros_like(point)
-        return torch.autograd.grad(output, point, v, retain_graph=True, create_graph=graph, materialize_grads=True)[0]
 
 
 class System:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from implicitcore.hookspecs import API_VERSION, hookimpl
+from implicitcore.registry.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
-    from implicitcore.parts import Registrar
+    from implicitcore.registry.part import Registrar
 
 IMPLICITCORE_API = API_VERSION
 

@@ -7,9 +7,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from implicitcore.errors import InputError
-from implicitcore.parts import CLASS_KINDS
-from implicitcore.wording import show
+from implicitcore.errors import InputError, show
+from implicitcore.options.kinds import CLASS_KINDS
 
 MADE_FROM_CELLS = ("layer", "dynamics")
 """The kinds whose parts are given as classes, for each check makes its own."""

@@ -1,0 +1,1 @@
+"""From names and mappings to parts, and back."""

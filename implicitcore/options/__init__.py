@@ -1,0 +1,1 @@
+"""The options of a part: their names, types, bounds and defaults."""

@@ -1,0 +1,22 @@
+"""The kinds of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from implicitcore.errors import UnknownPartError, did_you_mean
+
+CLASS_KINDS = ("layer", "dynamics", "root_solver", "ode_solver", "gradient", "backend")
+"""The kinds whose parts are classes with that ``kind``."""
+
+MODULE_KINDS = ("layer", "dynamics")
+"""The kinds whose parts hold modules and functions, which are given from Python and not by a configuration."""
+
+KINDS = (*CLASS_KINDS, "command")
+"""Every kind; a ``command`` is a click command that a plugin adds to the command line."""
+
+
+def check_kind(kind: str, known: Sequence[str] = KINDS) -> None:
+    """Raise :class:`UnknownPartError` where there is no such kind."""
+    if kind not in known:
+        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, known)} (kinds: {', '.join(known)})")

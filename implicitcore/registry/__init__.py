@@ -1,0 +1,1 @@
+"""The parts by name, and the plugins that register them."""

@@ -1,0 +1,1 @@
+"""What a solver sees: dynamics bound to one input."""

@@ -1,0 +1,1 @@
+"""What the solvers need of torch: packing, norms, autocast, transforms."""
