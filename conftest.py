@@ -8,7 +8,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
 
 import torch  # noqa: E402
 
-# The tensors of the tests are small: threads cost more than they bring, and fight with pytest's own processes.
+# The tensors of the tests are small: threads cost more than they bring, and fight with pytest's own
+# processes.
 torch.set_num_threads(1)
 
 

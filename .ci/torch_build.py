@@ -1,7 +1,8 @@
 """Install the build of torch that fits this machine, or check that the installed one does.
 
-A plain ``pip install torch`` on Linux brings gigabytes of CUDA libraries along, with or without a GPU to use them. So pip is
-first asked for its plan. If the plan holds CUDA and the machine has no NVIDIA GPU, torch comes from PyTorch's CPU index.
+A plain ``pip install torch`` on Linux brings gigabytes of CUDA libraries along, with or without a
+GPU to use them. So pip is first asked for its plan. If the plan holds CUDA and the machine has no
+NVIDIA GPU, torch comes from PyTorch's CPU index.
 
     python .ci/torch_build.py install --constraint constraints.txt [--index URL]
     python .ci/torch_build.py check
@@ -33,7 +34,11 @@ def has_nvidia_gpu() -> bool:
 
 def cuda_packages(names: list[str]) -> list[str]:
     """Return those of the distribution names that belong to CUDA, sorted."""
-    return sorted(name for name in {name.lower().replace("_", "-") for name in names} if name.startswith(CUDA_PREFIXES))
+    return sorted(
+        name
+        for name in {name.lower().replace("_", "-") for name in names}
+        if name.startswith(CUDA_PREFIXES)
+    )
 
 
 def planned(constraint: str) -> list[str]:
@@ -50,7 +55,10 @@ def install(constraint: str, index: str) -> None:
     # Only torch itself comes from the other index; pip finds what torch needs in the usual place.
     if index:
         print(f"torch: from {index}")
-        subprocess.run([*PIP, "--constraint", constraint, "--no-deps", "--index-url", index, "torch"], check=True)
+        subprocess.run(
+            [*PIP, "--constraint", constraint, "--no-deps", "--index-url", index, "torch"],
+            check=True,
+        )
     subprocess.run([*PIP, "--constraint", constraint, "torch"], check=True)
 
 
@@ -60,7 +68,10 @@ def check() -> None:
 
     found = cuda_packages([distribution.name for distribution in distributions()])
     gpu = has_nvidia_gpu()
-    print(f"torch {torch.__version__}, NVIDIA GPU: {'yes' if gpu else 'no'}, CUDA packages: {len(found)}")
+    print(
+        f"torch {torch.__version__}, NVIDIA GPU: {'yes' if gpu else 'no'}, CUDA packages: "
+        f"{len(found)}"
+    )
     if torch.version.cuda is not None:
         found.append(f"torch built for CUDA {torch.version.cuda}")
     if found and not gpu:
@@ -69,11 +80,17 @@ def check() -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    installer = commands.add_parser("install", help="install the build of torch that fits this machine")
+    installer = commands.add_parser(
+        "install", help="install the build of torch that fits this machine"
+    )
     installer.add_argument("--constraint", required=True, help="file of pinned versions")
-    installer.add_argument("--index", default="", help="take torch from this index, whatever the machine")
+    installer.add_argument(
+        "--index", default="", help="take torch from this index, whatever the machine"
+    )
     commands.add_parser("check", help="fail if CUDA was installed on a machine without a GPU")
     options = parser.parse_args()
     if options.command == "install":

@@ -1,7 +1,8 @@
 """Implicit models in PyTorch: any dynamics, any solver, any gradient strategy, on any backend.
 
-Every public name is here and is imported when it is first used: ``import implicitcore`` imports neither torch nor a plugin. The list of
-the names, and of the modules that define them, is the stub beside this file.
+Every public name is here and is imported when it is first used: ``import implicitcore`` imports
+neither torch nor a plugin. The list of the names, and of the modules that define them, is the stub
+beside this file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 _attribute = attributes(__name__, _MODULE_OF)
 
-provide(describe="implicitcore.config.build:describe")  # a layer's config is in names, which a layer does not know
+provide(
+    describe="implicitcore.config.build:describe"
+)  # a layer's config is in names, which a layer does not know
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ from implicitcore.functional import find_root as find_root
 from implicitcore.functional import fixed_point as fixed_point
 from implicitcore.functional import integrate as integrate
 from implicitcore.gradients.adjoint import Adjoint as Adjoint
-from implicitcore.gradients.approximate import EstimatedGradient as EstimatedGradient
+from implicitcore.gradients.approximate import ApproximateGradient as ApproximateGradient
 from implicitcore.gradients.base import GradientStrategy as GradientStrategy
 from implicitcore.gradients.checkpointed import Checkpointed as Checkpointed
 from implicitcore.gradients.implicit import Implicit as Implicit
@@ -37,11 +37,11 @@ from implicitcore.gradients.shine import Shine as Shine
 from implicitcore.gradients.unrolled import Unrolled as Unrolled
 from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout as VariationalDropout
-from implicitcore.layers.initial import FirstUpdate as FirstUpdate
-from implicitcore.layers.initial import FromInput as FromInput
-from implicitcore.layers.initial import Learned as Learned
+from implicitcore.layers.initial import Identity as Identity
+from implicitcore.layers.initial import InitialGuess as InitialGuess
+from implicitcore.layers.initial import LearnedInitialGuess as LearnedInitialGuess
+from implicitcore.layers.initial import OneStep as OneStep
 from implicitcore.layers.initial import Predictor as Predictor
-from implicitcore.layers.initial import Start as Start
 from implicitcore.layers.initial import Zeros as Zeros
 from implicitcore.layers.losses import skip_loss as skip_loss
 from implicitcore.layers.losses import start_loss as start_loss
@@ -84,7 +84,7 @@ from implicitcore.root_solvers.stepwise import StepwiseRootSolver as StepwiseRoo
 from implicitcore.solution import Solution as Solution
 from implicitcore.solution import SolveError as SolveError
 from implicitcore.solution import Status as Status
-from implicitcore.system.scope import one_function as one_function
+from implicitcore.system.scope import frozen_randomness as frozen_randomness
 from implicitcore.system.system import System as System
 
 __version__: str

@@ -45,12 +45,14 @@ def fixed_point(
         f: the map, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree.
-        solver: default ``Anderson()``; stops where ``|f(z, x) - z| <= tol |f(z, x)|``, per sample, in the 2-norm.
+        solver: default ``Anderson()``; stops where ``|f(z, x) - z| <= tol |f(z, x)|``, per sample,
+            in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
 
     Returns:
-        The solution; ``solution.z`` is shaped like z0 and differentiable with respect to x and what f depends on.
+        The solution; ``solution.z`` is shaped like z0 and differentiable with respect to x and what
+        f depends on.
 
     Raises:
         InputError: z0 cannot be packed, or f returns another structure, shape or dtype.
@@ -64,7 +66,9 @@ def fixed_point(
         >>> round(torch.autograd.grad(solution.z.sum(), x)[0].item(), 6)
         -0.297474
     """
-    return run(FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend)
+    return run(
+        FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend
+    )
 
 
 def find_root(
@@ -82,7 +86,8 @@ def find_root(
         g: the residual, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree.
-        solver: default ``Broyden()``; stops where ``|g(z, x)| <= tol max(1, |g(z0, x)|)``, per sample, in the 2-norm.
+        solver: default ``Broyden()``; stops where ``|g(z, x)| <= tol max(1, |g(z0, x)|)``, per
+            sample, in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
 
@@ -92,7 +97,14 @@ def find_root(
     Raises:
         InputError: z0 cannot be packed, or g returns another structure, shape or dtype.
     """
-    return run(VectorField(g, autonomous=True), z0, x, Solve(solver or Broyden()), gradient or Implicit(), backend=backend)
+    return run(
+        VectorField(g, autonomous=True),
+        z0,
+        x,
+        Solve(solver or Broyden()),
+        gradient or Implicit(),
+        backend=backend,
+    )
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -110,26 +122,32 @@ def integrate(  # noqa: PLR0913 - keyword options
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
 
     Arguments:
-        v: the vector field, a module or function; t comes as ``[batch, 1, ..., 1]`` and broadcasts against z.
+        v: the vector field, a module or function; t comes as ``[batch, 1, ..., 1]`` and broadcasts
+            against z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree.
-        times: output times ``[T]``, strictly increasing or decreasing; a span of length zero has no solution and is an error.
+        times: output times ``[T]``, strictly increasing or decreasing; a span of length zero has no
+            solution and is an error.
         solver: default ``Tsit5()``.
         gradient: default ``Unrolled()``.
         dense: keep the trajectory between the times too: ``solution.interpolate(t)``.
-        event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the start is no change). Two changes within
-            one step are not seen: ``max_step`` of an adaptive solver bounds the steps.
+        event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
+            start is no change). Two changes within one step are not seen: ``max_step`` of an
+            adaptive solver bounds the steps.
         backend: default torch.
 
     Returns:
-        The solution; ``solution.z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event happened, ``solution.event_times`` has its
-        time, and z at the later times is the state there: so ``z[-1]`` is the state at the event. Both have the gradient of the
-        implicit function that e(t, z(t), x) = 0 defines.
+        The solution; ``solution.z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
+        happened, ``solution.event_times`` has its time, and z at the later times is the state
+        there: so ``z[-1]`` is the state at the event. Both have the gradient of the implicit
+        function that e(t, z(t), x) = 0 defines.
 
     Raises:
-        InputError: z0 or times cannot be used, or v or event returns another structure, shape or dtype.
-        GradientError: dense output or an event with a strategy other than ``Unrolled``, which keeps no graph between the times; an
-            event whose derivative along the trajectory is zero, where a gradient is wanted.
+        InputError: z0 or times cannot be used, or v or event returns another structure, shape or
+            dtype.
+        GradientError: dense output or an event with a strategy other than ``Unrolled``, which keeps
+            no graph between the times; an event whose derivative along the trajectory is zero,
+            where a gradient is wanted.
 
     Example:
         A ball that falls from a height of 1 m; gravity is x.
@@ -146,7 +164,10 @@ def integrate(  # noqa: PLR0913 - keyword options
     strategy = gradient or Unrolled()
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
-        raise GradientError(f"{name} has no gradient between the output times: dense output and events need gradient=Unrolled()")
+        raise GradientError(
+            f"{name} has no gradient between the output times: dense output and events "
+            "need gradient=Unrolled()"
+        )
     solve = Solve(solver or Tsit5(), times, dense, event)
     return run(VectorField(v), z0, x, solve, strategy, backend=backend)
 
@@ -162,7 +183,10 @@ def run(  # noqa: PLR0913 - keyword options
     backend: Backend | None = None,
     trace: bool = False,
 ) -> Solution:
-    """Pack the start, solve with the gradient attached, and unpack: the one edge between pytrees and packed states."""
+    """Pack the start, solve with the gradient attached, and unpack.
+
+    The one edge between pytrees and packed states.
+    """
     check_transforms(type(gradient).__name__, gradient.transforms)
     _check_backend(backend)
     autocast = ambient()
@@ -179,4 +203,6 @@ def run(  # noqa: PLR0913 - keyword options
 def _check_backend(backend: Backend | None) -> None:
     reason = None if backend is None else backend.unavailable_reason()
     if reason is not None:
-        raise ConfigError([f"backend: {type(backend).__name__} cannot run here: {reason}; use 'auto' or 'torch'"])
+        raise ConfigError(
+            [f"backend: {type(backend).__name__} cannot run here: {reason}; use 'auto' or 'torch'"]
+        )

@@ -25,7 +25,9 @@ def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
         if name not in modules:
             from implicitcore.errors import did_you_mean
 
-            raise AttributeError(f"module {package!r} has no attribute {name!r}{did_you_mean(name, modules)}")
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}{did_you_mean(name, modules)}"
+            )
         return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
     return find
@@ -43,7 +45,11 @@ def stub_modules(package: str, file: str) -> dict[str, str]:
     """
     tree = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: str(node.module).removeprefix(f"{package}.") for node in imports for alias in node.names}
+    return {
+        alias.name: str(node.module).removeprefix(f"{package}.")
+        for node in imports
+        for alias in node.names
+    }
 
 
 _PROVIDED: dict[str, str] = {}

@@ -25,12 +25,15 @@ class Status(IntEnum):
 
 @dataclass
 class Backward:
-    """What the backward solve of a strategy did; empty until a backward pass has run, and filled by the last one.
+    """What the backward solve of a strategy did.
+
+    Empty until a backward pass has run, and filled by the last one.
 
     Attributes:
         vjps: vector-Jacobian products of f spent so far, over all backward passes.
         evaluations: evaluations of f spent in backward (the adjoint re-integrates the state).
-        residual: ``[batch]``, residual of the linear system relative to the incoming gradient, where there is one.
+        residual: ``[batch]``, residual of the linear system relative to the incoming gradient,
+            where there is one.
         status: ``[batch]`` int8, one :class:`Status` per sample, where there is a backward solve.
     """
 
@@ -47,16 +50,20 @@ class Solution:
     Attributes:
         z: the best iterate (shaped like z0); for a trajectory ``[times, batch, ...]``.
         start: the z0 the solve began from, as the start gave it.
-        residual: ``[batch]``, the measured 2-norm of f(z) - z at ``z``; None where nothing is to vanish (trajectories).
+        residual: ``[batch]``, the measured 2-norm of f(z) - z at ``z``; None where nothing is to
+            vanish (trajectories).
         status: ``[batch]`` int8, one :class:`Status` per sample.
         steps: ``[batch]``, steps that each sample took before it stopped.
         evaluations: evaluations of f in the forward pass (each of the whole batch).
         backward: what the backward pass spent and reached.
         times: the output times of a trajectory, ``[times]``.
         trace: ``[steps, batch]``, residual after each step, when asked for.
-        iterates: ``[k, batch, ...]``, the iterates that ``Unrolled(iterates=...)`` asks for, each with its graph.
-        event_times: ``[batch]``, when the event of a trajectory happened, NaN where it did not; None where there was none to watch.
-        interpolant: the continuous extension of a trajectory, when asked for; see :meth:`interpolate`.
+        iterates: ``[k, batch, ...]``, the iterates that ``Unrolled(iterates=...)`` asks for, each
+            with its graph.
+        event_times: ``[batch]``, when the event of a trajectory happened, NaN where it did not;
+            None where there was none to watch.
+        interpolant: the continuous extension of a trajectory, when asked for; see
+            :meth:`interpolate`.
     """
 
     z: Any
@@ -73,24 +80,34 @@ class Solution:
     interpolant: Callable[[Tensor], Any] | None = None
 
     def interpolate(self, t: Tensor) -> Any:
-        """The states of a trajectory at other times, by the continuous extension of its steps: ``integrate(..., dense=True)``.
+        """The states of a trajectory at other times, by the continuous extension of its steps.
+
+        ``integrate(..., dense=True)``.
 
         Arguments:
             t: ``[T]``, or ``[batch, T]`` for times of each sample's own, in any order.
 
         Returns:
-            ``[T, batch, ...]``, differentiable where the trajectory is, and with respect to t; NaN where t is later than the time at
-            which a sample ended (it failed, or its event happened).
+            ``[T, batch, ...]``, differentiable where the trajectory is, and with respect to t; NaN
+            where t is later than the time at which a sample ended (it failed, or its event
+            happened).
 
         Raises:
-            InputError: t has another shape or is outside of the span; the solution has no continuous extension.
+            InputError: t has another shape or is outside of the span; the solution has no
+                continuous extension.
         """
         if self.interpolant is None:
-            raise InputError("this solution has no values between its times: ask for them, integrate(..., dense=True)")
+            raise InputError(
+                "this solution has no values between its times: ask for them, "
+                "integrate(..., dense=True)"
+            )
         return self.interpolant(t)
 
     def amended(self, **changes: Any) -> Solution:
-        """A copy with other values of some attributes: ``dataclasses.replace`` at a fifth of its time, which every solve would pay."""
+        """A copy with other values of some attributes.
+
+        ``dataclasses.replace`` at a fifth of its time, which every solve would pay.
+        """
         copy = object.__new__(Solution)
         copy.__dict__.update(self.__dict__, **changes)
         return copy
@@ -109,11 +126,17 @@ class Solution:
         """One line: how many samples ended how, and the worst residual."""
         counts = Counter(self.status.tolist())
         parts = [f"{counts[status]} {status.name.lower()}" for status in Status if counts[status]]
-        line = f"{len(self.status)} samples: {', '.join(parts) or 'none'}; {self.evaluations} evaluations"
+        line = (
+            f"{len(self.status)} samples: {', '.join(parts) or 'none'}; "
+            f"{self.evaluations} evaluations"
+        )
         if self.residual is not None and self.residual.numel():
             line += f"; worst residual {self.residual.max().item():.3g}"
         if self.times is not None and counts[Status.MAX_STEPS]:
-            line += "; out of steps before the last time: raise max_steps, or take an implicit method where the dynamics are stiff"
+            line += (
+                "; out of steps before the last time: raise max_steps, or take an implicit "
+                "method where the dynamics are stiff"
+            )
         return line
 
     def raise_if_failed(self) -> Solution:

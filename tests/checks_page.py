@@ -1,4 +1,5 @@
-"""The list of checks on docs/testing.md. After a change of the checks: ``PYTHONPATH=tests python -m checks_page``."""
+"""The list of checks on docs/testing.md. After a change of the checks: ``PYTHONPATH=tests python -m
+checks_page``."""
 
 from pathlib import Path
 
@@ -11,7 +12,11 @@ BEGIN, END = "<!-- checks: begin -->\n", "<!-- checks: end -->\n"
 
 def listing() -> str:
     """A heading for each kind, and a line for each of its checks."""
-    kinds = [f"### {kind}\n\n" + "".join(f"- `{check.name}`: {check.summary}\n" for check in checks_for(kind)) for kind in CLASS_KINDS]
+    kinds = [
+        f"### {kind}\n\n"
+        + "".join(f"- `{check.name}`: {check.summary}\n" for check in checks_for(kind))
+        for kind in CLASS_KINDS
+    ]
     return "\n".join(kinds)
 
 

@@ -8,7 +8,8 @@ from sites import Site
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A folder on this process's path, for distributions with plugins; its modules are forgotten afterwards."""
+    """A folder on this process's path, for distributions with plugins; its modules are forgotten
+    afterwards."""
     known = set(sys.modules)
     folder = tmp_path / "site"
     folder.mkdir()

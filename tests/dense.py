@@ -1,4 +1,5 @@
-"""Dense float64 computations that the tests compare with: those of the contract kit, and a gradient at a point that is given."""
+"""Dense float64 computations that the tests compare with: those of the contract kit, and a gradient
+at a point that is given."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from implicitcore.testing.problems import Cell as Cell
 from implicitcore.testing.problems import inputs as inputs
 
 
-def implicit_gradient(f: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, wrt: Sequence[Tensor]) -> list[Tensor]:
+def implicit_gradient(
+    f: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, wrt: Sequence[Tensor]
+) -> list[Tensor]:
     """u^T df with (I - J)^T u = v, at the fixed point z."""
     identity = torch.eye(z.shape[1], dtype=z.dtype)
     u = torch.linalg.solve((identity - jacobians(f, z).detach()).transpose(1, 2), v)

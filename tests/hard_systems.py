@@ -1,7 +1,8 @@
 """Classical nonlinear systems that are hard for Newton's method, with their roots.
 
-Numbers are those of More, Garbow, Hillstrom, Testing Unconstrained Optimization Software, ACM Trans. Math. Softw. 7 (1981), p. 17-41;
-"far" is their start times -100 or 100. Roots that have no formula were computed with MINPACK's hybrd.
+Numbers are those of More, Garbow, Hillstrom, Testing Unconstrained Optimization Software, ACM
+Trans. Math. Softw. 7 (1981), p. 17-41; "far" is their start times -100 or 100. Roots that have no
+formula were computed with MINPACK's hybrd.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class HardSystem:
         roots: those known; none for a system that has none.
         sign: minus one where det(dF/dz) > 0 at the root, so that the flow of g is drawn to it.
         symmetric: a permutation of a root is a root.
-        defeats: ``"newton"`` where the undamped method fails from the start, ``"line search"`` where the damped one does too.
+        defeats: ``"newton"`` where the undamped method fails from the start, ``"line search"``
+            where the damped one does too.
     """
 
     name: str
@@ -96,7 +98,9 @@ def powell_singular(z: Tensor) -> Tensor:
 
 def brown_almost_linear(z: Tensor) -> Tensor:
     n = z.shape[1]
-    return torch.cat(((z + z.sum(1, keepdim=True) - (n + 1))[:, :-1], z.prod(1, keepdim=True) - 1), 1)
+    return torch.cat(
+        ((z + z.sum(1, keepdim=True) - (n + 1))[:, :-1], z.prod(1, keepdim=True) - 1), 1
+    )
 
 
 def discrete_boundary_value(z: Tensor) -> Tensor:
@@ -126,7 +130,9 @@ def broyden_tridiagonal(z: Tensor) -> Tensor:
 def broyden_banded(z: Tensor) -> Tensor:
     n = z.shape[1]
     i = torch.arange(n)
-    band = ((i[None, :] >= i[:, None] - 5) & (i[None, :] <= i[:, None] + 1) & (i[None, :] != i[:, None])).to(z.dtype)
+    band = (
+        (i[None, :] >= i[:, None] - 5) & (i[None, :] <= i[:, None] + 1) & (i[None, :] != i[:, None])
+    ).to(z.dtype)
     return z * (2 + 5 * z**2) + 1 - (z * (1 + z)) @ band.T
 
 
@@ -221,12 +227,31 @@ SCATTER_9999 = [1.1322174351906094, 1.3456483644720119, 1.5396166201893495, 1.72
 
 SYSTEMS = [
     HardSystem("Rosenbrock (1)", rosenbrock, [-1.2, 1.0], [[1.0, 1.0]]),
-    HardSystem("Freudenstein, Roth (2)", freudenstein_roth, [0.5, -2.0], [[5.0, 4.0]], defeats="line search"),
-    HardSystem("Powell, badly scaled (3)", powell_badly_scaled, [0.0, 1.0], [[1.0981593296998e-5, 9.1061467398665]], symmetric=True),
+    HardSystem(
+        "Freudenstein, Roth (2)",
+        freudenstein_roth,
+        [0.5, -2.0],
+        [[5.0, 4.0]],
+        defeats="line search",
+    ),
+    HardSystem(
+        "Powell, badly scaled (3)",
+        powell_badly_scaled,
+        [0.0, 1.0],
+        [[1.0981593296998e-5, 9.1061467398665]],
+        symmetric=True,
+    ),
     HardSystem("Helical valley (7)", helical_valley, [-1.0, 0.0, 0.0], [[1.0, 0.0, 0.0]]),
     HardSystem("Powell, singular (13)", powell_singular, [3.0, -1.0, 0.0, 1.0], [[0.0] * 4]),
-    HardSystem("Variably dimensioned, n = 10 (25)", variably_dimensioned, [1 - j / 10 for j in range(1, 11)], [[1.0] * 10]),
-    HardSystem("Trigonometric, n = 10 (26)", trigonometric, [0.1] * 10, [[0.0] * 10, TRIGONOMETRIC], sign=1),
+    HardSystem(
+        "Variably dimensioned, n = 10 (25)",
+        variably_dimensioned,
+        [1 - j / 10 for j in range(1, 11)],
+        [[1.0] * 10],
+    ),
+    HardSystem(
+        "Trigonometric, n = 10 (26)", trigonometric, [0.1] * 10, [[0.0] * 10, TRIGONOMETRIC], sign=1
+    ),
     HardSystem(
         "Brown, almost linear, n = 10 (27)",
         brown_almost_linear,
@@ -242,13 +267,30 @@ SYSTEMS = [
         defeats="newton",
     ),
     HardSystem("Discrete boundary value (28)", discrete_boundary_value, sag(10, 1), [BOUNDARY]),
-    HardSystem("Discrete boundary value (28), far", discrete_boundary_value, sag(10, 100), [BOUNDARY]),
-    HardSystem("Discrete integral equation (29)", discrete_integral_equation, sag(10, 1), [BOUNDARY]),
+    HardSystem(
+        "Discrete boundary value (28), far", discrete_boundary_value, sag(10, 100), [BOUNDARY]
+    ),
+    HardSystem(
+        "Discrete integral equation (29)", discrete_integral_equation, sag(10, 1), [BOUNDARY]
+    ),
     HardSystem("Broyden, tridiagonal (30)", broyden_tridiagonal, [-1.0] * 10, [TRIDIAGONAL]),
     HardSystem("Broyden, tridiagonal (30), far", broyden_tridiagonal, [-100.0] * 10, [TRIDIAGONAL]),
     HardSystem("Broyden, banded (31)", broyden_banded, [-1.0] * 10, [BANDED]),
-    HardSystem("Chebyquad, n = 5 (35)", chebyquad, [i / 6 for i in range(1, 6)], [CHEBYQUAD_5], symmetric=True),
-    HardSystem("Chebyquad, n = 7 (35)", chebyquad, [i / 8 for i in range(1, 8)], [CHEBYQUAD_7], symmetric=True, defeats="newton"),
+    HardSystem(
+        "Chebyquad, n = 5 (35)",
+        chebyquad,
+        [i / 6 for i in range(1, 6)],
+        [CHEBYQUAD_5],
+        symmetric=True,
+    ),
+    HardSystem(
+        "Chebyquad, n = 7 (35)",
+        chebyquad,
+        [i / 8 for i in range(1, 8)],
+        [CHEBYQUAD_7],
+        symmetric=True,
+        defeats="newton",
+    ),
     HardSystem("Chandrasekhar H, 0.9", chandrasekhar(0.9), [1.0] * 10, [SCATTER_90]),
     HardSystem("Chandrasekhar H, 0.9999", chandrasekhar(0.9999), [1.0] * 10, [SCATTER_9999]),
     HardSystem("Boggs", boggs, [1.0, 0.0], [[0.0, 1.0], [-1.0, 2.0], [-(0.5**0.5), 1.5]]),
@@ -262,7 +304,9 @@ SYSTEMS = [
         [[0.5, pi], [0.2994486924909, 2.8369277704589], [1.29436045992063, -3.137219791192911]],
         defeats="line search",
     ),
-    HardSystem("Cubic, a cycle of Newton's", cubic, [0.0], [[-1.7692923542386314]], defeats="line search"),
+    HardSystem(
+        "Cubic, a cycle of Newton's", cubic, [0.0], [[-1.7692923542386314]], defeats="line search"
+    ),
 ]
 NO_ROOT = [
     HardSystem("Above zero", no_root, [1.0, 0.5], []),

@@ -1,6 +1,7 @@
 """The kernels of any backend, on any device, against the torch backend in float64.
 
-Every tensor lies in a larger one full of NaNs: what a kernel reads beside it shows in the result, what it writes beside it is found.
+Every tensor lies in a larger one full of NaNs: what a kernel reads beside it shows in the result,
+what it writes beside it is found.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Problem:
     """What a kernel is tried on.
 
     Attributes:
-        aligned: every sample begins at a multiple of 16 bytes, where n is one of the entries in them; else one entry behind.
+        aligned: every sample begins at a multiple of 16 bytes, where n is one of the entries in
+            them; else one entry behind.
         cuts: results are cut off, as an interpreter may do with bfloat16, and not rounded.
     """
 
@@ -43,16 +45,22 @@ class Problem:
     def state(self, dtype: torch.dtype | None = None) -> Tensor:
         """Contiguous, ``[batch, n]``."""
         margin, entries = 16, self.batch * self.n
-        memory = torch.full((entries + 2 * margin,), torch.nan, dtype=dtype or self.dtype, device=self.device)
+        memory = torch.full(
+            (entries + 2 * margin,), torch.nan, dtype=dtype or self.dtype, device=self.device
+        )
         view = memory[margin + (not self.aligned) :][:entries].view(self.batch, self.n)
         return view.copy_(torch.randn(view.shape))
 
     def rows(self, depth: int) -> Tensor:
         """Part of a larger history in every dimension, ``[batch, depth, n]``."""
         width = (self.n // 16 + 3) * 16 if self.aligned else self.n + 34
-        memory = torch.full((self.batch, depth + 2, width), torch.nan, dtype=self.dtype, device=self.device)
+        memory = torch.full(
+            (self.batch, depth + 2, width), torch.nan, dtype=self.dtype, device=self.device
+        )
         first = -width % 16  # the first row of all is aligned, whatever the others are
-        return memory[:, 1 : depth + 1, first : first + self.n].copy_(torch.randn(self.batch, depth, self.n))
+        return memory[:, 1 : depth + 1, first : first + self.n].copy_(
+            torch.randn(self.batch, depth, self.n)
+        )
 
     def depths(self) -> tuple[int, ...]:
         """Rows of a history: fewer where they would be large."""
@@ -61,15 +69,19 @@ class Problem:
         return (17,) if self.batch <= 3 else (3,)
 
     def agree(self, found: Tensor, expected: Tensor, size: Tensor) -> None:
-        """What was found is rounded once, and its sums, of terms of that size, in the dtype of norms; those expected are in float64."""
+        """What was found is rounded once, and its sums, of terms of that size, in the dtype of
+        norms; those expected are in float64."""
         assert found.shape == expected.shape
         assert found.device.type == torch.device(self.device).type
         eps = torch.finfo(found.dtype).eps, torch.finfo(real_dtype(found)).eps
         error, bound = (
             (found.double() - expected).abs(),
-            eps[0] / (1 if self.cuts else 2) * expected.abs() + (8 * eps[1] + max(64, self.n**0.5) * EPS) * size,
+            eps[0] / (1 if self.cuts else 2) * expected.abs()
+            + (8 * eps[1] + max(64, self.n**0.5) * EPS) * size,
         )
-        assert bool((error <= bound).all()), f"{self}: {(error / bound).max().item():.3g} times the bound"
+        assert bool((error <= bound).all()), (
+            f"{self}: {(error / bound).max().item():.3g} times the bound"
+        )
 
 
 def untouched(view: Tensor) -> None:
@@ -91,29 +103,40 @@ def check_residual(problem: Problem) -> None:
     untouched(out)
 
 
-def check_gram_row(problem: Problem) -> None:
+def check_inner_products(problem: Problem) -> None:
     for depth in problem.depths():
         history, row = problem.rows(depth), problem.rows(1)
-        found, exact = problem.backend.gram_row(history, row), (history.double(), row.double())
+        found, exact = (
+            problem.backend.inner_products(history, row),
+            (history.double(), row.double()),
+        )
         assert found.dtype == problem.dtype
-        problem.agree(found, REFERENCE.gram_row(*exact), REFERENCE.gram_row(*(part.abs() for part in exact)))
+        problem.agree(
+            found,
+            REFERENCE.inner_products(*exact),
+            REFERENCE.inner_products(*(part.abs() for part in exact)),
+        )
 
 
-def check_mix(problem: Problem) -> None:
+def check_axpy_history(problem: Problem) -> None:
     for depth in problem.depths():
         history, row = problem.rows(depth), problem.rows(1)
         weights = torch.randn(problem.batch, 1, depth, device=problem.device).to(problem.dtype)
         exact = [part.double() for part in (row, weights, history)]
-        size = REFERENCE.mix(*(part.abs() for part in exact), 0.7)
-        expected = REFERENCE.mix(*exact, -0.7)
-        problem.agree(problem.backend.mix(row, weights, history, -0.7), expected, size)
-        problem.agree(problem.backend.mix(None, weights, history), REFERENCE.mix(None, *exact[1:]), size / 0.7)
-        assert problem.backend.mix(row, weights, history, -0.7, out=row) is row
+        size = REFERENCE.axpy_history(*(part.abs() for part in exact), 0.7)
+        expected = REFERENCE.axpy_history(*exact, -0.7)
+        problem.agree(problem.backend.axpy_history(row, weights, history, -0.7), expected, size)
+        problem.agree(
+            problem.backend.axpy_history(None, weights, history),
+            REFERENCE.axpy_history(None, *exact[1:]),
+            size / 0.7,
+        )
+        assert problem.backend.axpy_history(row, weights, history, -0.7, out=row) is row
         problem.agree(row, expected, size)
         untouched(row)
 
 
-def check_combine(problem: Problem) -> None:
+def check_stage_combination(problem: Problem) -> None:
     counts = (1, 2, 6, 13, 16, 17) if problem.n <= LONG else (6,)
     stages = [problem.state() for _ in range(max(counts))]
     z, exact = problem.state(), [stage.double() for stage in stages]
@@ -122,12 +145,23 @@ def check_combine(problem: Problem) -> None:
         dt = torch.rand(problem.batch, device=problem.device, dtype=dtype)
         for count in counts:
             used, slopes = weights[:count], exact[:count]
-            absolute = REFERENCE.combine(None, dt.double(), [slope.abs() for slope in slopes], [abs(weight) for weight in used])
+            absolute = REFERENCE.stage_combination(
+                None,
+                dt.double(),
+                [slope.abs() for slope in slopes],
+                [abs(weight) for weight in used],
+            )
             for base in (z, None):
-                expected = REFERENCE.combine(None if base is None else base.double(), dt.double(), slopes, used)
-                found = problem.backend.combine(base, dt, stages[:count], used)
+                expected = REFERENCE.stage_combination(
+                    None if base is None else base.double(), dt.double(), slopes, used
+                )
+                found = problem.backend.stage_combination(base, dt, stages[:count], used)
                 assert found.dtype == problem.dtype
-                rounded = 1 if count <= 16 else torch.finfo(problem.dtype).eps / torch.finfo(real_dtype(z)).eps
+                rounded = (
+                    1
+                    if count <= 16
+                    else torch.finfo(problem.dtype).eps / torch.finfo(real_dtype(z)).eps
+                )
                 problem.agree(found, expected, rounded * (absolute + z.double().abs()))
 
 
@@ -149,20 +183,24 @@ def check_not_a_number(problem: Problem) -> None:
         tensors = [problem.state() for _ in range(3)]
         tensors[place][1, -1] = torch.nan
         assert torch.equal(problem.backend.error_norm(*tensors, RTOL, ATOL).isnan(), own)
-        assert torch.equal(problem.backend.residual(tensors[place], problem.state()).norm.isnan(), own)
+        assert torch.equal(
+            problem.backend.residual(tensors[place], problem.state()).norm.isnan(), own
+        )
 
 
 CHECKS: dict[str, Callable[[Problem], None]] = {
     "residual": check_residual,
-    "gram_row": check_gram_row,
-    "mix": check_mix,
-    "combine": check_combine,
+    "inner_products": check_inner_products,
+    "axpy_history": check_axpy_history,
+    "stage_combination": check_stage_combination,
     "error_norm": check_error_norm,
     "not_a_number": check_not_a_number,
 }
 
 
-def check_kernels(backend: ic.Backend, device: torch.device | str, names: tuple[str, ...] = tuple(CHECKS)) -> None:
+def check_kernels(
+    backend: ic.Backend, device: torch.device | str, names: tuple[str, ...] = tuple(CHECKS)
+) -> None:
     """Every kernel, dtype and shape: all that a machine with the device has to run."""
     for name in names:
         for dtype in DTYPES:
@@ -170,7 +208,21 @@ def check_kernels(backend: ic.Backend, device: torch.device | str, names: tuple[
                 CHECKS[name](problem)
 
 
-def problems(backend: ic.Backend, device: torch.device | str, dtype: torch.dtype, sizes: tuple[int, ...] = SIZES) -> list[Problem]:
+def problems(
+    backend: ic.Backend,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    sizes: tuple[int, ...] = SIZES,
+) -> list[Problem]:
     """Every batch, with each sample aligned and not; the largest only unaligned."""
-    every = [Problem(backend, device, dtype, batch, n, aligned) for n in sizes for batch in BATCHES for aligned in (True, False)]
-    return [problem for problem in every if problem.n <= LONG or problem.batch <= 3 or not problem.aligned]
+    every = [
+        Problem(backend, device, dtype, batch, n, aligned)
+        for n in sizes
+        for batch in BATCHES
+        for aligned in (True, False)
+    ]
+    return [
+        problem
+        for problem in every
+        if problem.n <= LONG or problem.batch <= 3 or not problem.aligned
+    ]

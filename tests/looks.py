@@ -1,7 +1,7 @@
 """How often a loop waits for its accelerator, counted on a machine that has none.
 
-Tensors on the device ``meta`` have no values, so every look at one, and every copy from the host, can be caught: a loop that is told what
-it reads runs as it would on CUDA.
+Tensors on the device ``meta`` have no values, so every look at one, and every copy from the host,
+can be caught: a loop that is told what it reads runs as it would on CUDA.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ class _Operations(TorchDispatchMode):
         if name is aten._local_scalar_dense and args[0].is_meta:
             self.looks.note(name)
             return self.answer(args[0]).item()
-        if name is aten._to_copy and kwargs.get("device") is not None and torch.device(kwargs["device"]) != args[0].device:
+        if (
+            name is aten._to_copy
+            and kwargs.get("device") is not None
+            and torch.device(kwargs["device"]) != args[0].device
+        ):
             self.looks.note(name)
             if args[0].is_meta:
                 return self.answer(args[0])

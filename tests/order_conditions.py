@@ -38,7 +38,8 @@ def density(tree: Tree) -> int:
 
 
 def elementary_weights(tree: Tree, a: Tensor) -> Tensor:
-    """Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), theorem II.2.1, without the b."""
+    """Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), theorem II.2.1,
+    without the b."""
     result = torch.ones(len(a), dtype=a.dtype)
     for branch in tree:
         result = result * (a @ elementary_weights(branch, a))

@@ -72,7 +72,9 @@ def linear(batch: int = 8) -> Problem:
     def exact(t: Tensor, z: Tensor, x: Tensor) -> Tensor:
         top = torch.cat((weight.expand(len(z), 3, 3), x[:, :, None]), 2)
         flow = torch.matrix_exp(torch.cat((top, torch.zeros(len(z), 1, 4, dtype=z.dtype)), 1) * t)
-        return (flow @ torch.cat((z, torch.ones(len(z), 1, dtype=z.dtype)), 1)[:, :, None])[:, :3, 0]
+        return (flow @ torch.cat((z, torch.ones(len(z), 1, dtype=z.dtype)), 1)[:, :, None])[
+            :, :3, 0
+        ]
 
     z0, x = draw(batch, 3).requires_grad_(), draw(batch, 3).requires_grad_()
     return Problem("linear", lambda t, z, x: z @ weight.T + x, exact, z0, x, (weight,))

@@ -1,4 +1,5 @@
-"""Every combination of layer, solver, solver inside the solver, gradient and backend; and one step of training with each."""
+"""Every combination of layer, solver, solver inside the solver, gradient and backend; and one step
+of training with each."""
 
 from __future__ import annotations
 
@@ -27,10 +28,15 @@ LOOSE: dict[str, dict[str, float]] = {
 }
 """Options of the solvers that have them."""
 INSIDE = {**LOOSE, "ode_solver": {**LOOSE["ode_solver"], "rtol": 1e-3, "atol": 1e-4}}
-"""The same inside another solver: a steady state is out of reach of some methods whose steps are as long as they are stable."""
-TIGHT = {"root_solver": {"name": "picard", "tol": 1e-6, "max_steps": 200}, "ode_solver": {"name": "tsit5", "rtol": 1e-6, "atol": 1e-8}}
+"""The same inside another solver: a steady state is out of reach of some methods whose steps are as
+long as they are stable."""
+TIGHT = {
+    "root_solver": {"name": "picard", "tol": 1e-6, "max_steps": 200},
+    "ode_solver": {"name": "tsit5", "rtol": 1e-6, "atol": 1e-8},
+}
 FAR = 0.25
-"""How far a gradient may be from the exact one, relative, in the 2-norm: the phantom gradient of this cell is off by 0.17."""
+"""How far a gradient may be from the exact one, relative, in the 2-norm: the phantom gradient of
+this cell is off by 0.17."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,22 @@ class Combination:
         solver = _named(chosen, LOOSE)
         if inside := _inner_slot(chosen):
             solver[inside.name] = _named(_part(inside.name, self.inner), INSIDE)
-        return {"name": self.layer, slot.name: solver, "gradient": self.gradient, "backend": self.backend}
+        return {
+            "name": self.layer,
+            slot.name: solver,
+            "gradient": self.gradient,
+            "backend": self.backend,
+        }
 
     @property
     def classes(self) -> list[type]:
         """Of the solvers."""
-        return [_part(kind, name).load() for kind in LOOSE for name in (self.solver, self.inner) if name in _parts(kind)]
+        return [
+            _part(kind, name).load()
+            for kind in LOOSE
+            for name in (self.solver, self.inner)
+            if name in _parts(kind)
+        ]
 
 
 def combinations(providers: Collection[str]) -> Iterator[Combination]:
@@ -69,16 +85,21 @@ def combinations(providers: Collection[str]) -> Iterator[Combination]:
         kind = _solver_slot(_part("layer", layer)).name
         for solver in names(kind):
             inside = _inner_slot(_part(kind, solver))
-            for rest in itertools.product(names(inside.name) if inside else [""], names("gradient"), names("backend")):
+            for rest in itertools.product(
+                names(inside.name) if inside else [""], names("gradient"), names("backend")
+            ):
                 yield Combination(layer, solver, *rest)
 
 
 def pairwise(everything: Iterable[Combination], known: Iterable[Combination]) -> list[Combination]:
-    """Some that have, with the known ones, each pair of parts that occurs together in any of them."""
+    """Some that have, with the known ones, each pair of parts that occurs together in any of
+    them."""
     seen = {pair for combination in known for pair in _pairs(combination)}
     order, found = list(everything), []
     random.Random(0).shuffle(order)
-    order.sort(key=lambda combination: not can_run(combination.backend))  # a pair is no better for being refused with its backend
+    order.sort(
+        key=lambda combination: not can_run(combination.backend)
+    )  # a pair is no better for being refused with its backend
     for combination in order:
         if not seen.issuperset(pairs := _pairs(combination)):
             seen |= pairs
@@ -96,7 +117,8 @@ def train(combination: Combination) -> str:
     """One step of training; empty, or why the combination is refused.
 
     Raises:
-        AssertionError: a gradient is missing, zero or far from the exact one, or the step did nothing.
+        AssertionError: a gradient is missing, zero or far from the exact one, or the step did
+            nothing.
     """
     try:
         with warnings.catch_warnings():
@@ -126,7 +148,9 @@ def _gradients(layer: ic.ImplicitLayer, x: Tensor, loss: Tensor) -> list[Tensor]
     """Of the parameters and of x, all there and none zero."""
     assert loss.isfinite()
     wrt = {**dict(layer.named_parameters()), "x": x}
-    found = dict(zip(wrt, torch.autograd.grad(loss, list(wrt.values()), allow_unused=True), strict=True))
+    found = dict(
+        zip(wrt, torch.autograd.grad(loss, list(wrt.values()), allow_unused=True), strict=True)
+    )
     for name, gradient in found.items():
         assert gradient is not None, f"{name} has no gradient"
         assert gradient.isfinite().all(), f"the gradient of {name} is not finite"
@@ -193,7 +217,10 @@ def _part(kind: str, name: str) -> Part:
 
 def _named(part: Part, options: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     known = options_of(part.load())
-    return {"name": part.qualified_name, **{name: value for name, value in options[part.kind].items() if name in known}}
+    return {
+        "name": part.qualified_name,
+        **{name: value for name, value in options[part.kind].items() if name in known},
+    }
 
 
 def _solver_slot(layer: Part) -> Option:
@@ -203,7 +230,14 @@ def _solver_slot(layer: Part) -> Option:
 
 def _inner_slot(solver: Part) -> Option | None:
     """The option of a solver that holds one of the other family; its name is the kind."""
-    return next((option for option in options_of(solver.load()).values() if option.name in LOOSE.keys() - {solver.kind}), None)
+    return next(
+        (
+            option
+            for option in options_of(solver.load()).values()
+            if option.name in LOOSE.keys() - {solver.kind}
+        ),
+        None,
+    )
 
 
 def _pairs(combination: Combination) -> set[Any]:

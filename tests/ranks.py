@@ -1,4 +1,5 @@
-"""Two processes of torch.distributed on this machine, and what they run: a child imports this module, and no test."""
+"""Two processes of torch.distributed on this machine, and what they run: a child imports this
+module, and no test."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ WORLD = 2
 
 
 def run(worker: Callable[[int], Any], folder: Path, timeout: float = 90) -> list[Any]:
-    """What ``worker(rank)`` returns on each rank; it raises where one does, and ends those that hang."""
+    """What ``worker(rank)`` returns on each rank; it raises where one does, and ends those that
+    hang."""
     context = spawn(_start, (worker, str(folder)), nprocs=WORLD, join=False)
     assert context is not None
     end = time.monotonic() + timeout
@@ -42,19 +44,26 @@ def _start(rank: int, worker: Callable[[int], Any], folder: str) -> None:
     torch.set_num_threads(1)
     if sys.platform == "linux":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD
+    )
     try:
         torch.save(worker(rank), f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-# --- data parallel --------------------------------------------------------------------------------------------------
+# --- data parallel
+# --------------------------------------------------------------------------------------------------
 
 
 def model(gradient: ic.GradientStrategy) -> nn.Module:
     torch.manual_seed(0)
-    layer = ic.ImplicitLayer(ic.FixedPoint(Cell(contraction=0.8)), solver=ic.Anderson(tol=1e-12, max_steps=100), gradient=gradient)
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(Cell(contraction=0.8)),
+        solver=ic.Anderson(tol=1e-12, max_steps=100),
+        gradient=gradient,
+    )
     return nn.Sequential(nn.Linear(6, 6), layer, nn.Linear(6, 2)).double()
 
 
@@ -77,12 +86,15 @@ def data_parallel(rank: int) -> dict[str, Any]:
         for sizes in ((4, 4), (4, 0)):
             parallel = DistributedDataParallel(model(gradient))
             parallel(samples(rank, sizes)).square().sum().backward()
-            evaluations = parallel.module[1].solve(parallel.module[0](samples(rank, sizes))).evaluations
+            evaluations = (
+                parallel.module[1].solve(parallel.module[0](samples(rank, sizes))).evaluations
+            )
             found[name, sizes] = evaluations, [p.grad.clone() for p in parallel.module.parameters()]
     return found
 
 
-# --- f communicates -------------------------------------------------------------------------------------------------
+# --- f communicates
+# -------------------------------------------------------------------------------------------------
 
 
 class Total(torch.autograd.Function):
@@ -124,9 +136,15 @@ SYNCED = {
 def communicating(rank: int) -> dict[str, Any]:
     found = {}
     for name, solver in SYNCED.items():
-        for gradient in (ic.Implicit(solver), ic.Phantom(steps=100), *([ic.Unrolled()] if name == "picard" else [])):
+        for gradient in (
+            ic.Implicit(solver),
+            ic.Phantom(steps=100),
+            *([ic.Unrolled()] if name == "picard" else []),
+        ):
             for sizes in ((4, 4), (4, 0)):
-                layer = ic.ImplicitLayer(ic.FixedPoint(MeanCell()), solver=solver, gradient=gradient)
+                layer = ic.ImplicitLayer(
+                    ic.FixedPoint(MeanCell()), solver=solver, gradient=gradient
+                )
                 layer.sync_steps = True
                 x = samples(rank, sizes).requires_grad_()
                 solution = layer.solve(x, trace=True)
@@ -137,7 +155,9 @@ def communicating(rank: int) -> dict[str, Any]:
                     "x": gradients[-1],
                     "converged": solution.converged,
                     "residual": solution.residual.detach(),
-                    "measured": (layer.dynamics.cell(solution.z, x) - solution.z).norm(dim=1).detach(),
+                    "measured": (layer.dynamics.cell(solution.z, x) - solution.z)
+                    .norm(dim=1)
+                    .detach(),
                     "calls": layer.dynamics.cell.calls,
                     "trace": solution.trace,
                 }
@@ -146,7 +166,9 @@ def communicating(rank: int) -> dict[str, Any]:
 
 def failing(rank: int) -> list[int]:
     """One rank meets a NaN: both stop."""
-    layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=0.0, max_steps=100000), gradient=ic.Unrolled())
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(Cell()), solver=ic.Picard(tol=0.0, max_steps=100000), gradient=ic.Unrolled()
+    )
     layer.sync_steps = True
     x = inputs(2)
     if rank == 1:
@@ -158,7 +180,9 @@ def failing(rank: int) -> list[int]:
 def copies(rank: int) -> dict[str, Any]:
     """A layer with a group of its own: the first rank alone."""
     group = dist.new_group([0])
-    layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-8, max_steps=100), gradient=ic.Unrolled())
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-8, max_steps=100), gradient=ic.Unrolled()
+    )
     pickle.dumps(layer)
     layer.sync_steps = group if rank == 0 else False
     found: dict[str, Any] = {"shared": copy.deepcopy(layer).sync_steps is layer.sync_steps}

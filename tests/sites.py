@@ -49,14 +49,27 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, distribution: str, source: str, *, entry: str = "", version: str = "1.0", files: dict[str, str] | None = None) -> str:
-        """Write a distribution whose one entry point names a module with that source; return the module's name."""
+    def add(
+        self,
+        distribution: str,
+        source: str,
+        *,
+        entry: str = "",
+        version: str = "1.0",
+        files: dict[str, str] | None = None,
+    ) -> str:
+        """Write a distribution whose one entry point names a module with that source; return the
+        module's name."""
         module = f"{distribution.replace('-', '_')}_plugin"
         for name, text in {f"{module}.py": source, **(files or {})}.items():
             self.write(name, dedent(text))
         info = f"{distribution.replace('-', '_')}-{version}.dist-info"
-        self.write(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        self.write(f"{info}/entry_points.txt", f"[implicitcore]\n{entry or distribution} = {module}\n")
+        self.write(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+        )
+        self.write(
+            f"{info}/entry_points.txt", f"[implicitcore]\n{entry or distribution} = {module}\n"
+        )
         self.write(f"{info}/RECORD", "")
         return module
 
@@ -67,7 +80,9 @@ class Site:
         file.write_text(text, encoding="utf-8")
 
 
-def run_python(*arguments: str, path: tuple[Site, ...] = (), timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: str, path: tuple[Site, ...] = (), timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python in a process of its own, with the sites in front of its path."""
     folders = [*(str(site.folder) for site in path), str(ROOT)]
     return subprocess.run(
@@ -81,7 +96,8 @@ def run_python(*arguments: str, path: tuple[Site, ...] = (), timeout: float = 12
 
 
 class Environment:
-    """A virtual environment that sees all that is installed in this one, and into which pip installs without a network.
+    """A virtual environment that sees all that is installed in this one, and into which pip
+    installs without a network.
 
     Arguments:
         folder: where it is made.
@@ -91,16 +107,32 @@ class Environment:
     def __init__(self, folder: Path, path: tuple[Path, ...] = (ROOT,)) -> None:
         venv.create(folder, symlinks=os.name != "nt")
         self.path = path
-        self.python, self.packages = (Path(sysconfig.get_path(name, "venv", {"base": str(folder)})) for name in ("scripts", "purelib"))
+        self.python, self.packages = (
+            Path(sysconfig.get_path(name, "venv", {"base": str(folder)}))
+            for name in ("scripts", "purelib")
+        )
         self.python /= "python"
-        # An environment made from another one does not see it. This also follows the other's own links to source folders.
+        # An environment made from another one does not see it. This also follows the other's own
+        # links to source folders.
         link = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
         (self.packages / "outer.pth").write_text(link, encoding="utf-8")
 
     def install(self, *arguments: str, folder: Path | None = None) -> None:
-        """Let pip install from source folders, given relative to the working directory ``folder``."""
-        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet", "--no-input"]
-        done = self._run(*pip, "--no-index", "--no-deps", "--no-build-isolation", *arguments, folder=folder)
+        """Let pip install from source folders, given relative to the working directory
+        ``folder``."""
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(self.python),
+            "install",
+            "--quiet",
+            "--no-input",
+        ]
+        done = self._run(
+            *pip, "--no-index", "--no-deps", "--no-build-isolation", *arguments, folder=folder
+        )
         assert done.returncode == 0, done.stderr
 
     def run(self, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -110,7 +142,15 @@ class Environment:
     def _run(self, *command: str, folder: Path | None) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([*map(str, self.path), os.environ.get("PYTHONPATH", "")])
         variables = {**os.environ, "PYTHONPATH": path, "COLUMNS": "120"}
-        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250)
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=variables,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=250,
+        )
 
 
 def distributions() -> set[str]:

@@ -28,7 +28,10 @@ from benchmarks.timing import interleave
 
 import implicitcore as ic
 
-KEYS = "problem library method gradient seconds floor_seconds ratio_to_floor evaluations vjps residual_max gradient_error peak_bytes"
+KEYS = (
+    "problem library method gradient seconds floor_seconds ratio_to_floor evaluations vjps "
+    "residual_max gradient_error peak_bytes"
+)
 
 
 class Half(torch.nn.Module):
@@ -51,7 +54,11 @@ def check_quick_run(program, path, count, limit, *options):
     for row in rows:
         assert row["ratio_to_floor"] == pytest.approx(row["seconds"] / row["floor_seconds"])
         assert row["gradient_error"] < 0.1, row
-    assert all(row["residual_max"] <= limit for row in rows if row["library"] == "implicitcore" and "exact" not in row["method"])
+    assert all(
+        row["residual_max"] <= limit
+        for row in rows
+        if row["library"] == "implicitcore" and "exact" not in row["method"]
+    )
     before = path.with_suffix(".md").read_text()
     program.main(["--report", "--output", str(path.parent)])
     assert path.with_suffix(".md").read_text() == before
@@ -69,7 +76,9 @@ def test_quick_dispatch_run(tmp_path):
     *rows, _ = json.loads(path.read_text())
     assert {" ".join(row) for row in rows} == {KEYS}
     assert len(rows) == 3 * 2 * 4
-    by_hand = {(row["problem"], row["method"]): row for row in rows if row["gradient"] == "solver by hand"}
+    by_hand = {
+        (row["problem"], row["method"]): row for row in rows if row["gradient"] == "solver by hand"
+    }
     for row in rows:
         other = by_hand[row["problem"], row["method"]]
         assert row["ratio_to_floor"] == pytest.approx(row["seconds"] / other["seconds"])
@@ -96,7 +105,11 @@ def test_a_page_without_a_gpu_says_so_and_replaces_no_figures(tmp_path, monkeypa
     gpu.main(["--output", str(tmp_path)])
     page = (tmp_path / "gpu.md").read_text()
     assert "**Nothing is measured yet: no GPU machine was at hand.**" in page
-    save(tmp_path / "gpu.json", [row("MLP", "implicitcore", "anderson, torch", "implicit anderson")], {})
+    save(
+        tmp_path / "gpu.json",
+        [row("MLP", "implicitcore", "anderson, torch", "implicit anderson")],
+        {},
+    )
     with pytest.raises(SystemExit, match="nothing was measured: no cuda device; .* stays as it is"):
         gpu.main(["--output", str(tmp_path)])
 
@@ -104,11 +117,19 @@ def test_a_page_without_a_gpu_says_so_and_replaces_no_figures(tmp_path, monkeypa
 def test_the_gpu_page_compares_with_the_torch_backend():
     rows = [
         row("MLP", "implicitcore", "anderson, torch", "implicit anderson", seconds=2.0),
-        row("MLP", "implicitcore", "anderson, torch, compiled cell", "implicit anderson", seconds=1.0),
+        row(
+            "MLP",
+            "implicitcore",
+            "anderson, torch, compiled cell",
+            "implicit anderson",
+            seconds=1.0,
+        ),
         row("MLP", "torchdeq", "anderson, torch", "implicit anderson", seconds=8.0),
     ]
     lines = list(gpu_report._against_torch(rows))
-    assert "| problem | method | ms | implicitcore, torch, compiled cell | torchdeq, torch |" in lines
+    assert (
+        "| problem | method | ms | implicitcore, torch, compiled cell | torchdeq, torch |" in lines
+    )
     assert "| MLP, tol 1e-5 | anderson | 2000.00 | 2.00 x | 0.25 x |" in lines
 
 
@@ -123,7 +144,9 @@ def test_quick_ode_run(tmp_path):
 def test_counts_are_those_of_the_library(backward):
     problem = problems(quick=True)[0]
     counted = Counted(problem.f, len(problem.z0))
-    solution = ic.fixed_point(counted, problem.z0, problem.x, gradient=ic.Implicit(backward(tol=1e-3)))
+    solution = ic.fixed_point(
+        counted, problem.z0, problem.x, gradient=ic.Implicit(backward(tol=1e-3))
+    )
     problem.gradients(solution.z)
     assert counted.plain + counted.graphs == solution.evaluations
     assert counted.products == solution.backward.vjps + 1  # and the one that reaches the leaves
@@ -137,8 +160,25 @@ def test_a_part_of_the_batch_counts_as_a_part():
 
 
 def test_compact_is_held_against_what_the_samples_need():
-    row = Row("many, tol 1e-3", "implicitcore", "picard, compact", "implicit picard", 1.0, 1.0, 1.0, 24.0, 9, 1e-4, 1e-4, 0)
-    lines = "\n".join(compact([row], {"per_sample": {"many, tol 1e-3, implicitcore, picard, implicit picard": 20.0}}))
+    row = Row(
+        "many, tol 1e-3",
+        "implicitcore",
+        "picard, compact",
+        "implicit picard",
+        1.0,
+        1.0,
+        1.0,
+        24.0,
+        9,
+        1e-4,
+        1e-4,
+        0,
+    )
+    lines = "\n".join(
+        compact(
+            [row], {"per_sample": {"many, tol 1e-3, implicitcore, picard, implicit picard": 20.0}}
+        )
+    )
     assert "| many, tol 1e-3 | picard | 23 | 20 | 1.15, met |" in lines
 
 
@@ -175,7 +215,9 @@ def test_an_evaluation_of_a_trajectory_is_differentiated_once(gradient):
     problem = ode_problems.problems(quick=True)[0]
     counted = Counted(problem.f, len(problem.z0))
     times = torch.tensor([0.0, 1.0])
-    solution = ic.integrate(lambda t, z, x: counted(z, x), problem.z0, times=times, gradient=gradient)
+    solution = ic.integrate(
+        lambda t, z, x: counted(z, x), problem.z0, times=times, gradient=gradient
+    )
     problem.gradients(solution.z[-1])
     assert counted.plain + counted.graphs == solution.evaluations + solution.backward.evaluations
     assert 0 < counted.differentiated <= counted.graphs
@@ -185,7 +227,10 @@ def test_an_evaluation_of_a_trajectory_is_differentiated_once(gradient):
 def test_the_reference_of_a_trajectory_is_exact():
     linear = torch.nn.Linear(3, 3, bias=False).double()
     field = Autonomous(linear)
-    z0, v = torch.randn(2, 3, dtype=torch.float64).requires_grad_(), torch.randn(2, 3, dtype=torch.float64)
+    z0, v = (
+        torch.randn(2, 3, dtype=torch.float64).requires_grad_(),
+        torch.randn(2, 3, dtype=torch.float64),
+    )
     problem = ode_problems.Trajectory("linear", field, (), z0, v)
     weight = linear.weight.detach().clone().requires_grad_()
     z = z0 @ torch.matrix_exp(weight.T)
@@ -206,10 +251,18 @@ class Autonomous(torch.nn.Module):
 def test_as_exact_is_no_less_exact(gradient):
     pytest.importorskip("torchdiffeq")
     problem, tol = ode_problems.problems(quick=True)[0], 1e-4
-    found = {str(contender): contender for contender in ode_contenders.contenders(problem, quick=True)}
+    found = {
+        str(contender): contender for contender in ode_contenders.contenders(problem, quick=True)
+    }
     errors = {
-        name: problem.reference.residual(found[f"{name}, {gradient}"].prepare(problem, tol)().z.detach())
-        for name in ("implicitcore, dopri5", "implicitcore, dopri5, as exact", "torchdiffeq, dopri5")
+        name: problem.reference.residual(
+            found[f"{name}, {gradient}"].prepare(problem, tol)().z.detach()
+        )
+        for name in (
+            "implicitcore, dopri5",
+            "implicitcore, dopri5, as exact",
+            "torchdiffeq, dopri5",
+        )
     }
     assert errors["implicitcore, dopri5, as exact"] <= errors["torchdiffeq, dopri5"]
 
@@ -229,11 +282,20 @@ def exact_step(problem, tol, waste=0):
 
 
 def small_problem():
-    return Problem("half", Half(), torch.randn(5, 3).requires_grad_(), torch.zeros(5, 3), torch.randn(5, 3), tolerances=(1e-3,))
+    return Problem(
+        "half",
+        Half(),
+        torch.randn(5, 3).requires_grad_(),
+        torch.zeros(5, 3),
+        torch.randn(5, 3),
+        tolerances=(1e-3,),
+    )
 
 
 def test_counts_may_come_from_another_form_of_the_step():
-    wasteful = halving("other", exact_step, counts=lambda problem, tol: exact_step(problem, tol, waste=3))
+    wasteful = halving(
+        "other", exact_step, counts=lambda problem, tol: exact_step(problem, tol, waste=3)
+    )
     row = measure(small_problem(), [wasteful], settings()).rows[0]
     assert row.evaluations == 4
     assert (row.residual_max, row.gradient_error) == pytest.approx((0, 0), abs=1e-6)
@@ -243,7 +305,9 @@ def test_a_failure_of_another_library_is_noted_and_ours_is_raised():
     def refuse(problem, tol):
         raise ValueError("no")
 
-    measured = measure(small_problem(), [halving("other", refuse), halving("another", exact_step)], settings())
+    measured = measure(
+        small_problem(), [halving("other", refuse), halving("another", exact_step)], settings()
+    )
     assert measured.left_out == {"half, tol 1e-3, other, halves, by hand": "ValueError: no"}
     assert [row.library for row in measured.rows] == ["another"]
     with pytest.raises(ValueError, match="no"):
@@ -264,19 +328,36 @@ def test_warnings_are_noted_by_row():
 
 
 def row(problem, library, method, gradient, **values):
-    known = {"seconds": 1.0, "floor_seconds": 1.0, "ratio_to_floor": 1.0, "evaluations": 10, "vjps": 9}
+    known = {
+        "seconds": 1.0,
+        "floor_seconds": 1.0,
+        "ratio_to_floor": 1.0,
+        "evaluations": 10,
+        "vjps": 9,
+    }
     found = {"residual_max": 1e-4, "gradient_error": 1e-4, "peak_bytes": 0}
     return Row(f"{problem}, tol 1e-5", library, method, gradient, **{**known, **found, **values})
 
 
 def ode_page(rows, warned):
-    about = {"versions": {}, "processor": "one", "threads": 1, "cores": 1, "python": "3", "repetitions": 9}
-    return ode_report.page(rows, {**about, "pieces": {}, "left_out": {}, "warned": warned}, "nothing")
+    about = {
+        "versions": {},
+        "processor": "one",
+        "threads": 1,
+        "cores": 1,
+        "python": "3",
+        "repetitions": 9,
+    }
+    return ode_report.page(
+        rows, {**about, "pieces": {}, "left_out": {}, "warned": warned}, "nothing"
+    )
 
 
 def test_targets_of_trajectories():
     mlp, heterogeneous = ode_problems.MLP, ode_problems.HETEROGENEOUS
-    warned = row(heterogeneous, "implicitcore", "dopri5", "adjoint", evaluations=30, gradient_error=0.1)
+    warned = row(
+        heterogeneous, "implicitcore", "dopri5", "adjoint", evaluations=30, gradient_error=0.1
+    )
     rows = [
         row(mlp, "implicitcore", "dopri5", "unrolled", ratio_to_floor=1.8),
         row(mlp, "torchdiffeq", "dopri5", "unrolled", seconds=2.0),
@@ -287,7 +368,9 @@ def test_targets_of_trajectories():
     page = ode_page(rows, {f"{warned.problem}, implicitcore, dopri5, adjoint": ["drifted"]})
     assert f"| {mlp} | unrolled | 1.5 | 1.80, missed by 20 % | not measured |" in page
     assert f"| {mlp} | unrolled | same tolerance | 2.00 x | 1 x | met |" in page
-    assert f"| {heterogeneous} | adjoint | same tolerance | 1.00 x | 1.5 x | missed by 1.5 x |" in page
+    assert (
+        f"| {heterogeneous} | adjoint | same tolerance | 1.00 x | 1.5 x | missed by 1.5 x |" in page
+    )
     assert "| dopri5 | adjoint | 1.0e-1 | met: warned | 30 | 20 | missed by 50 % |" in page
     assert "| tsit5 | adjoint | not finite | missed, no warning | 10 | 20 | met |" in page
     assert "drifted" in page
@@ -296,11 +379,21 @@ def test_targets_of_trajectories():
 def test_targets_of_the_steady_state():
     steady = ode_problems.STEADY
     rows = [
-        row(steady, "implicitcore", "steady state, adams", "implicit gmres", evaluations=30, gradient_error=2e-3),
+        row(
+            steady,
+            "implicitcore",
+            "steady state, adams",
+            "implicit gmres",
+            evaluations=30,
+            gradient_error=2e-3,
+        ),
         row(steady, "torchdiffeq", "dopri5 to T = 20", "adjoint", seconds=4.0),
     ]
     page = ode_page(rows, {})
-    assert "| adams | 25 | 30, missed by 20 % | 1.0e-4 | 2.0e-3, missed by 100 % | 4.0 x, missed by 2 x |" in page
+    assert (
+        "| adams | 25 | 30, missed by 20 % | 1.0e-4 | 2.0e-3, missed by 100 % | 4.0 x, "
+        "missed by 2 x |" in page
+    )
     assert "| tsit5 | 60 | not measured |" in page
 
 

@@ -1,6 +1,8 @@
-"""The full product of what this repository registers: each combination trains one step, or is refused with a reason.
+"""The full product of what this repository registers: each combination trains one step, or is
+refused with a reason.
 
-The built-in parts in full, and with those of the plugins each pair of parts; the full product of all is slow.
+The built-in parts in full, and with those of the plugins each pair of parts; the full product of
+all is slow.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ REASONS = ("GradientError: ", "InputError: ", "SolveError: ", "ConfigError: back
 
 
 @pytest.fixture
-def outcomes(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Iterable[Combination]], Counter[str]]:
-    """How many combinations train (no reason), and how many are refused for which reason: printed, and checked."""
+def outcomes(
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[str, Iterable[Combination]], Counter[str]]:
+    """How many combinations train (no reason), and how many are refused for which reason: printed,
+    and checked."""
 
     def run(name: str, chosen: Iterable[Combination]) -> Counter[str]:
         found: Counter[str] = Counter()
@@ -31,11 +36,18 @@ def outcomes(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Iterable[Comb
                 raise
         trained = found.pop("", 0)
         with capsys.disabled():
-            print(f"\n{name}: {trained} of {trained + found.total()} combinations train, {found.total()} are refused")
+            print(
+                f"\n{name}: {trained} of {trained + found.total()} combinations train, "
+                f"{found.total()} are refused"
+            )
             print(*(f"{count:6}  {reason}" for reason, count in found.most_common()), sep="\n")
         assert all(reason.startswith(REASONS) for reason in found)
-        # A method whose error estimate is blind to its instability ends no solve at any tolerance that is loose: Fehlberg's of order 2.
-        assert sum(count for reason, count in found.items() if reason.startswith("SolveError")) <= 0.02 * trained
+        # A method whose error estimate is blind to its instability ends no solve at any tolerance
+        # that is loose: Fehlberg's of order 2.
+        assert (
+            sum(count for reason, count in found.items() if reason.startswith("SolveError"))
+            <= 0.02 * trained
+        )
         return found + Counter(trained=trained)
 
     return run

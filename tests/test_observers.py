@@ -73,7 +73,12 @@ def test_each_takes_what_it_wants(layer):
     def with_a_default(solution, place=got):
         place.append(type(solution))
 
-    with ic.observe(everything), ic.observe(nothing), ic.observe(lambda layer: got.append(layer)), ic.observe(with_a_default):
+    with (
+        ic.observe(everything),
+        ic.observe(nothing),
+        ic.observe(lambda layer: got.append(layer)),
+        ic.observe(with_a_default),
+    ):
         layer.solve(X)
     assert got == [{"layer", "solution"}, set(), layer, ic.Solution]
 
@@ -96,11 +101,18 @@ class Misspelt:
 @pytest.mark.parametrize(
     ("observer", "message"),
     [
-        (3, r"expected a function, or an object with a method implicitcore_after_solve\(layer, solution\); received 3"),
+        (
+            3,
+            r"expected a function, or an object with a method "
+            r"implicitcore_after_solve\(layer, solution\); received 3",
+        ),
         (Recorder, r"call it: Recorder\(\)"),
         (Misspelt(), "received a Misspelt object; did you mean 'implicitcore_after_solv'"),
         (lambda solutoin: None, "takes 'solutoin'; did you mean 'solution'"),
-        (lambda solution, extra: None, "takes 'extra': its arguments are layer and solution, by these names"),
+        (
+            lambda solution, extra: None,
+            "takes 'extra': its arguments are layer and solution, by these names",
+        ),
         (lambda solution, /: None, "takes 'solution'"),
         ([].append, "takes 'object'"),
     ],
@@ -148,7 +160,8 @@ def test_what_an_observer_solves_is_not_observed(layer):
 
 @pytest.mark.parametrize("gradient", [ic.Unrolled(), ic.Adjoint(), ic.Checkpointed()], ids=str)
 def test_nested_layers_are_heard_of_and_backward_passes_are_not(gradient):
-    """Adjoint and Checkpointed evaluate the field, and so the inner layer, once more on their way back."""
+    """Adjoint and Checkpointed evaluate the field, and so the inner layer, once more on their way
+    back."""
     inner = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-5))
     calls = []
 
@@ -156,7 +169,9 @@ def test_nested_layers_are_heard_of_and_backward_passes_are_not(gradient):
         calls.append(torch._C._current_graph_task_id() != -1)
         return inner(x) - z
 
-    outer = ic.ImplicitLayer(ic.VectorField(field, autonomous=True), solver=ic.RK4(dt=0.5), gradient=gradient)
+    outer = ic.ImplicitLayer(
+        ic.VectorField(field, autonomous=True), solver=ic.RK4(dt=0.5), gradient=gradient
+    )
     x, recorder = X.clone().requires_grad_(), Recorder()
     with ic.observe(recorder):
         z = outer(x)
@@ -186,7 +201,9 @@ def test_observers_work_in_inference_mode(layer):
     assert recorder.heard[0][1].z is z
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo looks there
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # Dynamo looks there
 def test_observers_work_in_a_compiled_model(layer):
     recorder = Recorder()
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), layer)
@@ -234,7 +251,11 @@ def test_a_solve_that_nobody_observes_calls_nothing(layer, monkeypatch: pytest.M
     def refuse(*_, **__):
         raise AssertionError("called")
 
-    for place, name in ((observers, "notify"), (pluggy.HookCaller, "__call__"), (torch._C, "_current_graph_task_id")):
+    for place, name in (
+        (observers, "notify"),
+        (pluggy.HookCaller, "__call__"),
+        (torch._C, "_current_graph_task_id"),
+    ):
         monkeypatch.setattr(place, name, refuse)
     z = layer(X.clone().requires_grad_())
     monkeypatch.undo()
@@ -254,7 +275,8 @@ def test_a_plugin_may_only_observe(site: Site, layer):
     plugin = discover()["mine"]
     assert (plugin.status, plugin.parts, len(plugin.observers)) == ("ok", (), 1)
     solution = layer.solve(X)
-    discover()  # a second discovery, as a page of the documentation makes one, tells it no more often
+    # a second discovery, as a page of the documentation makes one, tells it no more often
+    discover()
     recorder = Recorder()
     with ic.observe(recorder):
         again = layer.solve(X)
@@ -275,7 +297,8 @@ def test_an_error_in_an_observer_of_a_plugin_names_the_plugin(site: Site, layer)
     with pytest.raises(ZeroDivisionError) as caught:
         layer(X)
     assert caught.value.__notes__ == [
-        "in the observer implicitcore_after_solve of the plugin 'mine' of mine-dist, after a solve of ImplicitLayer"
+        "in the observer implicitcore_after_solve of the plugin 'mine' of mine-dist, after "
+        "a solve of ImplicitLayer"
     ]
 
 
@@ -288,13 +311,24 @@ def test_an_error_in_an_observer_of_a_plugin_names_the_plugin(site: Site, layer)
             "(hooks: implicitcore_after_solve, implicitcore_register)",
         ),
         (HEARS.replace("(solution)", "(solutions)", 1), "PluginValidationError"),
-        (HEARS.replace("@hookimpl\n", "@hookimpl(wrapper=True)\n").replace("heard.append(solution)", "yield"), "and wraps none"),
-        (HEARS.replace("@hookimpl\n", ""), "implicitcore_after_solve has no marker: put @hookimpl above it"),
+        (
+            HEARS.replace("@hookimpl\n", "@hookimpl(wrapper=True)\n").replace(
+                "heard.append(solution)", "yield"
+            ),
+            "and wraps none",
+        ),
+        (
+            HEARS.replace("@hookimpl\n", ""),
+            "implicitcore_after_solve has no marker: put @hookimpl above it",
+        ),
         (
             HEARS.replace("@hookimpl\n", "import pluggy\n@pluggy.HookimplMarker('other')\n"),
             "implicitcore_after_solve has the marker of 'other'",
         ),
-        (registers("x", "a:B") + HEARS.removeprefix(HEADER).replace("@hookimpl\n", ""), "implicitcore_after_solve has no marker"),
+        (
+            registers("x", "a:B") + HEARS.removeprefix(HEADER).replace("@hookimpl\n", ""),
+            "implicitcore_after_solve has no marker",
+        ),
         (HEARS + "\n@hookimpl\ndef implicitcore_register(registry): 1 / 0", "ZeroDivisionError"),
     ],
 )

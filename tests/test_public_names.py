@@ -22,7 +22,9 @@ def names_for_type_checkers() -> dict[str, str]:
 
 
 def test_the_table_the_type_checkers_block_and_all_agree():
-    table = {name: f"implicitcore.{module}" for module, names in ic._EXPORTS.items() for name in names}
+    table = {
+        name: f"implicitcore.{module}" for module, names in ic._EXPORTS.items() for name in names
+    }
     assert names_for_type_checkers() == table
     assert sorted(table) == ic.__all__
     assert set(ic.__all__) <= set(dir(ic))
@@ -30,12 +32,17 @@ def test_the_table_the_type_checkers_block_and_all_agree():
 
 @pytest.mark.parametrize("name", ic.__all__)
 def test_every_name_imports(name: str):
-    assert getattr(ic, name) is getattr(importlib.import_module(f"implicitcore.{ic._MODULE_OF[name]}"), name)
+    assert getattr(ic, name) is getattr(
+        importlib.import_module(f"implicitcore.{ic._MODULE_OF[name]}"), name
+    )
 
 
 def test_a_misspelt_name_gets_its_near_match():
     for misspelt in ("Andersen", "ANDERSON"):
-        with pytest.raises(AttributeError, match=f"module 'implicitcore' has no attribute '{misspelt}'; did you mean 'Anderson'"):
+        with pytest.raises(
+            AttributeError,
+            match=f"module 'implicitcore' has no attribute '{misspelt}'; did you mean 'Anderson'",
+        ):
             getattr(ic, misspelt)
 
 
@@ -43,7 +50,14 @@ def test_the_import_brings_neither_torch_nor_plugins():
     code = "import sys, implicitcore; implicitcore.hookimpl; print(*sys.modules)"
     modules = run_python("-c", code).stdout.split()
     assert "implicitcore.registry.hookspecs" in modules
-    assert not {"torch", "pydantic", "numpy", "implicitcore.registry.registry", "implicitcore_layers", "implicitcore_lab"} & set(modules)
+    assert not {
+        "torch",
+        "pydantic",
+        "numpy",
+        "implicitcore.registry.registry",
+        "implicitcore_layers",
+        "implicitcore_lab",
+    } & set(modules)
 
 
 def test_the_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch):

@@ -4,17 +4,21 @@ What is done with a block depends on its language:
 
     python          executed; the blocks of a page share one namespace, in page order
     yaml, toml      parsed
-    bash, console   `implicitcore ...` and `pytest ...` are run, `make TARGET ...` is looked up, `pip install ./FOLDER` (or `-e`)
-                    installs for this page alone; what a console shows below `$ ...` must be what the command prints, where `...` in it
-                    is anything, and a number in what pytest prints any number
+    bash, console   `implicitcore ...` and `pytest ...` are run, `make TARGET ...` is looked up,
+    `pip install ./FOLDER` (or `-e`)
+                    installs for this page alone; what a console shows below `$ ...` must be what
+                    the command prints, where `...` in it is anything, and a number in what pytest
+                    prints any number
     text            shown to the reader as output; not run
 
 A comment in the line above a block changes that:
 
-    <!-- file: NAME -->         the block is written to the file NAME in the page's working directory; Python is then not executed
-    <!-- not run: REASON -->    the block is only read; each reason, and how often it may be given, is listed in NOT_RUN
+    <!-- file: NAME -->         the block is written to the file NAME in the page's working
+    directory; Python is then not executed <!-- not run: REASON -->    the block is only read; each
+    reason, and how often it may be given, is listed in NOT_RUN
 
-The directive `{code-block}` with the option `:caption: NAME` is a block with a file, whose name the reader sees.
+The directive `{code-block}` with the option `:caption: NAME` is a block with a file, whose name the
+reader sees.
 """
 
 import importlib
@@ -53,7 +57,8 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The page's fenced blocks, but for MyST directives, which the documentation builder runs; a code block is none of them."""
+    """The page's fenced blocks, but for MyST directives, which the documentation builder runs; a
+    code block is none of them."""
     above = ""
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
         if token.type == "fence" and token.map:
@@ -72,7 +77,13 @@ def marked(token: Token, above: str) -> Iterator[Block]:
 def captioned(token: Token) -> Iterator[Block]:
     caption = CAPTION.match(token.content)
     if token.info.startswith("{code-block}") and caption:
-        yield Block(token.info.split()[1], token.map[0] + 1, token.content[caption.end() :], caption[1], None)
+        yield Block(
+            token.info.split()[1],
+            token.map[0] + 1,
+            token.content[caption.end() :],
+            caption[1],
+            None,
+        )
 
 
 def run_command(line: str, environment: Environment) -> str:
@@ -85,13 +96,21 @@ def run_command(line: str, environment: Environment) -> str:
             done = environment.run("-m", "pytest", "-p", "no:cacheprovider", *options)
         case ["make", *options]:
             done = subprocess.run(
-                ["make", "--dry-run", "--directory", ROOT, *options], capture_output=True, text=True, timeout=60, check=False
+                ["make", "--dry-run", "--directory", ROOT, *options],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
             )
-        case ["pip", "install", *options, folder] if folder.startswith("./") and set(options) <= {"-e"}:
+        case ["pip", "install", *options, folder] if folder.startswith("./") and set(options) <= {
+            "-e"
+        }:
             environment.install(*options, folder)
             return ""
         case _:
-            pytest.fail(f"no rule to run {line!r}: mark its block `not run`, or give this test a rule")
+            pytest.fail(
+                f"no rule to run {line!r}: mark its block `not run`, or give this test a rule"
+            )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -108,17 +127,26 @@ def run_shell(source: str, environment: Environment) -> None:
         printed = run_command(line, environment)
         if line.startswith("pytest "):
             # A minute and more is also given as (0:01:00).
-            shown, printed = (re.sub(r"\d+(\.\d+)?s( \([\d:]+\))?|\d+", "0", text) for text in (shown, printed))
-        assert not shown.strip() or is_shown(shown, printed), f"$ {line}\n{printed}\nand the page shows:\n{shown}"
+            shown, printed = (
+                re.sub(r"\d+(\.\d+)?s( \([\d:]+\))?|\d+", "0", text) for text in (shown, printed)
+            )
+        assert not shown.strip() or is_shown(shown, printed), (
+            f"$ {line}\n{printed}\nand the page shows:\n{shown}"
+        )
 
 
 def is_shown(shown: str, printed: str) -> bool:
-    """Whether that is what a page shows, where ``...`` is anything and one white space as good as another."""
-    pattern = ".*".join(re.escape(piece) for piece in re.split(r" ?\.\.\. ?", " ".join(shown.split())))
+    """Whether that is what a page shows, where ``...`` is anything and one white space as good as
+    another."""
+    pattern = ".*".join(
+        re.escape(piece) for piece in re.split(r" ?\.\.\. ?", " ".join(shown.split()))
+    )
     return re.fullmatch(pattern, " ".join(printed.split())) is not None
 
 
-def run_block(page: Path, block: Block, namespace: dict[str, object], environment: Environment) -> None:
+def run_block(
+    page: Path, block: Block, namespace: dict[str, object], environment: Environment
+) -> None:
     if block.file:
         target = Path(block.file)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,11 +163,15 @@ def run_block(page: Path, block: Block, namespace: dict[str, object], environmen
             tomllib.loads(block.source)
         case "bash" | "console":
             run_shell(block.source, environment)
-            site.addsitedir(str(environment.packages))  # for the Python of the page: an editable package is a link there
+            site.addsitedir(
+                str(environment.packages)
+            )  # for the Python of the page: an editable package is a link there
         case "text":
             pass
         case other:
-            pytest.fail(f"{page.name}:{block.line}: no rule for a block in {other or 'no language'!r}")
+            pytest.fail(
+                f"{page.name}:{block.line}: no rule for a block in {other or 'no language'!r}"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -148,17 +180,29 @@ def test_every_block_runs(page, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     module = ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", module)  # dataclasses and pickle look a class's module up
+    monkeypatch.setitem(
+        sys.modules, "page", module
+    )  # dataclasses and pickle look a class's module up
     for block in blocks(page):
         if block.not_run is None:
             importlib.invalidate_caches()
-            monkeypatch.setattr(REGISTRY, "_plugins", None)  # the block above may have installed one
+            monkeypatch.setattr(
+                REGISTRY, "_plugins", None
+            )  # the block above may have installed one
             run_block(page, block, vars(module), environment)
 
 
 @pytest.mark.parametrize(
     ("shown", "same"),
-    [("a  b\n", True), ("a ...", True), ("...\nb", True), ("a ... b", True), ("a", False), ("a c", False), ("a ... b ... c", False)],
+    [
+        ("a  b\n", True),
+        ("a ...", True),
+        ("...\nb", True),
+        ("a ... b", True),
+        ("a", False),
+        ("a c", False),
+        ("a ... b ... c", False),
+    ],
 )
 def test_what_a_page_shows_is_compared(shown, same):
     assert is_shown(shown, "a\nb\n") == same

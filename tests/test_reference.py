@@ -15,7 +15,9 @@ def ours():
 
 
 def test_the_committed_page_is_current():
-    assert PAGE.read_text(encoding="utf-8") == reference_page(ours()), "docs/parts.md is stale: run `make reference` and commit it"
+    assert PAGE.read_text(encoding="utf-8") == reference_page(ours()), (
+        "docs/parts.md is stale: run `make reference` and commit it"
+    )
 
 
 def test_every_part_has_its_section():
@@ -24,20 +26,27 @@ def test_every_part_has_its_section():
     assert sorted(sections) == sorted(part.name for part in ours())
     assert "| `depth` | `int` | `>= 1` | `5` | earlier directions kept |" in lines
     assert (
-        "| `cell` | `Callable[[Any, Any], Any]` |  | required | f, a module or function of (z, x) that returns a state shaped like z |"
-        in lines
+        "| `cell` | `Callable[[Any, Any], Any]` |  | required | f, a module or function of "
+        "(z, x) that returns a state shaped like z |" in lines
     )
     for row in (
         "| `solver` | `root_solver` |  | `GMRES(tol=1e-05)` | ",
         "| `on_failure` | `'raise' \\| 'warn' \\| 'mask'` |  | `'warn'` | ",
     ):
         assert any(line.startswith(row) for line in lines)
-    assert "{py:class}`~implicitcore.root_solvers.anderson.Anderson`, provided by implicitcore" in lines
+    assert (
+        "{py:class}`~implicitcore.root_solvers.anderson.Anderson`, provided by implicitcore"
+        in lines
+    )
 
 
 def test_the_parts_of_other_plugins_are_in_their_page_and_not_in_ours(tmp_path):
     site = Site(tmp_path)
-    site.add("mine-dist", registers("mine", "mine_code:Solver", summary="a solver | of mine"), files={"mine_code.py": SOLVER})
+    site.add(
+        "mine-dist",
+        registers("mine", "mine_code:Solver", summary="a solver | of mine"),
+        files={"mine_code.py": SOLVER},
+    )
 
     def page(*options: str) -> str:
         done = run_python("-m", "implicitcore", "list", "--markdown", *options, path=(site,))
@@ -47,10 +56,14 @@ def test_the_parts_of_other_plugins_are_in_their_page_and_not_in_ours(tmp_path):
     assert "`~mine_code.Solver`, provided by mine-dist" in page("root_solver")
     assert "| `gain` | `float` | `> 0` | `1.0` |  |" in page("--provider", "mine-dist")
     table = run_python("-m", "implicitcore", "list", "--provider", "mine-dist", path=(site,)).stdout
-    assert [line.split()[:3] for line in table.splitlines()[1:]] == [["root_solver", "mine", "mine-dist"]]
+    assert [line.split()[:3] for line in table.splitlines()[1:]] == [
+        ["root_solver", "mine", "mine-dist"]
+    ]
     both = page("root_solver", "--provider", "implicitcore", "--provider", "mine-dist")
     assert both.index("### gmres") < both.index("### mine") < both.index("### newton")
-    assert page(*(word for name in sorted(distributions()) for word in ("--provider", name))) == PAGE.read_text(encoding="utf-8")
+    assert page(
+        *(word for name in sorted(distributions()) for word in ("--provider", name))
+    ) == PAGE.read_text(encoding="utf-8")
 
 
 def test_a_meaning_is_plain_text_but_for_its_code():

@@ -12,13 +12,18 @@ from implicitcore.registry.registry import REGISTRY
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
 
-NAMES = sorted(part.name for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore")
+NAMES = sorted(
+    part.name for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore"
+)
 
 
 def make(name: str, **options: Any) -> ic.ODESolver:
     """The solver of that name, with those of the options that it has."""
     known = {field.name for field in fields(type(ic.create("ode_solver", name)))}
-    return ic.create("ode_solver", {"name": name, **{key: value for key, value in options.items() if key in known}})
+    return ic.create(
+        "ode_solver",
+        {"name": name, **{key: value for key, value in options.items() if key in known}},
+    )
 
 
 def stepwise() -> list[ic.ODESolver]:

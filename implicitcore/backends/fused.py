@@ -1,4 +1,7 @@
-"""The base of the backends with kernels of their own: a kernel runs where it can, plain torch everywhere else."""
+"""The base of the backends with kernels of their own.
+
+A kernel runs where it can, plain torch everywhere else.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,17 @@ _REFERENCE = TorchBackend()
 class FusedBackend(Backend):
     """Kernels that autograd never meets.
 
-    A derived class declares ``device_types`` and ``dtypes`` and writes the kernels, each for tensors that are
+    A derived class declares ``device_types`` and ``dtypes`` and writes the kernels, each for
+    tensors that are
 
     * of one of those dtypes and on one device of those types, all of them, and none of them empty;
-    * contiguous, but for what is ``[batch, depth, n]`` or ``[batch, 1, n]``, ``out`` of :meth:`mix` among them: there only the last
-      dimension is, for a history is often a part of a larger one, and a row is one of its rows;
-    * outside of autograd: where a graph is recorded, a transform of ``torch.func`` is under way or a state is of another kind, the torch
-      backend computes the same, so that derivatives of any order are right. Solvers loop without a graph but under ``Unrolled`` and in
-      double backward, so that is seldom the hot path.
+    * contiguous, but for what is ``[batch, depth, n]`` or ``[batch, 1, n]``, ``out`` of
+      :meth:`axpy_history` among them: there only the last dimension is, for a history is often a
+      part of a larger one, and a row is one of its rows;
+    * outside of autograd: where a graph is recorded, a transform of ``torch.func`` is under way or
+      a state is of another kind, the torch backend computes the same, so that derivatives of any
+      order are right. Solvers loop without a graph but under ``Unrolled`` and in double backward,
+      so that is seldom the hot path.
     """
 
     differentiable: ClassVar[bool] = True
@@ -40,33 +46,50 @@ class FusedBackend(Backend):
         return self._residual(fz, z, torch.empty_like(z) if out is None else out)
 
     @final
-    def gram_row(self, history: Tensor, row: Tensor) -> Tensor:
-        """See :meth:`Backend.gram_row`."""
+    def inner_products(self, history: Tensor, row: Tensor) -> Tensor:
+        """See :meth:`Backend.inner_products`."""
         if not self._takes(history, row):
-            return _REFERENCE.gram_row(history, row)
-        return self._gram_row(_rows(history), _rows(row))
+            return _REFERENCE.inner_products(history, row)
+        return self._inner_products(_rows(history), _rows(row))
 
     @final
-    def mix(self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float = 1.0, *, out: Tensor | None = None) -> Tensor:
-        """See :meth:`Backend.mix`."""
+    def axpy_history(
+        self,
+        row: Tensor | None,
+        weights: Tensor,
+        history: Tensor,
+        scale: float = 1.0,
+        *,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """See :meth:`Backend.axpy_history`."""
         if not self._takes(history, weights, *(() if row is None else (row,))):
-            return _REFERENCE.mix(row, weights, history, scale, out=out)
+            return _REFERENCE.axpy_history(row, weights, history, scale, out=out)
         row = None if row is None else _rows(row)
         out = history.new_empty(history.shape[0], 1, history.shape[2]) if out is None else out
-        return self._mix(row, weights.contiguous(), _rows(history), scale, out)
+        return self._axpy_history(row, weights.contiguous(), _rows(history), scale, out)
 
     @final
-    def combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """See :meth:`Backend.combine`."""
+    def stage_combination(
+        self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
+    ) -> Tensor:
+        """See :meth:`Backend.stage_combination`."""
         used = [(stage, weight) for stage, weight in zip(stages, weights, strict=True) if weight]
         tensors = [stage for stage, _ in used] if z is None else [z, *(stage for stage, _ in used)]
         if dt.requires_grad or dt.device != tensors[0].device or not self._takes(*tensors):
-            return _REFERENCE.combine(z, dt, stages, weights)
+            return _REFERENCE.stage_combination(z, dt, stages, weights)
         z = None if z is None else z.contiguous()
-        return self._combine(z, dt.contiguous(), [stage.contiguous() for stage, _ in used], [weight for _, weight in used])
+        return self._stage_combination(
+            z,
+            dt.contiguous(),
+            [stage.contiguous() for stage, _ in used],
+            [weight for _, weight in used],
+        )
 
     @final
-    def error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
+    def error_norm(
+        self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
+    ) -> Tensor:
         """See :meth:`Backend.error_norm`."""
         if not self._takes(error, z, z_next):
             return _REFERENCE.error_norm(error, z, z_next, rtol, atol)
@@ -74,32 +97,50 @@ class FusedBackend(Backend):
 
     def _takes(self, first: Tensor, *others: Tensor) -> bool:
         """Whether the kernels may have these tensors."""
-        if first.dtype not in self.dtypes or first.device.type not in self.device_types or not first.numel():
+        if (
+            first.dtype not in self.dtypes
+            or first.device.type not in self.device_types
+            or not first.numel()
+        ):
             return False
-        if any(other.dtype != first.dtype or other.device != first.device or not other.numel() for other in others):
+        if any(
+            other.dtype != first.dtype or other.device != first.device or not other.numel()
+            for other in others
+        ):
             return False
-        if torch.is_grad_enabled() and (first.requires_grad or any(other.requires_grad for other in others)):
+        if torch.is_grad_enabled() and (
+            first.requires_grad or any(other.requires_grad for other in others)
+        ):
             return False
         return not transformed()
 
     @abstractmethod
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
-        """Write f(z) - z to ``out``; the norms are in :func:`~implicitcore.tensors.norms.real_dtype`."""
+        """Write f(z) - z to ``out``.
+
+        The norms are in :func:`~implicitcore.tensors.norms.real_dtype`.
+        """
 
     @abstractmethod
-    def _gram_row(self, history: Tensor, row: Tensor) -> Tensor:
+    def _inner_products(self, history: Tensor, row: Tensor) -> Tensor:
         """The inner products, in the dtype of the row but summed in ``real_dtype``."""
 
     @abstractmethod
-    def _mix(self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float, out: Tensor) -> Tensor:
+    def _axpy_history(
+        self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float, out: Tensor
+    ) -> Tensor:
         """Write the sum to ``out``, which may be the row, and return it."""
 
     @abstractmethod
-    def _combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    def _stage_combination(
+        self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
+    ) -> Tensor:
         """The stage combination; no weight is zero, and dt may be of another real dtype."""
 
     @abstractmethod
-    def _error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
+    def _error_norm(
+        self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
+    ) -> Tensor:
         """The scaled norm, in ``real_dtype``."""
 
 

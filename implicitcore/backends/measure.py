@@ -22,13 +22,19 @@ Work = Callable[[], object]
 Timer = Callable[[Work, int], float]
 
 DEPTH, STAGES = 8, 6
-"""Rows of a history, and stages of a step: those of a default Anderson or Broyden iteration, and of the last row of Tsit5."""
+"""Rows of a history, and stages of a step.
+
+Those of a default Anderson or Broyden iteration, and of the last row of Tsit5.
+"""
 
 COMPILED = "torch.compile"
 
 
 class Case(NamedTuple):
-    """A kernel on tensors of one shape: what a backend is asked for, and the bytes that it reads and writes at least."""
+    """A kernel on tensors of one shape.
+
+    What a backend is asked for, and the bytes that it reads and writes at least.
+    """
 
     run: Callable[[Backend], object]
     bytes: int
@@ -45,7 +51,8 @@ class Measured:
         n: entries of a sample.
         dtype: of the state.
         seconds: of a call, the median over the repetitions.
-        gigabytes_per_second: the least bytes that it reads and writes, by the time; what fits a cache can be above the memory's.
+        gigabytes_per_second: the least bytes that it reads and writes, by the time; what fits a
+            cache can be above the memory's.
         faster: seconds of torch, eager, over these.
     """
 
@@ -84,20 +91,33 @@ def cases(batch: int, n: int, dtype: torch.dtype, device: torch.device) -> dict[
     """Every kernel on states ``[batch, n]``, and Broyden's step, which is made of two."""
     draw = partial(torch.randn, dtype=dtype, device=device)
     z, fz, error = draw(3, batch, n).unbind()
-    stages, history, weights = draw(STAGES, batch, n).unbind(), draw(batch, DEPTH, n), draw(batch, 1, DEPTH)
+    stages, history, weights = (
+        draw(STAGES, batch, n).unbind(),
+        draw(batch, DEPTH, n),
+        draw(batch, 1, DEPTH),
+    )
     matrix, row, dt = draw(batch, DEPTH, DEPTH), fz.unsqueeze(1), torch.rand(batch, device=device)
     state = batch * n * dtype.itemsize
-    lent = torch.empty_like(z)
+    buffers = torch.empty_like(z)
 
     def broyden(backend: Backend) -> Tensor:
-        return backend.mix(row, torch.bmm(backend.gram_row(history, row), matrix), history)
+        return backend.axpy_history(
+            row, torch.bmm(backend.inner_products(history, row), matrix), history
+        )
 
     return {
-        "residual": Case(lambda backend: backend.residual(fz, z, lent), 3 * state),
-        "gram_row": Case(lambda backend: backend.gram_row(history, row), (DEPTH + 1) * state),
-        "mix": Case(lambda backend: backend.mix(row, weights, history, -1), (DEPTH + 2) * state),
+        "residual": Case(lambda backend: backend.residual(fz, z, buffers), 3 * state),
+        "inner_products": Case(
+            lambda backend: backend.inner_products(history, row), (DEPTH + 1) * state
+        ),
+        "axpy_history": Case(
+            lambda backend: backend.axpy_history(row, weights, history, -1), (DEPTH + 2) * state
+        ),
         "broyden": Case(broyden, (2 * DEPTH + 3) * state),
-        "combine": Case(lambda backend: backend.combine(z, dt, stages, [0.1] * STAGES), (STAGES + 2) * state),
+        "stage_combination": Case(
+            lambda backend: backend.stage_combination(z, dt, stages, [0.1] * STAGES),
+            (STAGES + 2) * state,
+        ),
         "error_norm": Case(lambda backend: backend.error_norm(error, z, fz, 1e-3, 1e-6), 3 * state),
     }
 
@@ -108,16 +128,23 @@ def measure(backends: Mapping[str, Backend], plan: Plan) -> Iterator[Measured]:
     reference = TorchBackend()
     for batch, n in plan.shapes:
         for dtype in plan.dtypes:
-            able = {"torch": reference, **{name: backend for name, backend in backends.items() if dtype in backend.dtypes}}
+            able = {
+                "torch": reference,
+                **{name: backend for name, backend in backends.items() if dtype in backend.dtypes},
+            }
             for kernel, case in cases(batch, n, dtype, plan.device).items():
-                works: dict[str, Work] = {name: partial(case.run, backend) for name, backend in able.items()}
+                works: dict[str, Work] = {
+                    name: partial(case.run, backend) for name, backend in able.items()
+                }
                 if plan.compiled:
                     works[COMPILED] = _compiled(case)
                 seconds = interleave(works, plan)
                 for name, spent in seconds.items():
                     speed = case.bytes / spent / 1e9
                     short = str(dtype).removeprefix("torch.")
-                    yield Measured(kernel, name, batch, n, short, spent, speed, seconds["torch"] / spent)
+                    yield Measured(
+                        kernel, name, batch, n, short, spent, speed, seconds["torch"] / spent
+                    )
 
 
 def interleave(works: Mapping[str, Work], plan: Plan) -> dict[str, float]:
@@ -125,8 +152,12 @@ def interleave(works: Mapping[str, Work], plan: Plan) -> dict[str, float]:
     return alternate(works, plan.repetitions, partial(_seconds, plan.device), window=plan.window)
 
 
-def alternate(works: Mapping[_Key, Work], repetitions: int, seconds: Timer, *, window: float, seed: int = 0) -> dict[_Key, float]:
-    """Median seconds of one call of each work: a repetition times them all, in an order of its own, so that a slow minute slows all alike.
+def alternate(
+    works: Mapping[_Key, Work], repetitions: int, seconds: Timer, *, window: float, seed: int = 0
+) -> dict[_Key, float]:
+    """Median seconds of one call of each work.
+
+    A repetition times them all, in an order of its own, so that a slow minute slows all alike.
 
     Arguments:
         works: what is compared.
@@ -170,6 +201,8 @@ def _seconds(device: torch.device, work: Work, calls: int) -> float:
 
 def _compiled(case: Case) -> Work:
     """The torch backend's kernel, compiled for this shape alone."""
-    torch.compiler.reset()  # else dynamo takes the next kernel for the same code with other tensors, and gives up after eight
+    # else dynamo takes the next kernel for the same code with other tensors, and gives up after
+    # eight
+    torch.compiler.reset()
     work: Any = torch.compile(lambda: case.run(TorchBackend()), dynamic=False)
     return work

@@ -36,30 +36,52 @@ class TorchBackend(Backend):
         g = fz - z if out is None else torch.sub(fz, z, out=out)
         return Residual(g, norm(g), norm(fz))
 
-    def gram_row(self, history: Tensor, row: Tensor) -> Tensor:
-        """See :meth:`Backend.gram_row`."""
-        # As a row times a matrix: the product with a column was measured 5 to 15 times slower on a CPU.
+    def inner_products(self, history: Tensor, row: Tensor) -> Tensor:
+        """See :meth:`Backend.inner_products`."""
+        # As a row times a matrix: the product with a column was measured 5 to 15 times slower on a
+        # CPU.
         return torch.bmm(row, history.mH)
 
-    def mix(self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float = 1.0, *, out: Tensor | None = None) -> Tensor:
-        """See :meth:`Backend.mix`."""
-        # Weights from a batched solve lie column by column, for which bmm was measured nine times slower on a CPU.
+    def axpy_history(
+        self,
+        row: Tensor | None,
+        weights: Tensor,
+        history: Tensor,
+        scale: float = 1.0,
+        *,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """See :meth:`Backend.axpy_history`."""
+        # Weights from a batched solve lie column by column, for which bmm was measured nine times
+        # slower on a CPU.
         weights = weights.contiguous()
         if row is None:
             return torch.bmm(weights * scale, history, out=out)
         return torch.baddbmm(row, weights, history, alpha=scale, out=out)
 
-    def combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """See :meth:`Backend.combine`."""
-        # In place, and relative to the largest weight, which joins the last product: fewer passes over the memory, and little of it fresh.
-        used = sorted(((weight, stage) for stage, weight in zip(stages, weights, strict=True) if weight), key=lambda pair: -abs(pair[0]))
+    def stage_combination(
+        self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
+    ) -> Tensor:
+        """See :meth:`Backend.stage_combination`."""
+        # In place, and relative to the largest weight, which joins the last product: fewer passes
+        # over the memory, and little of it fresh.
+        used = sorted(
+            ((weight, stage) for stage, weight in zip(stages, weights, strict=True) if weight),
+            key=lambda pair: -abs(pair[0]),
+        )
         (most, total), *others = used
         for place, (weight, stage) in enumerate(others):
-            total = total.add_(stage, alpha=weight / most) if place else torch.add(total, stage, alpha=weight / most)
+            total = (
+                total.add_(stage, alpha=weight / most)
+                if place
+                else torch.add(total, stage, alpha=weight / most)
+            )
         scale = column(dt).to(total.dtype)
         return total * (scale * most) if z is None else torch.addcmul(z, total, scale, value=most)
 
-    def error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
+    def error_norm(
+        self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
+    ) -> Tensor:
         """See :meth:`Backend.error_norm`."""
         dtype = real_dtype(z)
         scale = torch.maximum(z.abs(), z_next.abs()).to(dtype).mul_(rtol).add_(atol)

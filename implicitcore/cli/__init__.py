@@ -1,6 +1,7 @@
 """The command line: what is registered, and the commands that plugins add.
 
-A module here has one command or one group of them. None imports torch: what needs it imports it when it is run.
+A module here has one command or one group of them. None imports torch: what needs it imports it
+when it is run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from implicitcore.cli.plugins import plugins
 from implicitcore.errors import ImplicitCoreWarning
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
 @click.version_option(__version__)
 def cli() -> None:
     """Implicit models in PyTorch: any dynamics, any solver, any gradient strategy, on any backend.
@@ -40,7 +43,11 @@ def main() -> None:
     plain = warnings.formatwarning
 
     def format_warning(message: Any, category: type[Warning], *rest: Any, **more: Any) -> str:
-        return f"Warning: {message}\n" if issubclass(category, ImplicitCoreWarning) else plain(message, category, *rest, **more)
+        return (
+            f"Warning: {message}\n"
+            if issubclass(category, ImplicitCoreWarning)
+            else plain(message, category, *rest, **more)
+        )
 
     warnings.formatwarning = format_warning
     cli(prog_name="implicitcore")

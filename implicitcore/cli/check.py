@@ -23,8 +23,13 @@ class Setting(click.ParamType):
 
     name = "key=value"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        """The key and the value; lists and mappings are in JSON, all else is a text, which the option reads."""
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        """The key and the value.
+
+        Lists and mappings are in JSON, all else is a text, which the option reads.
+        """
         key, equals, text = str(value).partition("=")
         if not (key and equals):
             self.fail(f"expected key=value, received {value!r}", param, ctx)
@@ -37,26 +42,48 @@ class Setting(click.ParamType):
 @click.command(epilog="Example: implicitcore check root_solver anderson -o tol=1e-6")
 @click.argument("kind", type=Kind(), metavar="KIND")
 @click.argument("name")
-@click.option("-o", "--option", "settings", type=Setting(), multiple=True, help="An option of the part: tol=1e-6, or ode_solver.name=rk4.")
-@click.option("-x", "--expect", type=Setting(), metavar="CHECK=REASON", multiple=True, help="This check is expected to fail, and must.")
+@click.option(
+    "-o",
+    "--option",
+    "settings",
+    type=Setting(),
+    multiple=True,
+    help="An option of the part: tol=1e-6, or ode_solver.name=rk4.",
+)
+@click.option(
+    "-x",
+    "--expect",
+    type=Setting(),
+    metavar="CHECK=REASON",
+    multiple=True,
+    help="This check is expected to fail, and must.",
+)
 def check(kind: str, name: str, settings: Settings, expect: Settings) -> None:
     """Run the contract checks on a part. Exit status 1 where one fails."""
     from implicitcore.registry.registry import REGISTRY
     from implicitcore.testing import run_checks
 
-    REGISTRY.find(kind, name).load()  # first, for what is wrong with it is not wrong with the options
+    REGISTRY.find(
+        kind, name
+    ).load()  # first, for what is wrong with it is not wrong with the options
     try:
         results = run_checks(_made(kind, name, settings), expected_failed_checks=dict(expect))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    table(("CHECK", "STATUS", "MESSAGE"), [(result.name, result.status, " ".join(result.message.split())) for result in results])
+    table(
+        ("CHECK", "STATUS", "MESSAGE"),
+        [(result.name, result.status, " ".join(result.message.split())) for result in results],
+    )
     click.echo(f"\n{_counted(results)}")
     if any(result.status == "failed" for result in results):
         raise SystemExit(1)
 
 
 def _made(kind: str, name: str, settings: Settings) -> Any:
-    """The part with its options; of the kinds that the checks make themselves, its class with them."""
+    """The part with its options.
+
+    Of the kinds that the checks make themselves, its class with them.
+    """
     from implicitcore.config.build import create, prepare
 
     make = prepare if kind in MODULE_KINDS else create
@@ -64,7 +91,9 @@ def _made(kind: str, name: str, settings: Settings) -> Any:
 
 
 def nested(settings: Settings) -> dict[str, Any]:
-    """The options as a configuration: ``solver.tol`` is an option of the part ``solver``, of which the name alone may stand before it.
+    """The options as a configuration.
+
+    ``solver.tol`` is an option of the part ``solver``, of which the name alone may stand before it.
 
     >>> nested((("solver", "gmres"), ("solver.tol", "1e-4")))
     {'solver': {'name': 'gmres', 'tol': '1e-4'}}

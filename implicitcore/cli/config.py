@@ -23,7 +23,11 @@ class ConfigFile(click.ParamType):
         """The file's path."""
         file = Path(value)
         if not file.is_file():
-            beside = sorted(other.name for other in file.parent.iterdir() if other.is_file()) if file.parent.is_dir() else []
+            beside = (
+                sorted(other.name for other in file.parent.iterdir() if other.is_file())
+                if file.parent.is_dir()
+                else []
+            )
             self.fail(f"there is no file {value!r}{did_you_mean(file.name, beside)}", param, ctx)
         return file
 
@@ -32,16 +36,27 @@ class ConfigFile(click.ParamType):
 def config() -> None:
     """Configuration files: check them, show them with every default, complete them in an editor.
 
-    The file of a layer, in YAML or JSON, is a mapping with the layer's name and its options; what only Python can give, as its cell, is
-    not in it.
+    The file of a layer, in YAML or JSON, is a mapping with the layer's name and its options; what
+    only Python can give, as its cell, is not in it.
     """
 
 
 def of_file(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments that say which configuration is meant."""
     for option in (
-        click.option("--at", metavar="KEY", help="The configuration stands under this key of the file, as in 'layer: {name: deq}'."),
-        click.option("--kind", type=Kind(), metavar="KIND", default="layer", show_default=True, help="The kind of part that it is for."),
+        click.option(
+            "--at",
+            metavar="KEY",
+            help="The configuration stands under this key of the file, as in 'layer: {name: deq}'.",
+        ),
+        click.option(
+            "--kind",
+            type=Kind(),
+            metavar="KIND",
+            default="layer",
+            show_default=True,
+            help="The kind of part that it is for.",
+        ),
         click.argument("file", type=ConfigFile()),
     ):
         command = option(command)
@@ -55,8 +70,14 @@ def validate(file: Path, kind: str, at: str | None) -> None:
     from implicitcore.options.options import options_of
 
     part = read(file, kind, at)
-    given_by_python = [option.name for option in options_of(part.func).values() if option.required and option.from_python]
-    rest = f"; to build it, give from Python: {', '.join(given_by_python)}" if given_by_python else ""
+    given_by_python = [
+        option.name
+        for option in options_of(part.func).values()
+        if option.required and option.from_python
+    ]
+    rest = (
+        f"; to build it, give from Python: {', '.join(given_by_python)}" if given_by_python else ""
+    )
     click.echo(f"{file}: valid configuration of {with_article(kind)} ({part.func.__name__}){rest}")
 
 
@@ -64,7 +85,10 @@ def validate(file: Path, kind: str, at: str | None) -> None:
 @of_file
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and not YAML.")
 def show(file: Path, kind: str, at: str | None, as_json: bool) -> None:
-    """Print the configuration in FILE with its defaults. It makes the same part, whatever later defaults are."""
+    """Print the configuration in FILE with its defaults.
+
+    It makes the same part, whatever later defaults are.
+    """
     from implicitcore.config.build import describe
 
     data = describe(read(file, kind, at))
@@ -98,7 +122,12 @@ def read(file: Path, kind: str, at: str | None) -> functools.partial[Any]:
     if at is None and "name" not in data:
         raise ConfigError([f"{file}: {_expected(kind, data)}"])
     if at is not None and at not in data:
-        raise ConfigError([f"{file}: no key {at!r}{did_you_mean(at, map(str, data))} (keys: {', '.join(map(str, data)) or 'none'})"])
+        raise ConfigError(
+            [
+                f"{file}: no key {at!r}{did_you_mean(at, map(str, data))} (keys: "
+                f"{', '.join(map(str, data)) or 'none'})"
+            ]
+        )
     try:
         return prepare(kind, data if at is None else data[at], path=at or "")
     except ConfigError as error:
@@ -109,10 +138,21 @@ def read(file: Path, kind: str, at: str | None) -> functools.partial[Any]:
 
 def _expected(kind: str, data: Mapping[Any, Any]) -> str:
     """What a file without a name at its top should be."""
-    under = [str(key) for key, value in data.items() if key == kind or (isinstance(value, Mapping) and "name" in value)]
-    hint = f"; for what stands under a key: {' or '.join(f'--at {key}' for key in under)}" if under else ""
+    under = [
+        str(key)
+        for key, value in data.items()
+        if key == kind or (isinstance(value, Mapping) and "name" in value)
+    ]
+    hint = (
+        f"; for what stands under a key: {' or '.join(f'--at {key}' for key in under)}"
+        if under
+        else ""
+    )
     keys = ", ".join(map(str, data)) or "none"
-    return f"expected the configuration of {with_article(kind)}, a mapping with its 'name' and options; received the keys {keys}{hint}"
+    return (
+        f"expected the configuration of {with_article(kind)}, a mapping with its 'name' and "
+        f"options; received the keys {keys}{hint}"
+    )
 
 
 def _yaml(data: Mapping[str, Any]) -> str:

@@ -38,10 +38,10 @@ class Problem:
 @click.command(epilog="Example: implicitcore plugins doctor")
 @click.option("-v", "--verbose", is_flag=True, help="Print tracebacks in full.")
 def doctor(verbose: bool) -> None:
-    """Import every part of every plugin, and say what works here. Exit status 1 where something is wrong.
+    """Import every part of every plugin, and say what works here.
 
-    Of what is broken it prints the last frames of the traceback and what to install; of the backends, which run here and which one
-    'auto' is.
+    Exit status 1 where something is wrong. Of what is broken it prints the last frames of the
+    traceback and what to install; of the backends, which run here and which one 'auto' is.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # what they say is said here
@@ -65,7 +65,10 @@ def doctor(verbose: bool) -> None:
 
 def _show_machine() -> Problem | None:
     """Print the versions; what is wrong with torch, where it cannot be imported."""
-    rows = [("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"), ("implicitcore", __version__)]
+    rows = [
+        ("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
+        ("implicitcore", __version__),
+    ]
     problem = None
     try:
         import torch
@@ -81,7 +84,13 @@ def _show_machine() -> Problem | None:
 def _target() -> str:
     from torch import version
 
-    return f"CUDA {version.cuda}" if version.cuda else f"ROCm {version.hip}" if version.hip else "the CPU alone"
+    return (
+        f"CUDA {version.cuda}"
+        if version.cuda
+        else f"ROCm {version.hip}"
+        if version.hip
+        else "the CPU alone"
+    )
 
 
 def _cuda() -> str:
@@ -93,7 +102,11 @@ def _cuda() -> str:
         available = cuda.is_available()
     if available:
         devices = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
-        return "; ".join(f"{each.name}, capability {each.major}.{each.minor}, {each.total_memory / 2**30:.0f} GiB" for each in devices)
+        return "; ".join(
+            f"{each.name}, capability {each.major}.{each.minor}, "
+            f"{each.total_memory / 2**30:.0f} GiB"
+            for each in devices
+        )
     if said:
         return f"not available: {'; '.join(str(warning.message) for warning in said)}"
     return "not available: no device, no driver, or not the build for it"
@@ -115,26 +128,51 @@ def _import_parts() -> Iterator[tuple[Part, Problem]]:
 
 
 def _show_backends(broken: dict[Part, Problem]) -> list[Problem]:
-    """Print which backends run here and which of them ``auto`` is; those whose code raised are problems."""
+    """Print which backends run here and which of them ``auto`` is.
+
+    Those whose code raised are problems.
+    """
     from implicitcore.config.auto_backend import candidates, choose
 
     found = list(candidates(REGISTRY))
-    rows = [(asked.part.name, asked.part.provider, "yes" if asked.reason is None else f"no: {asked.reason}") for asked in found]
+    rows = [
+        (
+            asked.part.name,
+            asked.part.provider,
+            "yes" if asked.reason is None else f"no: {asked.reason}",
+        )
+        for asked in found
+    ]
     click.echo()
     table(("BACKEND", "PROVIDER", "RUNS HERE"), rows)
     names = ", ".join(asked.part.name for asked in found)
-    click.echo(f"auto is {choose(found).part.name}: the first that runs here, asked in the order {names}")
-    return [Problem(str(asked.reason), asked.error) for asked in found if asked.error and asked.part not in broken]
+    click.echo(
+        f"auto is {choose(found).part.name}: the first that runs here, asked in the order {names}"
+    )
+    return [
+        Problem(str(asked.reason), asked.error)
+        for asked in found
+        if asked.error and asked.part not in broken
+    ]
 
 
-def _show_plugins(plugins: tuple[Plugin, ...], broken: dict[Part, Problem], *, imported: bool) -> None:
+def _show_plugins(
+    plugins: tuple[Plugin, ...], broken: dict[Part, Problem], *, imported: bool
+) -> None:
     def parts(plugin: Plugin) -> str:
         if not plugin.usable:
             return ""
         good = sum(part not in broken for part in plugin.parts)
-        return f"{good} of {len(plugin.parts)} can be imported" if imported else f"{len(plugin.parts)} not imported"
+        return (
+            f"{good} of {len(plugin.parts)} can be imported"
+            if imported
+            else f"{len(plugin.parts)} not imported"
+        )
 
-    rows = [(plugin.name, plugin.distribution, plugin.version or "", plugin.status, parts(plugin)) for plugin in plugins]
+    rows = [
+        (plugin.name, plugin.distribution, plugin.version or "", plugin.status, parts(plugin))
+        for plugin in plugins
+    ]
     click.echo()
     table(("PLUGIN", "DISTRIBUTION", "VERSION", "STATUS", "PARTS"), rows)
 
@@ -146,21 +184,43 @@ def _notes(plugins: tuple[Plugin, ...]) -> Iterator[str]:
     from implicitcore.registry.discovery import DISABLE
     from implicitcore.registry.hookspecs import PROJECT
 
-    known = {canonical(name) for plugin in plugins for name in (plugin.name, plugin.distribution)} | {"all"}
+    known = {
+        canonical(name) for plugin in plugins for name in (plugin.name, plugin.distribution)
+    } | {"all"}
     for name in filter(None, map(str.strip, os.environ.get(DISABLE, "").split(","))):
         if canonical(name) not in known:
-            yield f"{DISABLE} names {name!r}, which is no plugin{did_you_mean(canonical(name), known)}"
+            yield (
+                f"{DISABLE} names {name!r}, which is no "
+                f"plugin{did_you_mean(canonical(name), known)}"
+            )
     for group in sorted(entry_points().groups):
-        if group != PROJECT and canonical(group).replace("-", "") in (PROJECT, f"{PROJECT}s", f"{PROJECT}plugin", f"{PROJECT}plugins"):
-            points = ", ".join(f"{point.name} = {point.value}" for point in entry_points(group=group))
-            yield f"the entry points of the group {group!r} are not read ({points}): the group is {PROJECT!r}"
-    missing = sorted({name for part in REGISTRY.parts() for name in missing_requirements(part.requires)})
+        if group != PROJECT and canonical(group).replace("-", "") in (
+            PROJECT,
+            f"{PROJECT}s",
+            f"{PROJECT}plugin",
+            f"{PROJECT}plugins",
+        ):
+            points = ", ".join(
+                f"{point.name} = {point.value}" for point in entry_points(group=group)
+            )
+            yield (
+                f"the entry points of the group {group!r} are not read ({points}): the group "
+                f"is {PROJECT!r}"
+            )
+    missing = sorted(
+        {name for part in REGISTRY.parts() for name in missing_requirements(part.requires)}
+    )
     if missing:
-        yield f"not installed, and named as a requirement of a part: {', '.join(missing)} ({pip_install(missing)})"
+        yield (
+            f"not installed, and named as a requirement of a part: {', '.join(missing)} "
+            f"({pip_install(missing)})"
+        )
 
 
 def _show_problems(problems: list[Problem], verbose: bool) -> None:
-    click.echo(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "\nall is well")
+    click.echo(
+        f"\n{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "\nall is well"
+    )
     for problem in problems:
         click.echo(f"\n{problem.message}")
         # A PluginError is ours: its message, printed above, is the whole of it.
@@ -172,5 +232,7 @@ def _traceback(cause: BaseException, verbose: bool) -> str:
     """The traceback; where it need not be full, its last frames but for those of the import."""
     told = traceback.TracebackException.from_exception(cause)
     if not verbose:
-        told.stack[:] = [frame for frame in told.stack if "importlib" not in frame.filename][-LAST_FRAMES:]
+        told.stack[:] = [frame for frame in told.stack if "importlib" not in frame.filename][
+            -LAST_FRAMES:
+        ]
     return indent("".join(told.format(chain=verbose)).rstrip(), "  ")

@@ -23,11 +23,16 @@ from implicitcore.registry.registry import REGISTRY
 class Group(click.Group):
     """Commands, whose misspelt names get their near matches."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         command = self.get_command(ctx, args[0])
         if command is None:
             known = self.list_commands(ctx)
-            ctx.fail(f"unknown command {args[0]!r}{did_you_mean(args[0], known)} (commands: {', '.join(known)}){self.hint()}")
+            ctx.fail(
+                f"unknown command {args[0]!r}{did_you_mean(args[0], known)} (commands: "
+                f"{', '.join(known)}){self.hint()}"
+            )
         return args[0], command, args[1:]
 
     def hint(self) -> str:
@@ -39,7 +44,9 @@ class Commands(Group):
     """The commands here and those of the plugins, whose code is imported only to run them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *(part.name for part in REGISTRY.parts("command"))})
+        return sorted(
+            {*super().list_commands(ctx), *(part.name for part in REGISTRY.parts("command"))}
+        )
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         own = super().get_command(ctx, cmd_name)
@@ -95,7 +102,11 @@ class Kind(click.Choice):
         if value in self.choices:
             return value
         meant = sorted({part.kind for part in REGISTRY.parts() if part.name == value})
-        hint = f"; {value!r} is the name of {with_article(' and of '.join(meant))}" if meant else did_you_mean(value, self.choices)
+        hint = (
+            f"; {value!r} is the name of {with_article(' and of '.join(meant))}"
+            if meant
+            else did_you_mean(value, self.choices)
+        )
         self.fail(f"unknown kind {value!r}{hint} (kinds: {', '.join(self.choices)})", param, ctx)
 
 
@@ -114,7 +125,10 @@ def load_command(part: Part) -> click.Command:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """The rows as lines of columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -35,8 +35,12 @@ def _show_command(part: Part) -> None:
     command = load_command(part)
     click.echo(f"command: {part.target}")
     _show_origin(part, command.callback)
-    context = click.Context(command, info_name=part.name, parent=click.get_current_context().find_root())
-    click.echo(f"\n{command.get_usage(context)}\n\n{inspect.cleandoc(command.help or part.summary)}")
+    context = click.Context(
+        command, info_name=part.name, parent=click.get_current_context().find_root()
+    )
+    click.echo(
+        f"\n{command.get_usage(context)}\n\n{inspect.cleandoc(command.help or part.summary)}"
+    )
 
 
 def _show_class(part: Part) -> None:
@@ -49,8 +53,21 @@ def _show_class(part: Part) -> None:
     options = list(options_of(cls).values())
     click.echo(f"signature: {cls.__name__}{_signature(cls, options)}")
     texts = option_summaries(cls)
-    rows = [(option.name, option.type_text, option.bounds_text, _default(option), texts.get(option.name, "")) for option in options]
-    click.echo("\n".join(["options:", *(f"  {line}" for line in aligned(rows))]) if rows else "options: none")
+    rows = [
+        (
+            option.name,
+            option.type_text,
+            option.bounds_text,
+            _default(option),
+            texts.get(option.name, ""),
+        )
+        for option in options
+    ]
+    click.echo(
+        "\n".join(["options:", *(f"  {line}" for line in aligned(rows))])
+        if rows
+        else "options: none"
+    )
     click.echo(f"\n{first_paragraph(cls) or part.summary}")
 
 
@@ -58,11 +75,17 @@ def _show_origin(part: Part, documented: Any) -> None:
     click.echo(f"file: {_file(documented)}")
     missing = missing_requirements(part.requires)
     if part.requires:
-        click.echo(f"requires: {', '.join(part.requires)}" + (f" (missing: {pip_install(missing)})" if missing else ""))
+        click.echo(
+            f"requires: {', '.join(part.requires)}"
+            + (f" (missing: {pip_install(missing)})" if missing else "")
+        )
 
 
 def _signature(cls: type, options: list[Option]) -> inspect.Signature:
-    """The options as parameters of the class; what ``**options`` passes to a base class is by keyword."""
+    """The options as parameters of the class.
+
+    What ``**options`` passes to a base class is by keyword.
+    """
     own = inspect.signature(cls).parameters
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Signature(
@@ -92,8 +115,14 @@ def brief(value: Any) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         from implicitcore.options.options import options_of
 
-        given = {name: getattr(value, name) for name, option in options_of(type(value)).items() if getattr(value, name) != option.default}
-        return f"{type(value).__name__}({', '.join(f'{name}={brief(given[name])}' for name in given)})"
+        given = {
+            name: getattr(value, name)
+            for name, option in options_of(type(value)).items()
+            if getattr(value, name) != option.default
+        }
+        return (
+            f"{type(value).__name__}({', '.join(f'{name}={brief(given[name])}' for name in given)})"
+        )
     if isinstance(value, tuple):
         return f"({', '.join(map(brief, value))}{',' * (len(value) == 1)})"
     shown = repr(value)

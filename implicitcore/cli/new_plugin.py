@@ -33,7 +33,8 @@ class Example:
         module: its module, and the end of the name it is registered under.
         cls: its class.
         summary: one line that says what it is.
-        subject: what the contract test checks: objects for most kinds, classes of layers and dynamics.
+        subject: what the contract test checks: objects for most kinds, classes of layers and
+            dynamics.
     """
 
     module: str
@@ -43,12 +44,30 @@ class Example:
 
 
 _EXAMPLES = {
-    "layer": Example("residual", "ImplicitResidual", "a residual block, part of which is implicit", "ImplicitResidual"),
-    "dynamics": Example("leaky", "LeakyIntegrator", "a recurrent network in continuous time", "LeakyIntegrator"),
-    "root_solver": Example("relaxation", "Relaxation", "Aitken's dynamic relaxation, per sample", "Relaxation()"),
-    "ode_solver": Example("ssprk3", "SSPRK3", "strong-stability-preserving Runge-Kutta, order 3", "SSPRK3()"),
-    "gradient": Example("momentum", "Momentum", "the implicit gradient by a few steps with momentum", "Momentum()"),
-    "backend": Example("wide", "WideSums", "plain torch, with norms and inner products summed in float64", "WideSums()"),
+    "layer": Example(
+        "residual",
+        "ImplicitResidual",
+        "a residual block, part of which is implicit",
+        "ImplicitResidual",
+    ),
+    "dynamics": Example(
+        "leaky", "LeakyIntegrator", "a recurrent network in continuous time", "LeakyIntegrator"
+    ),
+    "root_solver": Example(
+        "relaxation", "Relaxation", "Aitken's dynamic relaxation, per sample", "Relaxation()"
+    ),
+    "ode_solver": Example(
+        "ssprk3", "SSPRK3", "strong-stability-preserving Runge-Kutta, order 3", "SSPRK3()"
+    ),
+    "gradient": Example(
+        "momentum", "Momentum", "the implicit gradient by a few steps with momentum", "Momentum()"
+    ),
+    "backend": Example(
+        "wide",
+        "WideSums",
+        "plain torch, with norms and inner products summed in float64",
+        "WideSums()",
+    ),
 }
 
 
@@ -60,12 +79,20 @@ _EXAMPLES = {
     default=".",
     help="Where its folder is made.",
 )
-@click.option("--kind", type=Kind(), metavar="KIND", default="root_solver", show_default=True, help="What its first part is.")
+@click.option(
+    "--kind",
+    type=Kind(),
+    metavar="KIND",
+    default="root_solver",
+    show_default=True,
+    help="What its first part is.",
+)
 def new_plugin(name: str, directory: Path, kind: str) -> None:
     """Write a new plugin: a distribution with one part, its entry point and its contract test.
 
-    The plugin NAME is the distribution implicitcore-NAME in a folder of that name, and the names of its parts begin with NAME: the
-    plugin "fast" has parts as "fast-solver". Install it with pip install -e, and its tests pass; then put your own part in.
+    The plugin NAME is the distribution implicitcore-NAME in a folder of that name, and the names of
+    its parts begin with NAME: the plugin "fast" has parts as "fast-solver". Install it with pip
+    install -e, and its tests pass; then put your own part in.
     """
     name = _checked(name)
     folder = directory / f"{PROJECT}-{name}"
@@ -73,7 +100,9 @@ def new_plugin(name: str, directory: Path, kind: str) -> None:
     try:
         folder.mkdir()
     except FileExistsError:
-        raise click.ClickException(f"{folder} is there already: choose another name or another --directory") from None
+        raise click.ClickException(
+            f"{folder} is there already: choose another name or another --directory"
+        ) from None
     for path, text in files.items():
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +117,11 @@ def new_plugin(name: str, directory: Path, kind: str) -> None:
 def _warn_of_the_installed(distribution: str) -> None:
     """Say that pip would put the new plugin in the place of an installed one."""
     try:
-        click.echo(f"Note: {distribution} {version(distribution)} is installed here, and pip will replace it by yours", err=True)
+        click.echo(
+            f"Note: {distribution} {version(distribution)} is installed here, and pip will "
+            "replace it by yours",
+            err=True,
+        )
     except PackageNotFoundError:
         return
 
@@ -116,17 +149,28 @@ def render(name: str, kind: str) -> dict[str, str]:
         "subject": example.subject,
     }
     template = resources.files("implicitcore.cli") / "template"
-    sources = {path: source for path, source in _sources(template, PurePosixPath()) if path.parts[0] != "parts"}
+    sources = {
+        path: source
+        for path, source in _sources(template, PurePosixPath())
+        if path.parts[0] != "parts"
+    }
     sources[PurePosixPath("package", f"{example.module}.py")] = template / "parts" / f"{kind}.py.in"
     files = {
-        str(path).replace("package/", f"{package}/"): Template(source.read_text(encoding="utf-8")).substitute(values)
+        str(path).replace("package/", f"{package}/"): Template(
+            source.read_text(encoding="utf-8")
+        ).substitute(values)
         for path, source in sources.items()
     }
     return dict(sorted(files.items()))
 
 
-def _sources(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, Traversable]]:
-    """The files of a folder, and the paths that a plugin has them under: those with code end in ``.in``, lest a tool reads it."""
+def _sources(
+    folder: Traversable, path: PurePosixPath
+) -> Iterator[tuple[PurePosixPath, Traversable]]:
+    """The files of a folder, and the paths that a plugin has them under.
+
+    Those with code end in ``.in``, lest a tool reads it.
+    """
     for entry in folder.iterdir():
         if entry.is_dir():
             yield from _sources(entry, path / entry.name)
@@ -138,12 +182,16 @@ def _checked(given: str) -> str:
     """The name of the plugin; that of its distribution is understood."""
     name = given.removeprefix(f"{PROJECT}-")
     if name in _TAKEN:
-        raise click.BadParameter(f"{name!r} has another meaning in IMPLICITCORE_DISABLE_PLUGINS or 'plugins list'", param_hint="'NAME'")
+        raise click.BadParameter(
+            f"{name!r} has another meaning in IMPLICITCORE_DISABLE_PLUGINS or 'plugins list'",
+            param_hint="'NAME'",
+        )
     if not _NAME.fullmatch(name):
         near = canonical(given).strip("-").removeprefix(f"{PROJECT}-")
         hint = f"; did you mean {near!r}?" if _NAME.fullmatch(near) else ""
         raise click.BadParameter(
-            f"{given!r} cannot be the name of a plugin: use lower-case letters and digits, a letter first, with '-' between words{hint}",
+            f"{given!r} cannot be the name of a plugin: use lower-case letters and digits, "
+            f"a letter first, with '-' between words{hint}",
             param_hint="'NAME'",
         )
     return name

@@ -11,7 +11,13 @@ from implicitcore.registry.registry import REGISTRY
 
 @click.command(name="list", epilog="Example: implicitcore list gradient")
 @click.argument("kind", type=Kind(KINDS), metavar="[KIND]", required=False)
-@click.option("--provider", "providers", multiple=True, metavar="NAME", help="Only the parts of this distribution; may be repeated.")
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="Only the parts of this distribution; may be repeated.",
+)
 @click.option("--markdown", is_flag=True, help="Print a page with the options of every part.")
 def list_parts(kind: str | None, providers: tuple[str, ...], markdown: bool) -> None:
     """List the registered parts, all or those of a KIND."""

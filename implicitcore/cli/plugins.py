@@ -34,8 +34,9 @@ plugins.add_command(doctor)
 def list_plugins(as_json: bool) -> None:
     """List the plugins with their status; what is wrong with one is said below.
 
-    Status: ok; conflict (usable, but a name is also another distribution's: say distribution:name); broken or incompatible (left out,
-    with the cause); disabled (left out by IMPLICITCORE_DISABLE_PLUGINS).
+    Status: ok; conflict (usable, but a name is also another distribution's: say distribution:name);
+    broken or incompatible (left out, with the cause); disabled (left out by
+    IMPLICITCORE_DISABLE_PLUGINS).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # the table says it
@@ -44,7 +45,14 @@ def list_plugins(as_json: bool) -> None:
         click.echo(json.dumps([_as_data(plugin) for plugin in found], indent=2))
         return
     rows = [
-        (plugin.name, plugin.distribution, plugin.version or "", plugin.status, f"{plugin.seconds * 1000:.0f} ms", str(len(plugin.parts)))
+        (
+            plugin.name,
+            plugin.distribution,
+            plugin.version or "",
+            plugin.status,
+            f"{plugin.seconds * 1000:.0f} ms",
+            str(len(plugin.parts)),
+        )
         for plugin in found
     ]
     table(("PLUGIN", "DISTRIBUTION", "VERSION", "STATUS", "LOADED IN", "PARTS"), rows)
@@ -54,9 +62,21 @@ def list_plugins(as_json: bool) -> None:
 
 
 def _as_data(plugin: Plugin) -> dict[str, Any]:
-    parts = [{"kind": part.kind, "name": part.name, "target": part.target, "summary": part.summary} for part in plugin.parts]
+    parts = [
+        {"kind": part.kind, "name": part.name, "target": part.target, "summary": part.summary}
+        for part in plugin.parts
+    ]
     conflicts = [
-        {"kind": same[0].kind, "name": same[0].name, "qualified_names": [part.qualified_name for part in same]} for same in plugin.conflicts
+        {
+            "kind": same[0].kind,
+            "name": same[0].name,
+            "qualified_names": [part.qualified_name for part in same],
+        }
+        for same in plugin.conflicts
     ]
     names = ("name", "distribution", "version", "status", "error", "seconds")
-    return {**{name: getattr(plugin, name) for name in names}, "parts": parts, "conflicts": conflicts}
+    return {
+        **{name: getattr(plugin, name) for name in names},
+        "parts": parts,
+        "conflicts": conflicts,
+    }

@@ -31,7 +31,9 @@ _TITLES = {
 
 
 def reference_page(parts: Iterable[Part]) -> str:
-    """The page of those parts, in their order: a section for each kind, and in it one for each part.
+    """The page of those parts, in their order.
+
+    A section for each kind, and in it one for each part.
 
     Raises:
         PluginError: the code of a part cannot be imported.
@@ -54,16 +56,27 @@ def _section(part: Part) -> Iterator[str]:
     options, texts = options_of(cls).values(), option_summaries(cls)
     if options:
         rows = (_row(option, texts.get(option.name, "")) for option in options)
-        yield from ("", "| option | type | bounds | default | meaning |", "| --- | --- | --- | --- | --- |", *rows)
+        yield from (
+            "",
+            "| option | type | bounds | default | meaning |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+        )
 
 
 def _row(option: Option, text: str) -> str:
     default = "required" if option.required else _code(brief(option.default))
-    return f"| {_code(option.name)} | {_code(option.type_text)} | {_code(option.bounds_text)} | {default} | {_text(text)} |"
+    return (
+        f"| {_code(option.name)} | {_code(option.type_text)} | {_code(option.bounds_text)} | "
+        f"{default} | {_text(text)} |"
+    )
 
 
 def _text(text: str) -> str:
-    """A sentence in which only code is marked: ``a * b`` emphasises nothing, and no bar ends the cell of the table."""
+    """A sentence in which only code is marked.
+
+    ``a * b`` emphasises nothing, and no bar ends the cell of the table.
+    """
     pieces = text.replace("|", "\\|").split("`")
     pieces[::2] = [re.sub(r"([*_<>\[\]$])", r"\\\1", piece) for piece in pieces[::2]]
     return "`".join(pieces)

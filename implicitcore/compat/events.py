@@ -22,11 +22,18 @@ Event = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def find_event(solver: ODESolver, field: Callable[..., Tensor], event: Event, z0: Tensor, t0: float, onwards: float) -> float:
+def find_event(
+    solver: ODESolver,
+    field: Callable[..., Tensor],
+    event: Event,
+    z0: Tensor,
+    t0: float,
+    onwards: float,
+) -> float:
     """The first time after t0 at which the event, positive at t0, is zero.
 
-    The solver's steps are watched until the sign changes; within that step the time is found by a secant method that keeps the
-    bracket, each trial an integration from the start of the step.
+    The solver's steps are watched until the sign changes; within that step the time is found by a
+    secant method that keeps the bracket, each trial an integration from the start of the step.
 
     Arguments:
         solver: integrates.
@@ -45,9 +52,13 @@ def find_event(solver: ODESolver, field: Callable[..., Tensor], event: Event, z0
     system = System(VectorField(field), None, Packing.of(z0))
     watch = _Watch(event, t0, z0)
     first = _watchful(solver, system, z0, t0)
-    ended = first.solve(system, z0, torch.tensor([t0, onwards * torch.inf], dtype=torch.float64), watch)
+    ended = first.solve(
+        system, z0, torch.tensor([t0, onwards * torch.inf], dtype=torch.float64), watch
+    )
     if watch.value > 0:
-        raise SolveError(f"no event happened until t = {watch.after[0]}, in {int(ended.steps[0])} steps", ended)
+        raise SolveError(
+            f"no event happened until t = {watch.after[0]}, in {int(ended.steps[0])} steps", ended
+        )
     (a, z), (b, _) = watch.before, watch.after
 
     def value(t: float) -> float:
@@ -60,7 +71,11 @@ def find_event(solver: ODESolver, field: Callable[..., Tensor], event: Event, z0
 
 def _watchful(solver: ODESolver, system: System, z0: Tensor, t0: float) -> ODESolver:
     """The solver with an end to its steps, and a first one that leaps over nothing."""
-    fields = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)} if dataclasses.is_dataclass(solver) else {}
+    fields = (
+        {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
+        if dataclasses.is_dataclass(solver)
+        else {}
+    )
     changes = {}
     if "max_steps" in fields:
         changes["max_steps"] = min(fields["max_steps"], MOST)

@@ -26,8 +26,12 @@ class Layout:
 
     def __init__(self, y0: Any) -> None:
         parts = (y0,) if isinstance(y0, Tensor) else y0
-        if not (isinstance(parts, tuple) and parts and all(isinstance(part, Tensor) for part in parts)):
-            raise InputError(f"y0: expected a tensor or a tuple of tensors, received a {type(y0).__name__}")
+        if not (
+            isinstance(parts, tuple) and parts and all(isinstance(part, Tensor) for part in parts)
+        ):
+            raise InputError(
+                f"y0: expected a tensor or a tuple of tensors, received a {type(y0).__name__}"
+            )
         self.single = isinstance(y0, Tensor)
         self.shapes = [tuple(part.shape) for part in parts]
 
@@ -40,13 +44,19 @@ class Layout:
         parts = (y,) if isinstance(y, Tensor) else tuple(y)
         found = [tuple(part.shape) for part in parts]
         if found != self.shapes:
-            raise InputError(f"{what}: received shapes {[*map(list, found)]}, expected those of y0, {[*map(list, self.shapes)]}")
+            raise InputError(
+                f"{what}: received shapes {[*map(list, found)]}, expected those of y0, "
+                f"{[*map(list, self.shapes)]}"
+            )
         return torch.cat([part.reshape(-1) for part in parts]).unsqueeze(0)
 
     def unpack(self, z: Tensor) -> Any:
         """``[..., n]`` in the shapes of the state, with the leading dimensions in front of each."""
         parts = z.split([prod(shape) for shape in self.shapes], -1)
-        shaped = tuple(part.reshape((*z.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True))
+        shaped = tuple(
+            part.reshape((*z.shape[:-1], *shape))
+            for part, shape in zip(parts, self.shapes, strict=True)
+        )
         return shaped[0] if self.single else shaped
 
 
@@ -64,7 +74,9 @@ class Field(nn.Module):
 
 
 def moved(value: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """The value, whose derivative by the scalar ``shift`` is ``slope``: a point of a curve that is known at this one place.
+    """The value, whose derivative by the scalar ``shift`` is ``slope``.
+
+    A point of a curve that is known at this one place.
 
     Raises:
         GradientError: from a second derivative.
@@ -82,6 +94,9 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         if torch.is_grad_enabled():
-            raise GradientError("the gradient with respect to times and events is a first derivative; a second one is not computed")
+            raise GradientError(
+                "the gradient with respect to times and events is a first derivative; a "
+                "second one is not computed"
+            )
         (slope,), v = ctx.saved_tensors, grad_outputs[0]
         return v, None, (v * slope.conj()).real.sum().to(ctx.like).reshape(ctx.like.shape)

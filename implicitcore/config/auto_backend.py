@@ -1,4 +1,7 @@
-"""Which backend ``auto`` is, and why: for :func:`implicitcore.build`, and for the command line that explains it."""
+"""Which backend ``auto`` is, and why.
+
+For :func:`implicitcore.build`, and for the command line that explains it.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,18 @@ class Candidate:
 
 def candidates(registry: Registry) -> Iterator[Candidate]:
     """Ask every backend whether it can run here, by name, and torch, which always can, last."""
-    for part in sorted(registry.parts("backend"), key=lambda part: part.qualified_name == _REFERENCE):
+    for part in sorted(
+        registry.parts("backend"), key=lambda part: part.qualified_name == _REFERENCE
+    ):
         try:
             backend = part.load()()
             found = Candidate(part, backend, backend.unavailable_reason())
-        except Exception as error:  # a plugin's: it must not keep the other backends from being found
-            reason = str(error) if isinstance(error, PluginError) else f"{part}: {describe_error(error)}"
+        except (
+            Exception
+        ) as error:  # a plugin's: it must not keep the other backends from being found
+            reason = (
+                str(error) if isinstance(error, PluginError) else f"{part}: {describe_error(error)}"
+            )
             found = Candidate(part, None, reason, error)
         yield found
 
@@ -59,5 +68,7 @@ def choose(found: Iterable[Candidate]) -> Candidate:
         if candidate.reason is None:
             return candidate
         if candidate.error:
-            warnings.warn(f"backend 'auto' passed over {candidate.reason}", PluginWarning, stacklevel=2)
+            warnings.warn(
+                f"backend 'auto' passed over {candidate.reason}", PluginWarning, stacklevel=2
+            )
     raise PluginError("no backend can run here")

@@ -1,7 +1,8 @@
 """From names and mappings to parts, and back: the edge at which names end.
 
-A specification of a part is its name, a mapping with its ``name`` and options, or the part itself. It is data: it names
-registered parts and never an import path, so that a configuration cannot run code.
+A specification of a part is its name, a mapping with its ``name`` and options, or the part itself.
+It is data: it names registered parts and never an import path, so that a configuration cannot run
+code.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from implicitcore.config.reader import Reader, join
+from implicitcore.config.reader import ConfigParser, join
 from implicitcore.errors import ConfigError, UnknownPartError, show
-from implicitcore.options.annotations import Slot
+from implicitcore.options.annotations import PartType
 from implicitcore.options.kinds import CLASS_KINDS, MODULE_KINDS, check_kind
 from implicitcore.options.options import REQUIRED, options_of
 from implicitcore.registry.registry import REGISTRY
@@ -24,20 +25,24 @@ NOT_DATA: Any = object()
 """Stands for what a configuration cannot have."""
 
 
-def build(spec: str | Mapping[str, Any] | ImplicitLayer, cell: Any = None, /, **options: Any) -> ImplicitLayer:
+def build(
+    spec: str | Mapping[str, Any] | ImplicitLayer, cell: Any = None, /, **options: Any
+) -> ImplicitLayer:
     """Build a layer.
 
     Arguments:
         spec: the name of a registered layer, or a mapping with its ``name`` and options.
         cell: the layer's f(z, x), a module or function.
-        **options: options of the layer, over those in ``spec``; each part among them is a name, a mapping or an object.
+        **options: options of the layer, over those in ``spec``; each part among them is a name, a
+            mapping or an object.
 
     Returns:
         A plain module: it knows nothing of names or the registry.
 
     Raises:
         ConfigError: lists every problem with its path (``root_solver.toll``) and the near matches.
-        AmbiguousPartError: several distributions provide a name, and nothing else is wrong; ``distribution:name`` chooses.
+        AmbiguousPartError: several distributions provide a name, and nothing else is wrong;
+            ``distribution:name`` chooses.
         PluginError: the code of a named part cannot be imported, and nothing else is wrong.
     """
     return create("layer", spec, *(() if cell is None else (cell,)), **options)
@@ -59,13 +64,14 @@ def create(kind: str, spec: Any, /, *args: Any, path: str = "", **options: Any) 
     Raises:
         ConfigError: lists every problem with its path.
         UnknownPartError: there is no such kind.
-        AmbiguousPartError: several distributions provide a name, and nothing else is wrong; ``distribution:name`` chooses.
+        AmbiguousPartError: several distributions provide a name, and nothing else is wrong;
+            ``distribution:name`` chooses.
         PluginError: the code of a named part cannot be imported, and nothing else is wrong.
 
     >>> create("root_solver", "anderson", depth=3).depth
     3
     """
-    reader = Reader(REGISTRY)
+    reader = ConfigParser(REGISTRY)
     part = reader.part(_slot(kind), spec, path, args, options)
     reader.finish()
     return part
@@ -81,7 +87,8 @@ def prepare(kind: str, spec: Any, /, *, path: str = "", **options: Any) -> funct
         **options: options of the part, over those in ``spec``.
 
     Returns:
-        The class with the options that were given, checked: call it with the rest. :func:`describe` fills in the defaults.
+        The class with the options that were given, checked: call it with the rest. :func:`describe`
+        fills in the defaults.
 
     Raises:
         ConfigError: lists every problem with its path; no cell is none.
@@ -92,7 +99,7 @@ def prepare(kind: str, spec: Any, /, *, path: str = "", **options: Any) -> funct
     >>> prepare("dynamics", {"name": "vector_field", "autonomous": True}).keywords
     {'autonomous': True}
     """
-    reader = Reader(REGISTRY)
+    reader = ConfigParser(REGISTRY)
     prepared = reader.prepared(_slot(kind), spec, path, options)
     reader.finish()
     return prepared
@@ -101,14 +108,16 @@ def prepare(kind: str, spec: Any, /, *, path: str = "", **options: Any) -> funct
 def describe(part: Any) -> dict[str, Any]:
     """The configuration of a part: :func:`build` and :func:`create` make its equal from it.
 
-    Every option is there, so that a later default changes nothing, but for those that are None by default and are None.
-    What a layer was given as a Python object (the cell, a predictor) is left out; it must be given again.
+    Every option is there, so that a later default changes nothing, but for those that are None by
+    default and are None. What a layer was given as a Python object (the cell, a predictor) is left
+    out; it must be given again.
 
     Arguments:
         part: an object of any kind, or what :func:`prepare` has made of a configuration.
 
     Returns:
-        Its ``name`` and its options; a part among them is a mapping too, or its name where it has no options.
+        Its ``name`` and its options; a part among them is a mapping too, or its name where it has
+        no options.
 
     Raises:
         ConfigError: a part is not registered, or has an option that is not data.
@@ -120,9 +129,9 @@ def describe(part: Any) -> dict[str, Any]:
     return _describe(part, "")
 
 
-def _slot(kind: str) -> Slot:
+def _slot(kind: str) -> PartType:
     check_kind(kind, CLASS_KINDS)
-    return Slot((kind,))
+    return PartType((kind,))
 
 
 def _describe(part: Any, path: str) -> dict[str, Any]:
@@ -135,11 +144,20 @@ def _describe(part: Any, path: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for option in options_of(cls).values():
         place = join(path, option.name)
-        value = part.keywords.get(option.name, option.default) if prepared else getattr(part, option.name, REQUIRED)
-        if value is REQUIRED and not prepared and not (option.positional and cls.kind in MODULE_KINDS):
+        value = (
+            part.keywords.get(option.name, option.default)
+            if prepared
+            else getattr(part, option.name, REQUIRED)
+        )
+        if (
+            value is REQUIRED
+            and not prepared
+            and not (option.positional and cls.kind in MODULE_KINDS)
+        ):
             raise ConfigError([f"{place}: {cls.__name__} must keep this option as an attribute"])
         if value is None and option.default is None:
-            continue  # so that an object that was not given and one that only Python can give look the same
+            # so that an object that was not given and one that only Python can give look the same
+            continue
         data = as_data(value, place)
         if data is not NOT_DATA:
             values[option.name] = data

@@ -18,10 +18,12 @@ def load_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: a file named ``*.yaml``, ``*.yml`` or ``*.json``.
 
     Returns:
-        Its content. YAML's ``1e-5`` comes as a text; :func:`implicitcore.build` reads it as the number.
+        Its content. YAML's ``1e-5`` comes as a text; :func:`implicitcore.build` reads it as the
+        number.
 
     Raises:
-        ConfigError: the file cannot be read, holds something else, says a key twice or has a YAML tag.
+        ConfigError: the file cannot be read, holds something else, says a key twice or has a YAML
+            tag.
     """
     file = Path(path)
     readers = {".json": _read_json, ".yaml": _read_yaml, ".yml": _read_yaml}
@@ -50,7 +52,12 @@ def _read_yaml(text: str) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise ConfigError(["reading YAML needs PyYAML: pip install 'implicitcore[yaml]', or write the file as JSON"]) from error
+        raise ConfigError(
+            [
+                "reading YAML needs PyYAML: pip install 'implicitcore[yaml]', or write the "
+                "file as JSON"
+            ]
+        ) from error
 
     class Loader(yaml.SafeLoader):
         """Plain data alone, and no key twice."""
@@ -66,7 +73,10 @@ def _read_yaml(text: str) -> Any:
 
 
 def _check_keys(keys: Sequence[Any]) -> None:
-    """Refuse what readers of YAML and JSON pass over: of two equal keys the last would win in silence."""
+    """Refuse what readers of YAML and JSON pass over.
+
+    Of two equal keys the last would win in silence.
+    """
     twice = [key for index, key in enumerate(keys) if key in keys[:index]]
     if twice:
         raise ConfigError([f"{key!r} stands there twice" for key in twice])

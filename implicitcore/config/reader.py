@@ -1,4 +1,7 @@
-"""Reads specifications of parts: a name, a mapping with its ``name`` and options, or the part itself."""
+"""Reads specifications of parts.
+
+A name, a mapping with its ``name`` and options, or the part itself.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from implicitcore.errors import (
     show,
     with_article,
 )
-from implicitcore.options.annotations import Slot
+from implicitcore.options.annotations import PartType
 from implicitcore.options.options import Option, options_of
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ FAILED: Any = object()
 """Stands for a part or a value that has a problem, so that the search for further problems goes on."""
 
 
-class Reader:
+class ConfigParser:
     """Turns specifications into parts, and collects every problem on the way.
 
     Arguments:
@@ -44,13 +47,23 @@ class Reader:
         self._trouble: RegistryError | None = None
 
     def finish(self) -> None:
-        """Raise what was found: trouble with a provider, where there is nothing else, as what it is."""
+        """Raise what was found.
+
+        Trouble with a provider, where there is nothing else, as what it is.
+        """
         if self._trouble is not None and len(self.problems) == 1:
             raise type(self._trouble)(self.problems[0]) from self._trouble
         if self.problems:
             raise ConfigError(self.problems) from self._trouble
 
-    def part(self, slot: Slot, spec: Any, path: str, args: Sequence[Any] = (), more: Mapping[str, Any] | None = None) -> Any:
+    def part(
+        self,
+        slot: PartType,
+        spec: Any,
+        path: str,
+        args: Sequence[Any] = (),
+        more: Mapping[str, Any] | None = None,
+    ) -> Any:
         """The part, or ``FAILED``."""
         if isinstance(spec, str | Mapping):
             cls, name, options = self._class(slot, spec, path, more or {})
@@ -62,26 +75,50 @@ class Reader:
         problem = "" if part is FAILED else slot.problem(part)
         return self._fail(path, problem) if problem else part
 
-    def prepared(self, slot: Slot, spec: Any, path: str, more: Mapping[str, Any]) -> Any:
-        """The class of the part with its options, but for those that only Python can give; or ``FAILED``."""
+    def prepared(self, slot: PartType, spec: Any, path: str, more: Mapping[str, Any]) -> Any:
+        """The class of the part with its options, but for those that only Python can give.
+
+        Or ``FAILED``.
+        """
         if not isinstance(spec, str | Mapping):
-            return self._fail(path, f"expected the name of {with_article(str(slot))} or a mapping with it, received {show(spec)}")
+            return self._fail(
+                path,
+                f"expected the name of {with_article(str(slot))} or a mapping with it, "
+                f"received {show(spec)}",
+            )
         cls, name, options = self._class(slot, spec, path, more)
         if cls is FAILED:
             return FAILED
-        return functools.partial(cls, **self._options(options_of(cls), name, options, path, whole=False))
+        return functools.partial(
+            cls, **self._options(options_of(cls), name, options, path, whole=False)
+        )
 
-    def _class(self, slot: Slot, spec: str | Mapping[str, Any], path: str, more: Mapping[str, Any]) -> tuple[Any, str, dict[str, Any]]:
-        """The class that a specification names, or ``FAILED``; the name and the options beside it."""
+    def _class(
+        self, slot: PartType, spec: str | Mapping[str, Any], path: str, more: Mapping[str, Any]
+    ) -> tuple[Any, str, dict[str, Any]]:
+        """The class that a specification names, or ``FAILED``.
+
+        The name and the options beside it.
+        """
         options = {**({"name": spec} if isinstance(spec, str) else spec), **more}
         name = options.pop("name", None)
         if isinstance(name, str):
             is_auto = (slot.kinds, name) == (("backend",), "auto")
-            cls = type(choose(candidates(self._registry)).backend) if is_auto else self._find(slot, name, path)
+            cls = (
+                type(choose(candidates(self._registry)).backend)
+                if is_auto
+                else self._find(slot, name, path)
+            )
             return cls, name, options
-        return self._fail(path, f"needs a 'name', the name of a registered {slot}; received {show(name)}"), "", options
+        return (
+            self._fail(
+                path, f"needs a 'name', the name of a registered {slot}; received {show(name)}"
+            ),
+            "",
+            options,
+        )
 
-    def _find(self, slot: Slot, name: str, path: str) -> Any:
+    def _find(self, slot: PartType, name: str, path: str) -> Any:
         """The class of that name in one of the slot's kinds, or ``FAILED``."""
         found, unknown = [], []
         try:
@@ -96,16 +133,28 @@ class Reader:
             self._trouble = error
             return self._fail(path, str(error))
         if found:
-            return self._fail(path, f"{name!r} is the name of several parts; create the one you mean: {' or '.join(map(str, found))}")
-        hint = " (a configuration names registered parts, never an import path)" if {":", "."} & set(name) else ""
+            return self._fail(
+                path,
+                f"{name!r} is the name of several parts; create the one you mean: "
+                f"{' or '.join(map(str, found))}",
+            )
+        hint = (
+            " (a configuration names registered parts, never an import path)"
+            if {":", "."} & set(name)
+            else ""
+        )
         return self._fail(path, " and ".join(unknown) + hint)
 
-    def _make(self, cls: type, owner: str, spec: Mapping[str, Any], path: str, args: Sequence[Any]) -> Any:
+    def _make(
+        self, cls: type, owner: str, spec: Mapping[str, Any], path: str, args: Sequence[Any]
+    ) -> Any:
         known = options_of(cls)
         positional = [option.name for option in known.values() if option.positional]
         before = len(self.problems)
         if len(args) > len(positional):
-            self._fail(path, f"{owner} takes {len(positional)} positional arguments, received {len(args)}")
+            self._fail(
+                path, f"{owner} takes {len(positional)} positional arguments, received {len(args)}"
+            )
         given = dict(zip(positional, args, strict=False))
         for name in given.keys() & spec.keys():
             self._fail(join(path, name), f"given to {owner} twice, by name and by position")
@@ -120,9 +169,18 @@ class Reader:
             return FAILED
 
     def _options(
-        self, known: Mapping[str, Option], owner: str, spec: Mapping[str, Any], path: str, *, whole: bool = True
+        self,
+        known: Mapping[str, Option],
+        owner: str,
+        spec: Mapping[str, Any],
+        path: str,
+        *,
+        whole: bool = True,
     ) -> dict[str, Any]:
-        """The values of the options that were given; only where they are not the whole, what Python alone can give may be missing."""
+        """The values of the options that were given.
+
+        Only where they are not the whole, what Python alone can give may be missing.
+        """
         values = {}
         for key, value in spec.items():
             if key in known and not whole and known[key].from_python:
@@ -130,8 +188,14 @@ class Reader:
             elif key in known:
                 values[key] = self._value(known[key], value, path)
             else:
-                options = ", ".join(sorted(option.name for option in known.values() if not option.positional))
-                self._fail(join(path, str(key)), f"unknown option of {owner}{did_you_mean(key, known)} (options: {options or 'none'})")
+                options = ", ".join(
+                    sorted(option.name for option in known.values() if not option.positional)
+                )
+                self._fail(
+                    join(path, str(key)),
+                    f"unknown option of {owner}{did_you_mean(key, known)} (options: "
+                    f"{options or 'none'})",
+                )
         for option in known.values():
             if option.required and option.name not in spec and (whole or not option.from_python):
                 self._fail(join(path, option.name), f"required by {owner}: {option.type_text}")
@@ -144,7 +208,7 @@ class Reader:
         self.problems += [join(path, problem) for problem in problems]
         return value
 
-    def _slot(self, slot: Slot, value: Any, path: str) -> Any:
+    def _slot(self, slot: PartType, value: Any, path: str) -> Any:
         if value is None and slot.optional:
             return None
         if not slot.many:

@@ -1,4 +1,7 @@
-"""The JSON schema of configurations, from the registered parts: editors complete and check a file with it."""
+"""The JSON schema of configurations, from the registered parts.
+
+Editors complete and check a file with it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from implicitcore.config.build import NOT_DATA, as_data
 from implicitcore.errors import ConfigError, PluginError, PluginWarning
-from implicitcore.options.annotations import Slot
+from implicitcore.options.annotations import PartType
 from implicitcore.options.docstrings import first_paragraph, option_texts
 from implicitcore.options.kinds import CLASS_KINDS, check_kind
 from implicitcore.options.options import Option, options_of
@@ -17,7 +20,10 @@ from implicitcore.registry.part import Part
 from implicitcore.registry.registry import REGISTRY
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_TEXTS = {"number": r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$", "integer": r"^\s*[-+]?\d+\s*$"}
+_TEXTS = {
+    "number": r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$",
+    "integer": r"^\s*[-+]?\d+\s*$",
+}
 """Numbers as texts, which a configuration may have for numbers: YAML 1.1 reads ``1e-5`` as one."""
 
 
@@ -33,7 +39,8 @@ def config_schema(kind: str = "layer", name: str | None = None) -> dict[str, Any
     Raises:
         UnknownPartError: there is no such kind or part.
         AmbiguousPartError: several distributions provide the name.
-        PluginError: the code of the named part cannot be imported. Of the others, such parts are left out with a warning.
+        PluginError: the code of the named part cannot be imported. Of the others, such parts are
+            left out with a warning.
 
     >>> config_schema("root_solver", "picard")["$defs"]["root_solver.picard"]["properties"]["damping"]["default"]
     1.0
@@ -48,7 +55,12 @@ def config_schema(kind: str = "layer", name: str | None = None) -> dict[str, Any
         part.load()
         title = f"implicitcore {kind} {part.name} configuration"
         schema = builder.mapping(part)
-    return {"$schema": DIALECT, "title": title, **schema, "$defs": dict(sorted(builder.definitions.items()))}
+    return {
+        "$schema": DIALECT,
+        "title": title,
+        **schema,
+        "$defs": dict(sorted(builder.definitions.items())),
+    }
 
 
 class _Builder:
@@ -76,7 +88,9 @@ class _Builder:
         cls = part.load()
         texts = option_texts(cls)
         options = [option for option in options_of(cls).values() if not option.from_python]
-        properties = {option.name: self._option(option, texts.get(option.name)) for option in options}
+        properties = {
+            option.name: self._option(option, texts.get(option.name)) for option in options
+        }
         return {
             "type": "object",
             "title": f"{part.kind} {part.name}",
@@ -96,14 +110,17 @@ class _Builder:
         self.definitions |= schema.pop("$defs", {})
         return schema
 
-    def _slot(self, slot: Slot) -> dict[str, Any]:
+    def _slot(self, slot: PartType) -> dict[str, Any]:
         kinds = [self._kind(kind, slot) for kind in slot.kinds]
         one = {"anyOf": kinds} if len(kinds) > 1 else kinds[0]
         held = {"type": "array", "items": one} if slot.many else one
         return {"anyOf": [held, {"type": "null"}]} if slot.optional else held
 
-    def _kind(self, kind: str, slot: Slot) -> dict[str, Any]:
-        """A part of a kind, as its name or a mapping: a reference, where every part of the kind will do."""
+    def _kind(self, kind: str, slot: PartType) -> dict[str, Any]:
+        """A part of a kind, as its name or a mapping.
+
+        A reference, where every part of the kind will do.
+        """
         fitting = [part for part, cls in self.loaded(kind) if issubclass(cls, slot.classes)]
         if len(fitting) < len(self.loaded(kind)):
             return self._any_of(kind, fitting)
@@ -130,7 +147,10 @@ def _load(kind: str) -> Iterator[tuple[Part, type]]:
 
 
 def _names(part: Part) -> list[str]:
-    """What a configuration may call it: its name, where no other distribution has it, and its qualified name."""
+    """What a configuration may call it.
+
+    Its name, where no other distribution has it, and its qualified name.
+    """
     shared = sum(part.name == other.name for other in REGISTRY.parts(part.kind)) > 1
     return [part.qualified_name] if shared else [part.name, part.qualified_name]
 

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 class Dynamics(nn.Module, ABC):
     """dz/dt = g(t, z, x). An equilibrium is a z with g = 0.
 
-    A new implicit model is a subclass with a :meth:`velocity`, or a :class:`FixedPointMap` with an ``update``. z is any pytree of
-    tensors with the batch first, x any pytree.
+    A new implicit model is a subclass with a :meth:`velocity`, or a :class:`FixedPointMap` with an
+    ``update``. z is any pytree of tensors with the batch first, x any pytree.
     """
 
     kind: ClassVar[str] = "dynamics"
@@ -24,7 +24,8 @@ class Dynamics(nn.Module, ABC):
         """The vector field g(t, z, x).
 
         Arguments:
-            t: the time of each sample, ``[batch, 1, ..., 1]``: it broadcasts against z (against its first tensor).
+            t: the time of each sample, ``[batch, 1, ..., 1]``: it broadcasts against z (against its
+                first tensor).
             z: the state.
             x: the input.
 
@@ -33,13 +34,20 @@ class Dynamics(nn.Module, ABC):
         """
 
     def update(self, z: Any, x: Any) -> Any:
-        """The fixed-point map z + g(0, z, x), shaped like z: its fixed points are the equilibria."""
+        """The fixed-point map z + g(0, z, x), shaped like z.
+
+        Its fixed points are the equilibria.
+        """
         first = pytree.tree_leaves(z)[0]
-        t = torch.zeros((first.shape[0],) + (1,) * (first.ndim - 1), dtype=first.real.dtype, device=first.device)
+        t = torch.zeros(
+            (first.shape[0],) + (1,) * (first.ndim - 1), dtype=first.real.dtype, device=first.device
+        )
         return pytree.tree_map(torch.add, z, self.velocity(t, z, x))
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
-        """What the relative tolerance ``tol`` is relative to, ``[batch]``: here max(1, ``|g(z0)|``).
+        """What the relative tolerance ``tol`` is relative to, ``[batch]``.
+
+        Here max(1, ``|g(z0)|``).
 
         Arguments:
             update_norm: ``|z + g(z)|`` at the current iterate, ``[batch]``.

@@ -14,11 +14,13 @@ class VectorField(Dynamics):
     """dz/dt = v(t, z, x), or dz/dt = v(z, x) where ``autonomous``.
 
     Arguments:
-        field: v, a module or function that returns a state shaped like z; t comes as ``[batch, 1, ..., 1]``.
+        field: v, a module or function that returns a state shaped like z; t comes as ``[batch, 1,
+            ..., 1]``.
         autonomous: v takes (z, x) and not the time.
 
     Reference:
-        Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv 1806.07366.
+        Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv
+        1806.07366.
     """
 
     def __init__(self, field: Callable[..., Any], *, autonomous: bool = False) -> None:

@@ -20,39 +20,48 @@ from implicitcore.solution import Backward, Solution, Status
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
 
-_NEEDS_STAGES = "does not say which stages its steps are made of: give Adjoint(solver=...) one that does (Tsit5), or use Unrolled"
+_NEEDS_STAGES = (
+    "does not say which stages its steps are made of: give Adjoint(solver=...) one "
+    "that does (Tsit5), or use Unrolled"
+)
 
 
 @final
 @dataclass(frozen=True)
 class Adjoint(Options, GradientStrategy):
-    """Integrate the state and its adjoint back from the last time: memory does not grow with the number of steps.
+    """Integrate the state and its adjoint back from the last time.
 
-    With a = dL/dz: dz/dt = g, da/dt = -a^T dg/dz, and dL/dtheta = -int a^T dg/dtheta dt along the way back (so for x). Every step
-    size is a sample's own, and a stage costs one product of the whole batch: a product is linear in its cotangent, so the
-    weight of each sample's step scales its cotangent. The parameters' integral is a quadrature beside the state and never
-    steers the steps (what others offer as a seminorm). At each output time the state is set back to the stored one, and dL/dz
-    there is added to a.
+    Memory does not grow with the number of steps. With a = dL/dz: dz/dt = g, da/dt = -a^T dg/dz,
+    and dL/dtheta = -int a^T dg/dtheta dt along the way back (so for x). Every step size is a
+    sample's own, and a stage costs one product of the whole batch: a product is linear in its
+    cotangent, so the weight of each sample's step scales its cotangent. The parameters' integral is
+    a quadrature beside the state and never steers the steps (what others offer as a seminorm). At
+    each output time the state is set back to the stored one, and dL/dz there is added to a.
 
-    Gradients reach z0, the tensors of x, the parameters of the dynamics, and leaves that the vector field captured. A captured
-    tensor that is no leaf is passed through to its leaves at each step: give it in x rather. Captured leaves are looked for at times[0]:
-    one that the field uses only later belongs in x or in a module.
+    Gradients reach z0, the tensors of x, the parameters of the dynamics, and leaves that the vector
+    field captured. A captured tensor that is no leaf is passed through to its leaves at each step:
+    give it in x rather. Captured leaves are looked for at times[0]: one that the field uses only
+    later belongs in x or in a module.
 
-    The gradient is that of the continuous trajectory: it differs from ``unrolled`` by the error of both integrations. Where the
-    flow contracts strongly, going back in time is unstable; the reconstruction of the earlier state is compared with the stored
-    one, and a warning says when it drifts. Prefer ``checkpointed`` there: it is exact, and often faster besides.
+    The gradient is that of the continuous trajectory: it differs from ``unrolled`` by the error of
+    both integrations. Where the flow contracts strongly, going back in time is unstable; the
+    reconstruction of the earlier state is compared with the stored one, and a warning says when it
+    drifts. Prefer ``checkpointed`` there: it is exact, and often faster besides.
 
     Attributes:
         solver: integrates backwards; None takes the forward's.
-        drift: warn where a reconstructed state is further off than this, relative to the state, in the 2-norm, per sample.
-            The error of the gradient is then some 1e-3: it is smaller than the drift by one or two orders.
+        drift: warn where a reconstructed state is further off than this, relative to the state, in
+            the 2-norm, per sample. The error of the gradient is then some 1e-3: it is smaller than
+            the drift by one or two orders.
 
     Raises:
-        GradientError: with a root solver; with a solver that does not tell its stages; on a second derivative.
+        GradientError: with a root solver; with a solver that does not tell its stages; on a second
+            derivative.
 
     Reference:
-        Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv 1806.07366, algorithm 1; parameters
-        outside the error norm: Kidger, Chen, Lyons, "Hey, that's not an ODE", arXiv 2009.09457.
+        Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv
+        1806.07366, algorithm 1; parameters outside the error norm: Kidger, Chen, Lyons, "Hey,
+        that's not an ODE", arXiv 2009.09457.
     """
 
     solver: ODESolver | None = None
@@ -62,7 +71,10 @@ class Adjoint(Options, GradientStrategy):
         """See :meth:`GradientStrategy.run`."""
         if not isinstance(solve.solver, ODESolver):
             name = type(solve.solver).__name__
-            raise GradientError(f"Adjoint differentiates a trajectory, and {name} finds an equilibrium; use Implicit")
+            raise GradientError(
+                f"Adjoint differentiates a trajectory, and {name} finds an equilibrium; "
+                "use Implicit"
+            )
         with torch.no_grad():
             solution = solve(system, z0)
         if not torch.is_grad_enabled() or solution.times is None:
@@ -81,7 +93,8 @@ class _Pullback:
 
     def __call__(self, bound: Bound, v: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """See :data:`implicitcore.gradients.trajectory.Pullback`."""
-        # The adjoint is linear in v: at unit size the tolerances mean the same whatever the scale of the loss.
+        # The adjoint is linear in v: at unit size the tolerances mean the same whatever the scale
+        # of the loss.
         size = torch.linalg.vector_norm(v, dim=(0, 2)) / max(v.shape[2], 1) ** 0.5
         unit = torch.where(size > 0, size, 1).to(self.times.dtype)
         stored = torch.cat((self.solution.z, v / column(unit).to(v.dtype)), 2).flip(0)
@@ -92,7 +105,9 @@ class _Pullback:
             raise GradientError(f"{type(solve.solver).__name__} {_NEEDS_STAGES}")
         n = v.shape[2]
         found, expected = back.z[1:, :, :n], stored[1:, :, :n]
-        extent = torch.maximum(_norms(expected), _norms(stored[:-1, :, :n])).clamp(min=torch.finfo(unit.dtype).tiny)
+        extent = torch.maximum(_norms(expected), _norms(stored[:-1, :, :n])).clamp(
+            min=torch.finfo(unit.dtype).tiny
+        )
         self._note(system, back.status, (_norms(found - expected) / extent).amax(0))
         return (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(v.dtype), system.gradients
 
@@ -110,7 +125,8 @@ class _Pullback:
         elif bool(adrift.any()):
             count, worst = int(adrift.sum()), drift[usable].max().item()
             _warn(
-                f"missed the stored states of {count} of {len(status)} samples, by up to {worst:.2g} of their size: "
+                f"missed the stored states of {count} of {len(status)} samples, by up to "
+                f"{worst:.2g} of their size: "
                 "the gradient is inexact; use checkpointed or unrolled, or tighter tolerances"
             )
 
@@ -136,7 +152,8 @@ class AdjointSystem(System):
 
     Arguments:
         bound: the forward system, and what gets a gradient.
-        stored: the states and what is added to a at each output time of the way back, ``[T, batch, 2 n]``.
+        stored: the states and what is added to a at each output time of the way back, ``[T, batch,
+            2 n]``.
         unit: ``[batch]``, what a is divided by.
     """
 
@@ -153,9 +170,10 @@ class AdjointSystem(System):
         self.stages: dict[int, _Evaluation] = {}
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
-        """(g, -a^T dg/dz): one evaluation and one product; its graph is kept until the step is committed.
+        """(g, -a^T dg/dz): one evaluation and one product.
 
-        Where a graph is asked for, an implicit method wants the Jacobian of all this, and the step is made of other velocities.
+        Its graph is kept until the step is committed. Where a graph is asked for, an implicit
+        method wants the Jacobian of all this, and the step is made of other velocities.
         """
         state, a = z.tensor_split(2, 1)
         if torch.is_grad_enabled():
@@ -184,9 +202,15 @@ class AdjointSystem(System):
         return torch.cat((g, -pulled), 1)
 
     def select(self, index: Tensor) -> AdjointSystem:
-        """See :meth:`System.select`; for the stage equations of an implicit method, whose velocities are no stages themselves."""
+        """See :meth:`System.select`.
+
+        For the stage equations of an implicit method, whose velocities are no stages themselves.
+        """
         part = copy.copy(self)
-        part.forward, part.packing = self.forward.select(index), replace(self.packing, batch=len(index))
+        part.forward, part.packing = (
+            self.forward.select(index),
+            replace(self.packing, batch=len(index)),
+        )
         part.stages = {}
         return part
 
@@ -195,24 +219,38 @@ class AdjointSystem(System):
         self.committed = True
         if not step.stages:
             raise GradientError(f"the ODE solver {_NEEDS_STAGES}")
-        used = [(self.stages[id(stage)], b) for stage, b in zip(step.stages, step.weights, strict=True) if b]
+        used = [
+            (self.stages[id(stage)], b)
+            for stage, b in zip(step.stages, step.weights, strict=True)
+            if b
+        ]
         # The last stage may be the first of the next step.
-        self.stages = {key: stage for key, stage in self.stages.items() if stage.velocity is step.state}
+        self.stages = {
+            key: stage for key, stage in self.stages.items() if stage.velocity is step.state
+        }
         used = [(stage, b) for stage, b in used if stage.g.requires_grad]
         if used and self.inputs:
             weight = column(-dt * self.unit).to(step.z.dtype)
             cotangents = [_chosen(stage.a, accept, weight * b) for stage, b in used]
             self.products += len(used)
             found = pull([stage.g for stage, _ in used], self.inputs, cotangents)
-            self.gradients = [total(old, new) for old, new in zip(self.gradients, found, strict=True)]
+            self.gradients = [
+                total(old, new) for old, new in zip(self.gradients, found, strict=True)
+            ]
 
     def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
         """At an output time: the stored state, and a with dL/dz there."""
         n = z.shape[1] // 2
-        here = self.stored[which.clamp(max=len(self.stored) - 1), torch.arange(len(z), device=z.device)]
+        here = self.stored[
+            which.clamp(max=len(self.stored) - 1), torch.arange(len(z), device=z.device)
+        ]
         return torch.where(column(arrived), torch.cat((here[:, :n], z[:, n:] + here[:, n:]), 1), z)
 
 
 def _chosen(a: Tensor, accept: Tensor | None, weight: Tensor) -> Tensor:
-    """The weighted cotangent; zero by choice and not by a factor where a sample did not accept, for one that failed may hold a NaN."""
+    """The weighted cotangent.
+
+    Zero by choice and not by a factor where a sample did not accept, for one that failed may hold a
+    NaN.
+    """
     return a * weight if accept is None else torch.where(column(accept), a, 0).mul_(weight)

@@ -18,11 +18,12 @@ from implicitcore.system.system import System
 
 
 @dataclass(frozen=True)
-class EstimatedGradient(Options, GradientStrategy):
-    """A strategy for equilibria that is one method: an estimate u of (I - J)^-T v. Everything around it is shared.
+class ApproximateGradient(Options, GradientStrategy):
+    """A strategy for equilibria that is one method: an estimate u of (I - J)^-T v.
 
-    The forward solve runs without a graph, f is evaluated once more with one, and in the backward pass v = dL/dz is replaced by
-    :meth:`estimate`; u^T df then gives the parameters, x and whatever f captured. Where u is to meet a tolerance, ``Implicit`` with a
+    Everything around it is shared. The forward solve runs without a graph, f is evaluated once more
+    with one, and in the backward pass v = dL/dz is replaced by :meth:`estimate`; u^T df then gives
+    the parameters, x and whatever f captured. Where u is to meet a tolerance, ``Implicit`` with a
     root solver of your own does it.
 
     Raises:
@@ -34,7 +35,8 @@ class EstimatedGradient(Options, GradientStrategy):
         """u, near (I - J)^-T v.
 
         Arguments:
-            jacobian: J at the equilibrium; ``jacobian.vjp(w)`` is J^T w for one product, which is counted.
+            jacobian: J at the equilibrium; ``jacobian.vjp(w)`` is J^T w for one product, which is
+                counted.
             v: the incoming gradient, ``[batch, n]``; must not be changed in place.
 
         Returns:
@@ -63,7 +65,10 @@ class _Replace(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         if torch.is_grad_enabled():
             name = type(ctx.strategy).__name__
-            raise GradientError(f"{name} gives first derivatives only; use Implicit for a second derivative (create_graph=True)")
+            raise GradientError(
+                f"{name} gives first derivatives only; use Implicit for a second "
+                "derivative (create_graph=True)"
+            )
         system = ctx.jacobian.system
         before = system.evaluations
         u = ctx.strategy.estimate(ctx.jacobian, grad_outputs[0])

@@ -40,12 +40,15 @@ class Solve:
             return self.solver.solve(system, z0)
         times = self.times if times is None else times
         if times is None:
-            raise InputError(f"{type(self.solver).__name__} integrates over times, and none were given")
+            raise InputError(
+                f"{type(self.solver).__name__} integrates over times, and none were given"
+            )
         if not (self.dense or self.event):
             return self.solver.solve(system, z0, times)
         if not isinstance(self.solver, StepwiseODESolver):
             raise InputError(
-                f"{type(self.solver).__name__} gives no values between the times: dense output and events need a solver that does"
+                f"{type(self.solver).__name__} gives no values between the times: dense "
+                "output and events need a solver that does"
             )
         return self.solver.solve(system, z0, times, dense=self.dense, event=self.event)
 
@@ -59,7 +62,8 @@ def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Te
     if not isinstance(solve.solver, RootSolver):
         name, solver = type(strategy).__name__, type(solve.solver).__name__
         raise GradientError(
-            f"{name} differentiates an equilibrium, and {solver} gives a trajectory; use Adjoint or Unrolled, or SteadyState({solver}(...))"
+            f"{name} differentiates an equilibrium, and {solver} gives a trajectory; use "
+            f"Adjoint or Unrolled, or SteadyState({solver}(...))"
         )
     with torch.no_grad():
         return solve(system, z0)
@@ -85,5 +89,6 @@ class GradientStrategy(ABC):
             z0: ``[batch, n]``; with a graph where the start has one.
 
         Returns:
-            The packed solution whose ``z`` is differentiable, and whose ``backward`` the backward pass fills.
+            The packed solution whose ``z`` is differentiable, and whose ``backward`` the backward
+            pass fills.
         """

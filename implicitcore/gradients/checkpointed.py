@@ -16,7 +16,7 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.checkpoints import Checkpoints
 from implicitcore.gradients.trajectory import Bound, attach, pull, total
 from implicitcore.ode_solvers.base import Step
-from implicitcore.ode_solvers.integration import March, Outputs, check_times
+from implicitcore.ode_solvers.integration import Integration, Outputs, check_times
 from implicitcore.ode_solvers.step_size import Verdict
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import Options
@@ -29,28 +29,34 @@ from implicitcore.system.system import System
 @final
 @dataclass(frozen=True)
 class Checkpointed(Options, GradientStrategy):
-    """Backpropagate through every step of a trajectory, and keep few of them: the gradient of ``unrolled`` in bounded memory.
+    """Backpropagate through every step of a trajectory, and keep few of them.
 
-    The way forward keeps some states and no graph. The way back takes the steps again from the last state kept, with a graph of one
-    step at a time. They are the very same steps: their sizes, and which samples accepted them, are replayed and not chosen again.
-    (That record takes 6 bytes a step and sample in float32.)
+    The gradient of ``unrolled`` in bounded memory. The way forward keeps some states and no graph.
+    The way back takes the steps again from the last state kept, with a graph of one step at a time.
+    They are the very same steps: their sizes, and which samples accepted them, are replayed and not
+    chosen again. (That record takes 6 bytes a step and sample in float32.)
 
-    The gradient is that of the discrete integration, exact whatever the tolerances, also where the flow contracts strongly and
-    ``adjoint`` fails. A step costs two evaluations or more and one product in backward. Prefer ``unrolled`` where memory allows it, and
-    ``adjoint`` where the steps are so many that even their record is too much.
+    The gradient is that of the discrete integration, exact whatever the tolerances, also where the
+    flow contracts strongly and ``adjoint`` fails. A step costs two evaluations or more and one
+    product in backward. Prefer ``unrolled`` where memory allows it, and ``adjoint`` where the steps
+    are so many that even their record is too much.
 
-    Gradients reach what those of ``adjoint`` do: z0, the tensors of x, the parameters of the dynamics, and captured leaves.
+    Gradients reach what those of ``adjoint`` do: z0, the tensors of x, the parameters of the
+    dynamics, and captured leaves.
 
     Attributes:
-        checkpoints: most states kept beside z0. With c of them and N = C(c + r, c) steps, each step is taken about r times (c = 8: 165
-            steps for r = 3, 1287 for r = 5). None keeps 2 sqrt(N), and each step is taken two or three times, one of them with a graph.
+        checkpoints: most states kept beside z0. With c of them and N = C(c + r, c) steps, each step
+            is taken about r times (c = 8: 165 steps for r = 3, 1287 for r = 5). None keeps 2
+            sqrt(N), and each step is taken two or three times, one of them with a graph.
 
     Raises:
-        GradientError: with a root solver; with an ODE solver that shows no steps; on a second derivative.
+        GradientError: with a root solver; with an ODE solver that shows no steps; on a second
+            derivative.
 
     Reference:
-        Griewank, Walther, Algorithm 799: revolve, ACM Trans. Math. Softw. 26 (2000), p. 19-45; where the number of steps is not known
-        beforehand: Wang, Moin, Iaccarino, SIAM J. Sci. Comput. 31 (2009), p. 2549-2567.
+        Griewank, Walther, Algorithm 799: revolve, ACM Trans. Math. Softw. 26 (2000), p. 19-45;
+        where the number of steps is not known beforehand: Wang, Moin, Iaccarino, SIAM J. Sci.
+        Comput. 31 (2009), p. 2549-2567.
     """
 
     checkpoints: Count | None = None
@@ -72,8 +78,14 @@ class Checkpointed(Options, GradientStrategy):
 def _refusal(solver: object) -> str:
     name = type(solver).__name__
     if isinstance(solver, RootSolver):
-        return f"Checkpointed differentiates a trajectory, and {name} finds an equilibrium; use Implicit, whose memory is constant"
-    return f"Checkpointed takes the steps of a solver again, and {name} shows none; use Adjoint(solver=Tsit5()), or another solver"
+        return (
+            f"Checkpointed differentiates a trajectory, and {name} finds an equilibrium; use "
+            "Implicit, whose memory is constant"
+        )
+    return (
+        f"Checkpointed takes the steps of a solver again, and {name} shows none; use "
+        "Adjoint(solver=Tsit5()), or another solver"
+    )
 
 
 class _Choice(NamedTuple):
@@ -85,10 +97,12 @@ class _Choice(NamedTuple):
     lost: Tensor | None  # [batch] bool, which will not try again; None where none refused it
 
 
-class _Replayable(March):
+class _Replayable(Integration):
     """A march that writes down its choices, and whose copies make the same ones again."""
 
-    def __init__(self, solver: StepwiseODESolver[Any], system: System, z0: Tensor, times: Tensor) -> None:
+    def __init__(
+        self, solver: StepwiseODESolver[Any], system: System, z0: Tensor, times: Tensor
+    ) -> None:
         super().__init__(solver, solver.step_size, system, z0, times)
         self.script: list[_Choice] = []
         self.chosen: tuple[Tensor, Tensor]
@@ -150,7 +164,8 @@ class _Replayable(March):
     def detach(self) -> list[Tensor]:
         """Begin a graph here; what it begins with."""
         self.z, self.state = pytree.tree_map(
-            lambda leaf: leaf.detach().requires_grad_() if _differentiable(leaf) else leaf, (self.z, self.state)
+            lambda leaf: leaf.detach().requires_grad_() if _differentiable(leaf) else leaf,
+            (self.z, self.state),
         )
         return self.carried()
 
@@ -185,7 +200,9 @@ class _Pullback:
         gradients: list[Tensor | None] = [None] * len(bound.inputs)
         for index in reversed(range(self.march.taken)):
             with torch.no_grad():
-                march = self.kept.take(index, lambda march, steps: march.fork(bound.system).advance(steps))
+                march = self.kept.take(
+                    index, lambda march, steps: march.fork(bound.system).advance(steps)
+                )
             cotangents, found = self._step(march.fork(bound.system), bound, cotangents, arrivals)
             gradients = [total(*pair) for pair in zip(gradients, found, strict=True)]
         self.record.evaluations += bound.system.evaluations
@@ -200,15 +217,26 @@ class _Pullback:
         return torch.autograd.grad(z, [*outputs.rows, last], v)
 
     def _step(
-        self, march: _Replayable, bound: Bound, cotangents: Sequence[Tensor | None], arrivals: list[Tensor]
+        self,
+        march: _Replayable,
+        bound: Bound,
+        cotangents: Sequence[Tensor | None],
+        arrivals: list[Tensor],
     ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
         """The cotangents of what the step began with, and its share of the gradients."""
         before, evaluations = march.detach(), bound.system.evaluations
         with torch.enable_grad():
             march.advance(1)
         self.record.vjps += bound.system.evaluations - evaluations
-        reached = [*zip(march.carried(), cotangents, strict=False), *((row, arrivals.pop()) for row in march.outputs.rows)]
+        reached = [
+            *zip(march.carried(), cotangents, strict=False),
+            *((row, arrivals.pop()) for row in march.outputs.rows),
+        ]
         used = [(tensor, v) for tensor, v in reached if tensor.requires_grad and v is not None]
         wrt = [*before, *bound.inputs]
-        found = pull([tensor for tensor, _ in used], wrt, [v for _, v in used]) if used else [None] * len(wrt)
+        found = (
+            pull([tensor for tensor, _ in used], wrt, [v for _, v in used])
+            if used
+            else [None] * len(wrt)
+        )
         return found[: len(before)], found[len(before) :]

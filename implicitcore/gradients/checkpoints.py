@@ -18,16 +18,19 @@ class _Kept(NamedTuple, Generic[State]):
 class Checkpoints(Generic[State]):
     """The states kept of a sequence whose length is not known before its end.
 
-    On the way forward a state is kept at a level that says how long it is to stay; one that is followed by a higher level makes room
-    for the next. On the way back the number of steps is known, and the free places are shared out by the binomial rule, which needs
-    the fewest steps. With c places and N = C(c + r, c) steps, no step is taken more than about r times.
+    On the way forward a state is kept at a level that says how long it is to stay; one that is
+    followed by a higher level makes room for the next. On the way back the number of steps is
+    known, and the free places are shared out by the binomial rule, which needs the fewest steps.
+    With c places and N = C(c + r, c) steps, no step is taken more than about r times.
 
     Arguments:
-        budget: most states kept beside the first; None keeps 2 sqrt(N) of N, and each step is then taken about twice.
+        budget: most states kept beside the first; None keeps 2 sqrt(N) of N, and each step is then
+            taken about twice.
 
     Reference:
-        Forward: Wang, Moin, Iaccarino, Minimal repetition dynamic checkpointing algorithm for unsteady adjoint calculation, SIAM J.
-        Sci. Comput. 31 (2009), p. 2549-2567. Backward: Griewank, Walther, Algorithm 799: revolve, ACM Trans. Math. Softw. 26 (2000).
+        Forward: Wang, Moin, Iaccarino, Minimal repetition dynamic checkpointing algorithm for
+        unsteady adjoint calculation, SIAM J. Sci. Comput. 31 (2009), p. 2549-2567. Backward:
+        Griewank, Walther, Algorithm 799: revolve, ACM Trans. Math. Softw. 26 (2000).
     """
 
     def __init__(self, budget: int | None = None) -> None:
@@ -36,7 +39,10 @@ class Checkpoints(Generic[State]):
         self.kept: list[_Kept[State]] = []
 
     def offer(self, index: int, state: State) -> None:
-        """The state before step ``index``, in order: the first is kept for good, the others as long as there is room."""
+        """The state before step ``index``, in order.
+
+        The first is kept for good, the others as long as there is room.
+        """
         self.places = self.budget or 2 * isqrt(index) + 1
         level = 0
         if len(self.kept) > self.places:
@@ -57,9 +63,10 @@ class Checkpoints(Generic[State]):
         return 0
 
     def take(self, index: int, advance: Callable[[State, int], State]) -> State:
-        """The state before step ``index``; to be asked for from the last index down to 0, any number of times.
+        """The state before step ``index``.
 
-        States are given up on the way, to make room; another walk begins from the first, which stays.
+        To be asked for from the last index down to 0, any number of times. States are given up on
+        the way, to make room; another walk begins from the first, which stays.
 
         Arguments:
             index: of the step.
@@ -79,4 +86,6 @@ def split(steps: int, places: int) -> int:
     repetitions = 1
     while comb(places + repetitions, places) < steps:
         repetitions += 1
-    return min(comb(places + repetitions - 1, places), steps - comb(places + repetitions - 2, places - 1))
+    return min(
+        comb(places + repetitions - 1, places), steps - comb(places + repetitions - 2, places - 1)
+    )

@@ -21,27 +21,30 @@ from implicitcore.solution import Backward, Solution, Status
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
-from implicitcore.tensors.graph_leaves import inputs, leaves, union
+from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
 
 
 @final
 @dataclass(frozen=True)
 class Implicit(Options, GradientStrategy):
-    """Differentiate the equilibrium z = f(z, x) itself: solve (I - J)^T u = v, then u^T df gives theta and x.
+    """Differentiate the equilibrium z = f(z, x) itself.
 
-    J = df/dz at z, v = dL/dz. Memory does not grow with the number of steps, and z0 gets no gradient, for an equilibrium
-    does not depend on it. The forward solve runs without a graph and f is evaluated once more, with one. The gradient is
-    as exact as the forward and the backward solve: both tolerances count. Differentiable twice: the linear solve has an implicit
-    gradient of its own, by the same solver.
+    Solve (I - J)^T u = v, then u^T df gives theta and x. J = df/dz at z, v = dL/dz. Memory does not
+    grow with the number of steps, and z0 gets no gradient, for an equilibrium does not depend on
+    it. The forward solve runs without a graph and f is evaluated once more, with one. The gradient
+    is as exact as the forward and the backward solve: both tolerances count. Differentiable twice:
+    the linear solve has an implicit gradient of its own, by the same solver.
 
     Attributes:
-        solver: any root solver; its tolerance is relative to the 2-norm of v, per sample. ``GMRES`` needs the fewest products.
+        solver: any root solver; its tolerance is relative to the 2-norm of v, per sample. ``GMRES``
+            needs the fewest products.
 
     Raises:
         GradientError: on a third derivative.
 
     Reference:
-        Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv 1909.01377; backward by GMRES: arXiv 2201.12240.
+        Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv 1909.01377; backward by GMRES: arXiv
+        2201.12240.
     """
 
     solver: RootSolver = GMRES(tol=1e-5)
@@ -65,7 +68,7 @@ def attached(solution: Solution, backward: BackwardSolve) -> Solution:
 
 def _others(jacobian: Linearization, own: Sequence[Tensor]) -> list[Tensor]:
     """The leaves that f depends on beside the point and the tensors of x."""
-    return [leaf for leaf in leaves(jacobian.fz, own) if leaf is not jacobian.point]
+    return [leaf for leaf in graph_leaves(jacobian.fz, own) if leaf is not jacobian.point]
 
 
 @dataclass(frozen=True)
@@ -88,19 +91,29 @@ class BackwardSolve:
         """Where the solve begins: at zero, whose residual is known."""
         return linear.zero
 
-    def differentiable(self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    def differentiable(
+        self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
         """u^T df/dinputs with a graph to v, z and the inputs.
 
         Raises:
             GradientError: the solve is a backward one already: this would be a third derivative.
         """
         if self.system.linear:
-            raise GradientError("implicit gives first and second derivatives; use unrolled for a third")
+            raise GradientError(
+                "implicit gives first and second derivatives; use unrolled for a third"
+            )
         switch = [False]
-        own = {id(tensor): _Cut.apply(tensor, switch) for tensor in pytree.tree_leaves(self.system.x) if _differentiable(tensor)}
+        own = {
+            id(tensor): _Cut.apply(tensor, switch)
+            for tensor in pytree.tree_leaves(self.system.x)
+            if _differentiable(tensor)
+        }
         # In the order of the inputs: those of x come first.
         targets = [*own.values(), *inputs[len(own) :]]
-        system = self.system.bind(pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), self.system.x))
+        system = self.system.bind(
+            pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), self.system.x)
+        )
         point = _Cut.apply(z, switch)
         fz = system.update(point)
         u = self._attached(fz, point, v, targets)
@@ -111,13 +124,20 @@ class BackwardSolve:
             switch[0] = False
 
     def _attached(self, fz: Tensor, point: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """u with (I - J)^T u = v and its own implicit gradient: the equilibrium of u = J^T u + v."""
+        """u with (I - J)^T u = v and its own implicit gradient.
+
+        The equilibrium of u = J^T u + v.
+        """
         with torch.no_grad():
             value = self(v)
         start = value.detach().requires_grad_()
-        update = torch.autograd.grad(fz, point, start, create_graph=True, materialize_grads=True)[0] + v
+        update = (
+            torch.autograd.grad(fz, point, start, create_graph=True, materialize_grads=True)[0] + v
+        )
         linear = LinearSystem(self.system, self.jacobian, v.detach())
-        solve = BackwardSolve(self.solver, linear, Transposed(linear, start, self.jacobian), self.record)
+        solve = BackwardSolve(
+            self.solver, linear, Transposed(linear, start, self.jacobian), self.record
+        )
         return _Attach.apply(update, value, solve, v, point, *inputs)
 
     def _note(self, linear: LinearSystem, solution: Solution) -> None:
@@ -127,9 +147,14 @@ class BackwardSolve:
         record.residual = None if solution.residual is None else solution.residual / size
         failed = int((solution.status != Status.CONVERGED).sum())
         if failed:
-            worst = "" if record.residual is None else f"; worst relative residual {record.residual.max().item():.3g}"
+            worst = (
+                ""
+                if record.residual is None
+                else f"; worst relative residual {record.residual.max().item():.3g}"
+            )
             message = (
-                f"the backward solve of {failed} of {len(solution.status)} samples did not converge{worst}: their gradients are inexact"
+                f"the backward solve of {failed} of {len(solution.status)} samples did not "
+                f"converge{worst}: their gradients are inexact"
             )
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
 
@@ -137,8 +162,9 @@ class BackwardSolve:
 class _Attach(torch.autograd.Function):
     """The value z, whose gradient v reaches the graph of fz = f(z) as u = (I - J)^-T v.
 
-    A second derivative takes another way: fz hangs on a detached z, which hides that z itself moves. So u^T df is then computed
-    afresh at the attached z, for ``inputs``: all that f depends on.
+    A second derivative takes another way: fz hangs on a detached z, which hides that z itself
+    moves. So u^T df is then computed afresh at the attached z, for ``inputs``: all that f depends
+    on.
     """
 
     @staticmethod
@@ -161,7 +187,10 @@ class _Attach(torch.autograd.Function):
 
 
 class _Cut(torch.autograd.Function):
-    """The identity, which passes no gradient back while its switch is on: what lies behind it is another's to differentiate."""
+    """The identity, which passes no gradient back while its switch is on.
+
+    What lies behind it is another's to differentiate.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, switch: list[bool]) -> Tensor:

@@ -27,12 +27,14 @@ class LinearSystem(System):
     """
 
     linear: ClassVar[bool] = True
-    crowded: ClassVar[float] = 1 / 2  # to leave costs an evaluation of those that stay
+    compact_below: ClassVar[float] = 1 / 2  # to leave costs an evaluation of those that stay
 
     def __init__(self, system: System, jacobian: Linearization, v: Tensor) -> None:
         super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
         self.scope, self.autocast = system.scope, system.autocast
-        self.rounding = max((torch.finfo(dtype).eps / 2 for _, dtype in system.autocast), default=0.0)
+        self.tol_floor = max(
+            (torch.finfo(dtype).eps / 2 for _, dtype in system.autocast), default=0.0
+        )
         self.jacobian, self.v, self.v_norm = jacobian, v, norm(v)
         self.zero = torch.zeros_like(v)
 
@@ -66,7 +68,9 @@ class LinearSystem(System):
         part = copy.copy(self)
         part.jacobian = self.jacobian.select(index)
         part.packing = replace(self.packing, batch=len(index))
-        part.v, part.v_norm, part.zero = (tensor.index_select(0, index) for tensor in (self.v, self.v_norm, self.zero))
+        part.v, part.v_norm, part.zero = (
+            tensor.index_select(0, index) for tensor in (self.v, self.v_norm, self.zero)
+        )
         part._residual = None
         return part
 
@@ -106,7 +110,11 @@ class _Selected(Linearization):
     """Products for some samples, as those of the whole batch with zeros for the others."""
 
     def __init__(self, jacobian: Linearization, index: Tensor) -> None:
-        super().__init__(jacobian.system, jacobian.point.index_select(0, index), jacobian.fz.index_select(0, index))
+        super().__init__(
+            jacobian.system,
+            jacobian.point.index_select(0, index),
+            jacobian.fz.index_select(0, index),
+        )
         self.jacobian, self.index = jacobian, index
 
     def select(self, index: Tensor) -> Linearization:

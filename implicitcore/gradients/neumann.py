@@ -7,19 +7,20 @@ from typing import final
 
 from torch import Tensor
 
-from implicitcore.gradients.approximate import EstimatedGradient
+from implicitcore.gradients.approximate import ApproximateGradient
 from implicitcore.options.types import Count
 from implicitcore.system.linearization import Linearization
 
 
 @final
 @dataclass(frozen=True)
-class Neumann(EstimatedGradient):
+class Neumann(ApproximateGradient):
     """The implicit gradient with (I - J)^-T v cut to its first terms, u = sum_{i < steps} (J^T)^i v, and no stop test.
 
-    A fixed cost of ``steps`` - 1 products, which a solve has not: for a strong contraction, or to trade exactness for time. The error
-    falls like the spectral radius of J to the power ``steps``. ``phantom`` differentiates the same series through unrolled steps
-    and keeps a graph of each; this keeps one. ``implicit`` where the gradient is to meet a tolerance.
+    A fixed cost of ``steps`` - 1 products, which a solve has not: for a strong contraction, or to
+    trade exactness for time. The error falls like the spectral radius of J to the power ``steps``.
+    ``phantom`` differentiates the same series through unrolled steps and keeps a graph of each;
+    this keeps one. ``implicit`` where the gradient is to meet a tolerance.
 
     Attributes:
         steps: terms of the series; 1 is Jacobian-free backpropagation.
@@ -28,13 +29,14 @@ class Neumann(EstimatedGradient):
         GradientError: with an ODE solver; on a second derivative.
 
     Reference:
-        Lorraine, Vicol, Duvenaud, Optimizing Millions of Hyperparameters by Implicit Differentiation, arXiv 1911.02590.
+        Lorraine, Vicol, Duvenaud, Optimizing Millions of Hyperparameters by Implicit
+        Differentiation, arXiv 1911.02590.
     """
 
     steps: Count = 5
 
     def estimate(self, jacobian: Linearization, v: Tensor) -> Tensor:
-        """See :meth:`EstimatedGradient.estimate`."""
+        """See :meth:`ApproximateGradient.estimate`."""
         total = term = v
         for _ in range(self.steps - 1):
             term = jacobian.vjp(term)

@@ -22,20 +22,23 @@ from implicitcore.tensors.transforms import transformed
 class Phantom(Options, GradientStrategy):
     """Solve without a graph, then differentiate ``steps`` damped fixed-point steps taken from the solution.
 
-    The gradient is v^T sum_{i<k} (tau J + (1 - tau) I)^i tau df/dtheta: the Neumann series of the implicit gradient cut
-    after k = ``steps`` terms, each damped by tau. With k = 1, tau = 1 it is Jacobian-free backpropagation.
-    It is an approximation: cheaper than ``implicit``, and for contractive dynamics a descent direction.
-    The value of z stays the solver's, so that its measured residual holds.
+    The gradient is v^T sum_{i<k} (tau J + (1 - tau) I)^i tau df/dtheta: the Neumann series of the
+    implicit gradient cut after k = ``steps`` terms, each damped by tau. With k = 1, tau = 1 it is
+    Jacobian-free backpropagation. It is an approximation: cheaper than ``implicit``, and for
+    contractive dynamics a descent direction. The value of z stays the solver's, so that its
+    measured residual holds.
 
     Attributes:
         steps: steps with a graph, k.
         damping: tau, in (0, 1].
 
     Raises:
-        GradientError: with an ODE solver; on a second derivative, for which the equilibrium would stand still.
+        GradientError: with an ODE solver; on a second derivative, for which the equilibrium would
+            stand still.
 
     Reference:
-        Geng, Zhang, Bai, Wang, Lin, On Training Implicit Models, arXiv 2111.05177; k = 1: Fung et al., JFB, arXiv 2103.12803.
+        Geng, Zhang, Bai, Wang, Lin, On Training Implicit Models, arXiv 2111.05177; k = 1: Fung et
+        al., JFB, arXiv 2103.12803.
     """
 
     transforms: ClassVar[tuple[str, ...]] = ("grad",)
@@ -51,7 +54,9 @@ class Phantom(Options, GradientStrategy):
         z = solution.z
         for _ in range(self.steps):
             z = torch.lerp(z, system.update(z), self.damping)
-        if z.requires_grad and not transformed():  # in torch.func a first derivative has a graph too
+        if (
+            z.requires_grad and not transformed()
+        ):  # in torch.func a first derivative has a graph too
             z.register_hook(_first_only)
         value = solution.z + (z - z.detach())
         return solution.amended(z=value, evaluations=system.evaluations)
@@ -59,4 +64,7 @@ class Phantom(Options, GradientStrategy):
 
 def _first_only(_: Tensor) -> None:
     if torch.is_grad_enabled():
-        raise GradientError("Phantom gives first derivatives only; use Implicit for a second derivative (create_graph=True)")
+        raise GradientError(
+            "Phantom gives first derivatives only; use Implicit for a second derivative "
+            "(create_graph=True)"
+        )

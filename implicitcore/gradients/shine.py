@@ -24,22 +24,25 @@ from implicitcore.system.system import System
 @final
 @dataclass(frozen=True)
 class Shine(Options, GradientStrategy):
-    """The implicit gradient with (I - J)^-T v taken from Broyden's estimate in the forward solve: no backward iterations.
+    """The implicit gradient with (I - J)^-T v taken from Broyden's estimate in the forward solve.
 
-    After a forward solve by ``Broyden()`` its estimate B of the inverse Jacobian of f(z) - z is applied transposed, u = -B^T v, and one
-    product measures how good u is. The estimate is right along the directions that the forward solve went, and near the identity
-    elsewhere: cheaper than ``implicit``, mostly closer than ``phantom``, and inexact by an amount that ``solution.backward.residual`` says.
+    No backward iterations. After a forward solve by ``Broyden()`` its estimate B of the inverse
+    Jacobian of f(z) - z is applied transposed, u = -B^T v, and one product measures how good u is.
+    The estimate is right along the directions that the forward solve went, and near the identity
+    elsewhere: cheaper than ``implicit``, mostly closer than ``phantom``, and inexact by an amount
+    that ``solution.backward.residual`` says.
 
     Attributes:
-        solver: goes on from u. The default takes no step: it measures the residual, relative to v, and warns above 1. ``Picard`` with
-            a few steps, or ``GMRES``, refines the estimate to a tolerance.
+        solver: goes on from u. The default takes no step: it measures the residual, relative to v,
+            and warns above 1. ``Picard`` with a few steps, or ``GMRES``, refines the estimate to a
+            tolerance.
 
     Raises:
         GradientError: the forward solver keeps no such estimate; on a second derivative.
 
     Reference:
-        Ramzi, Mannel, Bai, Starck, Ciuciu, Moreau, SHINE: SHaring the INverse Estimate from the forward pass for bi-level optimization
-        and implicit models, arXiv 2106.00553.
+        Ramzi, Mannel, Bai, Starck, Ciuciu, Moreau, SHINE: SHaring the INverse Estimate from the
+        forward pass for bi-level optimization and implicit models, arXiv 2106.00553.
     """
 
     solver: RootSolver = Picard(tol=1.0, max_steps=1)
@@ -48,14 +51,19 @@ class Shine(Options, GradientStrategy):
         """See :meth:`GradientStrategy.run`."""
         solver = solve.solver
         if isinstance(solver, RootSolver) and not isinstance(solver, Broyden):
-            kept = f"the inverse that Broyden estimates in the forward solve, and {type(solver).__name__} keeps none"
+            kept = (
+                "the inverse that Broyden estimates in the forward solve, and "
+                f"{type(solver).__name__} keeps none"
+            )
             raise GradientError(f"Shine reuses {kept}; use Implicit")
         if not torch.is_grad_enabled() or not isinstance(solver, Broyden):
             return equilibrium(self, solve, system, z0)
         with torch.no_grad():
             solution, inverse = solver.solve_keeping(system, z0)
         jacobian = system.linearize(solution.z.detach())
-        return attached(solution, _Estimated(self.solver, system, jacobian, solution.backward, inverse))
+        return attached(
+            solution, _Estimated(self.solver, system, jacobian, solution.backward, inverse)
+        )
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,11 @@ class _Estimated(BackwardSolve):
         """-B^T v."""
         return self.inverse(linear.v)
 
-    def differentiable(self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    def differentiable(
+        self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
         """Refuse."""
-        raise GradientError("shine gives first derivatives only; use implicit for a second derivative (create_graph=True)")
+        raise GradientError(
+            "shine gives first derivatives only; use implicit for a second derivative "
+            "(create_graph=True)"
+        )

@@ -13,14 +13,15 @@ from implicitcore.errors import GradientError
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
-from implicitcore.tensors.graph_leaves import inputs, leaves, union
+from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
 
 
 class Bound(NamedTuple):
     """The forward system in a backward pass.
 
     Attributes:
-        system: counts by itself; the tensors of its x are leaves of their own, for what they were computed from is autograd's to follow.
+        system: counts by itself; the tensors of its x are leaves of their own, for what they were
+            computed from is autograd's to follow.
         inputs: those leaves, then the leaves that the vector field captured: what gets a gradient.
     """
 
@@ -32,24 +33,28 @@ Pullback = Callable[[Bound, Tensor], tuple[Tensor | None, Sequence[Tensor | None
 """dL/dz0 ``[batch, n]`` and the gradients of the inputs, from v = dL/dz at each output time, ``[T, batch, n]``."""
 
 
-def attach(strategy: object, pullback: Pullback, system: System, solution: Solution, z0: Tensor) -> Solution:
+def attach(
+    strategy: object, pullback: Pullback, system: System, solution: Solution, z0: Tensor
+) -> Solution:
     """The solution, solved without a graph, whose z is differentiated by ``pullback``.
 
-    Gradients reach z0, the tensors of x, the parameters of the dynamics, and the leaves that the vector field depends on at the first
-    time: one evaluation finds those that no module lists.
+    Gradients reach z0, the tensors of x, the parameters of the dynamics, and the leaves that the
+    vector field depends on at the first time: one evaluation finds those that no module lists.
     """
     if solution.times is None:
         return solution
     own = union(inputs(system.x))
     captured = _captured(system, solution.times, solution.z)
     call = _Call(type(strategy).__name__, pullback, system, own, captured)
-    return solution.amended(z=_Trajectory.apply(call, solution.z, z0, *own, *captured), evaluations=system.evaluations)
+    return solution.amended(
+        z=_Trajectory.apply(call, solution.z, z0, *own, *captured), evaluations=system.evaluations
+    )
 
 
 def _captured(system: System, times: Tensor, z: Tensor) -> list[Tensor]:
     detached = system.bind(pytree.tree_map_only(Tensor, torch.detach, system.x))
     with torch.enable_grad():
-        found = leaves(detached.velocity(times[:1].expand(z.shape[1]), z[0].detach()))
+        found = graph_leaves(detached.velocity(times[:1].expand(z.shape[1]), z[0].detach()))
     system.evaluations += 1
     return union((p for p in system.dynamics.parameters() if p.requires_grad), found)
 
@@ -65,7 +70,9 @@ class _Call(NamedTuple):
 
     def bound(self) -> Bound:
         own = {id(tensor): tensor.detach().requires_grad_() for tensor in self.own}
-        x = pytree.tree_map_only(Tensor, lambda tensor: own.get(id(tensor), tensor.detach()), self.system.x)
+        x = pytree.tree_map_only(
+            Tensor, lambda tensor: own.get(id(tensor), tensor.detach()), self.system.x
+        )
         return Bound(self.system.bind(x), [*own.values(), *self.captured])
 
 
@@ -82,16 +89,25 @@ class _Trajectory(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         call: _Call = ctx.call
         if torch.is_grad_enabled():
-            raise GradientError(f"{call.strategy} gives first derivatives only; use Unrolled for a second derivative (create_graph=True)")
+            raise GradientError(
+                f"{call.strategy} gives first derivatives only; use Unrolled for a second "
+                "derivative (create_graph=True)"
+            )
         _ = ctx.saved_tensors  # autograd's own error, where one of them was changed in place since
         with call.system.scope.entered(), suspended():
             z0, gradients = call.pullback(call.bound(), grad_outputs[0])
         return None, None, z0, *gradients
 
 
-def pull(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """The product of the cotangents with the Jacobian; None for an input that no output depends on."""
-    # The graph is kept for the sake of what lies before the solve: a captured tensor that is no leaf.
+def pull(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The product of the cotangents with the Jacobian.
+
+    None for an input that no output depends on.
+    """
+    # The graph is kept for the sake of what lies before the solve: a captured tensor that is no
+    # leaf.
     return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
 
 

@@ -22,19 +22,22 @@ from implicitcore.system.system import System
 class Unrolled(Options, GradientStrategy):
     """Backpropagate through every step of the solver: the exact gradient of the discrete iteration.
 
-    Memory grows with the number of steps. z0 gets its gradient too; step sizes and stop tests get none. A sample whose start meets
-    the tolerance takes no step, and nothing but z0 gets its gradient: not for warm starts. Prefer
-    ``implicit`` at an equilibrium (constant memory) and ``adjoint`` on long trajectories.
+    Memory grows with the number of steps. z0 gets its gradient too; step sizes and stop tests get
+    none. A sample whose start meets the tolerance takes no step, and nothing but z0 gets its
+    gradient: not for warm starts. Prefer ``implicit`` at an equilibrium (constant memory) and
+    ``adjoint`` on long trajectories.
 
     Attributes:
-        iterates: supervise the way: ``solution.iterates`` ``[k, batch, ...]`` holds the iterates after these many steps of a stepwise root
-            solver (a sample that stopped earlier keeps its last), with their graph, for a loss on several of them.
+        iterates: supervise the way: ``solution.iterates`` ``[k, batch, ...]`` holds the iterates
+            after these many steps of a stepwise root solver (a sample that stopped earlier keeps
+            its last), with their graph, for a loss on several of them.
 
     Raises:
         GradientError: ``iterates`` of a solver that has none to give.
 
     Reference:
-        Gilbert, Automatic differentiation and iterative processes, Optim. Methods Softw. 1 (1992), p. 13-21.
+        Gilbert, Automatic differentiation and iterative processes, Optim. Methods Softw. 1 (1992),
+        p. 13-21.
     """
 
     transforms: ClassVar[tuple[str, ...]] = ("grad", "jvp")
@@ -46,14 +49,26 @@ class Unrolled(Options, GradientStrategy):
         solution = self._supervised(solve, system, z0) if self.iterates else solve(system, z0)
         if len(z0) or system.scope.group is not None or not torch.is_grad_enabled():
             return solution
-        # An empty batch takes no step: one evaluation connects it with what f depends on, as a data-parallel module requires.
+        # An empty batch takes no step: one evaluation connects it with what f depends on, as a
+        # data-parallel module requires.
         return solution.amended(z=solution.z + system.update(z0), evaluations=system.evaluations)
 
     def _supervised(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         solver = solve.solver
-        if not isinstance(solver, StepwiseRootSolver) or solver.compact or system.scope.group is not None:
-            raise GradientError(f"iterates are those of a stepwise root solver, without compact and sync_steps; received {solver}")
-        system.visited = []
-        solution, visited = solve(system, z0), system.visited
-        system.visited = None
-        return solution.amended(iterates=torch.stack([visited[min(count, len(visited) - 1)] for count in self.iterates]))
+        if (
+            not isinstance(solver, StepwiseRootSolver)
+            or solver.compact
+            or system.scope.group is not None
+        ):
+            raise GradientError(
+                "iterates are those of a stepwise root solver, without compact and "
+                f"sync_steps; received {solver}"
+            )
+        system.record_iterates = []
+        solution, record_iterates = solve(system, z0), system.record_iterates
+        system.record_iterates = None
+        return solution.amended(
+            iterates=torch.stack(
+                [record_iterates[min(count, len(record_iterates) - 1)] for count in self.iterates]
+            )
+        )

@@ -19,12 +19,12 @@ from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.layers import observers
 from implicitcore.layers.distributed import SharedGroup, group_of
-from implicitcore.layers.initial import Start, Zeros
+from implicitcore.layers.initial import InitialGuess, Zeros
 from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, SolveError, Status
-from implicitcore.system.scope import Scope, current
+from implicitcore.system.scope import SolveContext, current
 from implicitcore.system.system import select
 from implicitcore.tensors.autocast import ambient, promoted
 from implicitcore.tensors.transforms import eager, in_backward
@@ -39,8 +39,8 @@ OnFailure = Literal["raise", "warn", "mask"]
 class ImplicitLayer(nn.Module):
     """Dynamics, a solver, a gradient strategy and a start, as one module.
 
-    With a root solver the output is an equilibrium of the dynamics; with an ODE solver it is the state at ``horizon``,
-    integrated from time 0. Nothing is remembered on the layer between calls.
+    With a root solver the output is an equilibrium of the dynamics; with an ODE solver it is the
+    state at ``horizon``, integrated from time 0. Nothing is remembered on the layer between calls.
 
     Arguments:
         dynamics: what is solved.
@@ -49,9 +49,11 @@ class ImplicitLayer(nn.Module):
         start: where z0 comes from; default zeros shaped like x.
         horizon: the end time of an ODE solver.
         backend: the kernels of the inner loop; default torch.
-        on_failure: what becomes of samples that do not converge. ``"warn"`` gives their best iterates with one warning, but raises
-            where a value is not finite; ``"raise"`` raises for any; ``"mask"`` gives their finite start and stops their gradient,
-            with the others solved apart from them, so that a NaN reaches no parameter (one more solve, where a sample failed).
+        on_failure: what becomes of samples that do not converge. ``"warn"`` gives their best
+            iterates with one warning, but raises where a value is not finite; ``"raise"`` raises
+            for any; ``"mask"`` gives their finite start and stops their gradient, with the others
+            solved apart from them, so that a NaN reaches no parameter (one more solve, where a
+            sample failed).
 
     Example:
         >>> import torch, implicitcore as ic
@@ -69,7 +71,7 @@ class ImplicitLayer(nn.Module):
         *,
         solver: RootSolver | ODESolver,
         gradient: GradientStrategy | None = None,
-        start: Start | None = None,
+        start: InitialGuess | None = None,
         horizon: float = 1.0,
         backend: Backend | None = None,
         on_failure: OnFailure = "warn",
@@ -100,19 +102,25 @@ class ImplicitLayer(nn.Module):
 
     @eager
     def solve(self, x: Any, z0: Any = None, *, trace: bool = False) -> Solution:
-        """The whole solution: z, residual and status per sample, evaluations; it neither warns nor raises on a failed sample.
+        """The whole solution: z, residual and status per sample, evaluations.
+
+        It neither warns nor raises on a failed sample.
 
         Arguments:
             x: the input, any pytree.
             z0: begin from here and not from the layer's start.
             trace: keep the residual after each step.
         """
-        scope = (current() or Scope()).stopping_with(group_of(self))
-        scope.hold(self)
+        scope = (current() or SolveContext()).stopping_with(group_of(self))
+        scope.cache_weights(self)
         with scope.entered():
             start = self.start(x) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0
-            begin = pytree.tree_map(torch.detach, start) if z0 is None and self.start.detached else start
+            begin = (
+                pytree.tree_map(torch.detach, start)
+                if z0 is None and self.start.detached
+                else start
+            )
             solution = self._run(begin, x, trace)
             if self.on_failure == "mask" and solution.failed:
                 solution = self._mask(solution, begin, x, scope)
@@ -126,8 +134,9 @@ class ImplicitLayer(nn.Module):
     def sync_steps(self) -> bool | ProcessGroup:
         """Whether processes take equally many steps, so that f may communicate (a synchronised batch norm): False at first.
 
-        True is for all processes of ``torch.distributed``, a process group for those in it. It needs a stepwise root solver (Picard,
-        Anderson, Broyden) in the layer and in its gradient. As the device, it belongs to a run and not to the layer's ``config``.
+        True is for all processes of ``torch.distributed``, a process group for those in it. It
+        needs a stepwise root solver (Picard, Anderson, Broyden) in the layer and in its gradient.
+        As the device, it belongs to a run and not to the layer's ``config``.
         """
         return self._sync.group if isinstance(self._sync, SharedGroup) else self._sync
 
@@ -150,23 +159,35 @@ class ImplicitLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """The parts that are not modules."""
-        return f"solver={self.solver}, gradient={self.gradient}, backend={type(self.backend).__name__}"
+        return (
+            f"solver={self.solver}, gradient={self.gradient}, backend={type(self.backend).__name__}"
+        )
 
     def _run(self, begin: Any, x: Any, trace: bool) -> Solution:
         solve = Solve(self.solver, self._times(begin))
-        solution = run(self.dynamics, begin, x, solve, self.gradient, backend=self.backend, trace=trace)
-        return solution if solve.times is None else solution.amended(z=pytree.tree_map(lambda z: z[-1], solution.z))
+        solution = run(
+            self.dynamics, begin, x, solve, self.gradient, backend=self.backend, trace=trace
+        )
+        return (
+            solution
+            if solve.times is None
+            else solution.amended(z=pytree.tree_map(lambda z: z[-1], solution.z))
+        )
 
-    def _mask(self, solution: Solution, begin: Any, x: Any, scope: Scope) -> Solution:
+    def _mask(self, solution: Solution, begin: Any, x: Any, scope: SolveContext) -> Solution:
         """The same solution with the failed samples at their start, and no graph that passes through them."""
         good, batch = solution.converged.nonzero().squeeze(1), len(solution.status)
-        safe = pytree.tree_map(lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin, ambient()))
+        safe = pytree.tree_map(
+            lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin, ambient())
+        )
         if not len(good):
             return solution.amended(z=safe)
         with scope.select(good, batch).entered():
             part = self._run(select(begin, good, batch), select(x, good, batch), False)
         z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
-        return solution.amended(z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward)
+        return solution.amended(
+            z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward
+        )
 
     def _times(self, z0: Any) -> Tensor | None:
         if isinstance(self.solver, RootSolver):
@@ -180,4 +201,6 @@ class ImplicitLayer(nn.Module):
             return
         if self.on_failure == "raise" or bool((solution.status == Status.NON_FINITE).any()):
             raise SolveError(f"{type(self).__name__} failed: {solution.summary()}", solution)
-        warnings.warn(f"{type(self).__name__}: {solution.summary()}", ConvergenceWarning, stacklevel=3)
+        warnings.warn(
+            f"{type(self).__name__}: {solution.summary()}", ConvergenceWarning, stacklevel=3
+        )

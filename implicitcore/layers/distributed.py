@@ -25,7 +25,10 @@ class SharedGroup:
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise InputError("a process group cannot be saved: set layer.sync_steps = True (all processes) or False before, and again after")
+        raise InputError(
+            "a process group cannot be saved: set layer.sync_steps = True (all processes) "
+            "or False before, and again after"
+        )
 
 
 def group_of(layer: ImplicitLayer) -> ProcessGroup | None:
@@ -38,13 +41,21 @@ def group_of(layer: ImplicitLayer) -> ProcessGroup | None:
     if setting is False:
         return None
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        raise InputError("sync_steps needs the processes: call torch.distributed.init_process_group first (torchrun)")
+        raise InputError(
+            "sync_steps needs the processes: call torch.distributed.init_process_group "
+            "first (torchrun)"
+        )
     for part in (layer.solver, getattr(layer.gradient, "solver", None)):
         if part is not None and not isinstance(part, StepwiseRootSolver):
             raise InputError(
-                f"{type(part).__name__} cannot stop in step with other processes, for its iterations differ in their evaluations: with "
-                "sync_steps use Picard, Anderson or Broyden, as the layer's solver and in its gradient, as Implicit(Anderson(tol=1e-5))"
+                f"{type(part).__name__} cannot stop in step with other processes, for its "
+                "iterations differ in their evaluations: with "
+                "sync_steps use Picard, Anderson or Broyden, as the layer's solver and in "
+                "its gradient, as Implicit(Anderson(tol=1e-5))"
             )
     if layer.on_failure == "mask":
-        raise InputError("on_failure='mask' solves again on the process whose samples failed, and others would not: not with sync_steps")
+        raise InputError(
+            "on_failure='mask' solves again on the process whose samples failed, and "
+            "others would not: not with sync_steps"
+        )
     return torch.distributed.group.WORLD if setting is True else setting

@@ -16,19 +16,23 @@ from implicitcore.tensors.transforms import eager
 class VariationalDropout(nn.Module):
     """y = m z / (1 - p), where the mask m of zeros and ones is drawn once a solve and kept for all of its evaluations.
 
-    With a fresh mask at each evaluation, as ``torch.nn.Dropout`` draws, f has no fixed point; with one, the solve, its residual and
-    its gradient are of the same f. Each solve draws its own; nothing is kept on the module. Used twice in one f on tensors of
-    one shape, it drops the same entries of both: take a module for each place. Off in ``eval()``, and an ordinary dropout outside a solve.
+    With a fresh mask at each evaluation, as ``torch.nn.Dropout`` draws, f has no fixed point; with
+    one, the solve, its residual and its gradient are of the same f. Each solve draws its own;
+    nothing is kept on the module. Used twice in one f on tensors of one shape, it drops the same
+    entries of both: take a module for each place. Off in ``eval()``, and an ordinary dropout
+    outside a solve.
 
     Arguments:
         p: share of the entries that are dropped, in [0, 1).
-        shared: dimensions along which the mask is constant: ``(2, 3)`` drops whole channels of ``[batch, channels, height, width]``.
+        shared: dimensions along which the mask is constant: ``(2, 3)`` drops whole channels of
+            ``[batch, channels, height, width]``.
 
     Raises:
         ConfigError: p is not in [0, 1).
 
     Reference:
-        Gal, Ghahramani, arXiv 1512.05287; in an equilibrium model: Bai, Kolter, Koltun, arXiv 1909.01377, section 4.
+        Gal, Ghahramani, arXiv 1512.05287; in an equilibrium model: Bai, Kolter, Koltun, arXiv
+        1909.01377, section 4.
     """
 
     def __init__(self, p: float = 0.5, shared: tuple[int, ...] = ()) -> None:
@@ -53,7 +57,8 @@ class VariationalDropout(nn.Module):
         scope = current()
         if scope is None:
             return self._sample(z)
-        # On its own shape: in one f the module may see several. The batch is left out: samples may leave it during a solve.
+        # On its own shape: in one f the module may see several. The batch is left out: samples may
+        # leave it during a solve.
         return scope.draw((self, z.shape[1:]), lambda: self._sample(z)).to(z.dtype)
 
     @torch.no_grad()

@@ -13,11 +13,12 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import InputError
 
 
-class Start(nn.Module, ABC):
+class InitialGuess(nn.Module, ABC):
     """Gives z0 for an input x.
 
     Attributes:
-        detached: the solve begins from z0 without its graph, so that z0 learns from the layer's regulariser alone.
+        detached: the solve begins from z0 without its graph, so that z0 learns from the layer's
+            regulariser alone.
         evaluations: of f that it spends; they count in the solution.
     """
 
@@ -30,7 +31,7 @@ class Start(nn.Module, ABC):
 
 
 @final
-class Zeros(Start):
+class Zeros(InitialGuess):
     """z0 = 0.
 
     Arguments:
@@ -44,11 +45,13 @@ class Zeros(Start):
     def forward(self, x: Any) -> Tensor:
         """Zeros ``[batch, *shape]`` of x's dtype and device."""
         like = first_tensor(x, self.shape)
-        return like.new_zeros(like.shape[0], *(like.shape[1:] if self.shape is None else self.shape))
+        return like.new_zeros(
+            like.shape[0], *(like.shape[1:] if self.shape is None else self.shape)
+        )
 
 
 @final
-class FromInput(Start):
+class Identity(InitialGuess):
     """z0 = x: the flow of a Neural ODE carries the input itself."""
 
     def forward(self, x: Any) -> Any:
@@ -57,7 +60,7 @@ class FromInput(Start):
 
 
 @final
-class Predictor(Start):
+class Predictor(InitialGuess):
     """z0 = predictor(x), which learns from the regulariser alone (Skip DEQ).
 
     Arguments:
@@ -76,17 +79,20 @@ class Predictor(Start):
 
 
 @final
-class FirstUpdate(Start):
+class OneStep(InitialGuess):
     """z0 = f(0, x): the cell predicts for itself (Skip Reg DEQ).
 
     Arguments:
-        update: f, as the method of the layer's dynamics: as a module it would stand twice in the state_dict.
+        update: f, as the method of the layer's dynamics: as a module it would stand twice in the
+            state_dict.
         shape: of one sample's state; None is that of x.
     """
 
     evaluations: ClassVar[int] = 1
 
-    def __init__(self, update: Callable[[Any, Any], Any], shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, update: Callable[[Any, Any], Any], shape: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
         self.update = update
         self.zeros = Zeros(shape)
@@ -97,7 +103,7 @@ class FirstUpdate(Start):
 
 
 @final
-class Learned(Start):
+class LearnedInitialGuess(InitialGuess):
     """One learned value per channel, shared by all samples and positions, part of the state_dict (HomoODE).
 
     Arguments:
@@ -122,7 +128,10 @@ class Learned(Start):
         shape = tuple(like.shape[1:]) if self.shape is None else self.shape
         channels = len(self.value)
         if not shape or shape[0] != channels:
-            raise InputError(f"the learned start has {channels} channels, but the state of one sample has shape {list(shape)}")
+            raise InputError(
+                f"the learned start has {channels} channels, but the state of one sample "
+                f"has shape {list(shape)}"
+            )
         value = self.value.reshape(channels, *(1,) * (len(shape) - 1)).to(like.dtype)
         return value.expand(like.shape[0], *shape)
 
@@ -135,7 +144,14 @@ def first_tensor(x: Any, shape: tuple[int, ...] | None) -> Tensor:
     """
     if isinstance(x, Tensor) and x.ndim and x.is_floating_point():
         return x
-    leaves = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim and leaf.is_floating_point()]
+    leaves = [
+        leaf
+        for leaf in pytree.tree_leaves(x)
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.is_floating_point()
+    ]
     if not leaves or (shape is None and len(leaves) > 1):
-        raise InputError(f"cannot tell the shape of the state from an x with {len(leaves)} floating-point tensors; give shape= or z0")
+        raise InputError(
+            f"cannot tell the shape of the state from an x with {len(leaves)} "
+            "floating-point tensors; give shape= or z0"
+        )
     return leaves[0]

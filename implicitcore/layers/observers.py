@@ -56,12 +56,20 @@ class ObserverHandle:
     def __enter__(self) -> ObserverHandle:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.remove()
 
 
 active: tuple[Observer, ...] = ()
-"""Who hears of the next solve. Replaced and never changed: a solve in another thread may be going through it."""
+"""Who hears of the next solve.
+
+Replaced and never changed: a solve in another thread may be going through it.
+"""
 
 _of_plugins: tuple[Observer, ...] = ()
 _lock = threading.Lock()
@@ -72,11 +80,13 @@ def observe(observer: object) -> ObserverHandle:
     """Tell an observer of every solve of a layer from now on, whichever thread solves.
 
     Arguments:
-        observer: an object with a method ``implicitcore_after_solve(layer, solution)``, or a function; either takes both arguments or one
-            of them, by these names. What they are, and when it is called: :func:`implicitcore.registry.hookspecs.implicitcore_after_solve`.
+        observer: an object with a method ``implicitcore_after_solve(layer, solution)``, or a
+            function; either takes both arguments or one of them, by these names. What they are, and
+            when it is called: :func:`implicitcore.registry.hookspecs.implicitcore_after_solve`.
 
     Returns:
-        A handle, as torch's hooks have it: ``handle.remove()`` ends it, and so does the end of ``with observe(observer):``.
+        A handle, as torch's hooks have it: ``handle.remove()`` ends it, and so does the end of
+        ``with observe(observer):``.
 
     Raises:
         InputError: it cannot be called, or takes another argument.
@@ -115,7 +125,9 @@ def notify(layer: ImplicitLayer, solution: Solution) -> None:
             try:
                 observer.function(**{name: given[name] for name in observer.arguments})
             except Exception as error:
-                error.add_note(f"in the observer {observer.name}, after a solve of {type(layer).__name__}")
+                error.add_note(
+                    f"in the observer {observer.name}, after a solve of {type(layer).__name__}"
+                )
                 raise
     finally:
         _telling.reset(token)
@@ -124,8 +136,15 @@ def notify(layer: ImplicitLayer, solution: Solution) -> None:
 def _observer(observer: object) -> Observer:
     function = getattr(observer, METHOD, observer)
     if isinstance(observer, type) or not callable(function):
-        hint = f"; call it: {observer.__name__}()" if isinstance(observer, type) else did_you_mean(METHOD, dir(observer))
-        raise InputError(f"expected a function, or an object with a method {METHOD}(layer, solution); received {show(observer)}{hint}")
+        hint = (
+            f"; call it: {observer.__name__}()"
+            if isinstance(observer, type)
+            else did_you_mean(METHOD, dir(observer))
+        )
+        raise InputError(
+            f"expected a function, or an object with a method {METHOD}(layer, solution); "
+            f"received {show(observer)}{hint}"
+        )
     name = getattr(function, "__qualname__", type(observer).__qualname__)
     return Observer(name, function, _arguments(name, function))
 
@@ -137,10 +156,15 @@ def _arguments(name: str, function: Callable[..., object]) -> tuple[str, ...]:
         parameters = ()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return ARGUMENTS
-    named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+    named = [
+        parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL
+    ]
     for parameter in named:
         by_name = parameter.name in ARGUMENTS and parameter.kind is not parameter.POSITIONAL_ONLY
         if not by_name and parameter.default is parameter.empty:
             near = did_you_mean(parameter.name, ARGUMENTS)
-            raise InputError(f"the observer {name} takes {str(parameter)!r}{near}: its arguments are layer and solution, by these names")
+            raise InputError(
+                f"the observer {name} takes {str(parameter)!r}{near}: its arguments are "
+                "layer and solution, by these names"
+            )
     return tuple(parameter.name for parameter in named if parameter.name in ARGUMENTS)

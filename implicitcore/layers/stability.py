@@ -13,7 +13,7 @@ from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.errors import InputError
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.solution import Solution
-from implicitcore.system.scope import one_function
+from implicitcore.system.scope import frozen_randomness
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
 from implicitcore.tensors.packing import Packing
@@ -24,12 +24,15 @@ Function = ImplicitLayer | Dynamics | Callable[[Any, Any], Any]
 
 
 @eager
-def jacobian_regularizer(f: Function, z: Any, x: Any = None, *, samples: int = 1, generator: Generator | None = None) -> Tensor:
-    """Hutchinson's estimate of ``|J|_F^2`` / n, averaged over the batch, J = df/dz: E ``|v^T J|^2`` = ``|J|_F^2`` for random signs v.
+def jacobian_regularizer(
+    f: Function, z: Any, x: Any = None, *, samples: int = 1, generator: Generator | None = None
+) -> Tensor:
+    """Hutchinson's estimate of ``|J|_F^2`` / n, averaged over the batch, J = df/dz.
 
-    Added to the loss (times 0.1 to 2), it keeps f contractive as training goes on: fewer steps, and a gradient that can be solved for.
-    Unbiased and differentiable with respect to the parameters and x; z is held where it is. One evaluation of f and ``samples``
-    products.
+    E ``|v^T J|^2`` = ``|J|_F^2`` for random signs v. Added to the loss (times 0.1 to 2), it keeps f
+    contractive as training goes on: fewer steps, and a gradient that can be solved for. Unbiased
+    and differentiable with respect to the parameters and x; z is held where it is. One evaluation
+    of f and ``samples`` products.
 
     Arguments:
         f: a layer, its dynamics, or a function of (z, x).
@@ -45,26 +48,33 @@ def jacobian_regularizer(f: Function, z: Any, x: Any = None, *, samples: int = 1
         InputError: samples is not positive.
 
     Reference:
-        Bai, Koltun, Kolter, Stabilizing Equilibrium Models by Jacobian Regularization, arXiv 2106.14342.
+        Bai, Koltun, Kolter, Stabilizing Equilibrium Models by Jacobian Regularization, arXiv
+        2106.14342.
     """
     if samples < 1:
         raise InputError(f"samples: expected at least 1, received {samples}")
     system, point = _bind(f, z, x)
-    with one_function(system.dynamics):
+    with frozen_randomness(system.dynamics):
         jacobian = system.linearize(point)
         products = [jacobian.vjp(_signs(point, generator)) for _ in range(samples)]
-        total = torch.stack([product.abs().to(real_dtype(point)).square().sum() for product in products]).sum()
+        total = torch.stack(
+            [product.abs().to(real_dtype(point)).square().sum() for product in products]
+        ).sum()
     return total / max(samples * point.numel(), 1)
 
 
 @eager
 @torch.no_grad()
-def spectral_radius(f: Function, z: Any, x: Any = None, *, steps: int = 40, generator: Generator | None = None) -> Tensor:
-    """The spectral radius of J = df/dz of each sample by power iteration: Picard's rate of convergence; below one, it converges.
+def spectral_radius(
+    f: Function, z: Any, x: Any = None, *, steps: int = 40, generator: Generator | None = None
+) -> Tensor:
+    """The spectral radius of J = df/dz of each sample by power iteration.
 
-    With w_k = (J^T)^k w_0, the radius is the growth of ``|w_k|`` over the second half of the steps, as the slope of a least squares
-    line through log ``|w_k|``. A complex pair of largest eigenvalues turns w_k and makes its norm swing: the line averages that
-    out, with an error of a few per cent at 40 steps, which falls as steps^-2. One evaluation of f and ``steps`` products.
+    Picard's rate of convergence; below one, it converges. With w_k = (J^T)^k w_0, the radius is the
+    growth of ``|w_k|`` over the second half of the steps, as the slope of a least squares line
+    through log ``|w_k|``. A complex pair of largest eigenvalues turns w_k and makes its norm swing:
+    the line averages that out, with an error of a few per cent at 40 steps, which falls as
+    steps^-2. One evaluation of f and ``steps`` products.
 
     Arguments:
         f: a layer, its dynamics, or a function of (z, x). It must not mix samples.
@@ -85,7 +95,7 @@ def spectral_radius(f: Function, z: Any, x: Any = None, *, steps: int = 40, gene
     if steps < 4:
         raise InputError(f"steps: expected at least 4, received {steps}")
     system, point = _bind(f, z, x)
-    with one_function(system.dynamics):
+    with frozen_randomness(system.dynamics):
         jacobian = system.linearize(point)
         w, growth = _signs(point, generator), []
         tiny = torch.finfo(real_dtype(point)).tiny
@@ -103,7 +113,13 @@ def spectral_radius(f: Function, z: Any, x: Any = None, *, steps: int = 40, gene
 
 def _bind(f: Function, z: Any, x: Any) -> tuple[System, Tensor]:
     """The system of f at x, and the packed point."""
-    dynamics = f.dynamics if isinstance(f, ImplicitLayer) else f if isinstance(f, Dynamics) else FixedPoint(f)
+    dynamics = (
+        f.dynamics
+        if isinstance(f, ImplicitLayer)
+        else f
+        if isinstance(f, Dynamics)
+        else FixedPoint(f)
+    )
     state = z.z if isinstance(z, Solution) else z
     packing = Packing.of(state)
     return System(dynamics, x, packing), packing.pack(state).detach()

@@ -17,15 +17,17 @@ from implicitcore.options.types import Positive
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
-# A step so many times as long as the last is of order 1: the differences over a step that was cut short to arrive at an output time
-# are mostly rounding, and would be magnified.
+# A step so many times as long as the last is of order 1: the differences over a step that was cut
+# short to arrive at an output time are mostly rounding, and would be magnified.
 LONGER = 1e3
 
-# A product with fewer rows takes a path in torch that was measured six times slower on a CPU: rows without weight are cheaper.
+# A product with fewer rows takes a path in torch that was measured six times slower on a CPU: rows
+# without weight are cheaper.
 FEWEST = 4
 
-# Of the step's own move, as far as the error may go in an integration that is to settle. At order 1 the estimate is half the change
-# of the velocity over the step: this is the least that lets the unit step of a contraction pass. Measured on ten problems.
+# Of the step's own move, as far as the error may go in an integration that is to settle. At order 1
+# the estimate is half the change of the velocity over the step: this is the least that lets the
+# unit step of a contraction pass. Measured on ten problems.
 SETTLED = 0.6
 
 
@@ -33,40 +35,47 @@ class Past(NamedTuple):
     """What a step needs of the ones before: ``rows`` of them, at least ``max_order``."""
 
     differences: Tensor  # [batch, rows, n], Phi_0 .. at t; Phi_0 is the velocity
-    gaps: Tensor  # [batch, rows], |t - t_i| of the last times; positive, and unused where no step was made yet
+    # [batch, rows], |t - t_i| of the last times; positive, and unused where no step was made yet
+    gaps: Tensor
     order: Tensor  # [batch] int64, of the next step; 0 before the first, which is of order 1
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Adams(StepwiseODESolver[Past]):
-    """Adams' predictor-corrector method of variable step and order, each sample with its own: one evaluation a step.
+    """Adams' predictor-corrector method of variable step and order, each sample with its own.
 
-    z + dt sum_{j<k} g_j beta_j Phi_j, order k: the integral of the polynomial through the last k velocities, in Newton's form with
-    the modified divided differences Phi_j. The velocity at the new z gives Phi_k there, and dt g_k Phi_k is what the Adams-Moulton
-    corrector of order k + 1 would add: the estimate of the error. The same for the orders k - 1 and k + 1 costs no evaluation, and the
-    order with the smallest estimate is the next. A solve begins at order 1 with a small step, and needs no other method to start.
+    One evaluation a step. z + dt sum_{j<k} g_j beta_j Phi_j, order k: the integral of the
+    polynomial through the last k velocities, in Newton's form with the modified divided differences
+    Phi_j. The velocity at the new z gives Phi_k there, and dt g_k Phi_k is what the Adams-Moulton
+    corrector of order k + 1 would add: the estimate of the error. The same for the orders k - 1 and
+    k + 1 costs no evaluation, and the order with the smallest estimate is the next. A solve begins
+    at order 1 with a small step, and needs no other method to start.
 
-    This is the mode P_k E C_{k+1}, seen where it evaluates: in equal steps the predicted points of order k with their corrections are
-    the points of order k + 1 without (AB_{k+1}). So z is a point whose velocity is known, and a steady state can be tested for
-    nothing. A second evaluation after the correction (PECE) was measured to cost more than it saves. The estimate is that of the result
-    itself and not of a lower order, as a Runge-Kutta pair's is: for the same error of a trajectory give a tenth of the rtol.
+    This is the mode P_k E C_{k+1}, seen where it evaluates: in equal steps the predicted points of
+    order k with their corrections are the points of order k + 1 without (AB_{k+1}). So z is a point
+    whose velocity is known, and a steady state can be tested for nothing. A second evaluation after
+    the correction (PECE) was measured to cost more than it saves. The estimate is that of the
+    result itself and not of a lower order, as a Runge-Kutta pair's is: for the same error of a
+    trajectory give a tenth of the rtol.
 
-    Prefer it where evaluations are dear: at loose tolerances, with many steps, and for steady states, where it needs a third of the
-    evaluations of Bosh3. Prefer ``Tsit5`` where f is cheap (a step has some 30 small operations of its own), for many close output
-    times, which cut the steps short, and where the dynamics change abruptly. ``Adjoint`` needs another solver for the way back:
-    ``Adjoint(Tsit5())``.
+    Prefer it where evaluations are dear: at loose tolerances, with many steps, and for steady
+    states, where it needs a third of the evaluations of Bosh3. Prefer ``Tsit5`` where f is cheap (a
+    step has some 30 small operations of its own), for many close output times, which cut the steps
+    short, and where the dynamics change abruptly. ``Adjoint`` needs another solver for the way
+    back: ``Adjoint(Tsit5())``.
 
     Attributes:
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step, in the units of z.
-        max_order: highest order. 1 is Euler's method with error control, 3 enough for steady states. The state of that many
-            velocities is kept.
+        max_order: highest order. 1 is Euler's method with error control, 3 enough for steady
+            states. The state of that many velocities is kept.
         first_step: the first step, in the units of the times; None estimates it, at one evaluation.
 
     Reference:
-        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section III.5, (5.4)-(5.8), and III.7 on the order;
-        Shampine, Gordon, Computer Solution of Ordinary Differential Equations (1975).
+        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section III.5,
+        (5.4)-(5.8), and III.7 on the order; Shampine, Gordon, Computer Solution of Ordinary
+        Differential Equations (1975).
     """
 
     rtol: Positive = 1e-3
@@ -82,7 +91,9 @@ class Adams(StepwiseODESolver[Past]):
     def init(self, system: System, t: Tensor, z: Tensor) -> Past:
         """The velocity, and nothing before."""
         rows = max(self.max_order, FEWEST)
-        differences = torch.nn.functional.pad(system.velocity(t, z).unsqueeze(1), (0, 0, 0, rows - 1))
+        differences = torch.nn.functional.pad(
+            system.velocity(t, z).unsqueeze(1), (0, 0, 0, rows - 1)
+        )
         gaps = torch.arange(1, rows + 1, dtype=t.dtype, device=t.device).expand(len(t), -1)
         return Past(differences, gaps, torch.zeros_like(t, dtype=torch.int64))
 
@@ -95,13 +106,19 @@ class Adams(StepwiseODESolver[Past]):
         with torch.no_grad():
             grid = _Grid(dt, state)
         weights = (grid.weights * column(dt)).unsqueeze(1).to(z.dtype)
-        z_next = system.backend.mix(z.unsqueeze(1), weights, state.differences).squeeze(1)
+        z_next = system.backend.axpy_history(z.unsqueeze(1), weights, state.differences).squeeze(1)
         velocity = system.velocity(t + dt, z_next)
         differences = _differences(velocity, grid.sums, state.differences)
         with torch.no_grad():
-            order = grid.choose(torch.linalg.vector_norm(differences, dim=2)).clamp(max=self.max_order)
-            error = _rows(differences, grid.order) * (grid.g.gather(1, column(grid.order)) * column(dt)).to(z.dtype)
-        return Step(z_next, error, Past(differences[:, :-1], grid.gaps, order), order=grid.order + 1)
+            order = grid.choose(torch.linalg.vector_norm(differences, dim=2)).clamp(
+                max=self.max_order
+            )
+            error = _rows(differences, grid.order) * (
+                grid.g.gather(1, column(grid.order)) * column(dt)
+            ).to(z.dtype)
+        return Step(
+            z_next, error, Past(differences[:, :-1], grid.gaps, order), order=grid.order + 1
+        )
 
 
 class _Grid:
@@ -113,8 +130,10 @@ class _Grid:
 
     Attributes:
         gaps: those of the next state.
-        sums: ``[batch, rows + 1, rows]``, beta_i where i < j: the factors that make differences of the last grid those of this.
-        g: ``[batch, rows + 1]``, g_0 .., the integrals over the step of the polynomials of Newton's form, over dt.
+        sums: ``[batch, rows + 1, rows]``, beta_i where i < j: the factors that make differences of
+            the last grid those of this.
+        g: ``[batch, rows + 1]``, g_0 .., the integrals over the step of the polynomials of Newton's
+            form, over dt.
         order: ``[batch]``, of this step.
         weights: ``[batch, rows]``, those of the differences.
         highest: ``[batch]``, the highest next order whose error can be estimated.
@@ -126,35 +145,52 @@ class _Grid:
         size = torch.where(dt == 0, last, dt.abs())
         step = column(size)
         self.gaps = torch.cat((step, past.gaps[:, :-1] + step), 1)
-        beta = torch.nn.functional.pad((self.gaps / past.gaps)[:, :-1], (1, 0), value=1.0).cumprod(1)
-        # g_j is the integral over [0, 1] of prod_{i<j} (1 - (1 - u) dt / gap_i): the nodes of Gauss are exact.
+        beta = torch.nn.functional.pad((self.gaps / past.gaps)[:, :-1], (1, 0), value=1.0).cumprod(
+            1
+        )
+        # g_j is the integral over [0, 1] of prod_{i<j} (1 - (1 - u) dt / gap_i): the nodes of Gauss
+        # are exact.
         products = (1 - lever * (step / self.gaps)).cumprod(2)
-        self.g = torch.nn.functional.pad((weights @ products.flatten(1)).view_as(self.gaps), (1, 0), value=1.0)
+        self.g = torch.nn.functional.pad(
+            (weights @ products.flatten(1)).view_as(self.gaps), (1, 0), value=1.0
+        )
         self.order = torch.where(size > LONGER * last, 1, past.order.clamp(min=1))
         self.highest = past.order + 1
         self.sums = beta.unsqueeze(1) * lower
         self.weights = self.g[:, :-1] * beta * lower.index_select(0, self.order)
 
     def choose(self, sizes: Tensor) -> Tensor:
-        """The next order: of this, one less and one more, that with the smallest error; ``sizes`` are those of the differences."""
+        """The next order: of this, one less and one more, that with the smallest error.
+
+        ``sizes`` are those of the differences.
+        """
         errors = torch.nn.functional.pad((sizes * self.g)[:, 1:], (1, 1), value=torch.inf)
         near = column(self.order) + torch.arange(-1, 2, device=sizes.device)
         return torch.minimum(self.order + errors.gather(1, near).argmin(1) - 1, self.highest)
 
 
 def _differences(velocity: Tensor, sums: Tensor, past: Tensor) -> Tensor:
-    """Phi_j at the new time, ``[batch, rows + 1, n]``: the velocity less sum_{i<j} beta_i Phi_i of the last."""
-    return torch.baddbmm(velocity.unsqueeze(1).expand(-1, sums.shape[1], -1), sums.to(past.dtype), past, alpha=-1)
+    """Phi_j at the new time, ``[batch, rows + 1, n]``.
+
+    The velocity less sum_{i<j} beta_i Phi_i of the last.
+    """
+    return torch.baddbmm(
+        velocity.unsqueeze(1).expand(-1, sums.shape[1], -1), sums.to(past.dtype), past, alpha=-1
+    )
 
 
 def _rows(stack: Tensor, which: Tensor) -> Tensor:
     """One row of each sample: ``[batch, rows, n], [batch] -> [batch, n]``."""
     batch, rows = stack.shape[:2]
-    return stack.flatten(0, 1).index_select(0, torch.arange(0, batch * rows, rows, device=which.device) + which)
+    return stack.flatten(0, 1).index_select(
+        0, torch.arange(0, batch * rows, rows, device=which.device) + which
+    )
 
 
 @functools.cache
-def _constants(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _constants(
+    size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """1 - u ``[nodes, 1, 1]`` and the weights of Gauss' quadrature on [0, 1], exact for degree ``size``; row k has k ones of ``size``."""
     with torch.inference_mode(False):
         off = torch.arange(1.0, size // 2 + 1, dtype=torch.float64, device="cpu")

@@ -20,33 +20,42 @@ class Step(NamedTuple):
     z: Tensor  # [batch, n], the state at t + dt
     error: Tensor | None = None  # [batch, n], an estimate of the local error
     state: Any = None  # what the next step needs at t + dt; None: ask init again
-    stages: Sequence[Tensor] = ()  # the velocities that the step is made of, as the system returned them,
+    stages: Sequence[
+        Tensor
+    ] = ()  # the velocities that the step is made of, as the system returned them,
     weights: Sequence[float] = ()  # and their weights: z_next = z + dt sum_i weights_i stages_i
-    order: Tensor | None = None  # [batch], the power of dt that the error goes with, where each sample has its own
+    order: Tensor | None = (
+        None  # [batch], the power of dt that the error goes with, where each sample has its own
+    )
 
 
 class ODESolver(ABC):
     """Integrates dz/dt = g(t, z, x) for each sample of a batch.
 
-    A black box implements :meth:`solve` alone; a solver that is one map per step derives from :class:`StepwiseODESolver` and gets
-    the shared loop.
+    A black box implements :meth:`solve` alone; a solver that is one map per step derives from
+    :class:`StepwiseODESolver` and gets the shared loop.
     """
 
     kind: ClassVar[str] = "ode_solver"
 
     @abstractmethod
-    def solve(self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None) -> Solution:
+    def solve(
+        self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
+    ) -> Solution:
         """Integrate from z0 at times[0].
 
         Arguments:
             system: gives the vector field on packed states.
             z0: ``[batch, n]``.
-            times: output times ``[T]``, strictly increasing or decreasing; the last may be infinite where ``stop`` is given.
-            stop: called with t ``[batch]``, z and the velocity ``[batch, n]`` at each accepted state; returns which samples go on.
+            times: output times ``[T]``, strictly increasing or decreasing; the last may be infinite
+                where ``stop`` is given.
+            stop: called with t ``[batch]``, z and the velocity ``[batch, n]`` at each accepted
+                state; returns which samples go on.
 
         Returns:
-            The states ``[T, batch, n]``, z[0] = z0, and a status per sample, packed: converged where the last time was reached;
-            else the output times that were not reached hold the last accepted state.
+            The states ``[T, batch, n]``, z[0] = z0, and a status per sample, packed: converged
+            where the last time was reached; else the output times that were not reached hold the
+            last accepted state.
 
         Raises:
             InputError: the times cannot be used.

@@ -13,7 +13,7 @@ from implicitcore.errors import InputError
 from implicitcore.tensors.packing import Packing
 
 
-class Begin(NamedTuple):
+class StepStart(NamedTuple):
     """Where a step begins."""
 
     t: Tensor  # [batch]
@@ -23,7 +23,10 @@ class Begin(NamedTuple):
 
 
 def evaluate(piece: Sequence[Tensor], s: Tensor) -> Tensor:
-    """A piece at the share s of its step, c_0 + s (c_1 + (1 - s) (c_2 + s (c_3 + (1 - s) (...)))); s broadcasts against each c."""
+    """A piece at the share s of its step, c_0 + s (c_1 + (1 - s) (c_2 + s (c_3 + (1 - s) (...)))).
+
+    S broadcasts against each c.
+    """
     value = piece[-1]
     for i in range(len(piece) - 2, -1, -1):
         value = torch.addcmul(piece[i], s if i % 2 == 0 else 1 - s, value)
@@ -37,10 +40,12 @@ class Interpolant:
     Attributes:
         packing: how a state is laid out.
         span: the first and the last time of the integration, ``[2]``.
-        ends: the times at which the steps of each sample end, ``[batch, steps]``, rejected ones included: there t stands still.
+        ends: the times at which the steps of each sample end, ``[batch, steps]``, rejected ones
+            included: there t stands still.
         starts: the times at which they begin, ``[batch, steps]``.
         dt: their lengths, with the sign of the direction, ``[batch, steps]``.
-        row: the row of ``pieces`` of each step, ``[batch, steps]``; for a rejected one the state at the first time.
+        row: the row of ``pieces`` of each step, ``[batch, steps]``; for a rejected one the state at
+            the first time.
         pieces: coefficients of the accepted steps, ``[rows, degree + 1, n]``; see :func:`evaluate`.
     """
 
@@ -53,9 +58,10 @@ class Interpolant:
     pieces: Tensor
 
     def __call__(self, t: Tensor) -> Any:
-        """The states at the times t, ``[T]`` for all samples or ``[batch, T]``: ``[T, batch, ...]``.
+        """The states at the times t, ``[T]`` for all samples or ``[batch, T]``.
 
-        A sample that ended before t (it failed, or its event happened) has NaN there.
+        ``[T, batch, ...]``. A sample that ended before t (it failed, or its event happened) has NaN
+        there.
 
         Raises:
             InputError: t has another shape, or is outside of the span.
@@ -75,14 +81,28 @@ class Interpolant:
 
     def _check(self, t: Tensor) -> Tensor:
         batch = len(self.ends)
-        if not isinstance(t, Tensor) or t.ndim not in (1, 2) or (t.ndim == 2 and len(t) != batch) or t.is_complex():
-            found = f"{t.dtype} of shape {list(t.shape)}" if isinstance(t, Tensor) else f"a {type(t).__name__}"
-            raise InputError(f"t: expected a real tensor of shape [T] or [{batch}, T], received {found}")
+        if (
+            not isinstance(t, Tensor)
+            or t.ndim not in (1, 2)
+            or (t.ndim == 2 and len(t) != batch)
+            or t.is_complex()
+        ):
+            found = (
+                f"{t.dtype} of shape {list(t.shape)}"
+                if isinstance(t, Tensor)
+                else f"a {type(t).__name__}"
+            )
+            raise InputError(
+                f"t: expected a real tensor of shape [T] or [{batch}, T], received {found}"
+            )
         t = t.to(self.span)
         low, high = self.span.aminmax()
         outside = ~((t >= low) & (t <= high))
         if bool(outside.any()):
-            raise InputError(f"t: expected times from {low.item():g} to {high.item():g}, received {t[outside][0].item():g}")
+            raise InputError(
+                f"t: expected times from {low.item():g} to {high.item():g}, received "
+                f"{t[outside][0].item():g}"
+            )
         return t if t.ndim == 2 else t.expand(batch, -1)
 
 
@@ -100,7 +120,7 @@ class Record:
         self.accepted = [torch.ones_like(t, dtype=torch.bool)]
         self.rows: list[Tensor] = []
 
-    def add(self, begin: Begin, end: Tensor, piece: Sequence[Tensor], accept: Tensor) -> None:
+    def add(self, begin: StepStart, end: Tensor, piece: Sequence[Tensor], accept: Tensor) -> None:
         """A step that was accepted for some samples, and for those holds up to ``end``."""
         self.starts.append(begin.t)
         self.ends.append(torch.where(accept, end, begin.t))

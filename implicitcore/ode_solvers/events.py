@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError, InputError
-from implicitcore.ode_solvers.dense import Begin, evaluate
+from implicitcore.ode_solvers.dense import StepStart, evaluate
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
@@ -23,9 +23,9 @@ _POLISH = 2  # Newton steps in the graph: each doubles the number of derivatives
 class Crossings:
     """Watches e along the steps, and finds the first change of its sign of each sample.
 
-    The root is found on the continuous extension of the step. Newton's steps from it, in the graph, give it the derivative of the
-    implicit function: dt*/dp = -(de/dp) / (de/dt) at e(t*, z(t*; p), x) = 0. A zero at the start is no event, and two changes within
-    one step are not seen.
+    The root is found on the continuous extension of the step. Newton's steps from it, in the graph,
+    give it the derivative of the implicit function: dt*/dp = -(de/dp) / (de/dt) at e(t*, z(t*; p),
+    x) = 0. A zero at the start is no event, and two changes within one step are not seen.
 
     Arguments:
         event: e.
@@ -35,7 +35,8 @@ class Crossings:
 
     Attributes:
         times: when it happened, ``[batch]``, NaN where it has not.
-        sign: of e until then, ``[batch]``; zero where e was zero from the start, NaN where e became NaN.
+        sign: of e until then, ``[batch]``; zero where e was zero from the start, NaN where e became
+            NaN.
     """
 
     def __init__(self, event: Event, system: System, t: Tensor, z: Tensor) -> None:
@@ -53,34 +54,58 @@ class Crossings:
         packing = self.system.packing
         broadcastable = t.reshape(-1, *(1,) * len(packing.shapes[0]))
         found = self.system.scope.call(self.event, broadcastable, packing.unpack(z), self.system.x)
-        if not isinstance(found, Tensor) or found.shape != (packing.batch,) or not found.is_floating_point():
-            kind = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            raise InputError(f"event: expected it to return real numbers of shape [{packing.batch}], received {kind}")
+        if (
+            not isinstance(found, Tensor)
+            or found.shape != (packing.batch,)
+            or not found.is_floating_point()
+        ):
+            kind = (
+                f"{found.dtype} of shape {list(found.shape)}"
+                if isinstance(found, Tensor)
+                else f"a {type(found).__name__}"
+            )
+            raise InputError(
+                f"event: expected it to return real numbers of shape [{packing.batch}], "
+                f"received {kind}"
+            )
         return found
 
     @torch.no_grad()
     def look(self, t: Tensor, z: Tensor, accept: Tensor) -> Tensor | None:
-        """Which of the samples that accepted a step to (t, z) changed their sign in it; None where none did."""
+        """Which of the samples that accepted a step to (t, z) changed their sign in it.
+
+        None where none did.
+        """
         now = _sign(self.value(t, z))
         crossed = accept & (now * self.sign <= 0) & (self.sign != 0)
         # A zero at the start waits for the first sign, and what is NaN stays so.
         self.sign = torch.where(accept & ((self.sign == 0) | now.isnan()), now, self.sign)
         return crossed if bool(crossed.any()) else None
 
-    def locate(self, begin: Begin, piece: Sequence[Tensor], crossed: Tensor) -> tuple[Tensor, Tensor]:
-        """The time and the state of the crossing, ``[batch]`` and ``[batch, n]``; meaningful for the samples that ``crossed``.
+    def locate(
+        self, begin: StepStart, piece: Sequence[Tensor], crossed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The time and the state of the crossing, ``[batch]`` and ``[batch, n]``.
+
+        Meaningful for the samples that ``crossed``.
 
         Raises:
-            GradientError: the derivative of e along the trajectory is zero, and a gradient is wanted.
+            GradientError: the derivative of e along the trajectory is zero, and a gradient is
+                wanted.
         """
         t, dt, keep = begin.t, begin.dt, column(crossed)
-        piece = [piece[0], *(torch.where(keep, c, 0) for c in piece[1:])]  # what was rejected may hold a NaN
+        piece = [
+            piece[0],
+            *(torch.where(keep, c, 0) for c in piece[1:]),
+        ]  # what was rejected may hold a NaN
 
         def along(s: Tensor) -> Tensor:
             return self.value(t + s * dt, evaluate(piece, column(s).to(piece[0].dtype))).to(t.dtype)
 
         s = self._search(along, crossed)
-        wanted = torch.is_grad_enabled() and (any(c.requires_grad for c in piece) or along(s).requires_grad)
+        wanted = torch.is_grad_enabled() and (
+            any(c.requires_grad for c in piece) or along(s).requires_grad
+        )
         for _ in range(_POLISH if wanted else 0):
             s = _newton(along, s, crossed)
         at = t + s * dt
@@ -89,7 +114,10 @@ class Crossings:
 
     @torch.no_grad()
     def _search(self, along: Callable[[Tensor], Tensor], crossed: Tensor) -> Tensor:
-        """The root in [0, 1] by the Illinois variant of regula falsi; one where nothing ``crossed``."""
+        """The root in [0, 1] by the Illinois variant of regula falsi.
+
+        One where nothing ``crossed``.
+        """
         a, b = torch.where(crossed, 0, torch.ones_like(self.times)), torch.ones_like(self.times)
         at_a, at_b = along(a), along(b)
         at_a = torch.where(at_a * at_b > 0, -at_a, at_a)  # rounding: the sign is known
@@ -99,7 +127,9 @@ class Crossings:
             if not bool(going.any()):
                 break
             s = b - at_b * (b - a) / (at_b - at_a)
-            s = torch.where(torch.minimum(a, b) <= s, torch.minimum(s, torch.maximum(a, b)), (a + b) / 2)
+            s = torch.where(
+                torch.minimum(a, b) <= s, torch.minimum(s, torch.maximum(a, b)), (a + b) / 2
+            )
             found = along(s)
             passed = found * at_b < 0
             a, at_a = torch.where(going & passed, b, a), torch.where(passed, at_b, at_a / 2)
@@ -118,5 +148,8 @@ def _newton(along: Callable[[Tensor], Tensor], s: Tensor, crossed: Tensor) -> Te
     found, pull, *_ = torch.func.vjp(along, s)
     slope = pull(torch.ones_like(found))[0]
     if bool((crossed & (slope == 0)).any()):
-        raise GradientError("the event does not change along the trajectory where it is zero, so that its time has no derivative")
+        raise GradientError(
+            "the event does not change along the trajectory where it is zero, so that its "
+            "time has no derivative"
+        )
     return s - torch.where(crossed, found, 0) / torch.where(crossed, slope, 1)

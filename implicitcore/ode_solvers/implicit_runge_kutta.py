@@ -1,4 +1,7 @@
-"""Implicit Runge-Kutta methods, for stiff dynamics: any root solver solves their stage equations."""
+"""Implicit Runge-Kutta methods, for stiff dynamics.
+
+Any root solver solves their stage equations.
+"""
 
 from __future__ import annotations
 
@@ -26,46 +29,57 @@ from implicitcore.tensors.norms import column, real_dtype
 from implicitcore.tensors.transforms import check_products
 
 
-class Begun(NamedTuple):
+class StepCache(NamedTuple):
     """What a step begins with."""
 
     velocity: Tensor  # [batch, n], g(t, z)
-    jacobian: Tensor  # [batch, n, n], dg/dz there, without a graph; [batch, 0, 0] where it is not formed
+    jacobian: (
+        Tensor  # [batch, n, n], dg/dz there, without a graph; [batch, 0, 0] where it is not formed
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImplicitRungeKutta(StepwiseODESolver[Begun]):
-    """A diagonally implicit Runge-Kutta method: its tableau, and the root solver of its stage equations.
+class ImplicitRungeKutta(StepwiseODESolver[StepCache]):
+    """A diagonally implicit Runge-Kutta method.
 
-    Y_i = z + dt sum_{j < i} a_ij k_j + dt gamma g(t + c_i dt, Y_i) for one stage after the other, k_j = g(t + c_j dt, Y_j), and the
-    last Y is the next state. All stages of a step have the same matrix I - dt gamma dg/dz: where n <= ``dense_below`` it is formed
-    and factorised once a step (n products), and makes every equation well conditioned, so that also solvers without Jacobians
-    converge fast. A larger system goes to the root solver as it stands.
+    Its tableau, and the root solver of its stage equations. Y_i = z + dt sum_{j < i} a_ij k_j + dt
+    gamma g(t + c_i dt, Y_i) for one stage after the other, k_j = g(t + c_j dt, Y_j), and the last Y
+    is the next state. All stages of a step have the same matrix I - dt gamma dg/dz: where n <=
+    ``dense_below`` it is formed and factorised once a step (n products), and makes every equation
+    well conditioned, so that also solvers without Jacobians converge fast. A larger system goes to
+    the root solver as it stands.
 
-    A sample of which a stage is not solved takes no step: it is tried again with a smaller one where steps are adaptive, and ends
-    with the status ``non_finite`` where they are fixed. The gradient (``Unrolled``, ``Checkpointed``) is that of the solved stages, by
-    the implicit function theorem; first derivatives only. States are real.
+    A sample of which a stage is not solved takes no step: it is tried again with a smaller one
+    where steps are adaptive, and ends with the status ``non_finite`` where they are fixed. The
+    gradient (``Unrolled``, ``Checkpointed``) is that of the solved stages, by the implicit function
+    theorem; first derivatives only. States are real.
 
     Attributes:
-        root_solver: solves the stage equations; its ``tol`` is relative to the error that ``rtol`` and ``atol`` allow a step, in the
-            root mean square, and to the stage's own move where that is smaller.
+        root_solver: solves the stage equations; its ``tol`` is relative to the error that ``rtol``
+            and ``atol`` allow a step, in the root mean square, and to the stage's own move where
+            that is smaller.
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step, in the units of z.
         dense_below: largest n whose Jacobians are formed; the storage is n^2 per sample.
     """
 
     tableau: ClassVar[ImplicitTableau]
-    root_solver: RootSolver = Chain((Broyden(tol=0.01, max_steps=10), Newton(tol=0.01, max_steps=10)))
+    root_solver: RootSolver = Chain(
+        (Broyden(tol=0.01, max_steps=10), Newton(tol=0.01, max_steps=10))
+    )
     rtol: Positive = 1e-3
     atol: Positive = 1e-6
     dense_below: Whole = 64
 
-    def init(self, system: System, t: Tensor, z: Tensor) -> Begun:
+    def init(self, system: System, t: Tensor, z: Tensor) -> StepCache:
         """The velocity and, where it is formed, the Jacobian: one evaluation and n products."""
         if z.is_complex():
-            raise InputError(f"{type(self).__name__}: expected a real state, received {z.dtype}; give real and imaginary part as two")
+            raise InputError(
+                f"{type(self).__name__}: expected a real state, received {z.dtype}; give "
+                "real and imaginary part as two"
+            )
         if not self._dense(z):
-            return Begun(system.velocity(t, z), z.new_zeros(len(z), 0, 0))
+            return StepCache(system.velocity(t, z), z.new_zeros(len(z), 0, 0))
         check_products()
         attached = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
@@ -74,31 +88,44 @@ class ImplicitRungeKutta(StepwiseODESolver[Begun]):
         with torch.no_grad():
             jacobian = Linearization(system, point, velocity).matrix()
         if system.quadrature:  # asks for the velocities that it returned without a graph
-            return Begun(system.velocity(t, z), jacobian)
-        return Begun(velocity if torch.is_grad_enabled() else velocity.detach(), jacobian)
+            return StepCache(system.velocity(t, z), jacobian)
+        return StepCache(velocity if torch.is_grad_enabled() else velocity.detach(), jacobian)
 
-    def velocity(self, state: Begun) -> Tensor:
+    def velocity(self, state: StepCache) -> Tensor:
         """See :meth:`StepwiseODESolver.velocity`."""
         return state.velocity
 
-    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Begun) -> Step:
+    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: StepCache) -> Step:
         """See :meth:`StepwiseODESolver.step`."""
-        tableau, combine, one = self.tableau, system.backend.combine, torch.ones_like(dt)
+        tableau, stage_combination, one = (
+            self.tableau,
+            system.backend.stage_combination,
+            torch.ones_like(dt),
+        )
         frame = self._frame(dt, z, state.jacobian)
         stages = [state.velocity] * tableau.explicit
         increments = [stage * column(dt).to(z.dtype) for stage in stages]  # dt k_i
         solved, move = torch.ones_like(dt, dtype=torch.bool), torch.zeros_like(z)
-        for row, node in zip(tableau.a[tableau.explicit :], tableau.c[tableau.explicit :], strict=True):
-            offset = combine(None, one, increments, row[:-1]) if increments else torch.zeros_like(z)
+        for row, node in zip(
+            tableau.a[tableau.explicit :], tableau.c[tableau.explicit :], strict=True
+        ):
+            offset = (
+                stage_combination(None, one, increments, row[:-1])
+                if increments
+                else torch.zeros_like(z)
+            )
             stage = Stage(system, t + node * dt, dt * tableau.gamma, offset, frame)
             move, done = self._solve(stage, move)
             solved = solved & done
-            # From the equation and not by another evaluation, which would multiply what is left of the error by dt dg/dz.
+            # From the equation and not by another evaluation, which would multiply what is left of
+            # the error by dt dg/dz.
             increments.append((move - offset) / tableau.gamma)
             if system.quadrature:
                 stages.append(system.velocity(stage.t, z + move))
-        z_next = torch.where(column(solved), z + move, torch.nan)  # a stage that is not solved has no value
-        error = combine(None, one, increments, tableau.error) if tableau.error else None
+        z_next = torch.where(
+            column(solved), z + move, torch.nan
+        )  # a stage that is not solved has no value
+        error = stage_combination(None, one, increments, tableau.error) if tableau.error else None
         return Step(z_next, error, None, stages if system.quadrature else (), tableau.b)
 
     def _solve(self, stage: Stage, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +133,9 @@ class ImplicitRungeKutta(StepwiseODESolver[Begun]):
         with torch.no_grad():
             solution = self.root_solver.solve(stage, start / stage.frame.weight)
             move = torch.where(column(solution.converged), solution.z * stage.frame.weight, 0)
-        return attach(stage, move, dense=self._dense(move)) if torch.is_grad_enabled() else move, solution.converged
+        return attach(
+            stage, move, dense=self._dense(move)
+        ) if torch.is_grad_enabled() else move, solution.converged
 
     @torch.no_grad()
     def _frame(self, dt: Tensor, z: Tensor, jacobian: Tensor) -> Frame:
@@ -114,7 +143,9 @@ class ImplicitRungeKutta(StepwiseODESolver[Begun]):
         if not self._dense(z):
             return Frame(z, weight, None)
         scale = (dt * self.tableau.gamma).to(real_dtype(z))[:, None, None]
-        matrix = torch.eye(z.shape[1], dtype=scale.dtype, device=z.device) - scale * jacobian.to(scale.dtype)
+        matrix = torch.eye(z.shape[1], dtype=scale.dtype, device=z.device) - scale * jacobian.to(
+            scale.dtype
+        )
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
         return Frame(z, weight, (factors, pivots))
 
@@ -123,7 +154,7 @@ class ImplicitRungeKutta(StepwiseODESolver[Begun]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedImplicitRungeKutta(EqualSteps[Begun], ImplicitRungeKutta):
+class FixedImplicitRungeKutta(EqualSteps[StepCache], ImplicitRungeKutta):
     """An implicit Runge-Kutta method with equal steps."""
 
 
@@ -132,8 +163,9 @@ class FixedImplicitRungeKutta(EqualSteps[Begun], ImplicitRungeKutta):
 class ImplicitEuler(FixedImplicitRungeKutta):
     """The implicit Euler method, order 1: z_next = z + dt g(t + dt, z_next).
 
-    L-stable: what is fast decays at once, whatever dt is. For steady states in long steps, where each nears a Newton iteration; on a
-    trajectory ``ESDIRK`` reaches the same error in far fewer steps. ``rtol`` and ``atol`` bound what the stage equation leaves.
+    L-stable: what is fast decays at once, whatever dt is. For steady states in long steps, where
+    each nears a Newton iteration; on a trajectory ``ESDIRK`` reaches the same error in far fewer
+    steps. ``rtol`` and ``atol`` bound what the stage equation leaves.
 
     Reference:
         Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.3.
@@ -147,8 +179,9 @@ class ImplicitEuler(FixedImplicitRungeKutta):
 class Trapezoid(FixedImplicitRungeKutta):
     """The trapezoidal rule, order 2: z_next = z + dt/2 (g(t, z) + g(t + dt, z_next)).
 
-    A-stable and no more: it keeps the size of an oscillation, and what is fast decays slowly, with changing sign. Prefer ``ESDIRK`` on
-    stiff dynamics. ``rtol`` and ``atol`` bound what the stage equation leaves.
+    A-stable and no more: it keeps the size of an oscillation, and what is fast decays slowly, with
+    changing sign. Prefer ``ESDIRK`` on stiff dynamics. ``rtol`` and ``atol`` bound what the stage
+    equation leaves.
 
     Reference:
         Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.3.
@@ -162,15 +195,16 @@ class Trapezoid(FixedImplicitRungeKutta):
 class ESDIRK(ImplicitRungeKutta):
     """Kennedy and Carpenter's ESDIRK4(3)6L[2]SA, order 4 with an error estimate of order 3, adaptive and L-stable; five implicit stages.
 
-    The first choice for stiff dynamics, where the steps of an explicit method follow the fastest rate and not the solution; elsewhere
-    ``Tsit5`` is cheaper by far. The local error of each step stays below atol + rtol ``|z|``, entry by entry in the root mean square.
+    The first choice for stiff dynamics, where the steps of an explicit method follow the fastest
+    rate and not the solution; elsewhere ``Tsit5`` is cheaper by far. The local error of each step
+    stays below atol + rtol ``|z|``, entry by entry in the root mean square.
 
     Attributes:
         first_step: the first step, in the units of the times; None estimates it, at one evaluation.
 
     Reference:
-        Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction equations, Appl. Numer. Math. 44 (2003),
-        p. 139-181, appendix C.
+        Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction
+        equations, Appl. Numer. Math. 44 (2003), p. 139-181, appendix C.
     """
 
     tableau: ClassVar[ImplicitTableau] = tableaus.ESDIRK436

@@ -1,4 +1,7 @@
-"""Butcher tableaus of diagonally implicit Runge-Kutta methods, as the papers print them; the tests check every order condition."""
+"""Butcher tableaus of diagonally implicit Runge-Kutta methods, as the papers print them.
+
+The tests check every order condition.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ImplicitTableau:
-    """A diagonally implicit, stiffly accurate method: Y_i = z + dt sum_{j <= i} a_ij g(t + c_j dt, Y_j), and the last Y is z_next.
+    """A diagonally implicit, stiffly accurate method.
 
-    All implicit stages have the same a_ii; only the first stage may be explicit (a_11 = 0).
+    Y_i = z + dt sum_{j <= i} a_ij g(t + c_j dt, Y_j), and the last Y is z_next. All implicit stages
+    have the same a_ii; only the first stage may be explicit (a_11 = 0).
 
     Attributes:
         a: rows of the stage matrix up to its diagonal.
@@ -39,12 +43,13 @@ class ImplicitTableau:
         return int(self.a[0][0] == 0)
 
 
-# Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.3: implicit Euler, trapezoidal rule.
+# Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.3: implicit Euler,
+# trapezoidal rule.
 IMPLICIT_EULER = ImplicitTableau(a=((1.0,),), c=(1.0,), order=1)
 TRAPEZOID = ImplicitTableau(a=((0.0,), (1 / 2, 1 / 2)), c=(0.0, 1.0), order=2)
 
-# Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction equations, Appl. Numer. Math. 44 (2003),
-# p. 139-181, appendix C: the implicit half of ARK4(3)6L[2]SA.
+# Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction equations,
+# Appl. Numer. Math. 44 (2003), p. 139-181, appendix C: the implicit half of ARK4(3)6L[2]SA.
 _B = (82889 / 524892, 0.0, 15625 / 83664, 69875 / 102672, -2260 / 8211, 1 / 4)
 _EMBEDDED = (
     4586570599 / 29645900160,
@@ -60,7 +65,13 @@ ESDIRK436 = ImplicitTableau(
         (1 / 4, 1 / 4),
         (8611 / 62500, -1743 / 31250, 1 / 4),
         (5012029 / 34652500, -654441 / 2922500, 174375 / 388108, 1 / 4),
-        (15267082809 / 155376265600, -71443401 / 120774400, 730878875 / 902184768, 2285395 / 8070912, 1 / 4),
+        (
+            15267082809 / 155376265600,
+            -71443401 / 120774400,
+            730878875 / 902184768,
+            2285395 / 8070912,
+            1 / 4,
+        ),
         _B,
     ),
     c=(0.0, 1 / 2, 83 / 250, 31 / 50, 17 / 20, 1.0),

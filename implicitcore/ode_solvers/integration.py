@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
-from implicitcore.ode_solvers.dense import Begin
+from implicitcore.ode_solvers.dense import StepStart
 from implicitcore.ode_solvers.events import Event
-from implicitcore.ode_solvers.recorder import Way
+from implicitcore.ode_solvers.recorder import TrajectoryRecorder
 from implicitcore.solution import Solution, Status
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 
 
-def march(  # noqa: PLR0913 - keyword options
+def integrate_loop(  # noqa: PLR0913 - keyword options
     solver: StepwiseODESolver[Any],
     system: System,
     z0: Tensor,
@@ -34,9 +34,9 @@ def march(  # noqa: PLR0913 - keyword options
 ) -> Solution:
     """Integrate from z0 over the output times, each sample at its own pace."""
     control = solver.step_size if stop is None else solver.step_size.settling()
-    run = March(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
+    run = Integration(solver, control, system, z0, check_times(times, z0, bounded=stop is None))
     if dense or event is not None:
-        run.follow(Way(solver, system, run.t, z0, dense=dense, event=event))
+        run.follow(TrajectoryRecorder(solver, system, run.t, z0, dense=dense, event=event))
     for _ in range(solver.max_steps):
         if not run.begin(stop):
             break
@@ -54,26 +54,50 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
         InputError: says what was received and what was expected.
     """
     if not isinstance(times, Tensor) or times.ndim != 1 or len(times) < 2:
-        found = f"a tensor of shape {list(times.shape)}" if isinstance(times, Tensor) else f"a {type(times).__name__}"
+        found = (
+            f"a tensor of shape {list(times.shape)}"
+            if isinstance(times, Tensor)
+            else f"a {type(times).__name__}"
+        )
         raise InputError(f"times: expected a tensor of shape [T] with T >= 2, received {found}")
     if times.requires_grad:
-        raise InputError("times: received a tensor that requires a gradient; the gradient with respect to times is not computed")
+        raise InputError(
+            "times: received a tensor that requires a gradient; the gradient with respect "
+            "to times is not computed"
+        )
     if times.is_complex():
         raise InputError(f"times: expected real numbers, received {times.dtype}")
     grid = times.to(z0.device, real_dtype(z0))
     steps = grid.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):
-        hint = "; a span of length zero has no direction: z there is z0" if bool((steps == 0).all()) else ""
-        raise InputError(f"times: expected strictly increasing or decreasing values in {grid.dtype}, received {times.tolist()}{hint}")
+        hint = (
+            "; a span of length zero has no direction: z there is z0"
+            if bool((steps == 0).all())
+            else ""
+        )
+        raise InputError(
+            f"times: expected strictly increasing or decreasing values in {grid.dtype}, "
+            f"received {times.tolist()}{hint}"
+        )
     if not bool(grid[: None if bounded else -1].isfinite().all()):
         raise InputError(f"times: expected finite values, received {times.tolist()}")
     return grid
 
 
-class March:
-    """Where each sample is: t, the step size, z, the solver's state and the next output time, all ``[batch, ...]``."""
+class Integration:
+    """Where each sample is.
 
-    def __init__(self, solver: StepwiseODESolver[Any], control: StepSize, system: System, z0: Tensor, times: Tensor) -> None:
+    T, the step size, z, the solver's state and the next output time, all ``[batch, ...]``.
+    """
+
+    def __init__(
+        self,
+        solver: StepwiseODESolver[Any],
+        control: StepSize,
+        system: System,
+        z0: Tensor,
+        times: Tensor,
+    ) -> None:
         self.solver, self.control, self.system, self.times = solver, control, system, times
         batch = z0.shape[0]
         self.t = times[:1].expand(batch)
@@ -91,9 +115,9 @@ class March:
         self.steps = torch.zeros_like(self.next)
         self.more = batch > 0
         self.outputs = Outputs(z0, len(times))
-        self.path: Way | None = None
+        self.path: TrajectoryRecorder | None = None
 
-    def follow(self, path: Way) -> None:
+    def follow(self, path: TrajectoryRecorder) -> None:
         """Keep what is wanted of the way between the output times."""
         self.path = path
         self.finite = ~path.undefined
@@ -120,7 +144,9 @@ class March:
         self.active = self.active & self.finite
         self.more = bool(self.active.any())
         if self.more:
-            self.size = self.control.first(self.system, self.t, self.z, velocity, self.target - self.t)
+            self.size = self.control.first(
+                self.system, self.t, self.z, velocity, self.target - self.t
+            )
 
     def _choose(self) -> tuple[Tensor, Tensor]:
         """The step of each sample towards its next output time, zero for those that are done, and whether it arrives there."""
@@ -145,9 +171,15 @@ class March:
             end = torch.where(arrives, self.target, self.t + dt)
             self.steps = self.steps + self.active
         if self.path is not None:
-            step, end = self.path.follow(Begin(self.t, dt, self.z, self.state), step, end, accept)
+            step, end = self.path.follow(
+                StepStart(self.t, dt, self.z, self.state), step, end, accept
+            )
             stops = self.path.ended | self.path.undefined
-            arrives, self.active, self.finite = arrives & ~stops, self.active & ~stops, self.finite & ~self.path.undefined
+            arrives, self.active, self.finite = (
+                arrives & ~stops,
+                self.active & ~stops,
+                self.finite & ~self.path.undefined,
+            )
         with torch.no_grad():
             self.t = torch.where(accept, end, self.t)
             self.error = self.control.remember(accept, verdict.error, self.error)
@@ -156,7 +188,9 @@ class March:
             # A sample at its last time may follow the others: its dt is zero.
             follows = accept | self.done
             # The one look at the device in a step where nothing happens.
-            alike, any_arrived, any_refused = torch.stack((follows.all(), arrived.any(), refused.any())).tolist()
+            alike, any_arrived, any_refused = torch.stack(
+                (follows.all(), arrived.any(), refused.any())
+            ).tolist()
             if any_refused:
                 self._refuse(verdict, dt.abs(), refused, finite)
             if self.system.quadrature:
@@ -168,7 +202,10 @@ class March:
             self.more = bool(self.active.any())
 
     def _refuse(self, verdict: Verdict, size: Tensor, refused: Tensor, finite: Tensor) -> None:
-        """Those of the ``refused`` that cannot go on become inactive: no smaller step is left to try."""
+        """Those of the ``refused`` that cannot go on become inactive.
+
+        No smaller step is left to try.
+        """
         eps = torch.finfo(size.dtype).eps
         smallest = (eps * self.t.abs()).clamp(min=max(self.control.min_step, 1e-3 * eps))
         lost = refused & ((verdict.size >= size) | (verdict.size < smallest))
@@ -189,19 +226,29 @@ class March:
             self.z, self.state = self.system.arrive(self.z, arrived, reached), None
 
     def _keep(self, step: Step, which: Tensor | None) -> None:
-        """The new state for the samples that accepted; for all of them without a choice where ``which`` is None."""
+        """The new state for the samples that accepted.
+
+        For all of them without a choice where ``which`` is None.
+        """
         if which is None:
             self.z, self.state = step.z, step.state
             return
         keep = column(which)
         self.z = torch.where(keep, step.z, self.z)
-        if step.state is None or self.system.quadrature:  # a quadrature needs each first stage at its own point
+        if (
+            step.state is None or self.system.quadrature
+        ):  # a quadrature needs each first stage at its own point
             self.state = None
         else:
-            self.state = pytree.tree_map(lambda new, old: torch.where(_like(which, new), new, old), step.state, self.state)
+            self.state = pytree.tree_map(
+                lambda new, old: torch.where(_like(which, new), new, old), step.state, self.state
+            )
 
     def solution(self) -> Solution:
-        """The states at the output times; a sample that failed keeps its last state in those it did not reach."""
+        """The states at the output times.
+
+        A sample that failed keeps its last state in those it did not reach.
+        """
         status = torch.full_like(self.next, Status.MAX_STEPS, dtype=torch.int8)
         status[~self.moving] = Status.DIVERGED
         status[~self.finite] = Status.NON_FINITE
@@ -225,7 +272,9 @@ def _like(mask: Tensor, value: Tensor) -> Tensor:
 
 
 class Outputs:
-    """The states at the output times: rows in the order of arrival, and the place of each sample's row at each time.
+    """The states at the output times.
+
+    Rows in the order of arrival, and the place of each sample's row at each time.
 
     Arguments:
         z0: the state at the first time, ``[batch, n]``.
@@ -242,7 +291,9 @@ class Outputs:
         """Samples ``arrived`` at their output times ``which``."""
         index = arrived.nonzero().squeeze(1)
         self.rows.append(z.index_select(0, index))
-        self.place[which[index], index] = torch.arange(self.used, self.used + len(index), device=index.device)
+        self.place[which[index], index] = torch.arange(
+            self.used, self.used + len(index), device=index.device
+        )
         self.used += len(index)
 
     def trajectory(self, z: Tensor, reached: Tensor) -> Tensor:
@@ -250,4 +301,8 @@ class Outputs:
         late = torch.arange(self.count, device=z.device)[:, None] >= reached
         last = torch.arange(self.used, self.used + self.batch, device=z.device)
         place = torch.where(late, last, self.place)
-        return torch.cat((*self.rows, z)).index_select(0, place.flatten()).reshape(self.count, *z.shape)
+        return (
+            torch.cat((*self.rows, z))
+            .index_select(0, place.flatten())
+            .reshape(self.count, *z.shape)
+        )

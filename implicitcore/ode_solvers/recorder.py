@@ -1,4 +1,7 @@
-"""What is kept of a trajectory between its output times: its continuous extension, and its event."""
+"""What is kept of a trajectory between its output times.
+
+Its continuous extension, and its event.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from implicitcore.ode_solvers.dense import Begin, Interpolant, Record
+from implicitcore.ode_solvers.dense import Interpolant, Record, StepStart
 from implicitcore.ode_solvers.events import Crossings, Event
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 
 
-class Way:
+class TrajectoryRecorder:
     """Follows the steps of an integration.
 
     Arguments:
@@ -33,7 +36,14 @@ class Way:
     """
 
     def __init__(  # noqa: PLR0913 - keyword options
-        self, solver: StepwiseODESolver[Any], system: System, t: Tensor, z: Tensor, *, dense: bool, event: Event | None
+        self,
+        solver: StepwiseODESolver[Any],
+        system: System,
+        t: Tensor,
+        z: Tensor,
+        *,
+        dense: bool,
+        event: Event | None,
     ) -> None:
         self.solver, self.system = solver, system
         self.record = Record(t, z) if dense else None
@@ -43,7 +53,9 @@ class Way:
     @property
     def undefined(self) -> Tensor:
         """The samples whose event became NaN, ``[batch]``."""
-        return torch.zeros_like(self.ended) if self.crossings is None else self.crossings.sign.isnan()
+        return (
+            torch.zeros_like(self.ended) if self.crossings is None else self.crossings.sign.isnan()
+        )
 
     @property
     def event_times(self) -> Tensor | None:
@@ -54,7 +66,9 @@ class Way:
         """The continuous extension, where it was kept."""
         return None if self.record is None else self.record.interpolant(self.system.packing, times)
 
-    def follow(self, begin: Begin, step: Step, end: Tensor, accept: Tensor) -> tuple[Step, Tensor]:
+    def follow(
+        self, begin: StepStart, step: Step, end: Tensor, accept: Tensor
+    ) -> tuple[Step, Tensor]:
         """The step to the time ``end`` with the solver's state there, cut off where an event happens in it; and its end then."""
         if step.state is None:
             step = step._replace(state=self.solver.init(self.system, end, step.z))
@@ -62,7 +76,10 @@ class Way:
         crossed = None if self.crossings is None else self.crossings.look(end, step.z, accept)
         if self.crossings is not None and crossed is not None:
             at, z = self.crossings.locate(begin, piece, crossed)
-            step, end = step._replace(z=torch.where(column(crossed), z, step.z)), torch.where(crossed, at, end)
+            step, end = (
+                step._replace(z=torch.where(column(crossed), z, step.z)),
+                torch.where(crossed, at, end),
+            )
             self.ended = self.ended | crossed
         if self.record is not None:
             self.record.add(begin, end, piece, accept)

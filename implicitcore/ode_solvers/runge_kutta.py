@@ -23,30 +23,41 @@ from implicitcore.tensors.norms import column
 class RungeKutta(StepwiseODESolver[Tensor]):
     """An explicit Runge-Kutta method: its tableau. The state is the first stage, k_1 = g(t, z).
 
-    k_i = g(t + c_i dt, z + dt sum_j a_ij k_j), then z + dt sum_i b_i k_i. Where the last stage is the first of the next step
-    (FSAL) it is not evaluated twice.
+    k_i = g(t + c_i dt, z + dt sum_j a_ij k_j), then z + dt sum_i b_i k_i. Where the last stage is
+    the first of the next step (FSAL) it is not evaluated twice.
     """
 
     tableau: ClassVar[Tableau]
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
         """See :meth:`StepwiseODESolver.step`."""
-        tableau, combine = self.tableau, system.backend.combine
+        tableau, stage_combination = self.tableau, system.backend.stage_combination
         stages, point = [state], z
         for row, node in zip(tableau.a, tableau.c, strict=True):
-            point = combine(z, dt, stages, row)
+            point = stage_combination(z, dt, stages, row)
             stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
-        z_next = point if tableau.fsal else combine(z, dt, stages, tableau.b)
+        z_next = point if tableau.fsal else stage_combination(z, dt, stages, tableau.b)
         with torch.no_grad():  # the size of a step has no gradient
-            error = combine(None, dt, stages, tableau.error) if tableau.error else None
+            error = stage_combination(None, dt, stages, tableau.error) if tableau.error else None
         return Step(z_next, error, stages[-1] if tableau.fsal else None, stages, tableau.b)
 
-    def piece(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor, step: Step) -> list[Tensor]:
-        """See :meth:`StepwiseODESolver.piece`: the method's own continuous extension, where the tableau has one."""
-        tableau, combine, stages = self.tableau, system.backend.combine, [*step.stages]
+    def piece(
+        self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor, step: Step
+    ) -> list[Tensor]:
+        """See :meth:`StepwiseODESolver.piece`.
+
+        The method's own continuous extension, where the tableau has one.
+        """
+        tableau, stage_combination, stages = (
+            self.tableau,
+            system.backend.stage_combination,
+            [*step.stages],
+        )
         for row, node in zip(tableau.more_a, tableau.more_c, strict=True):
-            stages.append(system.velocity(torch.add(t, dt, alpha=node), combine(z, dt, stages, row)))
-        higher = [combine(None, dt, stages, row) for row in tableau.dense]
+            stages.append(
+                system.velocity(torch.add(t, dt, alpha=node), stage_combination(z, dt, stages, row))
+            )
+        higher = [stage_combination(None, dt, stages, row) for row in tableau.dense]
         return [*super().piece(system, t, dt, z, state, step), *higher]
 
 
@@ -57,18 +68,24 @@ class FixedRungeKutta(EqualSteps[Tensor], RungeKutta):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveRungeKutta(RungeKutta):
-    """Steps chosen per sample: the local error of each stays below atol + rtol ``|z|``, entry by entry in the root mean square.
+    """Steps chosen per sample.
 
-    On stiff dynamics stability and not accuracy limits the step of an explicit method: those samples end with the status max_steps.
+    The local error of each stays below atol + rtol ``|z|``, entry by entry in the root mean square.
+    On stiff dynamics stability and not accuracy limits the step of an explicit method: those
+    samples end with the status max_steps.
 
     Attributes:
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step, in the units of z.
         first_step: the first step, in the units of the times; None estimates it, at one evaluation.
-        controller: how the next step follows from the errors of this one (``"i"``), of two (``"pi"``) or of three (``"pid"``); see
-            :class:`~implicitcore.ode_solvers.step_size.Adaptive`. More memory, fewer rejections where stability limits the step.
-        min_step: a sample that would need a shorter step has diverged; the last before an output time may be shorter.
-        max_step: no step is longer, where given: for a field or an event that a long step would jump over.
+        controller: how the next step follows from the errors of this one (``"i"``), of two
+            (``"pi"``) or of three (``"pid"``); see
+            :class:`~implicitcore.ode_solvers.step_size.Adaptive`. More memory, fewer rejections
+            where stability limits the step.
+        min_step: a sample that would need a shorter step has diverged; the last before an output
+            time may be shorter.
+        max_step: no step is longer, where given: for a field or an event that a long step would
+            jump over.
     """
 
     rtol: Positive = 1e-3
@@ -100,9 +117,10 @@ class AdaptiveRungeKutta(RungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Euler(FixedRungeKutta):
-    """Euler's method, order 1: z + dt g(t, z), one evaluation a step. With dt = 1 on f(z) - z it is the Picard iteration.
+    """Euler's method, order 1: z + dt g(t, z), one evaluation a step.
 
-    The cheapest step where accuracy on the way does not matter; else a method of higher order reaches the same error sooner.
+    With dt = 1 on f(z) - z it is the Picard iteration. The cheapest step where accuracy on the way
+    does not matter; else a method of higher order reaches the same error sooner.
 
     Reference:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section I.7.
@@ -114,10 +132,13 @@ class Euler(FixedRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Midpoint(FixedRungeKutta):
-    """The explicit midpoint rule, order 2: z + dt g(t + dt/2, z + dt/2 g(t, z)), two evaluations a step.
+    """The explicit midpoint rule, order 2.
+
+    z + dt g(t + dt/2, z + dt/2 g(t, z)), two evaluations a step.
 
     Reference:
-        Runge (1895); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1, (1.4).
+        Runge (1895); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993),
+        section II.1, (1.4).
     """
 
     tableau: ClassVar[Tableau] = tableaus.MIDPOINT
@@ -126,10 +147,13 @@ class Midpoint(FixedRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Heun(FixedRungeKutta):
-    """Heun's method, order 2: z + dt/2 (k_1 + k_2), k_2 = g(t + dt, z + dt k_1), the trapezoidal rule; two evaluations a step.
+    """Heun's method, order 2.
+
+    z + dt/2 (k_1 + k_2), k_2 = g(t + dt, z + dt k_1), the trapezoidal rule; two evaluations a step.
 
     Reference:
-        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1.
+        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993),
+        section II.1.
     """
 
     tableau: ClassVar[Tableau] = tableaus.HEUN
@@ -141,7 +165,8 @@ class Heun3(FixedRungeKutta):
     """Heun's third-order method: z + dt/4 (k_1 + 3 k_3), three evaluations a step.
 
     Reference:
-        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1, table 1.1.
+        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993),
+        section II.1, table 1.1.
     """
 
     tableau: ClassVar[Tableau] = tableaus.HEUN3
@@ -152,10 +177,12 @@ class Heun3(FixedRungeKutta):
 class RK4(FixedRungeKutta):
     """The classical method of Kutta, order 4: four evaluations a step.
 
-    For smooth dynamics whose time scale is known: equal steps cost no control and make every run alike.
+    For smooth dynamics whose time scale is known: equal steps cost no control and make every run
+    alike.
 
     Reference:
-        Kutta (1901); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1, table 1.2.
+        Kutta (1901); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993),
+        section II.1, table 1.2.
     """
 
     tableau: ClassVar[Tableau] = tableaus.RK4
@@ -164,10 +191,13 @@ class RK4(FixedRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Bosh3(AdaptiveRungeKutta):
-    """Bogacki and Shampine's pair, order 3(2): three evaluations a step. For loose tolerances and steady states.
+    """Bogacki and Shampine's pair, order 3(2): three evaluations a step.
+
+    For loose tolerances and steady states.
 
     Reference:
-        Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p. 321-325.
+        Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p.
+        321-325.
     """
 
     tableau: ClassVar[Tableau] = tableaus.BOSH3
@@ -176,10 +206,13 @@ class Bosh3(AdaptiveRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Fehlberg45(AdaptiveRungeKutta):
-    """Fehlberg's pair, order 4(5): six evaluations a step, and the solution of order 4 goes on. To compare with; Tsit5 does better.
+    """Fehlberg's pair, order 4(5): six evaluations a step, and the solution of order 4 goes on.
+
+    To compare with; Tsit5 does better.
 
     Reference:
-        Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315 (1969), table III.
+        Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315
+        (1969), table III.
     """
 
     tableau: ClassVar[Tableau] = tableaus.FEHLBERG45
@@ -188,10 +221,13 @@ class Fehlberg45(AdaptiveRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Dopri5(AdaptiveRungeKutta):
-    """Dormand and Prince's pair, order 5(4): six evaluations a step. The method of most other libraries, to compare with.
+    """Dormand and Prince's pair, order 5(4): six evaluations a step.
+
+    The method of most other libraries, to compare with.
 
     Reference:
-        Dormand, Prince, A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6 (1980), p. 19-26.
+        Dormand, Prince, A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6 (1980),
+        p. 19-26.
     """
 
     tableau: ClassVar[Tableau] = tableaus.DOPRI5
@@ -200,11 +236,13 @@ class Dopri5(AdaptiveRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Tsit5(AdaptiveRungeKutta):
-    """Tsitouras' pair, order 5(4): six evaluations a step. The first choice for dynamics that are not stiff.
+    """Tsitouras' pair, order 5(4): six evaluations a step.
+
+    The first choice for dynamics that are not stiff.
 
     Reference:
-        Tsitouras, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption,
-        Comput. Math. Appl. 62 (2011), p. 770-775.
+        Tsitouras, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying
+        assumption, Comput. Math. Appl. 62 (2011), p. 770-775.
     """
 
     tableau: ClassVar[Tableau] = tableaus.TSIT5
@@ -213,13 +251,16 @@ class Tsit5(AdaptiveRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class DOP853(AdaptiveRungeKutta):
-    """Dormand and Prince's pair of order 8 with the error estimate of Hairer: twelve evaluations a step.
+    """Dormand and Prince's pair of order 8 with the error estimate of Hairer.
 
-    The estimates of order 5 and 3, in the norm of the tolerance, make one: ``e_5 |e_5| / sqrt(|e_5|^2 + 0.01 |e_3|^2)``, which goes
-    with dt^8. For tight tolerances (below some 1e-7) and smooth dynamics. Dense output is of order 7, at three more evaluations a step.
+    Twelve evaluations a step. The estimates of order 5 and 3, in the norm of the tolerance, make
+    one: ``e_5 |e_5| / sqrt(|e_5|^2 + 0.01 |e_3|^2)``, which goes with dt^8. For tight tolerances
+    (below some 1e-7) and smooth dynamics. Dense output is of order 7, at three more evaluations a
+    step.
 
     Reference:
-        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.5, (10.17) and (10.18), and II.6.
+        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.5,
+        (10.17) and (10.18), and II.6.
     """
 
     tableau: ClassVar[Tableau] = tableaus.DOP853
@@ -236,6 +277,11 @@ class DOP853(AdaptiveRungeKutta):
             return step
         with torch.no_grad():
             size = lambda error: system.backend.error_norm(error, z, step.z, self.rtol, self.atol)  # noqa: E731
-            fifth, third = size(step.error), size(system.backend.combine(None, dt, step.stages, tableaus.DOP853_ERROR_3))
+            fifth, third = (
+                size(step.error),
+                size(
+                    system.backend.stage_combination(None, dt, step.stages, tableaus.DOP853_ERROR_3)
+                ),
+            )
             both = torch.hypot(fifth, 0.1 * third).clamp(min=torch.finfo(fifth.dtype).tiny)
             return step._replace(error=step.error * column(fifth / both).to(z.dtype))

@@ -28,15 +28,17 @@ RESTART, CYCLES = 30, 10
 
 @dataclass(frozen=True)
 class Frame:
-    """What the stages of one step share: the unknown u = (Y - z) / weight, and the matrix of a simplified Newton iteration.
+    """What the stages of one step share.
 
-    In these units a step may be wrong by one, entry by entry: that is what a root solver's ``tol`` is then a fraction of. The move
-    Y - z is what is solved for, as Y would lose it in its rounding.
+    The unknown u = (Y - z) / weight, and the matrix of a simplified Newton iteration. In these
+    units a step may be wrong by one, entry by entry: that is what a root solver's ``tol`` is then a
+    fraction of. The move Y - z is what is solved for, as Y would lose it in its rounding.
 
     Attributes:
         z: the state before the step, ``[batch, n]``.
         weight: ``[batch, n]``, positive.
-        factors: LU factors of I - dt gamma dg/dz ``[batch, n, n]`` with their pivots, where they are used.
+        factors: LU factors of I - dt gamma dg/dz ``[batch, n, n]`` with their pivots, where they
+            are used.
     """
 
     z: Tensor
@@ -44,7 +46,10 @@ class Frame:
     factors: tuple[Tensor, Tensor] | None
 
     def correction(self, defect: Tensor) -> Tensor:
-        """The Newton step of u for a defect of the move; where there is no matrix, the defect itself in the units of u."""
+        """The Newton step of u for a defect of the move.
+
+        Where there is no matrix, the defect itself in the units of u.
+        """
         if self.factors is not None:
             right = defect.to(self.factors[0].dtype).unsqueeze(2)
             defect = torch.linalg.lu_solve(*self.factors, right).squeeze(2).to(defect.dtype)
@@ -52,15 +57,20 @@ class Frame:
 
     def select(self, index: Tensor) -> Frame:
         """The frame of some samples."""
-        factors = None if self.factors is None else (self.factors[0].index_select(0, index), self.factors[1].index_select(0, index))
+        factors = (
+            None
+            if self.factors is None
+            else (self.factors[0].index_select(0, index), self.factors[1].index_select(0, index))
+        )
         return Frame(self.z.index_select(0, index), self.weight.index_select(0, index), factors)
 
 
 class Stage(System):
     """The move m = offset + dt g(t, z + m), as the fixed point u = u + M^-1 (offset + dt g(t, z + m) - m) / weight, m = weight u.
 
-    M is the matrix of the frame. So Picard iteration is the simplified Newton method, a residual is the error of u that is left, and
-    a solver that does not know the Jacobian converges on stiff dynamics as well.
+    M is the matrix of the frame. So Picard iteration is the simplified Newton method, a residual is
+    the error of u that is left, and a solver that does not know the Jacobian converges on stiff
+    dynamics as well.
 
     Arguments:
         system: the dynamics; its counter counts here too.
@@ -78,7 +88,11 @@ class Stage(System):
 
     def image(self, move: Tensor) -> Tensor:
         """Offset + dt g(t, z + move): one evaluation."""
-        return torch.addcmul(self.offset, column(self.dt).to(move.dtype), self.outer.velocity(self.t, self.frame.z + move))
+        return torch.addcmul(
+            self.offset,
+            column(self.dt).to(move.dtype),
+            self.outer.velocity(self.t, self.frame.z + move),
+        )
 
     def update(self, z: Tensor) -> Tensor:
         """See the class."""
@@ -105,13 +119,21 @@ class Stage(System):
         """See :meth:`System.select`."""
         part = copy.copy(self)
         part.outer, part.frame = self.outer.select(index), self.frame.select(index)
-        part.t, part.dt, part.offset = (tensor.index_select(0, index) for tensor in (self.t, self.dt, self.offset))
-        part.x, part.packing, part._residual = part.outer.x, replace(self.packing, batch=len(index)), None
+        part.t, part.dt, part.offset = (
+            tensor.index_select(0, index) for tensor in (self.t, self.dt, self.offset)
+        )
+        part.x, part.packing, part._residual = (
+            part.outer.x,
+            replace(self.packing, batch=len(index)),
+            None,
+        )
         return part
 
 
 def attach(stage: Stage, move: Tensor, *, dense: bool) -> Tensor:
-    """The value of a move with the implicit gradient of its stage equation: one evaluation, with a graph.
+    """The value of a move with the implicit gradient of its stage equation.
+
+    One evaluation, with a graph.
 
     Arguments:
         stage: the equation that it solves.
@@ -138,7 +160,10 @@ class _Pullback:
         u = torch.where(column(wanted), u, 0)
         count = int((failed & wanted & v.isfinite().all(1)).sum())
         if count:
-            message = f"the backward solve of a stage did not converge for {count} of {len(v)} samples: their gradients are inexact"
+            message = (
+                f"the backward solve of a stage did not converge for {count} of {len(v)} "
+                "samples: their gradients are inexact"
+            )
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return u
 
@@ -154,7 +179,10 @@ class _Pullback:
         for _ in range(CYCLES):
             if not bool((norm(g) > limit).any()):
                 break
-            u = u + Krylov(self.jacobian.system.backend, self._product, g, limit, RESTART).minimise()
+            u = (
+                u
+                + Krylov(self.jacobian.system.backend, self._product, g, limit, RESTART).minimise()
+            )
             g = v - self._product(u)
         return u, norm(g) > limit
 
@@ -173,5 +201,8 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         if torch.is_grad_enabled():
-            raise GradientError("an implicit ODE solver gives first derivatives only: use an explicit one for a second (create_graph=True)")
+            raise GradientError(
+                "an implicit ODE solver gives first derivatives only: use an explicit one "
+                "for a second (create_graph=True)"
+            )
         return ctx.pullback(grad_outputs[0]), None, None

@@ -19,14 +19,19 @@ class Verdict(NamedTuple):
     """Which samples accept the step, and their next step sizes."""
 
     accept: Tensor  # [batch] bool
-    size: Tensor  # [batch], positive; a rejected sample whose size is no smaller than before has failed
+    # [batch], positive; a rejected sample whose size is no smaller than before has failed
+    size: Tensor
     error: Tensor  # [batch], the scaled error that was judged, not finite where the step was not
 
 
 Controller = Literal["i", "pi", "pid"]
 """Which errors the next step follows from; see :class:`Adaptive`."""
 
-_EXPONENTS: dict[Controller, tuple[float, ...]] = {"i": (1.0,), "pi": (0.7, -0.4), "pid": (0.49, -0.34, 0.1)}
+_EXPONENTS: dict[Controller, tuple[float, ...]] = {
+    "i": (1.0,),
+    "pi": (0.7, -0.4),
+    "pid": (0.49, -0.34, 0.1),
+}
 
 
 class StepSize(ABC):
@@ -39,7 +44,9 @@ class StepSize(ABC):
     min_step: float = 0.0
 
     @abstractmethod
-    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor) -> Tensor:
+    def first(
+        self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor
+    ) -> Tensor:
         """The size of the first step towards an output time ``remaining`` away (with its sign), ``[batch]``."""
 
     @abstractmethod
@@ -56,11 +63,22 @@ class StepSize(ABC):
         return self
 
     @abstractmethod
-    def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
+    def judge(
+        self,
+        system: System,
+        z: Tensor,
+        z_next: Tensor,
+        error: Tensor | None,
+        size: Tensor,
+        last: Tensor,
+    ) -> Verdict:
         """Accept or reject a step; ``last`` is what :meth:`remember` kept."""
 
     def remember(self, accept: Tensor, error: Tensor, last: Tensor) -> Tensor:
-        """What the next verdict needs of this one: by default the scaled error of the last accepted step, at first one."""
+        """What the next verdict needs of this one.
+
+        By default the scaled error of the last accepted step, at first one.
+        """
         return torch.where(accept, error, last)
 
 
@@ -71,16 +89,28 @@ class Fixed(StepSize):
 
     dt: float
 
-    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor) -> Tensor:
+    def first(
+        self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor
+    ) -> Tensor:
         """Dt."""
         return torch.full_like(t, self.dt)
 
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """The remaining way in equal parts."""
         parts = (remaining.abs() / self.dt - 1e-2).ceil().clamp(min=1)
-        return torch.where(remaining.isinf(), torch.copysign(size, remaining), remaining / parts), parts <= 1
+        return torch.where(
+            remaining.isinf(), torch.copysign(size, remaining), remaining / parts
+        ), parts <= 1
 
-    def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
+    def judge(
+        self,
+        system: System,
+        z: Tensor,
+        z_next: Tensor,
+        error: Tensor | None,
+        size: Tensor,
+        last: Tensor,
+    ) -> Verdict:
         """Accept."""
         return Verdict(torch.ones_like(size, dtype=torch.bool), size, last)
 
@@ -90,18 +120,22 @@ class Fixed(StepSize):
 class Adaptive(StepSize):
     """Control of the local error, which is kept below atol + rtol ``|z|`` in the root mean square.
 
-    With e_n, e_n-1 and e_n-2 the scaled errors of the last accepted steps, which go with dt^order, the next step is the last times
-    0.9 e_n^(-a / order) e_n-1^(-b / order) e_n-2^(-c / order), where (a, b, c) is (1, 0, 0) for the integral controller, (0.7, -0.4, 0)
-    for the proportional-integral one, and (0.49, -0.34, 0.1) with a derivative term. After a rejection it is the integral one.
+    With e_n, e_n-1 and e_n-2 the scaled errors of the last accepted steps, which go with dt^order,
+    the next step is the last times 0.9 e_n^(-a / order) e_n-1^(-b / order) e_n-2^(-c / order),
+    where (a, b, c) is (1, 0, 0) for the integral controller, (0.7, -0.4, 0) for the
+    proportional-integral one, and (0.49, -0.34, 0.1) with a derivative term. After a rejection it
+    is the integral one.
 
-    An error within that tolerance can still be larger than what is left of the way to a steady state, and the residual then never
-    falls below the tolerance of the steps. So a settling integration also keeps the error below ``settle`` times the step's own move.
+    An error within that tolerance can still be larger than what is left of the way to a steady
+    state, and the residual then never falls below the tolerance of the steps. So a settling
+    integration also keeps the error below ``settle`` times the step's own move.
 
     Reference:
-        Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.2; first step: Hairer, Norsett, Wanner,
-        Solving Ordinary Differential Equations I (1993), section II.4. Soderlind, Digital filters in adaptive time-stepping, ACM Trans.
-        Math. Softw. 29 (2003), p. 1-26; "pid": Kennedy, Carpenter, Lewis, Low-storage, explicit Runge-Kutta schemes for the compressible
-        Navier-Stokes equations, Appl. Numer. Math. 35 (2000), p. 177-219.
+        Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.2; first step:
+        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.4.
+        Soderlind, Digital filters in adaptive time-stepping, ACM Trans. Math. Softw. 29 (2003), p.
+        1-26; "pid": Kennedy, Carpenter, Lewis, Low-storage, explicit Runge-Kutta schemes for the
+        compressible Navier-Stokes equations, Appl. Numer. Math. 35 (2000), p. 177-219.
     """
 
     rtol: float
@@ -117,7 +151,9 @@ class Adaptive(StepSize):
     max_step: float = torch.inf
     settled: float = 0.3
 
-    def first(self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor) -> Tensor:
+    def first(
+        self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor
+    ) -> Tensor:
         """``first_step``, or an estimate from the velocity's size and change: one evaluation."""
         self._check(z.dtype)
         if self.first_step is not None:
@@ -127,24 +163,43 @@ class Adaptive(StepSize):
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t)
         trial = torch.minimum(trial, remaining.abs())  # the field may not be defined beyond the end
         ahead = torch.copysign(trial, remaining)
-        bend = rms_norm((system.velocity(t + ahead, z + column(ahead).to(z.dtype) * velocity) - velocity) / scale) / trial
+        bend = (
+            rms_norm(
+                (system.velocity(t + ahead, z + column(ahead).to(z.dtype) * velocity) - velocity)
+                / scale
+            )
+            / trial
+        )
         steepest = torch.maximum(speed, bend)
-        better = torch.where(steepest <= 1e-15, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.order))
-        return torch.minimum(100 * trial, better.to(t)).nan_to_num(1e-6).clamp(self.min_step, self.max_step)
+        better = torch.where(
+            steepest <= 1e-15, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.order)
+        )
+        return (
+            torch.minimum(100 * trial, better.to(t))
+            .nan_to_num(1e-6)
+            .clamp(self.min_step, self.max_step)
+        )
 
     def _check(self, dtype: torch.dtype) -> None:
-        """Warn of tolerances that rounding alone exceeds, for a state of size one; half precision is held to that of its norms."""
+        """Warn of tolerances that rounding alone exceeds, for a state of size one.
+
+        Half precision is held to that of its norms.
+        """
         eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
         if self.rtol + self.atol < eps:
             warnings.warn(
-                f"rtol={self.rtol:g} and atol={self.atol:g} are below the precision of {dtype}, {eps:.2g}: steps will be small and "
+                f"rtol={self.rtol:g} and atol={self.atol:g} are below the precision of "
+                f"{dtype}, {eps:.2g}: steps will be small and "
                 "no more accurate; use larger tolerances, or torch.float64",
                 ConvergenceWarning,
                 stacklevel=2,
             )
 
     def settling(self) -> Adaptive:
-        """With the error kept below ``settled`` of the move, and a first step of one: accuracy on the way is not what is wanted."""
+        """With the error kept below ``settled`` of the move, and a first step of one.
+
+        Accuracy on the way is not what is wanted.
+        """
         return replace(self, settle=self.settled, first_step=self.first_step or 1.0)
 
     def with_order(self, order: Tensor) -> Adaptive:
@@ -168,7 +223,15 @@ class Adaptive(StepSize):
         arrives = size >= remaining.abs()
         return torch.where(arrives, remaining, torch.copysign(size, remaining)), arrives
 
-    def judge(self, system: System, z: Tensor, z_next: Tensor, error: Tensor | None, size: Tensor, last: Tensor) -> Verdict:
+    def judge(
+        self,
+        system: System,
+        z: Tensor,
+        z_next: Tensor,
+        error: Tensor | None,
+        size: Tensor,
+        last: Tensor,
+    ) -> Verdict:
         """Accept an error of at most one."""
         if error is None:
             return Verdict(torch.ones_like(size, dtype=torch.bool), size, last)
@@ -178,11 +241,17 @@ class Adaptive(StepSize):
             found = torch.maximum(found, norm(error) / (self.settle * move))
         accept = found <= 1
         after_accepting = found ** (-self.exponents[0] / self.order)
-        for exponent, past in zip(self.exponents[1:], last if last.ndim > 1 else (last,), strict=False):
+        for exponent, past in zip(
+            self.exponents[1:], last if last.ndim > 1 else (last,), strict=False
+        ):
             after_accepting = after_accepting * past.clamp(min=1e-4) ** (-exponent / self.order)
         after_rejecting = found ** (-1 / self.order)
         factor = torch.where(accept, after_accepting, after_rejecting) * self.safety
         following = size * factor.clamp(self.shrink, self.grow).nan_to_num(self.shrink)
         if self.min_step > 0:  # tried before the sample is given up
             following = torch.where(accept, following.clamp(min=self.min_step), following)
-        return Verdict(accept, following.clamp(max=self.max_step) if self.max_step < torch.inf else following, found)
+        return Verdict(
+            accept,
+            following.clamp(max=self.max_step) if self.max_step < torch.inf else following,
+            found,
+        )

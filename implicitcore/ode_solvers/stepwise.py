@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicitcore.ode_solvers.base import ODESolver, Step, Stop
 from implicitcore.ode_solvers.events import Event
-from implicitcore.ode_solvers.integration import march
+from implicitcore.ode_solvers.integration import integrate_loop
 from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count, Positive
@@ -25,8 +25,9 @@ State = TypeVar("State")
 class StepwiseODESolver(Options, ODESolver, Generic[State]):
     """An ODE solver that is one map per step: the loop around it is shared by all.
 
-    The loop keeps every promise: each sample has its own time, step size and status, arrives at each output time exactly, and is
-    frozen when it is done. A step must treat the samples independently and may be told dt = 0 for those that are done.
+    The loop keeps every promise: each sample has its own time, step size and status, arrives at
+    each output time exactly, and is frozen when it is done. A step must treat the samples
+    independently and may be told dt = 0 for those that are done.
 
     Attributes:
         max_steps: most steps of a sample, rejected ones included, over all output times.
@@ -51,11 +52,15 @@ class StepwiseODESolver(Options, ODESolver, Generic[State]):
         """The velocity that the state holds."""
         return state  # pyright: ignore[reportReturnType]
 
-    def piece(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: State, step: Step) -> list[Tensor]:
-        """The continuous extension of a step: the coefficients of :func:`~implicitcore.ode_solvers.dense.evaluate`, each ``[batch, n]``.
+    def piece(
+        self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: State, step: Step
+    ) -> list[Tensor]:
+        """The continuous extension of a step.
 
-        By default Hermite's cubic through the states and velocities at both ends: its error goes with dt^4. It is asked for only
-        where somebody wants dense output or an event; ``step.state`` is then never None.
+        The coefficients of :func:`~implicitcore.ode_solvers.dense.evaluate`, each ``[batch, n]``.
+        By default Hermite's cubic through the states and velocities at both ends: its error goes
+        with dt^4. It is asked for only where somebody wants dense output or an event;
+        ``step.state`` is then never None.
         """
         del system, t
         width, move = column(dt).to(z.dtype), step.z - z
@@ -72,8 +77,11 @@ class StepwiseODESolver(Options, ODESolver, Generic[State]):
         dense: bool = False,
         event: Event | None = None,
     ) -> Solution:
-        """See :meth:`ODESolver.solve`; with the continuous extension where ``dense``, and up to the event of each sample."""
-        return march(self, system, z0, times, stop, dense=dense, event=event)
+        """See :meth:`ODESolver.solve`.
+
+        With the continuous extension where ``dense``, and up to the event of each sample.
+        """
+        return integrate_loop(self, system, z0, times, stop, dense=dense, event=event)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""What the type annotation of an option says: which parts it takes, its bounds, its type in words."""
+"""What the type annotation of an option says.
+
+Which parts it takes, its bounds, its type in words.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _BOUNDS: dict[type, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Slot:
+class PartType:
     """What an option that holds parts takes.
 
     Attributes:
@@ -45,30 +48,48 @@ class Slot:
         return " or ".join(self.kinds)
 
     def problem(self, value: Any) -> str:
-        """Why that cannot stand here, though names and mappings are resolved; empty where it can."""
+        """Why that cannot stand here, though names and mappings are resolved.
+
+        Empty where it can.
+        """
         if value is None and self.optional:
             return ""
         if _kind(type(value)) in self.kinds:
             fits = not self.classes or isinstance(value, self.classes)
-            return "" if fits else f"expected {with_article(' or '.join(cls.__name__ for cls in self.classes))}, received {show(value)}"
+            return (
+                ""
+                if fits
+                else f"expected {with_article(' or '.join(cls.__name__ for cls in self.classes))}, received {show(value)}"
+            )
         if isinstance(value, type):
-            return f"expected {with_article(str(self))} object, received the class {value.__name__}; call it: {value.__name__}()"
+            return (
+                f"expected {with_article(str(self))} object, received the class "
+                f"{value.__name__}; call it: {value.__name__}()"
+            )
         return f"expected {with_article(str(self))}, received {show(value)}"
 
 
-def slot_of(annotation: Any) -> Slot | None:
+def slot_of(annotation: Any) -> PartType | None:
     """What the option holds, where its type names base classes of parts."""
     members = _union(plain(annotation))
     many = [typing.get_args(member)[0] for member in members if _is_many(member)]
     classes = tuple(cls for member in many or members for cls in _union(member) if _kind(cls))
     kinds = tuple(dict.fromkeys(map(_kind, classes)))
-    return Slot(kinds, classes, many=bool(many), optional=type(None) in members) if classes else None
+    return (
+        PartType(kinds, classes, many=bool(many), optional=type(None) in members)
+        if classes
+        else None
+    )
 
 
 def _is_many(annotation: Any) -> bool:
     origin = typing.get_origin(annotation)
     items = typing.get_args(annotation)[:1]
-    return isinstance(origin, type) and issubclass(origin, Sequence) and any(_kind(cls) for item in items for cls in _union(item))
+    return (
+        isinstance(origin, type)
+        and issubclass(origin, Sequence)
+        and any(_kind(cls) for item in items for cls in _union(item))
+    )
 
 
 def _kind(cls: Any) -> str:
@@ -95,13 +116,17 @@ def type_text(annotation: Any) -> str:
         return " | ".join(map(type_text, members))
     if isinstance(annotation, type):
         return "None" if annotation is type(None) else annotation.__name__
-    return inspect.formatannotation(annotation).replace("collections.abc.", "").replace("typing.", "")
+    return (
+        inspect.formatannotation(annotation).replace("collections.abc.", "").replace("typing.", "")
+    )
 
 
 def bounds_text(annotation: Any) -> str:
     """The bounds: ``> 0, <= 1``; empty where there are none."""
     found = [mark for mark in _metadata(annotation) if type(mark) in _BOUNDS]
-    return ", ".join(f"{_BOUNDS[type(mark)][1]} {getattr(mark, _BOUNDS[type(mark)][0])}" for mark in found)
+    return ", ".join(
+        f"{_BOUNDS[type(mark)][1]} {getattr(mark, _BOUNDS[type(mark)][0])}" for mark in found
+    )
 
 
 def _metadata(annotation: Any) -> Iterator[Any]:
@@ -109,6 +134,10 @@ def _metadata(annotation: Any) -> Iterator[Any]:
     for mark in getattr(annotation, "__metadata__", ()):
         for item in getattr(mark, "metadata", [mark]):  # pydantic's Field holds a list of them
             yield from item if isinstance(item, GroupedMetadata) else (item,)
-    inner = (annotation.__origin__,) if hasattr(annotation, "__metadata__") else typing.get_args(annotation)
+    inner = (
+        (annotation.__origin__,)
+        if hasattr(annotation, "__metadata__")
+        else typing.get_args(annotation)
+    )
     for argument in inner:
         yield from _metadata(argument)

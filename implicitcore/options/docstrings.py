@@ -36,17 +36,27 @@ def first_paragraph(documented: object) -> str:
 
 
 def _items(text: str) -> Iterator[tuple[str, str]]:
-    """The items of the sections: a name, a colon and a text, which goes on in lines that are further in."""
+    """The items of the sections.
+
+    A name, a colon and a text, which goes on in lines that are further in.
+    """
     lines = text.splitlines()
     starts = [place for place, line in enumerate(lines) if _SECTION.fullmatch(line)]
     for start in starts:
         section = list(_indented(lines[start + 1 :]))
         step = min((len(line) - len(line.lstrip()) for line in section), default=0)
-        heads = [place for place, line in enumerate(section) if (found := _ITEM.fullmatch(line)) and len(found[1]) == step]
+        heads = [
+            place
+            for place, line in enumerate(section)
+            if (found := _ITEM.fullmatch(line)) and len(found[1]) == step
+        ]
         for head, end in zip(heads, [*heads[1:], len(section)], strict=True):
             found = _ITEM.fullmatch(section[head])
             if found:
-                yield found[2], _plain(" ".join([found[3], *map(str.strip, section[head + 1 : end])]))
+                yield (
+                    found[2],
+                    _plain(" ".join([found[3], *map(str.strip, section[head + 1 : end])])),
+                )
 
 
 def _indented(lines: list[str]) -> Iterator[str]:

@@ -19,4 +19,6 @@ KINDS = (*CLASS_KINDS, "command")
 def check_kind(kind: str, known: Sequence[str] = KINDS) -> None:
     """Raise :class:`UnknownPartError` where there is no such kind."""
     if kind not in known:
-        raise UnknownPartError(f"unknown kind {kind!r}{did_you_mean(kind, known)} (kinds: {', '.join(known)})")
+        raise UnknownPartError(
+            f"unknown kind {kind!r}{did_you_mean(kind, known)} (kinds: {', '.join(known)})"
+        )

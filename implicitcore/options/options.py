@@ -1,8 +1,9 @@
-"""The options of a part: their names, types, bounds and defaults, read from the class that has them.
+"""The options of a part.
 
-The options of a dataclass are its fields; those of any other class are the parameters of its ``__init__``. An option whose
-type is the base class of a kind of part (``RootSolver``, ``ODESolver | None``, ``tuple[Backend, ...]``) is a *slot*: it holds
-parts.
+Their names, types, bounds and defaults, read from the class that has them. The options of a
+dataclass are its fields; those of any other class are the parameters of its ``__init__``. An option
+whose type is the base class of a kind of part (``RootSolver``, ``ODESolver | None``,
+``tuple[Backend, ...]``) is a *slot*: it holds parts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pydantic import (
 )
 
 from implicitcore.errors import ConfigError, PluginError, describe_error, show
-from implicitcore.options.annotations import Slot, bounds_text, plain, slot_of, type_text
+from implicitcore.options.annotations import PartType, bounds_text, plain, slot_of, type_text
 
 REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
@@ -33,7 +34,13 @@ REQUIRED = inspect.Parameter.empty
 DEFINITION = "#/$defs/{model}"
 """Where a JSON schema refers to the types that an option has of its own."""
 
-_NUMBER_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of")
+_NUMBER_BOUNDS = (
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+    "multiple_of",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Option:
     name: str
     annotation: Any
     default: Any = REQUIRED
-    slot: Slot | None = None
+    slot: PartType | None = None
     positional: bool = False
 
     @property
@@ -74,7 +81,10 @@ class Option:
 
     @functools.cached_property
     def schema(self) -> dict[str, Any] | None:
-        """The JSON schema of the values that a configuration can give it; None where it holds parts, or modules and functions."""
+        """The JSON schema of the values that a configuration can give it.
+
+        None where it holds parts, or modules and functions.
+        """
         if self.slot is not None:
             return None
         try:
@@ -99,14 +109,15 @@ class Option:
         """
         if self.slot is not None:
             return self._read_parts(value, self.slot)
-        # Lax conversion, except that True is not 1 and that code, unlike a configuration, can write a number.
+        # Lax conversion, except that True is not 1 and that code, unlike a configuration, can write
+        # a number.
         strict = isinstance(value, bool) or (isinstance(value, str) and not from_config)
         try:
             return self._adapter.validate_python(value, strict=strict), []
         except ValidationError as error:
             return value, self._problems(error, value)
 
-    def _read_parts(self, value: Any, slot: Slot) -> tuple[Any, list[str]]:
+    def _read_parts(self, value: Any, slot: PartType) -> tuple[Any, list[str]]:
         if not slot.many:
             problem = slot.problem(value)
             return value, [f"{self.name}: {problem}{_use_names(value)}"] if problem else []
@@ -115,13 +126,19 @@ class Option:
         if isinstance(value, str) or not isinstance(value, Sequence):
             return value, [f"{self.name}: expected a list of {slot}, received {show(value)}"]
         checked = [(index, item, slot.problem(item)) for index, item in enumerate(value)]
-        return tuple(value), [f"{self.name}[{index}]: {problem}{_use_names(item)}" for index, item, problem in checked if problem]
+        return tuple(value), [
+            f"{self.name}[{index}]: {problem}{_use_names(item)}"
+            for index, item, problem in checked
+            if problem
+        ]
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter[Any]:
         try:
             return TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True))
-        except PydanticUserError:  # a dataclass or a model brings its own settings and refuses others
+        except (
+            PydanticUserError
+        ):  # a dataclass or a model brings its own settings and refuses others
             return TypeAdapter(self.annotation)
 
     def _problems(self, error: ValidationError, value: Any) -> list[str]:
@@ -134,7 +151,10 @@ class Option:
             phrase = _expected(detail["type"], detail["msg"])
             if phrase not in places.setdefault(place, []):
                 places[place].append(phrase)
-        return [f"{self.name}{place}: {' or '.join(phrases)}, received {show(received[place])}" for place, phrases in places.items()]
+        return [
+            f"{self.name}{place}: {' or '.join(phrases)}, received {show(received[place])}"
+            for place, phrases in places.items()
+        ]
 
 
 class Options:
@@ -167,8 +187,8 @@ def options_of(cls: type) -> Mapping[str, Option]:
     """The options of a class, in the order of its definition.
 
     Arguments:
-        cls: a dataclass, or a class with an annotated ``__init__``; where that takes ``**options``, those of the base class
-            follow.
+        cls: a dataclass, or a class with an annotated ``__init__``; where that takes ``**options``,
+            those of the base class follow.
 
     Raises:
         PluginError: an annotation names something that is not there at run time.
@@ -194,7 +214,10 @@ def _parameters(cls: type) -> Iterator[Option]:
         for name, parameter in inspect.signature(function).parameters.items():
             required = parameter.default is REQUIRED
             # What the __init__ of a base class requires, the class that calls it gives.
-            is_option = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and not (required and depth > 0)
+            is_option = parameter.kind not in (
+                parameter.VAR_POSITIONAL,
+                parameter.VAR_KEYWORD,
+            ) and not (required and depth > 0)
             if is_option and name not in seen:
                 annotation = hints.get(name, Any)
                 positional = required and parameter.kind is not parameter.KEYWORD_ONLY
@@ -208,7 +231,10 @@ def _initialisers(cls: type) -> Iterator[types.FunctionType]:
         function = vars(owner).get("__init__")
         if inspect.isfunction(function):
             yield function
-            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in inspect.signature(function).parameters.values()):
+            if all(
+                parameter.kind is not parameter.VAR_KEYWORD
+                for parameter in inspect.signature(function).parameters.values()
+            ):
                 return
 
 
@@ -217,10 +243,13 @@ def _hints(annotated: Any, cls: type) -> dict[str, Any]:
         return typing.get_type_hints(annotated, include_extras=True)
     except NameError as error:
         raise PluginError(
-            f"{cls.__qualname__}: {error}, but the type of an option needs it: import it outside `if TYPE_CHECKING`"
+            f"{cls.__qualname__}: {error}, but the type of an option needs it: import it "
+            "outside `if TYPE_CHECKING`"
         ) from error
     except Exception as error:  # an annotation is code of the part
-        raise PluginError(f"{cls.__qualname__}: the type of an option cannot be read: {describe_error(error)}") from error
+        raise PluginError(
+            f"{cls.__qualname__}: the type of an option cannot be read: {describe_error(error)}"
+        ) from error
 
 
 def _expected(code: str, message: str) -> str:
@@ -235,4 +264,8 @@ def _expected(code: str, message: str) -> str:
 def _use_names(value: Any) -> str:
     """What to do about a name in a slot of an object that is built directly."""
     is_spec = isinstance(value, str | Mapping)
-    return "; pass an object, or use implicitcore.build or implicitcore.create, which take names" if is_spec else ""
+    return (
+        "; pass an object, or use implicitcore.build or implicitcore.create, which take names"
+        if is_spec
+        else ""
+    )

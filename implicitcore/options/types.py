@@ -1,8 +1,8 @@
 """The option types that solvers share: tolerances and counts, with their bounds.
 
-``tol`` is relative, per sample, in the 2-norm; ``atol`` beside it is absolute. What ``tol`` is relative to is said by
-the system (:meth:`implicitcore.System.scale`): ``|f(z)|`` for a fixed point, ``max(1, |g(z0)|)`` for a root,
-``|v|`` for the linear system of a backward pass.
+``tol`` is relative, per sample, in the 2-norm; ``atol`` beside it is absolute. What ``tol`` is
+relative to is said by the system (:meth:`implicitcore.System.scale`): ``|f(z)|`` for a fixed point,
+``max(1, |g(z0)|)`` for a root, ``|v|`` for the linear system of a backward pass.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ _MODULE = re.compile(r"[A-Za-z_][\w.]*")
 class _Hooks:
     """The functions of a plugin's module.
 
-    pluggy gets these and not the module: it reads every name in ``dir()``, and a module may import heavy code when a name is read.
+    pluggy gets these and not the module: it reads every name in ``dir()``, and a module may import
+    heavy code when a name is read.
     """
 
     def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
@@ -52,7 +53,8 @@ class Plugin:
         name: of its entry point.
         distribution: the distribution that the entry point belongs to.
         version: that distribution's version.
-        status: ok; conflict, where a name of it is also another distribution's; or why it was left out.
+        status: ok; conflict, where a name of it is also another distribution's; or why it was left
+            out.
         error: the cause in one line; empty where ok or disabled.
         parts: what it registered; empty where it was left out.
         observers: those of its functions that hear of solves; empty where it was left out.
@@ -74,7 +76,10 @@ class Plugin:
 
     @property
     def usable(self) -> bool:
-        """Whether its parts can be had: a shared name is an error where it is used, and nothing is left out for it."""
+        """Whether its parts can be had.
+
+        A shared name is an error where it is used, and nothing is left out for it.
+        """
         return self.status in ("ok", "conflict")
 
     @property
@@ -82,7 +87,9 @@ class Plugin:
         """One message that names the plugin, the cause and what to do about it."""
         version = f" {self.version}" if self.version else ""
         if self.status == "conflict":
-            return f"plugin {self.name!r} of {self.distribution}{version} shares names: {self.error}"
+            return (
+                f"plugin {self.name!r} of {self.distribution}{version} shares names: {self.error}"
+            )
         return (
             f"plugin {self.name!r} of {self.distribution}{version} was left out: {self.error} "
             f"(to silence this, set {DISABLE}={self.name}, or uninstall {self.distribution})"
@@ -93,18 +100,29 @@ def discover() -> tuple[Plugin, ...]:
     """Load the built-in parts and every plugin.
 
     Returns:
-        One record per entry point, the built-in one first, then ordered by the names of distribution and entry point:
-        neither the order of the path nor that of the entry points matters. A distribution that is on the path twice
-        counts once, as for an import: the first is taken.
+        One record per entry point, the built-in one first, then ordered by the names of
+        distribution and entry point: neither the order of the path nor that of the entry points
+        matters. A distribution that is on the path twice counts once, as for an import: the first
+        is taken.
     """
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
-    found = sorted(entry_points(group=PROJECT), key=lambda point: (_distribution(point), point.name, point.value))
+    found = sorted(
+        entry_points(group=PROJECT),
+        key=lambda point: (_distribution(point), point.name, point.value),
+    )
     disabled = {canonical(name) for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
     plugins = [_load_builtin(manager)]
     for point in found:
         if disabled & {"all", canonical(point.name), canonical(_distribution(point))}:
-            plugins.append(Plugin(name=point.name, distribution=_distribution(point), version=_version(point), status="disabled"))
+            plugins.append(
+                Plugin(
+                    name=point.name,
+                    distribution=_distribution(point),
+                    version=_version(point),
+                    status="disabled",
+                )
+            )
         else:
             plugins.append(_load(manager, point, plugins))
     return _with_conflicts(plugins)
@@ -122,7 +140,14 @@ def _load_builtin(manager: pluggy.PluginManager) -> Plugin:
     registrar = Registrar(PROJECT, __version__)
     _register(manager, builtin, registrar)
     seconds = time.perf_counter() - began
-    return Plugin(name="builtin", distribution=PROJECT, version=__version__, status="ok", parts=registrar.parts, seconds=seconds)
+    return Plugin(
+        name="builtin",
+        distribution=PROJECT,
+        version=__version__,
+        status="ok",
+        parts=registrar.parts,
+        seconds=seconds,
+    )
 
 
 def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin]) -> Plugin:
@@ -135,10 +160,19 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin
     try:
         functions = _register(manager, _import(point), registrar)
         _check_own_names(distribution, registrar.parts, earlier)
-        parts, observers = registrar.parts, _observers(manager, functions, f"of the plugin {point.name!r} of {distribution}")
-    except (Exception, SystemExit) as exception:  # SystemExit: a script without a main guard must not end the user's program
+        parts, observers = (
+            registrar.parts,
+            _observers(manager, functions, f"of the plugin {point.name!r} of {distribution}"),
+        )
+    except (
+        Exception,
+        SystemExit,
+    ) as exception:  # SystemExit: a script without a main guard must not end the user's program
         ours = isinstance(exception, PluginError)
-        status, cause = "incompatible" if isinstance(exception, _Incompatible) else "broken", exception
+        status, cause = (
+            "incompatible" if isinstance(exception, _Incompatible) else "broken",
+            exception,
+        )
         error = str(exception) if ours else describe_error(exception)
     return Plugin(
         name=point.name,
@@ -155,7 +189,10 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin
 
 def _import(point: EntryPoint) -> ModuleType:
     if not _MODULE.fullmatch(point.value):
-        raise PluginError(f"the entry point {point.name} = {point.value} must name a module, as {point.name} = my_package.plugin")
+        raise PluginError(
+            f"the entry point {point.name} = {point.value} must name a module, as "
+            f"{point.name} = my_package.plugin"
+        )
     return importlib.import_module(point.value)
 
 
@@ -177,39 +214,73 @@ def _register(manager: pluggy.PluginManager, module: ModuleType, registrar: Regi
 
 def _observers(manager: pluggy.PluginManager, plugin: _Hooks, owner: str) -> tuple[Observer, ...]:
     """The plugin's functions that hear of solves, as pluggy found them."""
-    found = [hook for hook in getattr(manager.hook, LISTENER).get_hookimpls() if hook.plugin is plugin]
+    found = [
+        hook for hook in getattr(manager.hook, LISTENER).get_hookimpls() if hook.plugin is plugin
+    ]
     for hook in found:
         if hook.hookwrapper or hook.wrapper:
-            raise PluginError(f"{LISTENER} of a plugin hears of a solve that is over, and wraps none: use @hookimpl without options")
-    return tuple(Observer(f"{LISTENER} {owner}", hook.function, tuple(hook.argnames)) for hook in found)
+            raise PluginError(
+                f"{LISTENER} of a plugin hears of a solve that is over, and wraps none: "
+                "use @hookimpl without options"
+            )
+    return tuple(
+        Observer(f"{LISTENER} {owner}", hook.function, tuple(hook.argnames)) for hook in found
+    )
 
 
 def _check_version(module: ModuleType) -> None:
     version = getattr(module, "IMPLICITCORE_API", None)
     if version is None:
-        raise PluginError(f"{module.__name__} does not say which plugin API it was written for: add IMPLICITCORE_API = {API_VERSION} to it")
+        raise PluginError(
+            f"{module.__name__} does not say which plugin API it was written for: add "
+            f"IMPLICITCORE_API = {API_VERSION} to it"
+        )
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise PluginError(f"{module.__name__}.IMPLICITCORE_API must be an integer such as {API_VERSION}, not {version!r}")
+        raise PluginError(
+            f"{module.__name__}.IMPLICITCORE_API must be an integer such as {API_VERSION}, "
+            f"not {version!r}"
+        )
     if version > API_VERSION:
         raise _Incompatible(
-            f"it was written for plugin API {version} and this implicitcore has {API_VERSION}: pip install --upgrade implicitcore"
+            f"it was written for plugin API {version} and this implicitcore has "
+            f"{API_VERSION}: pip install --upgrade implicitcore"
         )
 
 
-def _check_hooks(manager: pluggy.PluginManager, module: str, functions: Mapping[str, Callable[..., Any]]) -> None:
-    """Refuse what pluggy passes over in silence: a misspelt hook, another project's marker, no hook at all."""
+def _check_hooks(
+    manager: pluggy.PluginManager, module: str, functions: Mapping[str, Callable[..., Any]]
+) -> None:
+    """Refuse what pluggy passes over in silence.
+
+    A misspelt hook, another project's marker, no hook at all.
+    """
     known = [name for name in vars(manager.hook) if not name.startswith("_")]
-    marked = {name for name, function in functions.items() if isinstance(getattr(function, f"{PROJECT}_impl", None), dict)}
+    marked = {
+        name
+        for name, function in functions.items()
+        if isinstance(getattr(function, f"{PROJECT}_impl", None), dict)
+    }
     for name in sorted(marked.difference(known)):
         near = did_you_mean(name, known, cutoff=0.8)  # all begin with the name of the project
-        raise PluginError(f"{module} implements an unknown hook {name!r}{near} (hooks: {', '.join(known)})")
+        raise PluginError(
+            f"{module} implements an unknown hook {name!r}{near} (hooks: {', '.join(known)})"
+        )
     for name in (name for name in known if name in functions and name not in marked):
         foreign = _foreign_marker(functions[name])
         if foreign:
-            raise PluginError(f"{module}.{name} has the marker of {foreign!r}: use 'from implicitcore import hookimpl'")
-        raise PluginError(f"{module}.{name} has no marker: put @hookimpl above it, with 'from implicitcore import hookimpl'")
+            raise PluginError(
+                f"{module}.{name} has the marker of {foreign!r}: use 'from implicitcore "
+                "import hookimpl'"
+            )
+        raise PluginError(
+            f"{module}.{name} has no marker: put @hookimpl above it, with 'from "
+            "implicitcore import hookimpl'"
+        )
     if not marked:
-        raise PluginError(f"{module} has no function {HOOK}(registry) marked with @hookimpl{did_you_mean(HOOK, functions)}")
+        raise PluginError(
+            f"{module} has no function {HOOK}(registry) marked with "
+            f"@hookimpl{did_you_mean(HOOK, functions)}"
+        )
 
 
 def _foreign_marker(function: Any) -> str:
@@ -221,12 +292,23 @@ def _foreign_marker(function: Any) -> str:
 
 
 def _check_own_names(distribution: str, parts: tuple[Part, ...], earlier: list[Plugin]) -> None:
-    """Refuse a name that another entry point of the same distribution has: ``distribution:name`` could not tell them apart."""
-    taken = {(part.kind, part.name): plugin for plugin in earlier for part in plugin.parts if plugin.distribution == distribution}
+    """Refuse a name that another entry point of the same distribution has.
+
+    ``distribution:name`` could not tell them apart.
+    """
+    taken = {
+        (part.kind, part.name): plugin
+        for plugin in earlier
+        for part in plugin.parts
+        if plugin.distribution == distribution
+    }
     for part in parts:
         if (part.kind, part.name) in taken:
             other = taken[part.kind, part.name].name
-            raise PluginError(f"{part.kind} {part.name!r} is registered already by the entry point {other!r} of the same distribution")
+            raise PluginError(
+                f"{part.kind} {part.name!r} is registered already by the entry point "
+                f"{other!r} of the same distribution"
+            )
 
 
 def _with_conflicts(plugins: list[Plugin]) -> tuple[Plugin, ...]:
@@ -235,20 +317,28 @@ def _with_conflicts(plugins: list[Plugin]) -> tuple[Plugin, ...]:
     for plugin in plugins:
         for part in plugin.parts:
             named.setdefault((part.kind, part.name), []).append(part)
-    return tuple(_with_conflict(plugin, [named[part.kind, part.name] for part in plugin.parts]) for plugin in plugins)
+    return tuple(
+        _with_conflict(plugin, [named[part.kind, part.name] for part in plugin.parts])
+        for plugin in plugins
+    )
 
 
 def _with_conflict(plugin: Plugin, named: list[list[Part]]) -> Plugin:
     shared = tuple(tuple(parts) for parts in named if len(parts) > 1)
     if not shared:
         return plugin
-    return replace(plugin, status="conflict", error="; ".join(map(_clash, shared)), conflicts=shared)
+    return replace(
+        plugin, status="conflict", error="; ".join(map(_clash, shared)), conflicts=shared
+    )
 
 
 def _clash(parts: tuple[Part, ...]) -> str:
     """What several distributions provide, and the names that tell it apart."""
     choices = " or ".join(repr(part.qualified_name) for part in parts)
-    return f"{parts[0].kind} {parts[0].name!r} is provided by {len(parts)} distributions: say {choices}"
+    return (
+        f"{parts[0].kind} {parts[0].name!r} is provided by {len(parts)} distributions: "
+        f"say {choices}"
+    )
 
 
 def _distribution(point: EntryPoint) -> str:

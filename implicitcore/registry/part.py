@@ -23,7 +23,8 @@ class Part:
     Attributes:
         kind: one of :data:`KINDS`.
         name: the name in configurations and on the command line.
-        target: ``"module:attribute"``, imported by :meth:`load`; or a class, where one was registered in this process.
+        target: ``"module:attribute"``, imported by :meth:`load`; or a class, where one was
+            registered in this process.
         summary: one line that says what it is.
         requires: distributions that the target imports.
         provider: the distribution that registered it.
@@ -41,11 +42,20 @@ class Part:
     def __post_init__(self) -> None:
         check_kind(self.kind)
         if not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
-            raise PluginError(f"a part cannot be named {self.name!r}: use lower-case letters and digits with '_', '-' or '.' between them")
+            raise PluginError(
+                f"a part cannot be named {self.name!r}: use lower-case letters and digits "
+                "with '_', '-' or '.' between them"
+            )
         if isinstance(self.target, str) and not _TARGET.fullmatch(self.target):
-            raise PluginError(f"the target of {self.kind} {self.name!r} must be 'module:attribute', not {self.target!r}")
+            raise PluginError(
+                f"the target of {self.kind} {self.name!r} must be 'module:attribute', not "
+                f"{self.target!r}"
+            )
         if not isinstance(self.summary, str) or "\n" in self.summary:
-            raise PluginError(f"the summary of {self.kind} {self.name!r} must be one line of text, not {self.summary!r}")
+            raise PluginError(
+                f"the summary of {self.kind} {self.name!r} must be one line of text, not "
+                f"{self.summary!r}"
+            )
 
     @property
     def qualified_name(self) -> str:
@@ -68,10 +78,15 @@ class Part:
 
     def _check_class(self, found: Any) -> None:
         if not (isinstance(found, type) and getattr(found, "kind", None) == self.kind):
-            raise PluginError(f"{self}: the target {self.target!r} is not a {self.kind} class; derive it from the base class of its kind")
+            raise PluginError(
+                f"{self}: the target {self.target!r} is not a {self.kind} class; derive it "
+                "from the base class of its kind"
+            )
         missing = sorted(getattr(found, "__abstractmethods__", ()))
         if missing:
-            raise PluginError(f"{self}: {found.__name__} cannot be made, for it lacks {', '.join(missing)}")
+            raise PluginError(
+                f"{self}: {found.__name__} cannot be made, for it lacks {', '.join(missing)}"
+            )
 
     def __str__(self) -> str:
         version = f" {self.version}" if self.version else ""
@@ -95,7 +110,9 @@ class Registrar:
         """The parts registered so far, in order."""
         return tuple(self._parts.values())
 
-    def register(self, kind: str, name: str, target: str, *, summary: str, requires: Sequence[str] = ()) -> None:
+    def register(
+        self, kind: str, name: str, target: str, *, summary: str, requires: Sequence[str] = ()
+    ) -> None:
         """Register a part under a name.
 
         Arguments:
@@ -103,16 +120,27 @@ class Registrar:
             name: lower-case letters and digits, with ``_``, ``-`` or ``.`` between them.
             target: ``"module:attribute"``, imported when the part is first used.
             summary: one line that says what it is.
-            requires: names of the distributions that the target imports, for the message when one is missing.
+            requires: names of the distributions that the target imports, for the message when one
+                is missing.
 
         Raises:
             UnknownPartError: there is no such kind.
-            PluginError: the name or the target cannot be used, or the plugin registered the name before.
+            PluginError: the name or the target cannot be used, or the plugin registered the name
+                before.
         """
         if not isinstance(target, str):
-            raise PluginError(f"the target of {kind} {name!r} must be a text 'module:attribute', imported at first use, not {target!r}")
+            raise PluginError(
+                f"the target of {kind} {name!r} must be a text 'module:attribute', "
+                f"imported at first use, not {target!r}"
+            )
         part = Part(
-            kind=kind, name=name, target=target, summary=summary, requires=listed(requires), provider=self._provider, version=self._version
+            kind=kind,
+            name=name,
+            target=target,
+            summary=summary,
+            requires=listed(requires),
+            provider=self._provider,
+            version=self._version,
         )
         if (kind, name) in self._parts:
             raise PluginError(f"{kind} {name!r} is registered twice")
@@ -130,7 +158,10 @@ def listed(requires: Sequence[str]) -> tuple[str, ...]:
 
 
 def missing_requirements(requires: Sequence[str]) -> list[str]:
-    """Those of the required distributions that are not installed; their versions are pip's to compare."""
+    """Those of the required distributions that are not installed.
+
+    Their versions are pip's to compare.
+    """
     from importlib.metadata import PackageNotFoundError, distribution
 
     missing = []
@@ -151,12 +182,16 @@ def _import(part: Part) -> Any:
     module_name, _, attribute = str(part.target).partition(":")
     try:
         module = importlib.import_module(module_name)
-        found = getattr(module, attribute, _ABSENT)  # here too a module may import: by its __getattr__
+        found = getattr(
+            module, attribute, _ABSENT
+        )  # here too a module may import: by its __getattr__
     except (Exception, SystemExit) as error:
         missing = missing_requirements(part.requires)
         hint = f"; it needs {', '.join(missing)}: {pip_install(missing)}" if missing else ""
         raise PluginError(f"{part} cannot be imported: {describe_error(error)}{hint}") from error
     if found is _ABSENT:
         near = did_you_mean(attribute, dir(module))
-        raise PluginError(f"{part} cannot be imported: module {module_name} has no {attribute!r}{near}")
+        raise PluginError(
+            f"{part} cannot be imported: module {module_name} has no {attribute!r}{near}"
+        )
     return found

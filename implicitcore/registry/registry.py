@@ -1,4 +1,7 @@
-"""The parts by kind and name: the built-in ones, those of the plugins, and those registered in this process."""
+"""The parts by kind and name.
+
+The built-in ones, those of the plugins, and those registered in this process.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +34,33 @@ _HOMES = {"layer": "implicitcore-layers", "command": "implicitcore-lab"}
 
 
 class Registry:
-    """Finds parts by name; the plugins are discovered at the first question, once, whichever thread asks.
+    """Finds parts by name.
 
-    The module's :data:`REGISTRY` is the one that configurations and the command line use.
+    The plugins are discovered at the first question, once, whichever thread asks. The module's
+    :data:`REGISTRY` is the one that configurations and the command line use.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # re-entrant: a plugin that asks while it is being imported must fail, not hang
+        self._lock = (
+            threading.RLock()
+        )  # re-entrant: a plugin that asks while it is being imported must fail, not hang
         self._discovering = False
         self._plugins: tuple[Plugin, ...] | None = None
         self._local: dict[tuple[str, str], Part] = {}
 
-    def register(self, kind: str, name: str, target: str | type, *, summary: str = "", requires: Sequence[str] = ()) -> Part:
-        """Register a part for this process, as a notebook or a test does; a distribution registers in its plugin's hook.
+    def register(
+        self,
+        kind: str,
+        name: str,
+        target: str | type,
+        *,
+        summary: str = "",
+        requires: Sequence[str] = (),
+    ) -> Part:
+        """Register a part for this process, as a notebook or a test does.
 
-        Registering a name again replaces what this process registered under it before.
+        A distribution registers in its plugin's hook. Registering a name again replaces what this
+        process registered under it before.
 
         Arguments:
             kind: layer, dynamics, root_solver, ode_solver, gradient, backend or command.
@@ -61,7 +76,14 @@ class Registry:
             UnknownPartError: there is no such kind.
             PluginError: a part cannot have that name or target, or the class is not of that kind.
         """
-        part = Part(kind=kind, name=name, target=target, summary=summary, requires=listed(requires), provider=LOCAL)
+        part = Part(
+            kind=kind,
+            name=name,
+            target=target,
+            summary=summary,
+            requires=listed(requires),
+            provider=LOCAL,
+        )
         if not isinstance(target, str):
             part.load()  # an unusable class is refused at once
         self._local[kind, name] = part
@@ -92,9 +114,13 @@ class Registry:
         """
         if kind is not None:
             check_kind(kind)
-        found = [part for plugin in self.plugins() for part in plugin.parts] + list(self._local.values())
+        found = [part for plugin in self.plugins() for part in plugin.parts] + list(
+            self._local.values()
+        )
         kept = [part for part in found if kind in (None, part.kind)]
-        return tuple(sorted(kept, key=lambda part: (KINDS.index(part.kind), part.name, part.provider)))
+        return tuple(
+            sorted(kept, key=lambda part: (KINDS.index(part.kind), part.name, part.provider))
+        )
 
     def find(self, kind: str, name: str) -> Part:
         """The part of that name.
@@ -108,12 +134,18 @@ class Registry:
             AmbiguousPartError: several distributions provide it; the message lists them.
         """
         provider, colon, plain = name.rpartition(":")
-        found = [part for part in self.parts(kind) if part.name == plain and (not colon or part.provider == canonical(provider))]
+        found = [
+            part
+            for part in self.parts(kind)
+            if part.name == plain and (not colon or part.provider == canonical(provider))
+        ]
         if not found:
             raise UnknownPartError(self._unknown(kind, name))
         if len(found) > 1:
             choices = " or ".join(f"{part.qualified_name!r} ({part.target})" for part in found)
-            raise AmbiguousPartError(f"{kind} {name!r} is provided by {len(found)} distributions; say which: {choices}")
+            raise AmbiguousPartError(
+                f"{kind} {name!r} is provided by {len(found)} distributions; say which: {choices}"
+            )
         return found[0]
 
     def find_class(self, cls: type) -> Part:
@@ -132,7 +164,9 @@ class Registry:
         )
 
     def name_of(self, cls: type) -> str:
-        """The name under which a configuration finds that class: qualified where several distributions provide the name.
+        """The name under which a configuration finds that class.
+
+        Qualified where several distributions provide the name.
 
         Raises:
             UnknownPartError: it is not registered.
@@ -142,14 +176,19 @@ class Registry:
         return part.qualified_name if shared else part.name
 
     def install_hint(self, kind: str) -> str:
-        """How to get parts of a kind of which there are none, as the end of a sentence; empty where there are some."""
+        """How to get parts of a kind of which there are none, as the end of a sentence.
+
+        Empty where there are some.
+        """
         return f" (pip install {_HOMES[kind]})" if kind in _HOMES and not self.parts(kind) else ""
 
     def _discover(self) -> tuple[Plugin, ...]:
         from implicitcore.registry.discovery import discover, is_strict
 
         if self._discovering:
-            raise PluginError("a plugin asked for parts while it was being loaded; it may only register its own")
+            raise PluginError(
+                "a plugin asked for parts while it was being loaded; it may only register its own"
+            )
         self._discovering = True
         try:
             found = discover()
@@ -157,7 +196,9 @@ class Registry:
             self._discovering = False
         left_out = _left_out(found)
         if left_out and is_strict():
-            raise PluginError("; ".join(plugin.problem for plugin in left_out)) from left_out[0].cause
+            raise PluginError("; ".join(plugin.problem for plugin in left_out)) from left_out[
+                0
+            ].cause
         observe_from_plugins(observer for plugin in found for observer in plugin.observers)
         self._plugins = found
         return found
@@ -187,7 +228,10 @@ def _left_out(plugins: Sequence[Plugin]) -> list[Plugin]:
 
 
 def _is_target(part: Part, cls: type) -> bool:
-    """Whether the part is that class, told without importing anything: the module of an object's class is imported already."""
+    """Whether the part is that class, told without importing anything.
+
+    The module of an object's class is imported already.
+    """
     if not isinstance(part.target, str):
         return part.target is cls
     module, _, attribute = part.target.partition(":")

@@ -15,8 +15,9 @@ from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
 
-# Steps between two restarts, in units of the depth: a direction remembers all those it was made orthogonal to, and where f is far from
-# linear, steps that long past mislead. Twice the depth cost the fewest evaluations over linear and nonlinear maps alike.
+# Steps between two restarts, in units of the depth: a direction remembers all those it was made
+# orthogonal to, and where f is far from linear, steps that long past mislead. Twice the depth cost
+# the fewest evaluations over linear and nonlinear maps alike.
 PERIOD = 2
 
 
@@ -24,17 +25,31 @@ PERIOD = 2
 class AndersonState:
     """The last directions, and the iterate they go on from."""
 
-    pairs: History  # rows (q_i, p_i), [batch, depth, 2 n]: a difference of residuals, orthonormal, and of the plain steps beside it
-    ridge: float  # added to the length of a new direction, in units of the residual: the regularisation's root
+    # rows (q_i, p_i), [batch, depth, 2 n]: a difference of residuals, orthonormal, and of the plain
+    # steps beside it
+    pairs: History
+    # added to the length of a new direction, in units of the residual: the regularisation's root
+    ridge: float
     least: Tensor  # the least length, above zero: a sample at an exact root has no differences
-    last: tuple[Tensor, Tensor] | None = None  # the residual and the plain step of the iterate before, [batch, 1, n]
-    alive: Tensor | None = None  # [batch, depth], False for the directions from before a restart; None where all are in use
+    last: tuple[Tensor, Tensor] | None = (
+        None  # the residual and the plain step of the iterate before, [batch, 1, n]
+    )
+    alive: Tensor | None = (
+        # [batch, depth], False for the directions from before a restart; None where all are in use
+        None
+    )
     fresh: Tensor | None = None  # [batch], the samples that restart in this step
-    plain: Tensor | None = None  # [batch], those that did in the last one; None where all took an accelerated step
+    plain: Tensor | None = (
+        None  # [batch], those that did in the last one; None where all took an accelerated step
+    )
     scratch: tuple[Tensor, ...] = ()  # a row and its halves, written anew in each step
-    views: tuple[Tensor, ...] = ()  # the rows, and their halves: they cost as much to make as to use
+    views: tuple[
+        Tensor, ...
+    ] = ()  # the rows, and their halves: they cost as much to make as to use
 
-    def difference(self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def difference(
+        self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """What changed from the last residual and plain step to these, as one row ``[batch, 1, 2 n]``, and the residual's part of it."""
         if torch.is_grad_enabled():
             pair = torch.cat((now[0] - last[0], now[1] - last[1]), 2)
@@ -57,32 +72,45 @@ class AndersonState:
 
     def inner(self, backend: Backend, q: Tensor, vector: Tensor) -> Tensor:
         """The inner products of a vector ``[batch, 1, n]`` with the q_i in use, ``[batch, 1, rows]``."""
-        row = backend.gram_row(q, vector)
+        row = backend.inner_products(q, vector)
         return row if self.alive is None else row * self.alive[:, None, : row.shape[2]]
 
     def append(self, pair: Tensor, scale: Tensor) -> None:
         """Take in a direction; a sample that restarts leaves it out with the others."""
         if self.alive is not None:
             used = torch.ones_like(self.alive[:, 0]) if self.fresh is None else ~self.fresh
-            self.alive = self.alive.clone()  # not index_copy, whose index would come from the host, and the device waits for that
+            self.alive = (
+                self.alive.clone()
+            )  # not index_copy, whose index would come from the host, and the device waits for that
             self.alive[:, self.pairs.slot] = used
         self.pairs.append(pair, scale)
 
-    def retreat(self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor], fresh: Tensor) -> tuple[Tensor, Tensor]:
-        """What samples ``fresh`` go on from: where an accelerated step doubled the residual, the iterate it was taken from."""
+    def retreat(
+        self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor], fresh: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What samples ``fresh`` go on from.
+
+        Where an accelerated step doubled the residual, the iterate it was taken from.
+        """
         back = (fresh if self.plain is None else fresh & ~self.plain).view(-1, 1, 1)
         return torch.where(back, last[0], now[0]), torch.where(back, last[1], now[1])
 
     def clear(self) -> None:
         """Forget all directions."""
         self.pairs.clear()
-        self.alive = None if self.alive is None or self.fresh is None else torch.zeros_like(self.alive)
+        self.alive = (
+            None if self.alive is None or self.fresh is None else torch.zeros_like(self.alive)
+        )
 
     def select(self, rows: Tensor) -> AndersonState:
         """The state of some samples."""
         last = None if self.last is None else (self.last[0][rows], self.last[1][rows])
-        alive, fresh, plain = (None if mask is None else mask[rows] for mask in (self.alive, self.fresh, self.plain))
-        return AndersonState(self.pairs.select(rows), self.ridge, self.least, last, alive, fresh, plain)
+        alive, fresh, plain = (
+            None if mask is None else mask[rows] for mask in (self.alive, self.fresh, self.plain)
+        )
+        return AndersonState(
+            self.pairs.select(rows), self.ridge, self.least, last, alive, fresh, plain
+        )
 
 
 @final
@@ -90,21 +118,25 @@ class AndersonState:
 class Anderson(StepwiseRootSolver[AndersonState]):
     """Anderson acceleration (type II) of the fixed-point iteration, per sample, by truncated Gram-Schmidt.
 
-    With g = f(z) - z, the next iterate is p - P gamma for the plain step p = z + damping g: the gamma that minimises ``|g - Q gamma|``,
-    where the columns of Q are differences of past residuals and those of P the differences of plain steps between the same iterates.
-    The newest difference is made orthogonal to the last ``depth`` ones, and its partner follows: no least-squares problem is
-    left to solve, and where J is symmetric, few directions do the work of all. Begins again every 2 ``depth`` steps, and for a
-    sample whose residual doubles: it goes back and takes the plain step in place of the accelerated one.
-    The first choice for an equilibrium layer: about as many evaluations as GMRES where f is linear.
+    With g = f(z) - z, the next iterate is p - P gamma for the plain step p = z + damping g: the
+    gamma that minimises ``|g - Q gamma|``, where the columns of Q are differences of past residuals
+    and those of P the differences of plain steps between the same iterates. The newest difference
+    is made orthogonal to the last ``depth`` ones, and its partner follows: no least-squares problem
+    is left to solve, and where J is symmetric, few directions do the work of all. Begins again
+    every 2 ``depth`` steps, and for a sample whose residual doubles: it goes back and takes the
+    plain step in place of the accelerated one. The first choice for an equilibrium layer: about as
+    many evaluations as GMRES where f is linear.
 
     Attributes:
         depth: earlier directions kept.
         damping: in (0, 1].
-        regularization: relative to the squared residual, added to the squared norm of each new direction; None is ten units of rounding.
+        regularization: relative to the squared residual, added to the squared norm of each new
+            direction; None is ten units of rounding.
 
     Reference:
-        Walker, Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal. 49 (2011), p. 1715-1735; truncated Gram-Schmidt:
-        Tang, Xu, He, Saad, Xi, Anderson Acceleration with Truncated Gram-Schmidt, arXiv 2403.14961.
+        Walker, Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal. 49
+        (2011), p. 1715-1735; truncated Gram-Schmidt: Tang, Xu, He, Saad, Xi, Anderson Acceleration
+        with Truncated Gram-Schmidt, arXiv 2403.14961.
     """
 
     depth: Count = 5
@@ -123,10 +155,15 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         alive = grown.new_ones(len(grown), self.depth) if state.alive is None else state.alive
         return replace(state, alive=alive & ~column(grown), fresh=grown)
 
-    def step(self, system: System, z: Tensor, fz: Tensor, state: AndersonState) -> tuple[Tensor, AndersonState]:
+    def step(
+        self, system: System, z: Tensor, fz: Tensor, state: AndersonState
+    ) -> tuple[Tensor, AndersonState]:
         """See :meth:`StepwiseRootSolver.step`."""
         residual = system.residual(z, fz)
-        g, plain = residual.value.unsqueeze(1), (fz if self.damping == 1 else torch.lerp(z, fz, self.damping)).unsqueeze(1)
+        g, plain = (
+            residual.value.unsqueeze(1),
+            (fz if self.damping == 1 else torch.lerp(z, fz, self.damping)).unsqueeze(1),
+        )
         now, last = (g, plain), state.last
         if last is None:
             state.last, state.plain = now, torch.ones_like(residual.norm, dtype=torch.bool)
@@ -135,16 +172,22 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         state.last = now if state.fresh is None else state.retreat(now, last, state.fresh)
         state.plain, state.fresh = state.fresh, None
         _, q, p = state.rows()
-        return system.backend.mix(state.last[1], state.inner(system.backend, q, g), p, -1).squeeze(1), state
+        return system.backend.axpy_history(
+            state.last[1], state.inner(system.backend, q, g), p, -1
+        ).squeeze(1), state
 
-    def _learn(self, backend: Backend, pair: Tensor, q: Tensor, size: Tensor, state: AndersonState) -> None:
+    def _learn(
+        self, backend: Backend, pair: Tensor, q: Tensor, size: Tensor, state: AndersonState
+    ) -> None:
         """Take in the differences between the last two iterates as a new direction, orthogonal to the others."""
         if state.pairs.count == PERIOD * self.depth:
             state.clear()
         if state.pairs.count:
             rows, others, _ = state.rows()
             graph = torch.is_grad_enabled()
-            pair = backend.mix(pair, state.inner(backend, others, q), rows, -1, out=None if graph else pair)
+            pair = backend.axpy_history(
+                pair, state.inner(backend, others, q), rows, -1, out=None if graph else pair
+            )
             q = pair.narrow(2, 0, q.shape[2]) if graph else q
         length = torch.hypot(norm(q.squeeze(1)), torch.add(state.least, size, alpha=state.ridge))
         state.append(pair, length.reciprocal().view(-1, 1, 1))

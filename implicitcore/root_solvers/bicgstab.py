@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.root_solvers.convergence import Progress
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
@@ -19,17 +19,21 @@ from implicitcore.tensors.norms import column, norm, real_dtype
 class BiCGSTAB(LinearRootSolver):
     """Stabilised bi-conjugate gradients on g(z) = b - A z = 0, per sample, matrix-free.
 
-    A = -dg/dz = I - df/dz comes as products from ``system.linearize``, two an iteration. The storage is seven states however many
-    iterations there are: prefer it to ``GMRES`` where a state is large and the iterations are many; else GMRES needs fewer products
-    and its residual never grows. A sample whose recurrence breaks down begins it anew from its residual. The residual of the recurrence
-    is checked by a true one, and where that is larger the sample goes on. It stagnates where A is nearly skew.
-    On a nonlinear system it solves one linearisation after the other (Newton's method without a line search).
+    A = -dg/dz = I - df/dz comes as products from ``system.linearize``, two an iteration. The
+    storage is seven states however many iterations there are: prefer it to ``GMRES`` where a state
+    is large and the iterations are many; else GMRES needs fewer products and its residual never
+    grows. A sample whose recurrence breaks down begins it anew from its residual. The residual of
+    the recurrence is checked by a true one, and where that is larger the sample goes on. It
+    stagnates where A is nearly skew. On a nonlinear system it solves one linearisation after the
+    other (Newton's method without a line search).
 
     Reference:
         van der Vorst, Bi-CGSTAB, SIAM J. Sci. Stat. Comput. 13 (1992), p. 631-644.
     """
 
-    def cycle(self, system: System, product: Product, g: Tensor, progress: Progress, left: int) -> Correction:
+    def cycle(
+        self, system: System, product: Product, g: Tensor, progress: StopTest, left: int
+    ) -> Correction:
         """See :meth:`LinearRootSolver.cycle`."""
         del system
         recurrence = _Recurrence(product, g, progress)
@@ -46,7 +50,7 @@ class _Recurrence:
         progress: which samples are active, and below which residual each is done.
     """
 
-    def __init__(self, product: Product, g: Tensor, progress: Progress) -> None:
+    def __init__(self, product: Product, g: Tensor, progress: StopTest) -> None:
         self.product = product
         self.beta = norm(g).clamp(min=torch.finfo(real_dtype(g)).tiny)
         self.limit = progress.limit / self.beta.detach()
@@ -85,7 +89,9 @@ class _Recurrence:
         with torch.no_grad():
             size = norm(self.shadow) * norm(self.r)
             broken = (alpha == 0) | (omega == 0) | (rho.abs() <= _eps(rho) * size)
-        beta = self._ratio(rho, self.rho, torch.zeros_like(rho)) * self._ratio(alpha, omega, torch.zeros_like(rho))
+        beta = self._ratio(rho, self.rho, torch.zeros_like(rho)) * self._ratio(
+            alpha, omega, torch.zeros_like(rho)
+        )
         again = column(broken)
         self.p = torch.where(again, self.r, self.r + _times(beta, self.p - _times(omega, v)))
         self.shadow = torch.where(again, self.r, self.shadow)
@@ -100,7 +106,10 @@ class _Recurrence:
         self.active = self.active & (size > self.limit)
 
     def _ratio(self, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-        """A / b for the active samples; 0 for the others, and where b is nothing next to ``scale``."""
+        """A / b for the active samples.
+
+        0 for the others, and where b is nothing next to ``scale``.
+        """
         safe = self.active & (b.abs() > _eps(b) * scale.detach())
         return torch.where(safe, a / torch.where(safe, b, 1), 0)
 

@@ -25,19 +25,23 @@ from implicitcore.tensors.norms import real_dtype
 class Broyden(StepwiseRootSolver[Any]):
     """Broyden's methods on g(z) = f(z) - z, per sample, with limited memory.
 
-    The inverse Jacobian estimate B begins as -I (a plain fixed-point step); after a step s with residual change y the good method
-    makes it B + (s - B y) s^T B / (s^T B y), the bad one B + (s - B y) y^T / (y^T y). When ``memory`` updates are full it begins again:
-    writing over the oldest instead was seen to stall. A sample whose denominator vanishes skips that update.
-    Converges superlinearly near a root and needs no contraction: prefer it where Picard and Anderson diverge or stall. The good
-    method keeps its steps alone; the bad one keeps two vectors a step, and now and then needs fewer of them.
+    The inverse Jacobian estimate B begins as -I (a plain fixed-point step); after a step s with
+    residual change y the good method makes it B + (s - B y) s^T B / (s^T B y), the bad one B + (s -
+    B y) y^T / (y^T y). When ``memory`` updates are full it begins again: writing over the oldest
+    instead was seen to stall. A sample whose denominator vanishes skips that update. Converges
+    superlinearly near a root and needs no contraction: prefer it where Picard and Anderson diverge
+    or stall. The good method keeps its steps alone; the bad one keeps two vectors a step, and now
+    and then needs fewer of them.
 
     Attributes:
-        memory: updates kept; the storage is that many states (twice for the bad method), whatever ``max_steps`` is.
+        memory: updates kept; the storage is that many states (twice for the bad method), whatever
+            ``max_steps`` is.
         variant: ``"good"`` or ``"bad"``: the names are Broyden's own and no verdict.
 
     Reference:
-        Broyden, Math. Comp. 19 (1965), p. 577-593, eq. 4.12; one vector a step: Kelley, Iterative Methods for Linear and Nonlinear
-        Equations (1995), section 7.3; products of updates as one matrix: Byrd, Nocedal, Schnabel, Math. Program. 63 (1994), p. 129-156.
+        Broyden, Math. Comp. 19 (1965), p. 577-593, eq. 4.12; one vector a step: Kelley, Iterative
+        Methods for Linear and Nonlinear Equations (1995), section 7.3; products of updates as one
+        matrix: Byrd, Nocedal, Schnabel, Math. Program. 63 (1994), p. 129-156.
     """
 
     memory: Count = 20
@@ -45,20 +49,34 @@ class Broyden(StepwiseRootSolver[Any]):
 
     def init(self, system: System, z: Tensor) -> _Good | _Bad:
         """B = -I."""
-        return _Good(system, z, self.memory) if self.variant == "good" else _Bad(system, z, self.memory)
+        return (
+            _Good(system, z, self.memory)
+            if self.variant == "good"
+            else _Bad(system, z, self.memory)
+        )
 
-    def solve_keeping(self, system: System, z0: Tensor) -> tuple[Solution, Callable[[Tensor], Tensor]]:
-        """The solution, and the estimate at its end: v -> -B^H v, near (I - J)^-H v for ``[batch, n]``.
+    def solve_keeping(
+        self, system: System, z0: Tensor
+    ) -> tuple[Solution, Callable[[Tensor], Tensor]]:
+        """The solution, and the estimate at its end.
+
+        V -> -B^H v, near (I - J)^-H v for ``[batch, n]``.
 
         Raises:
-            GradientError: of the bad variant, or where samples leave the batch (``compact``) or wait for others (``sync_steps``).
+            GradientError: of the bad variant, or where samples leave the batch (``compact``) or
+                wait for others (``sync_steps``).
         """
         if self.variant == "bad" or self.compact or system.scope.group is not None:
-            raise GradientError(f"the inverse is kept by Broyden's good method, without compact and sync_steps; received {self}")
+            raise GradientError(
+                "the inverse is kept by Broyden's good method, without compact and "
+                f"sync_steps; received {self}"
+            )
         solution, state = iterate(self, system, z0)
         return solution, partial(state.transposed, solution.steps)
 
-    def step(self, system: System, z: Tensor, fz: Tensor, state: _Good | _Bad) -> tuple[Tensor, _Good | _Bad]:
+    def step(
+        self, system: System, z: Tensor, fz: Tensor, state: _Good | _Bad
+    ) -> tuple[Tensor, _Good | _Bad]:
         """See :meth:`StepwiseRootSolver.step`."""
         g = system.residual(z, fz).value
         return z + state.step(g.unsqueeze(1)).squeeze(1), state
@@ -67,9 +85,11 @@ class Broyden(StepwiseRootSolver[Any]):
 class _Good:
     """The steps s_0, s_1, ... since the last restart.
 
-    With t_j = s_j / ``|s_j|^2``, -B is the product of all I + s_{j+1} t_j^T, the newest on the left, and the next step s = -B g is in
-    its own newest factor: s = d / (1 - c_{k-1}), where d = g + sum_{j<k-1} c_j s_{j+1} and c_j = t_j^T (g + sum_{i<j} c_i s_{i+1}).
-    Without a graph, the matrix that takes S g to the coefficients of S gains a row a step, and all else is three products with S.
+    With t_j = s_j / ``|s_j|^2``, -B is the product of all I + s_{j+1} t_j^T, the newest on the
+    left, and the next step s = -B g is in its own newest factor: s = d / (1 - c_{k-1}), where d = g
+    + sum_{j<k-1} c_j s_{j+1} and c_j = t_j^T (g + sum_{i<j} c_i s_{i+1}). Without a graph, the
+    matrix that takes S g to the coefficients of S gains a row a step, and all else is three
+    products with S.
     """
 
     def __init__(self, system: System, z: Tensor, memory: int) -> None:
@@ -102,21 +122,24 @@ class _Good:
     def _solve(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """d and 1 / (1 - c)."""
         newest, rows = self.steps.count, self._window()
-        c = torch.bmm(self.backend.gram_row(rows, g).to(self.units.dtype), self.turned)
+        c = torch.bmm(self.backend.inner_products(rows, g).to(self.units.dtype), self.turned)
         scale, safe = _scale(c.narrow(2, newest, 1), self.limit, self.one)
         self.lines[newest].mul_(safe)
         # The row of the step to be found is still zero, so its own coefficient adds nothing here.
-        return self.backend.mix(g, c.to(g.dtype), rows), scale
+        return self.backend.axpy_history(g, c.to(g.dtype), rows), scale
 
     def _learn(self, s: Tensor) -> None:
         """The coefficient of the step that follows s."""
         newest, rows = self.steps.count - 1, self._window()
-        gram = self.backend.gram_row(rows, s).to(self.units.dtype)
+        gram = self.backend.inner_products(rows, s).to(self.units.dtype)
         row = torch.baddbmm(self.unit_rows[newest], gram, self.block)
         torch.div(row, gram.narrow(2, newest, 1) + self.tiny, out=self.lines[newest + 1])
 
     def _window(self) -> Tensor:
-        """The steps so far and a zero row, and views of the matrix for so many: they cost as much to make as to use."""
+        """The steps so far and a zero row, and views of the matrix for so many.
+
+        They cost as much to make as to use.
+        """
         rows = self.steps.rows(ahead=1)
         if rows.shape[1] != self.size:
             self.size = rows.shape[1]
@@ -140,7 +163,9 @@ class _Good:
         for newer in range(len(steps) - 1, 0, -1):
             own = taken - self.forgotten - 2 >= newer
             share = torch.where(own, self.matrix[:, newer, newer - 1], 0).to(v.dtype)
-            v = v + steps[newer - 1] * (share.view(-1, 1, 1) * (steps[newer].conj() * v).sum(2, keepdim=True))
+            v = v + steps[newer - 1] * (
+                share.view(-1, 1, 1) * (steps[newer].conj() * v).sum(2, keepdim=True)
+            )
         return v.squeeze(1)
 
     def select(self, rows: Tensor) -> _Good:
@@ -173,14 +198,23 @@ class _Bad:
         self.last: Tensor | None = None
 
     def step(self, g: Tensor) -> Tensor:
-        """-B g, after the last step is taken in: B y = B g - B g_last = B g + s, so s - B y is -B g of the estimate before."""
+        """-B g, after the last step is taken in.
+
+        B y = B g - B g_last = B g + s, so s - B y is -B g of the estimate before.
+        """
         last, self.last = self.last, g
         if last is None or self.left.count == self.left.depth:
             self.left.clear()
             self.right.clear()
             return g
         rows, y = self.right, g - last
-        direction = g if not rows.count else self.backend.mix(g, self.backend.gram_row(rows.rows(), g), self.left.rows(), -1)
+        direction = (
+            g
+            if not rows.count
+            else self.backend.axpy_history(
+                g, self.backend.inner_products(rows.rows(), g), self.left.rows(), -1
+            )
+        )
         square = (y.conj() * y).sum(2, keepdim=True)
         u = torch.where(square.abs() > 0, direction / torch.where(square == 0, 1, square), 0)
         self.left.append(u)

@@ -21,17 +21,20 @@ from implicitcore.tensors.norms import column
 @final
 @dataclass(frozen=True)
 class Chain(Options, RootSolver):
-    """A cheap solver first; only the samples that it leaves unconverged go on to the next one, from their best iterates.
+    """A cheap solver first.
 
-    The later solvers see those samples alone (:meth:`implicitcore.System.select`), and pay for no others. Evaluations and steps
-    add up; a sample's iterate, residual and status are those of the solver that came closest. Each solver has its own tolerance:
-    the chain promises the loosest of them. Prefer a single solver where it converges for all samples: a chain of one is that solver.
+    Only the samples that it leaves unconverged go on to the next one, from their best iterates. The
+    later solvers see those samples alone (:meth:`implicitcore.System.select`), and pay for no
+    others. Evaluations and steps add up; a sample's iterate, residual and status are those of the
+    solver that came closest. Each solver has its own tolerance: the chain promises the loosest of
+    them. Prefer a single solver where it converges for all samples: a chain of one is that solver.
 
     Attributes:
         solvers: in their order.
 
     Reference:
-        Brune, Knepley, Smith, Tu, Composing Scalable Nonlinear Algebraic Solvers, SIAM Review 57 (2015), p. 535-565.
+        Brune, Knepley, Smith, Tu, Composing Scalable Nonlinear Algebraic Solvers, SIAM Review 57
+        (2015), p. 535-565.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -74,14 +77,24 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
     """
     with torch.no_grad():
         old, new = _residual(before)[which], _residual(after)
-        # Converged beats not; else the smaller residual does, and the later solve where they are equal.
+        # Converged beats not; else the smaller residual does, and the later solve where they are
+        # equal.
         better = after.converged | (~before.converged[which] & (new <= old))
         residual = _residual(before).index_copy(0, which, torch.where(better, new, old))
-        status = before.status.index_copy(0, which, torch.where(better, after.status, before.status[which]))
-    z = before.z.index_copy(0, which, torch.where(column(better), after.z, before.z.index_select(0, which)))
+        status = before.status.index_copy(
+            0, which, torch.where(better, after.status, before.status[which])
+        )
+    z = before.z.index_copy(
+        0, which, torch.where(column(better), after.z, before.z.index_select(0, which))
+    )
     steps = before.steps.index_add(0, which, after.steps.to(before.steps))
     return replace(
-        before, z=z, residual=residual, status=status, steps=steps, trace=after.trace if len(after.z) == len(z) else before.trace
+        before,
+        z=z,
+        residual=residual,
+        status=status,
+        steps=steps,
+        trace=after.trace if len(after.z) == len(z) else before.trace,
     )
 
 

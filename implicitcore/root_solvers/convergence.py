@@ -1,4 +1,7 @@
-"""How far each sample of a solve is: the stop test of every root solver and of the steady-state integration."""
+"""How far each sample of a solve is.
+
+The stop test of every root solver and of the steady-state integration.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,25 @@ from implicitcore.solution import Solution, Status
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, real_dtype
 
-# A residual this many times its scale at the start is lost: the sample is stopped before it overflows.
+# A residual this many times its scale at the start is lost: the sample is stopped before it
+# overflows.
 DIVERGENCE = 1e8
 
 # A residual this many times that of the step before shows that what a solver remembers misleads it.
 GROWTH = 2.0
 
-# On an accelerator, iterations between two looks at which samples are done: a look waits for all that is queued.
+# On an accelerator, iterations between two looks at which samples are done: a look waits for all
+# that is queued.
 LOOK_EVERY = 4
 
 
-class Progress:
-    """How far each sample is: which are active, their best iterates, measured residuals and statuses.
+class StopTest:
+    """How far each sample is.
 
-    Every promise about stopping is kept here and nowhere else: per sample, on the true residual, best iterate returned. Most
-    iterations change nothing but the residuals; they cost one comparison, and the rest is done when a sample stops or gets worse.
+    Which are active, their best iterates, measured residuals and statuses. Every promise about
+    stopping is kept here and nowhere else: per sample, on the true residual, best iterate returned.
+    Most iterations change nothing but the residuals; they cost one comparison, and the rest is done
+    when a sample stops or gets worse.
 
     Arguments:
         system: gives the residual and the scale of the relative tolerance.
@@ -38,11 +45,12 @@ class Progress:
         active: ``[batch]``, the samples that have not stopped.
         remaining: how many they are, as last looked at.
         limit: ``[batch]``, below which a residual meets the tolerance.
-        grown: ``[batch]``, the samples whose residual has more than doubled in the last step; None where there are none.
+        grown: ``[batch]``, the samples whose residual has more than doubled in the last step; None
+            where there are none.
     """
 
     def __init__(self, system: System, z0: Tensor, tol: float, atol: float) -> None:
-        self.system, self.start, self.tol, self.atol = system, z0, max(tol, system.rounding), atol
+        self.system, self.start, self.tol, self.atol = system, z0, max(tol, system.tol_floor), atol
         self.on_host = z0.device.type == "cpu"
         self.remaining, self.count = z0.shape[0], 0
         self.active = torch.ones(self.remaining, dtype=torch.bool, device=z0.device)
@@ -52,13 +60,16 @@ class Progress:
         self.finite: Tensor | None = None
         self.steps = torch.zeros(self.remaining, dtype=torch.int64, device=z0.device)
         self.best = z0
-        self.size = self.best_norm = torch.full((self.remaining,), torch.inf, dtype=real_dtype(z0), device=z0.device)
-        # The least that a residual is compared with: above zero, so that an exact root is seen; below all for a stopped sample.
+        self.size = self.best_norm = torch.full(
+            (self.remaining,), torch.inf, dtype=real_dtype(z0), device=z0.device
+        )
+        # The least that a residual is compared with: above zero, so that an exact root is seen;
+        # below all for a stopped sample.
         self.floor = torch.full_like(self.best_norm, atol + torch.finfo(self.best_norm.dtype).tiny)
         self.start_norm: Tensor | None = None
         self.scale: Tensor | None = None
         self.grown: Tensor | None = None
-        self.whole: tuple[Progress, Tensor] | None = None
+        self.whole: tuple[StopTest, Tensor] | None = None
         self.trace = system.trace
         self.last: Tensor
         self.ceiling: Tensor
@@ -76,7 +87,8 @@ class Progress:
     def note(self, z: Tensor, residual: Residual) -> bool:
         """Take note of an iterate whose residual is known.
 
-        Only here does a sample stop: its residual met the tolerance, is not finite, or has diverged.
+        Only here does a sample stop: its residual met the tolerance, is not finite, or has
+        diverged.
         """
         if torch.is_grad_enabled():
             with torch.no_grad():
@@ -87,10 +99,17 @@ class Progress:
         return self.remaining == 0
 
     def _assess(self, residual: Residual) -> Tensor | None:
-        """Which samples improved; None where all did that go on, so that the iterate is the best of each sample."""
+        """Which samples improved.
+
+        None where all did that go on, so that the iterate is the best of each sample.
+        """
         size = self._measure(residual)
         # Both comparisons in two calls, and NaN fails them: most iterations end here.
-        if self.on_host and self.lost is None and torch.equal(torch.clamp(size, self.limit, self.best_norm), size):
+        if (
+            self.on_host
+            and self.lost is None
+            and torch.equal(torch.clamp(size, self.limit, self.best_norm), size)
+        ):
             self.best_norm = self.size = size
             self.grown = None
             return None
@@ -102,7 +121,8 @@ class Progress:
         size = residual.norm.detach()
         self.count += 1
         if self.start_norm is None:
-            # A tolerance relative to an infinite start would be met by anything; one relative to NaN is met by nothing.
+            # A tolerance relative to an infinite start would be met by anything; one relative to
+            # NaN is met by nothing.
             self.start_norm = torch.nan_to_num(size, torch.nan, torch.nan)
             self.ceiling = torch.maximum(self.start_norm, residual.update_norm).mul(DIVERGENCE)
         scale = self.system.scale(residual.update_norm, self.start_norm)
@@ -149,7 +169,11 @@ class Progress:
     def _compare(self, size: Tensor) -> Tensor | None:
         """See :meth:`_assess`."""
         last, self.size, self.grown = self.size, size, None
-        if self.on_host and self.lost is None and torch.equal(torch.minimum(size, self.best_norm), size):
+        if (
+            self.on_host
+            and self.lost is None
+            and torch.equal(torch.minimum(size, self.best_norm), size)
+        ):
             self.best_norm = size
             return None
         grown = size > GROWTH * last
@@ -175,23 +199,46 @@ class Progress:
             return torch.where(column(self.active), z_next, z)
         return z_next.index_copy(0, self.stopped, z.index_select(0, self.stopped))
 
-    def part(self, system: System, rows: Tensor) -> Progress:
+    def part(self, system: System, rows: Tensor) -> StopTest:
         """The progress of the samples ``rows`` alone, which goes on with their ``system`` and reports to this one."""
         part = copy.copy(self)
         part.system, part.whole = system, (self, rows)
-        for name in ("start", "active", "steps", "best", "best_norm", "size", "floor", "start_norm", "ceiling"):
+        for name in (
+            "start",
+            "active",
+            "steps",
+            "best",
+            "best_norm",
+            "size",
+            "floor",
+            "start_norm",
+            "ceiling",
+        ):
             setattr(part, name, getattr(self, name).index_select(0, rows))
-        part.remaining, part.lost, part.finite, part.stopped, part.scale = len(rows), None, None, None, None
+        part.remaining, part.lost, part.finite, part.stopped, part.scale = (
+            len(rows),
+            None,
+            None,
+            None,
+            None,
+        )
         return part
 
-    def _report(self, whole: Progress, rows: Tensor) -> None:
+    def _report(self, whole: StopTest, rows: Tensor) -> None:
         for name in ("active", "steps", "best", "best_norm"):
             setattr(whole, name, getattr(whole, name).index_copy(0, rows, getattr(self, name)))
         whole.count, whole.remaining = self.count, self.remaining
         if self.lost is not None and self.finite is not None:
             none = torch.zeros_like(whole.active)
-            lost, finite = (none, ~none) if whole.lost is None or whole.finite is None else (whole.lost, whole.finite)
-            whole.lost, whole.finite = lost.index_copy(0, rows, self.lost), finite.index_copy(0, rows, self.finite)
+            lost, finite = (
+                (none, ~none)
+                if whole.lost is None or whole.finite is None
+                else (whole.lost, whole.finite)
+            )
+            whole.lost, whole.finite = (
+                lost.index_copy(0, rows, self.lost),
+                finite.index_copy(0, rows, self.finite),
+            )
 
     def status(self) -> Tensor:
         """``[batch]`` int8."""
@@ -209,7 +256,9 @@ class Progress:
             self._report(*self.whole)
             return self.whole[0].solution(steps)
         if steps is None:
-            steps = torch.where(self.active, self.count, self.steps) if self.remaining else self.steps
+            steps = (
+                torch.where(self.active, self.count, self.steps) if self.remaining else self.steps
+            )
         return Solution(
             z=self.best,
             start=self.start,

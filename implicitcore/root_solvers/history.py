@@ -7,16 +7,17 @@ import copy
 import torch
 from torch import Tensor
 
-# Up to so many entries, the rows in use are eight and double when they are full: the same view serves several steps, zeros cost less than
-# views, and a product with fewer than four rows takes a path in torch that was measured four times slower on a CPU.
+# Up to so many entries, the rows in use are eight and double when they are full: the same view
+# serves several steps, zeros cost less than views, and a product with fewer than four rows takes a
+# path in torch that was measured four times slower on a CPU.
 SMALL, FIRST = 2**20, 8
 
 
 class History:
     """The last ``depth`` vectors of each sample, as one tensor ``[batch, depth, n]``.
 
-    Without a graph it is one buffer, allocated once and written in place; with one it is a list, for autograd must
-    keep every past value.
+    Without a graph it is one buffer, allocated once and written in place; with one it is a list,
+    for autograd must keep every past value.
 
     Arguments:
         like: a packed state ``[batch, n]``.
@@ -46,7 +47,9 @@ class History:
     def append(self, row: Tensor, scale: Tensor | None = None) -> None:
         """Write a row ``[batch, 1, n]``, times ``scale`` ``[batch, 1, 1]``, over the oldest."""
         if self._list is not None:
-            self._list[self.slot : self.slot + 1] = [row if scale is None else (row * scale).to(row.dtype)]
+            self._list[self.slot : self.slot + 1] = [
+                row if scale is None else (row * scale).to(row.dtype)
+            ]
         elif scale is None:
             self._slots[self.slot].copy_(row)
         else:
@@ -69,7 +72,10 @@ class History:
         return list(self._slots[: self.count]) if self._list is None else self._list
 
     def rows(self, ahead: int = 0) -> Tensor:
-        """``[batch, rows, n]`` in the order of the slots: those written, ``ahead`` zero rows, and some more where there are few."""
+        """``[batch, rows, n]`` in the order of the slots.
+
+        Those written, ``ahead`` zero rows, and some more where there are few.
+        """
         if self._list is not None:
             return torch.cat(self._list, 1)
         needed = min(self.count + ahead, self.depth)

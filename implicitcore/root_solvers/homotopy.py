@@ -15,7 +15,7 @@ from implicitcore.options.options import Options
 from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.chain import merge
-from implicitcore.root_solvers.convergence import Progress
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.root_solvers.newton import Newton
@@ -26,7 +26,8 @@ from implicitcore.tensors.packing import Packing
 
 # How fast an integrated state is drawn back to the path, per unit of its length.
 ATTRACTION = 1.0
-# How far GMRES reduces the linear system of a tangent, relative to its right side, and the most products.
+# How far GMRES reduces the linear system of a tangent, relative to its right side, and the most
+# products.
 INNER, MOST = 1e-3, 30
 
 
@@ -35,16 +36,20 @@ INNER, MOST = 1e-3, 30
 class Homotopy(Options, RootSolver):
     """Follow the zero path of H(z, s) = s (z - f(z)) + (1 - s)(z - a) from s = 0, where z = a = z0, to s = 1, then correct.
 
-    Any ODE solver integrates along the path, per sample. Where n <= ``dense_below`` the path is followed by its arc length: with
-    v = (I - s J)^-1 (f(z) - a) its tangent is sign(det(I - s J)) (v, 1) / sqrt(1 + ``|v|^2``), so it may turn back in s as often as
-    it likes. Larger systems are followed by s itself, dz/ds = v by GMRES, and a path that turns back is not. The state is also drawn
-    towards H = 0, so that loose stepping tolerances do. On a linear system the corrector works alone.
+    Any ODE solver integrates along the path, per sample. Where n <= ``dense_below`` the path is
+    followed by its arc length: with v = (I - s J)^-1 (f(z) - a) its tangent is sign(det(I - s J))
+    (v, 1) / sqrt(1 + ``|v|^2``), so it may turn back in s as often as it likes. Larger systems are
+    followed by s itself, dz/ds = v by GMRES, and a path that turns back is not. The state is also
+    drawn towards H = 0, so that loose stepping tolerances do. On a linear system the corrector
+    works alone.
 
-    For almost every a the path is smooth and ends at s = 1 or at infinity; where f maps a ball into itself and a is in it, at a root.
-    It finds roots with det(I - J) > 0: to find another root of g, give ``find_root`` -g. A sample whose path does not arrive is
-    corrected from where it was left. For the hard cases, from starts where ``Newton`` ends in a minimum of ``|g|`` that is no root:
-    each stage of each step costs what an iteration of ``Newton`` does. Where a graph is wanted (``Unrolled``), a path by its length gets
-    none: two Newton steps from its end carry the gradient.
+    For almost every a the path is smooth and ends at s = 1 or at infinity; where f maps a ball into
+    itself and a is in it, at a root. It finds roots with det(I - J) > 0: to find another root of g,
+    give ``find_root`` -g. A sample whose path does not arrive is corrected from where it was left.
+    For the hard cases, from starts where ``Newton`` ends in a minimum of ``|g|`` that is no root:
+    each stage of each step costs what an iteration of ``Newton`` does. Where a graph is wanted
+    (``Unrolled``), a path by its length gets none: two Newton steps from its end carry the
+    gradient.
 
     Attributes:
         ode_solver: integrates along the path; its ``max_steps`` bounds the steps.
@@ -52,8 +57,9 @@ class Homotopy(Options, RootSolver):
         dense_below: largest n whose Jacobians are formed (n products).
 
     Reference:
-        Chow, Mallet-Paret, Yorke, Finding zeroes of maps: homotopy methods that are constructive with probability one, Math. Comp. 32
-        (1978), p. 887-899; orientation: Allgower, Georg, Introduction to Numerical Continuation Methods (1990), section 2.1.
+        Chow, Mallet-Paret, Yorke, Finding zeroes of maps: homotopy methods that are constructive
+        with probability one, Math. Comp. 32 (1978), p. 887-899; orientation: Allgower, Georg,
+        Introduction to Numerical Continuation Methods (1990), section 2.1.
     """
 
     ode_solver: ODESolver = Tsit5(rtol=1e-2, atol=1e-3, max_steps=300)
@@ -64,31 +70,48 @@ class Homotopy(Options, RootSolver):
         """See :meth:`RootSolver.solve`."""
         if system.linear:
             return self.corrector.solve(system, z0)
-        progress = Progress(system, z0, getattr(self.corrector, "tol", 0.0), getattr(self.corrector, "atol", 0.0))
+        progress = StopTest(
+            system, z0, getattr(self.corrector, "tol", 0.0), getattr(self.corrector, "atol", 0.0)
+        )
         if progress.observe(z0, system.update(z0)):
             return progress.solution()
         dense = z0.shape[1] <= self.dense_below
-        z, steps = _by_length(self.ode_solver, system, z0, progress) if dense else _by_s(self.ode_solver, system, z0)
+        z, steps = (
+            _by_length(self.ode_solver, system, z0, progress)
+            if dense
+            else _by_s(self.ode_solver, system, z0)
+        )
         usable = progress.active & (norm(z - z0) < progress.ceiling)  # not where the path ran away
         z = torch.where(column(usable), z, z0)
-        after = self._correct(system, _anchored(system, z) if dense and torch.is_grad_enabled() else z, progress)
+        after = self._correct(
+            system, _anchored(system, z) if dense and torch.is_grad_enabled() else z, progress
+        )
         merged = merge(progress.solution(), after, _all(z0))
         steps = torch.where(progress.active, steps + after.steps, progress.steps)
         return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)
 
-    def _correct(self, system: System, z: Tensor, progress: Progress) -> Solution:
+    def _correct(self, system: System, z: Tensor, progress: StopTest) -> Solution:
         """The corrector's solution from z, to a tolerance that is relative to the start of the path and not to its end."""
         first = self.corrector.solve(system, z)
         limit = system.scale(norm(first.z), progress.best_norm) * progress.tol + progress.atol
-        loose = first.converged if first.residual is None else first.converged & (first.residual > limit)
+        loose = (
+            first.converged
+            if first.residual is None
+            else first.converged & (first.residual > limit)
+        )
         if not bool(loose.any()):
             return first
-        first = replace(first, status=torch.where(loose, int(Status.MAX_STEPS), first.status).to(first.status))
+        first = replace(
+            first, status=torch.where(loose, int(Status.MAX_STEPS), first.status).to(first.status)
+        )
         return merge(first, self.corrector.solve(system, first.z), _all(z))
 
 
 def _anchored(system: System, z: Tensor) -> Tensor:
-    """The value z with the graph of two Newton steps: near a root its first two derivatives are the root's, whichever way led there."""
+    """The value z with the graph of two Newton steps.
+
+    Near a root its first two derivatives are the root's, whichever way led there.
+    """
     end = z.detach()
     for _ in range(2):
         point = Point(system, end)
@@ -101,7 +124,9 @@ def _all(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _by_length(solver: ODESolver, system: System, z0: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+def _by_length(
+    solver: ODESolver, system: System, z0: Tensor, progress: StopTest
+) -> tuple[Tensor, Tensor]:
     """Follow the path by its length; where each sample arrived or was left, and its steps.
 
     Without a graph: the last step goes beyond s = 1, by a length whose derivative nothing knows.
@@ -139,7 +164,11 @@ class _Path(System):
         """See :meth:`System.select`."""
         part = copy.copy(self)
         part.packing = replace(self.packing, batch=len(index))
-        part.system, part.a, part.start = self.system.select(index), self.a.index_select(0, index), self.start.index_select(0, index)
+        part.system, part.a, part.start = (
+            self.system.select(index),
+            self.a.index_select(0, index),
+            self.start.index_select(0, index),
+        )
         return part
 
     def update(self, z: Tensor) -> Tensor:
@@ -151,17 +180,25 @@ class _Path(System):
         point, s = Point(self.system, z), column(t).to(z.dtype)
         right = point.fz - self.a - ATTRACTION * (z - torch.lerp(self.a, point.fz, s))
         limit = INNER * norm(right.detach())
-        return Krylov(self.backend, lambda v: v - s * point.jacobian.jvp(v), right, limit, MOST).minimise()
+        return Krylov(
+            self.backend, lambda v: v - s * point.jacobian.jvp(v), right, limit, MOST
+        ).minimise()
 
 
 class _LengthPath(_Path):
-    """The zero path of H in y = (z, s), ``[batch, n + 1]``, by its length; past s = 1 it goes straight on, in s alone."""
+    """The zero path of H in y = (z, s), ``[batch, n + 1]``, by its length.
+
+    Past s = 1 it goes straight on, in s alone.
+    """
 
     def __init__(self, system: System, a: Tensor) -> None:
         super().__init__(system, a, torch.cat((a, torch.zeros_like(a[:, :1])), 1))
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
-        """The tangent, and the way back to the path: the least step that solves the linearisation of H = 0."""
+        """The tangent, and the way back to the path.
+
+        The least step that solves the linearisation of H = 0.
+        """
         del t
         point, s = Point(self.system, z[:, :-1]), z[:, -1:].clamp(max=1)
         drop = torch.where(z[:, -1:] < 1, point.fz - self.a, 0)  # -dH/ds
@@ -181,6 +218,8 @@ def _solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     tiny = torch.finfo(lu.dtype).eps * torch.linalg.matrix_norm(matrix.detach()).unsqueeze(1)
     lu = lu + torch.diag_embed(torch.where(diagonal == 0, tiny, 0))
     with torch.no_grad():
-        swaps = (pivots != torch.arange(1, pivots.shape[1] + 1, device=pivots.device)).sum(1, keepdim=True)
+        swaps = (pivots != torch.arange(1, pivots.shape[1] + 1, device=pivots.device)).sum(
+            1, keepdim=True
+        )
         sign = lu.diagonal(dim1=1, dim2=2).sign().prod(1, keepdim=True) * (1 - 2 * (swaps % 2))
     return torch.linalg.lu_solve(lu, pivots, right.to(lu.dtype)).to(right.dtype), sign

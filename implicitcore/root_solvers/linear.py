@@ -13,7 +13,7 @@ from torch import Tensor
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count, Tolerance
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.convergence import Progress
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.solution import Solution
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
@@ -31,13 +31,16 @@ class Correction(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRootSolver(Options, RootSolver):
-    """Cycles of a matrix-free method for A s = g, with g = g(z) = b - A z, per sample; each begins at the residual measured.
+    """Cycles of a matrix-free method for A s = g, with g = g(z) = b - A z, per sample.
 
-    A = -dg/dz = I - df/dz comes as products from ``system.linearize``. The residual is measured after a cycle, though the methods predict
-    it: rounding, and a cell that mixes samples, part the two. On a nonlinear system a cycle solves the linearisation at z.
+    Each begins at the residual measured. A = -dg/dz = I - df/dz comes as products from
+    ``system.linearize``. The residual is measured after a cycle, though the methods predict it:
+    rounding, and a cell that mixes samples, part the two. On a nonlinear system a cycle solves the
+    linearisation at z.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm (relative to the incoming gradient in a backward pass).
+        tol: relative tolerance per sample, in the 2-norm (relative to the incoming gradient in a
+            backward pass).
         atol: absolute tolerance beside it.
         max_steps: most products.
     """
@@ -47,12 +50,17 @@ class LinearRootSolver(Options, RootSolver):
     max_steps: Count = 100
 
     @abstractmethod
-    def cycle(self, system: System, product: Product, g: Tensor, progress: Progress, left: int) -> Correction:
-        """An s with A s near g for the active samples, after about ``left`` products at most; ``product`` is v -> A v."""
+    def cycle(
+        self, system: System, product: Product, g: Tensor, progress: StopTest, left: int
+    ) -> Correction:
+        """An s with A s near g for the active samples, after about ``left`` products at most.
+
+        ``product`` is v -> A v.
+        """
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        progress = Progress(system, z0, self.tol, self.atol)
+        progress = StopTest(system, z0, self.tol, self.atol)
         z, fz = z0, system.update(z0)
         stopped = progress.observe(z, fz)
         products, steps = 0, torch.zeros_like(progress.steps)

@@ -34,14 +34,25 @@ class Point:
         return self.residual.norm.detach()
 
     def matrix(self, shift: Tensor | float = 1.0, scale: Tensor | float = 1.0) -> Tensor:
-        """The matrices shift I - scale J, ``[batch, n, n]``, each of one number or ``[batch, 1]``: n products."""
+        """The matrices shift I - scale J, ``[batch, n, n]``, each of one number or ``[batch, 1]``.
+
+        N products.
+        """
         jacobian = self.jacobian.matrix().to(real_dtype(self.z))
         diagonal = torch.ones_like(jacobian[:, 0]) * shift
-        return torch.diag_embed(diagonal) - jacobian * (scale.unsqueeze(2) if isinstance(scale, Tensor) else scale)
+        return torch.diag_embed(diagonal) - jacobian * (
+            scale.unsqueeze(2) if isinstance(scale, Tensor) else scale
+        )
 
     def krylov(self, shift: Tensor | float, limit: Tensor, most: int) -> Tensor:
         """s with ``|g - (shift I - J) s| <= limit``, as far as ``most`` products go, by GMRES."""
-        return Krylov(self.system.backend, lambda v: v * shift - self.jacobian.jvp(v), self.residual.value, limit, most).minimise()
+        return Krylov(
+            self.system.backend,
+            lambda v: v * shift - self.jacobian.jvp(v),
+            self.residual.value,
+            limit,
+            most,
+        ).minimise()
 
 
 def solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +66,10 @@ def solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def damped(matrix: Tensor, right: Tensor) -> Tensor:
-    """The damped least squares (A^T A + D) s = A^T right with D = ``DAMPING`` diag(A^T A): it has an answer where A is singular."""
+    """The damped least squares (A^T A + D) s = A^T right with D = ``DAMPING`` diag(A^T A).
+
+    It has an answer where A is singular.
+    """
     scale = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
     eps = torch.finfo(scale.dtype).eps * torch.linalg.matrix_norm(matrix)[:, None, None]
     scale = torch.maximum(scale, eps).clamp(min=torch.finfo(scale.dtype).tiny)

@@ -11,7 +11,7 @@ from torch import Tensor
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count, Tolerance, Whole
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.convergence import Progress
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linearized import Point, damped, solve
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
@@ -19,7 +19,8 @@ from implicitcore.tensors.norms import column
 
 # A step of length a is accepted where it lowers |g| by this share of a.
 ARMIJO = 1e-4
-# A sample whose last step was shorter than this is near a singular Jacobian: its next one is damped.
+# A sample whose last step was shorter than this is near a singular Jacobian: its next one is
+# damped.
 SHORT = 0.1
 # The forcing term is at most this, and falls with FORCING times the square of the last decrease.
 LOOSEST, FORCING = 0.5, 0.9
@@ -30,16 +31,19 @@ LOOSEST, FORCING = 0.5, 0.9
 class Newton(Options, RootSolver):
     """Newton's method on g(z) = f(z) - z: (I - J) s = g with J = df/dz, then z + a s, per sample.
 
-    The length a begins at one and is cut, by the minimum of a parabola, until ``|g|`` falls by the rule of Armijo. Where n <=
-    ``dense_below`` the Jacobian is formed (n products) and factorised; a sample whose Jacobian is singular, or whose last step was
-    short, takes a damped least squares step instead. Larger systems are solved by GMRES as far as the forcing term asks.
-    A sample that no step improves stops, with the status ``max_steps``.
+    The length a begins at one and is cut, by the minimum of a parabola, until ``|g|`` falls by the
+    rule of Armijo. Where n <= ``dense_below`` the Jacobian is formed (n products) and factorised; a
+    sample whose Jacobian is singular, or whose last step was short, takes a damped least squares
+    step instead. Larger systems are solved by GMRES as far as the forcing term asks. A sample that
+    no step improves stops, with the status ``max_steps``.
 
-    Converges quadratically near a root with a regular Jacobian, contraction or not. An iteration costs many products: prefer
-    ``Anderson`` or ``Broyden`` where they converge, ``Homotopy`` where the line search ends in a minimum of ``|g|`` that is no root.
+    Converges quadratically near a root with a regular Jacobian, contraction or not. An iteration
+    costs many products: prefer ``Anderson`` or ``Broyden`` where they converge, ``Homotopy`` where
+    the line search ends in a minimum of ``|g|`` that is no root.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| + atol``.
+        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
+            atol``.
         atol: absolute tolerance beside it.
         max_steps: most iterates, the start included.
         dense_below: largest n whose Jacobians are formed; the storage is n^2 per sample.
@@ -47,8 +51,9 @@ class Newton(Options, RootSolver):
         backtracks: most times a step is cut; 0 always takes the full step.
 
     Reference:
-        Dennis, Schnabel, Numerical Methods for Unconstrained Optimization and Nonlinear Equations (1983), section 6.3; forcing term:
-        Eisenstat, Walker, SIAM J. Sci. Comput. 17 (1996), p. 16-32, choice 2; damped step: More, The Levenberg-Marquardt algorithm (1978).
+        Dennis, Schnabel, Numerical Methods for Unconstrained Optimization and Nonlinear Equations
+        (1983), section 6.3; forcing term: Eisenstat, Walker, SIAM J. Sci. Comput. 17 (1996), p.
+        16-32, choice 2; damped step: More, The Levenberg-Marquardt algorithm (1978).
     """
 
     tol: Tolerance = 1e-4
@@ -60,7 +65,7 @@ class Newton(Options, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        progress = Progress(system, z0, self.tol, self.atol)
+        progress = StopTest(system, z0, self.tol, self.atol)
         point = Point(system, z0)
         stopped = progress.observe(z0, point.fz)
         run = _Run(self, system, progress)
@@ -75,7 +80,7 @@ class Newton(Options, RootSolver):
 class _Run:
     """What an iteration hands to the next one, per sample."""
 
-    def __init__(self, solver: Newton, system: System, progress: Progress) -> None:
+    def __init__(self, solver: Newton, system: System, progress: StopTest) -> None:
         self.solver, self.system, self.progress = solver, system, progress
         self.steps = torch.ones_like(progress.steps)
         self.stalled = torch.zeros_like(progress.active)  # no step lowers |g|
@@ -99,13 +104,20 @@ class _Run:
         s, singular = solve(matrix, g)
         self.damped = (self.damped | singular) & self.active
         if bool(self.damped.any()):
-            chosen = torch.where(self.damped[:, None, None], matrix, torch.eye(g.shape[1], dtype=matrix.dtype, device=g.device))
+            chosen = torch.where(
+                self.damped[:, None, None],
+                matrix,
+                torch.eye(g.shape[1], dtype=matrix.dtype, device=g.device),
+            )
             s = torch.where(column(self.damped), damped(chosen, g), s)
         return s
 
     @torch.no_grad()
     def _limit(self, size: Tensor) -> Tensor:
-        """How far GMRES reduces ``|g - (I - J) s|``: to the tolerance where the system is linear, else no further than is of use."""
+        """How far GMRES reduces ``|g - (I - J) s|``.
+
+        To the tolerance where the system is linear, else no further than is of use.
+        """
         eta = torch.full_like(size, LOOSEST)
         if self.forcing is not None and self.last is not None:
             before = FORCING * self.forcing.square()
@@ -113,7 +125,11 @@ class _Run:
             eta = torch.where(before > 0.1, torch.maximum(eta, before), eta).clamp(max=LOOSEST)
         self.forcing, self.last = eta, size
         enough = self.progress.limit / 2
-        return torch.where(self.active, enough if self.system.linear else torch.maximum(eta * size, enough), torch.inf)
+        return torch.where(
+            self.active,
+            enough if self.system.linear else torch.maximum(eta * size, enough),
+            torch.inf,
+        )
 
     def _krylov(self, point: Point) -> Tensor:
         self.damped = torch.ones_like(self.damped)  # there is no other step to try
@@ -141,7 +157,9 @@ class _Run:
         return trial
 
     def _trial(self, point: Point, s: Tensor, a: Tensor, moving: Tensor) -> Point:
-        return Point(self.system, torch.where(column(moving), point.z + column(a).to(s.dtype) * s, point.z))
+        return Point(
+            self.system, torch.where(column(moving), point.z + column(a).to(s.dtype) * s, point.z)
+        )
 
     def _short(self, trial: Point, point: Point, a: Tensor) -> Tensor:
         """The samples whose step does not lower ``|g|`` enough."""

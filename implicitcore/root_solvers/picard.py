@@ -18,14 +18,16 @@ from implicitcore.system.system import System
 class Picard(StepwiseRootSolver[None]):
     """Damped fixed-point iteration z <- (1 - damping) z + damping f(z).
 
-    Converges linearly, at the rate of the spectral radius of (1 - damping) I + damping J, where that is below one. One evaluation
-    a step and nothing else: prefer it for strong contractions; ``Anderson`` needs fewer evaluations elsewhere.
+    Converges linearly, at the rate of the spectral radius of (1 - damping) I + damping J, where
+    that is below one. One evaluation a step and nothing else: prefer it for strong contractions;
+    ``Anderson`` needs fewer evaluations elsewhere.
 
     Attributes:
         damping: in (0, 1]; 1 is the plain iteration.
 
     Reference:
-        Ortega, Rheinboldt, Iterative Solution of Nonlinear Equations in Several Variables (1970), section 5.1.
+        Ortega, Rheinboldt, Iterative Solution of Nonlinear Equations in Several Variables (1970),
+        section 5.1.
     """
 
     damping: Fraction = 1.0

@@ -11,13 +11,14 @@ from torch import Tensor
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count, Positive, Tolerance, Whole
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.convergence import Progress
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
-# A step that raises |g| by more than this, or to no number, is taken back and tried again with a tenth of dt.
+# A step that raises |g| by more than this, or to no number, is taken back and tried again with a
+# tenth of dt.
 GROWTH = 100.0
 # How far GMRES reduces a linear system, relative to |g|.
 INNER = 0.1
@@ -28,21 +29,25 @@ INNER = 0.1
 class PseudoTransient(Options, RootSolver):
     """Implicit Euler steps of dz/dt = g(z) = f(z) - z whose length grows as the residual falls, per sample.
 
-    (I / dt - G) s = g with G = dg/dz = J - I, then z + s, and dt <- dt ``|g|`` / ``|g of z + s|`` (switched evolution relaxation).
-    Small steps follow the flow of g, long ones are Newton's: it converges to a root that the flow is drawn to, superlinearly at the
-    end, from starts far away, and passes through the minima of ``|g|`` in which a line search ends. Prefer ``Newton`` near a root, and
-    for a root that repels the flow; ``SteadyState`` where products with J are dear.
+    (I / dt - G) s = g with G = dg/dz = J - I, then z + s, and dt <- dt ``|g|`` / ``|g of z + s|``
+    (switched evolution relaxation). Small steps follow the flow of g, long ones are Newton's: it
+    converges to a root that the flow is drawn to, superlinearly at the end, from starts far away,
+    and passes through the minima of ``|g|`` in which a line search ends. Prefer ``Newton`` near a
+    root, and for a root that repels the flow; ``SteadyState`` where products with J are dear.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| + atol``.
+        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
+            atol``.
         atol: absolute tolerance beside it.
         max_steps: most iterates, the start included.
         first_step: the first dt.
-        dense_below: largest n whose Jacobians are formed (n products); GMRES solves the larger systems.
+        dense_below: largest n whose Jacobians are formed (n products); GMRES solves the larger
+            systems.
         restart: most GMRES products in one iteration.
 
     Reference:
-        Kelley, Keyes, Convergence Analysis of Pseudo-Transient Continuation, SIAM J. Numer. Anal. 35 (1998), p. 508-523.
+        Kelley, Keyes, Convergence Analysis of Pseudo-Transient Continuation, SIAM J. Numer. Anal.
+        35 (1998), p. 508-523.
     """
 
     tol: Tolerance = 1e-4
@@ -54,7 +59,7 @@ class PseudoTransient(Options, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        progress = Progress(system, z0, self.tol, self.atol)
+        progress = StopTest(system, z0, self.tol, self.atol)
         point = Point(system, z0)
         stopped = progress.observe(z0, point.fz)
         dt = torch.full_like(point.size, self.first_step)
@@ -66,7 +71,7 @@ class PseudoTransient(Options, RootSolver):
             stopped = progress.observe(point.z, point.fz)
         return progress.solution()
 
-    def _step(self, point: Point, dt: Tensor, progress: Progress) -> Tensor:
+    def _step(self, point: Point, dt: Tensor, progress: StopTest) -> Tensor:
         """(I / dt - G)^-1 g."""
         shift = column(1 + 1 / dt).to(point.z.dtype)
         if point.z.shape[1] <= self.dense_below:
@@ -76,7 +81,10 @@ class PseudoTransient(Options, RootSolver):
 
 
 def _accept(point: Point, trial: Point, dt: Tensor, active: Tensor) -> tuple[Point, Tensor]:
-    """The point to go on from and the next dt; the samples whose step is taken back stay where they were."""
+    """The point to go on from and the next dt.
+
+    The samples whose step is taken back stay where they were.
+    """
     with torch.no_grad():
         ratio = trial.size / point.size
         back = active & ~(ratio <= GROWTH)

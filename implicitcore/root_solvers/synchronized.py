@@ -12,12 +12,13 @@ from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, real_dtype
 
 
-class JointProgress:
+class SynchronizedStopTest:
     """How far each sample is, where all processes of the system's group evaluate f equally often, so that f may communicate.
 
-    They stop when every sample of every process meets its tolerance in the same iteration. As f may couple the samples, one that met
-    its tolerance rests only as long as it does, and the solution is the last iterate, with the residuals measured there. A value
-    that is not finite stops them all.
+    They stop when every sample of every process meets its tolerance in the same iteration. As f may
+    couple the samples, one that met its tolerance rests only as long as it does, and the solution
+    is the last iterate, with the residuals measured there. A value that is not finite stops them
+    all.
 
     Arguments:
         system: gives the residual, the scale of the relative tolerance, and the group.
@@ -26,11 +27,11 @@ class JointProgress:
         atol: absolute tolerance.
 
     Attributes:
-        grown: as in :class:`Progress`.
+        grown: as in :class:`StopTest`.
     """
 
     def __init__(self, system: System, z0: Tensor, tol: float, atol: float) -> None:
-        self.system, self.start, self.tol, self.atol = system, z0, max(tol, system.rounding), atol
+        self.system, self.start, self.tol, self.atol = system, z0, max(tol, system.tol_floor), atol
         self.residuals: list[Tensor] = []
         self.grown: Tensor | None = None
         self.met = torch.zeros(len(z0), dtype=torch.bool, device=z0.device)
@@ -44,11 +45,16 @@ class JointProgress:
         grown = size > (GROWTH * self.residuals[-1] if self.residuals else torch.inf)
         self.grown = grown if bool(grown.any()) else None
         self.residuals.append(size)
-        self.met = size <= self.atol + self.tol * self.system.scale(residual.update_norm, self.residuals[0])
+        self.met = size <= self.atol + self.tol * self.system.scale(
+            residual.update_norm, self.residuals[0]
+        )
         return self._stop(residual)
 
     def _stop(self, residual: Residual) -> bool:
-        """Whether all samples have met their tolerance, or one is lost: one all-reduce of two bits."""
+        """Whether all samples have met their tolerance, or one is lost.
+
+        One all-reduce of two bits.
+        """
         lost = ~residual.norm.isfinite()
         bits = torch.stack(((~self.met).any(), lost.any())).to(torch.int32)
         torch.distributed.all_reduce(bits, torch.distributed.ReduceOp.MAX, self.system.scope.group)

@@ -31,7 +31,10 @@ class Linearization:
         return self._product(self.fz, self.point, v, torch.is_grad_enabled())
 
     def jvp(self, v: Tensor) -> Tensor:
-        """J v, ``[batch, n]``: the derivative of w -> J^T w, which needs no forward-mode rules from the cell."""
+        """J v, ``[batch, n]``.
+
+        The derivative of w -> J^T w, which needs no forward-mode rules from the cell.
+        """
         self.system.evaluations += 1
         if self._transposed is None:
             with torch.enable_grad():
@@ -46,26 +49,45 @@ class Linearization:
             return self._matrix
         batch, n = self.point.shape
         self.system.evaluations += n
-        units = torch.eye(n, dtype=self.fz.dtype, device=self.fz.device).unsqueeze(1).expand(n, batch, n)
+        units = (
+            torch.eye(n, dtype=self.fz.dtype, device=self.fz.device)
+            .unsqueeze(1)
+            .expand(n, batch, n)
+        )
         self._matrix = self._rows(units, torch.is_grad_enabled()).transpose(0, 1)
         return self._matrix
 
     def select(self, index: Tensor) -> Linearization:
-        """The products for some samples: f is evaluated at them once more, so that a product costs no more than they do."""
+        """The products for some samples.
+
+        F is evaluated at them once more, so that a product costs no more than they do.
+        """
         return self.system.select(index).linearize(self.point.detach().index_select(0, index))
 
     def _rows(self, units: Tensor, graph: bool) -> Tensor:
-        """J^T v for each v of ``units``, ``[n, batch, n]``: all at once, where every operation of f has a batching rule."""
+        """J^T v for each v of ``units``, ``[n, batch, n]``.
+
+        All at once, where every operation of f has a batching rule.
+        """
         if self.fz.requires_grad and len(units):
-            options = {"retain_graph": True, "create_graph": graph, "materialize_grads": True, "is_grads_batched": True}
+            options = {
+                "retain_graph": True,
+                "create_graph": graph,
+                "materialize_grads": True,
+                "is_grads_batched": True,
+            }
             try:
                 return torch.autograd.grad(self.fz, self.point, units, **options)[0]
             except RuntimeError:
-                return torch.stack([self._product(self.fz, self.point, unit, graph) for unit in units])
+                return torch.stack(
+                    [self._product(self.fz, self.point, unit, graph) for unit in units]
+                )
         return torch.zeros_like(units)
 
     @staticmethod
     def _product(output: Tensor, point: Tensor, v: Tensor, graph: bool) -> Tensor:
         if not output.requires_grad:  # f does not depend on z
             return torch.zeros_like(point)
-        return torch.autograd.grad(output, point, v, retain_graph=True, create_graph=graph, materialize_grads=True)[0]
+        return torch.autograd.grad(
+            output, point, v, retain_graph=True, create_graph=graph, materialize_grads=True
+        )[0]

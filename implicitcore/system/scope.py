@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _T = TypeVar("_T")
-_current: ContextVar[Scope | None] = ContextVar("implicitcore_scope", default=None)
+_current: ContextVar[SolveContext | None] = ContextVar("implicitcore_scope", default=None)
 
 
-class Scope:
+class SolveContext:
     """What the evaluations of one solve have in common, those of its backward pass included.
 
-    While it is entered, dropout masks are drawn once, and a weight under ``torch.nn.utils.parametrize`` is the one computed when the
-    module was held, with its graph: the power iteration of a spectral norm does not move, and f is one function.
+    While it is entered, dropout masks are drawn once, and a weight under
+    ``torch.nn.utils.parametrize`` is the one computed when the module was held, with its graph: the
+    power iteration of a spectral norm does not move, and f is one function.
 
     Arguments:
-        group: the processes that stop together (see ``sync_steps`` of the layer); None is this one alone.
+        group: the processes that stop together (see ``sync_steps`` of the layer); None is this one
+            alone.
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
@@ -36,11 +38,14 @@ class Scope:
         self.weights: dict[ParametrizationList, Callable[[], Tensor]] = {}
         self.known: set[nn.Module] = set()
 
-    def hold(self, module: nn.Module) -> None:
-        """Compute the parametrised weights of a module, each once; those that are held already stay.
+    def cache_weights(self, module: nn.Module) -> None:
+        """Compute the parametrised weights of a module, each once.
+
+        Those that are held already stay.
 
         Raises:
-            InputError: a weight has the older spectral norm, which would make f another function at each evaluation.
+            InputError: a weight has the older spectral norm, which would make f another function at
+                each evaluation.
         """
         children = [module]
         while children:
@@ -59,24 +64,33 @@ class Scope:
                 _refuse_moving(child)
 
     def draw(self, key: Any, sample: Callable[[], Tensor]) -> Tensor:
-        """The tensor of this key, with the batch first; ``sample`` makes it when it is first asked for."""
+        """The tensor of this key, with the batch first.
+
+        ``sample`` makes it when it is first asked for.
+        """
         if key not in self.drawn:
             self.drawn[key] = sample()
         return self.drawn[key]
 
-    def stopping_with(self, group: ProcessGroup | None) -> Scope:
+    def stopping_with(self, group: ProcessGroup | None) -> SolveContext:
         """The same scope, for solves that stop together with the processes of a group, or (None) alone."""
         if group is self.group:
             return self
-        part = Scope(group)
+        part = SolveContext(group)
         part.drawn, part.weights, part.known = self.drawn, self.weights, self.known
         return part
 
-    def select(self, index: Tensor, batch: int) -> Scope:
-        """The scope of some samples ``[k]`` of a batch: the same weights, their rows of what was drawn."""
-        part = Scope(self.group)
+    def select(self, index: Tensor, batch: int) -> SolveContext:
+        """The scope of some samples ``[k]`` of a batch.
+
+        The same weights, their rows of what was drawn.
+        """
+        part = SolveContext(self.group)
         part.weights, part.known = self.weights, self.known
-        part.drawn = {key: value.index_select(0, index) if len(value) == batch else value for key, value in self.drawn.items()}
+        part.drawn = {
+            key: value.index_select(0, index) if len(value) == batch else value
+            for key, value in self.drawn.items()
+        }
         return part
 
     def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
@@ -87,13 +101,13 @@ class Scope:
             return function(*arguments)
 
     @contextmanager
-    def entered(self) -> Iterator[Scope]:
+    def entered(self) -> Iterator[SolveContext]:
         """Make this the current scope."""
         if _current.get() is self and not self.weights:
             yield self
             return
         before = {child: vars(child).get("forward") for child in self.weights}
-        token: Token[Scope | None] = _current.set(self)
+        token: Token[SolveContext | None] = _current.set(self)
         try:
             for child, weight in self.weights.items():
                 vars(child)["forward"] = weight
@@ -107,19 +121,21 @@ class Scope:
                     vars(child)["forward"] = forward
 
 
-def current() -> Scope | None:
+def current() -> SolveContext | None:
     """The scope of the solve that is running, if any."""
     return _current.get()
 
 
 @contextmanager
-def one_function(module: Callable[..., Any] | None = None) -> Iterator[Scope]:
-    """Keep f one function inside the ``with`` block: dropout masks are drawn once, parametrised weights computed once.
+def frozen_randomness(module: Callable[..., Any] | None = None) -> Iterator[SolveContext]:
+    """Keep f one function inside the ``with`` block.
 
-    Every solve does this by itself. Around a solve and what comes after it, both see the same f; the outermost block counts.
+    Dropout masks are drawn once, parametrised weights computed once. Every solve does this by
+    itself. Around a solve and what comes after it, both see the same f; the outermost block counts.
 
     Arguments:
-        module: a layer, its dynamics or its cell, whose parametrised weights are held; a function has none.
+        module: a layer, its dynamics or its cell, whose parametrised weights are held; a function
+            has none.
 
     Raises:
         InputError: a weight of the module has the older ``torch.nn.utils.spectral_norm``.
@@ -134,26 +150,34 @@ def one_function(module: Callable[..., Any] | None = None) -> Iterator[Scope]:
         ...     def forward(self, z, x):
         ...         return self.drop(torch.tanh(0.5 * z + x))
         >>> layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-6))
-        >>> with ic.one_function(layer):
+        >>> with ic.frozen_randomness(layer):
         ...     solution = layer.solve(torch.ones(2, 3))
         ...     loss = ic.jacobian_regularizer(layer, solution, torch.ones(2, 3))  # of the f that was solved
     """
-    scope = _current.get() or Scope()
+    scope = _current.get() or SolveContext()
     if isinstance(module, nn.Module):
-        scope.hold(module)
+        scope.cache_weights(module)
     with scope.entered():
         yield scope
 
 
-def solving(module: nn.Module) -> AbstractContextManager[Scope]:
-    """As :func:`one_function`, for a solve that may be a layer's: that has entered a scope and held its dynamics."""
+def solving(module: nn.Module) -> AbstractContextManager[SolveContext]:
+    """As :func:`frozen_randomness`, for a solve that may be a layer's.
+
+    That has entered a scope and held its dynamics.
+    """
     scope = _current.get()
-    return one_function(module) if scope is None or module not in scope.known else nullcontext(scope)
+    return (
+        frozen_randomness(module)
+        if scope is None or module not in scope.known
+        else nullcontext(scope)
+    )
 
 
 def _refuse_moving(module: nn.Module) -> None:
     if any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values()):
         raise InputError(
-            f"torch.nn.utils.spectral_norm changes the weight of {type(module).__name__} at each evaluation: "
+            f"torch.nn.utils.spectral_norm changes the weight of {type(module).__name__} "
+            "at each evaluation: "
             "use torch.nn.utils.parametrizations.spectral_norm, which is computed once a solve"
         )

@@ -15,7 +15,7 @@ from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.system.linearization import Linearization
-from implicitcore.system.scope import Scope, current
+from implicitcore.system.scope import SolveContext, current
 from implicitcore.tensors.autocast import ambient, restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
@@ -30,7 +30,10 @@ class Counter:
 
 
 def select(tree: Any, index: Tensor, batch: int) -> Any:
-    """Some samples of a pytree: every tensor whose first dimension is as long as the batch is taken to be per sample."""
+    """Some samples of a pytree.
+
+    Every tensor whose first dimension is as long as the batch is taken to be per sample.
+    """
 
     def pick(leaf: Any) -> Any:
         per_sample = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
@@ -51,27 +54,38 @@ class System:
 
     Attributes:
         linear: g is affine in z, so that a linear solver may trust its own residuals.
-        visited: where not None, a stepwise root solver leaves its iterates here, one for each evaluation.
-        quadrature: the system integrates something along the steps of an ODE solver, and is told of each by :meth:`commit`,
-            and of each output time by :meth:`arrive`.
-        rounding: the least relative tolerance that the products of a linear system can meet: under autocast they are rounded to its dtype.
-        crowded: with ``compact``, stopped samples leave the batch when at most this share of it is active: evaluations cost then at
-            most a seventh more than the samples need, and the copies are few.
+        record_iterates: where not None, a stepwise root solver leaves its iterates here, one for
+            each evaluation.
+        quadrature: the system integrates something along the steps of an ODE solver, and is told of
+            each by :meth:`commit`, and of each output time by :meth:`arrive`.
+        tol_floor: the least relative tolerance that the products of a linear system can meet: under
+            autocast they are rounded to its dtype.
+        compact_below: with ``compact``, stopped samples leave the batch when at most this share of
+            it is active: evaluations cost then at most a seventh more than the samples need, and
+            the copies are few.
     """
 
     linear: ClassVar[bool] = False
     quadrature: ClassVar[bool] = False
-    crowded: ClassVar[float] = 7 / 8
-    rounding: float = 0.0
+    compact_below: ClassVar[float] = 7 / 8
+    tol_floor: float = 0.0
 
-    def __init__(self, dynamics: Dynamics, x: Any, packing: Packing, *, backend: Backend | None = None, trace: bool = False) -> None:
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        x: Any,
+        packing: Packing,
+        *,
+        backend: Backend | None = None,
+        trace: bool = False,
+    ) -> None:
         self.dynamics = dynamics
         self.x = x
         self.packing = packing
         self.backend = backend or TorchBackend()
         self.trace: list[Tensor] | None = [] if trace else None
-        self.visited: list[Tensor] | None = None
-        self.scope = current() or Scope()
+        self.record_iterates: list[Tensor] | None = None
+        self.scope = current() or SolveContext()
         self.autocast = ambient()
         self._counter = Counter()
         self._has_map = type(dynamics).update is not Dynamics.update
@@ -90,7 +104,8 @@ class System:
         """The fixed-point map f(z), ``[batch, n]``: one evaluation."""
         if self._has_map:
             return self._evaluate(self.dynamics.update, self.packing.unpack(z), self.x)
-        # The residual is what these dynamics give: taken from z + g, it would be lost in the rounding of a large z.
+        # The residual is what these dynamics give: taken from z + g, it would be lost in the
+        # rounding of a large z.
         g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
         fz = z + g
         self._residual = z, fz, torch.is_grad_enabled(), Residual(g, norm(g), norm(fz))
@@ -102,9 +117,9 @@ class System:
         return self._evaluate(self.dynamics.velocity, broadcastable, self.packing.unpack(z), self.x)
 
     def residual(self, z: Tensor, fz: Tensor, out: Tensor | None = None) -> Residual:
-        """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z); computed once for the same pair.
+        """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z).
 
-        Where it is not known yet, g is written to ``out``.
+        Computed once for the same pair. Where it is not known yet, g is written to ``out``.
         """
         memo, graph = self._residual, torch.is_grad_enabled()
         if memo is None or memo[0] is not z or memo[1] is not fz or (graph and not memo[2]):
@@ -124,7 +139,8 @@ class System:
     def select(self, index: Tensor) -> System:
         """The system of some samples ``[k]``, counting with this one.
 
-        Every tensor in x whose first dimension is as long as the batch is taken to be per sample; the rest is shared.
+        Every tensor in x whose first dimension is as long as the batch is taken to be per sample;
+        the rest is shared.
         """
         part = copy.copy(self)
         part.x = select(self.x, index, self.packing.batch)
@@ -134,20 +150,27 @@ class System:
         return part
 
     def commit(self, step: Any, dt: Tensor, accept: Tensor | None) -> None:
-        """Hear of a step of an ODE solver: dt ``[batch]``, and which samples accepted it; None where those that did not had dt = 0.
+        """Hear of a step of an ODE solver: dt ``[batch]``, and which samples accepted it.
 
-        Only a quadrature listens.
+        None where those that did not had dt = 0. Only a quadrature listens.
         """
 
     def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
-        """The state to go on from, where samples ``arrived`` at their output times ``which``. Only a quadrature is asked."""
+        """The state to go on from, where samples ``arrived`` at their output times ``which``.
+
+        Only a quadrature is asked.
+        """
         del arrived, which
         return z
 
     def linearize(self, z: Tensor) -> Linearization:
-        """The Jacobian J of f at z, as products: one evaluation, whose graph every product reuses."""
+        """The Jacobian J of f at z, as products.
+
+        One evaluation, whose graph every product reuses.
+        """
         check_products()
-        # Without a graph a view of a leaf still says that it requires a gradient, and autograd does not know it.
+        # Without a graph a view of a leaf still says that it requires a gradient, and autograd does
+        # not know it.
         attached = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
             point = z if attached else z.detach().requires_grad_()
@@ -167,7 +190,10 @@ class System:
             value = self._call(function, *arguments)
         except Exception as error:
             shapes = ", ".join(str([self.packing.batch, *shape]) for shape in self.packing.shapes)
-            error.add_note(f"while evaluating {type(self.dynamics).__name__} on a state z of shape {shapes}, {self.packing.dtype}")
+            error.add_note(
+                f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
+                f"{shapes}, {self.packing.dtype}"
+            )
             raise
         self.packing.check(value, type(self.dynamics).__name__)
         return self.packing.pack(value)

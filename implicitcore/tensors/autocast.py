@@ -18,11 +18,18 @@ Autocast = tuple[tuple[str, torch.dtype], ...]
 
 def ambient() -> Autocast:
     """The autocast of the code that asks."""
-    return tuple((device, torch.get_autocast_dtype(device)) for device in _DEVICE_TYPES if torch.is_autocast_enabled(device))
+    return tuple(
+        (device, torch.get_autocast_dtype(device))
+        for device in _DEVICE_TYPES
+        if torch.is_autocast_enabled(device)
+    )
 
 
 def promoted(z: Any, autocast: Autocast) -> Any:
-    """The state in float32, where autocast made it a low precision: what f is computed in is not what z is kept in."""
+    """The state in float32, where autocast made it a low precision.
+
+    What f is computed in is not what z is kept in.
+    """
     if not autocast:
         return z
     low = {dtype for _, dtype in autocast}

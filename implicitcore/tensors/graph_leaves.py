@@ -10,7 +10,7 @@ from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 
-def leaves(output: Tensor, stop: Iterable[Tensor] = ()) -> list[Tensor]:
+def graph_leaves(output: Tensor, stop: Iterable[Tensor] = ()) -> list[Tensor]:
     """The leaf tensors that require a gradient and that the graph of ``output`` reaches, each once.
 
     It finds what no module lists: the tensors that a closure captured.
@@ -38,7 +38,9 @@ def leaves(output: Tensor, stop: Iterable[Tensor] = ()) -> list[Tensor]:
 
 def inputs(x: Any) -> list[Tensor]:
     """The tensors of a pytree that require a gradient."""
-    return [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return [
+        leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.requires_grad
+    ]
 
 
 def union(*groups: Iterable[Tensor]) -> list[Tensor]:

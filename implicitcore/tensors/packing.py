@@ -39,11 +39,17 @@ class Packing:
         """The packing of states shaped like ``z``.
 
         Raises:
-            InputError: no tensors, no batch dimension, different batch sizes, dtypes or devices, or an integer dtype.
+            InputError: no tensors, no batch dimension, different batch sizes, dtypes or devices, or
+                an integer dtype.
         """
         leaves, spec = pytree.tree_flatten(z)
         _check(leaves)
-        return cls(spec, tuple(tuple(leaf.shape[1:]) for leaf in leaves), leaves[0].shape[0], leaves[0].dtype)
+        return cls(
+            spec,
+            tuple(tuple(leaf.shape[1:]) for leaf in leaves),
+            leaves[0].shape[0],
+            leaves[0].dtype,
+        )
 
     def __post_init__(self) -> None:
         """What every evaluation asks for; a ``cached_property`` takes a lock."""
@@ -57,7 +63,9 @@ class Packing:
         if isinstance(z, Tensor):
             return z if z.ndim == 2 else z.reshape(z.shape[0], self.sizes[0])
         leaves = pytree.tree_leaves(z)
-        flat = [leaf.reshape(leaf.shape[0], size) for leaf, size in zip(leaves, self.sizes, strict=True)]
+        flat = [
+            leaf.reshape(leaf.shape[0], size) for leaf, size in zip(leaves, self.sizes, strict=True)
+        ]
         return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
     def unpack(self, flat: Tensor) -> Any:
@@ -68,7 +76,9 @@ class Packing:
         if self.plain:
             return flat.reshape(*lead, *self.shapes[0])
         parts = flat.split(list(self.sizes), -1)
-        leaves = [part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        leaves = [
+            part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+        ]
         return pytree.tree_unflatten(leaves, self.spec)
 
     def check(self, value: Any, what: str) -> None:
@@ -77,18 +87,34 @@ class Packing:
         Raises:
             InputError: says what was received and what was expected.
         """
-        if self.plain and isinstance(value, Tensor) and value.shape == self.shape and value.dtype == self.dtype:
+        if (
+            self.plain
+            and isinstance(value, Tensor)
+            and value.shape == self.shape
+            and value.dtype == self.dtype
+        ):
             return
         leaves, spec = pytree.tree_flatten(value)
         if spec != self.spec:
-            raise InputError(f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected the structure of z: {self.spec}")
+            raise InputError(
+                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected the "
+                f"structure of z: {self.spec}"
+            )
         for leaf, shape in zip(leaves, self.shapes, strict=True):
             if not isinstance(leaf, Tensor):
-                raise InputError(f"{what} returned {_kind(leaf)}, expected a tensor of shape {[self.batch, *shape]}")
+                raise InputError(
+                    f"{what} returned {_kind(leaf)}, expected a tensor of shape "
+                    f"{[self.batch, *shape]}"
+                )
             if tuple(leaf.shape[1:]) != shape or leaf.shape[0] != self.batch:
-                raise InputError(f"{what} returned shape {list(leaf.shape)}, expected {[self.batch, *shape]} (the shape of z)")
+                raise InputError(
+                    f"{what} returned shape {list(leaf.shape)}, expected "
+                    f"{[self.batch, *shape]} (the shape of z)"
+                )
             if leaf.dtype != self.dtype:
-                raise InputError(f"{what} returned {leaf.dtype}, expected {self.dtype} (the dtype of z)")
+                raise InputError(
+                    f"{what} returned {leaf.dtype}, expected {self.dtype} (the dtype of z)"
+                )
 
 
 def _kind(value: object) -> str:
@@ -97,7 +123,9 @@ def _kind(value: object) -> str:
 
 def _check(leaves: list[Any]) -> None:
     if not leaves:
-        raise InputError("the state z holds no tensors; expected a tensor, or a tuple, list or dict of tensors")
+        raise InputError(
+            "the state z holds no tensors; expected a tensor, or a tuple, list or dict of tensors"
+        )
     for leaf in leaves:
         problem = _problem(leaf)
         if problem:
@@ -107,10 +135,16 @@ def _check(leaves: list[Any]) -> None:
     for name in ("dtype", "device"):
         found = {getattr(leaf, name) for leaf in leaves}
         if len(found) > 1:
-            raise InputError(f"the tensors of the state z differ in {name}: {sorted(map(str, found))}; expected one")
+            raise InputError(
+                f"the tensors of the state z differ in {name}: {sorted(map(str, found))}; "
+                "expected one"
+            )
     batches = {leaf.shape[0] for leaf in leaves}
     if len(batches) > 1:
-        raise InputError(f"the tensors of the state z differ in batch size: {sorted(batches)}; expected the batch first in each")
+        raise InputError(
+            f"the tensors of the state z differ in batch size: {sorted(batches)}; expected "
+            "the batch first in each"
+        )
 
 
 def _problem(leaf: object) -> str:

@@ -1,4 +1,7 @@
-"""What torch's modes and transforms do with a solve: ``torch.compile``, ``torch.inference_mode``, ``torch.func``."""
+"""What torch's modes and transforms do with a solve.
+
+``torch.compile``, ``torch.inference_mode``, ``torch.func``.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,20 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _VMAP = (
-    "torch.func.vmap cannot go through a solve, whose stop test depends on the values: call it on the whole batch, whose samples are "
-    "solved each by itself; for per-sample gradients, loop over the samples or use torch.autograd.grad"
+    "torch.func.vmap cannot go through a solve, whose stop test depends on the values: "
+    "call it on the whole batch, whose samples are "
+    "solved each by itself; for per-sample gradients, loop over the samples or use "
+    "torch.autograd.grad"
 )
 _STRATEGY = (
-    "{} is a gradient strategy for torch.autograd, not for {}: use torch.autograd.grad (with create_graph=True for a second "
-    "derivative; torch.autograd.functional for a Jacobian), or the strategy Unrolled, which both can follow"
+    "{} is a gradient strategy for torch.autograd, not for {}: use torch.autograd.grad "
+    "(with create_graph=True for a second "
+    "derivative; torch.autograd.functional for a Jacobian), or the strategy Unrolled, "
+    "which both can follow"
 )
 _PRODUCTS = (
-    "this solver takes Jacobian products from torch.autograd, which is out of reach inside torch.func.grad, vjp, jacrev and jvp: use "
+    "this solver takes Jacobian products from torch.autograd, which is out of reach inside "
+    "torch.func.grad, vjp, jacrev and jvp: use "
     "Picard, Anderson or Broyden there, or torch.autograd.grad"
 )
 
@@ -34,8 +42,9 @@ _PRODUCTS = (
 def eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """The function, out of reach of ``torch.compile`` and of ``torch.inference_mode``.
 
-    A loop that stops by its values would be compiled for each count of steps; what it calls and was compiled by itself, as a cell, stays
-    compiled. In inference mode a Jacobian product would be zero without a word: it becomes no_grad, in which a solver may still have one.
+    A loop that stops by its values would be compiled for each count of steps; what it calls and was
+    compiled by itself, as a cell, stays compiled. In inference mode a Jacobian product would be
+    zero without a word: it becomes no_grad, in which a solver may still have one.
     """
 
     @functools.wraps(function)
@@ -61,7 +70,8 @@ def check_transforms(strategy: str, follows: Collection[str]) -> None:
 
     Arguments:
         strategy: the name of the gradient strategy.
-        follows: which of "grad" (``torch.func.grad``, ``vjp``, ``jacrev``) and "jvp" (forward mode) can go through it.
+        follows: which of "grad" (``torch.func.grad``, ``vjp``, ``jacrev``) and "jvp" (forward mode)
+            can go through it.
 
     Raises:
         InputError: under vmap.
@@ -73,7 +83,11 @@ def check_transforms(strategy: str, follows: Collection[str]) -> None:
     if TransformType.Grad in transforms and "grad" not in follows:
         raise GradientError(_STRATEGY.format(strategy, "torch.func.grad, vjp and jacrev"))
     if forward_ad._current_level >= 0 and "jvp" not in follows:
-        raise GradientError(_STRATEGY.format(strategy, "forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad)"))
+        raise GradientError(
+            _STRATEGY.format(
+                strategy, "forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad)"
+            )
+        )
 
 
 def transformed() -> bool:

@@ -21,4 +21,12 @@ from implicitcore.testing.run import CheckResult as CheckResult
 from implicitcore.testing.run import checks_for as checks_for
 from implicitcore.testing.run import run_checks as run_checks
 
-__all__ = ["Check", "CheckResult", "ContractError", "NotApplicable", "checks_for", "parametrize_with_checks", "run_checks"]
+__all__ = [
+    "Check",
+    "CheckResult",
+    "ContractError",
+    "NotApplicable",
+    "checks_for",
+    "parametrize_with_checks",
+    "run_checks",
+]

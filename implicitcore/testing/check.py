@@ -23,7 +23,8 @@ class Check:
     Attributes:
         name: stable: plugins name it where they expect it to fail.
         kind: of the parts that it is for.
-        function: does the work, on the part; on a :class:`~implicitcore.testing.factory.Maker` of layers and of dynamics.
+        function: does the work, on the part; on a :class:`~implicitcore.testing.factory.Maker` of
+            layers and of dynamics.
         inputs: where their inputs come from, where the kit's own do not fit.
     """
 
@@ -46,7 +47,10 @@ class Check:
             InputError: the part is of another kind, or needs more than a cell.
         """
         if kind_of(part) != self.kind:
-            raise InputError(f"{self.name} checks {with_article(self.kind)}, received {label(part)}, {with_article(kind_of(part))}")
+            raise InputError(
+                f"{self.name} checks {with_article(self.kind)}, received {label(part)}, "
+                f"{with_article(kind_of(part))}"
+            )
         subject = subject_of(part, self.inputs)
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
             torch.manual_seed(0)
@@ -57,7 +61,9 @@ class Check:
             except (ContractError, NotApplicable):
                 raise
             except Exception as error:
-                raise ContractError(f"{self.name}: {label(part)} raised {describe_error(error)}") from error
+                raise ContractError(
+                    f"{self.name}: {label(part)} raised {describe_error(error)}"
+                ) from error
 
 
 def subject_of(part: Any, inputs: Inputs | None = None) -> Any:
@@ -70,7 +76,10 @@ def subject_of(part: Any, inputs: Inputs | None = None) -> Any:
 
 
 CHECKS: dict[str, list[Check]] = {}
-"""The checks of each kind, in the order of their definition; the package ``checks`` defines them."""
+"""The checks of each kind, in the order of their definition.
+
+The package ``checks`` defines them.
+"""
 
 
 def contract(*kinds: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:

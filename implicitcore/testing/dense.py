@@ -1,4 +1,7 @@
-"""Dense float64 computations that the checks compare with: Jacobians as matrices, linear systems by LU."""
+"""Dense float64 computations that the checks compare with.
+
+Jacobians as matrices, linear systems by LU.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ Map = Callable[[Tensor], Tensor]
 def jacobians(f: Map, z: Tensor) -> Tensor:
     """df/dz of each sample of an f that does not mix them, ``[batch, n, n]``, with a graph."""
     # The sum over the samples has the gradient of each.
-    return torch.autograd.functional.jacobian(lambda point: f(point).sum(0), z, create_graph=True).transpose(0, 1)  # pyright: ignore
+    return torch.autograd.functional.jacobian(
+        lambda point: f(point).sum(0), z, create_graph=True
+    ).transpose(0, 1)  # pyright: ignore
 
 
 def newton_step(f: Map, z: Tensor) -> Tensor:
@@ -32,10 +37,15 @@ def fixed_point(f: Map, z: Tensor, steps: int = 50) -> Tensor:
 
 
 def differentiable_root(f: Map, z: Tensor) -> Tensor:
-    """The root near z, with derivatives of the first and the second order: two steps from the root have them exactly."""
+    """The root near z, with derivatives of the first and the second order.
+
+    Two steps from the root have them exactly.
+    """
     return newton_step(f, newton_step(f, fixed_point(f, z)))
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest relative error of any tensor, in the 2-norm."""
-    return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True))
+    return max(
+        ((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)
+    )

@@ -1,4 +1,7 @@
-"""What checks are written with: an expectation that fails with what was done, what was received and what was expected."""
+"""What checks are written with.
+
+An expectation that fails with what was done, what was received and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,17 @@ from torch import Tensor
 
 
 class ContractError(AssertionError):
-    """A part broke a promise of its kind; the message says what was done, what was received and what was expected."""
+    """A part broke a promise of its kind.
+
+    The message says what was done, what was received and what was expected.
+    """
 
 
 class NotApplicable(unittest.SkipTest):
-    """A check says nothing about this part, for the reason given; pytest and unittest count it as skipped."""
+    """A check says nothing about this part, for the reason given.
+
+    Pytest and unittest count it as skipped.
+    """
 
 
 def expect(holds: bool, did: str, received: Any, expected: Any) -> None:
@@ -25,7 +34,9 @@ def expect(holds: bool, did: str, received: Any, expected: Any) -> None:
 
 def expect_equal(found: Tensor, expected: Tensor, did: str) -> None:
     """The very same values."""
-    same = found.shape == expected.shape and torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+    same = found.shape == expected.shape and torch.equal(
+        found.nan_to_num(7.0), expected.nan_to_num(7.0)
+    )
     expect(same, did, _summary(found, expected), "equal values")
 
 
@@ -35,7 +46,12 @@ def expect_close(found: Tensor, expected: Tensor, did: str, bound: float) -> Non
         expect(False, did, f"shape {list(found.shape)}", f"shape {list(expected.shape)}")
     error = (found.to(expected.dtype) - expected).abs().max().item() if expected.numel() else 0.0
     scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-    expect(error <= bound * scale, did, f"an error of {error / scale:.2g} ({_summary(found, expected)})", f"at most {bound:.2g}")
+    expect(
+        error <= bound * scale,
+        did,
+        f"an error of {error / scale:.2g} ({_summary(found, expected)})",
+        f"at most {bound:.2g}",
+    )
 
 
 def _summary(found: Tensor, expected: Tensor) -> str:

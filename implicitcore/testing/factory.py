@@ -1,4 +1,7 @@
-"""Layers and dynamics for the checks: each check makes its own, from the class that was handed in."""
+"""Layers and dynamics for the checks.
+
+Each check makes its own, from the class that was handed in.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from implicitcore.testing.subjects import kind_of, label
 Inputs = Callable[[int, torch.dtype], Any]
 """(batch, dtype) -> x of a layer, (z, x) of dynamics."""
 
-# Options at which a gradient can be compared with differences of values. A root solver that integrates steps as loosely as it likes.
+# Options at which a gradient can be compared with differences of values. A root solver that
+# integrates steps as loosely as it likes.
 TIGHT_ROOT = {"tol": 1e-10, "max_steps": 1000}
 TIGHT_WAY = {"rtol": 1e-8, "atol": 1e-10, "dt": 0.01, "max_steps": 2000}
 
@@ -58,7 +62,10 @@ class Maker:
         if missing:
             name = label(factory)
             hint = ", ".join(f"{option}=..." for option in missing)
-            raise InputError(f"{name} needs {', '.join(missing)} beside a cell: hand in functools.partial({name}, {hint})")
+            raise InputError(
+                f"{name} needs {', '.join(missing)} beside a cell: hand in "
+                f"functools.partial({name}, {hint})"
+            )
 
     def cell(self, seed: int = 0) -> tuple[Any, ...]:
         """The positional arguments: a cell, or none."""
@@ -75,7 +82,10 @@ class Maker:
         layer = self.make()
         if isinstance(layer, ImplicitLayer):
             options = TIGHT_ROOT if isinstance(layer.solver, RootSolver) else TIGHT_WAY
-            layer.solver, layer.gradient = with_options(layer.solver, **options), with_options(layer.gradient, **options)
+            layer.solver, layer.gradient = (
+                with_options(layer.solver, **options),
+                with_options(layer.gradient, **options),
+            )
         return layer
 
     def inputs(self, batch: int = 4, dtype: torch.dtype = torch.float64) -> Any:
@@ -90,6 +100,8 @@ class Maker:
 def _required(factory: Callable[..., Any]) -> tuple[list[str], list[str]]:
     """The parameters without a default: those that take a position, and those that take a name."""
     found = inspect.signature(factory).parameters.values()
-    required = [p for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [
+        p for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     names = [p.name for p in required if p.kind is p.KEYWORD_ONLY]
     return [p.name for p in required if p.kind is not p.KEYWORD_ONLY], names

@@ -17,7 +17,8 @@ from implicitcore.testing.expect import expect
 from implicitcore.testing.options import for_dtype, with_options
 from implicitcore.testing.problems import Problem, inputs, problem_for
 
-# A root solver that every strategy for roots can take (Shine reuses what Broyden estimates), and an ODE solver likewise.
+# A root solver that every strategy for roots can take (Shine reuses what Broyden estimates), and an
+# ODE solver likewise.
 SOLVERS = (Broyden(tol=1e-11, max_steps=100), Tsit5(rtol=1e-6, atol=1e-8))
 
 
@@ -33,7 +34,10 @@ class Case:
     @property
     def name(self) -> str:
         """For messages."""
-        return f"differentiated {'a root' if self.problem.times is None else 'a trajectory'} by {type(self.solver).__name__}"
+        return (
+            f"differentiated {'a root' if self.problem.times is None else 'a trajectory'} by "
+            f"{type(self.solver).__name__}"
+        )
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -49,7 +53,12 @@ class Case:
     def z(self) -> Tensor:
         """The solution, with the graph of the strategy."""
         z = self.problem.attach(self.solver, self.gradient).z
-        expect(z.requires_grad, self.name, "a z that requires no gradient", "one with a graph, or a GradientError")
+        expect(
+            z.requires_grad,
+            self.name,
+            "a z that requires no gradient",
+            "one with a graph, or a GradientError",
+        )
         return z
 
     def take(self, wrt: Sequence[Tensor], scale: float = 1.0) -> list[Tensor]:
@@ -62,11 +71,20 @@ class Case:
 
 
 def case(
-    gradient: GradientStrategy, solver: RootSolver | ODESolver, batch: int = 8, dtype: torch.dtype = torch.float64, *, x_learns: bool = True
+    gradient: GradientStrategy,
+    solver: RootSolver | ODESolver,
+    batch: int = 8,
+    dtype: torch.dtype = torch.float64,
+    *,
+    x_learns: bool = True,
 ) -> Case:
     """The problem that the solver is for."""
     problem = problem_for(solver, batch, dtype)
-    problem = replace(problem, x=problem.x.requires_grad_(x_learns), z0=problem.z0.requires_grad_(problem.times is not None and x_learns))
+    problem = replace(
+        problem,
+        x=problem.x.requires_grad_(x_learns),
+        z0=problem.z0.requires_grad_(problem.times is not None and x_learns),
+    )
     shape = problem.z0.shape if problem.times is None else (len(problem.times), *problem.z0.shape)
     v = torch.stack([inputs(batch, seed=seed, dtype=dtype) for seed in range(10, 13)])
     return Case(gradient, solver, problem, v[0] if len(shape) == 2 else v)
@@ -87,7 +105,9 @@ def serves(gradient: GradientStrategy, solver: RootSolver | ODESolver) -> bool:
     return refusal(gradient, solver) is None
 
 
-def served(gradient: GradientStrategy, batch: int = 8, dtype: torch.dtype = torch.float64) -> Iterator[Case]:
+def served(
+    gradient: GradientStrategy, batch: int = 8, dtype: torch.dtype = torch.float64
+) -> Iterator[Case]:
     """The root and the trajectory, where the strategy is for them."""
     for solver in SOLVERS:
         if serves(gradient, solver):

@@ -23,14 +23,22 @@ class Draw:
     Arguments:
         dtype: of states.
         device: where they are.
-        rounded: the dtype to which the values are rounded first, for a reference without rounding of its own.
+        rounded: the dtype to which the values are rounded first, for a reference without rounding
+            of its own.
         learns: they require a gradient.
 
     Attributes:
         drawn: all of them, in order.
     """
 
-    def __init__(self, dtype: torch.dtype, device: str, *, rounded: torch.dtype | None = None, learns: bool = False) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: str,
+        *,
+        rounded: torch.dtype | None = None,
+        learns: bool = False,
+    ) -> None:
         self.dtype, self.device, self.rounded, self.learns = dtype, device, rounded or dtype, learns
         self.generator = torch.Generator().manual_seed(0)
         self.drawn: list[Tensor] = []
@@ -45,7 +53,11 @@ class Draw:
 
     def _give(self, shape: tuple[int, ...], dtype: torch.dtype, rounded: torch.dtype) -> Tensor:
         widest = torch.complex128 if rounded.is_complex else torch.float64
-        value = torch.randn(*shape, generator=self.generator, dtype=widest).to(rounded).to(self.device, dtype)
+        value = (
+            torch.randn(*shape, generator=self.generator, dtype=widest)
+            .to(rounded)
+            .to(self.device, dtype)
+        )
         self.drawn.append(value.requires_grad_(self.learns))
         return value
 
@@ -62,30 +74,46 @@ def residual(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, 
     return tuple(backend.residual(draw(batch, n), draw(batch, n)))
 
 
-def gram_row(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, ...]:
+def inner_products(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, ...]:
     """A row with four others."""
-    return (backend.gram_row(draw(batch, 4, n), draw(batch, 1, n)),)
+    return (backend.inner_products(draw(batch, 4, n), draw(batch, 1, n)),)
 
 
-def mix(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, ...]:
+def axpy_history(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, ...]:
     """With a row and without one, and with a scale."""
     row, weights, history = draw(batch, 1, n), draw(batch, 1, 4), draw(batch, 4, n)
-    return backend.mix(row, weights, history), backend.mix(row, weights, history, -0.75), backend.mix(None, weights, history, 2.0)
+    return (
+        backend.axpy_history(row, weights, history),
+        backend.axpy_history(row, weights, history, -0.75),
+        backend.axpy_history(None, weights, history, 2.0),
+    )
 
 
-def combine(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, ...]:
+def stage_combination(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, ...]:
     """With a state and without one; one of the weights is zero."""
     z, dt, stages = draw(batch, n), draw.dt(batch), [draw(batch, n) for _ in WEIGHTS]
-    return backend.combine(z, dt, stages, WEIGHTS), backend.combine(None, dt, stages, WEIGHTS), backend.combine(z, dt, stages[:1], [-3.0])
+    return (
+        backend.stage_combination(z, dt, stages, WEIGHTS),
+        backend.stage_combination(None, dt, stages, WEIGHTS),
+        backend.stage_combination(z, dt, stages[:1], [-3.0]),
+    )
 
 
 def error_norm(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, ...]:
     """At unlike tolerances."""
     error, z, z_next = draw(batch, n), draw(batch, n), draw(batch, n)
-    return backend.error_norm(error, z, z_next, 0.1, 0.5), backend.error_norm(error, z, z_next, 0.5, 0.1)
+    return backend.error_norm(error, z, z_next, 0.1, 0.5), backend.error_norm(
+        error, z, z_next, 0.5, 0.1
+    )
 
 
-KERNELS: tuple[Kernel, ...] = (residual, gram_row, mix, combine, error_norm)
+KERNELS: tuple[Kernel, ...] = (
+    residual,
+    inner_products,
+    axpy_history,
+    stage_combination,
+    error_norm,
+)
 
 
 def device_of(backend: Backend) -> str:
@@ -97,10 +125,14 @@ def device_of(backend: Backend) -> str:
     reason = backend.unavailable_reason()
     if reason is not None:
         raise NotApplicable(f"it cannot run here: {reason}")
-    here = ["cpu"] + ([torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else [])  # pyright: ignore
+    here = ["cpu"] + (
+        [torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else []
+    )  # pyright: ignore
     found = [device for device in here if device in backend.device_types]
     if not found:
-        raise NotApplicable(f"it runs on {', '.join(backend.device_types)}, and here is {', '.join(here)}")
+        raise NotApplicable(
+            f"it runs on {', '.join(backend.device_types)}, and here is {', '.join(here)}"
+        )
     return found[-1]
 
 

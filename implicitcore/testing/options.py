@@ -30,7 +30,10 @@ def parts_in(part: Any) -> Iterator[Any]:
 
 
 def stated(part: Any, name: str) -> Any:
-    """The value of an option: of the part, else the largest of those that it is made of, else None."""
+    """The value of an option.
+
+    Of the part, else the largest of those that it is made of, else None.
+    """
     own = getattr(part, name, None)
     found = [value for inner in parts_in(part) if (value := getattr(inner, name, None)) is not None]
     return own if own is not None else max(found, default=None)
@@ -49,13 +52,17 @@ def needed(part: Any, name: str) -> Any:
 
 
 def with_options(part: Any, **options: Any) -> Any:
-    """The part with other options, those of the parts that it is made of included; each is left out where it does not exist.
+    """The part with other options, those of the parts that it is made of included.
+
+    Each is left out where it does not exist.
 
     Arguments:
         part: a frozen dataclass; anything else is returned as it is.
         **options: values, or functions of the old value.
     """
-    changed = {name: _changed(value, options.get(name), options) for name, value in _values(part).items()}
+    changed = {
+        name: _changed(value, options.get(name), options) for name, value in _values(part).items()
+    }
     return dataclasses.replace(part, **changed) if changed else part
 
 
@@ -82,4 +89,6 @@ def _values(part: Any) -> dict[str, Any]:
     """The options and their values, of a dataclass."""
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         return {}
-    return {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
+    return {
+        field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init
+    }

@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 def parametrize_with_checks(
     parts: Sequence[Any], *, expected_failed_checks: Expected = None, inputs: Inputs | None = None
 ) -> pytest.MarkDecorator:
-    """A decorator for a test of ``part`` and ``check``: every check of each part is a test, ``MySolver-finds_the_root``.
+    """A decorator for a test of ``part`` and ``check``.
+
+    Every check of each part is a test, ``MySolver-finds_the_root``.
 
     Arguments:
-        parts: objects for the kinds root_solver, ode_solver, gradient and backend; for layer and dynamics a class, or a
-            ``functools.partial`` of one, that is called with a cell f(z, x), or with nothing where it has none.
-        expected_failed_checks: for each check that is expected to fail the reason, by name; for all parts, or a function of the part
-            that returns them. One that passes all the same fails the test.
-        inputs: (batch, dtype) -> x, for layers whose x is not one tensor ``[batch, 6]``; for dynamics it returns (z, x).
+        parts: objects for the kinds root_solver, ode_solver, gradient and backend; for layer and
+            dynamics a class, or a ``functools.partial`` of one, that is called with a cell f(z, x),
+            or with nothing where it has none.
+        expected_failed_checks: for each check that is expected to fail the reason, by name; for all
+            parts, or a function of the part that returns them. One that passes all the same fails
+            the test.
+        inputs: (batch, dtype) -> x, for layers whose x is not one tensor ``[batch, 6]``; for
+            dynamics it returns (z, x).
 
     Raises:
         InputError: one of the parts is none; a class where an object is needed, or the reverse.
@@ -46,5 +51,9 @@ def parametrize_with_checks(
         for check in checks_for(part):
             reason = reasons.get(check.name)
             marks = () if reason is None else (pytest.mark.xfail(reason=reason, strict=True),)
-            rows.append(pytest.param(part, replace(check, inputs=inputs), id=f"{name}-{check.name}", marks=marks))
+            rows.append(
+                pytest.param(
+                    part, replace(check, inputs=inputs), id=f"{name}-{check.name}", marks=marks
+                )
+            )
     return pytest.mark.parametrize(("part", "check"), rows)

@@ -1,4 +1,7 @@
-"""The problems that parts are checked on: mild ones, which every legitimate part of a kind solves."""
+"""The problems that parts are checked on.
+
+Mild ones, which every legitimate part of a kind solves.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ from implicitcore.testing.dense import differentiable_root
 
 
 class Cell(nn.Module):
-    """f(z, x) = tanh(W z + U x + b) with ``|W|`` = ``contraction`` in the 2-norm: one fixed point, known to exist.
+    """f(z, x) = tanh(W z + U x + b) with ``|W|`` = ``contraction`` in the 2-norm.
+
+    One fixed point, known to exist.
 
     Arguments:
         n: entries of z and of x.
@@ -31,11 +36,19 @@ class Cell(nn.Module):
         dtype: of the weights.
     """
 
-    def __init__(self, n: int = 6, contraction: float = 0.6, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        n: int = 6,
+        contraction: float = 0.6,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         super().__init__()
         draw = _draws(seed)
         weight = draw(n, n)
-        self.weight = nn.Parameter((contraction * weight / torch.linalg.matrix_norm(weight, 2)).to(dtype))
+        self.weight = nn.Parameter(
+            (contraction * weight / torch.linalg.matrix_norm(weight, 2)).to(dtype)
+        )
         self.inject = nn.Parameter((draw(n, n) / n**0.5).to(dtype))
         self.bias = nn.Parameter(draw(n).mul(0.1).to(dtype))
 
@@ -58,7 +71,10 @@ class Linear(nn.Module):
 
 
 class Driven(nn.Module):
-    """dz/dt = theta cos(t) z + x exp(theta sin(t)): the time matters, and going back is as easy as going on."""
+    """dz/dt = theta cos(t) z + x exp(theta sin(t)).
+
+    The time matters, and going back is as easy as going on.
+    """
 
     def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
@@ -107,7 +123,9 @@ class Problem:
         with torch.no_grad():
             return Solve(solver, self.times)(self.system, self.z0)
 
-    def attach(self, solver: RootSolver | ODESolver, gradient: GradientStrategy | None = None) -> Solution:
+    def attach(
+        self, solver: RootSolver | ODESolver, gradient: GradientStrategy | None = None
+    ) -> Solution:
         """With the gradient of a strategy."""
         return (gradient or Unrolled()).run(Solve(solver, self.times), self.system, self.z0)
 
@@ -136,10 +154,17 @@ def root(batch: int = 8, dtype: torch.dtype = torch.float64, contraction: float 
 def trajectory(batch: int = 8, dtype: torch.dtype = torch.float64) -> Problem:
     """A trajectory in closed form, from t = 0.2 to 1."""
     times = torch.tensor([0.2, 0.5, 1.0], dtype=dtype)
-    return Problem(f=Driven(dtype=dtype), z0=inputs(batch, seed=5, dtype=dtype), x=inputs(batch, dtype=dtype), times=times)
+    return Problem(
+        f=Driven(dtype=dtype),
+        z0=inputs(batch, seed=5, dtype=dtype),
+        x=inputs(batch, dtype=dtype),
+        times=times,
+    )
 
 
-def problem_for(solver: RootSolver | ODESolver, batch: int = 8, dtype: torch.dtype = torch.float64) -> Problem:
+def problem_for(
+    solver: RootSolver | ODESolver, batch: int = 8, dtype: torch.dtype = torch.float64
+) -> Problem:
     """The one of these that the solver is for."""
     return (root if isinstance(solver, RootSolver) else trajectory)(batch, dtype)
 

@@ -15,7 +15,10 @@ from implicitcore.testing.factory import Inputs
 from implicitcore.testing.subjects import kind_of
 
 Expected = Mapping[str, str] | Callable[[Any], Mapping[str, str]] | None
-"""The reasons for which checks are expected to fail, by their names; or a function of the part that returns them."""
+"""The reasons for which checks are expected to fail, by their names.
+
+Or a function of the part that returns them.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class CheckResult:
 
     Attributes:
         name: of the check.
-        status: ``passed``, ``failed``, ``skipped`` (the check says nothing about this part) or ``expected`` (it was expected to fail).
+        status: ``passed``, ``failed``, ``skipped`` (the check says nothing about this part) or
+            ``expected`` (it was expected to fail).
         message: why; empty where it passed.
     """
 
@@ -51,7 +55,9 @@ def checks_for(part_or_kind: Any) -> tuple[Check, ...]:
     return tuple(CHECKS[part_or_kind if is_kind else kind_of(part_or_kind)])
 
 
-def run_checks(part: Any, *, expected_failed_checks: Expected = None, inputs: Inputs | None = None) -> list[CheckResult]:
+def run_checks(
+    part: Any, *, expected_failed_checks: Expected = None, inputs: Inputs | None = None
+) -> list[CheckResult]:
     """Run every check of the part's kind.
 
     Arguments:
@@ -73,7 +79,10 @@ def run_checks(part: Any, *, expected_failed_checks: Expected = None, inputs: In
         True
     """
     reasons = expected_of([part], expected_failed_checks)[0]
-    return [_run(replace(check, inputs=inputs), part, reasons.get(check.name)) for check in checks_for(part)]
+    return [
+        _run(replace(check, inputs=inputs), part, reasons.get(check.name))
+        for check in checks_for(part)
+    ]
 
 
 def expected_of(parts: Sequence[Any], expected: Expected) -> list[dict[str, str]]:

@@ -23,15 +23,21 @@ def kind_of(part: Any) -> str:
     owner = _owner(part)
     kind = getattr(owner, "kind", None)
     if kind not in CLASS_KINDS:
-        raise InputError(f"expected a part ({', '.join(CLASS_KINDS)}), received {show(owner)}: derive it from the base class of its kind")
+        raise InputError(
+            f"expected a part ({', '.join(CLASS_KINDS)}), received {show(owner)}: derive "
+            "it from the base class of its kind"
+        )
     if kind in MADE_FROM_CELLS:
         if not isinstance(owner, type):
             name = type(owner).__name__
             raise InputError(
-                f"expected a class, or functools.partial({name}, ...), for each check makes {kind}s of its own; received {show(owner)}"
+                f"expected a class, or functools.partial({name}, ...), for each check "
+                f"makes {kind}s of its own; received {show(owner)}"
             )
     elif isinstance(owner, type):
-        raise InputError(f"expected an object, as {owner.__name__}(), received the class {owner.__name__}")
+        raise InputError(
+            f"expected an object, as {owner.__name__}(), received the class {owner.__name__}"
+        )
     return kind
 
 
@@ -44,7 +50,10 @@ def label(part: Any) -> str:
 def full_label(part: Any) -> str:
     """The name of the part's class with the options that it was given."""
     if isinstance(part, functools.partial):
-        given = [*map(_short, part.args), *(f"{name}={_short(value)}" for name, value in part.keywords.items())]
+        given = [
+            *map(_short, part.args),
+            *(f"{name}={_short(value)}" for name, value in part.keywords.items()),
+        ]
     else:
         given = [f"{name}={_short(value)}" for name, value in _set_options(part)]
     return f"{label(part)}({', '.join(given)})" if given else label(part)
@@ -56,8 +65,16 @@ def _owner(part: Any) -> Any:
 
 def _set_options(part: Any) -> Iterator[tuple[str, Any]]:
     """The options of a dataclass that are not their defaults."""
-    for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else ():
-        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    for field in (
+        dataclasses.fields(part)
+        if dataclasses.is_dataclass(part) and not isinstance(part, type)
+        else ()
+    ):
+        default = (
+            field.default_factory()
+            if field.default_factory is not dataclasses.MISSING
+            else field.default
+        )
         value = getattr(part, field.name)
         if field.init and value != default:
             yield field.name, value

@@ -33,18 +33,18 @@ class Watched(ic.FusedBackend):
         self._met("residual", [fz, z, out], [])
         return REFERENCE.residual(fz, z, out)
 
-    def _gram_row(self, history: Tensor, row: Tensor) -> Tensor:
-        self._met("gram_row", [], [history, row])
-        return REFERENCE.gram_row(history, row)
+    def _inner_products(self, history: Tensor, row: Tensor) -> Tensor:
+        self._met("inner_products", [], [history, row])
+        return REFERENCE.inner_products(history, row)
 
-    def _mix(self, row, weights, history, scale, out):
-        self._met("mix", [weights], [history, out] if row is None else [row, history, out])
-        return out.copy_(REFERENCE.mix(row, weights, history, scale))
+    def _axpy_history(self, row, weights, history, scale, out):
+        self._met("axpy_history", [weights], [history, out] if row is None else [row, history, out])
+        return out.copy_(REFERENCE.axpy_history(row, weights, history, scale))
 
-    def _combine(self, z, dt, stages, weights):
-        self._met("combine", [dt, *stages] if z is None else [z, dt, *stages], [])
+    def _stage_combination(self, z, dt, stages, weights):
+        self._met("stage_combination", [dt, *stages] if z is None else [z, dt, *stages], [])
         assert all(weights)
-        return REFERENCE.combine(z, dt, stages, weights)
+        return REFERENCE.stage_combination(z, dt, stages, weights)
 
     def _error_norm(self, error, z, z_next, rtol, atol):
         self._met("error_norm", [error, z, z_next], [])
@@ -55,7 +55,9 @@ class Watched(ic.FusedBackend):
         assert all(tensor.is_contiguous() for tensor in whole)
         assert all(tensor.stride(2) == 1 for tensor in rows)
         assert all(tensor.numel() and tensor.dtype == torch.float64 for tensor in (*whole, *rows))
-        assert not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*whole, *rows)))
+        assert not (
+            torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*whole, *rows))
+        )
 
 
 def residual_gradients(backend, gradient, solver, *, second=False):
@@ -67,19 +69,31 @@ def residual_gradients(backend, gradient, solver, *, second=False):
 
 
 @pytest.mark.parametrize(
-    "solver", [ic.Anderson(tol=1e-11), ic.Broyden(tol=1e-11), ic.Newton(tol=1e-11), ic.SteadyState(tol=1e-8)], ids=repr
+    "solver",
+    [ic.Anderson(tol=1e-11), ic.Broyden(tol=1e-11), ic.Newton(tol=1e-11), ic.SteadyState(tol=1e-8)],
+    ids=repr,
 )
-@pytest.mark.parametrize("gradient", [ic.Implicit(ic.GMRES(tol=1e-11)), ic.Unrolled(), ic.Phantom()], ids=lambda part: type(part).__name__)
+@pytest.mark.parametrize(
+    "gradient",
+    [ic.Implicit(ic.GMRES(tol=1e-11)), ic.Unrolled(), ic.Phantom()],
+    ids=lambda part: type(part).__name__,
+)
 def test_the_kernels_run_in_the_loop_and_gradients_are_the_same(solver, gradient):
     backend = Watched()
-    found, expected = residual_gradients(backend, gradient, solver), residual_gradients(REFERENCE, gradient, solver)
+    found, expected = (
+        residual_gradients(backend, gradient, solver),
+        residual_gradients(REFERENCE, gradient, solver),
+    )
     assert relative_error(found, expected) < 1e-9
     assert isinstance(gradient, ic.Unrolled) or backend.calls
 
 
 def test_second_derivatives_are_the_same():
     options = (ic.Implicit(ic.GMRES(tol=1e-12)), ic.Anderson(tol=1e-12))
-    found, expected = residual_gradients(Watched(), *options, second=True), residual_gradients(REFERENCE, *options, second=True)
+    found, expected = (
+        residual_gradients(Watched(), *options, second=True),
+        residual_gradients(REFERENCE, *options, second=True),
+    )
     assert relative_error(found, expected) < 1e-8
 
 
@@ -93,7 +107,15 @@ def test_a_forward_derivative_passes_through():
     assert not backend.calls
 
 
-@pytest.mark.parametrize("z", [torch.zeros(0, 4, dtype=torch.float64), torch.zeros(3, 0, dtype=torch.float64), torch.ones(2, 4)], ids=str)
+@pytest.mark.parametrize(
+    "z",
+    [
+        torch.zeros(0, 4, dtype=torch.float64),
+        torch.zeros(3, 0, dtype=torch.float64),
+        torch.ones(2, 4),
+    ],
+    ids=str,
+)
 def test_what_the_kernels_do_not_take_the_torch_backend_does(z):
     backend = Watched()
     assert torch.equal(backend.residual(z + 1, z).norm, REFERENCE.residual(z + 1, z).norm)
@@ -111,5 +133,7 @@ def test_states_of_any_strides_reach_the_kernels_in_one_piece():
 
 def test_a_backend_that_cannot_run_says_why():
     backend = Watched(reason="no device")
-    with pytest.raises(ic.ConfigError, match="backend: Watched cannot run here: no device; use 'auto' or 'torch'"):
+    with pytest.raises(
+        ic.ConfigError, match="backend: Watched cannot run here: no device; use 'auto' or 'torch'"
+    ):
         ic.fixed_point(lambda z, x: torch.cos(z), torch.zeros(2, 3), None, backend=backend)

@@ -15,7 +15,9 @@ each_solver = pytest.mark.parametrize("name", SOLVERS)
 def test_an_endless_solve_takes_all_its_steps(name):
     cell, x = problem("cpu")
     for steps in (21, 61):
-        assert solve(name, ic.TorchBackend(), endless(name, cell), x, steps).steps.tolist() == [steps] * len(x)
+        assert solve(name, ic.TorchBackend(), endless(name, cell), x, steps).steps.tolist() == [
+            steps
+        ] * len(x)
 
 
 @each_solver

@@ -42,7 +42,9 @@ def looks_of_trajectory(solver):
     return looks.seen
 
 
-@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden], ids=lambda solver: solver.__name__)
+@pytest.mark.parametrize(
+    "solver", [ic.Picard, ic.Anderson, ic.Broyden], ids=lambda solver: solver.__name__
+)
 def test_a_root_solver_looks_every_fourth_step(solver):
     some, more = (looks_of_equilibrium(solver(max_steps=steps)) for steps in (21, 61))
     assert more - some == {"aten._local_scalar_dense": 10}
@@ -62,4 +64,10 @@ def test_each_kind_of_wait_is_seen():
         device.copy_(torch.ones(3))
         torch.ones(3).to("meta")
         _ = torch.ones(3) + 1
-    assert looks.seen == {"aten._local_scalar_dense": 1, "new_tensor": 1, "tensor": 1, "aten.copy_": 1, "aten._to_copy": 1}
+    assert looks.seen == {
+        "aten._local_scalar_dense": 1,
+        "new_tensor": 1,
+        "tensor": 1,
+        "aten.copy_": 1,
+        "aten._to_copy": 1,
+    }

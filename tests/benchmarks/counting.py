@@ -1,6 +1,7 @@
 """Evaluations and products of f, counted at f, and the floor that they make.
 
-The floor of a step is what its evaluations of f and its vector-Jacobian products cost by themselves.
+The floor of a step is what its evaluations of f and its vector-Jacobian products cost by
+themselves.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-PIECES = F, GRAPH, VJP, LEAVES, ALL = "f", "f with graph", "vjp", "vjp to the leaves", "vjp to z and the leaves"
+PIECES = F, GRAPH, VJP, LEAVES, ALL = (
+    "f",
+    "f with graph",
+    "vjp",
+    "vjp to the leaves",
+    "vjp to z and the leaves",
+)
 
 Spent = dict[str, float]
 """How often each piece was spent, in whole batches."""
 
 
 class Counted(nn.Module):
-    """f, with its evaluations and the vector-Jacobian products through it counted, in whole batches.
+    """f, with its evaluations and the vector-Jacobian products through it counted, in whole
+    batches.
 
-    It needs nothing from the library that calls it: a hook on each value hears of each product. A call on a part of the batch
-    counts as that part.
+    It needs nothing from the library that calls it: a hook on each value hears of each product. A
+    call on a part of the batch counts as that part.
 
     Attributes:
         plain: evaluations without a graph.
@@ -55,14 +63,16 @@ class Counted(nn.Module):
 
 
 def equilibrium(counted: Counted) -> Spent:
-    """Of a solve with an implicit gradient: the last product is the one that reaches the leaves; the others solve for the adjoint."""
+    """Of a solve with an implicit gradient: the last product is the one that reaches the leaves;
+    the others solve for the adjoint."""
     return {F: counted.plain, GRAPH: counted.graphs, VJP: counted.products - 1, LEAVES: 1}
 
 
 def trajectory(counted: Counted) -> Spent:
     """Of an integration: every evaluation that was differentiated is so once, to z and the leaves.
 
-    Who takes a product for the state and another for the leaves of the same evaluation is granted no more than who takes one for both.
+    Who takes a product for the state and another for the leaves of the same evaluation is granted
+    no more than who takes one for both.
     """
     return {F: counted.plain, GRAPH: counted.graphs, ALL: counted.differentiated}
 

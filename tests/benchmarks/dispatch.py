@@ -1,4 +1,5 @@
-"""Dispatch: a layer built by name and one built from objects, against their solver called by hand (``make bench-dispatch``)."""
+"""Dispatch: a layer built by name and one built from objects, against their solver called by hand
+(``make bench-dispatch``)."""
 
 from __future__ import annotations
 
@@ -75,8 +76,28 @@ def main(arguments: list[str] | None = None) -> None:
 def page(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     """The whole page."""
     names = {"NAME": NAME, "OBJECTS": OBJECTS, "HAND": HAND, "LOOP": LOOP}
-    lines = [PAGE.format(**about, **names), machine_line(about), "", "## Overhead", "", *_overhead(rows), "## Measurements", ""]
-    header = ("problem", "way", "method", "us", f"x {HAND}", "evaluations", "vjps", "residual", "gradient error", "peak KiB")
+    lines = [
+        PAGE.format(**about, **names),
+        machine_line(about),
+        "",
+        "## Overhead",
+        "",
+        *_overhead(rows),
+        "## Measurements",
+        "",
+    ]
+    header = (
+        "problem",
+        "way",
+        "method",
+        "us",
+        f"x {HAND}",
+        "evaluations",
+        "vjps",
+        "residual",
+        "gradient error",
+        "peak KiB",
+    )
     return "\n".join([*lines, *table(header, map(_cells, rows))])
 
 
@@ -87,14 +108,29 @@ def _overhead(rows: Sequence[Row]) -> list[str]:
     for problem, method in dict.fromkeys((row.problem, row.method) for row in rows):
         ratios = [found[problem, method, way] for way in (NAME, OBJECTS)]
         shown = [f"{100 * (ratio - 1):+.1f} %, {missed(ratio, LIMIT)}" for ratio in ratios]
-        cells.append((problem, method, *shown, f"{100 * (found[problem, method, LOOP] - 1):+.1f} %"))
+        cells.append(
+            (problem, method, *shown, f"{100 * (found[problem, method, LOOP] - 1):+.1f} %")
+        )
     return table(("problem", "method", NAME, OBJECTS, LOOP), cells)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    spent = f"{row.seconds * 1e6:.0f}", f"{row.ratio_to_floor:.3f}", count(row.evaluations), count(row.vjps)
+    spent = (
+        f"{row.seconds * 1e6:.0f}",
+        f"{row.ratio_to_floor:.3f}",
+        count(row.evaluations),
+        count(row.vjps),
+    )
     gradient = "" if row.gradient_error is None else error(row.gradient_error)
-    return row.problem, row.gradient, row.method, *spent, error(row.residual_max), gradient, f"{row.peak_bytes / 2**10:.0f}"
+    return (
+        row.problem,
+        row.gradient,
+        row.method,
+        *spent,
+        error(row.residual_max),
+        gradient,
+        f"{row.peak_bytes / 2**10:.0f}",
+    )
 
 
 def _measure(repetitions: int, *, quick: bool) -> Iterator[Row]:
@@ -106,10 +142,14 @@ def _measure(repetitions: int, *, quick: bool) -> Iterator[Row]:
                 yield from _compare(problem, method, span, tol, repetitions)
 
 
-def _compare(problem: Problem, method: str, span: str, tol: float, repetitions: int) -> Iterator[Row]:
+def _compare(
+    problem: Problem, method: str, span: str, tol: float, repetitions: int
+) -> Iterator[Row]:
     """The four ways, timed side by side."""
     steps = _steps(problem, method, span, tol)
-    seconds = interleave(steps, repetitions, seed=0, window=0.0 if repetitions < 3 else 0.01, clock=time.process_time)
+    seconds = interleave(
+        steps, repetitions, seed=0, window=0.0 if repetitions < 3 else 0.01, clock=time.process_time
+    )
     for way in steps:
         counted = Counted(problem.f, len(problem.z0))
         outcome = _steps(replace(problem, f=counted), method, span, tol)[way]()
@@ -124,23 +164,31 @@ def _compare(problem: Problem, method: str, span: str, tol: float, repetitions: 
             evaluations=counted.plain + counted.graphs,
             vjps=counted.products,
             residual_max=problem.reference.residual(outcome.z.detach()),
-            gradient_error=problem.reference.gradient_error(outcome.gradients) if outcome.gradients else None,
+            gradient_error=problem.reference.gradient_error(outcome.gradients)
+            if outcome.gradients
+            else None,
             peak_bytes=peak_bytes(steps[way], problem.z0.device),
         )
 
 
-def _steps(problem: Problem, method: str, span: str, tol: float) -> dict[str, Callable[[], Outcome]]:
+def _steps(
+    problem: Problem, method: str, span: str, tol: float
+) -> dict[str, Callable[[], Outcome]]:
     """The same solver in four ways; backward by the same method."""
     solver = METHODS[method](tol=tol, max_steps=problem.budget)
     gradient = ic.Implicit(solver)
-    named = ic.build("deq", problem.f, root_solver=ic.describe(solver), gradient=ic.describe(gradient))
+    named = ic.build(
+        "deq", problem.f, root_solver=ic.describe(solver), gradient=ic.describe(gradient)
+    )
     objects = ic.ImplicitLayer(ic.FixedPoint(problem.f), solver=solver, gradient=gradient)
     forward, loop = span == FORWARD, partial(_loop, solver)
     return {
         NAME: partial(_layer, named, problem, forward),
         OBJECTS: partial(_layer, objects, problem, forward),
         HAND: partial(_by_hand, ic.FixedPoint(problem.f), solver, gradient, problem, forward),
-        LOOP: partial(_forward_loop, loop, problem, tol) if forward else plain.implicit(loop, problem, tol),
+        LOOP: partial(_forward_loop, loop, problem, tol)
+        if forward
+        else plain.implicit(loop, problem, tol),
     }
 
 
@@ -152,7 +200,13 @@ def _layer(layer: ic.ImplicitLayer, problem: Problem, forward: bool) -> Outcome:
     return Outcome(z, problem.gradients(z))
 
 
-def _by_hand(dynamics: ic.Dynamics, solver: ic.RootSolver, gradient: ic.Implicit, problem: Problem, forward: bool) -> Outcome:
+def _by_hand(
+    dynamics: ic.Dynamics,
+    solver: ic.RootSolver,
+    gradient: ic.Implicit,
+    problem: Problem,
+    forward: bool,
+) -> Outcome:
     packing = Packing.of(problem.z0)
     system = ic.System(dynamics, problem.x, packing)
     if forward:
@@ -167,7 +221,13 @@ def _forward_loop(loop: plain.Solve, problem: Problem, tol: float) -> Outcome:
         return Outcome(loop(lambda z: problem.f(z, problem.x), problem.z0, tol, problem.budget), [])
 
 
-def _loop(solver: ic.StepwiseRootSolver[Any], f: Callable[[Tensor], Tensor], z: Tensor, tol: float, limit: int) -> Tensor:
+def _loop(
+    solver: ic.StepwiseRootSolver[Any],
+    f: Callable[[Tensor], Tensor],
+    z: Tensor,
+    tol: float,
+    limit: int,
+) -> Tensor:
     system = ic.System(ic.FixedPoint(lambda z, _: f(z)), None, Packing.of(z))
     state = solver.init(system, z)
     for _ in range(limit):
@@ -181,11 +241,27 @@ def _loop(solver: ic.StepwiseRootSolver[Any], f: Callable[[Tensor], Tensor], z: 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dispatch", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny problem and few repetitions: does the program run?")
-    parser.add_argument("--report", action="store_true", help="write the page anew from the saved rows; measures nothing")
-    parser.add_argument("--repetitions", type=int, default=101, help="interleaved repetitions (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder to save in (default docs/benchmarks; with --quick nothing is saved)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tiny problem and few repetitions: does the program run?",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write the page anew from the saved rows; measures nothing",
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=101, help="interleaved repetitions (default %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch (default %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder to save in (default docs/benchmarks; with --quick nothing is saved)",
+    )
     return parser.parse_args(arguments)
 
 

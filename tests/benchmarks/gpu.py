@@ -1,4 +1,5 @@
-"""Equilibria on a GPU: whole training steps with each backend and a compiled cell, against TorchDEQ (``make bench-gpu``)."""
+"""Equilibria on a GPU: whole training steps with each backend and a compiled cell, against TorchDEQ
+(``make bench-gpu``)."""
 
 from __future__ import annotations
 

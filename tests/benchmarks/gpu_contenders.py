@@ -1,4 +1,5 @@
-"""The contenders on a GPU: each solver with each backend that can run, TorchDEQ and plain loops; all with a compiled cell besides."""
+"""The contenders on a GPU: each solver with each backend that can run, TorchDEQ and plain loops;
+all with a compiled cell besides."""
 
 from __future__ import annotations
 
@@ -20,10 +21,14 @@ COMPILED = "compiled cell"
 
 
 def contenders(problem: Problem, quick: bool) -> list[Contender]:
-    """All that can run on the problem's device; the backward solve uses the forward method. Compiling takes minutes: no quick run does."""
+    """All that can run on the problem's device; the backward solve uses the forward method.
+    Compiling takes minutes: no quick run does."""
     found = []
     for method in METHODS:
-        steps = {(OURS, name): partial(_implicitcore, backend, method) for name, backend in _backends(problem.z0.device.type).items()}
+        steps = {
+            (OURS, name): partial(_implicitcore, backend, method)
+            for name, backend in _backends(problem.z0.device.type).items()
+        }
         if hasattr(plain, method):
             steps[PLAIN, "torch"] = partial(plain.implicit, getattr(plain, method))
         if find_spec(TORCHDEQ):
@@ -31,20 +36,32 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
         for (library, backend), prepare in steps.items():
             found.append(Contender(library, f"{method}, {backend}", f"implicit {method}", prepare))
             if not quick:
-                found.append(_compiled(library, f"{method}, {backend}, {COMPILED}", f"implicit {method}", prepare))
+                found.append(
+                    _compiled(
+                        library, f"{method}, {backend}, {COMPILED}", f"implicit {method}", prepare
+                    )
+                )
     return found
 
 
 def _backends(device: str) -> dict[str, ic.Backend]:
     """Those that can run on the device, torch first: what the others are compared with."""
     found = {part.name: part.load()() for part in REGISTRY.parts("backend")}
-    able = [name for name, backend in found.items() if device in backend.device_types and backend.unavailable_reason() is None]
+    able = [
+        name
+        for name, backend in found.items()
+        if device in backend.device_types and backend.unavailable_reason() is None
+    ]
     return {name: found[name] for name in sorted(able, key=lambda name: name != "torch")}
 
 
-def _implicitcore(backend: ic.Backend, method: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
+def _implicitcore(
+    backend: ic.Backend, method: str, problem: Problem, tol: float
+) -> Callable[[], Outcome]:
     solver = METHODS[method](tol=tol, max_steps=problem.budget)
-    layer = ic.ImplicitLayer(ic.FixedPoint(problem.f), solver=solver, gradient=ic.Implicit(solver), backend=backend)
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(problem.f), solver=solver, gradient=ic.Implicit(solver), backend=backend
+    )
 
     def step() -> Outcome:
         solution = layer.solve(problem.x, problem.z0)
@@ -57,7 +74,9 @@ def _compiled(library: str, method: str, gradient: str, prepare: Prepare) -> Con
     """Counts and memory are those of the eager run: neither shows in compiled code."""
 
     def with_compiled_cell(problem: Problem, tol: float) -> Callable[[], Outcome]:
-        torch._dynamo.config.recompile_limit = 64  # else the third problem would run eagerly, with a warning
+        torch._dynamo.config.recompile_limit = (
+            64  # else the third problem would run eagerly, with a warning
+        )
         return prepare(replace(problem, f=_Compiled(problem.f)), tol)
 
     return Contender(library, method, gradient, with_compiled_cell, counts=prepare)

@@ -46,8 +46,12 @@ def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
 
 
 def _against_torch(rows: Sequence[Row]) -> Iterator[str]:
-    """How often a step of each contender goes into one of the torch backend's, the same method; below one it is slower."""
-    yield from ("Milliseconds of a step with the torch backend, and how many times faster the others are:", "")
+    """How often a step of each contender goes into one of the torch backend's, the same method;
+    below one it is slower."""
+    yield from (
+        "Milliseconds of a step with the torch backend, and how many times faster the others are:",
+        "",
+    )
     base = {(row.problem, _solver(row)): row for row in rows if _way(row) == "implicitcore, torch"}
     ways = list(dict.fromkeys(way for way in map(_way, rows) if way != "implicitcore, torch"))
     found = {(row.problem, _solver(row), _way(row)): row for row in rows}
@@ -55,7 +59,12 @@ def _against_torch(rows: Sequence[Row]) -> Iterator[str]:
     for (problem, solver), row in base.items():
         others = [found.get((problem, solver, way)) for way in ways]
         cells.append(
-            (problem, solver, f"{row.seconds * 1e3:.2f}", *(f"{row.seconds / other.seconds:.2f} x" if other else "" for other in others))
+            (
+                problem,
+                solver,
+                f"{row.seconds * 1e3:.2f}",
+                *(f"{row.seconds / other.seconds:.2f} x" if other else "" for other in others),
+            )
         )
     yield from table(("problem", "method", "ms", *ways), cells)
 

@@ -60,7 +60,13 @@ def pieces(problem: Problem, z: Tensor) -> dict[str, Callable[[], None]]:
 
         return work
 
-    return {F: plain, GRAPH: graph, VJP: vjp([point]), LEAVES: vjp(leaves), ALL: vjp([point, *leaves])}
+    return {
+        F: plain,
+        GRAPH: graph,
+        VJP: vjp([point]),
+        LEAVES: vjp(leaves),
+        ALL: vjp([point, *leaves]),
+    }
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,14 @@ def measure(problem: Problem, contenders: Sequence[Contender], settings: Setting
     measured.pieces.update(parts)
     for key, case in cases.items():
         least = floor(case.spent, parts)
-        measured.rows.append(replace(case.row, seconds=seconds[key], floor_seconds=least, ratio_to_floor=seconds[key] / least))
+        measured.rows.append(
+            replace(
+                case.row,
+                seconds=seconds[key],
+                floor_seconds=least,
+                ratio_to_floor=seconds[key] / least,
+            )
+        )
         if case.needed is not None:
             measured.per_sample[key] = case.needed.double().mean().item()
         if case.warned:
@@ -117,8 +130,11 @@ def measure(problem: Problem, contenders: Sequence[Contender], settings: Setting
     return measured
 
 
-def _examine_all(problem: Problem, contenders: Sequence[Contender], reference: Reference, measured: Measured) -> dict[str, _Examined]:
-    """By the row's name. Another library that cannot do the step is left out, with the reason; ours must."""
+def _examine_all(
+    problem: Problem, contenders: Sequence[Contender], reference: Reference, measured: Measured
+) -> dict[str, _Examined]:
+    """By the row's name. Another library that cannot do the step is left out, with the reason; ours
+    must."""
     found = {}
     for tol in problem.tolerances:
         for contender in contenders:
@@ -129,7 +145,10 @@ def _examine_all(problem: Problem, contenders: Sequence[Contender], reference: R
             except Exception as failure:
                 if contender.library == OURS:
                     raise
-                measured.left_out[key] = f"{type(failure).__name__}: {str(failure).strip() or 'no message'}".splitlines()[0]
+                measured.left_out[key] = (
+                    f"{type(failure).__name__}: "
+                    f"{str(failure).strip() or 'no message'}".splitlines()[0]
+                )
     return found
 
 
@@ -139,13 +158,19 @@ def _times(
     """Seconds of each case, and of those pieces that their floors are made of."""
     spent = {name for case in cases.values() for name in case.spent}
     parts = {name: work for name, work in parts.items() if name in spent}
-    works: dict[Hashable, Callable[[], object]] = {("case", key): case.step for key, case in cases.items()}
+    works: dict[Hashable, Callable[[], object]] = {
+        ("case", key): case.step for key, case in cases.items()
+    }
     works |= {("piece", name): work for name, work in parts.items()}
     seconds = interleave(works, settings.repetitions, seed=settings.seed, window=settings.window)
-    return {key: seconds["case", key] for key in cases}, {name: seconds["piece", name] / PIECE_CALLS for name in parts}
+    return {key: seconds["case", key] for key in cases}, {
+        name: seconds["piece", name] / PIECE_CALLS for name in parts
+    }
 
 
-def _examine(problem: Problem, contender: Contender, tol: float, reference: Reference, name: str) -> _Examined:
+def _examine(
+    problem: Problem, contender: Contender, tol: float, reference: Reference, name: str
+) -> _Examined:
     """All that is not a time: the counts, the errors and the memory of one step."""
     counted = Counted(problem.f, len(problem.z0))
     prepare = contender.counts or contender.prepare
@@ -174,7 +199,11 @@ def _examine(problem: Problem, contender: Contender, tol: float, reference: Refe
 
 
 def _messages(caught: Iterable[warnings.WarningMessage]) -> list[str]:
-    return [str(warning.message) for warning in caught if issubclass(warning.category, ConvergenceWarning)]
+    return [
+        str(warning.message)
+        for warning in caught
+        if issubclass(warning.category, ConvergenceWarning)
+    ]
 
 
 def _finite(value: float) -> float | None:

@@ -18,7 +18,9 @@ def count(value: float) -> str:
 
 def error(value: float | None) -> str:
     """A residual or an error."""
-    return "not finite" if value is None else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    return (
+        "not finite" if value is None else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    )
 
 
 def missed(value: float, limit: float) -> str:

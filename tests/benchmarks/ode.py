@@ -1,4 +1,5 @@
-"""Trajectories, their gradients and steady states against the floor, torchdiffeq and torchode (``make bench-ode``)."""
+"""Trajectories, their gradients and steady states against the floor, torchdiffeq and torchode
+(``make bench-ode``)."""
 
 from __future__ import annotations
 

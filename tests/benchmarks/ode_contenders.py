@@ -1,4 +1,5 @@
-"""The contenders on trajectories and at a steady state: this library, torchdiffeq and torchode where they are installed."""
+"""The contenders on trajectories and at a steady state: this library, torchdiffeq and torchode
+where they are installed."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ COMPILED = "compiled"
 IMPLICIT = "implicit gmres"
 SMALLEST, LARGEST = 1e-7, 0.1
 """Tolerances of a step that make sense in float32."""
-SETTLING: dict[str, dict[str, Any]] = {"tsit5": {"rtol": 0.1, "atol": 0.1}, "adams": {"rtol": 0.5, "atol": 0.5, "max_order": 3}}
+SETTLING: dict[str, dict[str, Any]] = {
+    "tsit5": {"rtol": 0.1, "atol": 0.1},
+    "adams": {"rtol": 0.5, "atol": 0.5, "max_order": 3},
+}
 """ODE solvers on the way to a steady state: accuracy on the way is not what is wanted."""
 
 
@@ -39,15 +43,30 @@ def settling(name: str) -> str:
 def contenders(problem: Problem, quick: bool) -> list[Contender]:
     """All that can run here; compiling takes a minute, so no quick run does."""
     if not isinstance(problem, Trajectory):
-        return [*map(_settling, (name for name in SETTLING if _registered("ode_solver", name))), *_other_equilibria()]
-    gradients = [name for name in (UNROLLED, ADJOINT, CHECKPOINTED) if _registered("gradient", name)]
-    found = [_integration(OURS, method, name, partial(_implicitcore, method, name)) for method in METHODS for name in gradients]
+        return [
+            *map(_settling, (name for name in SETTLING if _registered("ode_solver", name))),
+            *_other_equilibria(),
+        ]
+    gradients = [
+        name for name in (UNROLLED, ADJOINT, CHECKPOINTED) if _registered("gradient", name)
+    ]
+    found = [
+        _integration(OURS, method, name, partial(_implicitcore, method, name))
+        for method in METHODS
+        for name in gradients
+    ]
     if find_spec(TORCHDIFFEQ):
-        found += [_integration(TORCHDIFFEQ, "dopri5", name, partial(_torchdiffeq, name)) for name in (UNROLLED, ADJOINT, SEMINORM)]
+        found += [
+            _integration(TORCHDIFFEQ, "dopri5", name, partial(_torchdiffeq, name))
+            for name in (UNROLLED, ADJOINT, SEMINORM)
+        ]
         found += _as_exact(problem)
     if find_spec(TORCHODE):
         pairs = [(method, name) for method in METHODS for name in (UNROLLED, JOINT)]
-        found += [_integration(TORCHODE, method, name, partial(_torchode, method, name)) for method, name in pairs]
+        found += [
+            _integration(TORCHODE, method, name, partial(_torchode, method, name))
+            for method, name in pairs
+        ]
         found += [] if quick else map(_compiled, METHODS)
     return found
 
@@ -64,23 +83,39 @@ def _integration(library: str, method: str, gradient: str, prepare: Prepare) -> 
     return Contender(library, method, gradient, prepare, trajectory)
 
 
-def _implicitcore(method: str, gradient: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
-    solver, strategy = METHODS[method](rtol=tol, atol=tol, max_steps=problem.budget), _part("gradient", gradient)
+def _implicitcore(
+    method: str, gradient: str, problem: Problem, tol: float
+) -> Callable[[], Outcome]:
+    solver, strategy = (
+        METHODS[method](rtol=tol, atol=tol, max_steps=problem.budget),
+        _part("gradient", gradient),
+    )
     times = torch.tensor([0.0, 1.0])
 
     def step() -> Outcome:
-        solution = ic.integrate(lambda t, z, x: problem.f(z, x), problem.z0, problem.x, times=times, solver=solver, gradient=strategy)
+        solution = ic.integrate(
+            lambda t, z, x: problem.f(z, x),
+            problem.z0,
+            problem.x,
+            times=times,
+            solver=solver,
+            gradient=strategy,
+        )
         z = solution.z[-1]
         return Outcome(z, problem.gradients(z), solution.steps)
 
     return step
 
 
-def _torchdiffeq(gradient: str, problem: Problem, tol: float, field: nn.Module | None = None, end: float = 1.0) -> Callable[[], Outcome]:
+def _torchdiffeq(
+    gradient: str, problem: Problem, tol: float, field: nn.Module | None = None, end: float = 1.0
+) -> Callable[[], Outcome]:
     """Its defaults but for the tolerances; x is given to the adjoint as its parameters are."""
     library = importlib.import_module(TORCHDIFFEQ)
     field = field or Field(problem.f, problem.x)
-    options: dict[str, Any] = {} if gradient == UNROLLED else {"adjoint_params": tuple(problem.inputs)}
+    options: dict[str, Any] = (
+        {} if gradient == UNROLLED else {"adjoint_params": tuple(problem.inputs)}
+    )
     if gradient == SEMINORM:
         options["adjoint_options"] = {"norm": "seminorm"}
     solve = library.odeint if gradient == UNROLLED else library.odeint_adjoint
@@ -94,7 +129,8 @@ def _torchdiffeq(gradient: str, problem: Problem, tol: float, field: nn.Module |
 
 
 def _as_exact(problem: Trajectory) -> list[Contender]:
-    """Ours at the largest tolerance, by factors of two, whose last state is no further off than torchdiffeq's."""
+    """Ours at the largest tolerance, by factors of two, whose last state is no further off than
+    torchdiffeq's."""
     theirs, ours = partial(_torchdiffeq, UNROLLED), partial(_implicitcore, "dopri5", UNROLLED)
 
     @cache
@@ -109,14 +145,19 @@ def _as_exact(problem: Trajectory) -> list[Contender]:
     def prepare(gradient: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
         return _implicitcore("dopri5", gradient, problem, loosest(tol))
 
-    return [_integration(OURS, f"dopri5, {EXACT}", name, partial(prepare, name)) for name in (UNROLLED, ADJOINT)]
+    return [
+        _integration(OURS, f"dopri5, {EXACT}", name, partial(prepare, name))
+        for name in (UNROLLED, ADJOINT)
+    ]
 
 
 def _final_error(prepare: Prepare, problem: Trajectory, tol: float) -> float:
     return problem.reference.residual(prepare(problem, tol)().z.detach())
 
 
-def _torchode(method: str, gradient: str, problem: Problem, tol: float, compiled: bool = False) -> Callable[[], Outcome]:
+def _torchode(
+    method: str, gradient: str, problem: Problem, tol: float, compiled: bool = False
+) -> Callable[[], Outcome]:
     """As its documentation shows it: integral control, the end alone, else its defaults."""
     library = importlib.import_module(TORCHODE)
     batch, *shape = problem.z0.shape
@@ -126,7 +167,9 @@ def _torchode(method: str, gradient: str, problem: Problem, tol: float, compiled
     joint, unrolled = partial(library.JointBacksolveAdjoint, term), library.AutoDiffAdjoint
     solve = (joint if gradient == JOINT else unrolled)(stepper, control).solve
     if compiled:
-        torch._dynamo.config.recompile_limit = 64  # else the third problem would run eagerly, with a warning
+        torch._dynamo.config.recompile_limit = (
+            64  # else the third problem would run eagerly, with a warning
+        )
         solve = torch.compile(solve)
     begin, end = torch.zeros(batch), torch.ones(batch)
 
@@ -140,27 +183,39 @@ def _torchode(method: str, gradient: str, problem: Problem, tol: float, compiled
 
 def _compiled(method: str) -> Contender:
     """Counts and memory are those of the eager run: neither shows in compiled code."""
-    eager, compiled = partial(_torchode, method, UNROLLED), partial(_torchode, method, UNROLLED, compiled=True)
+    eager, compiled = (
+        partial(_torchode, method, UNROLLED),
+        partial(_torchode, method, UNROLLED, compiled=True),
+    )
     return Contender(TORCHODE, f"{method}, {COMPILED}", UNROLLED, compiled, trajectory, eager)
 
 
 def _settling(name: str) -> Contender:
     solver = _part("ode_solver", name, **SETTLING[name])
-    return Contender(OURS, settling(name), IMPLICIT, partial(_equilibrium, ic.SteadyState(ode_solver=solver)))
+    return Contender(
+        OURS, settling(name), IMPLICIT, partial(_equilibrium, ic.SteadyState(ode_solver=solver))
+    )
 
 
 def _other_equilibria() -> list[Contender]:
     found = [Contender(OURS, "picard", IMPLICIT, partial(_equilibrium, ic.Picard()))]
     if find_spec(TORCHDIFFEQ):
-        found.append(_integration(TORCHDIFFEQ, f"dopri5 to T = {HORIZON:g}", ADJOINT, _torchdiffeq_to_rest))
+        found.append(
+            _integration(TORCHDIFFEQ, f"dopri5 to T = {HORIZON:g}", ADJOINT, _torchdiffeq_to_rest)
+        )
     return found
 
 
 def _equilibrium(solver: Any, problem: Problem, tol: float) -> Callable[[], Outcome]:
-    solver, gradient = replace(solver, tol=tol, max_steps=problem.budget), ic.Implicit(ic.GMRES(tol=tol))
+    solver, gradient = (
+        replace(solver, tol=tol, max_steps=problem.budget),
+        ic.Implicit(ic.GMRES(tol=tol)),
+    )
 
     def step() -> Outcome:
-        solution = ic.fixed_point(problem.f, problem.z0, problem.x, solver=solver, gradient=gradient)
+        solution = ic.fixed_point(
+            problem.f, problem.z0, problem.x, solver=solver, gradient=gradient
+        )
         return Outcome(solution.z, problem.gradients(solution.z), solution.steps)
 
     return step

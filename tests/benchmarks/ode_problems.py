@@ -22,14 +22,17 @@ HORIZON = 20.0
 DESCRIPTIONS = {
     MLP: "dz/dt = W2 tanh(W1 z + b), 64 - 128 - 64 units, t from 0 to 1.",
     CONV: "dz/dt = tanh(conv(z)) - z, 3x3, 32 channels of 16x16, t from 0 to 1.",
-    HETEROGENEOUS: f"dz/dt = r (W2 tanh(W1 z + b) - z), 64 - 128 - 64 units, t from 0 to 1; each sample has its r, 1 to {FASTEST}.",
-    STEADY: "z = tanh(W z + x), 128 units, |W| = 0.9 in the 2-norm, from z = 0; who integrates takes dz/dt = tanh(W z + x) - z.",
+    HETEROGENEOUS: "dz/dt = r (W2 tanh(W1 z + b) - z), 64 - 128 - 64 units, t from 0 to 1; each "
+    f"sample has its r, 1 to {FASTEST}.",
+    STEADY: "z = tanh(W z + x), 128 units, |W| = 0.9 in the 2-norm, from z = 0; who integrates "
+    "takes dz/dt = tanh(W z + x) - z.",
 }
 
 
 @dataclass(frozen=True)
 class Trajectory(Problem):
-    """Integrate dz/dt = f(z, x) from z0 over one unit of time, and pull v at its end back to the leaves, z0 among them.
+    """Integrate dz/dt = f(z, x) from z0 over one unit of time, and pull v at its end back to the
+    leaves, z0 among them.
 
     A tolerance is the relative and the absolute one of a step.
     """
@@ -52,7 +55,13 @@ class Endpoint(Reference):
     def of(cls, problem: Problem) -> Endpoint:
         exact = problem.double()
         solver = ic.Tsit5(rtol=1e-10, atol=1e-10, max_steps=100_000)
-        solution = ic.integrate(lambda t, z, x: exact.f(z, x), exact.z0, exact.x, times=torch.tensor([0.0, 1.0]), solver=solver)
+        solution = ic.integrate(
+            lambda t, z, x: exact.f(z, x),
+            exact.z0,
+            exact.x,
+            times=torch.tensor([0.0, 1.0]),
+            solver=solver,
+        )
         z = solution.raise_if_failed().z[-1]
         return cls(exact, z.detach(), exact.gradients(z))
 
@@ -98,11 +107,17 @@ class Conv(nn.Module):
 
 def problems(quick: bool = False) -> list[Problem]:
     """The four; ``quick`` makes them tiny and keeps their names."""
-    n, width, small, large, channels, side = (4, 8, 3, 6, 2, 4) if quick else (64, 128, 32, 256, 32, 16)
+    n, width, small, large, channels, side = (
+        (4, 8, 3, 6, 2, 4) if quick else (64, 128, 32, 256, 32, 16)
+    )
     rates = torch.logspace(0, log10(3 if quick else FASTEST), large)[:, None]
     trajectories = [
         _trajectory(MLP, _perceptron(n, width, 1.5), (large, n)),
-        _trajectory(CONV, Conv(_weight(_draws(), 1.5, channels, channels, 3, 3)), (small, channels, side, side)),
+        _trajectory(
+            CONV,
+            Conv(_weight(_draws(), 1.5, channels, channels, 3, 3)),
+            (small, channels, side, side),
+        ),
         _trajectory(HETEROGENEOUS, Relaxation(_perceptron(n, width, 0.8)), (large, n), rates),
     ]
     if quick:
@@ -115,7 +130,9 @@ def _steady(quick: bool) -> Problem:
     return replace(found[root_problems.MLP_256], name=STEADY, budget=100, tolerances=(1e-4,))
 
 
-def _trajectory(name: str, f: nn.Module, shape: tuple[int, ...], x: Tensor | tuple[()] = ()) -> Trajectory:
+def _trajectory(
+    name: str, f: nn.Module, shape: tuple[int, ...], x: Tensor | tuple[()] = ()
+) -> Trajectory:
     draw = _draws(1)
     return Trajectory(name, f, x, draw(*shape).requires_grad_(), draw(*shape))
 

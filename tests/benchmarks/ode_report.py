@@ -29,7 +29,13 @@ from benchmarks.ode_problems import (
 from benchmarks.report import bad, machine_line, name_of, pieces_table, sections
 from benchmarks.rows import Row
 
-OVERHEAD = ((CONV, UNROLLED, 1.25), (MLP, UNROLLED, 1.5), (CONV, ADJOINT, 1.4), (MLP, ADJOINT, 1.4), (HETEROGENEOUS, ADJOINT, 1.4))
+OVERHEAD = (
+    (CONV, UNROLLED, 1.25),
+    (MLP, UNROLLED, 1.5),
+    (CONV, ADJOINT, 1.4),
+    (MLP, ADJOINT, 1.4),
+    (HETEROGENEOUS, ADJOINT, 1.4),
+)
 FASTER = {UNROLLED: 1.0, ADJOINT: 1.5}
 PAIRS = ((UNROLLED, UNROLLED), (ADJOINT, ADJOINT), (ADJOINT, SEMINORM))
 """Our gradients, and those of torchdiffeq that they are held against."""
@@ -79,10 +85,25 @@ gradient may be."""
 def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
     """The whole page."""
     lines = [INTRODUCTION.format(**about), machine_line(about), "", "## Against the targets", ""]
-    lines += [*_overhead(rows), *_against_torchdiffeq(rows), *_heterogeneous(rows, about["warned"]), *_steady(rows)]
-    lines += sections(rows, DESCRIPTIONS, dict.fromkeys((MLP, CONV, HETEROGENEOUS), Trajectory.compared))
+    lines += [
+        *_overhead(rows),
+        *_against_torchdiffeq(rows),
+        *_heterogeneous(rows, about["warned"]),
+        *_steady(rows),
+    ]
+    lines += sections(
+        rows, DESCRIPTIONS, dict.fromkeys((MLP, CONV, HETEROGENEOUS), Trajectory.compared)
+    )
     lines += [*_notes("Warnings", about["warned"]), *_notes("Left out", about["left_out"])]
-    lines += ["## Time of f", "", *pieces_table(about["pieces"]), "## What was tried", "", tried.strip(), ""]
+    lines += [
+        "## Time of f",
+        "",
+        *pieces_table(about["pieces"]),
+        "## What was tried",
+        "",
+        tried.strip(),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -92,7 +113,12 @@ def _overhead(rows: Sequence[Row]) -> Iterator[str]:
     cells = []
     for problem, gradient, limit in OVERHEAD:
         found = {method: _find(rows, problem, OURS, method, gradient) for method in METHODS}
-        ratios = (f"{row.ratio_to_floor:.2f}, {missed(row.ratio_to_floor, limit)}" if row else "not measured" for row in found.values())
+        ratios = (
+            f"{row.ratio_to_floor:.2f}, {missed(row.ratio_to_floor, limit)}"
+            if row
+            else "not measured"
+            for row in found.values()
+        )
         cells.append((problem, gradient, f"{limit:g}", *ratios))
     yield from table(("problem", "gradient", "at most", *METHODS), cells)
 
@@ -100,15 +126,37 @@ def _overhead(rows: Sequence[Row]) -> Iterator[str]:
 def _against_torchdiffeq(rows: Sequence[Row]) -> Iterator[str]:
     """Speed beside the same method and gradient, at the same tolerance and at the same error."""
     yield from (AGAINST, "")
-    header = ("problem", "gradient", "ours", "faster", "at least", "target", "evaluations", "final state error", "gradient error")
+    header = (
+        "problem",
+        "gradient",
+        "ours",
+        "faster",
+        "at least",
+        "target",
+        "evaluations",
+        "final state error",
+        "gradient error",
+    )
     cells = []
-    for problem, gradient, name in ((problem, *pair) for problem in (MLP, CONV, HETEROGENEOUS) for pair in PAIRS):
+    for problem, gradient, name in (
+        (problem, *pair) for problem in (MLP, CONV, HETEROGENEOUS) for pair in PAIRS
+    ):
         theirs = _find(rows, problem, TORCHDIFFEQ, "dopri5", name)
         for method, label in (("dopri5", "same tolerance"), (f"dopri5, {EXACT}", EXACT)):
             ours = _find(rows, problem, OURS, method, gradient)
             if ours and theirs:
                 speed, limit = theirs.seconds / ours.seconds, FASTER[gradient]
-                cells.append((problem, name, label, f"{speed:.2f} x", f"{limit:g} x", short(speed, limit), *_compared(ours, theirs)))
+                cells.append(
+                    (
+                        problem,
+                        name,
+                        label,
+                        f"{speed:.2f} x",
+                        f"{limit:g} x",
+                        short(speed, limit),
+                        *_compared(ours, theirs),
+                    )
+                )
     yield from table(header, cells) if cells else ("torchdiffeq was not measured.", "")
 
 
@@ -123,29 +171,68 @@ def _compared(ours: Row, theirs: Row) -> tuple[str, ...]:
 
 def _heterogeneous(rows: Sequence[Row], warned: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Exact or warned, and the evaluations."""
-    yield f"Heterogeneous: a gradient error below {error(PRECISE)} or a warning (its text is below), and fewer evaluations of each sample"
-    yield from ("than torchdiffeq's dopri5 with the same gradient (`checkpointed` buys memory with evaluations, and has no limit):", "")
+    yield (
+        f"Heterogeneous: a gradient error below {error(PRECISE)} or a warning (its text is "
+        "below), and fewer evaluations of each sample"
+    )
+    yield from (
+        "than torchdiffeq's dopri5 with the same gradient (`checkpointed` buys memory with "
+        "evaluations, and has no limit):",
+        "",
+    )
     cells = []
     for row in rows:
         if name_of(row) == HETEROGENEOUS and row.library == OURS:
             told = f"{row.problem}, {OURS}, {row.method}, {row.gradient}" in warned
-            held = "met" if bad(row.gradient_error) < PRECISE else "met: warned" if told else "missed, no warning"
-            cells.append((row.method, row.gradient, error(row.gradient_error), held, *_fewer(row, rows)))
-    yield from table(("method", "gradient", "gradient error", "target", "evaluations", "torchdiffeq's", "target"), cells)
+            held = (
+                "met"
+                if bad(row.gradient_error) < PRECISE
+                else "met: warned"
+                if told
+                else "missed, no warning"
+            )
+            cells.append(
+                (row.method, row.gradient, error(row.gradient_error), held, *_fewer(row, rows))
+            )
+    yield from table(
+        (
+            "method",
+            "gradient",
+            "gradient error",
+            "target",
+            "evaluations",
+            "torchdiffeq's",
+            "target",
+        ),
+        cells,
+    )
 
 
 def _fewer(row: Row, rows: Sequence[Row]) -> tuple[str, str, str]:
-    other = None if row.gradient == CHECKPOINTED else _find(rows, HETEROGENEOUS, TORCHDIFFEQ, "dopri5", row.gradient)
+    other = (
+        None
+        if row.gradient == CHECKPOINTED
+        else _find(rows, HETEROGENEOUS, TORCHDIFFEQ, "dopri5", row.gradient)
+    )
     if other is None:
         return count(row.evaluations), "", ""
-    return count(row.evaluations), count(other.evaluations), missed(row.evaluations / other.evaluations, 1)
+    return (
+        count(row.evaluations),
+        count(other.evaluations),
+        missed(row.evaluations / other.evaluations, 1),
+    )
 
 
 def _steady(rows: Sequence[Row]) -> Iterator[str]:
     """Evaluations, exactness and speed."""
-    yield f"Steady state: evaluations (that of the gradient included), a gradient error below {error(PRECISE)}, and at least"
+    yield (
+        "Steady state: evaluations (that of the gradient included), a gradient error below "
+        f"{error(PRECISE)}, and at least"
+    )
     yield from (f"{SETTLES:g} x faster than torchdiffeq's adjoint to T = {HORIZON:g}:", "")
-    theirs = next((row for row in rows if name_of(row) == STEADY and row.library == TORCHDIFFEQ), None)
+    theirs = next(
+        (row for row in rows if name_of(row) == STEADY and row.library == TORCHDIFFEQ), None
+    )
     cells = []
     for name, limit in EVALUATIONS.items():
         row = _find(rows, STEADY, OURS, settling(name), IMPLICIT)
@@ -154,19 +241,33 @@ def _steady(rows: Sequence[Row]) -> Iterator[str]:
             continue
         spent = f"{count(row.evaluations)}, {missed(row.evaluations, limit)}"
         exact = f"{error(row.gradient_error)}, {missed(bad(row.gradient_error), PRECISE)}"
-        speed = f"{theirs.seconds / row.seconds:.1f} x, {short(theirs.seconds / row.seconds, SETTLES)}" if theirs else "not measured"
+        speed = (
+            f"{theirs.seconds / row.seconds:.1f} x, {short(theirs.seconds / row.seconds, SETTLES)}"
+            if theirs
+            else "not measured"
+        )
         cells.append((name, str(limit), spent, error(row.residual_max), exact, speed))
-    yield from table(("ODE solver", "at most", "evaluations", "residual", "gradient error", "faster"), cells)
+    yield from table(
+        ("ODE solver", "at most", "evaluations", "residual", "gradient error", "faster"), cells
+    )
 
 
 def _notes(title: str, notes: Mapping[str, str | Sequence[str]]) -> list[str]:
     """What was said of single rows."""
     if not notes:
         return []
-    lines = [f"- {row}: {text if isinstance(text, str) else '; '.join(text)}" for row, text in notes.items()]
+    lines = [
+        f"- {row}: {text if isinstance(text, str) else '; '.join(text)}"
+        for row, text in notes.items()
+    ]
     return [f"## {title}", "", *lines, ""]
 
 
-def _find(rows: Sequence[Row], problem: str, library: str, method: str, gradient: str) -> Row | None:
+def _find(
+    rows: Sequence[Row], problem: str, library: str, method: str, gradient: str
+) -> Row | None:
     wanted = (problem, library, method, gradient)
-    return next((row for row in rows if (name_of(row), row.library, row.method, row.gradient) == wanted), None)
+    return next(
+        (row for row in rows if (name_of(row), row.library, row.method, row.gradient) == wanted),
+        None,
+    )

@@ -19,8 +19,8 @@ from benchmarks.counting import Counted, Spent, equilibrium
 class Problem:
     """Solve f(z, x) = z from z0 and pull v back to the leaves: one training step.
 
-    The leaves are the parameters of f and the tensors of x, and z0, that require a gradient. ``budget`` is the most iterations
-    that any solver gets, forward and backward.
+    The leaves are the parameters of f and the tensors of x, and z0, that require a gradient.
+    ``budget`` is the most iterations that any solver gets, forward and backward.
     """
 
     compared: ClassVar[str] = "residual"
@@ -37,7 +37,10 @@ class Problem:
     @property
     def inputs(self) -> list[Tensor]:
         """The leaves that f depends on by itself."""
-        return [*self.f.parameters(), *(leaf for leaf in pytree.tree_leaves(self.x) if leaf.requires_grad)]
+        return [
+            *self.f.parameters(),
+            *(leaf for leaf in pytree.tree_leaves(self.x) if leaf.requires_grad),
+        ]
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -52,7 +55,10 @@ class Problem:
 
     def to(self, where: torch.dtype | torch.device) -> Problem:
         """The same problem in another dtype, or on another device."""
-        x, z0 = pytree.tree_map(lambda leaf: leaf.detach().to(where).requires_grad_(leaf.requires_grad), (self.x, self.z0))
+        x, z0 = pytree.tree_map(
+            lambda leaf: leaf.detach().to(where).requires_grad_(leaf.requires_grad),
+            (self.x, self.z0),
+        )
         return replace(self, f=deepcopy(self.f).to(where), x=x, z0=z0, v=self.v.to(where))
 
     @cached_property
@@ -63,7 +69,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step returned: z, the gradients of the leaves, and the evaluations of each sample where the library tells them."""
+    """What a step returned: z, the gradients of the leaves, and the evaluations of each sample
+    where the library tells them."""
 
     z: Tensor
     gradients: list[Tensor]
@@ -75,10 +82,11 @@ Prepare = Callable[[Problem, float], Callable[[], Outcome]]
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the step: ``prepare(problem, tol)`` does once what a user does once, and returns the step.
+    """One way to do the step: ``prepare(problem, tol)`` does once what a user does once, and
+    returns the step.
 
-    ``spent`` says what a step's counts are made of. Where nothing can be counted in the step itself, ``counts`` prepares the same
-    step in a form that shows its evaluations and its memory.
+    ``spent`` says what a step's counts are made of. Where nothing can be counted in the step
+    itself, ``counts`` prepares the same step in a form that shows its evaluations and its memory.
     """
 
     library: str
@@ -102,13 +110,16 @@ class Reference:
 
     @classmethod
     def of(cls, problem: Problem) -> Reference:
-        """Picard iterations to the rounding of float64, forward and for the adjoint: nothing of what is measured."""
+        """Picard iterations to the rounding of float64, forward and for the adjoint: nothing of
+        what is measured."""
         exact = problem.double()
         with torch.no_grad():
             z = _contract(lambda z: exact.f(z, exact.x), exact.z0)
         point = z.requires_grad_()
         fz = exact.f(point, exact.x)
-        u = _contract(lambda u: torch.autograd.grad(fz, point, u, retain_graph=True)[0] + exact.v, exact.v)
+        u = _contract(
+            lambda u: torch.autograd.grad(fz, point, u, retain_graph=True)[0] + exact.v, exact.v
+        )
         return cls(exact, z.detach(), list(torch.autograd.grad(fz, exact.leaves, u)))
 
     def residual(self, z: Tensor) -> float:
@@ -117,7 +128,10 @@ class Reference:
 
     def gradient_error(self, gradients: Sequence[Tensor]) -> float:
         """The largest relative 2-norm error of the gradient of any leaf."""
-        return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(gradients, self.gradients, strict=True))
+        return max(
+            ((a.double() - b).norm() / b.norm()).item()
+            for a, b in zip(gradients, self.gradients, strict=True)
+        )
 
 
 @torch.no_grad()
@@ -133,7 +147,9 @@ def sample_norm(z: Tensor) -> Tensor:
     return torch.linalg.vector_norm(z.flatten(1), dim=1)
 
 
-def _contract(f: Callable[[Tensor], Tensor], z: Tensor, tol: float = 1e-13, limit: int = 5000) -> Tensor:
+def _contract(
+    f: Callable[[Tensor], Tensor], z: Tensor, tol: float = 1e-13, limit: int = 5000
+) -> Tensor:
     for _ in range(limit):
         z, last = f(z), z
         if bool((sample_norm(z - last) <= tol * sample_norm(z)).all()):

@@ -1,4 +1,5 @@
-"""What the benchmark programs share: their options, the run over all problems, and where the results go."""
+"""What the benchmark programs share: their options, the run over all problems, and where the
+results go."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ class Program:
             if options.output is None and (options.quick or options.only):
                 return
             if not rows and path.exists() and load(path)[0]:
-                raise SystemExit(f"nothing was measured: no {options.device} device; {path} stays as it is")
+                raise SystemExit(
+                    f"nothing was measured: no {options.device} device; {path} stays as it is"
+                )
             folder.mkdir(parents=True, exist_ok=True)
             save(path, rows, about)
         notes = Path(__file__).with_name(f"{self.name}_tried.md")
@@ -67,34 +70,82 @@ class Program:
         device = device_name(options.device)
         problems = self._problems(options) if device else []
         cases = [(problem, self.contenders(problem, options.quick)) for problem in problems]
-        libraries = {"implicitcore", "torch"} | {contender.library for _, found in cases for contender in found}
-        about = machine(sorted(filter(find_spec, libraries))) | {"device": device, "repetitions": settings.repetitions}
+        libraries = {"implicitcore", "torch"} | {
+            contender.library for _, found in cases for contender in found
+        }
+        about = machine(sorted(filter(find_spec, libraries))) | {
+            "device": device,
+            "repetitions": settings.repetitions,
+        }
         about |= {note: {} for note in NOTES}
         rows: list[Row] = []
         for problem, contenders in cases:
-            with warnings.catch_warnings(action="ignore"):  # its row says that a contender did not converge
+            with warnings.catch_warnings(
+                action="ignore"
+            ):  # its row says that a contender did not converge
                 measured = measure(problem, contenders, settings)
             rows += measured.rows
             about["pieces"][problem.name] = measured.pieces
             for note in NOTES[1:]:
                 about[note] |= getattr(measured, note)
-            print(problem.name, "", *measurements(measured.rows, problem.compared), sep="\n", flush=True)
+            print(
+                problem.name,
+                "",
+                *measurements(measured.rows, problem.compared),
+                sep="\n",
+                flush=True,
+            )
         return rows, about
 
     def _problems(self, options: argparse.Namespace) -> list[Problem]:
-        found = [problem.to(torch.device(options.device)) for problem in self.problems(options.quick) if options.only in problem.name]
-        return [replace(problem, tolerances=problem.tolerances[:1]) for problem in found] if options.quick else found
+        found = [
+            problem.to(torch.device(options.device))
+            for problem in self.problems(options.quick)
+            if options.only in problem.name
+        ]
+        return (
+            [replace(problem, tolerances=problem.tolerances[:1]) for problem in found]
+            if options.quick
+            else found
+        )
 
     def _options(self, arguments: list[str] | None) -> argparse.Namespace:
-        parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.name}", description=self.description)
-        parser.add_argument("--quick", action="store_true", help="tiny problems and few repetitions: does the program run?")
-        parser.add_argument("--only", default="", metavar="TEXT", help="only the problems whose name holds TEXT")
-        parser.add_argument("--report", action="store_true", help="write the page anew from the saved rows; measures nothing")
-        parser.add_argument("--device", choices=self.devices, default=self.devices[0], help="where it runs (default %(default)s)")
-        parser.add_argument("--repetitions", type=int, default=9, help="interleaved repetitions (default %(default)s)")
-        parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
+        parser = argparse.ArgumentParser(
+            prog=f"python -m benchmarks.{self.name}", description=self.description
+        )
+        parser.add_argument(
+            "--quick",
+            action="store_true",
+            help="tiny problems and few repetitions: does the program run?",
+        )
+        parser.add_argument(
+            "--only", default="", metavar="TEXT", help="only the problems whose name holds TEXT"
+        )
+        parser.add_argument(
+            "--report",
+            action="store_true",
+            help="write the page anew from the saved rows; measures nothing",
+        )
+        parser.add_argument(
+            "--device",
+            choices=self.devices,
+            default=self.devices[0],
+            help="where it runs (default %(default)s)",
+        )
+        parser.add_argument(
+            "--repetitions",
+            type=int,
+            default=9,
+            help="interleaved repetitions (default %(default)s)",
+        )
+        parser.add_argument(
+            "--threads", type=int, default=2, help="threads of torch (default %(default)s)"
+        )
         parser.add_argument("--seed", type=int, default=0, help="of the order in a repetition")
         parser.add_argument(
-            "--output", type=Path, help="folder to save in (default docs/benchmarks; with --quick or --only nothing is saved)"
+            "--output",
+            type=Path,
+            help="folder to save in (default docs/benchmarks; with --quick or --only "
+            "nothing is saved)",
         )
         return parser.parse_args(arguments)

@@ -1,4 +1,5 @@
-"""Equilibria: forward solve and implicit gradient against the floor, TorchDEQ and loops written by hand (``make bench-root``)."""
+"""Equilibria: forward solve and implicit gradient against the floor, TorchDEQ and loops written by
+hand (``make bench-root``)."""
 
 from __future__ import annotations
 

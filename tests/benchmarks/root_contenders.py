@@ -1,4 +1,5 @@
-"""The contenders on equilibrium problems: this library, TorchDEQ where it is installed, and loops written by hand."""
+"""The contenders on equilibrium problems: this library, TorchDEQ where it is installed, and loops
+written by hand."""
 
 from __future__ import annotations
 
@@ -23,14 +24,24 @@ SMALLEST = 2e-7
 
 
 def contenders(problem: Problem, quick: bool) -> list[Contender]:
-    """The same on every problem: all that can run here. The backward solve uses the forward method, and GMRES in ours besides."""
+    """The same on every problem: all that can run here. The backward solve uses the forward method,
+    and GMRES in ours besides."""
     del problem, quick
     found = [_ours(method, backward) for method in METHODS for backward in (method, "gmres")]
     found += [_ours(method, method, compact=True) for method in METHODS if _compacts(method)]
-    found += [Contender(PLAIN, name, f"implicit {name}", partial(plain.implicit, getattr(plain, name))) for name in ("picard", "anderson")]
+    found += [
+        Contender(PLAIN, name, f"implicit {name}", partial(plain.implicit, getattr(plain, name)))
+        for name in ("picard", "anderson")
+    ]
     if find_spec("torchdeq"):
-        found += [Contender(TORCHDEQ, method, f"implicit {method}", partial(torchdeq, method)) for method in METHODS]
-        found += [Contender(OURS, f"{method}, {EXACT}", f"implicit {method}", partial(_as_exact, method)) for method in METHODS]
+        found += [
+            Contender(TORCHDEQ, method, f"implicit {method}", partial(torchdeq, method))
+            for method in METHODS
+        ]
+        found += [
+            Contender(OURS, f"{method}, {EXACT}", f"implicit {method}", partial(_as_exact, method))
+            for method in METHODS
+        ]
     return found
 
 
@@ -39,16 +50,24 @@ def _compacts(method: str) -> bool:
 
 
 def _ours(method: str, backward: str, **options: Any) -> Contender:
-    prepare = partial(_implicitcore, METHODS[method], {**METHODS, "gmres": ic.GMRES}[backward], options)
+    prepare = partial(
+        _implicitcore, METHODS[method], {**METHODS, "gmres": ic.GMRES}[backward], options
+    )
     return Contender(OURS, ", ".join([method, *options]), f"implicit {backward}", prepare)
 
 
 def _implicitcore(
-    method: type[ic.RootSolver], backward: type[ic.RootSolver], options: dict[str, Any], problem: Problem, tol: float
+    method: type[ic.RootSolver],
+    backward: type[ic.RootSolver],
+    options: dict[str, Any],
+    problem: Problem,
+    tol: float,
 ) -> Callable[[], Outcome]:
     limits: dict[str, Any] = {"tol": tol, "max_steps": problem.budget}
     gradient = ic.Implicit(backward(**limits, **options))
-    layer = ic.ImplicitLayer(ic.FixedPoint(problem.f), solver=method(**limits, **options), gradient=gradient)
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(problem.f), solver=method(**limits, **options), gradient=gradient
+    )
 
     def step() -> Outcome:
         solution = layer.solve(problem.x, problem.z0)
@@ -72,7 +91,8 @@ def torchdeq(method: str, problem: Problem, tol: float) -> Callable[[], Outcome]
 
 
 def _as_exact(method: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
-    """Ours to the residual that TorchDEQ's same method reaches at this tolerance: it goes on for an evaluation or two."""
+    """Ours to the residual that TorchDEQ's same method reaches at this tolerance: it goes on for an
+    evaluation or two."""
     theirs = torchdeq(method, replace(problem, f=deepcopy(problem.f)), tol)()
     tol = min(tol, max(residual(problem.double(), theirs.z.detach()), SMALLEST))
     return _implicitcore(METHODS[method], METHODS[method], {}, problem, tol)

@@ -1,4 +1,5 @@
-"""The equilibrium problems: small cells, where overhead shows, and a larger one, where it must not."""
+"""The equilibrium problems: small cells, where overhead shows, and a larger one, where it must
+not."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ DESCRIPTIONS = {
     MLP_256: "The same with a larger batch.",
     SLOW: "tanh(W z + x), 128 units, W symmetric with spectral radius 0.97, small inputs.",
     CONV: "tanh(conv(z) + x), 3x3, 32 channels of 16x16, a convolution of norm 0.9.",
-    HETEROGENEOUS: "tanh(c W z + x), W symmetric with spectral radius 1; each sample has its c, from 0.3 to 0.97.",
+    HETEROGENEOUS: "tanh(c W z + x), W symmetric with spectral radius 1; each sample has its c, "
+    "from 0.3 to 0.97.",
 }
 
 
@@ -63,12 +65,25 @@ def problems(quick: bool = False) -> list[Problem]:
         posed(MLP_256, Dense(general(n, 0.9)), (large, n)),
         posed(SLOW, Dense(_symmetric(n, 0.97)), (large, n), size=0.3, budget=100),
         posed(CONV, Conv(_kernel(channels, side, 0.9)), (small, channels, side, side)),
-        posed(HETEROGENEOUS, Scaled(_symmetric(n, 1.0)), (large, n), size=0.1, budget=300, rates=torch.linspace(0.3, 0.97, large)),
+        posed(
+            HETEROGENEOUS,
+            Scaled(_symmetric(n, 1.0)),
+            (large, n),
+            size=0.1,
+            budget=300,
+            rates=torch.linspace(0.3, 0.97, large),
+        ),
     ]
 
 
 def posed(  # noqa: PLR0913 - keyword options
-    name: str, f: nn.Module, shape: tuple[int, ...], *, size: float = 1.0, budget: int = 50, rates: Tensor | None = None
+    name: str,
+    f: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    size: float = 1.0,
+    budget: int = 50,
+    rates: Tensor | None = None,
 ) -> Problem:
     draw = _draws()
     shift = draw(*shape).mul(size).requires_grad_()

@@ -53,9 +53,23 @@ least, near the rounding of float32), and timed beside it."""
 def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
     """The whole page."""
     lines = [INTRODUCTION.format(**about), machine_line(about), ""]
-    lines += ["## Against the targets", "", *_overhead(rows), *_against_torchdeq(rows), *compact(rows, about)]
+    lines += [
+        "## Against the targets",
+        "",
+        *_overhead(rows),
+        *_against_torchdeq(rows),
+        *compact(rows, about),
+    ]
     lines += sections(rows, DESCRIPTIONS, {})
-    lines += ["## Time of f", "", *pieces_table(about["pieces"]), "## What was tried", "", tried.strip(), ""]
+    lines += [
+        "## Time of f",
+        "",
+        *pieces_table(about["pieces"]),
+        "## What was tried",
+        "",
+        tried.strip(),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -65,8 +79,15 @@ def _overhead(rows: Sequence[Row]) -> Iterator[str]:
     cells = []
     for problem, limits in OVERHEAD.items():
         for method, limit in zip(METHODS, limits, strict=True):
-            found = {tol_of(row): row for row in rows if name_of(row) == problem and _is(row, OURS, method)}
-            ratios = [f"{tol}: {row.ratio_to_floor:.2f}, {missed(row.ratio_to_floor, limit)}" for tol, row in found.items()]
+            found = {
+                tol_of(row): row
+                for row in rows
+                if name_of(row) == problem and _is(row, OURS, method)
+            }
+            ratios = [
+                f"{tol}: {row.ratio_to_floor:.2f}, {missed(row.ratio_to_floor, limit)}"
+                for tol, row in found.items()
+            ]
             cells.append((problem, method, f"{limit:g}", "; ".join(ratios)))
     yield from table(("problem", "method", "at most", "measured"), cells)
 
@@ -84,10 +105,31 @@ def _against_torchdeq(rows: Sequence[Row]) -> Iterator[str]:
         other = theirs.get((row.problem, row.method))
         ours = exact.get((row.problem, f"{row.method}, {EXACT}"))
         if other and ours and _is(row, OURS, row.method):
-            speeds = f"{other.seconds / row.seconds:.1f} x", f"{other.seconds / ours.seconds:.1f} x", f"{FASTER[row.method]:g} x"
-            residuals, gradients = f"{_residual(ours)}, {_residual(other)}", f"{error(ours.gradient_error)}, {error(other.gradient_error)}"
-            cells.append((row.problem, row.method, *speeds, residuals, gradients, _verdict(ours, other)))
-    yield from table(("problem", "method", "faster", "as exact", "at least", "residual", "gradient error", "target"), cells)
+            speeds = (
+                f"{other.seconds / row.seconds:.1f} x",
+                f"{other.seconds / ours.seconds:.1f} x",
+                f"{FASTER[row.method]:g} x",
+            )
+            residuals, gradients = (
+                f"{_residual(ours)}, {_residual(other)}",
+                f"{error(ours.gradient_error)}, {error(other.gradient_error)}",
+            )
+            cells.append(
+                (row.problem, row.method, *speeds, residuals, gradients, _verdict(ours, other))
+            )
+    yield from table(
+        (
+            "problem",
+            "method",
+            "faster",
+            "as exact",
+            "at least",
+            "residual",
+            "gradient error",
+            "target",
+        ),
+        cells,
+    )
 
 
 def _verdict(row: Row, other: Row) -> str:
@@ -97,7 +139,14 @@ def _verdict(row: Row, other: Row) -> str:
         "residual": (bad(row.residual_max), max(bad(other.residual_max), SMALLEST)),
         "gradient": (bad(row.gradient_error), max(bad(other.gradient_error), SMALLEST)),
     }
-    return "; ".join(f"{name} missed by {ours / theirs:.3g} x" for name, (ours, theirs) in parts.items() if ours > theirs) or "met"
+    return (
+        "; ".join(
+            f"{name} missed by {ours / theirs:.3g} x"
+            for name, (ours, theirs) in parts.items()
+            if ours > theirs
+        )
+        or "met"
+    )
 
 
 def _residual(row: Row) -> str:
@@ -106,16 +155,33 @@ def _residual(row: Row) -> str:
 
 
 def compact(rows: Sequence[Row], about: Mapping[str, Any]) -> Iterator[str]:
-    """What ``compact`` spends beside the sum of what each sample needs (one evaluation, with the graph, belongs to the gradient)."""
-    yield from (f"`compact`: forward evaluations spent, per sample, at most {SPENT} x what the samples need by themselves:", "")
+    """What ``compact`` spends beside the sum of what each sample needs (one evaluation, with the
+    graph, belongs to the gradient)."""
+    yield from (
+        f"`compact`: forward evaluations spent, per sample, at most {SPENT} x what the "
+        "samples need by themselves:",
+        "",
+    )
     cells = []
     for row in rows:
         method, _, option = row.method.partition(", ")
         if option == COMPACT:
             needed = about["per_sample"][f"{row.problem}, {OURS}, {method}, implicit {method}"]
             ratio = (row.evaluations - 1) / needed
-            cells.append((row.problem, method, count(row.evaluations - 1), count(needed), f"{ratio:.2f}, {missed(ratio, SPENT)}"))
-    yield from table(("problem", "method", "spent", "needed", "ratio"), cells) if cells else ("Not available yet.", "")
+            cells.append(
+                (
+                    row.problem,
+                    method,
+                    count(row.evaluations - 1),
+                    count(needed),
+                    f"{ratio:.2f}, {missed(ratio, SPENT)}",
+                )
+            )
+    yield from (
+        table(("problem", "method", "spent", "needed", "ratio"), cells)
+        if cells
+        else ("Not available yet.", "")
+    )
 
 
 def _is(row: Row, library: str, method: str) -> bool:

@@ -18,7 +18,8 @@ import torch
 class Row:
     """One line of the JSON file. Evaluations and products are in whole batches.
 
-    ``residual_max`` is relative and the worst sample's: the residual of an equilibrium, the error of the last state of a trajectory.
+    ``residual_max`` is relative and the worst sample's: the residual of an equilibrium, the error
+    of the last state of a trajectory.
     """
 
     problem: str
@@ -38,7 +39,15 @@ class Row:
 def machine(libraries: Sequence[str]) -> dict[str, Any]:
     """What the times depend on."""
     info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    models = (
+        [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if "model name" in line
+        ]
+        if info.exists()
+        else []
+    )
     return {
         "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -57,7 +66,10 @@ def device_name(device: str) -> str | None:
 
 def save(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
     """One JSON list: the rows, each on a line of its own, and the row ``machine``."""
-    lines = [json.dumps(entry, allow_nan=False) for entry in [*(asdict(row) for row in rows), {"machine": dict(about)}]]
+    lines = [
+        json.dumps(entry, allow_nan=False)
+        for entry in [*(asdict(row) for row in rows), {"machine": dict(about)}]
+    ]
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 

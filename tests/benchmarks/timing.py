@@ -1,4 +1,5 @@
-"""Interleaved timing: what is compared is timed side by side, so that a slow minute of the machine slows all alike."""
+"""Interleaved timing: what is compared is timed side by side, so that a slow minute of the machine
+slows all alike."""
 
 from __future__ import annotations
 
@@ -20,22 +21,30 @@ Clock = Callable[[], float]
 
 
 def interleave(
-    works: Mapping[Key, Callable[[], object]], repetitions: int, *, seed: int, window: float, clock: Clock = time.perf_counter
+    works: Mapping[Key, Callable[[], object]],
+    repetitions: int,
+    *,
+    seed: int,
+    window: float,
+    clock: Clock = time.perf_counter,
 ) -> dict[Key, float]:
     """Median seconds of one call of each work. A repetition times them all, in an order of its own.
 
-    A work shorter than ``window`` seconds is called as often as fills it: a short pause of the machine then moves one sample
-    of many, and not a median. Small differences of single-threaded works want ``time.process_time``, which does not run in a pause.
+    A work shorter than ``window`` seconds is called as often as fills it: a short pause of the
+    machine then moves one sample of many, and not a median. Small differences of single-threaded
+    works want ``time.process_time``, which does not run in a pause.
     """
     with _no_collection():
         return alternate(works, repetitions, partial(_seconds, clock), window=window, seed=seed)
 
 
 def keep_memory(module: str) -> None:
-    """Run the module again in a process whose allocator keeps freed memory, as those made for training do; glibc alone is told so.
+    """Run the module again in a process whose allocator keeps freed memory, as those made for
+    training do; glibc alone is told so.
 
-    By itself glibc gives large tensors back to the system after each step, and the page faults of taking them again are then a third of
-    what is measured, more for one contender than for another by the order of its frees.
+    By itself glibc gives large tensors back to the system after each step, and the page faults of
+    taking them again are then a third of what is measured, more for one contender than for another
+    by the order of its frees.
     """
     keep = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
     if sys.platform == "linux" and not keep.keys() <= os.environ.keys():
@@ -60,7 +69,8 @@ def _finish() -> None:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """No garbage collection but the one between two samples, which need not look at what was there before."""
+    """No garbage collection but the one between two samples, which need not look at what was there
+    before."""
     gc.collect()
     gc.freeze()
     gc.disable()

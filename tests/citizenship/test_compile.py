@@ -14,13 +14,25 @@ import implicitcore as ic
 
 # torch's own: Dynamo looks at the .grad of what is no leaf, Inductor uses torch.jit.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+    ),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
 ]
 
 BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-SOLVERS = [ic.Picard(tol=1e-10, max_steps=100), ic.Anderson(tol=1e-10), ic.Broyden(tol=1e-10), ic.Newton(tol=1e-10)]
-GRADIENTS = [ic.Implicit(ic.GMRES(tol=1e-10)), ic.Implicit(ic.Anderson(tol=1e-10)), ic.Phantom(steps=3), ic.Unrolled()]
+SOLVERS = [
+    ic.Picard(tol=1e-10, max_steps=100),
+    ic.Anderson(tol=1e-10),
+    ic.Broyden(tol=1e-10),
+    ic.Newton(tol=1e-10),
+]
+GRADIENTS = [
+    ic.Implicit(ic.GMRES(tol=1e-10)),
+    ic.Implicit(ic.Anderson(tol=1e-10)),
+    ic.Phantom(steps=3),
+    ic.Unrolled(),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -49,15 +61,26 @@ def test_a_compiled_cell(gradient, backend):
     cell, x = Cell(), inputs()
     solver = SOLVERS[1]
     plain = ic.ImplicitLayer(ic.FixedPoint(cell), solver=solver, gradient=gradient)
-    compiled = ic.ImplicitLayer(ic.FixedPoint(torch.compile(cell, backend=backend, fullgraph=True)), solver=solver, gradient=gradient)
-    assert relative_error(values(compiled, cell.parameters(), x), values(plain, cell.parameters(), x)) < 1e-8
+    compiled = ic.ImplicitLayer(
+        ic.FixedPoint(torch.compile(cell, backend=backend, fullgraph=True)),
+        solver=solver,
+        gradient=gradient,
+    )
+    assert (
+        relative_error(values(compiled, cell.parameters(), x), values(plain, cell.parameters(), x))
+        < 1e-8
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:2])
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=name)
 @pytest.mark.parametrize("solver", SOLVERS, ids=name)
 def test_a_compiled_layer(solver, gradient, backend):
-    model = nn.Sequential(nn.Linear(6, 6).double(), ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=solver, gradient=gradient), nn.Tanh())
+    model = nn.Sequential(
+        nn.Linear(6, 6).double(),
+        ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=solver, gradient=gradient),
+        nn.Tanh(),
+    )
     x = inputs()
     expected = values(model, model.parameters(), x)
     compiled = torch.compile(model, backend=backend)
@@ -103,13 +126,22 @@ def test_what_a_solve_holds_is_held_in_a_compiled_cell(backend):
     cell, x = NormCell(), inputs()
     state = {key: value.clone() for key, value in cell.state_dict().items()}
     plain = ic.ImplicitLayer(ic.FixedPoint(cell), solver=SOLVERS[1], gradient=GRADIENTS[0])
-    compiled = ic.ImplicitLayer(ic.FixedPoint(torch.compile(cell, backend=backend)), solver=SOLVERS[1], gradient=GRADIENTS[0])
+    compiled = ic.ImplicitLayer(
+        ic.FixedPoint(torch.compile(cell, backend=backend)),
+        solver=SOLVERS[1],
+        gradient=GRADIENTS[0],
+    )
     results = []
     for layer in (plain, compiled):
         cell.load_state_dict(state)
         for seed in (0, 1):  # another mask, another weight: held anew
             torch.manual_seed(seed)
-            results.append([*values(layer, list(cell.parameters()), x), cell.linear.parametrizations.weight[0]._u.clone()])
+            results.append(
+                [
+                    *values(layer, list(cell.parameters()), x),
+                    cell.linear.parametrizations.weight[0]._u.clone(),
+                ]
+            )
     assert relative_error(results[2] + results[3], results[0] + results[1]) < 1e-8
     counts = []
     for _ in range(10):

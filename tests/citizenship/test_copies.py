@@ -15,14 +15,27 @@ from torch.nn.utils import parametrizations
 import implicitcore as ic
 
 LAYERS = {
-    "root": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Chain([ic.Anderson(), ic.Newton()])),
-    "steady": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.SteadyState(), gradient=ic.Phantom(steps=2)),
-    "predicted": lambda: ic.ImplicitLayer(
-        ic.FixedPoint(Cell()), solver=ic.Broyden(), start=ic.Predictor(nn.Linear(6, 6).double()), on_failure="mask"
+    "root": lambda: ic.ImplicitLayer(
+        ic.FixedPoint(Cell()), solver=ic.Chain([ic.Anderson(), ic.Newton()])
     ),
-    "learned": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(), start=ic.Learned(6)),
-    "ode": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Tsit5(), gradient=ic.Adjoint(), start=ic.FromInput()),
-    "checkpointed": lambda: ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Tsit5(), gradient=ic.Checkpointed(8), start=ic.FromInput()),
+    "steady": lambda: ic.ImplicitLayer(
+        ic.FixedPoint(Cell()), solver=ic.SteadyState(), gradient=ic.Phantom(steps=2)
+    ),
+    "predicted": lambda: ic.ImplicitLayer(
+        ic.FixedPoint(Cell()),
+        solver=ic.Broyden(),
+        start=ic.Predictor(nn.Linear(6, 6).double()),
+        on_failure="mask",
+    ),
+    "learned": lambda: ic.ImplicitLayer(
+        ic.FixedPoint(Cell()), solver=ic.Picard(), start=ic.LearnedInitialGuess(6)
+    ),
+    "ode": lambda: ic.ImplicitLayer(
+        ic.FixedPoint(Cell()), solver=ic.Tsit5(), gradient=ic.Adjoint(), start=ic.Identity()
+    ),
+    "checkpointed": lambda: ic.ImplicitLayer(
+        ic.FixedPoint(Cell()), solver=ic.Tsit5(), gradient=ic.Checkpointed(8), start=ic.Identity()
+    ),
 }
 
 
@@ -33,7 +46,11 @@ def saved(layer):
     return torch.load(file, weights_only=False)
 
 
-COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda layer: pickle.loads(pickle.dumps(layer)), "save": saved}
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
+    "save": saved,
+}
 
 
 @pytest.mark.parametrize("duplicate", COPIES)

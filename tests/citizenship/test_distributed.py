@@ -10,7 +10,10 @@ from dense import Cell, relative_error
 import implicitcore as ic
 
 pytestmark = [
-    pytest.mark.skipif(not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="no gloo"),
+    pytest.mark.skipif(
+        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+        reason="no gloo",
+    ),
     pytest.mark.timeout(200),
     pytest.mark.slow,
 ]
@@ -53,7 +56,9 @@ def test_a_failure_of_one_stops_all(tmp_path):
 
 def test_a_group_is_shared_by_copies_and_kept_from_files(tmp_path):
     first, second = ranks.run(ranks.copies, tmp_path)
-    assert first.pop("error").startswith("a process group cannot be saved: set layer.sync_steps = True")
+    assert first.pop("error").startswith(
+        "a process group cannot be saved: set layer.sync_steps = True"
+    )
     assert first == second == {"shared": True, "converged": True, "all": True}
 
 
@@ -64,7 +69,10 @@ def test_a_group_is_shared_by_copies_and_kept_from_files(tmp_path):
         ({"solver": ic.Newton()}, "Newton cannot stop in step"),
         ({"solver": ic.Tsit5()}, "Tsit5 cannot stop in step"),
         ({"solver": ic.Picard()}, "GMRES cannot stop in step.*its gradient"),
-        ({"solver": ic.Picard(), "gradient": ic.Unrolled(), "on_failure": "mask"}, "not with sync_steps"),
+        (
+            {"solver": ic.Picard(), "gradient": ic.Unrolled(), "on_failure": "mask"},
+            "not with sync_steps",
+        ),
     ],
 )
 def test_what_cannot_stop_in_step_says_so(options, message, tmp_path):
@@ -72,7 +80,9 @@ def test_what_cannot_stop_in_step_says_so(options, message, tmp_path):
     layer.sync_steps = True
     alone = "first" in message
     if not alone:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+        )
     try:
         with pytest.raises(ic.InputError, match=message):
             layer(torch.zeros(2, 6, dtype=torch.float64))

@@ -27,7 +27,9 @@ GRADIENTS = [
 
 
 def name(part):
-    return type(part).__name__ + type(getattr(part, "solver", None)).__name__.replace("NoneType", "")
+    return type(part).__name__ + type(getattr(part, "solver", None)).__name__.replace(
+        "NoneType", ""
+    )
 
 
 def values(layer, x):
@@ -37,7 +39,11 @@ def values(layer, x):
 
 
 def exact(dtype=torch.float64, **options):
-    layer = ic.ImplicitLayer(ic.FixedPoint(Cell(**options)), solver=ic.Newton(tol=1e-12), gradient=ic.Implicit(ic.GMRES(tol=1e-12)))
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(Cell(**options)),
+        solver=ic.Newton(tol=1e-12),
+        gradient=ic.Implicit(ic.GMRES(tol=1e-12)),
+    )
     return values(layer, inputs())
 
 
@@ -56,7 +62,9 @@ def test_every_floating_point_dtype(solver, gradient, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_norms_of_half_precision_do_not_overflow(dtype):
     big = torch.full((2, 4096), 2000.0, dtype=dtype)  # |z| = 128000 is beyond float16
-    solution = ic.fixed_point(lambda z, x: 0.5 * z + 0.5 * x, torch.zeros_like(big), big, solver=ic.Anderson(tol=1e-2))
+    solution = ic.fixed_point(
+        lambda z, x: 0.5 * z + 0.5 * x, torch.zeros_like(big), big, solver=ic.Anderson(tol=1e-2)
+    )
     assert bool(solution.converged.all()) and bool(solution.residual.isfinite().all())
     assert torch.allclose(solution.z, big, rtol=0.05)
 
@@ -94,13 +102,20 @@ class LinearCell(nn.Module):
 
 def test_autocast_keeps_the_state_between_low_precision_modules():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), ic.ImplicitLayer(ic.FixedPoint(LinearCell()), solver=SOLVERS[1]), nn.Linear(6, 2))
+    model = nn.Sequential(
+        nn.Linear(6, 6),
+        ic.ImplicitLayer(ic.FixedPoint(LinearCell()), solver=SOLVERS[1]),
+        nn.Linear(6, 2),
+    )
     seen = []
     model[1].register_forward_hook(lambda module, args, z: seen.extend((args[0].dtype, z.dtype)))
     with torch.autocast("cpu", torch.bfloat16):
         model(inputs(dtype=torch.float32)).sum().backward()
     assert seen == [torch.bfloat16, torch.float32]
-    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.dtype == torch.float32
+        for parameter in model.parameters()
+    )
 
 
 def test_autocast_masks_a_failed_sample_of_a_low_precision_input():
@@ -122,7 +137,9 @@ def test_autocast_is_for_f_alone_and_returns_in_backward():
     assert len(cell.seen) > count and set(cell.seen) == {torch.bfloat16}
     tight = ic.Anderson(tol=1e-6, max_steps=100)
     with torch.autocast("cpu", torch.bfloat16):
-        solution = ic.fixed_point(lambda z, x: 0.5 * z + x, torch.zeros(3, 6), x.detach()[:3], solver=tight)
+        solution = ic.fixed_point(
+            lambda z, x: 0.5 * z + x, torch.zeros(3, 6), x.detach()[:3], solver=tight
+        )
     assert bool(solution.converged.all())
 
 
@@ -144,8 +161,12 @@ def test_inference_mode(solver, gradient):
 def test_the_jacobian_in_inference_mode():
     cell, x = Cell(), inputs()
     with torch.inference_mode():
-        radius = ic.spectral_radius(cell, x.clone(), x.clone(), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(radius, ic.spectral_radius(cell, x, x, generator=torch.Generator().manual_seed(0)))
+        radius = ic.spectral_radius(
+            cell, x.clone(), x.clone(), generator=torch.Generator().manual_seed(0)
+        )
+    assert torch.equal(
+        radius, ic.spectral_radius(cell, x, x, generator=torch.Generator().manual_seed(0))
+    )
     assert bool((radius > 0.1).all())
 
 
@@ -167,17 +188,32 @@ def test_channels_last(solver, gradient):
     expected = values(layer, x)
     found = values(layer, x.to(memory_format=torch.channels_last))
     assert relative_error(found, expected) < 1e-3
-    found = values(layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last))
+    found = values(
+        layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    )
     assert relative_error(found, expected) < 1e-3
 
 
-@pytest.mark.parametrize("gradient", [*GRADIENTS, ic.Neumann(), ic.Adjoint(), ic.Checkpointed()], ids=name)
 @pytest.mark.parametrize(
-    "solver", [*SOLVERS, ic.Picard(compact=True), ic.Homotopy(), ic.PseudoTransient(), ic.Tsit5(), ic.ESDIRK()], ids=name
+    "gradient", [*GRADIENTS, ic.Neumann(), ic.Adjoint(), ic.Checkpointed()], ids=name
+)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        *SOLVERS,
+        ic.Picard(compact=True),
+        ic.Homotopy(),
+        ic.PseudoTransient(),
+        ic.Tsit5(),
+        ic.ESDIRK(),
+    ],
+    ids=name,
 )
 def test_an_empty_batch(solver, gradient):
     trajectory = isinstance(solver, ic.ODESolver)
-    if trajectory != isinstance(gradient, (ic.Adjoint, ic.Checkpointed)) and not isinstance(gradient, ic.Unrolled):
+    if trajectory != isinstance(gradient, (ic.Adjoint, ic.Checkpointed)) and not isinstance(
+        gradient, ic.Unrolled
+    ):
         pytest.skip("no such pair")
     layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=solver, gradient=gradient)
     x = inputs(batch=0).requires_grad_()

@@ -10,7 +10,12 @@ from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 import implicitcore as ic
 
-SOLVERS = [ic.Picard(tol=1e-11, max_steps=100), ic.Anderson(tol=1e-11), ic.Broyden(tol=1e-11), ic.SteadyState(tol=1e-8, max_steps=300)]
+SOLVERS = [
+    ic.Picard(tol=1e-11, max_steps=100),
+    ic.Anderson(tol=1e-11),
+    ic.Broyden(tol=1e-11),
+    ic.SteadyState(tol=1e-8, max_steps=300),
+]
 TRANSFORMS = {
     "grad": lambda f, x: grad(lambda x: f(x).sum())(x),
     "vjp": lambda f, x: vjp(f, x)[1](torch.ones_like(x))[0],
@@ -52,7 +57,10 @@ def test_unrolled_passes_forward_mode(solver):
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("gradient", [ic.Implicit(), ic.Neumann()], ids=name)
 def test_strategies_of_autograd_refuse(gradient, transform):
-    with pytest.raises(ic.GradientError, match=r"for torch\.autograd, not for torch\.func.*use torch\.autograd\.grad"):
+    with pytest.raises(
+        ic.GradientError,
+        match=r"for torch\.autograd, not for torch\.func.*use torch\.autograd\.grad",
+    ):
         TRANSFORMS[transform](layer(gradient=gradient), inputs())
 
 
@@ -104,7 +112,9 @@ def test_functional_call_uses_the_given_parameters(gradient):
 def test_grad_over_functional_call():
     f, x = layer(gradient=ic.Unrolled()), inputs()
     parameters = dict(f.named_parameters())
-    found = grad(lambda p: functional_call(f, p, (x,)).square().sum())({key: value.detach() for key, value in parameters.items()})
+    found = grad(lambda p: functional_call(f, p, (x,)).square().sum())(
+        {key: value.detach() for key, value in parameters.items()}
+    )
     expected = torch.autograd.grad(f(x).square().sum(), list(parameters.values()))
     assert relative_error(list(found.values()), expected) < 1e-12
 

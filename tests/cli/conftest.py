@@ -12,7 +12,8 @@ from implicitcore.registry.registry import REGISTRY
 
 @pytest.fixture
 def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs a command in this process, with the distributions of ``site``: for commands that need torch, whose import takes seconds."""
+    """Runs a command in this process, with the distributions of ``site``: for commands that need
+    torch, whose import takes seconds."""
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(REGISTRY, "_plugins", None)  # the site may have changed

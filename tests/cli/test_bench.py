@@ -21,9 +21,9 @@ class Mine(FusedBackend):
     reason = None
     def unavailable_reason(self): return self.reason
     def _residual(self, fz, z, out): return TorchBackend().residual(fz, z, out)
-    def _gram_row(self, history, row): return TorchBackend().gram_row(history, row)
-    def _mix(self, row, weights, history, scale, out): return out.copy_(TorchBackend().mix(row, weights, history, scale))
-    def _combine(self, *rest): return TorchBackend().combine(*rest)
+    def _inner_products(self, history, row): return TorchBackend().inner_products(history, row)
+    def _axpy_history(self, row, weights, history, scale, out): return out.copy_(TorchBackend().axpy_history(row, weights, history, scale))
+    def _stage_combination(self, *rest): return TorchBackend().stage_combination(*rest)
     def _error_norm(self, *rest): return TorchBackend().error_norm(*rest)
 
 class Elsewhere(Mine):
@@ -32,15 +32,26 @@ class Elsewhere(Mine):
 class Absent(Mine):
     reason = "no driver"
 """
-KERNELS = ["residual", "gram_row", "mix", "broyden", "combine", "error_norm"]
+KERNELS = [
+    "residual",
+    "inner_products",
+    "axpy_history",
+    "broyden",
+    "stage_combination",
+    "error_norm",
+]
 NO_TORCH = "import sys; sys.modules['torch'] = None; from implicitcore.cli import main; main()"
 
 
 @pytest.fixture
 def backends(tmp_path) -> Site:
-    """A backend that can run, one for another device, one that cannot run and one that cannot be imported."""
+    """A backend that can run, one for another device, one that cannot run and one that cannot be
+    imported."""
     targets = {"mine": "Mine", "elsewhere": "Elsewhere", "absent": "Absent", "broken": "NoSuch"}
-    lines = [f"registry.register('backend', {name!r}, 'mine_code:{target}', summary='a test')" for name, target in targets.items()]
+    lines = [
+        f"registry.register('backend', {name!r}, 'mine_code:{target}', summary='a test')"
+        for name, target in targets.items()
+    ]
     site = Site(tmp_path)
     site.add("mine-dist", hook("\n    ".join(lines)), files={"mine_code.py": BACKENDS})
     return site
@@ -52,12 +63,24 @@ def bench(*options: str, **more):
 
 def test_the_backends_that_can_run_are_measured_and_the_others_say_why(backends, tmp_path):
     path = tmp_path / "found.json"
-    done = bench("--quick", "--dtype", "float32", "--dtype", "float64", "--json", str(path), path=(backends,), CUDA_VISIBLE_DEVICES="")
+    done = bench(
+        "--quick",
+        "--dtype",
+        "float32",
+        "--dtype",
+        "float64",
+        "--json",
+        str(path),
+        path=(backends,),
+        CUDA_VISIBLE_DEVICES="",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     *rows, about = json.loads(path.read_text())
     found = [(row["dtype"], row["kernel"], row["backend"]) for row in rows]
     expected = [("float32", kernel, name) for kernel in KERNELS for name in ("torch", "mine")]
-    assert found == expected + [("float64", kernel, "torch") for kernel in KERNELS], "a backend is measured on its own dtypes"
+    assert found == expected + [("float64", kernel, "torch") for kernel in KERNELS], (
+        "a backend is measured on its own dtypes"
+    )
     assert all(row["faster"] == 1 for row in rows if row["backend"] == "torch")
     assert about["not_measured"]["absent"] == "no driver"
     assert about["not_measured"]["elsewhere"] == "it runs on xpu, not on cpu"
@@ -90,14 +113,35 @@ def test_its_help_needs_no_torch():
 
 
 def plan(**options):
-    return measure.Plan(torch.device("cpu"), [(2, 5)], [torch.float32], **{"repetitions": 2, "window": 0.0, **options})
+    return measure.Plan(
+        torch.device("cpu"),
+        [(2, 5)],
+        [torch.float32],
+        **{"repetitions": 2, "window": 0.0, **options},
+    )
 
 
 def test_the_figures_of_a_row(monkeypatch):
-    monkeypatch.setattr(measure, "interleave", lambda works, plan: {name: 1e-6 * (1 + place) for place, name in enumerate(works)})
-    rows = {(row.kernel, row.backend): row for row in measure.measure({"twin": ic.TorchBackend()}, plan())}
-    twin = rows["combine", "twin"]
-    assert twin == measure.Measured("combine", "twin", 2, 5, "float32", 2e-6, pytest.approx((6 + 2) * 40 / 2e-6 / 1e9), 0.5)
+    monkeypatch.setattr(
+        measure,
+        "interleave",
+        lambda works, plan: {name: 1e-6 * (1 + place) for place, name in enumerate(works)},
+    )
+    rows = {
+        (row.kernel, row.backend): row
+        for row in measure.measure({"twin": ic.TorchBackend()}, plan())
+    }
+    twin = rows["stage_combination", "twin"]
+    assert twin == measure.Measured(
+        "stage_combination",
+        "twin",
+        2,
+        5,
+        "float32",
+        2e-6,
+        pytest.approx((6 + 2) * 40 / 2e-6 / 1e9),
+        0.5,
+    )
     assert rows["broyden", "torch"].gigabytes_per_second == pytest.approx(19 * 40 / 1e-6 / 1e9)
 
 
@@ -107,13 +151,19 @@ def test_each_repetition_times_every_work():
     def work(name):
         calls[name] += 1
 
-    seconds = measure.interleave({name: lambda name=name: work(name) for name in calls}, plan(repetitions=5))
+    seconds = measure.interleave(
+        {name: lambda name=name: work(name) for name in calls}, plan(repetitions=5)
+    )
     assert seconds.keys() == calls.keys()
-    assert calls == {"a": 2 + 5, "b": 2 + 5}, "the first warms up, the second tells how many fill the window"
+    assert calls == {"a": 2 + 5, "b": 2 + 5}, (
+        "the first warms up, the second tells how many fill the window"
+    )
 
 
 def test_what_is_compiled_computes_the_same(monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # needs no C++ compiler
-    case = measure.cases(2, 5, torch.float32, torch.device("cpu"))["combine"]
+    monkeypatch.setattr(
+        torch, "compile", partial(torch.compile, backend="eager")
+    )  # needs no C++ compiler
+    case = measure.cases(2, 5, torch.float32, torch.device("cpu"))["stage_combination"]
     with torch.no_grad():
         assert torch.allclose(measure._compiled(case)(), case.run(ic.TorchBackend()), rtol=1e-6)

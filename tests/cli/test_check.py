@@ -25,7 +25,11 @@ class Wrong(Options, RootSolver):
 
 
 def rows(result: Result) -> dict[str, list[str]]:
-    return {line.split()[0]: line.split(maxsplit=2)[1:] for line in result.stdout.splitlines()[1:] if line}
+    return {
+        line.split()[0]: line.split(maxsplit=2)[1:]
+        for line in result.stdout.splitlines()[1:]
+        if line
+    }
 
 
 @pytest.mark.parametrize(
@@ -37,7 +41,9 @@ def rows(result: Result) -> dict[str, list[str]]:
         ("dynamics", "fixed_point", []),
     ],
 )
-def test_a_sound_part_passes_every_check_of_its_kind(run: Run, kind: str, name: str, settings: list[str]):
+def test_a_sound_part_passes_every_check_of_its_kind(
+    run: Run, kind: str, name: str, settings: list[str]
+):
     result = run("check", kind, name, *(word for setting in settings for word in ("-o", setting)))
     assert result.exit_code == 0, result.output
     found = rows(result)
@@ -59,18 +65,44 @@ def test_a_wrong_part_fails_with_a_message_and_status_1(site: Site, run: Run):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("root_solver", "andersen"), 1, "Error: unknown root_solver 'andersen'; did you mean 'anderson'"),
-        (("root_solver", "anderson", "-o", "toll=1"), 2, "toll: unknown option of anderson; did you mean 'tol'"),
-        (("root_solver", "anderson", "-o", "tol=-1"), 2, "tol: expected a number greater than or equal to 0, received '-1'"),
+        (
+            ("root_solver", "andersen"),
+            1,
+            "Error: unknown root_solver 'andersen'; did you mean 'anderson'",
+        ),
+        (
+            ("root_solver", "anderson", "-o", "toll=1"),
+            2,
+            "toll: unknown option of anderson; did you mean 'tol'",
+        ),
+        (
+            ("root_solver", "anderson", "-o", "tol=-1"),
+            2,
+            "tol: expected a number greater than or equal to 0, received '-1'",
+        ),
         (("root_solver", "anderson", "-o", "tol"), 2, "expected key=value, received 'tol'"),
         (("root_solver", "anderson", "-o", "=1"), 2, "expected key=value, received '=1'"),
         (("root_solver", "chain", "-o", "solvers=[1"), 2, "the value of solvers is no JSON: "),
-        (("root_solver", "anderson", "-x", "finds_a_root=x"), 2, "no check is named 'finds_a_root'; did you mean 'finds_the_root'"),
-        (("gradient", "implicit", "-o", "solver.tol=1"), 2, "solver: needs a 'name', the name of a registered root_solver"),
-        (("dynamics", "fixed_point", "-o", "cell=os:system"), 2, "cell: given to fixed_point from Python, not by a configuration"),
+        (
+            ("root_solver", "anderson", "-x", "finds_a_root=x"),
+            2,
+            "no check is named 'finds_a_root'; did you mean 'finds_the_root'",
+        ),
+        (
+            ("gradient", "implicit", "-o", "solver.tol=1"),
+            2,
+            "solver: needs a 'name', the name of a registered root_solver",
+        ),
+        (
+            ("dynamics", "fixed_point", "-o", "cell=os:system"),
+            2,
+            "cell: given to fixed_point from Python, not by a configuration",
+        ),
     ],
 )
-def test_what_cannot_be_checked_is_said_to_be_so(run: Run, arguments: tuple[str, ...], status: int, message: str):
+def test_what_cannot_be_checked_is_said_to_be_so(
+    run: Run, arguments: tuple[str, ...], status: int, message: str
+):
     result = run("check", *arguments)
     assert result.exit_code == status
     assert message in result.stderr

@@ -37,7 +37,11 @@ layer: {name: homoode, channels: 4, horizon: -1}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name, text in {"layer.yaml": LAYER, "faulty.yaml": FAULTY, "experiment.yaml": EXPERIMENT}.items():
+    for name, text in {
+        "layer.yaml": LAYER,
+        "faulty.yaml": FAULTY,
+        "experiment.yaml": EXPERIMENT,
+    }.items():
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -90,12 +94,20 @@ def test_a_file_that_holds_a_layer_under_a_key(folder: Path, run: Run):
     result = run("config", "validate", "experiment.yaml")
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: 1 problem:\n  experiment.yaml: expected the configuration of a layer, a mapping with its 'name' and options; "
+        "Error: 1 problem:\n  experiment.yaml: expected the configuration of a layer, a "
+        "mapping with its 'name' and options; "
         "received the keys dataset, layer; for what stands under a key: --at layer\n"
     )
     result = run("config", "validate", "experiment.yaml", "--at", "layer")
-    assert result.stderr == "Error: 1 problem:\n  experiment.yaml: layer.horizon: expected a number greater than 0, received -1\n"
-    assert "no key 'layr'; did you mean 'layer'? (keys: dataset, layer)" in run("config", "show", "experiment.yaml", "--at", "layr").stderr
+    assert (
+        result.stderr
+        == "Error: 1 problem:\n  experiment.yaml: layer.horizon: expected a number greater "
+        "than 0, received -1\n"
+    )
+    assert (
+        "no key 'layr'; did you mean 'layer'? (keys: dataset, layer)"
+        in run("config", "show", "experiment.yaml", "--at", "layr").stderr
+    )
 
 
 def test_a_file_that_is_not_there_gets_its_near_match(folder: Path, run: Run):
@@ -109,8 +121,13 @@ def test_a_name_with_two_providers_is_named_with_the_file(folder: Path, site: Si
     site.add("mine", registers("anderson", "mine_code:Solver"), files={"mine_code.py": SOLVER})
     result = run("config", "validate", "layer.yaml")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: layer.yaml: root_solver: root_solver 'anderson' is provided by 2 distributions; say which: ")
-    (folder / "layer.yaml").write_text("name: deq\nroot_solver: {name: 'mine:anderson', gain: 1e-5}\n")
+    assert result.stderr.startswith(
+        "Error: layer.yaml: root_solver: root_solver 'anderson' is provided by 2 "
+        "distributions; say which: "
+    )
+    (folder / "layer.yaml").write_text(
+        "name: deq\nroot_solver: {name: 'mine:anderson', gain: 1e-5}\n"
+    )
     assert run("config", "validate", "layer.yaml").exit_code == 0
     assert yaml.safe_load(run("config", "show", "layer.yaml").stdout)["root_solver"] == {
         "name": "mine:anderson",
@@ -146,7 +163,9 @@ def test_other_kinds_of_parts(folder: Path, run: Run):
     assert ic.create("root_solver", shown) == ic.Picard(tol=1e-7)
 
 
-def test_without_pyyaml_the_output_is_json_which_yaml_includes(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_without_pyyaml_the_output_is_json_which_yaml_includes(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+):
     (folder / "layer.json").write_text('{"name": "deq"}')
     monkeypatch.setitem(__import__("sys").modules, "yaml", None)
     shown = run("config", "show", "layer.json").stdout
@@ -155,7 +174,11 @@ def test_without_pyyaml_the_output_is_json_which_yaml_includes(folder: Path, run
 
 
 def test_the_schema_is_one_json_document(run: Run):
-    for arguments, title in ((), "layer"), (("root_solver",), "root_solver"), (("gradient", "phantom"), "gradient phantom"):
+    for arguments, title in (
+        ((), "layer"),
+        (("root_solver",), "root_solver"),
+        (("gradient", "phantom"), "gradient phantom"),
+    ):
         written = json.loads(run("config", "schema", *arguments).stdout)
         assert written["title"] == f"implicitcore {title} configuration"
         assert written["$schema"] == "https://json-schema.org/draft/2020-12/schema"

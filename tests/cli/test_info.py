@@ -36,7 +36,10 @@ class Skip(ic.ImplicitLayer):
 
 @pytest.fixture
 def site_with_layer(site: Site) -> Site:
-    body = "registry.register('layer', 'skip', 'skip_code:Skip', summary='skips', requires=['no-such-dist', 'torch'])"
+    body = (
+        "registry.register('layer', 'skip', 'skip_code:Skip', summary='skips', "
+        "requires=['no-such-dist', 'torch'])"
+    )
     site.add("skip-dist", hook(body), files={"skip_code.py": SKIP})
     return site
 
@@ -50,7 +53,8 @@ def test_it_shows_the_call_the_options_and_the_first_paragraph(site_with_layer: 
         "class: skip_code:Skip",
         f"file: {site_with_layer.folder / 'skip_code.py'}",
         "requires: no-such-dist, torch (missing: pip install 'no-such-dist')",
-        f"signature: Skip(cell, /, channels, *, root_solver={solver}, chain={chain}, mode='mean', gradient=None, start=None, "
+        f"signature: Skip(cell, /, channels, *, root_solver={solver}, chain={chain}, "
+        "mode='mean', gradient=None, start=None, "
         "horizon=1.0, backend=None, on_failure='warn')",
         "options:",
         "cell dynamics required f(z, x), a `module`",
@@ -58,11 +62,13 @@ def test_it_shows_the_call_the_options_and_the_first_paragraph(site_with_layer: 
         f"root_solver root_solver default {solver}",
         f"chain list of root_solver default {chain}",
         "mode str default 'mean' of working",
-        "gradient gradient or None default None default `Implicit()` with a root solver, `Unrolled()` with an ODE solver",
-        "start Start | None default None where z0 comes from; default zeros shaped like x",
+        "gradient gradient or None default None default `Implicit()` with a root solver, "
+        "`Unrolled()` with an ODE solver",
+        "start InitialGuess | None default None where z0 comes from; default zeros shaped like x",
         "horizon float default 1.0 the end time of an ODE solver",
         "backend backend or None default None the kernels of the inner loop; default torch",
-        "on_failure 'raise' | 'warn' | 'mask' default 'warn' what becomes of samples that do not converge",
+        "on_failure 'raise' | 'warn' | 'mask' default 'warn' what becomes of samples that "
+        "do not converge",
         "",
         "A layer for tests, see Predictor.",
     ]
@@ -75,10 +81,17 @@ def test_the_signature_of_every_part_can_be_called(kind: str, run: Run):
     for part in REGISTRY.parts(kind):
         if part.provider != "implicitcore" or kind == "dynamics":
             continue
-        line = next(line for line in run("info", kind, part.name).stdout.splitlines() if line.startswith("signature: "))
+        line = next(
+            line
+            for line in run("info", kind, part.name).stdout.splitlines()
+            if line.startswith("signature: ")
+        )
         call = line.removeprefix("signature: ").replace("(*, ", "(")
         names = {name: getattr(ic, name) for name in ic.__all__}
-        assert eval(call, names | {part.load().__name__: part.load()}) == part.load()() or kind == "backend"
+        assert (
+            eval(call, names | {part.load().__name__: part.load()}) == part.load()()
+            or kind == "backend"
+        )
 
 
 def test_an_object_that_python_cannot_write_is_shown_by_its_class():
@@ -90,4 +103,6 @@ def test_a_part_that_cannot_be_imported_is_one_message(site: Site, run: Run):
     site.add("mine", hook("registry.register('backend', 'gone', 'no_such_module:X', summary='')"))
     result = run("info", "backend", "gone")
     assert (result.exit_code, result.stdout) == (1, "backend gone: \nprovider: mine 1.0\n")
-    assert result.stderr.startswith("Error: backend 'gone' of mine 1.0 cannot be imported: ModuleNotFoundError")
+    assert result.stderr.startswith(
+        "Error: backend 'gone' of mine 1.0 cannot be imported: ModuleNotFoundError"
+    )

@@ -1,4 +1,5 @@
-"""``new-plugin``: what it writes installs, passes its own tests, and is what plugins/implicitcore-example has."""
+"""``new-plugin``: what it writes installs, passes its own tests, and is what
+plugins/implicitcore-example has."""
 
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from implicitcore.cli import cli
 from implicitcore.cli.new_plugin import render
 from implicitcore.options.kinds import CLASS_KINDS
 
-NO_TORCH = ("-c", "import sys; sys.modules['torch'] = None; from implicitcore.cli import main; main()")
+NO_TORCH = (
+    "-c",
+    "import sys; sys.modules['torch'] = None; from implicitcore.cli import main; main()",
+)
 
 
 def new_plugin(*arguments: str, folder: Path):
@@ -24,13 +28,19 @@ def new_plugin(*arguments: str, folder: Path):
 
 def files_of(folder: Path) -> dict[str, str]:
     """What lies in a folder, but for what tools leave there."""
-    found = [file for file in folder.rglob("*") if file.is_file() and not {"__pycache__", ".pytest_cache"} & set(file.parts)]
+    found = [
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and not {"__pycache__", ".pytest_cache"} & set(file.parts)
+    ]
     return {file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8") for file in found}
 
 
 def test_the_example_is_what_it_writes(tmp_path):
     assert new_plugin("example", folder=tmp_path).exit_code == 0
-    assert files_of(ROOT / "plugins" / "implicitcore-example") == files_of(tmp_path / "implicitcore-example")
+    assert files_of(ROOT / "plugins" / "implicitcore-example") == files_of(
+        tmp_path / "implicitcore-example"
+    )
 
 
 def test_it_says_what_it_wrote_and_what_comes_next(tmp_path):
@@ -51,7 +61,11 @@ def test_the_name_of_the_distribution_means_the_plugin(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("My_Solvers", "'My_Solvers' cannot be the name of a plugin: use lower-case letters and digits, a letter first, with '-' between "),
+        (
+            "My_Solvers",
+            "'My_Solvers' cannot be the name of a plugin: use lower-case letters and "
+            "digits, a letter first, with '-' between ",
+        ),
         ("My_Solvers", "words; did you mean 'my-solvers'?"),
         ("2fast", "between words\n"),
         ("../up", "between words\n"),
@@ -70,7 +84,10 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
     folder = tmp_path / "implicitcore-mine"
     folder.mkdir()
     done = new_plugin("mine", folder=tmp_path)
-    assert (done.exit_code, done.output) == (1, f"Error: {folder} is there already: choose another name or another --directory\n")
+    assert (done.exit_code, done.output) == (
+        1,
+        f"Error: {folder} is there already: choose another name or another --directory\n",
+    )
     assert not list(folder.iterdir())
 
 
@@ -83,7 +100,11 @@ def test_a_plugin_that_is_installed_under_the_name_is_pointed_out(tmp_path):
 
 
 def test_the_example_in_its_help_works(tmp_path):
-    (example,) = [line for line in CliRunner().invoke(cli, ["new-plugin", "--help"]).output.splitlines() if "Example: " in line]
+    (example,) = [
+        line
+        for line in CliRunner().invoke(cli, ["new-plugin", "--help"]).output.splitlines()
+        if "Example: " in line
+    ]
     words = example.partition("implicitcore new-plugin ")[2].split()
     assert new_plugin(*words, folder=tmp_path).exit_code == 0
 
@@ -98,27 +119,55 @@ def test_what_it_writes_passes_this_repositorys_lint(kind, tmp_path):
     pytest.importorskip("ruff")
     new_plugin("a-plugin-with-quite-a-long-name", "--kind", kind, folder=tmp_path)
     for command in (["check"], ["format", "--check"]):
-        ruff = [sys.executable, "-m", "ruff", *command, "--config", str(ROOT / "pyproject.toml"), "--no-cache"]
-        done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        ruff = [
+            sys.executable,
+            "-m",
+            "ruff",
+            *command,
+            "--config",
+            str(ROOT / "pyproject.toml"),
+            "--no-cache",
+        ]
+        done = subprocess.run(
+            ruff, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_range_of_versions_is_that_of_this_core():
     major, minor = map(int, __version__.split(".")[:2])
-    assert f'"implicitcore>={major}.{minor},<{major}.{minor + 1}"' in render("fast", "backend")["pyproject.toml"]
+    assert (
+        f'"implicitcore>={major}.{minor},<{major}.{minor + 1}"'
+        in render("fast", "backend")["pyproject.toml"]
+    )
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel and the source distribution of the core."""
     folder = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "hatchling", "build", "-d", str(folder), "-t", "wheel", "-t", "sdist"]
+    build = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "-d",
+        str(folder),
+        "-t",
+        "wheel",
+        "-t",
+        "sdist",
+    ]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
     return folder
 
 
 def test_the_template_is_in_the_wheel_and_in_the_source_distribution(built):
-    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "implicitcore" / "cli" / "template").rglob("*") if path.is_file()}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "implicitcore" / "cli" / "template").rglob("*")
+        if path.is_file()
+    }
     assert len(expected) >= 7 + len(CLASS_KINDS)
     (wheel,) = built.glob("*.whl")
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
@@ -133,14 +182,30 @@ def test_what_the_wheel_writes_installs_and_passes_its_own_tests(kind, built, tm
     (wheel,) = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "core")
     environment = Environment(tmp_path / "venv", (tmp_path / "core",))
-    written = environment.run("-m", "implicitcore", "new-plugin", "ours", "--kind", kind, folder=tmp_path)
+    written = environment.run(
+        "-m", "implicitcore", "new-plugin", "ours", "--kind", kind, folder=tmp_path
+    )
     name = written.stdout.splitlines()[0].split()[-1]
     environment.install("-e", "./implicitcore-ours", folder=tmp_path)
-    done = environment.run("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", folder=tmp_path / "implicitcore-ours")
+    done = environment.run(
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "error",
+        "-p",
+        "no:cacheprovider",
+        folder=tmp_path / "implicitcore-ours",
+    )
     assert done.returncode == 0, done.stdout
     listed = environment.run(*NO_TORCH, "list", kind)
-    assert [line.split()[2] for line in listed.stdout.splitlines() if name in line] == ["implicitcore-ours"], listed.stderr
-    assert "provider: implicitcore-ours 0.1.0" in environment.run("-m", "implicitcore", "info", kind, name).stdout
+    assert [line.split()[2] for line in listed.stdout.splitlines() if name in line] == [
+        "implicitcore-ours"
+    ], listed.stderr
+    assert (
+        "provider: implicitcore-ours 0.1.0"
+        in environment.run("-m", "implicitcore", "info", kind, name).stdout
+    )
 
 
 def test_the_command_needs_no_torch(tmp_path):

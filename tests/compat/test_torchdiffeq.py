@@ -1,4 +1,5 @@
-"""torchdiffeq's functions on our solvers: against closed forms, and against torchdiffeq where it is installed."""
+"""torchdiffeq's functions on our solvers: against closed forms, and against torchdiffeq where it is
+installed."""
 
 from __future__ import annotations
 
@@ -62,9 +63,13 @@ def run(library, name, case, t, **options):
     func, y0 = case()
     t = t.clone().requires_grad_()
     leaves = [part.clone().requires_grad_() for part in (y0 if isinstance(y0, tuple) else (y0,))]
-    y = getattr(library, name)(func, tuple(leaves) if isinstance(y0, tuple) else leaves[0], t, **options)
+    y = getattr(library, name)(
+        func, tuple(leaves) if isinstance(y0, tuple) else leaves[0], t, **options
+    )
     found = flat(y)
-    weights = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    weights = torch.randn(
+        found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
     return y, torch.autograd.grad((found * weights).sum(), [*leaves, t, *func.parameters()])
 
 
@@ -106,8 +111,18 @@ STATES = [
 LOOSE = {"euler": 1e-2, "midpoint": 1e-3, "heun2": 1e-3, "bosh3": 2e-3}
 
 
-@pytest.mark.parametrize(("name", "options"), [*[("odeint", call) for call in CALLS], ("odeint_adjoint", {"adjoint_params": ()})], ids=str)
-@pytest.mark.parametrize("y0", STATES, ids=lambda y: str([*map(lambda p: list(p.shape), y)] if isinstance(y, tuple) else list(y.shape)))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*[("odeint", call) for call in CALLS], ("odeint_adjoint", {"adjoint_params": ()})],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "y0",
+    STATES,
+    ids=lambda y: str(
+        [*map(lambda p: list(p.shape), y)] if isinstance(y, tuple) else list(y.shape)
+    ),
+)
 def test_shapes_and_values_of_a_table_of_calls(name, options, y0):
     theirs = pytest.importorskip("torchdiffeq")
     single = isinstance(y0, torch.Tensor)
@@ -118,7 +133,14 @@ def test_shapes_and_values_of_a_table_of_calls(name, options, y0):
     assert single or isinstance(found, tuple)
     for a, b in [(found, expected)] if single else zip(found, expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert torch.allclose(a, b, rtol=0, atol=LOOSE.get(options.get("method"), 1e-5 if options.get("options") or not options else 1e-3))
+        assert torch.allclose(
+            a,
+            b,
+            rtol=0,
+            atol=LOOSE.get(
+                options.get("method"), 1e-5 if options.get("options") or not options else 1e-3
+            ),
+        )
 
 
 @pytest.mark.parametrize("name", ["odeint", "odeint_adjoint"])
@@ -134,7 +156,9 @@ def test_gradients_in_closed_form_without_torchdiffeq(name):
     late, first = t[:, None, None], t[0]
     exact = (y0 - particular(first)) * torch.exp(-rate * (late - first)) + particular(late)
     assert torch.allclose(y, exact, atol=1e-8)
-    for a, b in zip(found, torch.autograd.grad((exact * weights).sum(), [rate, y0, t]), strict=True):
+    for a, b in zip(
+        found, torch.autograd.grad((exact * weights).sum(), [rate, y0, t]), strict=True
+    ):
         assert (a - b).norm() < 1e-6 * b.norm()
 
 
@@ -145,7 +169,9 @@ def test_one_step_size_for_the_whole_of_y0_as_in_torchdiffeq():
         sizes.append(y.shape)
         return -y
 
-    ours.odeint(func, torch.ones(5, 2), torch.tensor([0.0, 1.0]), method="euler", options={"step_size": 0.5})
+    ours.odeint(
+        func, torch.ones(5, 2), torch.tensor([0.0, 1.0]), method="euler", options={"step_size": 0.5}
+    )
     assert sizes == [(5, 2)] * 2
 
 
@@ -156,7 +182,14 @@ def test_a_single_time_returns_y0():
 
 @pytest.mark.parametrize(
     ("method", "part"),
-    [("dopri5", ic.Dopri5), ("tsit5", ic.Tsit5), ("heun2", ic.Heun), ("rk4", ic.RK4), ("bosh3", ic.Bosh3), (None, ic.Dopri5)],
+    [
+        ("dopri5", ic.Dopri5),
+        ("tsit5", ic.Tsit5),
+        ("heun2", ic.Heun),
+        ("rk4", ic.RK4),
+        ("bosh3", ic.Bosh3),
+        (None, ic.Dopri5),
+    ],
 )
 def test_names_are_our_solvers(method, part):
     solver = ours.solver_for(method, None, 1e-7, 1e-9, GRID, GRID)
@@ -168,7 +201,13 @@ def test_names_are_our_solvers(method, part):
 @pytest.mark.parametrize("theirs", _OURS)
 def test_other_names_are_the_methods_of_the_same_family(theirs):
     if any(part.name == _OURS[theirs] for part in REGISTRY.parts("ode_solver")):
-        y = ours.odeint(lambda t, y: -y, torch.ones(2, dtype=torch.float64), GRID, method=theirs, options={"max_num_steps": 10000})
+        y = ours.odeint(
+            lambda t, y: -y,
+            torch.ones(2, dtype=torch.float64),
+            GRID,
+            method=theirs,
+            options={"max_num_steps": 10000},
+        )
         assert torch.allclose(y[:, 0], torch.exp(-GRID), atol=3e-2 if theirs == "heun2" else 1e-5)
     else:
         with pytest.raises(ic.InputError, match=f"no '{theirs}'"):
@@ -179,17 +218,28 @@ def test_tolerances_are_the_smallest_and_not_below_the_precision():
     tolerances = {"rtol": (torch.tensor(1e-3), 1e-9), "atol": torch.tensor([1e-2, 1e-5])}
     solver = ours.solver_for(None, None, **tolerances, y0=(GRID, GRID), times=GRID)
     assert (solver.rtol, solver.atol) == (1e-9, pytest.approx(1e-5))
-    assert ours.solver_for(None, None, 1e-9, 1e-9, GRID.float(), GRID).rtol == torch.finfo(torch.float32).eps
+    assert (
+        ours.solver_for(None, None, 1e-9, 1e-9, GRID.float(), GRID).rtol
+        == torch.finfo(torch.float32).eps
+    )
 
 
 def test_a_method_that_is_not_here_is_an_error_that_lists_what_is():
-    with pytest.raises(ic.InputError, match=r"no 'adaptive_heun'; there are .*bosh3.*dopri5.*tsit5"):
+    with pytest.raises(
+        ic.InputError, match=r"no 'adaptive_heun'; there are .*bosh3.*dopri5.*tsit5"
+    ):
         ours.odeint(lambda t, y: -y, torch.ones(2), GRID, method="adaptive_heun")
 
 
 def test_options_that_are_not_here_are_named_in_a_warning():
     with pytest.warns(UserWarning, match=r"Dopri5: Unexpected arguments \{'interp': 'cubic'\}"):
-        ours.odeint(lambda t, y: -y, torch.ones(2), GRID, method="dopri5", options={"interp": "cubic", "norm": None})
+        ours.odeint(
+            lambda t, y: -y,
+            torch.ones(2),
+            GRID,
+            method="dopri5",
+            options={"interp": "cubic", "norm": None},
+        )
     ours.odeint_adjoint(lambda t, y: -y, torch.ones(2), GRID, adjoint_options={"norm": "seminorm"})
 
 
@@ -203,8 +253,18 @@ def test_callbacks_are_named_in_a_warning():
 @pytest.mark.parametrize(
     ("func", "y0", "t", "complaint"),
     [
-        (lambda t, y: y[:1], torch.ones(2), GRID, r"func: received shapes \[\[1\]\], expected those of y0, \[\[2\]\]"),
-        (lambda t, y: y, [torch.ones(2)], GRID, "y0: expected a tensor or a tuple of tensors, received a list"),
+        (
+            lambda t, y: y[:1],
+            torch.ones(2),
+            GRID,
+            r"func: received shapes \[\[1\]\], expected those of y0, \[\[2\]\]",
+        ),
+        (
+            lambda t, y: y,
+            [torch.ones(2)],
+            GRID,
+            "y0: expected a tensor or a tuple of tensors, received a list",
+        ),
         (lambda t, y: y, torch.ones(2), GRID[[0, 2, 1]], "strictly increasing or decreasing"),
     ],
 )
@@ -215,7 +275,11 @@ def test_bad_input(func, y0, t, complaint):
 
 def test_a_failed_integration_raises():
     with pytest.raises(ic.SolveError):
-        ours.odeint(lambda t, y: y * y, torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64))
+        ours.odeint(
+            lambda t, y: y * y,
+            torch.ones(1, dtype=torch.float64),
+            torch.tensor([0.0, 2.0], dtype=torch.float64),
+        )
     with pytest.raises(ic.SolveError):
         ours.odeint(lambda t, y: -y, torch.ones(1), GRID, options={"max_num_steps": 2})
 
@@ -225,16 +289,32 @@ def test_a_failed_integration_raises():
 def test_the_time_of_an_event_and_its_gradients_in_closed_form(interface, back):
     """A ball thrown upwards: h + v s - g s^2 / 2 = level, at s = t - t0."""
     draw = lambda value: torch.tensor(value, dtype=torch.float64, requires_grad=True)  # noqa: E731
-    gravity, height, speed, t0, level = leaves = [draw(9.81), draw([1.0]), draw([-0.4 if back else 0.4]), draw(0.5), draw(0.1)]
+    gravity, height, speed, t0, level = leaves = [
+        draw(9.81),
+        draw([1.0]),
+        draw([-0.4 if back else 0.4]),
+        draw(0.5),
+        draw(0.1),
+    ]
     fall = lambda t, y: (y[1], -gravity.expand(1))  # noqa: E731
     t, y = ours.odeint_event(
-        fall, (height, speed), t0, event_fn=lambda t, y: y[0] - level, reverse_time=back, odeint_interface=interface, **TIGHT
+        fall,
+        (height, speed),
+        t0,
+        event_fn=lambda t, y: y[0] - level,
+        reverse_time=back,
+        odeint_interface=interface,
+        **TIGHT,
     )
     root = torch.sqrt(speed**2 + 2 * gravity * (height - level))
     exact = t0 + (speed + (-root if back else root))[0] / gravity
     assert t.shape == () and [part.shape for part in y] == [(2, 1), (2, 1)]
     assert t.item() == pytest.approx(exact.item(), abs=1e-12)
-    for found, expected in ((t, exact), (y[1][-1, 0], speed[0] - gravity * (exact - t0)), (y[0][-1, 0] + 0 * t, level)):
+    for found, expected in (
+        (t, exact),
+        (y[1][-1, 0], speed[0] - gravity * (exact - t0)),
+        (y[0][-1, 0] + 0 * t, level),
+    ):
         here = torch.autograd.grad(found, leaves, retain_graph=True, allow_unused=True)
         there = torch.autograd.grad(expected, leaves, retain_graph=True, allow_unused=True)
         for a, b in zip(here, there, strict=True):
@@ -247,7 +327,9 @@ def test_the_first_of_several_events_is_torchdiffeqs():
     y0, t0 = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
     swing = lambda t, y: torch.stack((y[1], -y[0]))  # noqa: E731
     event = lambda t, y: torch.stack((y[0] + 0.5, y[1] + 0.7))  # noqa: E731
-    (t, y), (expected, state) = (library.odeint_event(swing, y0, t0, event_fn=event) for library in (ours, theirs))
+    (t, y), (expected, state) = (
+        library.odeint_event(swing, y0, t0, event_fn=event) for library in (ours, theirs)
+    )
     assert t.item() == pytest.approx(math.asin(0.7), abs=1e-8)
     assert t.shape == expected.shape and y.shape == state.shape
     assert torch.allclose(y, state, atol=1e-6)
@@ -260,7 +342,9 @@ def test_the_first_of_several_events_is_torchdiffeqs():
 def test_an_event_by_method_and_dtype(method, dtype):
     y0, t0 = torch.tensor([1.0], dtype=dtype), torch.tensor(0.0, dtype=dtype)
     options = {"options": {"step_size": 0.05}} if method == "rk4" else {}
-    t, _ = ours.odeint_event(lambda t, y: -y, y0, t0, event_fn=lambda t, y: y.sum() - 0.3, method=method, **options)
+    t, _ = ours.odeint_event(
+        lambda t, y: -y, y0, t0, event_fn=lambda t, y: y.sum() - 0.3, method=method, **options
+    )
     assert t.dtype == dtype
     assert t.item() == pytest.approx(-math.log(0.3), rel=1e-6)
 
@@ -270,7 +354,13 @@ def test_an_event_at_the_start_and_one_that_never_happens():
     t, y = ours.odeint_event(lambda t, y: -y, y0, t0, event_fn=lambda t, y: y.sum() - 1)
     assert t == t0 and torch.equal(y, torch.ones(2, 1, dtype=torch.float64))
     with pytest.raises(ic.SolveError, match="no event happened"):
-        ours.odeint_event(lambda t, y: -y, y0, t0, event_fn=lambda t, y: y.sum() + 1, options={"max_num_steps": 50})
+        ours.odeint_event(
+            lambda t, y: -y,
+            y0,
+            t0,
+            event_fn=lambda t, y: y.sum() + 1,
+            options={"max_num_steps": 50},
+        )
 
 
 def test_second_derivatives_of_times_are_refused():

@@ -30,7 +30,12 @@ class Toy(ic.ImplicitLayer):
         **options: Any,
     ) -> None:
         super().__init__(ic.FixedPoint(cell), solver=root_solver, **options)
-        self.root_solver, self.weight, self.mode, self.predictor = root_solver, weight, mode, predictor
+        self.root_solver, self.weight, self.mode, self.predictor = (
+            root_solver,
+            weight,
+            mode,
+            predictor,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +78,18 @@ def problems(*spec: Any, **options: Any) -> list[str]:
 
 def test_names_mappings_and_objects_build_the_same_layer():
     cell = Cell()
-    by_name = ic.build("toy", cell, root_solver="picard", gradient={"name": "implicit", "solver": {"name": "gmres", "tol": "1e-5"}})
-    by_mapping = ic.build({"name": "toy", "root_solver": {"name": "picard"}, "gradient": "implicit"}, cell)
-    by_object = ic.build("toy", cell, root_solver=ic.Picard(), gradient=ic.Implicit(ic.GMRES(tol=1e-5)))
+    by_name = ic.build(
+        "toy",
+        cell,
+        root_solver="picard",
+        gradient={"name": "implicit", "solver": {"name": "gmres", "tol": "1e-5"}},
+    )
+    by_mapping = ic.build(
+        {"name": "toy", "root_solver": {"name": "picard"}, "gradient": "implicit"}, cell
+    )
+    by_object = ic.build(
+        "toy", cell, root_solver=ic.Picard(), gradient=ic.Implicit(ic.GMRES(tol=1e-5))
+    )
     assert by_name.config == by_mapping.config == by_object.config
     assert by_name.solver == ic.Picard()
     assert by_name.gradient == ic.Implicit(ic.GMRES(tol=1e-5))
@@ -107,9 +121,13 @@ def test_all_problems_come_in_one_error_with_their_paths():
     by_path = dict(line.split(": ", 1) for line in found)
     assert by_path["root_solver.toll"].startswith("unknown option of anderson; did you mean 'tol'")
     assert "(options: atol, " in by_path["root_solver.toll"]
-    assert by_path["root_solver.depth"] == "expected a number greater than or equal to 1, received 0"
+    assert (
+        by_path["root_solver.depth"] == "expected a number greater than or equal to 1, received 0"
+    )
     assert by_path["root_solver.tol"] == "expected a number, received 'much'"
-    assert by_path["gradient.solver"].startswith("unknown root_solver 'gmress'; did you mean 'gmres'")
+    assert by_path["gradient.solver"].startswith(
+        "unknown root_solver 'gmress'; did you mean 'gmres'"
+    )
     assert by_path["weight"] == "expected a number greater than or equal to 0, received -1"
     assert by_path["mode"] == "expected 'mean' or 'sum', received 'max'"
     assert by_path["wieght"].startswith("unknown option of toy; did you mean 'weight'")
@@ -126,18 +144,45 @@ def test_all_problems_come_in_one_error_with_their_paths():
         (Toy, "expected a layer object, received the class Toy; call it: Toy()"),
         ("os:system", "unknown layer 'os:system'"),
         ("torch.nn.Linear", "unknown layer 'torch.nn.Linear'"),
-        ({"name": "toy", "cell": "torch.nn:Linear"}, "cell: given to toy twice, by name and by position"),
-        ({"name": "toy", "predictor": "torch.nn:Linear"}, "predictor: expected an instance of Module, received 'torch.nn:Linear'"),
-        ({"name": "toy", "root_solver": None}, "root_solver: expected a root_solver, received None"),
-        ({"name": "toy", "root_solver": 3}, "root_solver: expected a root_solver, received 3"),
-        ({"name": "toy", "root_solver": "tsit5"}, "root_solver: 'tsit5' is an ode_solver, not a root_solver"),
-        ({"name": "toy", "root_solver": ic.Implicit()}, "root_solver: expected a root_solver, received an Implicit object"),
-        ({"name": "toy", "root_solver": {"name": "sequence", "solvers": "picard"}}, "root_solver.solvers: expected a list of root_solver"),
         (
-            {"name": "toy", "root_solver": {"name": "sequence", "solvers": ["picard", {"name": "picard", "tol": -1}]}},
+            {"name": "toy", "cell": "torch.nn:Linear"},
+            "cell: given to toy twice, by name and by position",
+        ),
+        (
+            {"name": "toy", "predictor": "torch.nn:Linear"},
+            "predictor: expected an instance of Module, received 'torch.nn:Linear'",
+        ),
+        (
+            {"name": "toy", "root_solver": None},
+            "root_solver: expected a root_solver, received None",
+        ),
+        ({"name": "toy", "root_solver": 3}, "root_solver: expected a root_solver, received 3"),
+        (
+            {"name": "toy", "root_solver": "tsit5"},
+            "root_solver: 'tsit5' is an ode_solver, not a root_solver",
+        ),
+        (
+            {"name": "toy", "root_solver": ic.Implicit()},
+            "root_solver: expected a root_solver, received an Implicit object",
+        ),
+        (
+            {"name": "toy", "root_solver": {"name": "sequence", "solvers": "picard"}},
+            "root_solver.solvers: expected a list of root_solver",
+        ),
+        (
+            {
+                "name": "toy",
+                "root_solver": {
+                    "name": "sequence",
+                    "solvers": ["picard", {"name": "picard", "tol": -1}],
+                },
+            },
             "root_solver.solvers[1].tol: expected a number greater than or equal to 0",
         ),
-        ({"name": "toy", "root_solver": {"name": "sequence", "solvers": ["picard"] * 4}}, "root_solver.solvers: at most three"),
+        (
+            {"name": "toy", "root_solver": {"name": "sequence", "solvers": ["picard"] * 4}},
+            "root_solver.solvers: at most three",
+        ),
         ({"name": "toy", "weight": True}, "weight: expected a number, received True"),
         ({"name": "toy", True: 1}, "True: unknown option of toy"),
     ],
@@ -156,7 +201,9 @@ def test_an_import_path_is_said_to_be_none():
 def test_a_missing_or_impossible_cell_is_one_clear_problem():
     assert problems("toy") == ["cell: required by toy: Module"]
     assert problems("toy", 3) == ["cell: expected an instance of Module, received 3"]
-    assert problems({"name": "toy", "cell": "os:system"}) == ["cell: expected an instance of Module, received 'os:system'"]
+    assert problems({"name": "toy", "cell": "os:system"}) == [
+        "cell: expected an instance of Module, received 'os:system'"
+    ]
     with pytest.raises(ic.ConfigError, match="implicit takes 0 positional arguments, received 1"):
         ic.create("gradient", "implicit", ic.GMRES())
 
@@ -169,7 +216,15 @@ def test_what_only_python_can_give_is_given_by_keyword():
 
 
 class Skip(ic.ImplicitLayer):
-    def __init__(self, cell: nn.Module, predictor: nn.Module, /, channels: int, *, solver: ic.RootSolver = ic.Anderson()) -> None:
+    def __init__(
+        self,
+        cell: nn.Module,
+        predictor: nn.Module,
+        /,
+        channels: int,
+        *,
+        solver: ic.RootSolver = ic.Anderson(),
+    ) -> None:
         super().__init__(ic.FixedPoint(cell), solver=solver, start=ic.Predictor(predictor))
         self.channels = channels
 
@@ -192,14 +247,18 @@ def test_arguments_by_position_may_be_given_by_name(registry: Registry):
 def test_an_object_takes_no_options():
     layer = ic.build("toy", Cell())
     assert ic.build(layer) is layer
-    assert problems(layer, Cell())[0].startswith("options and arguments go with a name, not with a Toy object")
+    assert problems(layer, Cell())[0].startswith(
+        "options and arguments go with a name, not with a Toy object"
+    )
     with pytest.raises(ic.ConfigError, match="options and arguments go with a name"):
         ic.create("root_solver", ic.Picard(), tol=1e-3)
 
 
 def test_create_makes_parts_of_every_kind():
     cell = Cell()
-    assert ic.create("root_solver", {"name": "anderson", "depth": 3}, tol=1) == ic.Anderson(depth=3, tol=1.0)
+    assert ic.create("root_solver", {"name": "anderson", "depth": 3}, tol=1) == ic.Anderson(
+        depth=3, tol=1.0
+    )
     assert ic.create("ode_solver", "rk4") == ic.RK4()
     assert ic.create("gradient", "phantom", steps=2) == ic.Phantom(steps=2)
     assert ic.create("dynamics", "fixed_point", cell).cell is cell
@@ -213,9 +272,14 @@ def test_create_makes_parts_of_every_kind():
 def test_trouble_with_the_provider_is_an_error_of_its_own(registry: Registry):
     registry.register("root_solver", "anderson", ic.Picard)
     registry.register("root_solver", "gone", "no_such_module:X")
-    with pytest.raises(ic.AmbiguousPartError, match="^root_solver: root_solver 'anderson' is provided by 2 distributions"):
+    with pytest.raises(
+        ic.AmbiguousPartError,
+        match="^root_solver: root_solver 'anderson' is provided by 2 distributions",
+    ):
         ic.build("toy", Cell(), root_solver="anderson")
-    with pytest.raises(ic.PluginError, match="^root_solver: root_solver 'gone' of local cannot be imported"):
+    with pytest.raises(
+        ic.PluginError, match="^root_solver: root_solver 'gone' of local cannot be imported"
+    ):
         ic.build("toy", Cell(), root_solver={"name": "gone"})
     assert ic.build("toy", Cell(), root_solver="implicitcore:anderson").solver == ic.Anderson()
     assert ic.build("toy", Cell(), root_solver="local:anderson").solver == ic.Picard()
@@ -251,21 +315,32 @@ class Faulty(ic.TorchBackend):  # type: ignore[misc]
 def test_auto_passes_over_backends_that_raise_and_asks_the_core_last(registry: Registry):
     registry.register("backend", "faulty", Faulty)
     registry.register("backend", "torch", ic.TorchBackend)
-    with pytest.warns(ic.PluginWarning, match="passed over backend 'faulty' of local: OSError: libcuda"):
+    with pytest.warns(
+        ic.PluginWarning, match="passed over backend 'faulty' of local: OSError: libcuda"
+    ):
         ic.create("backend", "auto")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ic.PluginWarning)
-        order = [name for candidate in candidates(registry) if "torch" in (name := candidate.part.qualified_name) or "faulty" in name]
+        order = [
+            name
+            for candidate in candidates(registry)
+            if "torch" in (name := candidate.part.qualified_name) or "faulty" in name
+        ]
         assert choose(candidates(registry)).part.qualified_name == "local:torch"
     assert order == ["local:faulty", "local:torch", "implicitcore:torch"]
-    with pytest.warns(ic.PluginWarning), pytest.raises(ic.ConfigError, match="layers: unknown option of auto"):
+    with (
+        pytest.warns(ic.PluginWarning),
+        pytest.raises(ic.ConfigError, match="layers: unknown option of auto"),
+    ):
         ic.create("backend", {"name": "auto", "layers": 3})
     with pytest.raises(ic.PluginError, match="no backend can run here"):
         choose([])
 
 
 def test_a_configuration_is_read_without_a_cell():
-    prepared = config.prepare("layer", {"name": "toy", "weight": "1e-2", "root_solver": {"name": "picard", "tol": 1e-7}})
+    prepared = config.prepare(
+        "layer", {"name": "toy", "weight": "1e-2", "root_solver": {"name": "picard", "tol": 1e-7}}
+    )
     assert prepared.func is Toy
     assert prepared.keywords == {"weight": 0.01, "root_solver": ic.Picard(tol=1e-7)}
     data = ic.describe(prepared)
@@ -278,15 +353,26 @@ def test_a_configuration_is_read_without_a_cell():
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ({"name": "toy", "cell": "torch.nn:Linear"}, ["cell: given to toy from Python, not by a configuration"]),
-        ({"name": "toy", "weight": -1, "wieght": 1}, ["weight: expected a number greater", "wieght: unknown option of toy; did you mean"]),
-        ({"name": "toy", "root_solver": "andersen"}, ["root_solver: unknown root_solver 'andersen'; did you mean 'anderson'"]),
+        (
+            {"name": "toy", "cell": "torch.nn:Linear"},
+            ["cell: given to toy from Python, not by a configuration"],
+        ),
+        (
+            {"name": "toy", "weight": -1, "wieght": 1},
+            ["weight: expected a number greater", "wieght: unknown option of toy; did you mean"],
+        ),
+        (
+            {"name": "toy", "root_solver": "andersen"},
+            ["root_solver: unknown root_solver 'andersen'; did you mean 'anderson'"],
+        ),
         ("skip", ["channels: required by skip: int"]),
         (3, ["expected the name of a layer or a mapping with it, received 3"]),
         ({"weight": 1}, ["needs a 'name', the name of a registered layer"]),
     ],
 )
-def test_a_bad_configuration_is_refused_without_a_cell(registry: Registry, spec: Any, expected: list[str]):
+def test_a_bad_configuration_is_refused_without_a_cell(
+    registry: Registry, spec: Any, expected: list[str]
+):
     registry.register("layer", "skip", Skip)
     with pytest.raises(ic.ConfigError) as caught:
         config.prepare("layer", spec)
@@ -310,8 +396,22 @@ def test_names_end_at_this_edge(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_layer_is_rebuilt_from_its_config():
     cell = Cell()
-    options: dict[str, Any] = {"root_solver": {"name": "sequence", "solvers": ["anderson", {"name": "picard", "tol": 1e-7}]}}
-    layer = ic.build("toy", cell, weight=0.5, mode="sum", predictor=nn.Identity(), horizon=2, on_failure="raise", **options)
+    options: dict[str, Any] = {
+        "root_solver": {
+            "name": "sequence",
+            "solvers": ["anderson", {"name": "picard", "tol": 1e-7}],
+        }
+    }
+    layer = ic.build(
+        "toy",
+        cell,
+        weight=0.5,
+        mode="sum",
+        predictor=nn.Identity(),
+        horizon=2,
+        on_failure="raise",
+        **options,
+    )
     data = layer.config
     again = ic.build(json.loads(json.dumps(data)), cell)
     assert again.config == data
@@ -357,12 +457,17 @@ class Forgetful(Toy):
 
 
 def test_what_cannot_be_described_is_an_error(registry: Registry):
-    with pytest.raises(ic.ConfigError, match=r"norm: a builtin_function_or_method object cannot be written in a configuration"):
+    with pytest.raises(
+        ic.ConfigError,
+        match=r"norm: a builtin_function_or_method object cannot be written in a configuration",
+    ):
         ic.describe(Chain(norm=math.sqrt))
     with pytest.raises(ic.ConfigError, match=r"Forgetful is not a registered layer: register it"):
         _ = Forgetful(Cell()).config
     registry.register("layer", "forgetful", Forgetful)
-    with pytest.raises(ic.ConfigError, match="lost: Forgetful must keep this option as an attribute"):
+    with pytest.raises(
+        ic.ConfigError, match="lost: Forgetful must keep this option as an attribute"
+    ):
         _ = ic.build("forgetful", Cell()).config
     with pytest.raises(ic.ConfigError, match="Linear is not a registered part"):
         ic.describe(nn.Linear(1, 1))

@@ -18,7 +18,9 @@ def test_yaml_and_json_give_the_same_solver(tmp_path):
     (tmp_path / "solver.json").write_text('{"name": "anderson", "tol": 1e-5, "depth": 3}')
     loaded = [ic.load_config(tmp_path / f"solver.{suffix}") for suffix in ("yaml", "json")]
     assert loaded[0]["tol"] == "1e-5"  # what PyYAML makes of it
-    assert [ic.create("root_solver", data) for data in loaded] == [ic.Anderson(tol=1e-5, depth=3)] * 2
+    assert [ic.create("root_solver", data) for data in loaded] == [
+        ic.Anderson(tol=1e-5, depth=3)
+    ] * 2
 
 
 def test_a_yaml_tag_is_refused(tmp_path):

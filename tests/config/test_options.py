@@ -77,18 +77,26 @@ def test_a_bad_value_is_named_with_what_was_expected(option: str, value: Any, ex
 
 
 def test_a_bad_item_is_named_by_its_place():
-    assert problems(Numbers, steps=(1, 2.5)) == ["steps[1]: expected an integer, got a number with a fractional part, received 2.5"]
+    assert problems(Numbers, steps=(1, 2.5)) == [
+        "steps[1]: expected an integer, got a number with a fractional part, received 2.5"
+    ]
     assert "at least 1 item" in problems(Numbers, steps=())[0]
 
 
 def test_all_problems_come_in_one_error():
-    assert [line.split(":")[0] for line in problems(Numbers, tol=0, depth=0, mode="x")] == ["tol", "depth", "mode"]
+    assert [line.split(":")[0] for line in problems(Numbers, tol=0, depth=0, mode="x")] == [
+        "tol",
+        "depth",
+        "mode",
+    ]
 
 
 def test_numbers_are_converted_where_nothing_is_lost():
     options = Numbers(tol=1, depth=np.int64(3), steps=[1, 2], limit=np.float32(0.5))  # type: ignore[arg-type]
     assert options == Numbers(tol=1.0, depth=3, steps=(1, 2), limit=0.5)
-    assert [type(value) for value in (options.tol, options.depth, options.steps, options.limit)] == [float, int, tuple, float]
+    assert [
+        type(value) for value in (options.tol, options.depth, options.steps, options.limit)
+    ] == [float, int, tuple, float]
     assert hash(options) == hash(pickle.loads(pickle.dumps(options)))
 
 
@@ -100,9 +108,19 @@ def test_a_copy_is_checked_too():
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("anderson", "expected a root_solver, received 'anderson'; pass an object, or use implicitcore.build or implicitcore.create"),
-        ({"name": "anderson"}, "expected a root_solver, received {'name': 'anderson'}; pass an object"),
-        (Anderson, "expected a root_solver object, received the class Anderson; call it: Anderson()"),
+        (
+            "anderson",
+            "expected a root_solver, received 'anderson'; pass an object, or use "
+            "implicitcore.build or implicitcore.create",
+        ),
+        (
+            {"name": "anderson"},
+            "expected a root_solver, received {'name': 'anderson'}; pass an object",
+        ),
+        (
+            Anderson,
+            "expected a root_solver object, received the class Anderson; call it: Anderson()",
+        ),
         (TorchBackend(), "expected a root_solver, received a TorchBackend object"),
         (None, "expected a root_solver, received None"),
     ],
@@ -115,9 +133,15 @@ def test_a_slot_takes_objects_of_its_kind(value: Any, expected: str):
 def test_slots_may_be_optional_or_many_or_of_one_class():
     outer = Outer(solver=Picard(), chain=[Picard(), Anderson()])  # type: ignore[arg-type]
     assert outer.chain == (Picard(), Anderson())
-    assert problems(Outer, solver=Picard(), anderson=Picard()) == ["anderson: expected an Anderson, received a Picard object"]
-    assert problems(Outer, solver=Picard(), chain=Picard()) == ["chain: expected a list of root_solver, received a Picard object"]
-    assert problems(Outer, solver=Picard(), chain=(Picard(), 3)) == ["chain[1]: expected a root_solver, received 3"]
+    assert problems(Outer, solver=Picard(), anderson=Picard()) == [
+        "anderson: expected an Anderson, received a Picard object"
+    ]
+    assert problems(Outer, solver=Picard(), chain=Picard()) == [
+        "chain: expected a list of root_solver, received a Picard object"
+    ]
+    assert problems(Outer, solver=Picard(), chain=(Picard(), 3)) == [
+        "chain[1]: expected a root_solver, received 3"
+    ]
     slots = {name: option.slot for name, option in options_of(Outer).items()}
     assert (slots["norm"], slots["net"]) == (None, None)
     assert slots["backend"] is not None
@@ -133,7 +157,9 @@ def test_modules_and_functions_are_checked_as_such():
 
 
 def test_an_option_says_its_type_bounds_and_default():
-    told = {name: (option.type_text, option.bounds_text) for name, option in options_of(Numbers).items()}
+    told = {
+        name: (option.type_text, option.bounds_text) for name, option in options_of(Numbers).items()
+    }
     assert told["tol"] == ("float", "> 0")
     assert told["depth"] == ("int", ">= 1, <= 9")
     assert told["limit"] == ("float | None", "> 0, < 10")
@@ -151,7 +177,14 @@ class Base:
 
 
 class Derived(Base):
-    def __init__(self, cell: nn.Module, depth: Annotated[int, Ge(1)] = 2, *, root_solver: RootSolver, **options: Any) -> None: ...
+    def __init__(
+        self,
+        cell: nn.Module,
+        depth: Annotated[int, Ge(1)] = 2,
+        *,
+        root_solver: RootSolver,
+        **options: Any,
+    ) -> None: ...
 
 
 def test_the_options_of_a_class_are_the_parameters_of_its_init():
@@ -171,7 +204,10 @@ class Unresolved:
 
 
 def test_a_type_that_is_not_there_at_run_time_is_an_error():
-    with pytest.raises(PluginError, match="Unresolved: name 'Decimal' is not defined, but the type of an option needs it"):
+    with pytest.raises(
+        PluginError,
+        match="Unresolved: name 'Decimal' is not defined, but the type of an option needs it",
+    ):
         options_of(Unresolved)
 
 
@@ -180,5 +216,8 @@ class Unreadable:
 
 
 def test_a_type_that_cannot_be_read_is_an_error_that_names_the_class():
-    with pytest.raises(PluginError, match="Unreadable: the type of an option cannot be read: AttributeError: module 'torch.nn'"):
+    with pytest.raises(
+        PluginError,
+        match="Unreadable: the type of an option cannot be read: AttributeError: module 'torch.nn'",
+    ):
         options_of(Unreadable)

@@ -33,7 +33,10 @@ def problems_of():
     jsonschema = pytest.importorskip("jsonschema")
 
     def problems_of(data: Any, *of: str) -> list[str]:
-        return [error.json_path for error in jsonschema.Draft202012Validator(config_schema(*of)).iter_errors(data)]
+        return [
+            error.json_path
+            for error in jsonschema.Draft202012Validator(config_schema(*of)).iter_errors(data)
+        ]
 
     return problems_of
 
@@ -53,9 +56,13 @@ def test_a_real_yaml_file_is_valid(tmp_path, problems_of):
 @pytest.mark.parametrize("kind", CLASS_KINDS)
 def test_every_part_with_its_defaults_is_valid(kind: str, problems_of):
     needed = {"homoode": {"channels": 3}}
-    specs = {part.name: {"name": part.name, **needed.get(part.name, {})} for part in REGISTRY.parts(kind)}
+    specs = {
+        part.name: {"name": part.name, **needed.get(part.name, {})} for part in REGISTRY.parts(kind)
+    }
     described = {name: ic.describe(config.prepare(kind, spec)) for name, spec in specs.items()}
-    assert {name: problems_of(data, kind, name) for name, data in described.items()} == dict.fromkeys(specs, [])
+    assert {
+        name: problems_of(data, kind, name) for name, data in described.items()
+    } == dict.fromkeys(specs, [])
     assert problems_of(described[max(described)], kind) == []
 
 
@@ -136,11 +143,25 @@ def test_a_part_says_what_its_slots_take(registry: Registry):
     assert options["name"] == {"enum": ["odd", "local:odd"]}
     assert options["needed"]["minimum"] == 2
     assert options["needed"]["type"] == ["integer", "string"]
-    one = {"anyOf": [{"enum": ["anderson", "implicitcore:anderson"]}, {"$ref": "#/$defs/root_solver.anderson"}]}
-    assert options["inner"] == {"anyOf": [one, {"type": "null"}], "description": "solves what is left."}
-    assert options["several"]["items"] == {"anyOf": [{"$ref": "#/$defs/root_solver"}, {"$ref": "#/$defs/ode_solver"}]}
+    one = {
+        "anyOf": [
+            {"enum": ["anderson", "implicitcore:anderson"]},
+            {"$ref": "#/$defs/root_solver.anderson"},
+        ]
+    }
+    assert options["inner"] == {
+        "anyOf": [one, {"type": "null"}],
+        "description": "solves what is left.",
+    }
+    assert options["several"]["items"] == {
+        "anyOf": [{"$ref": "#/$defs/root_solver"}, {"$ref": "#/$defs/ode_solver"}]
+    }
     assert options["several"]["default"][0]["name"] == "picard"
-    assert options["grids"] == {"type": "array", "items": {"$ref": "#/$defs/Grid"}, "description": "each a Grid."}
+    assert options["grids"] == {
+        "type": "array",
+        "items": {"$ref": "#/$defs/Grid"},
+        "description": "each a Grid.",
+    }
     assert written["$defs"]["Grid"]["properties"]["width"]["type"] == ["integer", "string"]
     assert "net" not in options  # only Python can give it
     [names, *mappings] = written["$defs"]["root_solver"]["anyOf"]
@@ -151,24 +172,38 @@ def test_a_part_says_what_its_slots_take(registry: Registry):
 def test_slots_take_the_parts_that_fit(registry: Registry, problems_of):
     assert (
         problems_of(
-            {"name": "odd", "needed": 2, "inner": "anderson", "several": ["gmres", "rk4"], "grids": [{"width": "4"}]}, "root_solver"
+            {
+                "name": "odd",
+                "needed": 2,
+                "inner": "anderson",
+                "several": ["gmres", "rk4"],
+                "grids": [{"width": "4"}],
+            },
+            "root_solver",
         )
         == []
     )
-    assert problems_of({"name": "odd", "needed": 2, "inner": "picard"}, "root_solver", "odd") == ["$.inner"]
+    assert problems_of({"name": "odd", "needed": 2, "inner": "picard"}, "root_solver", "odd") == [
+        "$.inner"
+    ]
 
 
 def test_a_shared_name_stands_there_qualified_alone(registry: Registry):
     registry.register("root_solver", "picard", ic.Anderson)
     written = config_schema("root_solver")["$defs"]
     assert written["root_solver.local:picard"]["properties"]["name"] == {"enum": ["local:picard"]}
-    assert written["root_solver.implicitcore:picard"]["properties"]["name"] == {"enum": ["implicitcore:picard"]}
+    assert written["root_solver.implicitcore:picard"]["properties"]["name"] == {
+        "enum": ["implicitcore:picard"]
+    }
     assert "root_solver.picard" not in written
 
 
 def test_a_part_that_cannot_be_imported_is_left_out_and_named(registry: Registry):
     registry.register("root_solver", "gone", "no_such_module:X")
-    with pytest.warns(ic.PluginWarning, match="left out of the schema: root_solver 'gone' of local cannot be imported"):
+    with pytest.warns(
+        ic.PluginWarning,
+        match="left out of the schema: root_solver 'gone' of local cannot be imported",
+    ):
         written = config_schema("root_solver")
     assert "root_solver.gone" not in written["$defs"]
     with pytest.raises(ic.PluginError, match="'gone' of local cannot be imported"):

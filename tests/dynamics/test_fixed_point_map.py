@@ -17,7 +17,9 @@ class Model(ic.FixedPointMap):
 
 
 @pytest.mark.parametrize(
-    "solver", [ic.Anderson(tol=1e-8), ic.SteadyState(tol=1e-8, max_steps=500), ic.Tsit5()], ids=lambda s: type(s).__name__
+    "solver",
+    [ic.Anderson(tol=1e-8), ic.SteadyState(tol=1e-8, max_steps=500), ic.Tsit5()],
+    ids=lambda s: type(s).__name__,
 )
 def test_it_is_the_fixed_point_of_its_update(solver):
     x = inputs()

@@ -1,4 +1,5 @@
-"""The suite for a machine with an NVIDIA GPU (``make test-gpu``); elsewhere all of it is skipped."""
+"""The suite for a machine with an NVIDIA GPU (``make test-gpu``); elsewhere all of it is
+skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the tests of the queue run, on any device, and what makes the host wait, as torch and the CUDA runtime tell it."""
+"""What the tests of the queue run, on any device, and what makes the host wait, as torch and the
+CUDA runtime tell it."""
 
 from __future__ import annotations
 
@@ -33,28 +34,49 @@ class Restless(nn.Module):
 
 
 def endless(name: str, cell: nn.Module) -> nn.Module:
-    """A cell whose solve takes every step that it may; the way of an ODE solver is long enough, and noise would have its steps refused."""
+    """A cell whose solve takes every step that it may; the way of an ODE solver is long enough, and
+    noise would have its steps refused."""
     return cell if name == "tsit5" else Restless(cell)
 
 
 def problem(device: str = "cuda") -> tuple[Cell, Tensor]:
     """A cell in float32, and its input."""
-    return Cell(N, contraction=0.9, dtype=torch.float32).to(device), inputs(16, N, dtype=torch.float32).to(device)
+    return Cell(N, contraction=0.9, dtype=torch.float32).to(device), inputs(
+        16, N, dtype=torch.float32
+    ).to(device)
 
 
-def solve(name: str, backend: ic.Backend, cell: nn.Module, x: Tensor, steps: int = 50) -> ic.Solution:
+def solve(
+    name: str, backend: ic.Backend, cell: nn.Module, x: Tensor, steps: int = 50
+) -> ic.Solution:
     """At most so many steps, without a graph."""
     with torch.no_grad():
         if name == "tsit5":
             times = torch.tensor([0.0, 1000.0], device=x.device)
             solver = ic.Tsit5(rtol=1e-3, atol=1e-6, max_step=0.1, max_steps=steps)
-            return ic.integrate(lambda t, z, x: cell(z, x) - z, torch.zeros_like(x), x, times=times, solver=solver, backend=backend)
-        return ic.fixed_point(cell, torch.zeros_like(x), x, solver=SOLVERS[name](tol=1e-5, max_steps=steps), backend=backend)
+            return ic.integrate(
+                lambda t, z, x: cell(z, x) - z,
+                torch.zeros_like(x),
+                x,
+                times=times,
+                solver=solver,
+                backend=backend,
+            )
+        return ic.fixed_point(
+            cell,
+            torch.zeros_like(x),
+            x,
+            solver=SOLVERS[name](tol=1e-5, max_steps=steps),
+            backend=backend,
+        )
 
 
 @torch.no_grad()
-def one_step(name: str, backend: ic.Backend, device: str = "cuda") -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """A step of a solver in the midst of a solve, f included, as a function of z that changes nothing; and its z."""
+def one_step(
+    name: str, backend: ic.Backend, device: str = "cuda"
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """A step of a solver in the midst of a solve, f included, as a function of z that changes
+    nothing; and its z."""
     cell, x = problem(device)
     z = 0.1 * x
     packing = Packing.of(z)
@@ -80,12 +102,23 @@ def waits() -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-            found += [str(warning.message) for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
+            found += [
+                str(warning.message)
+                for warning in caught
+                if "synchronizing CUDA operation" in str(warning.message)
+            ]
 
 
 def traced_waits(work: Callable[[], Any]) -> int:
-    """Synchronisations and copies to the host in a trace of the CUDA runtime: those of kernels that torch knows nothing of as well."""
-    with warnings.catch_warnings(action="ignore"), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+    """Synchronisations and copies to the host in a trace of the CUDA runtime: those of kernels that
+    torch knows nothing of as well."""
+    with (
+        warnings.catch_warnings(action="ignore"),
+        profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace,
+    ):
         work()
     names = [event.name for event in trace.events() or ()]
-    return sum("StreamSynchronize" in name or "DeviceSynchronize" in name or "DtoH" in name for name in names)
+    return sum(
+        "StreamSynchronize" in name or "DeviceSynchronize" in name or "DtoH" in name
+        for name in names
+    )

@@ -1,4 +1,5 @@
-"""The queue of the GPU: no waiting in each step, any stream, CUDA graphs, and no memory that stays."""
+"""The queue of the GPU: no waiting in each step, any stream, CUDA graphs, and no memory that
+stays."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ from gpu.loops import endless, one_step, problem, solve, traced_waits, waits
 
 import implicitcore as ic
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning"),
+]
 each_solver = pytest.mark.parametrize("name", ["anderson", "broyden", "tsit5"])
 FEW, MANY = 21, 61
 PER_STEP = {"anderson": 1 / 4, "broyden": 1 / 4, "tsit5": 1}

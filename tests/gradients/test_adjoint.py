@@ -1,4 +1,5 @@
-"""The adjoint against closed forms and against unrolled, for every ODE solver; its honesty where it cannot be exact."""
+"""The adjoint against closed forms and against unrolled, for every ODE solver; its honesty where it
+cannot be exact."""
 
 from __future__ import annotations
 
@@ -14,19 +15,32 @@ from trajectory_solvers import BlackBox
 import implicitcore as ic
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12, "max_steps": 20000}
-EXACT = [ic.Tsit5(**TIGHT), ic.Dopri5(**TIGHT), ic.Bosh3(rtol=1e-8, atol=1e-10, max_steps=20000), ic.RK4(dt=0.01), ic.DOP853(**TIGHT)]
+EXACT = [
+    ic.Tsit5(**TIGHT),
+    ic.Dopri5(**TIGHT),
+    ic.Bosh3(rtol=1e-8, atol=1e-10, max_steps=20000),
+    ic.RK4(dt=0.01),
+    ic.DOP853(**TIGHT),
+]
 LOW_ORDER = [ic.Heun(dt=5e-4), ic.Midpoint(dt=5e-4)]
 each_problem = pytest.mark.parametrize("problem", trajectories(), ids=str)
 GRID = torch.tensor([0.0, 0.4, 0.5, 1.2], dtype=torch.float64)
 
 
 def gradients(problem, solver, gradient, weights, grid=GRID):
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=grid, solver=solver, gradient=gradient).raise_if_failed()
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=grid, solver=solver, gradient=gradient
+    ).raise_if_failed()
     return solution, torch.autograd.grad((solution.z * weights).sum(), problem.leaves)
 
 
 def weights_like(problem, grid=GRID):
-    return torch.randn(len(grid), *problem.z0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return torch.randn(
+        len(grid),
+        *problem.z0.shape,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(5),
+    )
 
 
 @each_problem
@@ -46,7 +60,10 @@ def test_the_gradient_is_that_of_the_closed_form(problem, solver):
 def test_euler_agrees_to_its_order(problem):
     weights = weights_like(problem)
     expected = torch.autograd.grad((problem.trajectory(GRID) * weights).sum(), problem.leaves)
-    errors = [relative_error(gradients(problem, ic.Euler(dt=dt), ic.Adjoint(), weights)[1], expected) for dt in (0.01, 0.005, 0.0025)]
+    errors = [
+        relative_error(gradients(problem, ic.Euler(dt=dt), ic.Adjoint(), weights)[1], expected)
+        for dt in (0.01, 0.005, 0.0025)
+    ]
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.3)
     assert errors[1] / errors[2] == pytest.approx(2, abs=0.2)
 
@@ -96,7 +113,11 @@ def test_a_module_and_a_pytree_input_agree_with_unrolled(solver):
     for gradient in (ic.Unrolled(), ic.Adjoint()):
         x = (torch.sin(a), a[:, :1].exp())
         solution = ic.integrate(net, z0, x, times=grid, solver=solver, gradient=gradient)
-        tensors = [z0, a, *(p for name, p in net.named_parameters() if name not in ("never", "still"))]
+        tensors = [
+            z0,
+            a,
+            *(p for name, p in net.named_parameters() if name not in ("never", "still")),
+        ]
         found[gradient] = torch.autograd.grad(solution.z.square().sum(), tensors, retain_graph=True)
         (unused,) = torch.autograd.grad(solution.z.sum(), net.never, allow_unused=True)
         assert unused is None or not unused.any()
@@ -104,7 +125,8 @@ def test_a_module_and_a_pytree_input_agree_with_unrolled(solver):
 
 
 def test_what_the_field_captured_gets_its_gradient():
-    """A leaf; a value computed before the solve, whose own graph is still whole afterwards; x captured besides being given."""
+    """A leaf; a value computed before the solve, whose own graph is still whole afterwards; x
+    captured besides being given."""
     weight = torch.eye(6, dtype=torch.float64).mul(0.5).requires_grad_()
     x = inputs().requires_grad_()
     found = []
@@ -112,13 +134,17 @@ def test_what_the_field_captured_gets_its_gradient():
         shift = torch.tanh(x @ weight)
         field = lambda t, z, u, shift=shift: torch.tanh(z @ weight) + shift - x * u  # noqa: E731
         z0 = torch.zeros_like(x)
-        solution = ic.integrate(field, z0, x, times=GRID, solver=ic.Tsit5(**TIGHT), gradient=gradient)
+        solution = ic.integrate(
+            field, z0, x, times=GRID, solver=ic.Tsit5(**TIGHT), gradient=gradient
+        )
         loss = solution.z.square().sum() + shift.sum()
         found.append(torch.autograd.grad(loss, [weight, x]))
     assert relative_error(found[1], found[0]) < 1e-6
 
 
-@pytest.mark.parametrize("solver", [ic.Tsit5(rtol=1e-5, atol=1e-7), ic.RK4()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [ic.Tsit5(rtol=1e-5, atol=1e-7), ic.RK4()], ids=lambda s: type(s).__name__
+)
 def test_a_scaled_loss_has_the_same_relative_gradient_error(solver):
     problem = logistic()
     weights = weights_like(problem)
@@ -133,7 +159,8 @@ def test_a_scaled_loss_has_the_same_relative_gradient_error(solver):
 
 @pytest.mark.parametrize("solver", [ic.Tsit5(), ic.RK4()], ids=lambda s: type(s).__name__)
 def test_the_record_counts_one_product_of_the_batch_per_stage(solver):
-    """Counted in the field: one evaluation a stage for the whole batch, and no more than two products of it."""
+    """Counted in the field: one evaluation a stage for the whole batch, and no more than two
+    products of it."""
     seen = []
 
     def field(t, z, x):
@@ -141,13 +168,17 @@ def test_the_record_counts_one_product_of_the_batch_per_stage(solver):
         return torch.tanh(z) * x
 
     x = inputs().requires_grad_()
-    solution = ic.integrate(field, inputs(seed=4), x, times=GRID, solver=solver, gradient=ic.Adjoint())
+    solution = ic.integrate(
+        field, inputs(seed=4), x, times=GRID, solver=solver, gradient=ic.Adjoint()
+    )
     forward = len(seen)
     assert solution.evaluations == forward
     torch.autograd.grad(solution.z.sum(), x)
     assert solution.backward.evaluations == len(seen) - forward
     assert set(seen) == {8}
-    assert solution.backward.evaluations <= solution.backward.vjps <= 2 * solution.backward.evaluations
+    assert (
+        solution.backward.evaluations <= solution.backward.vjps <= 2 * solution.backward.evaluations
+    )
 
 
 def test_memory_does_not_grow_with_the_steps():
@@ -161,7 +192,14 @@ def test_memory_does_not_grow_with_the_steps():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=ic.RK4(dt=dt, max_steps=5000), gradient=ic.Adjoint())
+            ic.integrate(
+                problem.field,
+                problem.z0,
+                problem.x,
+                times=GRID,
+                solver=ic.RK4(dt=dt, max_steps=5000),
+                gradient=ic.Adjoint(),
+            )
         saved.append(sum(held))
     assert saved[0] == saved[1] > 0
 
@@ -176,11 +214,15 @@ def test_one_nan_sample_leaves_the_others_gradients_unchanged():
             x[3, 1] = torch.nan
         z0.requires_grad_()
         x.requires_grad_()
-        solution = ic.integrate(problem.field, z0, x, times=GRID, solver=ic.Tsit5(), gradient=ic.Adjoint())
+        solution = ic.integrate(
+            problem.field, z0, x, times=GRID, solver=ic.Tsit5(), gradient=ic.Adjoint()
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             results.append(torch.autograd.grad(solution.z.square().sum(), [z0, x]))
-        assert [str(w.message) for w in caught if "1 of 8 samples" in str(w.message)] == [str(w.message) for w in caught]
+        assert [str(w.message) for w in caught if "1 of 8 samples" in str(w.message)] == [
+            str(w.message) for w in caught
+        ]
         assert len(caught) == broken
     for clean, found in zip(*results, strict=True):
         assert torch.allclose(found[others], clean[others], rtol=1e-12)
@@ -199,11 +241,20 @@ def test_a_nan_in_the_incoming_gradient_stays_in_its_sample():
     assert bool(found[2].isfinite().all())
 
 
-@pytest.mark.parametrize(("spread", "solver"), [(3, ic.Tsit5(rtol=1e-6)), (30, ic.Tsit5(rtol=1e-6)), (30, ic.Bosh3())], ids=str)
+@pytest.mark.parametrize(
+    ("spread", "solver"),
+    [(3, ic.Tsit5(rtol=1e-6)), (30, ic.Tsit5(rtol=1e-6)), (30, ic.Bosh3())],
+    ids=str,
+)
 def test_different_time_scales_are_exact_or_said_to_be_inexact(spread, solver):
-    """On such a batch the way back of every sample that contracts strongly is lost: no silence about it."""
-    rate = torch.logspace(0, torch.log10(torch.tensor(float(spread))).item(), 16, dtype=torch.float64)[:, None]
-    weight = (torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) / 8**0.5).requires_grad_()
+    """On such a batch the way back of every sample that contracts strongly is lost: no silence
+    about it."""
+    rate = torch.logspace(
+        0, torch.log10(torch.tensor(float(spread))).item(), 16, dtype=torch.float64
+    )[:, None]
+    weight = (
+        torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) / 8**0.5
+    ).requires_grad_()
     z0, grid = inputs(16, 8).requires_grad_(), torch.tensor([0.0, 1.0], dtype=torch.float64)
     field = lambda t, z, x: rate * (torch.tanh(z @ weight) - z)  # noqa: E731
     exact = ic.integrate(field, z0, times=grid, solver=ic.Tsit5(**TIGHT), gradient=ic.Unrolled())
@@ -221,7 +272,9 @@ def test_different_time_scales_are_exact_or_said_to_be_inexact(spread, solver):
 def test_a_way_back_that_runs_out_of_steps_is_said():
     problem = linear()
     few = ic.Adjoint(ic.Tsit5(rtol=1e-9, max_steps=3))
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=ic.Tsit5(), gradient=few)
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=GRID, solver=ic.Tsit5(), gradient=few
+    )
     with pytest.warns(ic.ConvergenceWarning, match="8 of 8 samples"):
         torch.autograd.grad(solution.z.sum(), problem.z0)
     assert solution.backward.status.tolist() == [ic.Status.MAX_STEPS] * 8
@@ -229,21 +282,32 @@ def test_a_way_back_that_runs_out_of_steps_is_said():
 
 def test_a_way_forward_that_runs_out_of_steps_is_said_again():
     problem = linear()
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=ic.Tsit5(max_steps=2), gradient=ic.Adjoint())
+    solution = ic.integrate(
+        problem.field,
+        problem.z0,
+        problem.x,
+        times=GRID,
+        solver=ic.Tsit5(max_steps=2),
+        gradient=ic.Adjoint(),
+    )
     with pytest.warns(ic.ConvergenceWarning, match="8 of 8 samples"):
         torch.autograd.grad(solution.z.sum(), problem.z0)
 
 
 def test_a_second_derivative_is_an_error_not_a_wrong_number():
     problem = linear()
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=ic.RK4(), gradient=ic.Adjoint())
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=GRID, solver=ic.RK4(), gradient=ic.Adjoint()
+    )
     with pytest.raises(ic.GradientError, match="Unrolled"):
         torch.autograd.grad(solution.z.sum(), problem.x, create_graph=True)
 
 
 def test_a_parameter_changed_before_the_backward_pass_is_an_error():
     problem = linear()
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=ic.RK4(), gradient=ic.Adjoint())
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=GRID, solver=ic.RK4(), gradient=ic.Adjoint()
+    )
     with torch.no_grad():
         problem.captured[0].mul_(1.1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -253,7 +317,9 @@ def test_a_parameter_changed_before_the_backward_pass_is_an_error():
 def test_a_root_solver_has_no_trajectory():
     x = inputs().requires_grad_()
     with pytest.raises(ic.GradientError, match="Implicit"):
-        ic.fixed_point(Cell(), torch.zeros_like(x), x, solver=ic.SteadyState(), gradient=ic.Adjoint())
+        ic.fixed_point(
+            Cell(), torch.zeros_like(x), x, solver=ic.SteadyState(), gradient=ic.Adjoint()
+        )
 
 
 def test_a_black_box_goes_forward_and_another_solver_back():
@@ -269,9 +335,13 @@ def test_a_black_box_goes_forward_and_another_solver_back():
 def test_no_graph_and_nothing_to_differentiate():
     problem = linear()
     with torch.no_grad():
-        assert not ic.integrate(problem.field, problem.z0, problem.x, times=GRID, gradient=ic.Adjoint()).z.requires_grad
+        assert not ic.integrate(
+            problem.field, problem.z0, problem.x, times=GRID, gradient=ic.Adjoint()
+        ).z.requires_grad
     z0 = problem.z0.detach().requires_grad_()
-    solution = ic.integrate(lambda t, z, x: torch.cos(t).expand_as(z), z0, times=GRID, gradient=ic.Adjoint())
+    solution = ic.integrate(
+        lambda t, z, x: torch.cos(t).expand_as(z), z0, times=GRID, gradient=ic.Adjoint()
+    )
     (found,) = torch.autograd.grad(solution.z.sum(), z0)
     assert torch.equal(found, torch.full_like(z0, 4.0))
     plain = ic.integrate(lambda t, z, x: -z, z0.detach(), times=GRID, gradient=ic.Adjoint())
@@ -281,7 +351,9 @@ def test_no_graph_and_nothing_to_differentiate():
 def test_a_complex_state():
     z0 = torch.tensor([[1 + 1j], [2j]], dtype=torch.complex128, requires_grad=True)
     rate = torch.tensor(0.5 + 2j, dtype=torch.complex128, requires_grad=True)
-    solution = ic.integrate(lambda t, z, x: rate * z, z0, times=GRID, solver=ic.Tsit5(**TIGHT), gradient=ic.Adjoint())
+    solution = ic.integrate(
+        lambda t, z, x: rate * z, z0, times=GRID, solver=ic.Tsit5(**TIGHT), gradient=ic.Adjoint()
+    )
     found = torch.autograd.grad((solution.z[-1].abs() + solution.z[1].real).sum(), [z0, rate])
     exact = z0 * torch.exp(rate * GRID)[:, None, None]
     expected = torch.autograd.grad((exact[-1].abs() + exact[1].real).sum(), [z0, rate])
@@ -293,12 +365,16 @@ def test_a_complex_state():
 def test_lower_precision(dtype):
     z0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=dtype, requires_grad=True)
     rate = torch.tensor([0.5, 1.0], dtype=dtype, requires_grad=True)
-    solution = ic.integrate(lambda t, z, x: -rate * z, z0, times=GRID, solver=ic.RK4(), gradient=ic.Adjoint())
+    solution = ic.integrate(
+        lambda t, z, x: -rate * z, z0, times=GRID, solver=ic.RK4(), gradient=ic.Adjoint()
+    )
     found = torch.autograd.grad(solution.z[-1].sum(), [z0, rate])
     exact = z0.double() * torch.exp(-rate.double() * 1.2)
     expected = torch.autograd.grad(exact.sum(), [z0, rate])
     assert [g.dtype for g in found] == [dtype] * 2
-    assert relative_error(found, [g.double() for g in expected]) < (1e-5 if dtype == torch.float32 else 5e-2)
+    assert relative_error(found, [g.double() for g in expected]) < (
+        1e-5 if dtype == torch.float32 else 5e-2
+    )
 
 
 def test_a_pytree_state():

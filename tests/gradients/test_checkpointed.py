@@ -28,8 +28,12 @@ def both(field, z0, x, wrt, *, solver, grid=GRID, budget=None):  # noqa: PLR0913
     found = []
     for gradient in (ic.Unrolled(), ic.Checkpointed(budget)):
         solution = ic.integrate(field, z0, x, times=grid, solver=solver, gradient=gradient)
-        weights = torch.linspace(-1, 2, solution.z.numel(), dtype=solution.z.dtype).reshape(solution.z.shape)
-        gradients = torch.autograd.grad((solution.z * weights).real.sum(), wrt, allow_unused=True, retain_graph=True)
+        weights = torch.linspace(-1, 2, solution.z.numel(), dtype=solution.z.dtype).reshape(
+            solution.z.shape
+        )
+        gradients = torch.autograd.grad(
+            (solution.z * weights).real.sum(), wrt, allow_unused=True, retain_graph=True
+        )
         found.append((solution, gradients, weights))
     assert torch.equal(*(solution.z.detach().nan_to_num() for solution, _, _ in found))
     assert torch.equal(found[0][0].steps, found[1][0].steps)
@@ -39,9 +43,12 @@ def both(field, z0, x, wrt, *, solver, grid=GRID, budget=None):  # noqa: PLR0913
 @each_solver
 @each_budget
 def test_the_gradient_is_that_of_unrolled(solver, budget):
-    """Rates from 1 to 30 in one batch, so that its samples take unlike steps and reject unlike ones; several output times."""
+    """Rates from 1 to 30 in one batch, so that its samples take unlike steps and reject unlike
+    ones; several output times."""
     problem = logistic(fastest=30.0)
-    (whole, expected, _), (solution, found, _) = both(problem.field, problem.z0, problem.x, problem.leaves, solver=solver, budget=budget)
+    (whole, expected, _), (solution, found, _) = both(
+        problem.field, problem.z0, problem.x, problem.leaves, solver=solver, budget=budget
+    )
     assert relative_error(found, expected) < 1e-12
     assert whole.backward.vjps == 0 < solution.backward.vjps <= solution.backward.evaluations
     assert solution.evaluations <= whole.evaluations + 1  # one finds what the field depends on
@@ -51,17 +58,23 @@ def test_the_gradient_is_that_of_unrolled(solver, budget):
 @pytest.mark.parametrize("problem", [driven(), linear()], ids=str)
 def test_backwards_in_time(problem, solver):
     grid = torch.tensor([0.0, -0.2, -0.5], dtype=torch.float64)
-    (_, expected, _), (_, found, _) = both(problem.field, problem.z0, problem.x, problem.leaves, solver=solver, grid=grid, budget=2)
+    (_, expected, _), (_, found, _) = both(
+        problem.field, problem.z0, problem.x, problem.leaves, solver=solver, grid=grid, budget=2
+    )
     assert relative_error(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("solver", [ic.Tsit5(rtol=1e-6), ic.RK4()], ids=str)
 def test_a_module_a_pytree_and_what_the_field_captured(solver):
-    """x made of a leaf and a computed value; a captured value that was computed before, whose own graph is still whole afterwards."""
+    """x made of a leaf and a computed value; a captured value that was computed before, whose own
+    graph is still whole afterwards."""
     net, a = Cell(), inputs(seed=3).requires_grad_()
     shift = torch.tanh(inputs(seed=4).requires_grad_() @ net.weight)
     start = inputs(seed=2).requires_grad_()
-    field = lambda t, z, x: {"p": net(z["q"], x["in"]) * torch.cos(t), "q": shift - z["p"] * x["scale"]}  # noqa: E731
+    field = lambda t, z, x: {
+        "p": net(z["q"], x["in"]) * torch.cos(t),
+        "q": shift - z["p"] * x["scale"],
+    }  # noqa: E731
     found = []
     for gradient in (ic.Unrolled(), ic.Checkpointed(2)):
         x, z0 = {"in": a, "scale": a[:, :1].exp()}, {"p": start, "q": start * 2}
@@ -87,7 +100,8 @@ def test_one_f_in_a_solve_and_its_way_back():
     found = []
     for gradient in (ic.Unrolled(), ic.Checkpointed(2)):
         torch.manual_seed(3)
-        net.linear.eval()  # the power iteration of a training module moves from one solve to the next
+        # the power iteration of a training module moves from one solve to the next
+        net.linear.eval()
         z = ic.integrate(net, z0, times=GRID, solver=ic.Tsit5(), gradient=gradient).z
         found.append([z, *torch.autograd.grad(z.square().sum(), [z0, *net.parameters()])])
     assert relative_error(found[1], found[0]) < 1e-12
@@ -95,14 +109,17 @@ def test_one_f_in_a_solve_and_its_way_back():
 
 @each_budget
 def test_samples_that_do_not_arrive(budget):
-    """One runs out of steps, one is not finite: the gradient is that of the states which are returned."""
+    """One runs out of steps, one is not finite: the gradient is that of the states which are
+    returned."""
     problem = driven()
     z0 = problem.z0.detach().clone()
     z0[3, 0] = torch.nan
     z0.requires_grad_()
     field = lambda t, z, x: torch.where(t < 0.8, z * x, z * x * 1e3)  # noqa: E731
     few = ic.Tsit5(rtol=1e-8, max_steps=12)
-    (_, expected, _), (solution, found, _) = both(field, z0, problem.x, [z0, problem.x], solver=few, budget=budget)
+    (_, expected, _), (solution, found, _) = both(
+        field, z0, problem.x, [z0, problem.x], solver=few, budget=budget
+    )
     assert set(solution.status.tolist()) == {ic.Status.MAX_STEPS, ic.Status.NON_FINITE}
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-12, equal_nan=True)
@@ -118,11 +135,15 @@ def test_nothing_but_nan_and_an_empty_batch():
 
 def test_two_backward_passes_and_a_second_derivative():
     problem = linear()
-    _, (solution, found, weights) = both(problem.field, problem.z0, problem.x, problem.leaves, solver=ic.Tsit5(), budget=2)
+    _, (solution, found, weights) = both(
+        problem.field, problem.z0, problem.x, problem.leaves, solver=ic.Tsit5(), budget=2
+    )
     before = solution.backward.evaluations
     again = torch.autograd.grad((solution.z * weights).sum(), problem.leaves, retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    assert solution.backward.evaluations > 2 * before  # the states are gone: the first advance is taken again
+    assert (
+        solution.backward.evaluations > 2 * before
+    )  # the states are gone: the first advance is taken again
     with pytest.raises(ic.GradientError, match="Unrolled"):
         torch.autograd.grad(solution.z.sum(), problem.x, create_graph=True)
 
@@ -130,27 +151,36 @@ def test_two_backward_passes_and_a_second_derivative():
 def test_no_graph():
     problem = linear()
     with torch.no_grad():
-        assert not ic.integrate(problem.field, problem.z0, problem.x, times=GRID, gradient=ic.Checkpointed()).z.requires_grad
+        assert not ic.integrate(
+            problem.field, problem.z0, problem.x, times=GRID, gradient=ic.Checkpointed()
+        ).z.requires_grad
 
 
 def test_a_complex_state():
     z0 = torch.tensor([[1 + 1j], [2j]], dtype=torch.complex128, requires_grad=True)
     rate = torch.tensor(0.5 + 2j, dtype=torch.complex128, requires_grad=True)
-    (_, expected, _), (_, found, _) = both(lambda t, z, x: rate * z, z0, None, [z0, rate], solver=ic.Tsit5(), budget=2)
+    (_, expected, _), (_, found, _) = both(
+        lambda t, z, x: rate * z, z0, None, [z0, rate], solver=ic.Tsit5(), budget=2
+    )
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected, strict=True))
 
 
 def test_what_has_no_steps_is_refused():
     x = inputs().requires_grad_()
     with pytest.raises(ic.GradientError, match="Anderson finds an equilibrium; use Implicit"):
-        ic.fixed_point(Cell(), torch.zeros_like(x), x, solver=ic.Anderson(), gradient=ic.Checkpointed())
+        ic.fixed_point(
+            Cell(), torch.zeros_like(x), x, solver=ic.Anderson(), gradient=ic.Checkpointed()
+        )
     with pytest.raises(ic.GradientError, match="BlackBox shows none"):
-        ic.integrate(lambda t, z, x: -z, x, times=GRID, solver=BlackBox(), gradient=ic.Checkpointed())
+        ic.integrate(
+            lambda t, z, x: -z, x, times=GRID, solver=BlackBox(), gradient=ic.Checkpointed()
+        )
 
 
 @cache
 def fewest(steps: int, places: int) -> int:
-    """The least that any schedule takes to walk back over so many steps, with so many states kept, the first one included."""
+    """The least that any schedule takes to walk back over so many steps, with so many states kept,
+    the first one included."""
     if steps <= 1:
         return 0
     if places == 1:
@@ -159,7 +189,8 @@ def fewest(steps: int, places: int) -> int:
 
 
 def walk(steps: int, budget: int | None) -> tuple[int, int]:
-    """What the way back over so many steps takes, and the most states kept at once. A state is its own index."""
+    """What the way back over so many steps takes, and the most states kept at once. A state is its
+    own index."""
     kept, taken, most = Checkpoints[int](budget), 0, 0
 
     def advance(state: int, ahead: int) -> int:
@@ -186,7 +217,8 @@ def test_the_rule_for_the_way_back_is_the_best():
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 8, 20])
 def test_the_steps_stay_within_the_binomial_bound(budget):
-    """N <= C(c + r, c): no step is taken more than r times on average, though N was not known beforehand."""
+    """N <= C(c + r, c): no step is taken more than r times on average, though N was not known
+    beforehand."""
     for steps in (1, 2, 10, 37, 100, 240):
         taken, most = walk(steps, budget)
         repetitions = next(r for r in range(steps + 1) if comb(budget + r, budget) >= steps)
@@ -211,7 +243,14 @@ def test_the_record_counts_what_was_spent(budget):
         return torch.tanh(z) * x
 
     x = inputs().requires_grad_()
-    solution = ic.integrate(field, inputs(seed=4), x, times=GRID, solver=ic.RK4(dt=0.01), gradient=ic.Checkpointed(budget))
+    solution = ic.integrate(
+        field,
+        inputs(seed=4),
+        x,
+        times=GRID,
+        solver=ic.RK4(dt=0.01),
+        gradient=ic.Checkpointed(budget),
+    )
     assert solution.evaluations == len(seen) == 401
     seen.clear()
     torch.autograd.grad(solution.z.sum(), x)
@@ -228,9 +267,17 @@ def spent(gradient, dt):
     def work():
         if isinstance(gradient, ic.Implicit):
             solver = ic.SteadyState(ode_solver=ic.Euler(dt=0.01), tol=0.0, max_steps=round(1 / dt))
-            z = ic.fixed_point(lambda z, x: torch.tanh(z @ weight) + 1, z0, solver=solver, gradient=gradient).z
+            z = ic.fixed_point(
+                lambda z, x: torch.tanh(z @ weight) + 1, z0, solver=solver, gradient=gradient
+            ).z
         else:
-            z = ic.integrate(lambda t, z, x: torch.tanh(z @ weight), z0, times=grid, solver=ic.Euler(dt=dt), gradient=gradient).z[-1]
+            z = ic.integrate(
+                lambda t, z, x: torch.tanh(z @ weight),
+                z0,
+                times=grid,
+                solver=ic.Euler(dt=dt),
+                gradient=gradient,
+            ).z[-1]
         torch.autograd.grad(z.square().sum(), [weight])
 
     return peak_bytes(work, torch.device("cpu"))

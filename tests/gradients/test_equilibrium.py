@@ -46,10 +46,14 @@ def problem():
 
 
 @pytest.mark.parametrize("solver", ROOT_SOLVERS, ids=str)
-@pytest.mark.parametrize("gradient", [ic.Unrolled(), ic.Implicit(ic.GMRES(tol=1e-13))], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "gradient", [ic.Unrolled(), ic.Implicit(ic.GMRES(tol=1e-13))], ids=lambda g: type(g).__name__
+)
 def test_every_root_solver_gives_the_dense_gradient(problem, solver, gradient):
     cell, x, z, v, wrt, expected = problem
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=gradient).raise_if_failed()
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=solver, gradient=gradient
+    ).raise_if_failed()
     assert relative_error([solution.z], [z]) < 1e-12
     assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-6
 
@@ -57,13 +61,18 @@ def test_every_root_solver_gives_the_dense_gradient(problem, solver, gradient):
 @pytest.mark.parametrize("gradient", [ic.Implicit(solver) for solver in ROOT_SOLVERS], ids=str)
 def test_every_root_solver_solves_the_backward_system(problem, gradient):
     cell, x, _, v, wrt, expected = problem
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=gradient)
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=gradient
+    )
     assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-6
     assert solution.backward.vjps > 0
     assert solution.backward.residual.max() < 1e-12
 
 
-BACKWARD = [solver(tol=1e-10, max_steps=500) for solver in (ic.GMRES, ic.BiCGSTAB, ic.Picard, ic.Anderson, ic.Broyden)]
+BACKWARD = [
+    solver(tol=1e-10, max_steps=500)
+    for solver in (ic.GMRES, ic.BiCGSTAB, ic.Picard, ic.Anderson, ic.Broyden)
+]
 
 
 @pytest.mark.parametrize("gradient", [ic.Unrolled(), *map(ic.Implicit, BACKWARD)], ids=str)
@@ -82,10 +91,14 @@ def test_a_cell_that_mixes_samples_gets_its_gradient(solver, gradient):
     # The whole batch as one sample: its Jacobian is dense.
     z = fixed_point(whole, torch.zeros(1, x.numel(), dtype=x.dtype))
     expected = implicit_gradient(whole, z, 2 * z, [weight])
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver(tol=1e-12, max_steps=500), gradient=gradient)
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=solver(tol=1e-12, max_steps=500), gradient=gradient
+    )
     # A sample that rests while the others go on has no step to differentiate.
     limit = 1e-5 if isinstance(gradient, ic.Unrolled) else 1e-6
-    assert relative_error(torch.autograd.grad(solution.z.square().sum(), [weight]), expected) < limit
+    assert (
+        relative_error(torch.autograd.grad(solution.z.square().sum(), [weight]), expected) < limit
+    )
 
 
 @pytest.mark.parametrize(("steps", "damping"), [(1, 1.0), (1, 0.5), (4, 1.0), (4, 0.7)])
@@ -94,9 +107,18 @@ def test_phantom_is_the_cut_neumann_series(problem, steps, damping):
     transposed = jacobians(lambda z: cell(z, x), z).transpose(1, 2)
     u, term = torch.zeros_like(v), damping * v
     for _ in range(steps):
-        u, term = u + term, (1 - damping) * term + damping * torch.einsum("bij,bj->bi", transposed, term)
+        u, term = (
+            u + term,
+            (1 - damping) * term + damping * torch.einsum("bij,bj->bi", transposed, term),
+        )
     expected = torch.autograd.grad(cell(z, x), wrt, u)
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Picard(**TIGHT), gradient=ic.Phantom(steps=steps, damping=damping))
+    solution = ic.fixed_point(
+        cell,
+        torch.zeros_like(x),
+        x,
+        solver=ic.Picard(**TIGHT),
+        gradient=ic.Phantom(steps=steps, damping=damping),
+    )
     assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-10
 
 
@@ -104,22 +126,31 @@ def test_phantom_is_the_cut_neumann_series(problem, steps, damping):
 def test_neumann_is_the_cut_series(problem, steps):
     cell, x, z, v, wrt, _ = problem
     transposed = jacobians(lambda z: cell(z, x), z).transpose(1, 2)
-    u = sum(torch.einsum("bij,bj->bi", torch.linalg.matrix_power(transposed, i), v) for i in range(steps))
+    u = sum(
+        torch.einsum("bij,bj->bi", torch.linalg.matrix_power(transposed, i), v)
+        for i in range(steps)
+    )
     expected = torch.autograd.grad(cell(z, x), wrt, u)
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=ic.Neumann(steps=steps))
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=ic.Neumann(steps=steps)
+    )
     assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-10
     assert solution.backward.vjps == steps - 1
 
 
 def test_neumann_tends_to_the_implicit_gradient(problem):
     cell, x, _, v, wrt, expected = problem
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=ic.Neumann(steps=60))
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=ic.Neumann(steps=60)
+    )
     assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-6
 
 
 def test_phantom_tends_to_the_implicit_gradient(problem):
     cell, x, _, v, wrt, expected = problem
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Picard(**TIGHT), gradient=ic.Phantom(steps=60))
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=ic.Picard(**TIGHT), gradient=ic.Phantom(steps=60)
+    )
     assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-6
 
 
@@ -128,18 +159,28 @@ def test_a_root_of_g_gets_the_dense_gradient(gradient):
     """g(z, x) = z^3 + z - x: dz/dx = 1 / (3 z^2 + 1)."""
     x = inputs(n=3).requires_grad_()
     solver = ic.Broyden(tol=1e-14, max_steps=100)
-    solution = ic.find_root(lambda z, x: 0.2 * (x - z - z**3), torch.zeros_like(x), x, solver=solver, gradient=gradient).raise_if_failed()
+    solution = ic.find_root(
+        lambda z, x: 0.2 * (x - z - z**3), torch.zeros_like(x), x, solver=solver, gradient=gradient
+    ).raise_if_failed()
     assert torch.allclose(solution.z**3 + solution.z, x, atol=1e-12)
     (found,) = torch.autograd.grad(solution.z.sum(), x)
-    assert relative_error([found], [1 / (3 * solution.z**2 + 1)]) < (1e-6 if isinstance(gradient, ic.Unrolled) else 1e-4)
+    assert relative_error([found], [1 / (3 * solution.z**2 + 1)]) < (
+        1e-6 if isinstance(gradient, ic.Unrolled) else 1e-4
+    )
 
 
-@pytest.mark.parametrize("gradient", [ic.Implicit(), ic.Implicit(ic.Anderson(tol=1e-5)), ic.Implicit(ic.Picard(tol=1e-5))], ids=str)
+@pytest.mark.parametrize(
+    "gradient",
+    [ic.Implicit(), ic.Implicit(ic.Anderson(tol=1e-5)), ic.Implicit(ic.Picard(tol=1e-5))],
+    ids=str,
+)
 def test_a_scaled_loss_has_the_same_relative_gradient_error(problem, gradient):
     cell, x, _, v, wrt, expected = problem
     errors = []
     for scale in (1.0, 1e-6, 1e6):
-        solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=gradient)
+        solution = ic.fixed_point(
+            cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=gradient
+        )
         found = torch.autograd.grad(solution.z, wrt, v * scale)
         errors.append(relative_error([g / scale for g in found], expected))
     assert errors[0] < 1e-4
@@ -154,7 +195,12 @@ def test_captured_tensors_get_their_gradient():
     f = lambda z, _: torch.tanh(z @ weight + shift)  # noqa: E731
     z = fixed_point(f_ := (lambda z: f(z, None)), torch.zeros_like(x))
     expected = implicit_gradient(f_, z, torch.ones_like(z), [weight, shift])
-    solution = ic.fixed_point(f, torch.zeros_like(x), solver=ic.Anderson(**TIGHT), gradient=ic.Implicit(ic.GMRES(tol=1e-12)))
+    solution = ic.fixed_point(
+        f,
+        torch.zeros_like(x),
+        solver=ic.Anderson(**TIGHT),
+        gradient=ic.Implicit(ic.GMRES(tol=1e-12)),
+    )
     found = torch.autograd.grad(solution.z.sum(), [weight, shift])
     assert relative_error(found, expected) < 1e-6
 
@@ -163,7 +209,9 @@ def test_implicit_gives_z0_no_gradient_and_unrolled_gives_it_one(problem):
     cell, x, *_ = problem
     for gradient, reached in ((ic.Implicit(), False), (ic.Unrolled(), True)):
         z0 = torch.zeros_like(x).requires_grad_()
-        solution = ic.fixed_point(cell, z0, x, solver=ic.Picard(max_steps=4, tol=0), gradient=gradient)
+        solution = ic.fixed_point(
+            cell, z0, x, solver=ic.Picard(max_steps=4, tol=0), gradient=gradient
+        )
         (found,) = torch.autograd.grad(solution.z.sum(), z0, allow_unused=True)
         assert (found is not None) == reached
 
@@ -171,15 +219,22 @@ def test_implicit_gives_z0_no_gradient_and_unrolled_gives_it_one(problem):
 def test_unrolled_z0_gradient_is_that_of_the_iteration():
     weight = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) / 4
     z0 = inputs(batch=2, n=3).requires_grad_()
-    solution = ic.fixed_point(lambda z, _: z @ weight.T, z0, solver=ic.Picard(max_steps=4, tol=0), gradient=ic.Unrolled())
+    solution = ic.fixed_point(
+        lambda z, _: z @ weight.T, z0, solver=ic.Picard(max_steps=4, tol=0), gradient=ic.Unrolled()
+    )
     (found,) = torch.autograd.grad(solution.z.sum(), z0)
     expected = torch.ones(2, 3, dtype=torch.float64) @ torch.linalg.matrix_power(weight, 3)
     assert torch.allclose(found, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("solver", [ic.GMRES(tol=1e-13), ic.Anderson(**TIGHT), ic.Newton(tol=1e-13)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver",
+    [ic.GMRES(tol=1e-13), ic.Anderson(**TIGHT), ic.Newton(tol=1e-13)],
+    ids=lambda s: type(s).__name__,
+)
 def test_implicit_is_differentiable_twice(solver):
-    """With a captured leaf on which both f and x depend, and an x of two tensors of which one depends on the other."""
+    """With a captured leaf on which both f and x depend, and an x of two tensors of which one
+    depends on the other."""
     generator = torch.Generator().manual_seed(4)
     weight = (0.3 * torch.randn(3, 3, dtype=torch.float64, generator=generator)).requires_grad_()
     x = inputs(batch=2, n=3).requires_grad_()
@@ -187,7 +242,9 @@ def test_implicit_is_differentiable_twice(solver):
     def equilibrium(weight, x):
         f = lambda z, pair: torch.tanh(z @ weight.T + pair[0] * pair[1])  # noqa: E731
         pair = (x, x.sin() @ weight)
-        return ic.fixed_point(f, torch.zeros_like(x), pair, solver=ic.Anderson(**TIGHT), gradient=ic.Implicit(solver)).z
+        return ic.fixed_point(
+            f, torch.zeros_like(x), pair, solver=ic.Anderson(**TIGHT), gradient=ic.Implicit(solver)
+        ).z
 
     assert torch.autograd.gradcheck(equilibrium, (weight, x))
     assert torch.autograd.gradgradcheck(equilibrium, (weight, x))
@@ -203,7 +260,9 @@ def test_a_third_derivative_through_implicit_is_an_error_not_a_wrong_number(prob
 
 def test_a_poor_backward_solve_is_seen_and_said(problem):
     cell, x, *_ = problem
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, gradient=ic.Implicit(ic.GMRES(tol=1e-12, max_steps=1)))
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, gradient=ic.Implicit(ic.GMRES(tol=1e-12, max_steps=1))
+    )
     with pytest.warns(ic.ConvergenceWarning, match="8 of 8 samples"):
         torch.autograd.grad(solution.z.sum(), x)
     assert not bool((solution.backward.status == ic.Status.CONVERGED).any())
@@ -232,17 +291,29 @@ def test_implicit_spends_one_evaluation_more_and_memory_does_not_grow(problem):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Picard(tol=0, max_steps=steps))
+            solution = ic.fixed_point(
+                cell, torch.zeros_like(x), x, solver=ic.Picard(tol=0, max_steps=steps)
+            )
         assert solution.evaluations == steps + 1
         saved.append(sum(tensors))
     assert saved[0] == saved[1]
 
 
-@pytest.mark.parametrize("gradient", [ic.Implicit(), ic.Neumann(), ic.Phantom(), ic.Shine()], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "gradient",
+    [ic.Implicit(), ic.Neumann(), ic.Phantom(), ic.Shine()],
+    ids=lambda g: type(g).__name__,
+)
 def test_an_equilibrium_strategy_refuses_a_trajectory(gradient):
     x = inputs(n=2).requires_grad_()
     with pytest.raises(ic.GradientError, match="Adjoint"):
-        ic.integrate(lambda t, z, x: -z, x, x, times=torch.tensor([0.0, 1.0], dtype=torch.float64), gradient=gradient)
+        ic.integrate(
+            lambda t, z, x: -z,
+            x,
+            x,
+            times=torch.tensor([0.0, 1.0], dtype=torch.float64),
+            gradient=gradient,
+        )
 
 
 def test_warnings_name_the_loss_free_case(problem):

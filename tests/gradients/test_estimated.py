@@ -10,7 +10,7 @@ import implicitcore as ic
 
 
 @dataclass(frozen=True)
-class Dense(ic.EstimatedGradient):
+class Dense(ic.ApproximateGradient):
     """u itself, by a dense solve: an estimate without an error."""
 
     def estimate(self, jacobian, v):
@@ -20,13 +20,19 @@ class Dense(ic.EstimatedGradient):
 
 def solve(gradient):
     cell, x = Cell(), inputs().requires_grad_()
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-12), gradient=gradient)
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-12), gradient=gradient
+    )
     return solution, [x, *cell.parameters()]
 
 
 def test_an_exact_estimate_gives_the_exact_gradient_and_its_products_are_counted():
     (found, wrt), (reference, others) = solve(Dense()), solve(ic.Implicit(ic.GMRES(tol=1e-12)))
-    for a, b in zip(torch.autograd.grad(found.z.square().sum(), wrt), torch.autograd.grad(reference.z.square().sum(), others), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(found.z.square().sum(), wrt),
+        torch.autograd.grad(reference.z.square().sum(), others),
+        strict=True,
+    ):
         assert torch.allclose(a, b, rtol=1e-8)
     assert found.backward.vjps == found.z.shape[1]
 
@@ -39,5 +45,7 @@ def test_a_second_derivative_is_refused_by_the_strategys_name():
 
 def test_a_trajectory_is_refused():
     z0 = torch.ones(2, 1)
-    with pytest.raises(ic.GradientError, match="Dense differentiates an equilibrium, and Tsit5 gives a trajectory"):
+    with pytest.raises(
+        ic.GradientError, match="Dense differentiates an equilibrium, and Tsit5 gives a trajectory"
+    ):
         ic.integrate(lambda t, z, x: -z, z0, times=torch.tensor([0.0, 1.0]), gradient=Dense())

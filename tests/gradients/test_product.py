@@ -1,4 +1,5 @@
-"""Every registered root solver x every gradient x dtype x batch size: right, or refused with a reason."""
+"""Every registered root solver x every gradient x dtype x batch size: right, or refused with a
+reason."""
 
 from __future__ import annotations
 
@@ -9,9 +10,14 @@ from dense import Cell, fixed_point, implicit_gradient, inputs
 import implicitcore as ic
 from implicitcore.registry.registry import REGISTRY
 
-SOLVERS = sorted(part.name for part in REGISTRY.parts("root_solver") if part.provider == "implicitcore")
-GRADIENTS = sorted(part.name for part in REGISTRY.parts("gradient") if part.provider == "implicitcore")
-# How far the gradient may be from the dense one, relative, at the tolerances below; the approximations are checked elsewhere.
+SOLVERS = sorted(
+    part.name for part in REGISTRY.parts("root_solver") if part.provider == "implicitcore"
+)
+GRADIENTS = sorted(
+    part.name for part in REGISTRY.parts("gradient") if part.provider == "implicitcore"
+)
+# How far the gradient may be from the dense one, relative, at the tolerances below; the
+# approximations are checked elsewhere.
 EXACT = {"implicit": 1e-3, "unrolled": 2e-2}
 
 
@@ -47,6 +53,11 @@ def test_every_pair_is_right_or_refused(name, gradient, dtype, batch):
     z = fixed_point(lambda z: exact(z, point), torch.zeros_like(point))
     assert torch.allclose(solution.z.double(), z, atol=2e-3)
     if gradient in EXACT:
-        expected = implicit_gradient(lambda z: exact(z, point), z, 2 * z, [*exact.parameters(), point])
-        errors = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
+        expected = implicit_gradient(
+            lambda z: exact(z, point), z, 2 * z, [*exact.parameters(), point]
+        )
+        errors = [
+            ((a.double() - b).norm() / b.norm()).item()
+            for a, b in zip(found, expected, strict=True)
+        ]
         assert max(errors) < EXACT[gradient]

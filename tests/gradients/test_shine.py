@@ -15,7 +15,8 @@ FORWARD = ic.Broyden(tol=1e-12, max_steps=200)
 
 
 def dense_estimate(f, z0, steps):
-    """-B of one sample after ``steps`` steps of the good method, by the textbook's update of a matrix."""
+    """-B of one sample after ``steps`` steps of the good method, by the textbook's update of a
+    matrix."""
     z, eye = z0, torch.eye(len(z0), dtype=z0.dtype)
     b, g = -eye, f(z0) - z0
     for count in range(steps):
@@ -39,7 +40,9 @@ def test_the_estimate_is_the_textbooks_matrix_for_each_sample():
         _, inverse = ic.Broyden(tol=1e-6).solve_keeping(system, torch.zeros_like(x))
         found = inverse(v)
         for i, steps in enumerate(solution.steps.tolist()):
-            b = dense_estimate(lambda z, i=i: cell(z[None], x[i : i + 1])[0], torch.zeros_like(x[i]), steps - 1)
+            b = dense_estimate(
+                lambda z, i=i: cell(z[None], x[i : i + 1])[0], torch.zeros_like(x[i]), steps - 1
+            )
             assert relative_error([found[i]], [b.T @ v[i]]) < 1e-6
 
 
@@ -51,15 +54,21 @@ def test_it_is_closer_than_jacobian_free_backpropagation_and_says_how_close():
     errors = {}
     for gradient in (ic.Shine(), ic.Phantom()):
         solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=FORWARD, gradient=gradient)
-        errors[type(gradient).__name__] = relative_error(torch.autograd.grad(solution.z, wrt, v), expected)
+        errors[type(gradient).__name__] = relative_error(
+            torch.autograd.grad(solution.z, wrt, v), expected
+        )
         if isinstance(gradient, ic.Shine):
             assert solution.backward.vjps == 1
             j = jacobians(lambda z: cell(z, x), z)
             with torch.no_grad():
-                _, inverse = FORWARD.solve_keeping(ic.System(ic.FixedPoint(cell), x, Packing.of(x)), torch.zeros_like(x))
+                _, inverse = FORWARD.solve_keeping(
+                    ic.System(ic.FixedPoint(cell), x, Packing.of(x)), torch.zeros_like(x)
+                )
                 u = inverse(v)
                 left = v + torch.einsum("bij,bi->bj", j, u) - u
-            assert torch.allclose(solution.backward.residual, left.norm(dim=1) / v.norm(dim=1), atol=1e-6)
+            assert torch.allclose(
+                solution.backward.residual, left.norm(dim=1) / v.norm(dim=1), atol=1e-6
+            )
     assert errors["Shine"] < errors["Phantom"]
 
 
@@ -93,12 +102,18 @@ def test_a_restart_of_the_memory_leaves_an_estimate_of_what_came_after():
         assert inverse(v).isfinite().all()
 
 
-@pytest.mark.parametrize("solver", [ic.Picard(tol=1e-9), ic.Anderson(tol=1e-9), ic.Broyden(tol=1e-9)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver",
+    [ic.Picard(tol=1e-9), ic.Anderson(tol=1e-9), ic.Broyden(tol=1e-9)],
+    ids=lambda s: type(s).__name__,
+)
 def test_a_loss_on_several_iterates(solver):
     cell, x = Cell(), inputs().requires_grad_()
     wrt = [*cell.parameters(), x]
     z0 = inputs(seed=5)
-    solution = ic.fixed_point(cell, z0, x, solver=solver, gradient=ic.Unrolled(iterates=(1, 3, 100)))
+    solution = ic.fixed_point(
+        cell, z0, x, solver=solver, gradient=ic.Unrolled(iterates=(1, 3, 100))
+    )
     assert solution.iterates.shape == (3, *x.shape)
     first = cell(z0, x)
     assert torch.allclose(solution.iterates[0], first, atol=1e-14)
@@ -108,7 +123,12 @@ def test_a_loss_on_several_iterates(solver):
     if isinstance(solver, ic.Picard):
         third = cell(cell(first, x), x)
         found = torch.autograd.grad(solution.iterates[1].square().sum(), wrt)
-        assert relative_error(found, torch.autograd.grad(cell(cell(cell(z0, x), x), x).square().sum(), wrt)) < 1e-12
+        assert (
+            relative_error(
+                found, torch.autograd.grad(cell(cell(cell(z0, x), x), x).square().sum(), wrt)
+            )
+            < 1e-12
+        )
         assert torch.allclose(solution.iterates[1], third, atol=1e-14)
 
 
@@ -116,4 +136,6 @@ def test_iterates_need_a_stepwise_solver():
     cell, x = Cell(), inputs()
     for solver in (ic.Newton(), ic.SteadyState(), ic.Picard(compact=True)):
         with pytest.raises(ic.GradientError, match="stepwise"):
-            ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=ic.Unrolled(iterates=(2,)))
+            ic.fixed_point(
+                cell, torch.zeros_like(x), x, solver=solver, gradient=ic.Unrolled(iterates=(2,))
+            )

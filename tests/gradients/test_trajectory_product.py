@@ -1,4 +1,5 @@
-"""Every registered ODE solver x every gradient of a trajectory: equal to unrolled at tight tolerances."""
+"""Every registered ODE solver x every gradient of a trajectory: equal to unrolled at tight
+tolerances."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ from trajectory_solvers import NAMES, make
 import implicitcore as ic
 
 GRID = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
-# The adjoint differs by the error of both integrations, which at steps of 1e-2 is large for a method of order 1.
+# The adjoint differs by the error of both integrations, which at steps of 1e-2 is large for a
+# method of order 1.
 LOOSE = {"euler": 3e-2, "implicit_euler": 3e-2}
 
 
 class Field(nn.Module):
-    """A vector field with parameters, an input and the time, on samples whose time scales are a factor of 30 apart."""
+    """A vector field with parameters, an input and the time, on samples whose time scales are a
+    factor of 30 apart."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +54,11 @@ def compare(solve, gradient, wrt, bound):
 @pytest.mark.parametrize("gradient", [ic.Adjoint(), ic.Checkpointed(), ic.Checkpointed(8)], ids=str)
 def test_a_trajectory(name, gradient):
     field, z0, x = Field(), inputs(seed=2).requires_grad_(), inputs(seed=3).requires_grad_()
-    bound = 1e-12 if isinstance(gradient, ic.Checkpointed) else LOOSE.get(name, 2e-4 if "dt" in str(tight(name)) else 1e-5)
+    bound = (
+        1e-12
+        if isinstance(gradient, ic.Checkpointed)
+        else LOOSE.get(name, 2e-4 if "dt" in str(tight(name)) else 1e-5)
+    )
 
     def solve(strategy):
         return ic.integrate(field, z0, x, times=GRID, solver=tight(name), gradient=strategy)
@@ -62,7 +69,9 @@ def test_a_trajectory(name, gradient):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_steady_state(name):
     cell, x = Cell(), inputs().requires_grad_()
-    solver = ic.SteadyState(ode_solver=make(name, dt=0.5, rtol=0.1, atol=0.1), tol=1e-12, max_steps=500)
+    solver = ic.SteadyState(
+        ode_solver=make(name, dt=0.5, rtol=0.1, atol=0.1), tol=1e-12, max_steps=500
+    )
 
     def solve(strategy):
         return ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=strategy)

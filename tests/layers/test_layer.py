@@ -14,7 +14,9 @@ import implicitcore as ic
 
 
 def layer(**options):
-    return ic.ImplicitLayer(ic.FixedPoint(Cell(dtype=torch.float32)), **{"solver": ic.Anderson(tol=1e-5), **options})
+    return ic.ImplicitLayer(
+        ic.FixedPoint(Cell(dtype=torch.float32)), **{"solver": ic.Anderson(tol=1e-5), **options}
+    )
 
 
 def test_it_is_a_module_like_any_other():
@@ -43,7 +45,11 @@ def test_eval_keeps_the_gradient_and_a_call_leaves_nothing_behind():
     assert set(vars(implicit)) == before
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+    ids=["deepcopy", "pickle"],
+)
 def test_a_copy_computes_the_same(duplicate):
     x, implicit = inputs(dtype=torch.float32), layer()
     assert torch.equal(duplicate(implicit)(x), implicit(x))
@@ -76,7 +82,10 @@ def test_another_start_is_used():
     [
         (lambda z, x: z[:, :3], r"FixedPoint returned shape \[8, 3\], expected \[8, 6\]"),
         (lambda z, x: z[:4], r"FixedPoint returned shape \[4, 6\], expected \[8, 6\]"),
-        (lambda z, x: (z, z), "FixedPoint returned a tuple of 2 tensors, expected the structure of z"),
+        (
+            lambda z, x: (z, z),
+            "FixedPoint returned a tuple of 2 tensors, expected the structure of z",
+        ),
         (lambda z, x: z.double(), "FixedPoint returned torch.float64, expected torch.float32"),
         (lambda z, x: 1.0, r"FixedPoint returned a float, expected a tensor of shape \[8, 6\]"),
     ],
@@ -104,26 +113,39 @@ def test_a_start_that_is_no_state_is_named(z0, message):
 
 def test_the_shape_of_the_state_may_differ_from_that_of_x():
     project = nn.Linear(3, 5)
-    implicit = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: torch.tanh(0.1 * z + project(x))), solver=ic.Picard(), start=ic.Zeros((5,)))
+    implicit = ic.ImplicitLayer(
+        ic.FixedPoint(lambda z, x: torch.tanh(0.1 * z + project(x))),
+        solver=ic.Picard(),
+        start=ic.Zeros((5,)),
+    )
     assert implicit(torch.randn(7, 3, generator=torch.Generator().manual_seed(0))).shape == (7, 5)
     with pytest.raises(RuntimeError) as failure:
         ic.ImplicitLayer(implicit.dynamics, solver=ic.Picard())(torch.zeros(7, 3))
-    assert failure.value.__notes__ == ["while evaluating FixedPoint on a state z of shape [7, 3], torch.float32"]
+    assert failure.value.__notes__ == [
+        "while evaluating FixedPoint on a state z of shape [7, 3], torch.float32"
+    ]
 
 
 def test_a_start_that_cannot_tell_the_shape_says_what_to_do():
     with pytest.raises(ic.InputError, match="give shape= or z0"):
         layer()((torch.zeros(2, 6), torch.zeros(2, 6)))
-    with pytest.raises(ic.InputError, match=r"learned start has 4 channels, but the state of one sample has shape \[6\]"):
-        layer(start=ic.Learned(4))(torch.zeros(2, 6))
+    with pytest.raises(
+        ic.InputError,
+        match=r"learned start has 4 channels, but the state of one sample has shape \[6\]",
+    ):
+        layer(start=ic.LearnedInitialGuess(4))(torch.zeros(2, 6))
 
 
 def test_an_ode_solver_gives_the_state_at_the_horizon():
     decay = ic.VectorField(lambda t, z, x: -z + 0 * t)
     x = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
-    implicit = ic.ImplicitLayer(decay, solver=ic.Dopri5(rtol=1e-9, atol=1e-12), start=ic.FromInput(), horizon=2.0)
+    implicit = ic.ImplicitLayer(
+        decay, solver=ic.Dopri5(rtol=1e-9, atol=1e-12), start=ic.Identity(), horizon=2.0
+    )
     solution = implicit.solve(x)
-    assert torch.allclose(implicit(x), x * torch.exp(torch.tensor(-2.0, dtype=torch.float64)), rtol=1e-8)
+    assert torch.allclose(
+        implicit(x), x * torch.exp(torch.tensor(-2.0, dtype=torch.float64)), rtol=1e-8
+    )
     assert solution.residual is None
     assert solution.times.tolist() == [0.0, 2.0]
     assert isinstance(implicit.gradient, ic.Unrolled)
@@ -136,7 +158,11 @@ def test_a_solution_prints_and_summarises():
     assert solution.raise_if_failed() is solution
 
 
-@pytest.mark.parametrize("gradient", [ic.Implicit(ic.GMRES(tol=1e-6)), ic.Unrolled(), ic.Phantom(steps=4)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "gradient",
+    [ic.Implicit(ic.GMRES(tol=1e-6)), ic.Unrolled(), ic.Phantom(steps=4)],
+    ids=lambda g: type(g).__name__,
+)
 def test_masked_samples_give_their_start_and_touch_no_gradient(gradient):
     x = inputs(dtype=torch.float32).requires_grad_()
     broken = x.detach().clone()
@@ -150,7 +176,10 @@ def test_masked_samples_give_their_start_and_touch_no_gradient(gradient):
     assert not z[2].any()
     found = torch.autograd.grad(z.square().sum(), [*parameters, broken])
     assert torch.allclose(z[good], implicit(x)[good], atol=1e-5)
-    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(found[:-1], expected[:-1], strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+        for a, b in zip(found[:-1], expected[:-1], strict=True)
+    )
     assert torch.allclose(found[-1][good], expected[-1][good], rtol=1e-3, atol=1e-5)
     assert not found[-1][2].any()
     assert implicit.solve(broken).status[2] == ic.Status.NON_FINITE

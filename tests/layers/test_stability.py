@@ -19,7 +19,8 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# --- the Jacobian at z ----------------------------------------------------------------------------------------------
+# --- the Jacobian at z
+# ----------------------------------------------------------------------------------------------
 
 
 def test_the_jacobian_regularizer_is_unbiased():
@@ -30,7 +31,9 @@ def test_the_jacobian_regularizer_is_unbiased():
     expected = jacobian.square().sum((1, 2)).mean() / x.shape[1]
     found = ic.jacobian_regularizer(layer, solution, x, samples=4000, generator=generator())
     assert found.item() == pytest.approx(expected.item(), rel=0.02)
-    assert torch.equal(ic.jacobian_regularizer(cell, solution.z, x, samples=4000, generator=generator()), found)
+    assert torch.equal(
+        ic.jacobian_regularizer(cell, solution.z, x, samples=4000, generator=generator()), found
+    )
 
 
 def test_the_jacobian_regularizer_is_differentiable():
@@ -52,7 +55,9 @@ def test_the_jacobian_regularizer_of_a_state_of_parts_and_of_no_samples():
     f = lambda z, x: (0.5 * z[0] + z[1].mean(2), 0.3 * z[1])  # noqa: E731
     z = torch.randn(4, 3, generator=generator()), torch.randn(4, 3, 2, generator=generator())
     expected = (3 * 0.25 + 6 * 0.25 + 6 * 0.09) / 9
-    assert ic.jacobian_regularizer(f, z, samples=3000, generator=generator()).item() == pytest.approx(expected, rel=0.05)
+    assert ic.jacobian_regularizer(
+        f, z, samples=3000, generator=generator()
+    ).item() == pytest.approx(expected, rel=0.05)
     assert ic.jacobian_regularizer(Cell(), inputs(batch=0), inputs(batch=0)).item() == 0
     assert ic.jacobian_regularizer(lambda z, x: x, z, z).item() == 0
     with pytest.raises(ic.InputError, match="samples"):
@@ -65,7 +70,12 @@ def test_the_spectral_radius_of_real_eigenvalues(dtype):
     basis = torch.linalg.qr(torch.randn(6, 6, generator=generator(), dtype=dtype))[0]
     spread = torch.tensor([1.0, 0.6, 0.5, -0.4, 0.2, 0.1], dtype=dtype)
     matrix = basis @ torch.diag_embed(radii[:, None] * spread) @ basis.T
-    found = ic.spectral_radius(lambda z, x: torch.einsum("bij,bj->bi", x, z), torch.zeros(4, 6, dtype=dtype), matrix, generator=generator())
+    found = ic.spectral_radius(
+        lambda z, x: torch.einsum("bij,bj->bi", x, z),
+        torch.zeros(4, 6, dtype=dtype),
+        matrix,
+        generator=generator(),
+    )
     assert found.dtype == dtype
     assert torch.allclose(found, radii, rtol=1e-4, atol=1e-10)
 
@@ -74,10 +84,16 @@ def test_the_spectral_radius_of_complex_pairs():
     matrix = torch.randn(32, 8, 8, generator=generator(), dtype=torch.float64) / 8**0.5
     expected = torch.linalg.eigvals(matrix).abs().amax(1)
     f = lambda z, x: torch.einsum("bij,bj->bi", x, z)  # noqa: E731
-    found = ic.spectral_radius(f, torch.zeros(32, 8, dtype=torch.float64), matrix, steps=200, generator=generator())
+    found = ic.spectral_radius(
+        f, torch.zeros(32, 8, dtype=torch.float64), matrix, steps=200, generator=generator()
+    )
     assert torch.allclose(found, expected, rtol=0.03)
-    turn = torch.tensor([[[0.0, -1.6], [0.4, 0.0]]], dtype=torch.float64)  # |w_k| swings by a factor of two
-    found = ic.spectral_radius(f, torch.zeros(1, 2, dtype=torch.float64), turn, generator=generator())
+    turn = torch.tensor(
+        [[[0.0, -1.6], [0.4, 0.0]]], dtype=torch.float64
+    )  # |w_k| swings by a factor of two
+    found = ic.spectral_radius(
+        f, torch.zeros(1, 2, dtype=torch.float64), turn, generator=generator()
+    )
     assert found.item() == pytest.approx(0.8, rel=0.05)
 
 
@@ -85,7 +101,9 @@ def test_the_spectral_radius_at_an_equilibrium():
     cell, x = Cell(contraction=0.9), inputs()
     layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=SOLVER)
     solution = layer.solve(x)
-    expected = torch.linalg.eigvals(jacobians(lambda z: cell(z, x), solution.z.detach())).abs().amax(1)
+    expected = (
+        torch.linalg.eigvals(jacobians(lambda z: cell(z, x), solution.z.detach())).abs().amax(1)
+    )
     found = ic.spectral_radius(layer, solution, x, steps=300, generator=generator())
     assert torch.allclose(found, expected, rtol=0.03)
     assert not found.requires_grad
@@ -94,7 +112,8 @@ def test_the_spectral_radius_at_an_equilibrium():
         ic.spectral_radius(layer, solution, x, steps=2)
 
 
-# --- variational dropout --------------------------------------------------------------------------------------------
+# --- variational dropout
+# --------------------------------------------------------------------------------------------
 
 
 class DropCell(Cell):
@@ -111,7 +130,11 @@ class DropCell(Cell):
         return super().forward(dropped * z, x)
 
 
-@pytest.mark.parametrize("gradient", [ic.Implicit(ic.GMRES(tol=1e-10)), ic.Unrolled(), ic.Phantom(steps=3)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "gradient",
+    [ic.Implicit(ic.GMRES(tol=1e-10)), ic.Unrolled(), ic.Phantom(steps=3)],
+    ids=lambda g: type(g).__name__,
+)
 def test_a_solve_has_one_mask(gradient):
     cell, x = DropCell(), inputs().requires_grad_()
     layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=SOLVER, gradient=gradient)
@@ -131,7 +154,9 @@ def test_a_solve_has_one_mask(gradient):
 
 def test_the_gradient_is_that_of_the_masked_function():
     cell, x = DropCell(), inputs().requires_grad_()
-    layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=SOLVER, gradient=ic.Implicit(ic.GMRES(tol=1e-12)))
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(cell), solver=SOLVER, gradient=ic.Implicit(ic.GMRES(tol=1e-12))
+    )
     z = layer(x)
     v = inputs(seed=7)
     wrt = [cell.weight, cell.inject, cell.bias, x]
@@ -157,7 +182,10 @@ def test_a_backward_evaluation_has_the_mask_of_its_solve():
     assert all(torch.equal(mask, own) for mask in cell.masks if id(mask) not in others)
 
 
-LEAVING = [ic.Picard(tol=1e-8, compact=True, max_steps=100), ic.Chain([ic.Picard(max_steps=12), ic.Newton(tol=1e-8)])]
+LEAVING = [
+    ic.Picard(tol=1e-8, compact=True, max_steps=100),
+    ic.Chain([ic.Picard(max_steps=12), ic.Newton(tol=1e-8)]),
+]
 
 
 @pytest.mark.parametrize("solver", LEAVING, ids=lambda s: type(s).__name__)
@@ -173,7 +201,9 @@ def test_samples_that_leave_the_batch_keep_their_masks(solver):
     whole, parts = cell.masks[0], {len(mask) for mask in cell.masks}
     assert len(parts) > 1
     z = solution.z.detach()
-    assert torch.allclose(Cell.forward(cell, whole * z, x), z, atol=1e-3 if isinstance(solver, ic.Chain) else 1e-7)
+    assert torch.allclose(
+        Cell.forward(cell, whole * z, x), z, atol=1e-3 if isinstance(solver, ic.Chain) else 1e-7
+    )
 
 
 def test_a_failed_sample_leaves_the_others_their_masks():
@@ -200,7 +230,7 @@ def test_dropout_is_off_in_eval_and_ordinary_outside_a_solve():
 def test_what_follows_a_solve_can_see_the_same_function():
     cell, x = DropCell(), inputs()
     layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=SOLVER)
-    with ic.one_function(layer):
+    with ic.frozen_randomness(layer):
         solution = layer.solve(x)
         ic.jacobian_regularizer(layer, solution, x)
         ic.spectral_radius(layer, solution, x)
@@ -211,12 +241,15 @@ def test_what_follows_a_solve_can_see_the_same_function():
 def test_the_outer_solve_counts():
     inner_cell, x = DropCell(contraction=0.3), inputs()
     inner = ic.ImplicitLayer(ic.FixedPoint(inner_cell), solver=SOLVER)
-    outer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: 0.3 * inner(0.3 * z) + x), solver=ic.Anderson(tol=1e-8))
+    outer = ic.ImplicitLayer(
+        ic.FixedPoint(lambda z, x: 0.3 * inner(0.3 * z) + x), solver=ic.Anderson(tol=1e-8)
+    )
     assert bool(outer.solve(x).converged.all())
     assert all(torch.equal(mask, inner_cell.masks[0]) for mask in inner_cell.masks)
 
 
-# --- parametrised weights -------------------------------------------------------------------------------------------
+# --- parametrised weights
+# -------------------------------------------------------------------------------------------
 
 
 class NormCell(nn.Module):
@@ -247,7 +280,9 @@ GRADIENTS = [
 @pytest.mark.parametrize("name", PARAMETRIZE)
 def test_the_gradient_reaches_the_parametrised_weight(name, gradient):
     cell, x, v = NormCell(PARAMETRIZE[name]), inputs().requires_grad_(), inputs(seed=7)
-    layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Anderson(tol=1e-12, max_steps=200), gradient=gradient)
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(cell), solver=ic.Anderson(tol=1e-12, max_steps=200), gradient=gradient
+    )
     wrt = [*cell.parameters(), x]
     z = layer(x)
     found = torch.autograd.grad(z, wrt, v)
@@ -260,7 +295,11 @@ def test_the_weight_is_computed_once_a_solve(monkeypatch):
     calls = []
     parametrization = cell.linear.parametrizations.weight[0]
     original = parametrization.forward
-    monkeypatch.setattr(parametrization, "forward", lambda weight: calls.append(torch.is_grad_enabled()) or original(weight))
+    monkeypatch.setattr(
+        parametrization,
+        "forward",
+        lambda weight: calls.append(torch.is_grad_enabled()) or original(weight),
+    )
     layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Anderson(tol=1e-10))
     layer(x).sum().backward()
     assert calls == [True]
@@ -285,7 +324,9 @@ def test_the_power_iteration_does_not_move_during_a_solve(solver):
     solution = layer.solve(x)
     solution.z.sum().backward()
     assert bool(solution.converged.all())
-    assert not torch.equal(seen[0], before)  # it moves once a solve, as once a forward pass elsewhere
+    assert not torch.equal(
+        seen[0], before
+    )  # it moves once a solve, as once a forward pass elsewhere
     assert all(torch.equal(u, seen[0]) for u in seen) and torch.equal(norm._u, seen[0])
     cell.eval()
     residual = (cell(solution.z, x) - solution.z).norm(dim=1)
@@ -294,7 +335,9 @@ def test_the_power_iteration_does_not_move_during_a_solve(solver):
 
 def test_a_backward_evaluation_has_the_weight_of_its_solve():
     cell, x = NormCell(parametrizations.spectral_norm), inputs(batch=3).requires_grad_()
-    layer = lambda gradient: ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Tsit5(rtol=1e-10, atol=1e-12), gradient=gradient)  # noqa: E731
+    layer = lambda gradient: ic.ImplicitLayer(
+        ic.FixedPoint(cell), solver=ic.Tsit5(rtol=1e-10, atol=1e-12), gradient=gradient
+    )  # noqa: E731
     state = {key: value.clone() for key, value in cell.state_dict().items()}
     expected = torch.autograd.grad(layer(ic.Unrolled())(x).square().sum(), [*cell.parameters(), x])
     cell.load_state_dict(state)
@@ -309,8 +352,14 @@ def test_a_backward_evaluation_has_the_weight_of_its_solve():
 
 def test_second_derivatives_reach_the_parametrised_weight():
     cell, x = NormCell(parametrizations.weight_norm), inputs(batch=2).requires_grad_()
-    layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Anderson(tol=1e-13, max_steps=200), gradient=ic.Implicit(ic.GMRES(tol=1e-13)))
-    unrolled = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Picard(tol=1e-13, max_steps=300), gradient=ic.Unrolled())
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(cell),
+        solver=ic.Anderson(tol=1e-13, max_steps=200),
+        gradient=ic.Implicit(ic.GMRES(tol=1e-13)),
+    )
+    unrolled = ic.ImplicitLayer(
+        ic.FixedPoint(cell), solver=ic.Picard(tol=1e-13, max_steps=300), gradient=ic.Unrolled()
+    )
     results = []
     for each in (layer, unrolled):
         wrt = [*cell.parameters(), x]

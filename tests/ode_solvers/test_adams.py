@@ -37,7 +37,8 @@ def steps(monkeypatch) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def by_polynomials(field, z: Tensor, x: Tensor, steps) -> Tensor:
-    """The same steps of one sample: each adds the integral of the polynomial through the last velocities, by a linear system."""
+    """The same steps of one sample: each adds the integral of the polynomial through the last
+    velocities, by a linear system."""
     nodes: list[float] = []
     velocities: list[Tensor] = []
     for t, dt, order in steps:
@@ -57,10 +58,17 @@ def accepted(steps):
 @each_problem
 @pytest.mark.parametrize("end", [3.0, -1.5])
 def test_each_step_integrates_the_polynomial_through_the_last_velocities(problem, end, steps):
-    """The values and the gradients of the same steps without divided differences: no graph goes through the size or the order."""
+    """The values and the gradients of the same steps without divided differences: no graph goes
+    through the size or the order."""
     z0, x = problem.z0[:1].detach().requires_grad_(), problem.x[:1].detach().requires_grad_()
     z = (
-        ic.integrate(problem.field, z0, x, times=times(0, end), solver=ic.Adams(rtol=1e-5, max_order=6, first_step=0.5))
+        ic.integrate(
+            problem.field,
+            z0,
+            x,
+            times=times(0, end),
+            solver=ic.Adams(rtol=1e-5, max_order=6, first_step=0.5),
+        )
         .raise_if_failed()
         .z[-1]
     )
@@ -69,21 +77,28 @@ def test_each_step_integrates_the_polynomial_through_the_last_velocities(problem
     assert len(made) < len(steps), "a rejected step is part of this test"
     expected = by_polynomials(problem.field, z0, x, made)
     assert torch.allclose(z, expected, rtol=1e-9, atol=1e-11)
-    for a, b in zip(torch.autograd.grad(z.sum(), [z0, x]), torch.autograd.grad(expected.sum(), [z0, x]), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(z.sum(), [z0, x]),
+        torch.autograd.grad(expected.sum(), [z0, x]),
+        strict=True,
+    ):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("max_order", [1, 2, 3, 4, 5])
 @each_problem
 def test_the_error_falls_with_the_order(problem, max_order):
-    """From one tolerance to the next, error against evaluations: in logarithms a line whose slope is the order."""
+    """From one tolerance to the next, error against evaluations: in logarithms a line whose slope
+    is the order."""
     exact = problem.trajectory(times(1))[0]
     found = []
     for steps in (100, 400):
         rtol = 0.02 * steps ** -(max_order + 1.0) * 10**max_order
         with torch.no_grad():
             solver = ic.Adams(rtol=rtol, atol=rtol, max_order=max_order, max_steps=20000)
-            solution = ic.integrate(problem.field, problem.z0, problem.x, times=times(0, 1), solver=solver).raise_if_failed()
+            solution = ic.integrate(
+                problem.field, problem.z0, problem.x, times=times(0, 1), solver=solver
+            ).raise_if_failed()
         found.append((solution.evaluations, (solution.z[-1] - exact).abs().max().item()))
     (few, error), (many, least) = found
     assert max_order - 0.5 < math.log(error / least) / math.log(many / few) < max_order + 1, found
@@ -92,8 +107,16 @@ def test_the_error_falls_with_the_order(problem, max_order):
 @each_problem
 def test_the_unrolled_gradient_is_that_of_the_formula(problem):
     grid = times(0, 0.4, 1)
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=grid, solver=ic.Adams(rtol=1e-10, atol=1e-12, max_steps=5000))
-    weights = torch.randn(solution.z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    solution = ic.integrate(
+        problem.field,
+        problem.z0,
+        problem.x,
+        times=grid,
+        solver=ic.Adams(rtol=1e-10, atol=1e-12, max_steps=5000),
+    )
+    weights = torch.randn(
+        solution.z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     found = torch.autograd.grad((solution.z * weights).sum(), problem.leaves)
     expected = torch.autograd.grad((problem.trajectory(grid) * weights).sum(), problem.leaves)
     for a, b in zip(found, expected, strict=True):
@@ -102,8 +125,12 @@ def test_the_unrolled_gradient_is_that_of_the_formula(problem):
 
 def test_each_sample_has_its_own_order(steps):
     problem = logistic(fastest=20.0)
-    ic.integrate(problem.field, problem.z0, problem.x, times=times(0, 1), solver=ic.Adams(rtol=1e-5)).raise_if_failed()
-    assert [order.unique().tolist() for _, _, order in steps[:2]] == [[1], [1]], "two velocities are needed before the order can rise"
+    ic.integrate(
+        problem.field, problem.z0, problem.x, times=times(0, 1), solver=ic.Adams(rtol=1e-5)
+    ).raise_if_failed()
+    assert [order.unique().tolist() for _, _, order in steps[:2]] == [[1], [1]], (
+        "two velocities are needed before the order can rise"
+    )
     assert any(len(order.unique()) > 2 for _, _, order in steps)
     assert all(int(order.min()) >= 1 and int(order.max()) <= 5 for _, _, order in steps)
 
@@ -114,8 +141,13 @@ def test_fewer_evaluations_than_a_runge_kutta_method_for_the_same_error():
     found = {}
     for solver in (ic.Tsit5(rtol=1e-6, atol=1e-6), ic.Adams(rtol=1e-7, atol=1e-7, max_order=8)):
         with torch.no_grad():
-            solution = ic.integrate(problem.field, problem.z0, problem.x, times=times(0, 8), solver=solver).raise_if_failed()
-        found[type(solver)] = solution.evaluations, ((solution.z[-1] - exact) / exact).abs().max().item()
+            solution = ic.integrate(
+                problem.field, problem.z0, problem.x, times=times(0, 8), solver=solver
+            ).raise_if_failed()
+        found[type(solver)] = (
+            solution.evaluations,
+            ((solution.z[-1] - exact) / exact).abs().max().item(),
+        )
     assert found[ic.Adams][0] < 0.8 * found[ic.Tsit5][0]
     assert found[ic.Adams][1] < found[ic.Tsit5][1]
 
@@ -126,7 +158,9 @@ def test_a_step_cut_short_does_not_magnify_rounding(dtype):
     z0 = torch.tensor([[1.0, 0.0]], dtype=dtype)
     swing = lambda t, z, x: torch.stack((z[:, 1], -z[:, 0]), 1)  # noqa: E731
     cut, whole = (
-        ic.integrate(swing, z0, times=grid[index], solver=ic.Adams(rtol=1e-4, atol=1e-4)).raise_if_failed()
+        ic.integrate(
+            swing, z0, times=grid[index], solver=ic.Adams(rtol=1e-4, atol=1e-4)
+        ).raise_if_failed()
         for index in ([0, 1, 2, 3], [0, 1, 3])
     )
     assert torch.allclose(cut.z[-1], torch.stack((grid[-1:].cos(), -grid[-1:].sin()), 1), atol=2e-3)
@@ -137,7 +171,9 @@ def test_a_step_cut_short_does_not_magnify_rounding(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
 def test_an_empty_batch(max_order, dtype):
     z0 = torch.zeros(0, 3, dtype=dtype)
-    solution = ic.integrate(lambda t, z, x: -z, z0, times=torch.tensor([0.0, 1.0]), solver=ic.Adams(max_order=max_order))
+    solution = ic.integrate(
+        lambda t, z, x: -z, z0, times=torch.tensor([0.0, 1.0]), solver=ic.Adams(max_order=max_order)
+    )
     assert solution.z.shape == (2, 0, 3) and solution.z.dtype == dtype
 
 
@@ -145,7 +181,16 @@ def test_the_adjoint_needs_another_solver_for_the_way_back():
     problem = linear()
     grid = times(0, 1)
     tight = {"rtol": 1e-9, "atol": 1e-11, "max_steps": 5000}
-    solve = lambda gradient: ic.integrate(problem.field, problem.z0, problem.x, times=grid, solver=ic.Adams(**tight), gradient=gradient).z  # noqa: E731
+    solve = lambda gradient: (
+        ic.integrate(
+            problem.field,
+            problem.z0,
+            problem.x,
+            times=grid,
+            solver=ic.Adams(**tight),
+            gradient=gradient,
+        ).z
+    )  # noqa: E731
     with pytest.raises(ic.GradientError, match="does not say which stages"):
         torch.autograd.grad(solve(ic.Adjoint()).sum(), problem.leaves)
     found = torch.autograd.grad(solve(ic.Adjoint(ic.Tsit5(**tight)))[-1].sum(), problem.leaves)
@@ -161,12 +206,20 @@ def test_orders_that_are_not_there(max_order):
 
 
 def test_the_cost_of_an_equilibrium():
-    """The targets: 25 evaluations, and 60 with a Runge-Kutta method, for a residual of 1e-4; the gradient is right to 1e-3."""
+    """The targets: 25 evaluations, and 60 with a Runge-Kutta method, for a residual of 1e-4; the
+    gradient is right to 1e-3."""
     problem = next(problem for problem in problems() if problem.name == MLP_256)
     reference = Reference.of(problem)
     implicit = ic.Implicit(ic.GMRES(tol=1e-4))
-    for solver, most in ((ic.SteadyState(), 13), (ic.SteadyState(ode_solver=ic.Tsit5(rtol=0.1, atol=0.1)), 60)):
-        solution = ic.fixed_point(problem.f, problem.z0, problem.x, solver=solver, gradient=implicit).raise_if_failed()
-        assert int(solution.steps.max()) <= most and solution.evaluations <= most + 1, "one more with a graph, for the gradient"
+    for solver, most in (
+        (ic.SteadyState(), 13),
+        (ic.SteadyState(ode_solver=ic.Tsit5(rtol=0.1, atol=0.1)), 60),
+    ):
+        solution = ic.fixed_point(
+            problem.f, problem.z0, problem.x, solver=solver, gradient=implicit
+        ).raise_if_failed()
+        assert int(solution.steps.max()) <= most and solution.evaluations <= most + 1, (
+            "one more with a graph, for the gradient"
+        )
         assert reference.residual(solution.z.detach()) < 1.01e-4
         assert reference.gradient_error(problem.gradients(solution.z)) < 1e-3

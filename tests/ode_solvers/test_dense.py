@@ -9,7 +9,13 @@ from problems import driven, logistic, trajectories
 import implicitcore as ic
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12, "max_steps": 5000}
-SOLVERS = [ic.RK4(dt=0.005), ic.Fehlberg45(**TIGHT), ic.Dopri5(**TIGHT), ic.Tsit5(**TIGHT), ic.DOP853(**TIGHT)]
+SOLVERS = [
+    ic.RK4(dt=0.005),
+    ic.Fehlberg45(**TIGHT),
+    ic.Dopri5(**TIGHT),
+    ic.Tsit5(**TIGHT),
+    ic.DOP853(**TIGHT),
+]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 SPAN = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
@@ -22,13 +28,19 @@ def real(*values):
 @pytest.mark.parametrize("problem", trajectories(), ids=str)
 def test_the_values_and_their_gradients_are_those_of_the_closed_form(problem, solver):
     t = real(0.9, 0.0, 0.37, 1.0, 0.123)
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=SPAN, solver=solver, dense=True).raise_if_failed()
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=SPAN, solver=solver, dense=True
+    ).raise_if_failed()
     expected = problem.trajectory(t)
     found = solution.interpolate(t)
     assert torch.allclose(found, expected, rtol=1e-7, atol=1e-8)
-    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=found.dtype)
+    weights = torch.randn(
+        found.shape, generator=torch.Generator().manual_seed(0), dtype=found.dtype
+    )
     gradients = torch.autograd.grad((found * weights).sum(), problem.leaves)
-    for a, b in zip(gradients, torch.autograd.grad((expected * weights).sum(), problem.leaves), strict=True):
+    for a, b in zip(
+        gradients, torch.autograd.grad((expected * weights).sum(), problem.leaves), strict=True
+    ):
         assert ((a - b).norm() / b.norm()).item() < 1e-6
 
 
@@ -36,7 +48,9 @@ def test_the_values_and_their_gradients_are_those_of_the_closed_form(problem, so
 def test_each_sample_may_have_times_of_its_own(solver):
     problem = logistic()
     with torch.no_grad():
-        solution = ic.integrate(problem.field, problem.z0, problem.x, times=SPAN, solver=solver, dense=True)
+        solution = ic.integrate(
+            problem.field, problem.z0, problem.x, times=SPAN, solver=solver, dense=True
+        )
         t = torch.rand(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         found = solution.interpolate(t)
         for i in range(8):
@@ -44,18 +58,25 @@ def test_each_sample_may_have_times_of_its_own(solver):
             assert torch.allclose(found[:, i], problem.trajectory(t[i])[:, i], rtol=1e-7)
 
 
-@pytest.mark.parametrize("solver", [ic.RK4(), ic.Tsit5(), ic.DOP853()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [ic.RK4(), ic.Tsit5(), ic.DOP853()], ids=lambda s: type(s).__name__
+)
 def test_it_passes_through_the_output_times_and_has_the_fields_slope(solver):
     problem, times = driven(), real(0.2, 0.5, 1.3)
     with torch.no_grad():
-        solution = ic.integrate(problem.field, problem.z0, problem.x, times=times, solver=solver, dense=True)
+        solution = ic.integrate(
+            problem.field, problem.z0, problem.x, times=times, solver=solver, dense=True
+        )
         plain = ic.integrate(problem.field, problem.z0, problem.x, times=times, solver=solver)
     assert torch.equal(solution.z, plain.z)  # it is looked on, and changes nothing
     assert torch.allclose(solution.interpolate(times), solution.z, rtol=1e-13)
     t = times.clone().requires_grad_()
     z = solution.interpolate(t)
     slope = torch.autograd.grad(z[:, 2, 1].sum(), t)[0]
-    expected = [problem.field(time, state, problem.x)[2, 1].item() for time, state in zip(times, solution.z, strict=True)]
+    expected = [
+        problem.field(time, state, problem.x)[2, 1].item()
+        for time, state in zip(times, solution.z, strict=True)
+    ]
     assert slope.tolist() == pytest.approx(expected, rel=1e-9)
 
 
@@ -64,7 +85,9 @@ def test_backwards_in_time(solver):
     problem, times, t = driven(), real(1.0, 0.4, -0.5), real(-0.5, 0.0, 0.99, 1.0)
     start = problem.exact(real(1.0), problem.z0, problem.x).detach()
     with torch.no_grad():
-        solution = ic.integrate(problem.field, start, problem.x, times=times, solver=solver, dense=True).raise_if_failed()
+        solution = ic.integrate(
+            problem.field, start, problem.x, times=times, solver=solver, dense=True
+        ).raise_if_failed()
     assert torch.allclose(solution.interpolate(t), problem.trajectory(t), rtol=1e-6)
 
 
@@ -74,8 +97,12 @@ def test_a_batch_of_eight_equals_eight_single_solves():
         together = ic.integrate(problem.field, problem.z0, problem.x, times=SPAN, dense=True)
         assert len(set(together.steps.tolist())) > 1
         for i in range(8):
-            alone = ic.integrate(problem.field, problem.z0[i : i + 1], problem.x[i : i + 1], times=SPAN, dense=True)
-            assert torch.allclose(alone.interpolate(t)[:, 0], together.interpolate(t)[:, i], rtol=1e-12)
+            alone = ic.integrate(
+                problem.field, problem.z0[i : i + 1], problem.x[i : i + 1], times=SPAN, dense=True
+            )
+            assert torch.allclose(
+                alone.interpolate(t)[:, 0], together.interpolate(t)[:, i], rtol=1e-12
+            )
 
 
 def test_a_sample_that_ended_has_nan_after_its_end_and_no_other_sees_it():
@@ -84,7 +111,11 @@ def test_a_sample_that_ended_has_nan_after_its_end_and_no_other_sees_it():
     x[1] = 1
     z0 = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
     solution = ic.integrate(field, z0, x, times=SPAN, solver=ic.Tsit5(**TIGHT), dense=True)
-    assert solution.status.tolist() == [ic.Status.CONVERGED, ic.Status.NON_FINITE, ic.Status.CONVERGED]
+    assert solution.status.tolist() == [
+        ic.Status.CONVERGED,
+        ic.Status.NON_FINITE,
+        ic.Status.CONVERGED,
+    ]
     t = real(0.0, 0.3, 0.8)
     found = solution.interpolate(t)
     assert found[:, 1].isnan().all(1).tolist() == [False, False, True]
@@ -104,7 +135,10 @@ def test_no_step_at_all():
 
 
 def test_pytrees_and_complex_states():
-    z0 = {"a": torch.tensor([[1 + 1j], [2j]], dtype=torch.complex128), "b": torch.ones(2, 3, 2, dtype=torch.complex128)}
+    z0 = {
+        "a": torch.tensor([[1 + 1j], [2j]], dtype=torch.complex128),
+        "b": torch.ones(2, 3, 2, dtype=torch.complex128),
+    }
     turn = lambda t, z, x: {"a": 1j * z["a"], "b": -1j * z["b"]}  # noqa: E731
     t = real(0.2, 0.7)
     found = ic.integrate(turn, z0, times=SPAN, solver=ic.Tsit5(**TIGHT), dense=True).interpolate(t)
@@ -115,10 +149,14 @@ def test_pytrees_and_complex_states():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_dtypes(dtype):
-    solution = ic.integrate(lambda t, z, x: -z, torch.ones(2, 2, dtype=dtype), times=SPAN, dense=True)
+    solution = ic.integrate(
+        lambda t, z, x: -z, torch.ones(2, 2, dtype=dtype), times=SPAN, dense=True
+    )
     found = solution.interpolate(real(0.25))
     assert found.dtype == dtype
-    assert torch.allclose(found.double(), torch.full((1, 2, 2), 0.7788, dtype=torch.float64), atol=1e-2)
+    assert torch.allclose(
+        found.double(), torch.full((1, 2, 2), 0.7788, dtype=torch.float64), atol=1e-2
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +164,11 @@ def test_other_dtypes(dtype):
     [
         (0.5, "received a float"),
         (torch.tensor(0.5), r"of shape \[\]"),
-        (torch.zeros(3, 2), r"expected a real tensor of shape \[T\] or \[2, T\], received torch.float32 of shape \[3, 2\]"),
+        (
+            torch.zeros(3, 2),
+            r"expected a real tensor of shape \[T\] or \[2, T\], received torch.float32 of "
+            r"shape \[3, 2\]",
+        ),
         (torch.tensor([0.5j]), "complex"),
         (torch.tensor([0.5, 1.25]), "expected times from 0 to 1, received 1.25"),
         (torch.tensor([[0.5], [-0.5]]), "received -0.5"),
@@ -148,8 +190,12 @@ def test_values_that_were_not_asked_for_are_not_kept():
 
 
 def test_another_gradient_is_refused():
-    with pytest.raises(ic.GradientError, match="Adjoint has no gradient between the output times.*Unrolled"):
-        ic.integrate(lambda t, z, x: -z, torch.ones(2, 2), times=SPAN, gradient=ic.Adjoint(), dense=True)
+    with pytest.raises(
+        ic.GradientError, match="Adjoint has no gradient between the output times.*Unrolled"
+    ):
+        ic.integrate(
+            lambda t, z, x: -z, torch.ones(2, 2), times=SPAN, gradient=ic.Adjoint(), dense=True
+        )
 
 
 def test_a_black_box_is_refused():
@@ -158,7 +204,9 @@ def test_a_black_box_is_refused():
             raise AssertionError
 
     with pytest.raises(ic.InputError, match="BlackBox gives no values between the times"):
-        ic.integrate(lambda t, z, x: -z, torch.ones(2, 2), times=SPAN, solver=BlackBox(), dense=True)
+        ic.integrate(
+            lambda t, z, x: -z, torch.ones(2, 2), times=SPAN, solver=BlackBox(), dense=True
+        )
 
 
 def test_evaluations_of_dense_output_are_counted():
@@ -168,7 +216,12 @@ def test_evaluations_of_dense_output_are_counted():
         seen.append(1)
         return -z
 
-    for solver, per_step in ((ic.RK4(dt=0.25), 4), (ic.Heun3(dt=0.25), 3), (ic.DOP853(first_step=0.3), 15), (ic.Tsit5(first_step=0.3), 6)):
+    for solver, per_step in (
+        (ic.RK4(dt=0.25), 4),
+        (ic.Heun3(dt=0.25), 3),
+        (ic.DOP853(first_step=0.3), 15),
+        (ic.Tsit5(first_step=0.3), 6),
+    ):
         seen.clear()
         solution = ic.integrate(field, torch.ones(1, 1), times=SPAN, solver=solver, dense=True)
         assert solution.evaluations == len(seen) == 1 + per_step * solution.steps.item()

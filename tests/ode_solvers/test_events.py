@@ -39,7 +39,10 @@ def relative(found, expected):
 
 @each_solver
 def test_the_ball_hits_the_ground(solver):
-    z0, g = real([1.0, 0.0], [2.0, 3.0], [0.5, -1.0]).requires_grad_(), real([9.81]).requires_grad_()
+    z0, g = (
+        real([1.0, 0.0], [2.0, 3.0], [0.5, -1.0]).requires_grad_(),
+        real([9.81]).requires_grad_(),
+    )
     solution = ic.integrate(fall, z0, g, times=SPAN, solver=solver, event=height).raise_if_failed()
     h, v = z0.unbind(1)
     t = (v + torch.sqrt(v * v + 2 * g[0] * h)) / g[0]
@@ -49,7 +52,10 @@ def test_the_ball_hits_the_ground(solver):
     weights = real(1.0, -0.3, 0.7)
     for found, expected in ((solution.event_times, t), (solution.z[-1, :, 1], z[:, 1])):
         gradients = torch.autograd.grad(found, [z0, g], weights, retain_graph=True)
-        assert relative(gradients, torch.autograd.grad(expected, [z0, g], weights, retain_graph=True)) < 1e-6
+        assert (
+            relative(gradients, torch.autograd.grad(expected, [z0, g], weights, retain_graph=True))
+            < 1e-6
+        )
     # The height at the event is zero whatever the start: so is its gradient.
     still = torch.autograd.grad(solution.z[-1, :, 0].sum(), [z0, g])
     assert max(gradient.abs().max().item() for gradient in still) < 1e-7
@@ -57,8 +63,13 @@ def test_the_ball_hits_the_ground(solver):
 
 @each_solver
 def test_the_oscillator_crosses_zero(solver):
-    z0, omega = real([1.0, 0.5], [0.7, -1.0], [2.0, 0.0]).requires_grad_(), real([1.0], [1.7], [2.3]).requires_grad_()
-    solution = ic.integrate(swing, z0, omega, times=SPAN, solver=solver, event=height).raise_if_failed()
+    z0, omega = (
+        real([1.0, 0.5], [0.7, -1.0], [2.0, 0.0]).requires_grad_(),
+        real([1.0], [1.7], [2.3]).requires_grad_(),
+    )
+    solution = ic.integrate(
+        swing, z0, omega, times=SPAN, solver=solver, event=height
+    ).raise_if_failed()
     a, b, w = z0[:, 0], z0[:, 1], omega[:, 0]
     t = (math.pi - torch.atan2(a * w, b)) / w
     speed = -torch.sqrt((a * w) ** 2 + b * b)
@@ -66,7 +77,13 @@ def test_the_oscillator_crosses_zero(solver):
     assert torch.allclose(solution.z[-1, :, 1], speed, rtol=1e-9)
     for found, expected in ((solution.event_times, t), (solution.z[-1, :, 1], speed)):
         gradients = torch.autograd.grad(found.square().sum(), [z0, omega], retain_graph=True)
-        assert relative(gradients, torch.autograd.grad(expected.square().sum(), [z0, omega], retain_graph=True)) < 1e-6
+        assert (
+            relative(
+                gradients,
+                torch.autograd.grad(expected.square().sum(), [z0, omega], retain_graph=True),
+            )
+            < 1e-6
+        )
 
 
 def test_the_second_derivative_too():
@@ -80,7 +97,11 @@ def test_the_second_derivative_too():
 
 def test_a_bouncing_ball():
     """Each flight begins where the last ended, at the ground: a zero at the start is no event."""
-    z, g, total = real([1.0, 0.0]), real([9.81]).requires_grad_(), torch.zeros(1, dtype=torch.float64)
+    z, g, total = (
+        real([1.0, 0.0]),
+        real([9.81]).requires_grad_(),
+        torch.zeros(1, dtype=torch.float64),
+    )
     for _ in range(4):
         flight = ic.integrate(fall, z, g, times=SPAN, solver=ic.Tsit5(**TIGHT), event=height)
         total = torch.add(total, flight.event_times)
@@ -94,14 +115,21 @@ def test_a_bouncing_ball():
 def test_where_nothing_happens_the_integration_goes_on_to_the_end():
     z0 = real([1.0, 0.0], [1.0, 100.0])
     times = real(0.0, 0.2, 1.0, 1.5)
-    solution = ic.integrate(fall, z0, real([9.81]), times=times, event=height, solver=ic.Tsit5(**TIGHT), dense=True).raise_if_failed()
+    solution = ic.integrate(
+        fall, z0, real([9.81]), times=times, event=height, solver=ic.Tsit5(**TIGHT), dense=True
+    ).raise_if_failed()
     assert solution.event_times.isnan().tolist() == [False, True]
     # Before the event the states at their times, after it the state at the event.
     assert solution.z[1, 0, 0].item() == pytest.approx(1 - 9.81 / 2 * 0.04)
     assert torch.equal(solution.z[2, 0], solution.z[3, 0])
     assert solution.z[3, 1, 0].item() == pytest.approx(1 + 150 - 9.81 / 2 * 2.25)
-    assert solution.interpolate(real(0.4, 1.2)).isnan().all(2).tolist() == [[False, False], [True, False]]
-    assert torch.allclose(solution.interpolate(solution.event_times[:1].detach())[0, 0], solution.z[-1, 0], atol=1e-9)
+    assert solution.interpolate(real(0.4, 1.2)).isnan().all(2).tolist() == [
+        [False, False],
+        [True, False],
+    ]
+    assert torch.allclose(
+        solution.interpolate(solution.event_times[:1].detach())[0, 0], solution.z[-1, 0], atol=1e-9
+    )
 
 
 def test_a_batch_equals_single_solves_and_a_nan_stays_alone():
@@ -121,27 +149,47 @@ def test_a_batch_equals_single_solves_and_a_nan_stays_alone():
     sick.requires_grad_()
     found = run(sick, omega)
     others = [0, 1, 2, 4, 5, 6, 7]
-    assert found.status.tolist() == [ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)]
+    assert found.status.tolist() == [
+        ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)
+    ]
     assert torch.equal(found.event_times[others], together.event_times[others])
-    assert bool(torch.autograd.grad(found.event_times[others].sum(), sick)[0][others].isfinite().all())
+    assert bool(
+        torch.autograd.grad(found.event_times[others].sum(), sick)[0][others].isfinite().all()
+    )
 
 
 def test_a_pytree_state_and_a_per_sample_input():
-    z0 = {"at": torch.ones(3, 1, 2, dtype=torch.float64), "speed": torch.zeros(3, 1, 2, dtype=torch.float64)}
+    z0 = {
+        "at": torch.ones(3, 1, 2, dtype=torch.float64),
+        "speed": torch.zeros(3, 1, 2, dtype=torch.float64),
+    }
     level = real(0.9, 0.5, 0.1)
     field = lambda t, z, x: {"at": z["speed"], "speed": -z["at"]}  # noqa: E731
     event = lambda t, z, x: z["at"].mean((1, 2)) - x  # noqa: E731
-    solution = ic.integrate(field, z0, level, times=SPAN, solver=ic.Tsit5(**TIGHT), event=event, dense=True).raise_if_failed()
+    solution = ic.integrate(
+        field, z0, level, times=SPAN, solver=ic.Tsit5(**TIGHT), event=event, dense=True
+    ).raise_if_failed()
     assert torch.allclose(solution.event_times, torch.arccos(level), rtol=1e-9)
     assert torch.allclose(solution.z["at"][-1].mean((1, 2)), level, rtol=1e-12)
-    assert torch.allclose(solution.interpolate(real(0.2))["at"], torch.cos(real(0.2)).expand(1, 3, 1, 2), rtol=1e-9)
+    assert torch.allclose(
+        solution.interpolate(real(0.2))["at"], torch.cos(real(0.2)).expand(1, 3, 1, 2), rtol=1e-9
+    )
 
 
 def test_backwards_in_time_and_by_the_time_itself():
     z0 = real([1.0, 0.0]).requires_grad_()
-    back = ic.integrate(swing, z0, real([1.0]), times=real(0.0, -4.0), solver=ic.Tsit5(**TIGHT), event=height)
+    back = ic.integrate(
+        swing, z0, real([1.0]), times=real(0.0, -4.0), solver=ic.Tsit5(**TIGHT), event=height
+    )
     assert back.event_times.item() == pytest.approx(-math.pi / 2, rel=1e-9)
-    clock = ic.integrate(swing, z0, real([1.0]), times=SPAN, solver=ic.Tsit5(**TIGHT), event=lambda t, z, x: (t - 1.25).flatten())
+    clock = ic.integrate(
+        swing,
+        z0,
+        real([1.0]),
+        times=SPAN,
+        solver=ic.Tsit5(**TIGHT),
+        event=lambda t, z, x: (t - 1.25).flatten(),
+    )
     assert clock.event_times.item() == pytest.approx(1.25, rel=1e-14)
     assert clock.z[-1, 0, 0].item() == pytest.approx(math.cos(1.25), rel=1e-8)
 
@@ -149,8 +197,17 @@ def test_backwards_in_time_and_by_the_time_itself():
 def test_a_parameter_of_the_event_alone():
     """When does cos reach c? At arccos(c)."""
     c = real(0.3).requires_grad_()
-    solution = ic.integrate(swing, real([1.0, 0.0]), real([1.0]), times=SPAN, solver=ic.Tsit5(**TIGHT), event=lambda t, z, x: z[:, 0] - c)
-    assert torch.autograd.grad(solution.event_times.sum(), c)[0].item() == pytest.approx(-1 / math.sqrt(1 - 0.09), rel=1e-7)
+    solution = ic.integrate(
+        swing,
+        real([1.0, 0.0]),
+        real([1.0]),
+        times=SPAN,
+        solver=ic.Tsit5(**TIGHT),
+        event=lambda t, z, x: z[:, 0] - c,
+    )
+    assert torch.autograd.grad(solution.event_times.sum(), c)[0].item() == pytest.approx(
+        -1 / math.sqrt(1 - 0.09), rel=1e-7
+    )
 
 
 def test_no_graph_where_nothing_wants_one():
@@ -162,7 +219,13 @@ def test_no_graph_where_nothing_wants_one():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_without_a_graph(dtype):
     with torch.no_grad():
-        solution = ic.integrate(swing, torch.tensor([[1.0, 0.0]], dtype=dtype), torch.ones(1, dtype=dtype), times=SPAN, event=height)
+        solution = ic.integrate(
+            swing,
+            torch.tensor([[1.0, 0.0]], dtype=dtype),
+            torch.ones(1, dtype=dtype),
+            times=SPAN,
+            event=height,
+        )
     assert not solution.event_times.requires_grad
     assert solution.event_times.item() == pytest.approx(math.pi / 2, rel=2e-3)
 
@@ -172,7 +235,11 @@ def test_an_event_in_a_long_step_is_missed_and_max_step_finds_it():
     moment = lambda t, z, x: ((t - 2.0) ** 2 - 1e-2).flatten()  # noqa: E731
     field = lambda t, z, x: torch.ones_like(z)  # noqa: E731
     z0 = torch.zeros(1, 1, dtype=torch.float64)
-    assert bool(ic.integrate(field, z0, times=SPAN, solver=ic.Tsit5(), event=moment).event_times.isnan().all())
+    assert bool(
+        ic.integrate(field, z0, times=SPAN, solver=ic.Tsit5(), event=moment)
+        .event_times.isnan()
+        .all()
+    )
     found = ic.integrate(field, z0, times=SPAN, solver=ic.Tsit5(max_step=0.05), event=moment)
     assert found.event_times.item() == pytest.approx(1.9, rel=1e-12)
 
@@ -182,14 +249,20 @@ def test_an_event_that_becomes_nan_is_a_status():
     broken = lambda t, z, x: torch.sqrt(z[:, 0] - 0.5)  # noqa: E731
     solution = ic.integrate(fall, z0, real([9.81]), times=SPAN / 8, event=broken)
     assert solution.status.tolist() == [ic.Status.NON_FINITE, ic.Status.CONVERGED]
-    from_the_start = ic.integrate(fall, z0, real([9.81]), times=SPAN, event=lambda t, z, x: z[:, 0] * torch.nan)
+    from_the_start = ic.integrate(
+        fall, z0, real([9.81]), times=SPAN, event=lambda t, z, x: z[:, 0] * torch.nan
+    )
     assert from_the_start.status.tolist() == [ic.Status.NON_FINITE] * 2
 
 
 @pytest.mark.parametrize(
     ("event", "complaint"),
     [
-        (lambda t, z, x: z, r"expected it to return real numbers of shape \[2\], received torch.float64 of shape \[2, 2\]"),
+        (
+            lambda t, z, x: z,
+            r"expected it to return real numbers of shape \[2\], received torch.float64 of "
+            r"shape \[2, 2\]",
+        ),
         (lambda t, z, x: z[:, 0] > 0, "received torch.bool"),
         (lambda t, z, x: 1.0, "received a float"),
     ],
@@ -201,16 +274,22 @@ def test_events_that_cannot_be_used(event, complaint):
 
 def test_another_gradient_is_refused():
     with pytest.raises(ic.GradientError, match="gradient=Unrolled"):
-        ic.integrate(swing, real([1.0, 0.0]), real([1.0]), times=SPAN, event=height, gradient=ic.Adjoint())
+        ic.integrate(
+            swing, real([1.0, 0.0]), real([1.0]), times=SPAN, event=height, gradient=ic.Adjoint()
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch.func.jvp itself
 def test_function_transforms_agree():
     z0, g = real([1.0, 0.0]), real([9.81])
-    when = lambda g: ic.integrate(fall, z0, g, times=SPAN, solver=ic.Tsit5(**TIGHT), event=height).event_times.sum()  # noqa: E731
+    when = lambda g: ic.integrate(
+        fall, z0, g, times=SPAN, solver=ic.Tsit5(**TIGHT), event=height
+    ).event_times.sum()  # noqa: E731
     expected = -0.5 * math.sqrt(2) * 9.81**-1.5
     assert torch.func.grad(when)(g).item() == pytest.approx(expected, rel=1e-7)
-    assert torch.func.jvp(when, (g,), (torch.ones_like(g),))[1].item() == pytest.approx(expected, rel=1e-7)
+    assert torch.func.jvp(when, (g,), (torch.ones_like(g),))[1].item() == pytest.approx(
+        expected, rel=1e-7
+    )
 
 
 def test_an_event_without_a_derivative_has_no_gradient():
@@ -219,5 +298,7 @@ def test_an_event_without_a_derivative_has_no_gradient():
     with pytest.raises(ic.GradientError, match="has no derivative"):
         ic.integrate(swing, z0, real([1.0]), times=SPAN, event=step)
     with torch.no_grad():
-        solution = ic.integrate(swing, z0, real([1.0]), times=SPAN, solver=ic.Tsit5(**TIGHT), event=step)
+        solution = ic.integrate(
+            swing, z0, real([1.0]), times=SPAN, solver=ic.Tsit5(**TIGHT), event=step
+        )
     assert solution.event_times.item() == pytest.approx(math.pi / 2, rel=1e-9)

@@ -1,4 +1,5 @@
-"""Gradients through implicit methods: exact for the discrete method, or of the trajectory by the adjoint."""
+"""Gradients through implicit methods: exact for the discrete method, or of the trajectory by the
+adjoint."""
 
 from __future__ import annotations
 
@@ -35,21 +36,27 @@ class Field(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.weight = torch.nn.Parameter(torch.randn(4, 4, generator=generator, dtype=torch.float64))
+        self.weight = torch.nn.Parameter(
+            torch.randn(4, 4, generator=generator, dtype=torch.float64)
+        )
         self.rate = torch.nn.Parameter(torch.tensor([1.0, 2.0, 10.0, 1000.0], dtype=torch.float64))
 
     def forward(self, t: Tensor, z: Tensor, x: Tensor) -> Tensor:
         return torch.tanh(z @ self.weight.T) * torch.cos(t) + x - self.rate * z
 
 
-def reference(tableau: ImplicitTableau, field: Field, z: Tensor, x: Tensor, dt: float, steps: int) -> Tensor:
+def reference(
+    tableau: ImplicitTableau, field: Field, z: Tensor, x: Tensor, dt: float, steps: int
+) -> Tensor:
     """The discrete method with dense Newton iterations, all differentiated."""
     for step in range(steps):
         stages: list[Tensor] = []
         point = z
         for row, node in zip(tableau.a, tableau.c, strict=True):
             t = torch.full((len(z), 1), (step + node) * dt, dtype=z.dtype)
-            base = z + dt * sum((a * k for a, k in zip(row[:-1], stages, strict=True)), start=torch.zeros_like(z))
+            base = z + dt * sum(
+                (a * k for a, k in zip(row[:-1], stages, strict=True)), start=torch.zeros_like(z)
+            )
             defect = lambda y, t, x, base, a=row[-1]: base + dt * a * field(t, y, x) - y  # noqa: E731
             point = base
             for _ in range(12 if row[-1] else 0):
@@ -74,15 +81,24 @@ def test_the_gradient_is_that_of_the_discrete_method(method, dense_below):
     assert relative_error(found, torch.autograd.grad((expected * v).sum(), wrt)) < 1e-6
 
 
-@pytest.mark.parametrize("root_solver", [ic.Newton(tol=1e-4), ic.Broyden(tol=1e-4), ic.Anderson(tol=1e-4)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "root_solver",
+    [ic.Newton(tol=1e-4), ic.Broyden(tol=1e-4), ic.Anderson(tol=1e-4)],
+    ids=lambda s: type(s).__name__,
+)
 @pytest.mark.parametrize("method", FIXED)
 def test_gradcheck(method, root_solver):
     solver = method(dt=0.5, root_solver=root_solver, rtol=1e-8, atol=1e-10)
 
     def end(z0, x):
-        return ic.integrate(lambda t, z, x: -x * z**3 + torch.sin(t), z0, x, times=GRID, solver=solver).z[-1]
+        return ic.integrate(
+            lambda t, z, x: -x * z**3 + torch.sin(t), z0, x, times=GRID, solver=solver
+        ).z[-1]
 
-    draws = inputs(2, 2).abs().add(0.5).requires_grad_(), inputs(2, 2, seed=2).abs().add(0.5).requires_grad_()
+    draws = (
+        inputs(2, 2).abs().add(0.5).requires_grad_(),
+        inputs(2, 2, seed=2).abs().add(0.5).requires_grad_(),
+    )
     assert torch.autograd.gradcheck(end, draws)
 
 
@@ -91,7 +107,9 @@ def test_gradcheck(method, root_solver):
 @pytest.mark.parametrize("dense_below", [64, 0], ids=["dense", "matrix-free"])
 def test_adaptive_steps_give_the_gradient_of_the_trajectory(problem, gradient, dense_below):
     solver = ic.ESDIRK(rtol=1e-7, atol=1e-9, dense_below=dense_below)
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=solver, gradient=gradient).raise_if_failed()
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=GRID, solver=solver, gradient=gradient
+    ).raise_if_failed()
     found = torch.autograd.grad(solution.z.square().sum(), problem.leaves)
     expected = torch.autograd.grad(problem.trajectory(GRID).square().sum(), problem.leaves)
     assert relative_error(found, expected) < 1e-6
@@ -100,8 +118,13 @@ def test_adaptive_steps_give_the_gradient_of_the_trajectory(problem, gradient, d
 @pytest.mark.parametrize("method", [ic.ImplicitEuler, ic.ESDIRK])
 def test_a_stiff_gradient_is_a_number(method):
     """The state follows x, at once: the gradient with respect to x is one, and to z0 zero."""
-    z0, x = torch.ones(2, 1, dtype=torch.float64).requires_grad_(), torch.tensor([[2.0], [3.0]], dtype=torch.float64).requires_grad_()
-    solution = ic.integrate(lambda t, z, x: -1e6 * (z - x), z0, x, times=GRID, solver=method()).raise_if_failed()
+    z0, x = (
+        torch.ones(2, 1, dtype=torch.float64).requires_grad_(),
+        torch.tensor([[2.0], [3.0]], dtype=torch.float64).requires_grad_(),
+    )
+    solution = ic.integrate(
+        lambda t, z, x: -1e6 * (z - x), z0, x, times=GRID, solver=method()
+    ).raise_if_failed()
     to_start, to_input = torch.autograd.grad(solution.z[-1].sum(), [z0, x])
     assert to_start.abs().max() < 1e-6
     assert torch.allclose(to_input, torch.ones_like(x), atol=1e-6)
@@ -118,7 +141,9 @@ def test_the_iterations_leave_no_graph():
 
     x = torch.ones(2, 1, dtype=torch.float64).requires_grad_()
     solver = ic.ImplicitEuler(dt=0.5, root_solver=ic.Picard(tol=1e-9))
-    solution = ic.integrate(field, torch.ones(2, 1, dtype=torch.float64), x, times=GRID, solver=solver).raise_if_failed()
+    solution = ic.integrate(
+        field, torch.ones(2, 1, dtype=torch.float64), x, times=GRID, solver=solver
+    ).raise_if_failed()
     assert solution.steps.tolist() == [2, 2]
     assert len(seen) == 2 * 2  # what a step begins with, and its stage
     assert solution.evaluations > 10
@@ -135,7 +160,13 @@ def test_a_steady_state_and_its_backward_solve():
     cell, x = Cell(), inputs().requires_grad_()
     forward = ic.SteadyState(ode_solver=ic.ESDIRK(), tol=1e-9)
     backward = ic.SteadyState(ode_solver=ic.ImplicitEuler(dt=100.0), tol=1e-9)
-    solution = ic.fixed_point(cell, torch.zeros(8, 6, dtype=torch.float64), x, solver=forward, gradient=ic.Implicit(backward))
+    solution = ic.fixed_point(
+        cell,
+        torch.zeros(8, 6, dtype=torch.float64),
+        x,
+        solver=forward,
+        gradient=ic.Implicit(backward),
+    )
     wrt = [*cell.parameters(), x]
     found = torch.autograd.grad(solution.raise_if_failed().z.square().sum(), wrt)
     z = fixed_point(lambda z: cell(z, x), torch.zeros(8, 6, dtype=torch.float64))
@@ -146,7 +177,9 @@ def test_the_adjoint_of_some_samples_alone():
     """A root solver that leaves out the samples that are done sees a part of the adjoint system."""
     problem = logistic(3)
     solver = ic.ESDIRK(rtol=1e-7, atol=1e-9, root_solver=ic.Broyden(tol=0.01, compact=True))
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=solver, gradient=ic.Adjoint()).raise_if_failed()
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=GRID, solver=solver, gradient=ic.Adjoint()
+    ).raise_if_failed()
     found = torch.autograd.grad(solution.z.square().sum(), problem.leaves)
     expected = torch.autograd.grad(problem.trajectory(GRID).square().sum(), problem.leaves)
     assert relative_error(found, expected) < 1e-6

@@ -31,7 +31,10 @@ ROBERTSON = [
     [0.7158270687194033, 9.185534764558074e-06, 0.2841637457458296],
     [0.1073004285378054, 4.800166972571747e-07, 0.892699091445494],
 ]
-VAN_DER_POL = {100: [-1.366060491993742, 0.015765221372681156], 1000: [-1.3547459194865916, 0.0016217887275974503]}
+VAN_DER_POL = {
+    100: [-1.366060491993742, 0.015765221372681156],
+    1000: [-1.3547459194865916, 0.0016217887275974503],
+}
 each_dense = pytest.mark.parametrize("dense_below", [64, 0], ids=["dense", "matrix-free"])
 
 
@@ -51,7 +54,9 @@ def prothero_robinson(t, z, x):
 
 def robertson(t, z, x):
     a, b, c = z.unbind(1)
-    return torch.stack((-0.04 * a + 1e4 * b * c, 0.04 * a - 1e4 * b * c - 3e7 * b * b, 3e7 * b * b), 1)
+    return torch.stack(
+        (-0.04 * a + 1e4 * b * c, 0.04 * a - 1e4 * b * c - 3e7 * b * b, 3e7 * b * b), 1
+    )
 
 
 def van_der_pol(t, z, x):
@@ -85,7 +90,12 @@ def test_a_smaller_tolerance_gives_a_smaller_error(dense_below):
     exact, errors = problem.trajectory(times(1))[0], []
     for rtol in (1e-3, 1e-5, 1e-7):
         solver = ic.ESDIRK(rtol=rtol, atol=rtol, dense_below=dense_below)
-        errors.append((run(problem.field, problem.z0, times(0, 1), solver, problem.x).z[-1] - exact).abs().max().item())
+        errors.append(
+            (run(problem.field, problem.z0, times(0, 1), solver, problem.x).z[-1] - exact)
+            .abs()
+            .max()
+            .item()
+        )
         assert errors[-1] < 20 * rtol
     assert errors == sorted(errors, reverse=True)
 
@@ -99,26 +109,37 @@ def test_steps_follow_the_solution_and_not_the_fastest_rate(dtype):
     assert (solution.z[-1] - math.sin(10)).abs().max() < 1e-3
     assert int(solution.steps.max()) < 60
     explicit = run(prothero_robinson, z0, grid, ic.Tsit5(), rate)
-    assert explicit.status.tolist() == [ic.Status.CONVERGED, explicit.status[1], ic.Status.MAX_STEPS]
+    assert explicit.status.tolist() == [
+        ic.Status.CONVERGED,
+        explicit.status[1],
+        ic.Status.MAX_STEPS,
+    ]
     assert explicit.steps[1] > 10 * solution.steps[1]
 
 
 def test_robertson():
     """Reference: scipy.integrate.solve_ivp, Radau, rtol=1e-12, atol=1e-18."""
     solver = ic.ESDIRK(rtol=1e-7, atol=1e-12)
-    solution = run(robertson, times(1, 0, 0)[None], times(0, 0.4, 40, 1e4), solver).raise_if_failed()
+    solution = run(
+        robertson, times(1, 0, 0)[None], times(0, 0.4, 40, 1e4), solver
+    ).raise_if_failed()
     expected = torch.tensor(ROBERTSON, dtype=torch.float64)
     assert torch.allclose(solution.z[1:, 0], expected, rtol=1e-5, atol=0)
-    assert torch.allclose(solution.z.sum(2), torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.allclose(
+        solution.z.sum(2), torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-12
+    )
     assert int(solution.steps[0]) < 350
 
 
 @pytest.mark.parametrize("rate", [100, 1000])
 def test_van_der_pol(rate):
-    """Reference: scipy.integrate.solve_ivp, Radau, rtol=1e-12, atol=1e-14; the time is one and a half jumps."""
+    """Reference: scipy.integrate.solve_ivp, Radau, rtol=1e-12, atol=1e-14; the time is one and a
+    half jumps."""
     x = torch.tensor([[float(rate)]], dtype=torch.float64)
     solver = ic.ESDIRK(rtol=1e-6, atol=1e-8, max_steps=3000)
-    solution = run(van_der_pol, times(2, 0)[None], times(0, 1.5 * rate), solver, x).raise_if_failed()
+    solution = run(
+        van_der_pol, times(2, 0)[None], times(0, 1.5 * rate), solver, x
+    ).raise_if_failed()
     expected = torch.tensor(VAN_DER_POL[rate], dtype=torch.float64)
     assert torch.allclose(solution.z[-1, 0], expected, rtol=1e-3)
     assert int(solution.steps[0]) < 500
@@ -126,7 +147,9 @@ def test_van_der_pol(rate):
 
 @pytest.mark.parametrize("method", FIXED)
 def test_one_step_across_a_hundred_million_time_scales(method):
-    solution = run(lambda t, z, x: -1e8 * z, torch.ones(2, 3, dtype=torch.float64), times(0, 1), method(dt=1.0)).raise_if_failed()
+    solution = run(
+        lambda t, z, x: -1e8 * z, torch.ones(2, 3, dtype=torch.float64), times(0, 1), method(dt=1.0)
+    ).raise_if_failed()
     size = solution.z[-1].abs().max().item()
     assert size == pytest.approx(1, abs=1e-6) if method is ic.Trapezoid else size < 1e-6
 
@@ -149,15 +172,23 @@ def test_one_step_across_a_hundred_million_time_scales(method):
     ids=lambda solver: type(solver).__name__,
 )
 def test_every_root_solver_solves_the_same_stages(root_solver, batch):
-    """By the matrix of the step all of them contract; without it those do that need no contraction, on what is hardly stiff."""
+    """By the matrix of the step all of them contract; without it those do that need no contraction,
+    on what is hardly stiff."""
     x = torch.logspace(0, 5, batch, dtype=torch.float64)[:, None]
     field = lambda t, z, x: torch.cos(t) - x * (0.1 * z**3 + z)  # noqa: E731
     z0, grid = torch.ones(batch, 3, dtype=torch.float64), times(0, 0.5, 1)
-    expected = run(field, z0, grid, FixedESDIRK(dt=0.1, root_solver=ic.Newton(tol=1e-10)), x).raise_if_failed()
+    expected = run(
+        field, z0, grid, FixedESDIRK(dt=0.1, root_solver=ic.Newton(tol=1e-10)), x
+    ).raise_if_failed()
     found = run(field, z0, grid, FixedESDIRK(dt=0.1, root_solver=root_solver), x).raise_if_failed()
     assert torch.allclose(found.z, expected.z, rtol=1e-6, atol=1e-8)
     mild = FixedESDIRK(dt=0.1, root_solver=root_solver, dense_below=0)
-    assert torch.allclose(run(field, z0[:1], grid, mild, x[:1]).raise_if_failed().z, expected.z[:, :1], rtol=1e-6, atol=1e-8)
+    assert torch.allclose(
+        run(field, z0[:1], grid, mild, x[:1]).raise_if_failed().z,
+        expected.z[:, :1],
+        rtol=1e-6,
+        atol=1e-8,
+    )
 
 
 def test_a_large_stiff_system_needs_no_matrix():
@@ -184,13 +215,22 @@ def test_evaluations_are_all_counted():
     assert solution.steps.tolist() == [4, 4]
     assert solution.evaluations == len(seen) + 4 * 3  # the Jacobian of a step is n products
     seen.clear()
-    free = run(field, z0, grid, ic.ImplicitEuler(dt=0.25, root_solver=ic.Broyden(tol=0.01), dense_below=0))
+    free = run(
+        field, z0, grid, ic.ImplicitEuler(dt=0.25, root_solver=ic.Broyden(tol=0.01), dense_below=0)
+    )
     assert free.evaluations == len(seen)
 
 
 def test_a_stage_costs_few_evaluations():
-    """The matrix of a step serves its five stages: three evaluations each where z is smooth, n = 2 products and one a step."""
-    solution = run(van_der_pol, times(2, 0)[None], times(0, 50), ic.ESDIRK(rtol=1e-5), torch.full((1, 1), 100.0, dtype=torch.float64))
+    """The matrix of a step serves its five stages: three evaluations each where z is smooth, n = 2
+    products and one a step."""
+    solution = run(
+        van_der_pol,
+        times(2, 0)[None],
+        times(0, 50),
+        ic.ESDIRK(rtol=1e-5),
+        torch.full((1, 1), 100.0, dtype=torch.float64),
+    )
     assert solution.raise_if_failed().evaluations / solution.steps.item() < 22
 
 
@@ -202,7 +242,11 @@ def test_a_stage_without_a_solution_is_a_failed_sample(method, dense_below):
     field = lambda t, z, x: x * (z * z + 1) - z * (1 - x)  # noqa: E731
     solver = method(dt=1.0, dense_below=dense_below)
     solution = run(field, torch.ones(3, 1, dtype=torch.float64), times(0, 1), solver, x)
-    assert solution.status.tolist() == [ic.Status.NON_FINITE, ic.Status.CONVERGED, ic.Status.CONVERGED]
+    assert solution.status.tolist() == [
+        ic.Status.NON_FINITE,
+        ic.Status.CONVERGED,
+        ic.Status.CONVERGED,
+    ]
     assert solution.z[-1, 0, 0] == 1  # the last state that was reached
     alone = run(field, torch.ones(2, 1, dtype=torch.float64), times(0, 1), solver, x[1:])
     assert torch.equal(solution.z[:, 1:], alone.z)
@@ -219,12 +263,23 @@ def test_a_stage_that_is_not_solved_shortens_the_step():
 
 
 def test_a_complex_state_is_refused():
-    with pytest.raises(ic.InputError, match="ESDIRK: expected a real state, received torch.complex128"):
-        ic.integrate(lambda t, z, x: 1j * z, torch.ones(1, 1, dtype=torch.complex128), times=times(0, 1), solver=ic.ESDIRK())
+    with pytest.raises(
+        ic.InputError, match="ESDIRK: expected a real state, received torch.complex128"
+    ):
+        ic.integrate(
+            lambda t, z, x: 1j * z,
+            torch.ones(1, 1, dtype=torch.complex128),
+            times=times(0, 1),
+            solver=ic.ESDIRK(),
+        )
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 3e-2), (torch.float16, 1e-2), (torch.float32, 2e-3)])
-@pytest.mark.parametrize("solver", [ic.Trapezoid(dt=0.1), ic.ESDIRK()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.bfloat16, 3e-2), (torch.float16, 1e-2), (torch.float32, 2e-3)]
+)
+@pytest.mark.parametrize(
+    "solver", [ic.Trapezoid(dt=0.1), ic.ESDIRK()], ids=lambda s: type(s).__name__
+)
 def test_every_dtype_keeps_its_own(solver, dtype, error):
     z0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=dtype)
     solution = run(lambda t, z, x: -z, z0, times(0, 0.5, 1), solver).raise_if_failed()
@@ -236,8 +291,12 @@ def test_a_long_step_to_a_steady_state_is_a_newton_iteration():
     field = lambda z, x: torch.stack((x[:, 0] - z[:, 0] ** 3, 1e4 * (z[:, 0] - z[:, 1])), 1)  # noqa: E731
     x = torch.tensor([[8.0], [27.0]], dtype=torch.float64)
     solver = ic.SteadyState(ode_solver=ic.ImplicitEuler(dt=1e6), tol=1e-8, max_steps=20)
-    solution = ic.find_root(field, torch.ones(2, 2, dtype=torch.float64), x, solver=solver).raise_if_failed()
-    assert torch.allclose(solution.z, torch.tensor([[2.0, 2.0], [3.0, 3.0]], dtype=torch.float64), rtol=1e-6)
+    solution = ic.find_root(
+        field, torch.ones(2, 2, dtype=torch.float64), x, solver=solver
+    ).raise_if_failed()
+    assert torch.allclose(
+        solution.z, torch.tensor([[2.0, 2.0], [3.0, 3.0]], dtype=torch.float64), rtol=1e-6
+    )
     assert int(solution.steps.max()) <= 4
 
 
@@ -245,7 +304,9 @@ def test_built_from_a_config():
     config = {"name": "esdirk", "rtol": 1e-4, "root_solver": {"name": "newton", "tol": 0.1}}
     assert ic.create("ode_solver", config) == ic.ESDIRK(rtol=1e-4, root_solver=ic.Newton(tol=0.1))
     with pytest.raises(ic.ConfigError, match="root_solver.toll"):
-        ic.create("ode_solver", {"name": "implicit_euler", "root_solver": {"name": "newton", "toll": 0.1}})
+        ic.create(
+            "ode_solver", {"name": "implicit_euler", "root_solver": {"name": "newton", "toll": 0.1}}
+        )
     solver = {"name": "steady_state", "ode_solver": {"name": "trapezoid", "dt": 1.0}}
     assert ic.create("root_solver", solver) == ic.SteadyState(ode_solver=ic.Trapezoid(dt=1.0))
 
@@ -256,5 +317,7 @@ def test_the_way_between_the_steps():
         solver = ic.ESDIRK(rtol=1e-6, root_solver=NEWTON, dense_below=dense_below)
         z0, grid = torch.zeros(2, 2, dtype=torch.float64), times(0, 3)
         with torch.no_grad():
-            solution = ic.integrate(prothero_robinson, z0, rate, times=grid, solver=solver, dense=True).raise_if_failed()
+            solution = ic.integrate(
+                prothero_robinson, z0, rate, times=grid, solver=solver, dense=True
+            ).raise_if_failed()
         assert (solution.interpolate(times(1.3)) - math.sin(1.3)).abs().max() < 1e-3

@@ -16,7 +16,9 @@ each_tableau = pytest.mark.parametrize("tableau", ALL.values(), ids=ALL.keys())
 
 def matrix(tableau: ImplicitTableau) -> Tensor:
     stages = len(tableau.a)
-    return torch.tensor([list(row) + [0.0] * (stages - len(row)) for row in tableau.a], dtype=torch.float64)
+    return torch.tensor(
+        [list(row) + [0.0] * (stages - len(row)) for row in tableau.a], dtype=torch.float64
+    )
 
 
 def weights(tableau: ImplicitTableau) -> Tensor:
@@ -24,10 +26,13 @@ def weights(tableau: ImplicitTableau) -> Tensor:
 
 
 def stability(tableau: ImplicitTableau, b: Tensor, z: Tensor) -> Tensor:
-    """|R(z)| with R = 1 + z b^T (I - z A)^-1 1. Reference: Hairer, Wanner (1996), proposition IV.3.1."""
+    """|R(z)| with R = 1 + z b^T (I - z A)^-1 1. Reference: Hairer, Wanner (1996), proposition
+    IV.3.1."""
     a = matrix(tableau).to(torch.complex128)
     one = torch.ones(len(a), dtype=a.dtype)
-    inner = torch.linalg.solve(torch.eye(len(a), dtype=a.dtype) - z[:, None, None] * a, one.expand(len(z), -1))
+    inner = torch.linalg.solve(
+        torch.eye(len(a), dtype=a.dtype) - z[:, None, None] * a, one.expand(len(z), -1)
+    )
     return (1 + z * (inner @ b.to(a.dtype))).abs()
 
 
@@ -35,7 +40,9 @@ def stability(tableau: ImplicitTableau, b: Tensor, z: Tensor) -> Tensor:
 def test_shapes_row_sums_and_one_diagonal(tableau):
     a = matrix(tableau)
     assert [len(row) for row in tableau.a] == list(range(1, len(a) + 1))
-    assert torch.allclose(a.sum(1), torch.tensor(tableau.c, dtype=torch.float64), rtol=0, atol=2e-15)
+    assert torch.allclose(
+        a.sum(1), torch.tensor(tableau.c, dtype=torch.float64), rtol=0, atol=2e-15
+    )
     assert len(tableau.error) in (0, len(a))
     assert set(a.diagonal()[tableau.explicit :].tolist()) == {tableau.gamma}
     assert tableau.c[-1] == 1
@@ -53,7 +60,10 @@ def test_the_order_is_the_stated_one_and_no_higher(tableau):
 def test_the_embedded_method_is_one_order_below(tableau):
     if not tableau.error:
         pytest.skip("no embedded method")
-    a, embedded = matrix(tableau), weights(tableau) - torch.tensor(tableau.error, dtype=torch.float64)
+    a, embedded = (
+        matrix(tableau),
+        weights(tableau) - torch.tensor(tableau.error, dtype=torch.float64),
+    )
     for order in range(1, tableau.order):
         assert max(map(abs, defects(a, embedded, order))) < 3e-14
     assert max(map(abs, defects(a, embedded, tableau.order))) > 1e-6
@@ -61,7 +71,8 @@ def test_the_embedded_method_is_one_order_below(tableau):
 
 @each_tableau
 def test_a_stability(tableau):
-    """|R| <= 1 on the imaginary axis; the poles are all at 1 / gamma > 0, so that it holds on the left half plane."""
+    """|R| <= 1 on the imaginary axis; the poles are all at 1 / gamma > 0, so that it holds on the
+    left half plane."""
     assert tableau.gamma > 0
     axis = 1j * torch.cat((torch.zeros(1), torch.logspace(-4, 6, 2000))).to(torch.float64)
     assert bool((stability(tableau, weights(tableau), axis) <= 1 + 1e-12).all())

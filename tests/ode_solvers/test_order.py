@@ -1,4 +1,5 @@
-"""The error of every explicit method, at the end and between the steps, goes with the stated power of the step."""
+"""The error of every explicit method, at the end and between the steps, goes with the stated power
+of the step."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from implicitcore.tensors.packing import Packing
 
 PARTS = [part for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore"]
 METHODS = {part.name: part.load() for part in PARTS if issubclass(part.load(), RungeKutta)}
-# The orders that the papers state: of the solution, and the power of dt in the error of the continuous extension.
+# The orders that the papers state: of the solution, and the power of dt in the error of the
+# continuous extension.
 ORDERS = {
     "euler": (1, 1),
     "midpoint": (2, 2),
@@ -60,19 +62,25 @@ def slope(steps: list[int], errors: list[float]) -> float:
 
 
 def ladder(order: int) -> list[int]:
-    """Numbers of steps whose errors are well above rounding; at order 8 there are few, and none is quite at the limit."""
+    """Numbers of steps whose errors are well above rounding; at order 8 there are few, and none is
+    quite at the limit."""
     return [10, 15] if order == 8 else [60, 90, 120]
 
 
 def test_every_explicit_method_states_its_order():
-    assert {name: method.tableau.order for name, method in METHODS.items()} == {name: order for name, (order, _) in ORDERS.items()}
+    assert {name: method.tableau.order for name, method in METHODS.items()} == {
+        name: order for name, (order, _) in ORDERS.items()
+    }
 
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_error_goes_with_the_step_to_the_order(name):
     order = ORDERS[name][0]
     with torch.no_grad():
-        found = [ic.integrate(field, Z0, times=SPAN, solver=equal_steps(name, 1 / n)).raise_if_failed().z for n in ladder(order)]
+        found = [
+            ic.integrate(field, Z0, times=SPAN, solver=equal_steps(name, 1 / n)).raise_if_failed().z
+            for n in ladder(order)
+        ]
     errors = [(z - exact(SPAN)).norm().item() for z in found]
     assert abs(slope(ladder(order), errors) - order) < (0.5 if order == 8 else 0.3), errors
 
@@ -81,7 +89,10 @@ def test_the_error_goes_with_the_step_to_the_order(name):
 def test_so_does_the_error_between_the_steps(name):
     order, t = ORDERS[name][1], torch.linspace(0, 1, 301, dtype=torch.float64)
     with torch.no_grad():
-        solutions = [ic.integrate(field, Z0, times=SPAN, solver=equal_steps(name, 1 / n), dense=True) for n in ladder(order)]
+        solutions = [
+            ic.integrate(field, Z0, times=SPAN, solver=equal_steps(name, 1 / n), dense=True)
+            for n in ladder(order)
+        ]
     errors = [(solution.interpolate(t) - exact(t)).abs().max().item() for solution in solutions]
     assert abs(slope(ladder(order), errors) - order) < 0.5, errors
 
@@ -93,7 +104,12 @@ def test_the_order_on_other_problems(problem, name):
     steps = [2, 3, 4] if order == 8 else [24, 48, 96]
     end = torch.tensor([0.0, 1.0], dtype=torch.float64)
     with torch.no_grad():
-        ends = [ic.integrate(problem.field, problem.z0, problem.x, times=end, solver=equal_steps(name, 1 / n)).z[-1] for n in steps]
+        ends = [
+            ic.integrate(
+                problem.field, problem.z0, problem.x, times=end, solver=equal_steps(name, 1 / n)
+            ).z[-1]
+            for n in steps
+        ]
     errors = [(z - problem.trajectory(end)[-1]).abs().max().item() for z in ends]
     assert order - 0.4 < slope(steps, errors) < order + 1.2, errors
 

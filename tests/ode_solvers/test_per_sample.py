@@ -37,17 +37,25 @@ def run(field, z0, x, solver, gradient=None):
 
 
 @each_solver
-@pytest.mark.parametrize("gradient", [ic.Unrolled(), ic.Adjoint(drift=10)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "gradient", [ic.Unrolled(), ic.Adjoint(drift=10)], ids=lambda g: type(g).__name__
+)
 def test_a_batch_of_eight_equals_eight_single_solves(solver, gradient):
     # Fast contraction spreads the steps of the samples, and makes the way back unstable.
-    problem = logistic(fastest=20.0 if solver in ADAPTIVE and isinstance(gradient, ic.Unrolled) else 4.0)
+    problem = logistic(
+        fastest=20.0 if solver in ADAPTIVE and isinstance(gradient, ic.Unrolled) else 4.0
+    )
     if isinstance(solver, ic.Adams) and isinstance(gradient, ic.Adjoint):
         gradient = ic.Adjoint(ic.Tsit5(), drift=10)
     together, gradients = run(problem.field, problem.z0, problem.x, solver, gradient)
     if solver in ADAPTIVE:
-        assert len(set(together.steps.tolist())) > 1, "the samples of this test need different numbers of steps"
+        assert len(set(together.steps.tolist())) > 1, (
+            "the samples of this test need different numbers of steps"
+        )
     for i in range(8):
-        single, single_gradients = run(problem.field, problem.z0[i : i + 1], problem.x[i : i + 1], solver, gradient)
+        single, single_gradients = run(
+            problem.field, problem.z0[i : i + 1], problem.x[i : i + 1], solver, gradient
+        )
         assert torch.allclose(single.z[:, 0], together.z[:, i], rtol=1e-12)
         assert single.steps[0] == together.steps[i]
         assert single.status[0] == together.status[i]
@@ -63,7 +71,9 @@ def test_one_nan_sample_leaves_the_other_seven_unchanged(solver, where):
     clean, clean_gradients = run(problem.field, z0, x, solver)
     (z0 if where == "z0" else x)[3, 0] = torch.nan
     found, gradients = run(problem.field, z0, x, solver)
-    assert found.status.tolist() == [ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)]
+    assert found.status.tolist() == [
+        ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)
+    ]
     assert torch.equal(found.z[:, OTHERS], clean.z[:, OTHERS])
     assert torch.equal(found.steps[OTHERS], clean.steps[OTHERS])
     for a, b in zip(gradients, clean_gradients, strict=True):
@@ -78,7 +88,9 @@ def test_a_nan_on_the_way_ends_that_sample_with_its_last_finite_state(solver):
     clean, _ = run(field, torch.ones(8, 2, dtype=torch.float64), x, solver)
     x[3] = 1
     found, _ = run(field, torch.ones(8, 2, dtype=torch.float64), x, solver)
-    assert found.status.tolist() == [ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)]
+    assert found.status.tolist() == [
+        ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)
+    ]
     assert torch.equal(found.z[:, OTHERS], clean.z[:, OTHERS])
     assert bool(found.z.isfinite().all())
     assert torch.allclose(found.z[1, 3], clean.z[1, 0])  # the output before it is there
@@ -89,7 +101,9 @@ def test_a_nan_on_the_way_ends_that_sample_with_its_last_finite_state(solver):
 def test_a_blow_up_is_a_status_of_its_sample_alone(solver):
     """dz/dt = z^2 is infinite at t = 1 / z0."""
     z0 = torch.tensor([[0.5], [4.0], [0.9]], dtype=torch.float64)
-    solution = ic.integrate(lambda t, z, x: z * z, z0, times=torch.tensor([0.0, 1.0]), solver=solver)
+    solution = ic.integrate(
+        lambda t, z, x: z * z, z0, times=torch.tensor([0.0, 1.0]), solver=solver
+    )
     assert solution.status.tolist()[::2] == [ic.Status.CONVERGED] * 2
     assert solution.status[1] in (ic.Status.DIVERGED, ic.Status.NON_FINITE)
     assert bool(solution.z.isfinite().all())
@@ -101,7 +115,9 @@ def test_a_field_that_no_step_resolves_is_called_divergence(solver):
     """Every value is finite and none is like the last."""
     signs = itertools.cycle((1e30, -1e30, 3e30))
     field = lambda t, z, x: torch.full_like(z, next(signs))  # noqa: E731
-    solution = ic.integrate(field, torch.zeros(1, 1, dtype=torch.float64), times=torch.tensor([0.0, 1.0]), solver=solver)
+    solution = ic.integrate(
+        field, torch.zeros(1, 1, dtype=torch.float64), times=torch.tensor([0.0, 1.0]), solver=solver
+    )
     assert solution.status.tolist() == [ic.Status.DIVERGED]
     assert bool(solution.z.isfinite().all())
 
@@ -111,11 +127,17 @@ def test_stiff_dynamics_spend_the_steps_and_say_so(solver):
     few = type(solver)(**{**vars(solver), "max_steps": 60})
     z0 = torch.ones(2, 1, dtype=torch.float64)
     rate = torch.tensor([[1.0], [1e6]], dtype=torch.float64)
-    solution = ic.integrate(lambda t, z, x: x * (torch.cos(t) - z), z0, rate, times=GRID, solver=few)
+    solution = ic.integrate(
+        lambda t, z, x: x * (torch.cos(t) - z), z0, rate, times=GRID, solver=few
+    )
     assert solution.status.tolist() == [ic.Status.CONVERGED, ic.Status.MAX_STEPS]
     assert solution.steps[1] == 60
-    assert solution.z[1, 1] == solution.z[2, 1]  # the last accepted state, where the times were not reached
-    with pytest.raises(ic.SolveError, match="1 max_steps.*implicit method where the dynamics are stiff"):
+    assert (
+        solution.z[1, 1] == solution.z[2, 1]
+    )  # the last accepted state, where the times were not reached
+    with pytest.raises(
+        ic.SolveError, match="1 max_steps.*implicit method where the dynamics are stiff"
+    ):
         solution.raise_if_failed()
 
 
@@ -132,7 +154,9 @@ def test_too_few_steps_keep_the_last_state(solver):
 def test_an_empty_batch_is_no_work(solver):
     for gradient in (ic.Unrolled(), ic.Adjoint()):
         z0 = torch.zeros(0, 3, requires_grad=True)
-        solution = ic.integrate(lambda t, z, x: -z, z0, times=GRID, solver=solver, gradient=gradient).raise_if_failed()
+        solution = ic.integrate(
+            lambda t, z, x: -z, z0, times=GRID, solver=solver, gradient=gradient
+        ).raise_if_failed()
         assert solution.z.shape == (3, 0, 3)
         assert torch.autograd.grad(solution.z.sum(), z0)[0].shape == (0, 3)
 
@@ -144,7 +168,11 @@ def test_an_empty_batch_is_no_work(solver):
         (torch.tensor([0.0]), r"received a tensor of shape \[1\]"),
         (torch.tensor(1.0), r"received a tensor of shape \[\]"),
         (torch.zeros(2, 2), r"received a tensor of shape \[2, 2\]"),
-        (torch.tensor([0.0, 1.0, 1.0]), r"strictly increasing or decreasing values in torch.float32, received \[0.0, 1.0, 1.0\]"),
+        (
+            torch.tensor([0.0, 1.0, 1.0]),
+            r"strictly increasing or decreasing values in torch.float32, received "
+            r"\[0.0, 1.0, 1.0\]",
+        ),
         (torch.tensor([0.0, 1.0, 0.5]), "strictly increasing or decreasing"),
         (torch.tensor([2.0, 2.0]), "a span of length zero has no direction"),
         (torch.tensor([0.0, float("nan")]), "strictly increasing or decreasing"),
@@ -162,9 +190,16 @@ def test_times_that_cannot_be_used(grid, complaint):
 
 def test_times_that_fall_together_in_the_states_precision():
     with pytest.raises(ic.InputError, match="float32"):
-        ic.integrate(lambda t, z, x: -z, torch.ones(2, 2), times=torch.tensor([1.0, 1.0 + 1e-12], dtype=torch.float64), solver=ic.Tsit5())
+        ic.integrate(
+            lambda t, z, x: -z,
+            torch.ones(2, 2),
+            times=torch.tensor([1.0, 1.0 + 1e-12], dtype=torch.float64),
+            solver=ic.Tsit5(),
+        )
 
 
 def test_whole_numbers_are_times():
-    solution = ic.integrate(lambda t, z, x: z, torch.ones(1, 1), times=torch.tensor([0, 1]), solver=ic.Tsit5())
+    solution = ic.integrate(
+        lambda t, z, x: z, torch.ones(1, 1), times=torch.tensor([0, 1]), solver=ic.Tsit5()
+    )
     assert solution.z[-1].item() == pytest.approx(2.71828, rel=1e-3)

@@ -17,7 +17,8 @@ SPAN = torch.tensor([0.0, 10.0], dtype=torch.float64)
 
 
 def brusselator(t: Tensor, z: Tensor, x: Tensor) -> Tensor:
-    """Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.4, (4.15)."""
+    """Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.4,
+    (4.15)."""
     a, b = z.unbind(1)
     return torch.stack((1 + a * a * b - 4 * a, 3 * a - a * a * b), 1)
 
@@ -54,7 +55,9 @@ def sizes(controller: str, errors: list[float]) -> list[float]:
 def test_the_controllers_are_the_published_formulas():
     errors = [0.5, 0.8, 2.0, 0.4]
     assert sizes("i", errors) == pytest.approx([2, 1.25, 0.5, 2.5])
-    assert sizes("pi", errors) == pytest.approx([2**0.7, 0.8**-0.7 * 0.5**0.4, 0.5, 0.4**-0.7 * 0.8**0.4])
+    assert sizes("pi", errors) == pytest.approx(
+        [2**0.7, 0.8**-0.7 * 0.5**0.4, 0.5, 0.4**-0.7 * 0.8**0.4]
+    )
     pid = [2**0.49, 0.8**-0.49 * 0.5**0.34, 0.5, 0.4**-0.49 * 0.8**0.34 * 0.5**-0.1]
     assert sizes("pid", errors) == pytest.approx(pid)
 
@@ -65,7 +68,9 @@ def test_more_memory_means_fewer_rejections_where_stability_limits_the_step():
     steps = {}
     for controller in CONTROLLERS:
         solver = ic.Dopri5(rtol=1e-4, atol=1e-4, controller=controller)
-        steps[controller] = ic.integrate(field, torch.ones(1, 1, dtype=torch.float64), times=SPAN / 10, solver=solver).steps.item()
+        steps[controller] = ic.integrate(
+            field, torch.ones(1, 1, dtype=torch.float64), times=SPAN / 10, solver=solver
+        ).steps.item()
     assert steps["pi"] < steps["i"]
 
 
@@ -77,7 +82,9 @@ def test_no_step_is_longer_than_max_step():
         return torch.ones_like(z)
 
     solver = ic.Tsit5(max_step=0.25, first_step=3.0)
-    solution = ic.integrate(field, torch.zeros(1, 1, dtype=torch.float64), times=SPAN, solver=solver).raise_if_failed()
+    solution = ic.integrate(
+        field, torch.zeros(1, 1, dtype=torch.float64), times=SPAN, solver=solver
+    ).raise_if_failed()
     assert solution.steps.item() == 40
     assert max(b - a for a, b in zip(seen, seen[1:], strict=False)) < 0.25
 
@@ -85,12 +92,20 @@ def test_no_step_is_longer_than_max_step():
 def test_a_sample_that_needs_a_shorter_step_than_min_step_has_diverged():
     problem = logistic()
     with torch.no_grad():
-        free = ic.integrate(problem.field, problem.z0, problem.x, times=SPAN / 10, solver=ic.Tsit5(rtol=1e-10, atol=1e-10))
+        free = ic.integrate(
+            problem.field,
+            problem.z0,
+            problem.x,
+            times=SPAN / 10,
+            solver=ic.Tsit5(rtol=1e-10, atol=1e-10),
+        )
         solver = ic.Tsit5(rtol=1e-10, atol=1e-10, min_step=0.05)
         bound = ic.integrate(problem.field, problem.z0, problem.x, times=SPAN / 10, solver=solver)
     assert bool(free.converged.all())
     assert set(bound.status.tolist()) == {ic.Status.CONVERGED, ic.Status.DIVERGED}
-    assert torch.equal(bound.converged, problem.x.flatten() < problem.x.flatten()[bound.status.argmax()])  # the slow ones made it
+    assert torch.equal(
+        bound.converged, problem.x.flatten() < problem.x.flatten()[bound.status.argmax()]
+    )  # the slow ones made it
 
 
 @pytest.mark.parametrize("option", ["min_step", "max_step", "controller"])
@@ -101,7 +116,12 @@ def test_bad_options_say_what_is_expected(option):
 
 @pytest.mark.parametrize(
     ("dtype", "rtol", "warned"),
-    [(torch.float32, 1e-9, True), (torch.float32, 1e-6, False), (torch.complex64, 1e-9, True), (torch.float64, 1e-17, True)]
+    [
+        (torch.float32, 1e-9, True),
+        (torch.float32, 1e-6, False),
+        (torch.complex64, 1e-9, True),
+        (torch.float64, 1e-17, True),
+    ]
     + [(torch.float64, 1e-12, False), (torch.bfloat16, 1e-3, False), (torch.float16, 1e-9, True)],
 )
 def test_a_tolerance_below_the_precision_is_named(dtype, rtol, warned):
@@ -109,5 +129,7 @@ def test_a_tolerance_below_the_precision_is_named(dtype, rtol, warned):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ic.integrate(lambda t, z, x: -z, torch.ones(1, 1, dtype=dtype), times=SPAN, solver=solver)
-    assert [f"below the precision of {dtype}" in str(warning.message) for warning in caught] == [True] * warned
+    assert [f"below the precision of {dtype}" in str(warning.message) for warning in caught] == [
+        True
+    ] * warned
     assert all(issubclass(warning.category, ic.ConvergenceWarning) for warning in caught)

@@ -15,7 +15,14 @@ from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.system.system import System
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11, "max_steps": 5000}
-ADAPTIVE = [ic.Bosh3(**TIGHT), ic.Fehlberg45(**TIGHT), ic.Dopri5(**TIGHT), ic.Tsit5(**TIGHT), ic.DOP853(**TIGHT), ic.Adams(**TIGHT)]
+ADAPTIVE = [
+    ic.Bosh3(**TIGHT),
+    ic.Fehlberg45(**TIGHT),
+    ic.Dopri5(**TIGHT),
+    ic.Tsit5(**TIGHT),
+    ic.DOP853(**TIGHT),
+    ic.Adams(**TIGHT),
+]
 each_problem = pytest.mark.parametrize("problem", trajectories(), ids=str)
 
 
@@ -33,7 +40,11 @@ def largest(difference: Tensor) -> float:
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("grid", [times(0, 1), times(0, 0.01, 0.3, 0.31, 2), times(0, -0.2, -0.7)], ids=["end", "several", "backwards"])
+@pytest.mark.parametrize(
+    "grid",
+    [times(0, 1), times(0, 0.01, 0.3, 0.31, 2), times(0, -0.2, -0.7)],
+    ids=["end", "several", "backwards"],
+)
 @each_problem
 def test_adaptive_steps_meet_the_tolerance_at_every_output_time(problem, solver, grid):
     solution = solve(problem, solver, grid).raise_if_failed()
@@ -50,7 +61,9 @@ def test_a_smaller_tolerance_gives_a_smaller_error(problem):
     exact = problem.trajectory(times(1))[0]
     errors = []
     for rtol in (1e-3, 1e-5, 1e-7, 1e-9):
-        errors.append(largest(solve(problem, ic.Tsit5(rtol=rtol, atol=rtol), times(0, 1)).z[-1] - exact))
+        errors.append(
+            largest(solve(problem, ic.Tsit5(rtol=rtol, atol=rtol), times(0, 1)).z[-1] - exact)
+        )
         assert errors[-1] < 20 * rtol
     assert errors == sorted(errors, reverse=True)
 
@@ -65,11 +78,19 @@ def test_there_and_back_again():
 
 @pytest.mark.parametrize(
     ("solver", "per_step"),
-    [(ic.Euler(dt=0.1), 1), (ic.Midpoint(dt=0.1), 2), (ic.Heun(dt=0.1), 2), (ic.Heun3(dt=0.1), 3), (ic.RK4(dt=0.1), 4)],
+    [
+        (ic.Euler(dt=0.1), 1),
+        (ic.Midpoint(dt=0.1), 2),
+        (ic.Heun(dt=0.1), 2),
+        (ic.Heun3(dt=0.1), 3),
+        (ic.RK4(dt=0.1), 4),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("grid", "steps"), [((0, 1), 10), ((0, 0.05, 1), 11), ((5, 4), 10), ((100, 130), 300)], ids=str)
+@pytest.mark.parametrize(
+    ("grid", "steps"), [((0, 1), 10), ((0, 0.05, 1), 11), ((5, 4), 10), ((100, 130), 300)], ids=str
+)
 def test_fixed_steps_are_counted_exactly(solver, per_step, dtype, grid, steps):
     seen = []
 
@@ -77,12 +98,18 @@ def test_fixed_steps_are_counted_exactly(solver, per_step, dtype, grid, steps):
         seen.append(1)
         return -z
 
-    solution = ic.integrate(field, torch.ones(3, 2, dtype=dtype), times=times(*grid, dtype=dtype), solver=solver).raise_if_failed()
+    solution = ic.integrate(
+        field, torch.ones(3, 2, dtype=dtype), times=times(*grid, dtype=dtype), solver=solver
+    ).raise_if_failed()
     assert solution.steps.tolist() == [steps] * 3
     assert solution.evaluations == len(seen) == per_step * steps
 
 
-@pytest.mark.parametrize(("solver", "per_step"), [(ic.Bosh3, 3), (ic.Dopri5, 6), (ic.Tsit5, 6), (ic.DOP853, 12), (ic.Adams, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("solver", "per_step"),
+    [(ic.Bosh3, 3), (ic.Dopri5, 6), (ic.Tsit5, 6), (ic.DOP853, 12), (ic.Adams, 1)],
+    ids=str,
+)
 def test_adaptive_evaluations_are_counted_exactly(solver, per_step):
     problem = logistic(1)
     estimated = solve(problem, solver(), times(0, 3))
@@ -98,16 +125,28 @@ def test_equal_steps_arrive_exactly_and_are_no_longer_than_dt():
         lengths.append(t.flatten()[0].item())
         return torch.ones_like(z)
 
-    ic.integrate(field, torch.zeros(1, 1, dtype=torch.float64), times=times(0, 1), solver=ic.Euler(dt=0.3)).raise_if_failed()
+    ic.integrate(
+        field, torch.zeros(1, 1, dtype=torch.float64), times=times(0, 1), solver=ic.Euler(dt=0.3)
+    ).raise_if_failed()
     assert lengths == pytest.approx([0, 0.25, 0.5, 0.75])
 
 
 def test_a_constant_field_needs_few_steps():
     """No error at all: the step grows until it arrives."""
-    solution = ic.integrate(lambda t, z, x: torch.ones_like(z), torch.zeros(2, 1), times=times(0, 1e6), solver=ic.Tsit5())
+    solution = ic.integrate(
+        lambda t, z, x: torch.ones_like(z),
+        torch.zeros(2, 1),
+        times=times(0, 1e6),
+        solver=ic.Tsit5(),
+    )
     assert solution.z[-1].flatten().tolist() == pytest.approx([1e6] * 2)
     assert int(solution.steps.max()) < 40
-    still = ic.integrate(lambda t, z, x: torch.zeros_like(z), torch.zeros(2, 1), times=times(0, 1e6), solver=ic.Tsit5())
+    still = ic.integrate(
+        lambda t, z, x: torch.zeros_like(z),
+        torch.zeros(2, 1),
+        times=times(0, 1e6),
+        solver=ic.Tsit5(),
+    )
     assert still.raise_if_failed().steps.max() < 20
 
 
@@ -115,45 +154,69 @@ def test_the_end_is_never_overstepped():
     """sqrt(1 - t) is not defined beyond t = 1, where the integration ends."""
     field = lambda t, z, x: torch.where(t <= 1, torch.ones_like(z), torch.nan)  # noqa: E731
     for solver in (ic.Tsit5(), ic.Dopri5(first_step=5.0), ic.RK4(dt=0.3), ic.Adams()):
-        solution = ic.integrate(field, torch.ones(2, 2, dtype=torch.float64), times=times(0, 0.4, 1), solver=solver).raise_if_failed()
+        solution = ic.integrate(
+            field, torch.ones(2, 2, dtype=torch.float64), times=times(0, 0.4, 1), solver=solver
+        ).raise_if_failed()
         assert solution.z[:, 0, 0].tolist() == pytest.approx([1, 1.4, 2])
 
 
-@pytest.mark.parametrize("solver", [ic.Heun(), ic.RK4(), ic.Bosh3(), ic.Tsit5(), ic.Adams()], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 2e-3), (torch.float32, 2e-3), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)])
+@pytest.mark.parametrize(
+    "solver",
+    [ic.Heun(), ic.RK4(), ic.Bosh3(), ic.Tsit5(), ic.Adams()],
+    ids=lambda s: type(s).__name__,
+)
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    [(torch.float64, 2e-3), (torch.float32, 2e-3), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)],
+)
 def test_every_dtype_keeps_its_own(solver, dtype, error):
     z0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=dtype)
-    solution = ic.integrate(lambda t, z, x: -z, z0, times=times(0, 0.5, 1), solver=solver).raise_if_failed()
+    solution = ic.integrate(
+        lambda t, z, x: -z, z0, times=times(0, 0.5, 1), solver=solver
+    ).raise_if_failed()
     assert solution.z.dtype == dtype
     assert solution.times.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert largest(solution.z[-1].double() - z0.double() * torch.exp(torch.tensor(-1.0))) < error
 
 
 @pytest.mark.parametrize(
-    "solver", [ic.RK4(dt=0.01), ic.Tsit5(rtol=1e-8, atol=1e-8), ic.Adams(rtol=1e-8, atol=1e-8)], ids=lambda s: type(s).__name__
+    "solver",
+    [ic.RK4(dt=0.01), ic.Tsit5(rtol=1e-8, atol=1e-8), ic.Adams(rtol=1e-8, atol=1e-8)],
+    ids=lambda s: type(s).__name__,
 )
 def test_a_complex_state_turns(solver):
     z0 = torch.tensor([[1 + 1j], [2j]], dtype=torch.complex128)
-    solution = ic.integrate(lambda t, z, x: 1j * z, z0, times=times(0, 1, 3), solver=solver).raise_if_failed()
+    solution = ic.integrate(
+        lambda t, z, x: 1j * z, z0, times=times(0, 1, 3), solver=solver
+    ).raise_if_failed()
     assert solution.z.dtype == torch.complex128
     assert torch.allclose(solution.z, z0 * torch.exp(1j * times(0, 1, 3))[:, None, None], rtol=1e-6)
 
 
 def test_a_pytree_state_comes_back_as_one():
-    z0 = {"position": torch.ones(4, 2, 1, dtype=torch.float64), "speed": torch.zeros(4, 2, 1, dtype=torch.float64)}
+    z0 = {
+        "position": torch.ones(4, 2, 1, dtype=torch.float64),
+        "speed": torch.zeros(4, 2, 1, dtype=torch.float64),
+    }
     grid = times(0, 1, 2)
     swing = lambda t, z, x: {"position": z["speed"], "speed": -z["position"]}  # noqa: E731
     solution = ic.integrate(swing, z0, times=grid, solver=ic.Tsit5(rtol=1e-9, atol=1e-9))
     assert solution.z["position"].shape == (3, 4, 2, 1)
-    assert torch.allclose(solution.z["position"], torch.cos(grid)[:, None, None, None].expand(3, 4, 2, 1), atol=1e-7)
-    assert torch.allclose(solution.z["speed"], -torch.sin(grid)[:, None, None, None].expand(3, 4, 2, 1), atol=1e-7)
+    assert torch.allclose(
+        solution.z["position"], torch.cos(grid)[:, None, None, None].expand(3, 4, 2, 1), atol=1e-7
+    )
+    assert torch.allclose(
+        solution.z["speed"], -torch.sin(grid)[:, None, None, None].expand(3, 4, 2, 1), atol=1e-7
+    )
 
 
 def test_the_graph_is_that_of_the_discrete_steps():
     """Euler by hand; the starting z0 is left as it was."""
     problem = linear()
     start = problem.z0.detach().clone()
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=times(0, 1, 2), solver=ic.Euler(dt=0.25))
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=times(0, 1, 2), solver=ic.Euler(dt=0.25)
+    )
     z, rows = problem.z0, [problem.z0]
     for k in range(8):
         z = z + 0.25 * problem.field(torch.zeros(()), z, problem.x)
@@ -169,8 +232,12 @@ def test_the_graph_is_that_of_the_discrete_steps():
 def test_no_graph_where_none_is_wanted():
     problem = logistic()
     with torch.no_grad():
-        assert not ic.integrate(problem.field, problem.z0, problem.x, times=times(0, 1), solver=ic.Tsit5()).z.requires_grad
-        assert not ic.integrate(problem.field, problem.z0, problem.x, times=times(0, 1), solver=ic.RK4()).z.requires_grad
+        assert not ic.integrate(
+            problem.field, problem.z0, problem.x, times=times(0, 1), solver=ic.Tsit5()
+        ).z.requires_grad
+        assert not ic.integrate(
+            problem.field, problem.z0, problem.x, times=times(0, 1), solver=ic.RK4()
+        ).z.requires_grad
 
 
 class Half(NamedTuple):
@@ -203,5 +270,7 @@ def test_a_solver_of_ones_own_is_one_method_and_its_state():
     assert torch.allclose(solution.z, solve(problem, ic.Euler(dt=0.01), times(0, 1)).z, rtol=1e-12)
     assert solution.evaluations == 101
     cell = lambda z, x: torch.cos(z)  # noqa: E731
-    root = ic.fixed_point(cell, torch.zeros(3, 1), solver=ic.SteadyState(ode_solver=Counting(), max_steps=2000)).raise_if_failed()
+    root = ic.fixed_point(
+        cell, torch.zeros(3, 1), solver=ic.SteadyState(ode_solver=Counting(), max_steps=2000)
+    ).raise_if_failed()
     assert torch.allclose(root.z, torch.full((3, 1), 0.739085), atol=1e-3)

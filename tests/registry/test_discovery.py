@@ -12,7 +12,11 @@ from implicitcore.registry import builtin
 from implicitcore.registry.registry import Registry
 
 BROKEN = {
-    "import": ("import no_such_package", "broken", "ModuleNotFoundError: No module named 'no_such_package'"),
+    "import": (
+        "import no_such_package",
+        "broken",
+        "ModuleNotFoundError: No module named 'no_such_package'",
+    ),
     "exit": ("raise SystemExit(3)", "broken", "SystemExit: 3"),
     "half-way": (
         hook("registry.register('root_solver', 'half', 'a:B', summary='first'); 1 / 0"),
@@ -25,7 +29,8 @@ BROKEN = {
         "unknown hook 'implicitcore_registr'; did you mean 'implicitcore_register'?",
     ),
     "foreign marker": (
-        "import pluggy\nIMPLICITCORE_API = 1\n@pluggy.HookimplMarker('other')\ndef implicitcore_register(registry): ...",
+        "import pluggy\nIMPLICITCORE_API = 1\n@pluggy.HookimplMarker('other')\ndef "
+        "implicitcore_register(registry): ...",
         "broken",
         "has the marker of 'other': use 'from implicitcore import hookimpl'",
     ),
@@ -34,14 +39,42 @@ BROKEN = {
         "broken",
         "has no marker: put @hookimpl above it",
     ),
-    "no hook": (HEADER, "broken", "has no function implicitcore_register(registry) marked with @hookimpl"),
-    "wrong argument": (f"{HEADER}\n@hookimpl\ndef implicitcore_register(register): ...", "broken", "PluginValidationError"),
-    "unknown kind": (registers("x", "a:B", "rootsolver"), "broken", "unknown kind 'rootsolver'; did you mean 'root_solver'"),
+    "no hook": (
+        HEADER,
+        "broken",
+        "has no function implicitcore_register(registry) marked with @hookimpl",
+    ),
+    "wrong argument": (
+        f"{HEADER}\n@hookimpl\ndef implicitcore_register(register): ...",
+        "broken",
+        "PluginValidationError",
+    ),
+    "unknown kind": (
+        registers("x", "a:B", "rootsolver"),
+        "broken",
+        "unknown kind 'rootsolver'; did you mean 'root_solver'",
+    ),
     "bad name": (registers("Two Words", "a:B"), "broken", "cannot be named 'Two Words'"),
-    "object target": (hook("registry.register('root_solver', 'x', int, summary='')"), "broken", "must be a text 'module:attribute'"),
-    "long summary": (registers("x", "a:B", summary="two\nlines"), "broken", "must be one line of text, not 'two\\nlines'"),
-    "no target": (registers("x", "a.B"), "broken", "the target of root_solver 'x' must be 'module:attribute', not 'a.B'"),
-    "twice": (hook("[registry.register('root_solver', 'x', 'a:B', summary='') for _ in '12']"), "broken", "registered twice"),
+    "object target": (
+        hook("registry.register('root_solver', 'x', int, summary='')"),
+        "broken",
+        "must be a text 'module:attribute'",
+    ),
+    "long summary": (
+        registers("x", "a:B", summary="two\nlines"),
+        "broken",
+        "must be one line of text, not 'two\\nlines'",
+    ),
+    "no target": (
+        registers("x", "a.B"),
+        "broken",
+        "the target of root_solver 'x' must be 'module:attribute', not 'a.B'",
+    ),
+    "twice": (
+        hook("[registry.register('root_solver', 'x', 'a:B', summary='') for _ in '12']"),
+        "broken",
+        "registered twice",
+    ),
     "no version": (
         registers("x", "a:B").replace("IMPLICITCORE_API = 1", ""),
         "broken",
@@ -49,7 +82,9 @@ BROKEN = {
     ),
     "bad version": (HEADER.replace("= 1", "= '1'"), "broken", "must be an integer"),
     "newer": (
-        hook("raise AssertionError('called')").replace("IMPLICITCORE_API = 1", "IMPLICITCORE_API = 99"),
+        hook("raise AssertionError('called')").replace(
+            "IMPLICITCORE_API = 1", "IMPLICITCORE_API = 99"
+        ),
         "incompatible",
         "plugin API 99 and this implicitcore has 1: pip install --upgrade implicitcore",
     ),
@@ -85,14 +120,23 @@ def test_the_core_registers_through_the_hook_of_everyone(monkeypatch: pytest.Mon
     builtin.implicitcore_register(registrar)
     assert plugin_of(Registry(), "builtin").parts == registrar.parts
     monkeypatch.delattr(builtin.implicitcore_register, "implicitcore_impl")  # what @hookimpl leaves
-    with pytest.raises(PluginError, match="implicitcore.registry.builtin.implicitcore_register has no marker: put @hookimpl above it"):
+    with pytest.raises(
+        PluginError,
+        match="implicitcore.registry.builtin.implicitcore_register has no marker: put "
+        "@hookimpl above it",
+    ):
         Registry().plugins()
 
 
 def test_what_a_plugin_registered_is_recorded(site: Site):
     site.add("mine", registers("good", "good_code:Solver"), version="0.3")
     plugin = plugin_of(Registry(), "mine")
-    assert (plugin.status, plugin.distribution, plugin.version, plugin.error) == ("ok", "mine", "0.3", "")
+    assert (plugin.status, plugin.distribution, plugin.version, plugin.error) == (
+        "ok",
+        "mine",
+        "0.3",
+        "",
+    )
     assert [part.qualified_name for part in plugin.parts] == ["mine:good"]
     assert plugin.seconds > 0
 
@@ -121,13 +165,19 @@ def test_strict_makes_a_broken_plugin_an_error(site: Site, monkeypatch: pytest.M
     monkeypatch.setenv("IMPLICITCORE_STRICT_PLUGINS", "1")
     registry = Registry()
     for _ in range(2):
-        with pytest.raises(PluginError, match="plugin 'bad' of bad-dist 1.0 was left out: ModuleNotFoundError"):
+        with pytest.raises(
+            PluginError, match="plugin 'bad' of bad-dist 1.0 was left out: ModuleNotFoundError"
+        ):
             registry.plugins()
 
 
 def test_an_interrupt_is_not_a_broken_plugin(site: Site):
     builtins.interrupt_once = [KeyboardInterrupt()]  # type: ignore[attr-defined]
-    site.add("mine", "import builtins\nif builtins.interrupt_once: raise builtins.interrupt_once.pop()\n" + registers("good", "a:B"))
+    site.add(
+        "mine",
+        "import builtins\nif builtins.interrupt_once: raise builtins.interrupt_once.pop()\n"
+        + registers("good", "a:B"),
+    )
     registry = Registry()
     with pytest.raises(KeyboardInterrupt):
         registry.plugins()
@@ -135,18 +185,30 @@ def test_an_interrupt_is_not_a_broken_plugin(site: Site):
 
 
 def test_a_plugin_that_asks_while_it_loads_fails_and_does_not_hang(site: Site):
-    site.add("mine", "from implicitcore import create\ncreate('root_solver', 'anderson')\n" + registers("good", "a:B"))
-    code = "from implicitcore.registry.registry import REGISTRY; print([p.error for p in REGISTRY.plugins() if p.name == 'mine'])"
+    site.add(
+        "mine",
+        "from implicitcore import create\ncreate('root_solver', 'anderson')\n"
+        + registers("good", "a:B"),
+    )
+    code = (
+        "from implicitcore.registry.registry import REGISTRY; print([p.error for p in "
+        "REGISTRY.plugins() if p.name == 'mine'])"
+    )
     assert "it may only register its own" in run_python("-c", code, path=(site,)).stdout
 
 
 def test_names_of_a_module_are_not_read(site: Site):
-    lazy = "\ndef __getattr__(name): raise AssertionError(name)\ndef __dir__(): return [*globals(), 'heavy']\n"
+    lazy = (
+        "\ndef __getattr__(name): raise AssertionError(name)\ndef __dir__(): return "
+        "[*globals(), 'heavy']\n"
+    )
     site.add("mine", registers("good", "a:B") + lazy)
     assert plugin_of(Registry(), "mine").status == "ok"
 
 
-def test_a_distribution_that_is_on_the_path_twice_counts_once(site: Site, tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_a_distribution_that_is_on_the_path_twice_counts_once(
+    site: Site, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
     for folder in (site, Site(tmp_path / "editable")):
         folder.add("mine", registers("good", "a:B"))
     monkeypatch.syspath_prepend(tmp_path / "editable")
@@ -157,9 +219,15 @@ def test_a_distribution_that_is_on_the_path_twice_counts_once(site: Site, tmp_pa
 
 def test_two_entry_points_of_one_distribution_cannot_share_a_name(site: Site):
     module = site.add("mine", registers("good", "a:B"))
-    site.write("mine-1.0.dist-info/entry_points.txt", f"[implicitcore]\nfirst = {module}\nsecond = {module}\n")
+    site.write(
+        "mine-1.0.dist-info/entry_points.txt",
+        f"[implicitcore]\nfirst = {module}\nsecond = {module}\n",
+    )
     registry = Registry()
-    with pytest.warns(PluginWarning, match="registered already by the entry point 'first' of the same distribution"):
+    with pytest.warns(
+        PluginWarning,
+        match="registered already by the entry point 'first' of the same distribution",
+    ):
         registry.plugins()
     assert registry.find("root_solver", "good").provider == "mine"
 
@@ -170,11 +238,17 @@ def test_metadata_without_a_name_is_not_fatal(site: Site):
     assert plugin_of(Registry(), "mine").status == "ok"
 
 
-@pytest.mark.parametrize("value", ["mine_plugin:implicitcore_register", "mine_plugin implicitcore_register", "mine-plugin"])
+@pytest.mark.parametrize(
+    "value",
+    ["mine_plugin:implicitcore_register", "mine_plugin implicitcore_register", "mine-plugin"],
+)
 def test_an_entry_point_names_a_module(site: Site, value: str):
     site.add("mine", registers("good", "a:B"))
     site.write("mine-1.0.dist-info/entry_points.txt", f"[implicitcore]\nmine = {value}\n")
-    with pytest.warns(PluginWarning, match=f"the entry point mine = {value} must name a module, as mine = my_package.plugin"):
+    with pytest.warns(
+        PluginWarning,
+        match=f"the entry point mine = {value} must name a module, as mine = my_package.plugin",
+    ):
         Registry().plugins()
 
 
@@ -209,8 +283,13 @@ def test_a_name_that_another_distribution_has_is_a_status_and_leaves_nothing_out
     for name in ("builtin", "a-dist"):
         plugin = plugin_of(registry, name)
         assert (plugin.status, plugin.usable) == ("conflict", True)
-        assert [[part.provider for part in shared] for shared in plugin.conflicts] == [["implicitcore", "a-dist"]]
-        assert plugin.error == ("root_solver 'anderson' is provided by 2 distributions: say 'implicitcore:anderson' or 'a-dist:anderson'")
+        assert [[part.provider for part in shared] for shared in plugin.conflicts] == [
+            ["implicitcore", "a-dist"]
+        ]
+        assert plugin.error == (
+            "root_solver 'anderson' is provided by 2 distributions: say "
+            "'implicitcore:anderson' or 'a-dist:anderson'"
+        )
     assert plugin_of(registry, "b-dist").status == "ok"
     assert registry.find("root_solver", "a-dist:anderson").target == "a:A"
     assert "left out" not in refusal(registry, "andersen")

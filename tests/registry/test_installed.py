@@ -58,11 +58,29 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Site:
     project = Site(tmp_path_factory.mktemp("project"))
     project.write("pyproject.toml", PROJECT)
     project.write("third_party/__init__.py", "")
-    project.write("third_party/plugin.py", registers("third-party-halfway", "third_party.halfway:Halfway", summary="half of the way"))
+    project.write(
+        "third_party/plugin.py",
+        registers("third-party-halfway", "third_party.halfway:Halfway", summary="half of the way"),
+    )
     project.write("third_party/halfway.py", SOLVER)
     site = Site(tmp_path_factory.mktemp("site"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-input"]
-    subprocess.run([*pip, "--target", str(site.folder), str(project.folder)], check=True, capture_output=True, timeout=120)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-input",
+    ]
+    subprocess.run(
+        [*pip, "--target", str(site.folder), str(project.folder)],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     site.add("bad-dist", "1 / 0", entry="bad")
     return site
 
@@ -70,12 +88,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Site:
 def test_it_solves_by_name_and_the_broken_one_harms_nothing(installed: Site):
     done = run_python("-c", USE, path=(installed,))
     assert done.stdout == "third-party-halfway\n", done.stderr
-    assert done.stderr.count("PluginWarning: plugin 'bad' of bad-dist 1.0 was left out: ZeroDivisionError") == 1
+    assert (
+        done.stderr.count(
+            "PluginWarning: plugin 'bad' of bad-dist 1.0 was left out: ZeroDivisionError"
+        )
+        == 1
+    )
 
 
 def test_the_command_line_knows_it(installed: Site):
     listed = run_python("-m", "implicitcore", "plugins", "list", path=(installed,)).stdout
     assert "third-party-solver 3.1 ok" in " ".join(listed.split())
-    info = run_python("-m", "implicitcore", "info", "root_solver", "third-party-halfway", path=(installed,)).stdout
+    info = run_python(
+        "-m", "implicitcore", "info", "root_solver", "third-party-halfway", path=(installed,)
+    ).stdout
     assert "provider: third-party-solver 3.1" in info
     assert "Goes half of the way to f(z)." in info

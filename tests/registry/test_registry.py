@@ -29,7 +29,9 @@ def registry() -> Registry:
     return Registry()
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, parts in _PARTS.items() for name in parts])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, parts in _PARTS.items() for name in parts]
+)
 def test_every_builtin_part_loads(registry: Registry, kind: str, name: str):
     part = registry.find(kind, f"implicitcore:{name}")
     assert part.load().kind == kind
@@ -37,7 +39,10 @@ def test_every_builtin_part_loads(registry: Registry, kind: str, name: str):
 
 
 def test_a_misspelt_name_gets_its_near_match(registry: Registry):
-    with pytest.raises(UnknownPartError, match="unknown root_solver 'andersen'; did you mean 'anderson'.*known: .*broyden"):
+    with pytest.raises(
+        UnknownPartError,
+        match="unknown root_solver 'andersen'; did you mean 'anderson'.*known: .*broyden",
+    ):
         registry.find("root_solver", "andersen")
 
 
@@ -47,8 +52,14 @@ def test_a_name_of_another_kind_is_said_to_be_that(registry: Registry):
 
 
 def test_a_misspelt_kind_gets_its_near_match(registry: Registry):
-    for ask in (registry.parts, lambda kind: registry.find(kind, "x"), lambda kind: registry.register(kind, "x", Mine)):
-        with pytest.raises(UnknownPartError, match="unknown kind 'solver'; did you mean .*'root_solver'"):
+    for ask in (
+        registry.parts,
+        lambda kind: registry.find(kind, "x"),
+        lambda kind: registry.register(kind, "x", Mine),
+    ):
+        with pytest.raises(
+            UnknownPartError, match="unknown kind 'solver'; did you mean .*'root_solver'"
+        ):
             ask("solver")
 
 
@@ -60,16 +71,23 @@ def test_an_unknown_name_mentions_the_plugins_left_out(registry: Registry, site:
         registry.find("root_solver", "something-of-bad")
 
 
-def test_where_there_is_no_part_of_a_kind_the_error_says_what_to_install(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+def test_where_there_is_no_part_of_a_kind_the_error_says_what_to_install(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("IMPLICITCORE_DISABLE_PLUGINS", "all")
-    with pytest.raises(UnknownPartError, match=r"unknown layer 'deq' \(pip install implicitcore-layers\)"):
+    with pytest.raises(
+        UnknownPartError, match=r"unknown layer 'deq' \(pip install implicitcore-layers\)"
+    ):
         registry.find("layer", "deq")
 
 
 def test_two_providers_of_a_name_are_an_error_at_use_alone(registry: Registry, site: Site):
     site.add("other", registers("anderson", "other_code:Solver"), files={"other_code.py": SOLVER})
     assert registry.find("root_solver", "picard").load() is Picard
-    with pytest.raises(AmbiguousPartError, match="2 distributions; say which: 'implicitcore:anderson' .* or 'other:anderson'"):
+    with pytest.raises(
+        AmbiguousPartError,
+        match="2 distributions; say which: 'implicitcore:anderson' .* or 'other:anderson'",
+    ):
         registry.find("root_solver", "anderson")
     assert registry.find("root_solver", "implicitcore:anderson").load() is Anderson
     assert registry.find("root_solver", "other:anderson").load().__module__ == "other_code"
@@ -86,7 +104,9 @@ def test_two_providers_of_a_name_are_an_error_at_use_alone(registry: Registry, s
         ("implicitcore.ode_solvers.base:ODESolver", "is not a root_solver class"),
     ],
 )
-def test_a_target_that_cannot_be_used_is_an_error_at_use(registry: Registry, site: Site, target: str, message: str):
+def test_a_target_that_cannot_be_used_is_an_error_at_use(
+    registry: Registry, site: Site, target: str, message: str
+):
     site.add("mine", registers("good", target), files={"target_code.py": SOLVER})
     part = registry.find("root_solver", "good")
     with pytest.raises(PluginError, match=f"root_solver 'good' of mine 1.0.*{message}"):
@@ -94,8 +114,16 @@ def test_a_target_that_cannot_be_used_is_an_error_at_use(registry: Registry, sit
 
 
 def test_a_missing_requirement_is_named(registry: Registry, site: Site):
-    site.add("mine", hook("registry.register('root_solver', 'x', 'no_such:X', summary='', requires=['no-such-dist>=2', 'torch'])"))
-    with pytest.raises(PluginError, match="it needs no-such-dist>=2: pip install 'no-such-dist>=2'"):
+    site.add(
+        "mine",
+        hook(
+            "registry.register('root_solver', 'x', 'no_such:X', summary='', "
+            "requires=['no-such-dist>=2', 'torch'])"
+        ),
+    )
+    with pytest.raises(
+        PluginError, match="it needs no-such-dist>=2: pip install 'no-such-dist>=2'"
+    ):
         registry.find("root_solver", "x").load()
 
 
@@ -107,20 +135,36 @@ def __getattr__(name):
 
 def test_a_module_that_imports_when_a_name_is_read_may_fail_there(registry: Registry, site: Site):
     site.add("mine", registers("good", "lazy_code:Solver"), files={"lazy_code.py": LAZY})
-    with pytest.raises(PluginError, match="root_solver 'good' of mine 1.0 cannot be imported: ImportError: no Solver today"):
+    with pytest.raises(
+        PluginError,
+        match="root_solver 'good' of mine 1.0 cannot be imported: ImportError: no Solver today",
+    ):
         registry.find("root_solver", "good").load()
 
 
 def test_a_class_that_lacks_a_method_is_refused_before_it_is_made(registry: Registry, site: Site):
-    site.add("mine", registers("good", "abstract_code:Solver"), files={"abstract_code.py": SOLVER.replace("def solve", "def solv")})
-    with pytest.raises(PluginError, match="root_solver 'good' of mine 1.0: Solver cannot be made, for it lacks solve"):
+    site.add(
+        "mine",
+        registers("good", "abstract_code:Solver"),
+        files={"abstract_code.py": SOLVER.replace("def solve", "def solv")},
+    )
+    with pytest.raises(
+        PluginError,
+        match="root_solver 'good' of mine 1.0: Solver cannot be made, for it lacks solve",
+    ):
         registry.find("root_solver", "good").load()
 
 
-def test_a_qualified_name_is_found_however_the_distribution_is_spelt(registry: Registry, site: Site):
+def test_a_qualified_name_is_found_however_the_distribution_is_spelt(
+    registry: Registry, site: Site
+):
     site.add("My_Dist", registers("good", "a:B"))
-    assert registry.find("root_solver", "my-dist:good") == registry.find("root_solver", "My_Dist:good")
-    with pytest.raises(UnknownPartError, match="unknown root_solver 'my-dits:good'; did you mean 'my-dist:good'"):
+    assert registry.find("root_solver", "my-dist:good") == registry.find(
+        "root_solver", "My_Dist:good"
+    )
+    with pytest.raises(
+        UnknownPartError, match="unknown root_solver 'my-dits:good'; did you mean 'my-dist:good'"
+    ):
         registry.find("root_solver", "my-dits:good")
     with pytest.raises(UnknownPartError):
         registry.find("root_solver", ":good")
@@ -133,7 +177,9 @@ def test_a_class_is_registered_for_this_process(registry: Registry):
     assert registry.find("root_solver", "local:mine") == part
     assert registry.find("root_solver", "mine").load() is Mine
     assert registry.name_of(Mine) == "mine"
-    part = registry.register("root_solver", "mine", "implicitcore.root_solvers.anderson:Anderson", requires="torch")
+    part = registry.register(
+        "root_solver", "mine", "implicitcore.root_solvers.anderson:Anderson", requires="torch"
+    )
     assert part.requires == ("torch",)
     assert registry.find("root_solver", "mine").load() is Anderson
 
@@ -144,13 +190,30 @@ def test_a_class_of_another_kind_is_refused_at_once(registry: Registry):
             registry.register("root_solver", "mine", wrong)
     with pytest.raises(PluginError, match="cannot be named 'a:b'"):
         registry.register("root_solver", "a:b", Mine)
-    with pytest.raises(PluginError, match="the target of root_solver 'mine' must be 'module:attribute', not 'nonsense'"):
+    with pytest.raises(
+        PluginError,
+        match="the target of root_solver 'mine' must be 'module:attribute', not 'nonsense'",
+    ):
         registry.register("root_solver", "mine", "nonsense")
     assert "mine" not in [part.name for part in registry.parts("root_solver")]
 
 
 def test_parts_are_ordered(registry: Registry, site: Site):
-    site.add("mine", registers("bdf", "a:B", "ode_solver") + "    registry.register('dynamics', 'a', 'a:B', summary='')\n")
-    keys = [(part.kind, part.name) for part in registry.parts() if part.provider in ("mine", "implicitcore")]
-    assert keys.index(("dynamics", "a")) < keys.index(("dynamics", "fixed_point")) < keys.index(("root_solver", "picard"))
-    assert [part.name for part in registry.parts("ode_solver")] == sorted(part.name for part in registry.parts("ode_solver"))
+    site.add(
+        "mine",
+        registers("bdf", "a:B", "ode_solver")
+        + "    registry.register('dynamics', 'a', 'a:B', summary='')\n",
+    )
+    keys = [
+        (part.kind, part.name)
+        for part in registry.parts()
+        if part.provider in ("mine", "implicitcore")
+    ]
+    assert (
+        keys.index(("dynamics", "a"))
+        < keys.index(("dynamics", "fixed_point"))
+        < keys.index(("root_solver", "picard"))
+    )
+    assert [part.name for part in registry.parts("ode_solver")] == sorted(
+        part.name for part in registry.parts("ode_solver")
+    )

@@ -1,4 +1,5 @@
-"""Seven distributions in two folders, four of them broken, each in another way: one result, whatever the order of things."""
+"""Seven distributions in two folders, four of them broken, each in another way: one result,
+whatever the order of things."""
 
 import subprocess
 
@@ -34,10 +35,22 @@ for name in ("first", "twice", "b-good:twice", "half"):
 """
 
 BROKEN = {
-    "bad-api": (registers("newer", "a:B").replace("IMPLICITCORE_API = 1", "IMPLICITCORE_API = 99"), "pip install --upgrade implicitcore"),
-    "bad-half": (hook("registry.register('root_solver', 'half', 'a:B', summary=''); 1 / 0"), "ZeroDivisionError: division by zero"),
-    "bad-hook": (f"{HEADER}\n@hookimpl\ndef implicitcore_registr(registry): ...", "did you mean 'implicitcore_register'?"),
-    "bad-import": ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+    "bad-api": (
+        registers("newer", "a:B").replace("IMPLICITCORE_API = 1", "IMPLICITCORE_API = 99"),
+        "pip install --upgrade implicitcore",
+    ),
+    "bad-half": (
+        hook("registry.register('root_solver', 'half', 'a:B', summary=''); 1 / 0"),
+        "ZeroDivisionError: division by zero",
+    ),
+    "bad-hook": (
+        f"{HEADER}\n@hookimpl\ndef implicitcore_registr(registry): ...",
+        "did you mean 'implicitcore_register'?",
+    ),
+    "bad-import": (
+        "import no_such_package",
+        "ModuleNotFoundError: No module named 'no_such_package'",
+    ),
 }
 
 
@@ -53,7 +66,9 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Site]:
     return left, right
 
 
-def discover(sites: tuple[Site, ...], seed: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def discover(
+    sites: tuple[Site, ...], seed: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return run_python("-c", DISCOVER, path=sites, PYTHONHASHSEED=str(seed), **environment)
 
 
@@ -82,13 +97,19 @@ def test_the_broken_are_named_once_and_the_good_work(sites: tuple[Site, Site]):
     assert "root_solver 'anderson' of implicitcore" in " ".join(lines)
     first, twice, qualified, half = lines[-4:]
     assert first == "found root_solver 'first' of a-good 1.0"
-    assert twice == ("error root_solver 'twice' is provided by 2 distributions; say which: 'b-good:twice' (b:B) or 'c-good:twice' (c:C)")
+    assert twice == (
+        "error root_solver 'twice' is provided by 2 distributions; say which: "
+        "'b-good:twice' (b:B) or 'c-good:twice' (c:C)"
+    )
     assert qualified == "found root_solver 'twice' of b-good 1.0"
     assert half.startswith("error unknown root_solver 'half'")
     assert half.endswith("(plugins left out: bad-api, bad-half, bad-hook, bad-import)")
 
 
-@pytest.mark.parametrize(("disabled", "left"), [("bad-import,Bad_Half", 2), ("bad-api,bad-half,bad-hook,bad-import", 0), ("all", 0)])
+@pytest.mark.parametrize(
+    ("disabled", "left"),
+    [("bad-import,Bad_Half", 2), ("bad-api,bad-half,bad-hook,bad-import", 0), ("all", 0)],
+)
 def test_a_disabled_one_is_silent(sites: tuple[Site, Site], disabled: str, left: int):
     done = discover(sites, IMPLICITCORE_DISABLE_PLUGINS=disabled)
     assert done.stderr == ""
@@ -97,10 +118,16 @@ def test_a_disabled_one_is_silent(sites: tuple[Site, Site], disabled: str, left:
 
 
 def test_strict_names_them_all(sites: tuple[Site, Site]):
-    code = "from implicitcore.registry.registry import REGISTRY; REGISTRY.find('root_solver', 'anderson')"
+    code = (
+        "from implicitcore.registry.registry import REGISTRY; "
+        "REGISTRY.find('root_solver', 'anderson')"
+    )
     done = run_python("-c", code, path=sites, IMPLICITCORE_STRICT_PLUGINS="1")
     assert done.returncode == 1
-    assert "implicitcore.errors.PluginError: plugin 'bad-api' of bad-api 2.0 was left out" in done.stderr
+    assert (
+        "implicitcore.errors.PluginError: plugin 'bad-api' of bad-api 2.0 was left out"
+        in done.stderr
+    )
     assert done.stderr.count("was left out") == 4
 
 
@@ -147,7 +174,9 @@ class Halfway(StepwiseRootSolver[None]):
 
 def test_a_layer_from_yaml_trains_on_a_qualified_name_and_calls_no_hook(tmp_path):
     site = Site(tmp_path / "site")
-    site.add("a-train", registers("halfway", "train_code:Halfway"), files={"train_code.py": HALFWAY})
+    site.add(
+        "a-train", registers("halfway", "train_code:Halfway"), files={"train_code.py": HALFWAY}
+    )
     site.add("b-train", registers("halfway", "no_such_module:Other"))
     config = tmp_path / "layer.yaml"
     config.write_text("name: deq\nroot_solver:\n  name: a-train:halfway\n  tol: 1e-5\n")
@@ -155,5 +184,11 @@ def test_a_layer_from_yaml_trains_on_a_qualified_name_and_calls_no_hook(tmp_path
     assert done.stdout == "True\n", done.stderr
     config.write_text("name: deq\nroot_solver: halfway\n")
     done = run_python("-c", TRAIN, str(config), path=(site,))
-    assert "AmbiguousPartError: root_solver: root_solver 'halfway' is provided by 2 distributions; say which: " in done.stderr
-    assert "'a-train:halfway' (train_code:Halfway) or 'b-train:halfway' (no_such_module:Other)" in done.stderr
+    assert (
+        "AmbiguousPartError: root_solver: root_solver 'halfway' is provided by 2 "
+        "distributions; say which: " in done.stderr
+    )
+    assert (
+        "'a-train:halfway' (train_code:Halfway) or 'b-train:halfway' (no_such_module:Other)"
+        in done.stderr
+    )

@@ -1,4 +1,5 @@
-"""The distributions of solvers as pip builds and installs them: found by name, described, light until used."""
+"""The distributions of solvers as pip builds and installs them: found by name, described, light
+until used."""
 
 import subprocess
 import sys
@@ -68,7 +69,9 @@ print("done")
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Site]:
+def installed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Site]:
     """The plugin's name, and a folder into which pip has installed its distribution."""
     name = request.param
     try:
@@ -76,9 +79,24 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     except PackageNotFoundError:
         pytest.skip(f"{name} is not installed")
     site = Site(tmp_path_factory.mktemp("site"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-input"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-input",
+    ]
     project = ROOT / "plugins" / f"implicitcore-{name}"
-    subprocess.run([*pip, "--target", str(site.folder), str(project)], check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [*pip, "--target", str(site.folder), str(project)],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     return name, site
 
 
@@ -86,13 +104,20 @@ def test_the_distribution_is_complete(installed: tuple[str, Site]):
     name, site = installed
     files = {str(file.relative_to(site.folder)) for file in site.folder.rglob("*")}
     info = f"implicitcore_{name}-0.1.0.dist-info"
-    assert {f"implicitcore_{name}/py.typed", f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= files
+    assert {
+        f"implicitcore_{name}/py.typed",
+        f"{info}/licenses/LICENSE",
+        f"{info}/entry_points.txt",
+    } <= files
 
 
 def test_every_method_is_found_and_nothing_heavy_is_imported(installed: tuple[str, Site]):
     name, site = installed
     done = run_python("-W", "error", "-c", LIST.format(name=name), path=(site,))
-    found = [" ".join([kind, *(f"{name}-{method}" for method in NAMES[name].get(kind, []))]) for kind in ("ode_solver", "root_solver")]
+    found = [
+        " ".join([kind, *(f"{name}-{method}" for method in NAMES[name].get(kind, []))])
+        for kind in ("ode_solver", "root_solver")
+    ]
     assert done.stdout.splitlines() == [*found, "heavy"], done.stderr
 
 

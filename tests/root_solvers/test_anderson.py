@@ -29,18 +29,29 @@ def textbook(f, z, steps, damping):
 @pytest.mark.parametrize("damping", [1.0, 0.7])
 @pytest.mark.parametrize("graph", [False, True])
 def test_the_iterates_are_the_textbooks(damping, graph):
-    # A linear map: there the truncated Gram-Schmidt and the least squares agree as long as all directions are kept.
+    # A linear map: there the truncated Gram-Schmidt and the least squares agree as long as all
+    # directions are kept.
     n, steps = 12, 6
     cell, x = Cell(n=n), inputs(n=n)
 
     def f(z, x):
         return z @ cell.weight.T + x
 
-    solver = ic.Anderson(depth=steps, damping=damping, tol=0, max_steps=steps + 1, regularization=0.0)
+    solver = ic.Anderson(
+        depth=steps, damping=damping, tol=0, max_steps=steps + 1, regularization=0.0
+    )
     with torch.set_grad_enabled(graph):
-        solution = ic.fixed_point(f, torch.zeros_like(x), x, solver=solver, gradient=ic.Unrolled(iterates=tuple(range(1, steps + 1))))
+        solution = ic.fixed_point(
+            f,
+            torch.zeros_like(x),
+            x,
+            solver=solver,
+            gradient=ic.Unrolled(iterates=tuple(range(1, steps + 1))),
+        )
     for i in range(len(x)):
-        expected = textbook(lambda z, i=i: f(z, x[i]), torch.zeros(n, dtype=x.dtype), steps, damping)
+        expected = textbook(
+            lambda z, i=i: f(z, x[i]), torch.zeros(n, dtype=x.dtype), steps, damping
+        )
         for found, iterate in zip(solution.iterates[:, i], expected[1:], strict=True):
             assert torch.allclose(found, iterate, atol=1e-10)
 
@@ -60,7 +71,8 @@ def test_a_sample_whose_residual_doubles_goes_back_and_takes_the_plain_step():
         z_next, state = solver.step(system, z, fz, solver.restart(state, grown))
         assert torch.allclose(z_next[1], fz_before[1])
         assert not torch.allclose(z_next[0], fz[0])
-        # Again: a plain step that doubles the residual is gone on from, or it would be taken for ever.
+        # Again: a plain step that doubles the residual is gone on from, or it would be taken for
+        # ever.
         fz = system.update(z_next)
         after, state = solver.step(system, z_next, fz, solver.restart(state, grown))
         assert torch.allclose(after[1], fz[1])
@@ -84,5 +96,7 @@ def test_the_loop_asks_for_a_restart_where_a_residual_has_doubled():
 
     rate = torch.tensor([[0.5], [-3.0], [0.9]], dtype=torch.float64)
     solver = Listening(tol=1e-3, max_steps=4)
-    ic.fixed_point(lambda z, x: x * z + 1, torch.zeros(3, 1, dtype=torch.float64), rate, solver=solver)
+    ic.fixed_point(
+        lambda z, x: x * z + 1, torch.zeros(3, 1, dtype=torch.float64), rate, solver=solver
+    )
     assert heard == [[False, True, False]] * 2

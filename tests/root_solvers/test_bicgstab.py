@@ -15,11 +15,21 @@ def linear(matrix, right, solver, dtype=T):
     """A z = b as the fixed point of z + b - A z."""
     right = right.to(dtype)
     with torch.no_grad():
-        return ic.fixed_point(lambda z, b: z + b - z @ matrix.to(dtype).T, torch.zeros_like(right), right, solver=solver)
+        return ic.fixed_point(
+            lambda z, b: z + b - z @ matrix.to(dtype).T,
+            torch.zeros_like(right),
+            right,
+            solver=solver,
+        )
 
 
 def matrix(n, spread, seed=0):
-    return torch.eye(n, dtype=T) + spread * torch.randn(n, n, dtype=T, generator=torch.Generator().manual_seed(seed)) / n**0.5
+    return (
+        torch.eye(n, dtype=T)
+        + spread
+        * torch.randn(n, n, dtype=T, generator=torch.Generator().manual_seed(seed))
+        / n**0.5
+    )
 
 
 def test_it_solves_a_large_system_in_few_products():
@@ -33,7 +43,10 @@ def test_it_solves_a_large_system_in_few_products():
 @pytest.mark.parametrize("scale", [1e-15, 1e-6, 1e12])
 def test_the_cost_does_not_depend_on_the_scale(scale):
     a, b = matrix(20, 0.5).float(), inputs(n=20, dtype=torch.float32)
-    solutions = [linear(a, right, ic.BiCGSTAB(tol=1e-4), torch.float32).raise_if_failed() for right in (b, b * scale)]
+    solutions = [
+        linear(a, right, ic.BiCGSTAB(tol=1e-4), torch.float32).raise_if_failed()
+        for right in (b, b * scale)
+    ]
     assert torch.allclose(solutions[0].z, solutions[1].z / scale, rtol=1e-2, atol=1e-4)
     assert abs(solutions[0].evaluations - solutions[1].evaluations) <= 2
 

@@ -27,7 +27,9 @@ def test_the_next_solver_sees_only_the_samples_that_are_left():
     growth, seen = torch.tensor([0.1, 0.2, -3.0, 0.3, 5.0], dtype=T)[:, None], []
     chain = ic.Chain([ic.Picard(tol=1e-8, max_steps=30), ic.Newton(tol=1e-8)])
     with torch.no_grad():
-        solution = ic.fixed_point(counted(seen), torch.zeros(5, 1, dtype=T), growth, solver=chain).raise_if_failed()
+        solution = ic.fixed_point(
+            counted(seen), torch.zeros(5, 1, dtype=T), growth, solver=chain
+        ).raise_if_failed()
     assert torch.allclose(solution.z, 1 / (1 - growth), rtol=1e-7)
     assert set(seen) == {5, 2}
     first, second = seen.index(2), len(seen) - seen.index(2)
@@ -70,7 +72,13 @@ def test_a_later_solver_makes_nothing_worse():
 def test_what_x_shares_is_shared_and_what_is_per_sample_is_selected():
     """x holds a tensor per sample, one that is shared, and what is no tensor."""
     growth = torch.tensor([0.1, -3.0, 0.2], dtype=T)[:, None]
-    x = {"growth": growth, "shift": torch.tensor(2.0, dtype=T), "row": torch.ones(1, 1, dtype=T), "power": 1, "name": None}
+    x = {
+        "growth": growth,
+        "shift": torch.tensor(2.0, dtype=T),
+        "row": torch.ones(1, 1, dtype=T),
+        "power": 1,
+        "name": None,
+    }
     f = lambda z, x: x["growth"] * z ** x["power"] + x["shift"] * x["row"]  # noqa: E731
     chain = ic.Chain((ic.Picard(tol=1e-8, max_steps=30), ic.Newton(tol=1e-8)))
     with torch.no_grad():
@@ -80,12 +88,23 @@ def test_what_x_shares_is_shared_and_what_is_per_sample_is_selected():
 
 def test_the_backward_pass_of_some_samples():
     """The samples of a backward system are selected too: the first GMRES solves the easy ones."""
-    growth = torch.cat((torch.zeros(3, 4, dtype=T), torch.randn(2, 4, dtype=T, generator=torch.Generator().manual_seed(1))))
+    growth = torch.cat(
+        (
+            torch.zeros(3, 4, dtype=T),
+            torch.randn(2, 4, dtype=T, generator=torch.Generator().manual_seed(1)),
+        )
+    )
     growth.requires_grad_()
     gradient = ic.Implicit(ic.Chain((ic.GMRES(tol=1e-12, max_steps=2), ic.Newton(tol=1e-12))))
     solver = ic.Newton(tol=1e-13)
     x = torch.ones(5, 4, dtype=T)
-    solution = ic.fixed_point(lambda z, x: growth_of(z, x), torch.zeros_like(x), (growth, x), solver=solver, gradient=gradient)
+    solution = ic.fixed_point(
+        lambda z, x: growth_of(z, x),
+        torch.zeros_like(x),
+        (growth, x),
+        solver=solver,
+        gradient=gradient,
+    )
     (found,) = torch.autograd.grad(solution.z.sum(), growth)
     (expected,) = torch.autograd.grad((x / (1 - growth)).sum(), growth)
     assert torch.allclose(found, expected)
@@ -96,7 +115,11 @@ def test_unrolled_goes_through_the_selected_samples():
     growth = torch.tensor([0.1, 0.2, -3.0, 5.0], dtype=T)[:, None].requires_grad_()
     chain = ic.Chain([ic.Picard(tol=1e-12, max_steps=30), ic.Newton(tol=1e-12)])
     solution = ic.fixed_point(
-        lambda z, x: x * z + 1, torch.zeros(4, 1, dtype=T), growth, solver=chain, gradient=ic.Unrolled()
+        lambda z, x: x * z + 1,
+        torch.zeros(4, 1, dtype=T),
+        growth,
+        solver=chain,
+        gradient=ic.Unrolled(),
     ).raise_if_failed()
     (found,) = torch.autograd.grad(solution.z.sum(), growth)
     assert torch.allclose(found, 1 / (1 - growth) ** 2, rtol=1e-6)
@@ -112,6 +135,8 @@ def test_a_chain_of_nothing_is_refused_and_a_config_builds_one():
         ic.Chain(())
     with pytest.raises(ic.ConfigError, match=r"solvers\[0\]"):
         ic.Chain(["anderson"])
-    chain = ic.create("root_solver", {"name": "chain", "solvers": ["picard", {"name": "newton", "tol": 1e-6}]})
+    chain = ic.create(
+        "root_solver", {"name": "chain", "solvers": ["picard", {"name": "newton", "tol": 1e-6}]}
+    )
     assert chain == ic.Chain((ic.Picard(), ic.Newton(tol=1e-6)))
     assert hash(chain) == hash(ic.Chain([ic.Picard(), ic.Newton(tol=1e-6)]))

@@ -14,7 +14,8 @@ each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s)._
 
 
 class Spread(torch.nn.Module):
-    """tanh(rate_i W z + x_i): the samples contract at rates from 0.3 to 0.97, and the rows that are evaluated are counted."""
+    """tanh(rate_i W z + x_i): the samples contract at rates from 0.3 to 0.97, and the rows that are
+    evaluated are counted."""
 
     def __init__(self, n: int = 12) -> None:
         super().__init__()
@@ -41,7 +42,9 @@ def test_it_changes_nothing_but_the_cost(solver):
         cell.rows = 0
         method = type(solver)(**{**vars(solver), "compact": compact})
         with torch.no_grad():
-            solution = ic.fixed_point(cell, torch.zeros_like(x[0]), x, solver=method).raise_if_failed()
+            solution = ic.fixed_point(
+                cell, torch.zeros_like(x[0]), x, solver=method
+            ).raise_if_failed()
         spent[compact] = cell.rows, solution
     (rows, plain), (fewer, compacted) = spent[False], spent[True]
     assert torch.allclose(plain.z, compacted.z, rtol=1e-10, atol=1e-12)
@@ -57,8 +60,13 @@ def test_the_gradients_are_the_same(solver):
     for compact in (False, True):
         cell, x = Spread(), problem(batch=16)
         method = type(solver)(**{**vars(solver), "compact": compact})
-        for gradient in (ic.Unrolled(), ic.Implicit(type(solver)(tol=1e-10, max_steps=2000, compact=compact))):
-            solution = ic.fixed_point(cell, torch.zeros_like(x[0]), x, solver=method, gradient=gradient)
+        for gradient in (
+            ic.Unrolled(),
+            ic.Implicit(type(solver)(tol=1e-10, max_steps=2000, compact=compact)),
+        ):
+            solution = ic.fixed_point(
+                cell, torch.zeros_like(x[0]), x, solver=method, gradient=gradient
+            )
             found.append(torch.autograd.grad(solution.z.square().sum(), cell.weight)[0])
     for plain, compacted in zip(found[:2], found[2:], strict=True):
         assert torch.allclose(plain, compacted, rtol=1e-7, atol=1e-10)
@@ -78,7 +86,9 @@ def test_a_backward_solve_saves_products(solver):
             return fz
 
         backward = ic.Implicit(type(solver)(tol=1e-8, max_steps=2000, compact=compact))
-        solution = ic.fixed_point(counted, torch.zeros_like(x[0]), x, solver=solver, gradient=backward)
+        solution = ic.fixed_point(
+            counted, torch.zeros_like(x[0]), x, solver=solver, gradient=backward
+        )
         rows = cell.rows
         found = torch.autograd.grad(solution.z.square().sum(), cell.weight)[0]
         spent[compact] = sum(products) + cell.rows - rows, found
@@ -89,10 +99,14 @@ def test_a_backward_solve_saves_products(solver):
 def test_failed_samples_leave_too_and_keep_their_status():
     growth = torch.tensor([0.5, 3.0, 0.9, torch.nan], dtype=torch.float64)[:, None]
     solver = ic.Picard(tol=1e-8, max_steps=400, compact=True)
-    solution = ic.fixed_point(lambda z, x: x * z + 1, torch.zeros(4, 1, dtype=torch.float64), growth, solver=solver)
+    solution = ic.fixed_point(
+        lambda z, x: x * z + 1, torch.zeros(4, 1, dtype=torch.float64), growth, solver=solver
+    )
     names = [ic.Status(status).name for status in solution.status.tolist()]
     assert names == ["CONVERGED", "DIVERGED", "CONVERGED", "NON_FINITE"]
-    assert torch.allclose(solution.z[[0, 2], 0], torch.tensor([2.0, 10.0], dtype=torch.float64), rtol=1e-6)
+    assert torch.allclose(
+        solution.z[[0, 2], 0], torch.tensor([2.0, 10.0], dtype=torch.float64), rtol=1e-6
+    )
 
 
 def test_the_trace_keeps_every_sample():

@@ -1,4 +1,5 @@
-"""Classical hard systems: solved from starts that defeat Newton's method, and failures said to be failures."""
+"""Classical hard systems: solved from starts that defeat Newton's method, and failures said to be
+failures."""
 
 from __future__ import annotations
 
@@ -47,7 +48,14 @@ def test_newton_fails_where_the_table_says_so(system):
 @pytest.mark.parametrize("system", NO_ROOT, ids=str)
 @pytest.mark.parametrize(
     "solver",
-    [*SOLVERS.values(), NEWTON, ic.PseudoTransient(tol=TOL), ic.BiCGSTAB(tol=TOL), ic.Broyden(tol=TOL), ic.Anderson(tol=TOL)],
+    [
+        *SOLVERS.values(),
+        NEWTON,
+        ic.PseudoTransient(tol=TOL),
+        ic.BiCGSTAB(tol=TOL),
+        ic.Broyden(tol=TOL),
+        ic.Anderson(tol=TOL),
+    ],
     ids=lambda s: type(s).__name__,
 )
 def test_a_system_without_a_root_is_never_said_to_be_solved(system, solver):
@@ -56,7 +64,11 @@ def test_a_system_without_a_root_is_never_said_to_be_solved(system, solver):
     assert torch.allclose(residual(system, solution.z), solution.residual)
 
 
-@pytest.mark.parametrize("solver", [NEWTON, SOLVERS["chain"], ic.PseudoTransient(tol=TOL)], ids=["newton", "chain", "pseudo_transient"])
+@pytest.mark.parametrize(
+    "solver",
+    [NEWTON, SOLVERS["chain"], ic.PseudoTransient(tol=TOL)],
+    ids=["newton", "chain", "pseudo_transient"],
+)
 def test_a_batch_of_starts_ends_as_each_start_does_and_says_which_failed(solver):
     system = next(system for system in SYSTEMS if system.name.startswith("Freudenstein"))
     z0 = torch.cartesian_prod(torch.linspace(-10, 10, 5), torch.linspace(-9, 11, 5)).double()

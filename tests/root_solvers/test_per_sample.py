@@ -1,4 +1,5 @@
-"""What the loop promises to every root solver: per sample, worst sample, best iterate, honest status."""
+"""What the loop promises to every root solver: per sample, worst sample, best iterate, honest
+status."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ def with_options(solver, **options):
 def test_a_batch_of_eight_equals_eight_single_solves(solver, gradient):
     cell, x = Cell(), inputs() * torch.logspace(-1, 1, 8, dtype=torch.float64)[:, None]
     together, together_grad = solve(solver, gradient, x, cell)
-    assert len(set(together.steps.tolist())) > 1, "the samples of this test need different numbers of steps"
+    assert len(set(together.steps.tolist())) > 1, (
+        "the samples of this test need different numbers of steps"
+    )
     for i in range(8):
         single, single_grad = solve(solver, gradient, x[i : i + 1], cell)
         assert torch.allclose(single.z, together.z[i : i + 1], rtol=1e-9, atol=1e-12)
@@ -84,7 +87,9 @@ def test_one_nan_sample_leaves_the_other_seven_unchanged(solver, gradient):
     assert torch.equal(found.z[others], clean.z[others])
     assert torch.equal(found_grad[others], clean_grad[others])
     assert torch.equal(found.residual[others], clean.residual[others])
-    assert found.status.tolist() == [ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)]
+    assert found.status.tolist() == [
+        ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)
+    ]
 
 
 @each_solver
@@ -99,7 +104,9 @@ def test_the_worst_sample_meets_the_tolerance(solver, dtype, batch):
     fz = cell(solution.z, x)
     measured = (fz - solution.z).norm(dim=1)
     assert bool((measured <= tolerance(solver) * fz.norm(dim=1) * (1 + 1e-3)).all())
-    assert torch.allclose(solution.residual, measured, rtol=1e-2, atol=1e-7 if dtype == torch.float32 else 1e-15)
+    assert torch.allclose(
+        solution.residual, measured, rtol=1e-2, atol=1e-7 if dtype == torch.float32 else 1e-15
+    )
 
 
 @each_solver
@@ -125,7 +132,12 @@ def test_the_best_iterate_is_kept_where_the_last_is_worse():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_divergence_is_never_called_convergence(dtype):
     growth = torch.tensor([0.5, 1.2, 3.0, 50.0], dtype=dtype)[:, None]
-    solution = ic.fixed_point(lambda z, x: x * z + 1, torch.zeros(4, 1, dtype=dtype), growth, solver=ic.Picard(max_steps=200))
+    solution = ic.fixed_point(
+        lambda z, x: x * z + 1,
+        torch.zeros(4, 1, dtype=dtype),
+        growth,
+        solver=ic.Picard(max_steps=200),
+    )
     assert solution.status.tolist() == [ic.Status.CONVERGED] + [ic.Status.DIVERGED] * 3
     assert bool(solution.z.isfinite().all())
 
@@ -134,7 +146,9 @@ def test_divergence_is_never_called_convergence(dtype):
 def test_quasi_newton_solves_what_the_plain_iteration_cannot(solver):
     weight = torch.diag(torch.tensor([-2.0, 0.9, 0.5, -0.3], dtype=torch.float64))
     x = inputs(n=4)
-    solution = ic.fixed_point(lambda z, x: z @ weight + x, torch.zeros_like(x), x, solver=solver).raise_if_failed()
+    solution = ic.fixed_point(
+        lambda z, x: z @ weight + x, torch.zeros_like(x), x, solver=solver
+    ).raise_if_failed()
     assert torch.allclose(solution.z, x / (1 - weight.diagonal()), rtol=1e-8)
     assert solution.evaluations <= 12
 
@@ -142,16 +156,26 @@ def test_quasi_newton_solves_what_the_plain_iteration_cannot(solver):
 def test_gmres_needs_at_most_n_products_on_a_linear_system():
     weight = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = inputs()
-    solution = ic.fixed_point(lambda z, x: z @ weight + x, torch.zeros_like(x), x, solver=ic.GMRES(tol=1e-10), gradient=ic.Unrolled())
+    solution = ic.fixed_point(
+        lambda z, x: z @ weight + x,
+        torch.zeros_like(x),
+        x,
+        solver=ic.GMRES(tol=1e-10),
+        gradient=ic.Unrolled(),
+    )
     assert int(solution.steps.max()) <= 6
-    assert torch.allclose(solution.z, x @ torch.linalg.inv(torch.eye(6, dtype=torch.float64) - weight), rtol=1e-8)
+    assert torch.allclose(
+        solution.z, x @ torch.linalg.inv(torch.eye(6, dtype=torch.float64) - weight), rtol=1e-8
+    )
 
 
 def test_a_start_at_the_solution_costs_one_evaluation():
     cell, x = Cell(), inputs()
     z = fixed_point(lambda z: cell(z, x), torch.zeros_like(x))
     for solver in SOLVERS:
-        solution = ic.fixed_point(cell, z, x, solver=solver, gradient=ic.Unrolled()).raise_if_failed()
+        solution = ic.fixed_point(
+            cell, z, x, solver=solver, gradient=ic.Unrolled()
+        ).raise_if_failed()
         assert solution.evaluations == 1
         assert torch.equal(solution.z, z)
 
@@ -170,7 +194,10 @@ def test_the_start_is_not_changed_and_the_trace_is_the_residual_of_each_step():
 
 def test_a_pytree_state_is_solved_as_one_vector():
     x = inputs(n=4)
-    cell = lambda z, x: {"a": 0.3 * torch.tanh(z["b"])[:, None, None] + x[:, :2, None], "b": 0.5 * z["a"].sum((1, 2)) + x[:, 3]}  # noqa: E731
+    cell = lambda z, x: {
+        "a": 0.3 * torch.tanh(z["b"])[:, None, None] + x[:, :2, None],
+        "b": 0.5 * z["a"].sum((1, 2)) + x[:, 3],
+    }  # noqa: E731
     z0 = {"a": x.new_zeros(8, 2, 1), "b": x.new_zeros(8)}
     for solver in SOLVERS:
         z = ic.fixed_point(cell, z0, x, solver=solver).raise_if_failed().z

@@ -29,27 +29,45 @@ def solve(f, x, **options):
         ({"tol": 0.0, "atol": 1e-3}, lambda g, fz: g.norm(dim=1) <= 1e-3),
         ({"tol": 1e-3, "measure": "entries"}, lambda g, fz: (g.abs() <= 1e-3 * fz.abs()).all(1)),
         ({"tol": 0.0, "atol": 1e-3, "measure": "entries"}, lambda g, fz: (g.abs() <= 1e-3).all(1)),
-        ({"tol": 1e-3, "atol": 1e-6, "measure": "entries"}, lambda g, fz: (g.abs() <= 1e-3 * fz.abs() + 1e-6).all(1)),
+        (
+            {"tol": 1e-3, "atol": 1e-6, "measure": "entries"},
+            lambda g, fz: (g.abs() <= 1e-3 * fz.abs() + 1e-6).all(1),
+        ),
     ],
     ids=["rel_norm", "abs_norm", "rel", "abs", "both"],
 )
-@pytest.mark.parametrize("ode_solver", [ic.Adams(), ic.Bosh3(), ic.Euler(dt=0.5)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "ode_solver", [ic.Adams(), ic.Bosh3(), ic.Euler(dt=0.5)], ids=lambda s: type(s).__name__
+)
 def test_a_sample_stops_where_its_rule_is_met_and_not_before(options, rule, ode_solver):
     x = inputs()
     solution = solve(shifted, x, ode_solver=ode_solver, max_steps=500, **options).raise_if_failed()
     fz = shifted(solution.z, x)
     assert bool(rule(fz - solution.z, fz).all())
     assert torch.allclose(solution.residual, (fz - solution.z).norm(dim=1))
-    early = solve(shifted, x, ode_solver=ode_solver, max_steps=max(int(solution.steps.min()) - 2, 1), **options)
+    early = solve(
+        shifted,
+        x,
+        ode_solver=ode_solver,
+        max_steps=max(int(solution.steps.min()) - 2, 1),
+        **options,
+    )
     if int(solution.steps.min()) > 3:
         assert not early.converged.any()
 
 
 def test_the_largest_entries_do_not_speak_for_the_others():
     x = inputs()
-    by_norm, by_entries = (solve(shifted, x, tol=1e-3, measure=measure).raise_if_failed() for measure in ("norm", "entries"))
+    by_norm, by_entries = (
+        solve(shifted, x, tol=1e-3, measure=measure).raise_if_failed()
+        for measure in ("norm", "entries")
+    )
     error = (shifted(by_norm.z, x) - by_norm.z).abs() / by_norm.z.abs()
-    assert error.max() > 1e-3 > ((shifted(by_entries.z, x) - by_entries.z).abs() / shifted(by_entries.z, x).abs()).max()
+    assert (
+        error.max()
+        > 1e-3
+        > ((shifted(by_entries.z, x) - by_entries.z).abs() / shifted(by_entries.z, x).abs()).max()
+    )
 
 
 @pytest.mark.parametrize("measure", ["norm", "entries"])
@@ -64,7 +82,8 @@ def test_each_sample_by_itself(measure):
 
 @pytest.mark.parametrize("measure", ["norm", "entries"])
 def test_rounding_is_found_out(measure):
-    """No float32 residual falls to 1e-9: the sample stops long before its steps are spent, with what there is."""
+    """No float32 residual falls to 1e-9: the sample stops long before its steps are spent, with
+    what there is."""
     cell, x = Cell(dtype=torch.float32), inputs(dtype=torch.float32)
     solution = solve(cell, x, tol=1e-9, measure=measure, max_steps=1000)
     assert set(solution.status.tolist()) <= {ic.Status.STALLED, ic.Status.CONVERGED}
@@ -73,12 +92,21 @@ def test_rounding_is_found_out(measure):
     assert solution.residual.max() < 1e-6
 
 
-@pytest.mark.parametrize("ode_solver", [ic.Bosh3(rtol=0.1, atol=0.1), ic.Tsit5(rtol=0.1, atol=0.1), ic.Adams(rtol=0.5, atol=0.5)], ids=str)
-def test_a_residual_that_cannot_fall_below_the_error_of_the_steps_is_found_out(ode_solver, monkeypatch):
-    """Without the bound on the error of a settling step, the residual stays where the stepping tolerance leaves it."""
+@pytest.mark.parametrize(
+    "ode_solver",
+    [ic.Bosh3(rtol=0.1, atol=0.1), ic.Tsit5(rtol=0.1, atol=0.1), ic.Adams(rtol=0.5, atol=0.5)],
+    ids=str,
+)
+def test_a_residual_that_cannot_fall_below_the_error_of_the_steps_is_found_out(
+    ode_solver, monkeypatch
+):
+    """Without the bound on the error of a settling step, the residual stays where the stepping
+    tolerance leaves it."""
     monkeypatch.setattr(Adaptive, "settling", lambda self: self)
     x = inputs()
-    solution = solve(lambda z, x: z - 3 * (z - x), x, ode_solver=ode_solver, tol=1e-10, max_steps=5000)
+    solution = solve(
+        lambda z, x: z - 3 * (z - x), x, ode_solver=ode_solver, tol=1e-10, max_steps=5000
+    )
     assert solution.status.tolist() == [ic.Status.STALLED] * 8
     assert int(solution.steps.max()) < 500
 
@@ -104,6 +132,8 @@ def test_a_transient_is_no_stagnation():
 
 
 def test_a_layer_tells_of_stagnation():
-    layer = ic.ImplicitLayer(ic.FixedPoint(Cell(dtype=torch.float32)), solver=ic.SteadyState(tol=1e-9, max_steps=1000))
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(Cell(dtype=torch.float32)), solver=ic.SteadyState(tol=1e-9, max_steps=1000)
+    )
     with pytest.warns(ic.ConvergenceWarning, match="stalled"):
         layer(inputs(dtype=torch.float32))

@@ -40,7 +40,11 @@ def expected(part):
     return EXPECTED.get(part, {})
 
 
-OBJECTS = [ic.create(kind, part.name) for kind in ("root_solver", "ode_solver", "gradient", "backend") for part in builtin(kind)]
+OBJECTS = [
+    ic.create(kind, part.name)
+    for kind in ("root_solver", "ode_solver", "gradient", "backend")
+    for part in builtin(kind)
+]
 
 
 @parametrize_with_checks([*OBJECTS, *MORE], expected_failed_checks=expected)

@@ -51,7 +51,11 @@ def test_every_kind_has_checks_with_names_of_their_own_and_a_summary(kind):
 
 def test_the_checks_of_a_part_are_those_of_its_kind():
     assert checks_for(ic.Picard()) == checks_for("root_solver")
-    assert checks_for(ic.FixedPoint) == checks_for(partial(ic.VectorField, autonomous=True)) == checks_for("dynamics")
+    assert (
+        checks_for(ic.FixedPoint)
+        == checks_for(partial(ic.VectorField, autonomous=True))
+        == checks_for("dynamics")
+    )
 
 
 def test_a_check_is_frozen_and_is_called_with_a_part():
@@ -62,7 +66,9 @@ def test_a_check_is_frozen_and_is_called_with_a_part():
 
 
 def test_a_failure_says_what_was_done_received_and_expected():
-    with pytest.raises(ContractError, match=r"compared the root of .*: received an error of .*, expected at most") as failure:
+    with pytest.raises(
+        ContractError, match=r"compared the root of .*: received an error of .*, expected at most"
+    ) as failure:
         check_named("root_solver", "finds_the_root")(Half())
     assert isinstance(failure.value, AssertionError)
 
@@ -73,7 +79,9 @@ def test_what_a_part_raises_is_the_cause_of_the_failure():
         def solve(self, system, z0):
             raise KeyError("depth")
 
-    with pytest.raises(ContractError, match="finds_the_root: Raises raised KeyError: 'depth'") as failure:
+    with pytest.raises(
+        ContractError, match="finds_the_root: Raises raised KeyError: 'depth'"
+    ) as failure:
         check_named("root_solver", "finds_the_root")(Raises())
     assert isinstance(failure.value.__cause__, KeyError)
 
@@ -90,7 +98,10 @@ def test_checks_leave_the_random_state_and_the_grad_mode_alone():
 def test_ids_name_the_class_and_where_it_is_shared_the_options():
     assert cases([ic.Picard(), ic.FixedPoint])[0].id == "Picard-finds_the_root"
     nested = ic.Chain((ic.Picard(), ic.Newton(tol=1e-6)))
-    names = {case.id.removesuffix("-finds_the_root") for case in cases([nested, ic.Chain(), ic.GMRES(restart=3)])}
+    names = {
+        case.id.removesuffix("-finds_the_root")
+        for case in cases([nested, ic.Chain(), ic.GMRES(restart=3)])
+    }
     assert {"Chain", "Chain(solvers=(Picard, Newton(tol=1e-06)))", "GMRES"} <= names
 
 
@@ -98,10 +109,17 @@ def test_ids_name_the_class_and_where_it_is_shared_the_options():
     ("part", "message"),
     [
         (ic.Picard, r"expected an object, as Picard\(\), received the class Picard"),
-        (ic.FixedPoint(torch.nn.Identity()), r"expected a class, or functools.partial\(FixedPoint, ...\)"),
+        (
+            ic.FixedPoint(torch.nn.Identity()),
+            r"expected a class, or functools.partial\(FixedPoint, ...\)",
+        ),
         (object(), "expected a part .*root_solver.* received an object object"),
         ("anderson", "expected a part .* received 'anderson'"),
-        (partial(ic.ImplicitLayer), "ImplicitLayer needs solver beside a cell: hand in functools.partial.ImplicitLayer, solver=...."),
+        (
+            partial(ic.ImplicitLayer),
+            "ImplicitLayer needs solver beside a cell: hand in "
+            "functools.partial.ImplicitLayer, solver=....",
+        ),
     ],
     ids=["class", "object", "nothing", "name", "incomplete"],
 )
@@ -112,20 +130,28 @@ def test_what_is_no_part_is_one_clear_error(part, message):
 
 
 def test_a_check_refuses_a_part_of_another_kind():
-    with pytest.raises(ic.InputError, match="finds_the_root checks a root_solver, received Tsit5, an ode_solver"):
+    with pytest.raises(
+        ic.InputError, match="finds_the_root checks a root_solver, received Tsit5, an ode_solver"
+    ):
         check_named("root_solver", "finds_the_root")(ic.Tsit5())
 
 
 def test_an_unknown_check_is_an_error_with_the_near_match():
     for use in (run_checks, lambda part, **options: parametrize_with_checks([part], **options)):
         for expected in ({"finds_the_rot": "no"}, lambda part: {"finds_the_rot": "no"}):
-            with pytest.raises(ic.ConfigError, match="no check is named 'finds_the_rot'; did you mean 'finds_the_root'"):
+            with pytest.raises(
+                ic.ConfigError,
+                match="no check is named 'finds_the_rot'; did you mean 'finds_the_root'",
+            ):
                 use(ic.Picard(), expected_failed_checks=expected)
 
 
 def test_a_mapping_for_all_parts_may_name_the_checks_of_any_of_them():
     expected = {"has_its_stated_order": "why"}
-    marks = {case.id: case.marks for case in cases([ic.Picard(), ic.Euler()], expected_failed_checks=expected)}
+    marks = {
+        case.id: case.marks
+        for case in cases([ic.Picard(), ic.Euler()], expected_failed_checks=expected)
+    }
     assert not any(marks[name] for name in marks if name != "Euler-has_its_stated_order")
     (mark,) = marks["Euler-has_its_stated_order"]
     assert mark.name == "xfail" and mark.kwargs == {"reason": "why", "strict": True}
@@ -135,16 +161,25 @@ def test_a_mapping_for_all_parts_may_name_the_checks_of_any_of_them():
 
 def test_results_without_pytest():
     expected = {"finds_the_root": "half the way", "is_a_frozen_dataclass": "no reason"}
-    results = {result.name: result for result in run_checks(Half(), expected_failed_checks=expected)}
-    assert [results[name].status for name in results] and set(results) == {check.name for check in checks_for("root_solver")}
+    results = {
+        result.name: result for result in run_checks(Half(), expected_failed_checks=expected)
+    }
+    assert [results[name].status for name in results] and set(results) == {
+        check.name for check in checks_for("root_solver")
+    }
     assert results["finds_the_root"].status == "expected"
     assert "half the way (compared the root" in results["finds_the_root"].message
     assert results["is_a_frozen_dataclass"].status == "failed"
-    assert results["is_a_frozen_dataclass"].message == "it was expected to fail (no reason), and passed"
+    assert (
+        results["is_a_frozen_dataclass"].message
+        == "it was expected to fail (no reason), and passed"
+    )
     assert results["finds_the_root_in_float32"].status == "failed"
     assert results["meets_its_tolerance"].status == "skipped"
     assert results["meets_its_tolerance"].message == "Half has no option 'tol'"
-    assert results["pickles_and_copies"] == type(results["pickles_and_copies"])("pickles_and_copies", "passed")
+    assert results["pickles_and_copies"] == type(results["pickles_and_copies"])(
+        "pickles_and_copies", "passed"
+    )
 
 
 def test_a_check_that_says_nothing_about_a_part_is_not_applicable():
@@ -165,7 +200,10 @@ class Tuples(ic.Dynamics):
 
 def test_inputs_of_another_form():
     def inputs(batch, dtype):
-        return {"a": torch.randn(batch, 4, dtype=dtype), "b": torch.randn(batch, 2, 3, dtype=dtype)}, (
+        return {
+            "a": torch.randn(batch, 4, dtype=dtype),
+            "b": torch.randn(batch, 2, 3, dtype=dtype),
+        }, (
             torch.randn(batch, 4, dtype=dtype),
             torch.randn(batch, 2, 3, dtype=dtype),
         )
@@ -194,7 +232,9 @@ class _Sentence(ic.Dynamics):
 
 
 def test_a_layer_whose_input_is_integers():
-    results = run_checks(partial(Tokens, 7), inputs=lambda batch, dtype: torch.randint(7, (batch, 3)))
+    results = run_checks(
+        partial(Tokens, 7), inputs=lambda batch, dtype: torch.randint(7, (batch, 3))
+    )
     assert {result.status for result in results} == {"passed", "skipped"}
     skipped = {result.name: result.message for result in results if result.status == "skipped"}
     assert set(skipped) == {"reports_a_nan", "round_trips_through_a_config"}
@@ -221,7 +261,21 @@ def test_the_page_lists_the_checks_as_they_are():
 def test_the_tests_on_the_page_pass_under_pytest(tmp_path):
     source = "\n".join(block.source for block in blocks(PAGE) if block.language == "python")
     (tmp_path / "test_page.py").write_text(source, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "--rootdir", str(tmp_path), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "error",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout and " skipped" in done.stdout and "2 xfailed" in done.stdout

@@ -1,4 +1,5 @@
-"""Deliberately wrong backends: each is caught by the checks that should catch it, and by no other."""
+"""Deliberately wrong backends: each is caught by the checks that should catch it, and by no
+other."""
 
 from __future__ import annotations
 
@@ -25,22 +26,22 @@ class Mine(ic.Backend):
     def residual(self, fz, z, out=None):
         return TORCH.residual(fz, z, out)
 
-    def gram_row(self, history, row):
-        return TORCH.gram_row(history, row)
+    def inner_products(self, history, row):
+        return TORCH.inner_products(history, row)
 
-    def mix(self, row, weights, history, scale=1.0, *, out=None):
-        return TORCH.mix(row, weights, history, scale, out=out)
+    def axpy_history(self, row, weights, history, scale=1.0, *, out=None):
+        return TORCH.axpy_history(row, weights, history, scale, out=out)
 
-    def combine(self, z, dt, stages, weights):
-        return TORCH.combine(z, dt, stages, weights)
+    def stage_combination(self, z, dt, stages, weights):
+        return TORCH.stage_combination(z, dt, stages, weights)
 
     def error_norm(self, error, z, z_next, rtol, atol):
         return TORCH.error_norm(error, z, z_next, rtol, atol)
 
 
 class ForgetsTheScale(Mine):
-    def mix(self, row, weights, history, scale=1.0, *, out=None):
-        return TORCH.mix(row, weights, history, out=out)
+    def axpy_history(self, row, weights, history, scale=1.0, *, out=None):
+        return TORCH.axpy_history(row, weights, history, out=out)
 
 
 class IgnoresOut(Mine):
@@ -54,7 +55,9 @@ class ForgetsTheTail(Mine):
     def residual(self, fz, z, out=None):
         value, norm, update_norm = TORCH.residual(fz, z, out)
         n = value.shape[1]
-        return Residual(value, (value[:, : n // 128 * 128] if n > 128 else value).norm(dim=1), update_norm)
+        return Residual(
+            value, (value[:, : n // 128 * 128] if n > 128 else value).norm(dim=1), update_norm
+        )
 
 
 class ForgetsOneSample(Mine):
@@ -68,8 +71,8 @@ class SwapsTolerances(Mine):
 
 
 class OneStepSize(Mine):
-    def combine(self, z, dt, stages, weights):
-        return TORCH.combine(z, dt[:1].expand_as(dt), stages, weights)
+    def stage_combination(self, z, dt, stages, weights):
+        return TORCH.stage_combination(z, dt[:1].expand_as(dt), stages, weights)
 
 
 class NotConjugated(Mine):
@@ -77,7 +80,7 @@ class NotConjugated(Mine):
 
     dtypes = (torch.float64, torch.complex128)
 
-    def gram_row(self, history, row):
+    def inner_products(self, history, row):
         return row @ history.mT
 
 
@@ -90,21 +93,22 @@ class Overflows(Mine):
 
 
 class AssumesContiguous(Mine):
-    def gram_row(self, history, row):
+    def inner_products(self, history, row):
         batch, depth, n = history.shape
-        return TORCH.gram_row(history.as_strided((batch, depth, n), (depth * n, n, 1)), row)
+        return TORCH.inner_products(history.as_strided((batch, depth, n), (depth * n, n, 1)), row)
 
 
 class ChangesItsArguments(Mine):
-    def combine(self, z, dt, stages, weights):
-        value = TORCH.combine(z, dt, stages, weights)
+    def stage_combination(self, z, dt, stages, weights):
+        value = TORCH.stage_combination(z, dt, stages, weights)
         if not stages[0].requires_grad:
             stages[0].mul_(1 + 4e-16)
         return value
 
 
 class HidesItsDerivative(Mine):
-    """A kernel behind an autograd.Function whose backward does not see that its result depends on the arguments."""
+    """A kernel behind an autograd.Function whose backward does not see that its result depends on
+    the arguments."""
 
     def residual(self, fz, z, out=None):
         found = TORCH.residual(fz, z, out)
@@ -134,16 +138,16 @@ class NotDifferentiable(Mine):
         return TORCH.residual(fz, z, out)
 
     @torch.no_grad()
-    def gram_row(self, history, row):
-        return TORCH.gram_row(history, row)
+    def inner_products(self, history, row):
+        return TORCH.inner_products(history, row)
 
     @torch.no_grad()
-    def mix(self, row, weights, history, scale=1.0, *, out=None):
-        return TORCH.mix(row, weights, history, scale, out=out)
+    def axpy_history(self, row, weights, history, scale=1.0, *, out=None):
+        return TORCH.axpy_history(row, weights, history, scale, out=out)
 
     @torch.no_grad()
-    def combine(self, z, dt, stages, weights):
-        return TORCH.combine(z, dt, stages, weights)
+    def stage_combination(self, z, dt, stages, weights):
+        return TORCH.stage_combination(z, dt, stages, weights)
 
     @torch.no_grad()
     def error_norm(self, error, z, z_next, rtol, atol):
@@ -168,9 +172,13 @@ class WrongInHalf(Mine):
 
     dtypes = (torch.float64,)
 
-    def gram_row(self, history, row):
-        value = TORCH.gram_row(history, row)
-        return value if value.dtype == torch.float64 else value.view(torch.int16).view(value.dtype).abs()
+    def inner_products(self, history, row):
+        value = TORCH.inner_products(history, row)
+        return (
+            value
+            if value.dtype == torch.float64
+            else value.view(torch.int16).view(value.dtype).abs()
+        )
 
 
 # What a wrong value is seen by besides: in derivatives, and in what solvers make of it.
@@ -178,16 +186,16 @@ SLOPES, SOLVES = "differentiates_as_it_says", "solves_as_the_reference_does"
 BACKENDS = [
     (Mine(), set()),
     (NotDifferentiable(), set()),
-    (ForgetsTheScale(), {"mix_is_right", SLOPES, SOLVES}),
+    (ForgetsTheScale(), {"axpy_history_is_right", SLOPES, SOLVES}),
     (IgnoresOut(), {"writes_to_out"}),
     (ForgetsTheTail(), {"residual_is_right", SLOPES}),
     (ForgetsOneSample(), {"error_norm_is_right", SLOPES}),
     (SwapsTolerances(), {"error_norm_is_right"}),
-    (OneStepSize(), {"combine_is_right", SLOPES, SOLVES}),
-    (NotConjugated(), {"gram_row_is_right"}),
+    (OneStepSize(), {"stage_combination_is_right", SLOPES, SOLVES}),
+    (NotConjugated(), {"inner_products_is_right"}),
     (Overflows(), {"norms_are_in_float32_at_least"}),
     (AssumesContiguous(), {"takes_parts_of_larger_tensors", SOLVES}),
-    (ChangesItsArguments(), {"leaves_its_arguments_alone"}),
+    (ChangesItsArguments(), {"no_input_mutation"}),
     (HidesItsDerivative(), {"differentiates_as_it_says"}),
     (ClaimsToBeDifferentiable(), {"differentiates_as_it_says"}),
     (ClaimsNotToBe(), {"differentiates_as_it_says"}),

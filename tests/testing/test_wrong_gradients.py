@@ -1,4 +1,5 @@
-"""Deliberately wrong gradient strategies: each is caught by the checks that should catch it, and by no other."""
+"""Deliberately wrong gradient strategies: each is caught by the checks that should catch it, and by
+no other."""
 
 from __future__ import annotations
 
@@ -34,7 +35,11 @@ class HalfTheInput(Mine):
         solution = super().run(solve, system.bind(system.x.detach()), z0)
         with torch.no_grad():
             z = solution.z.clone()
-        graph = _OnlyInput.apply(system.x, z, system) if system.x.requires_grad and torch.is_grad_enabled() else 0
+        graph = (
+            _OnlyInput.apply(system.x, z, system)
+            if system.x.requires_grad and torch.is_grad_enabled()
+            else 0
+        )
         return replace(solution, z=solution.z + graph)
 
 
@@ -64,7 +69,11 @@ class OneParameter(Mine):
     """Only the first parameter of the cell gets a gradient."""
 
     def run(self, solve, system, z0):
-        others = [parameter for parameter in list(system.dynamics.parameters())[1:] if parameter.requires_grad]
+        others = [
+            parameter
+            for parameter in list(system.dynamics.parameters())[1:]
+            if parameter.requires_grad
+        ]
         for parameter in others:
             parameter.requires_grad_(False)
         try:
@@ -159,7 +168,7 @@ GRADIENTS = [
     (CallsBackward(), {"leaves_grad_to_the_caller"}),
     (ChangesTheSolution(), {"keeps_the_solution"}),
     (WrongSecondDerivative(), {SECOND}),
-    (MixesSamples(), {INPUT, PARAMETERS, SECOND, "keeps_samples_apart"}),
+    (MixesSamples(), {INPUT, PARAMETERS, SECOND, "per_sample"}),
     (RaisesAnotherError(), {"serves_a_root_or_a_trajectory", "serves_or_refuses_every_solver"}),
     (AlwaysAGraph(), {"records_nothing_under_no_grad"}),
     (OnlyTheLastTime(), {INPUT, PARAMETERS, "gives_the_gradient_of_the_start"}),

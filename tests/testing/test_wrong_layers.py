@@ -1,4 +1,5 @@
-"""Deliberately wrong layers and dynamics: each is caught by the checks that should catch it, and by no other."""
+"""Deliberately wrong layers and dynamics: each is caught by the checks that should catch it, and by
+no other."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ class Mine(ic.ImplicitLayer):
 class _Own(ic.Dynamics):
     def __init__(self, features):
         super().__init__()
-        self.weight, self.inject = nn.Linear(features, features), nn.Linear(features, features, bias=False)
+        self.weight, self.inject = (
+            nn.Linear(features, features),
+            nn.Linear(features, features, bias=False),
+        )
 
     def velocity(self, t, z, x):
         return torch.tanh(0.5 * self.weight(z) + self.inject(x)) - z
@@ -119,15 +123,15 @@ LAYERS = [
     (partial(Mine, gradient=ic.Unrolled()), set()),
     (partial(Mine, on_failure="mask"), set()),
     (partial(Mine, gradient=ic.Phantom()), {"gives_the_gradient"}),
-    (Remembers, {"remembers_nothing", "treats_each_sample_by_itself"}),
-    (MixesSamples, {"treats_each_sample_by_itself"}),
+    (Remembers, {"remembers_nothing", "per_sample"}),
+    (MixesSamples, {"per_sample"}),
     (DropsTheInput, {"gives_the_gradient"}),
     (DropsAParameter, {"gives_the_gradient"}),
     (ScalesItsGradient, {"gives_the_gradient"}),
     (HidesAWeight, {"reloads_its_state"}),
     (RegularizerOfEachSample, {"has_a_scalar_regularizer"} | LEARNING),
     (Single, {"maps_a_batch"}),
-    (ChangesItsInput, {"leaves_its_input_alone"} | LEARNING),
+    (ChangesItsInput, {"no_input_mutation"} | LEARNING),
     (SilentNaN, {"reports_a_nan"}),
     (NoEmptyBatch, {"maps_an_empty_batch"}),
     (ForgetsEval, {"works_without_a_graph"}),
@@ -209,18 +213,20 @@ class Counts(Relaxed):
 DYNAMICS = [
     (Relaxed, set()),
     (AnotherUpdate, {"update_is_the_state_plus_the_velocity"}),
-    (MixesStates, {"treats_each_sample_by_itself", "keeps_a_nan_in_its_sample"}),
-    (OneTime, {"treats_each_sample_by_itself"}),
+    (MixesStates, {"per_sample", "keeps_a_nan_in_its_sample"}),
+    (OneTime, {"per_sample"}),
     (HidesItsCell, {"is_a_module"}),
     (DetachesItsState, {"differentiates"}),
     (DetachesItsInput, {"differentiates"}),
-    (ChangesItsState, {"leaves_its_arguments_alone"}),
+    (ChangesItsState, {"no_input_mutation"}),
     (OneScale, {"scales_each_sample"}),
     (FlatVelocity, {"velocity_is_shaped_like_the_state"}),
     (Counts, {"remembers_nothing"}),
 ]
 
 
-@pytest.mark.parametrize(("part", "caught_by"), LAYERS + DYNAMICS, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("part", "caught_by"), LAYERS + DYNAMICS, ids=lambda value: getattr(value, "__name__", None)
+)
 def test_a_wrong_part_is_caught_by_these_checks_and_no_other(part, caught_by):
     assert failed(part) == caught_by

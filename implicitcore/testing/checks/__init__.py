@@ -1,4 +1,7 @@
-"""The checks, a module for each kind of part; those that several kinds share are imported last, and so come last in every list."""
+"""The checks, a module for each kind of part.
+
+Those that several kinds share are imported last, and so come last in every list.
+"""
 
 from implicitcore.testing.checks import backend as backend
 from implicitcore.testing.checks import dynamics as dynamics

@@ -38,14 +38,21 @@ EXACT = 1e-3
 def serves_a_root_or_a_trajectory(gradient: GradientStrategy) -> None:
     """Differentiates an equilibrium, a trajectory or both, and refuses the other with a GradientError."""
     errors = [_allowed(gradient, solver) for solver in SOLVERS]
-    expect(None in errors, "gave it Broyden and Tsit5", " and ".join(map(str, errors)), "one GradientError at most")
+    expect(
+        None in errors,
+        "gave it Broyden and Tsit5",
+        " and ".join(map(str, errors)),
+        "one GradientError at most",
+    )
 
 
 @contract("gradient")
 def gives_the_gradient_of_the_parameters(gradient: GradientStrategy) -> None:
     """For each parameter of the cell it agrees with the gradient by dense matrices, or of the closed form."""
     for made in served(gradient):
-        for found, expected in zip(made.take(made.parameters), made.expected(made.parameters), strict=True):
+        for found, expected in zip(
+            made.take(made.parameters), made.expected(made.parameters), strict=True
+        ):
             error = relative(found, expected)
             did = f"{made.name}, looked at a parameter of shape {list(found.shape)}"
             expect(error <= EXACT, did, f"an error of {error:.2g}", f"at most {EXACT:g}")
@@ -56,7 +63,12 @@ def gives_the_gradient_of_the_input(gradient: GradientStrategy) -> None:
     """For x it agrees with the gradient by dense matrices, or of the closed form."""
     for made in served(gradient):
         error = relative(*made.take([made.problem.x]), *made.expected([made.problem.x]))
-        expect(error <= EXACT, f"{made.name}, looked at x", f"an error of {error:.2g}", f"at most {EXACT:g}")
+        expect(
+            error <= EXACT,
+            f"{made.name}, looked at x",
+            f"an error of {error:.2g}",
+            f"at most {EXACT:g}",
+        )
 
 
 @contract("gradient")
@@ -66,7 +78,12 @@ def gives_the_gradient_of_the_start(gradient: GradientStrategy) -> None:
         raise NotApplicable("it is not for trajectories")
     made = case(gradient, SOLVERS[1])
     error = relative(*made.take([made.problem.z0]), *made.expected([made.problem.z0]))
-    expect(error <= EXACT, f"{made.name}, looked at z0", f"an error of {error:.2g}", f"at most {EXACT:g}")
+    expect(
+        error <= EXACT,
+        f"{made.name}, looked at z0",
+        f"an error of {error:.2g}",
+        f"at most {EXACT:g}",
+    )
 
 
 @contract("gradient")
@@ -75,8 +92,12 @@ def points_downhill(gradient: GradientStrategy) -> None:
     for made in served(gradient):
         for found, expected in zip(made.take(made.leaves), made.expected(made.leaves), strict=True):
             if bool(found.any()):
-                cosine = torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0).item()
-                did = f"{made.name}, compared the direction for a tensor of shape {list(found.shape)}"
+                cosine = torch.nn.functional.cosine_similarity(
+                    found.flatten(), expected.flatten(), 0
+                ).item()
+                did = (
+                    f"{made.name}, compared the direction for a tensor of shape {list(found.shape)}"
+                )
                 expect(cosine > 0.5, did, f"a cosine of {cosine:.2g}", "more than 0.5")
 
 
@@ -87,18 +108,31 @@ def serves_or_refuses_every_solver(gradient: GradientStrategy) -> None:
         if _allowed(gradient, solver) is None:
             made = case(gradient, solver)
             reference = case(gradient, SOLVERS[0] if made.problem.times is None else SOLVERS[1])
-            error = max(map(relative, made.take(made.leaves[1:]), reference.take(reference.leaves[1:])))
+            error = max(
+                map(relative, made.take(made.leaves[1:]), reference.take(reference.leaves[1:]))
+            )
             expect(
-                error <= 1e-2, f"{made.name}, compared with {type(reference.solver).__name__}", f"an error of {error:.2g}", "at most 1e-2"
+                error <= 1e-2,
+                f"{made.name}, compared with {type(reference.solver).__name__}",
+                f"an error of {error:.2g}",
+                "at most 1e-2",
             )
 
 
 @contract("gradient")
 def scales_with_the_loss(gradient: GradientStrategy) -> None:
-    """A loss times 1e-6 has a gradient times 1e-6: tolerances are relative to the incoming gradient."""
+    """A loss times 1e-6 has a gradient times 1e-6.
+
+    Tolerances are relative to the incoming gradient.
+    """
     for made in served(gradient):
         for found, whole in zip(made.take(made.leaves, 1e-6), made.take(made.leaves), strict=True):
-            expect_close(found * 1e6, whole, f"{made.name}, scaled the loss by 1e-6 and the gradient by 1e6", 1e-4)
+            expect_close(
+                found * 1e6,
+                whole,
+                f"{made.name}, scaled the loss by 1e-6 and the gradient by 1e6",
+                1e-4,
+            )
 
 
 @contract("gradient")
@@ -107,11 +141,21 @@ def leaves_grad_to_the_caller(gradient: GradientStrategy) -> None:
     for made in served(gradient):
         found = made.take(made.leaves)
         for leaf in made.leaves:
-            expect(leaf.grad is None, f"{made.name}, called autograd.grad", "a .grad", "none: never call .backward() in a strategy")
+            expect(
+                leaf.grad is None,
+                f"{made.name}, called autograd.grad",
+                "a .grad",
+                "none: never call .backward() in a strategy",
+            )
         made.z().backward(made.v)
         for leaf, expected in zip(made.leaves, found, strict=True):
             value = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            expect_close(value, expected, f"{made.name}, compared .grad after backward() with autograd.grad", 1e-9)
+            expect_close(
+                value,
+                expected,
+                f"{made.name}, compared .grad after backward() with autograd.grad",
+                1e-9,
+            )
 
 
 @contract("gradient")
@@ -119,23 +163,39 @@ def can_be_taken_again(gradient: GradientStrategy) -> None:
     """With ``retain_graph`` a second backward pass gives the same."""
     for made in served(gradient):
         z = made.z()
-        first, second = (torch.autograd.grad(z, made.leaves, made.v, retain_graph=True, allow_unused=True) for _ in range(2))
+        first, second = (
+            torch.autograd.grad(z, made.leaves, made.v, retain_graph=True, allow_unused=True)
+            for _ in range(2)
+        )
         for a, b in zip(first, second, strict=True):
             if a is not None and b is not None:
                 expect_close(b, a, f"{made.name}, went back a second time", 1e-9)
-            expect((a is None) == (b is None), f"{made.name}, went back a second time", "None", "the same gradient")
+            expect(
+                (a is None) == (b is None),
+                f"{made.name}, went back a second time",
+                "None",
+                "the same gradient",
+            )
 
 
 @contract("gradient")
 def keeps_the_solution(gradient: GradientStrategy) -> None:
     """The value of z is that of the solver."""
     for made in served(gradient):
-        expect_close(made.z().detach(), made.problem.solve(made.solver).z, f"{made.name}, compared z with the solver's", 1e-12)
+        expect_close(
+            made.z().detach(),
+            made.problem.solve(made.solver).z,
+            f"{made.name}, compared z with the solver's",
+            1e-12,
+        )
 
 
 @contract("gradient")
 def gives_the_second_derivative_or_refuses(gradient: GradientStrategy) -> None:
-    """With ``create_graph`` the second derivative is right, or a GradientError: never a wrong one."""
+    """With ``create_graph`` the second derivative is right, or a GradientError.
+
+    Never a wrong one.
+    """
     refused = []
     for made in served(gradient):
         try:
@@ -145,7 +205,12 @@ def gives_the_second_derivative_or_refuses(gradient: GradientStrategy) -> None:
             continue
         expected = _second(made.problem.exact(), made.leaves, made.v)
         error = max(map(relative, found, expected))
-        expect(error <= EXACT, f"{made.name} twice", f"an error of {error:.2g}", f"at most {EXACT:g}, or a GradientError")
+        expect(
+            error <= EXACT,
+            f"{made.name} twice",
+            f"an error of {error:.2g}",
+            f"at most {EXACT:g}, or a GradientError",
+        )
     if refused:
         raise NotApplicable(f"it refuses second derivatives: {refused[0]}")
 
@@ -156,7 +221,12 @@ def records_nothing_under_no_grad(gradient: GradientStrategy) -> None:
     for made in served(gradient):
         with torch.no_grad():
             z = made.problem.attach(made.solver, gradient).z
-        expect(not z.requires_grad, f"{made.name} under no_grad", "a z that requires a gradient", "none")
+        expect(
+            not z.requires_grad,
+            f"{made.name} under no_grad",
+            "a z that requires a gradient",
+            "none",
+        )
         expect_close(z, made.z().detach(), f"{made.name} under no_grad, compared z", 1e-12)
 
 
@@ -166,7 +236,12 @@ def keeps_the_dtype(gradient: GradientStrategy) -> None:
     for made in served(gradient, dtype=torch.float32):
         for leaf, found in zip(made.leaves, made.take(made.leaves), strict=True):
             expect(found.dtype == leaf.dtype, f"{made.name} in float32", found.dtype, leaf.dtype)
-            expect(bool(found.isfinite().all()), f"{made.name} in float32", "a gradient that is not finite", "a finite one")
+            expect(
+                bool(found.isfinite().all()),
+                f"{made.name} in float32",
+                "a gradient that is not finite",
+                "a finite one",
+            )
 
 
 @contract("gradient")
@@ -174,19 +249,31 @@ def differentiates_an_empty_batch(gradient: GradientStrategy) -> None:
     """No samples give gradients of zero."""
     for made in served(gradient, 0):
         for found in made.take(made.leaves):
-            expect(not bool(found.any()), f"{made.name}, no samples", "a gradient that is not zero", "zero")
+            expect(
+                not bool(found.any()),
+                f"{made.name}, no samples",
+                "a gradient that is not zero",
+                "zero",
+            )
 
 
 @contract("gradient")
-def keeps_samples_apart(gradient: GradientStrategy) -> None:
+def per_sample(gradient: GradientStrategy) -> None:
     """The gradient of the x of a sample is the one that the sample has alone."""
     for made in served(gradient):
         (together,) = made.take([made.problem.x])
         for i in (0, 5):
             rows = slice(i, i + 1)
-            part = replace(made.problem.rows(rows), x=made.problem.x[rows].detach().requires_grad_())
+            part = replace(
+                made.problem.rows(rows), x=made.problem.x[rows].detach().requires_grad_()
+            )
             alone = replace(made, problem=part, v=made.v[..., rows, :])
-            expect_close(together[rows], alone.take([part.x])[0], f"{made.name}, compared sample {i} of 8 with the same sample alone", 1e-6)
+            expect_close(
+                together[rows],
+                alone.take([part.x])[0],
+                f"{made.name}, compared sample {i} of 8 with the same sample alone",
+                1e-6,
+            )
 
 
 @contract("gradient")
@@ -198,21 +285,38 @@ def keeps_a_nan_in_its_sample(gradient: GradientStrategy) -> None:
         x[3, 2] = torch.nan
         broken = replace(made, problem=replace(made.problem, x=x.requires_grad_()))
         (found,), (clean,) = broken.take([x]), made.take([made.problem.x])
-        expect_close(found[others], clean[others], f"{made.name}, put a NaN into sample 3 of 8, compared the others", 1e-6)
+        expect_close(
+            found[others],
+            clean[others],
+            f"{made.name}, put a NaN into sample 3 of 8, compared the others",
+            1e-6,
+        )
 
 
 @contract("gradient")
 def takes_inputs_without_a_gradient(gradient: GradientStrategy) -> None:
-    """Where x and z0 need no gradient, the parameters get theirs; and where the parameters need none, x does."""
+    """Where x and z0 need no gradient, the parameters get theirs.
+
+    And where the parameters need none, x does.
+    """
     for solver in filter(lambda solver: serves(gradient, solver), SOLVERS):
         whole, without = case(gradient, solver), case(gradient, solver, x_learns=False)
-        for found, expected in zip(without.take(without.parameters), whole.take(whole.parameters), strict=True):
-            expect_close(found, expected, f"{whole.name}, x needs no gradient, looked at the parameters", 1e-9)
+        for found, expected in zip(
+            without.take(without.parameters), whole.take(whole.parameters), strict=True
+        ):
+            expect_close(
+                found,
+                expected,
+                f"{whole.name}, x needs no gradient, looked at the parameters",
+                1e-9,
+            )
         frozen = case(gradient, solver)
         for parameter in frozen.parameters:
             parameter.requires_grad_(False)
         (found,), (expected,) = frozen.take([frozen.problem.x]), whole.take([whole.problem.x])
-        expect_close(found, expected, f"{whole.name}, the parameters need no gradient, looked at x", 1e-9)
+        expect_close(
+            found, expected, f"{whole.name}, the parameters need no gradient, looked at x", 1e-9
+        )
 
 
 def _allowed(gradient: GradientStrategy, solver: RootSolver | ODESolver) -> GradientError | None:
@@ -220,12 +324,20 @@ def _allowed(gradient: GradientStrategy, solver: RootSolver | ODESolver) -> Grad
     error = refusal(gradient, solver)
     if error is None or isinstance(error, GradientError):
         return error
-    raise ContractError(f"gave it {type(solver).__name__}: received {describe_error(error)}, expected a gradient or a GradientError")
+    raise ContractError(
+        f"gave it {type(solver).__name__}: received {describe_error(error)}, expected a "
+        "gradient or a GradientError"
+    )
 
 
 def _second(z: torch.Tensor, wrt: list[torch.Tensor], v: torch.Tensor) -> list[torch.Tensor]:
     first = torch.autograd.grad(z, wrt, v, create_graph=True, allow_unused=True)
     total = torch.stack([g.square().sum() for g in first if g is not None]).sum()
-    expect(total.requires_grad, "asked for a graph of the gradient", "none", "a graph, or a GradientError")
+    expect(
+        total.requires_grad,
+        "asked for a graph of the gradient",
+        "none",
+        "a graph, or a GradientError",
+    )
     found = torch.autograd.grad(total, wrt, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(wrt, found, strict=True)]

@@ -19,7 +19,15 @@ from implicitcore.solution import Solution, SolveError
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
 from implicitcore.testing.factory import Maker
-from implicitcore.testing.tensors import copied, flat, learning, parameters, rows, slope, spoiled
+from implicitcore.testing.tensors import (
+    copied,
+    flat,
+    parameters,
+    require_grad,
+    rows,
+    slope,
+    with_nan,
+)
 
 # Samples that are solved together may differ by rounding from those solved alone.
 ALONE = 1e-7
@@ -50,46 +58,73 @@ def solves_what_it_returns(maker: Maker) -> None:
     """``layer.solve(x)`` is a Solution with a status per sample, all converged, and its z is ``layer(x)``."""
     layer, x = maker.make(), maker.inputs()
     solution = layer.solve(copied(x))
-    expect(isinstance(solution, Solution), "called layer.solve", type(solution).__name__, "a Solution")
-    expect(list(solution.status.shape) == [4], "solved 4 samples", f"a status of shape {list(solution.status.shape)}", [4])
+    expect(
+        isinstance(solution, Solution), "called layer.solve", type(solution).__name__, "a Solution"
+    )
+    expect(
+        list(solution.status.shape) == [4],
+        "solved 4 samples",
+        f"a status of shape {list(solution.status.shape)}",
+        [4],
+    )
     expect(bool(solution.converged.all()), "solved 4 samples", solution.summary(), "all converged")
-    expect_close(flat(layer(copied(x))), flat(solution.z), "compared layer(x) with layer.solve(x).z", 1e-6)
+    expect_close(
+        flat(layer(copied(x))), flat(solution.z), "compared layer(x) with layer.solve(x).z", 1e-6
+    )
 
 
 @contract("layer")
-def treats_each_sample_by_itself(maker: Maker) -> None:
+def per_sample(maker: Maker) -> None:
     """A batch gives what its samples give alone."""
     layer, x = maker.make(), maker.inputs()
     together = flat(layer(x))
     for i in range(4):
-        expect_close(together[i : i + 1], flat(layer(rows(x, [i], 4))), f"compared sample {i} of 4 with the same sample alone", ALONE)
+        expect_close(
+            together[i : i + 1],
+            flat(layer(rows(x, [i], 4))),
+            f"compared sample {i} of 4 with the same sample alone",
+            ALONE,
+        )
 
 
 @contract("layer")
 def reports_a_nan(maker: Maker) -> None:
-    """A NaN in the input of one sample raises a SolveError; with ``on_failure="mask"`` that sample has a finite output."""
-    layer, x = maker.make(), spoiled(maker.inputs(), 1)
+    """A NaN in the input of one sample raises a SolveError.
+
+    With ``on_failure="mask"`` that sample has a finite output.
+    """
+    layer, x = maker.make(), with_nan(maker.inputs(), 1)
     try:
         z = flat(layer(x))
     except SolveError:
         return
     masked = getattr(layer, "on_failure", None) == "mask" and bool(z.isfinite().all())
-    expect(masked, "called the layer with a NaN in sample 1", "an output and no error", "a SolveError")
+    expect(
+        masked, "called the layer with a NaN in sample 1", "an output and no error", "a SolveError"
+    )
 
 
 @contract("layer")
 def remembers_nothing(maker: Maker) -> None:
-    """The same call gives the same answer, whatever was solved in between; and nothing new is left on the layer."""
+    """The same call gives the same answer, whatever was solved in between.
+
+    And nothing new is left on the layer.
+    """
     layer, x = maker.make(), maker.inputs()
     before, first = _kept(layer), flat(layer(copied(x)))
     layer(pytree.tree_map_only(Tensor, lambda leaf: leaf.flip(0), x))
     expect_equal(flat(layer(copied(x))), first, "called the layer again, after another call")
     changed = sorted(name for name, value in _kept(layer).items() if before.get(name) is not value)
-    expect(not changed, "looked at the layer's attributes after three calls", f"new values of {', '.join(changed)}", "none")
+    expect(
+        not changed,
+        "looked at the layer's attributes after three calls",
+        f"new values of {', '.join(changed)}",
+        "none",
+    )
 
 
 @contract("layer")
-def leaves_its_input_alone(maker: Maker) -> None:
+def no_input_mutation(maker: Maker) -> None:
     """X is not changed."""
     layer, x = maker.make(), maker.inputs()
     before = copied(x)
@@ -103,9 +138,19 @@ def has_a_scalar_regularizer(maker: Maker) -> None:
     """``layer.regularizer(solution)`` is a finite scalar of z's dtype."""
     layer = maker.make()
     value = layer.regularizer(layer.solve(maker.inputs()))
-    expect(isinstance(value, Tensor) and value.ndim == 0, "asked for the regularizer", value, "a scalar tensor")
+    expect(
+        isinstance(value, Tensor) and value.ndim == 0,
+        "asked for the regularizer",
+        value,
+        "a scalar tensor",
+    )
     expect(bool(value.isfinite()), "asked for the regularizer", value.item(), "a finite number")
-    expect(value.dtype == torch.float64, "asked for the regularizer in float64", value.dtype, torch.float64)
+    expect(
+        value.dtype == torch.float64,
+        "asked for the regularizer in float64",
+        value.dtype,
+        torch.float64,
+    )
 
 
 @contract("layer")
@@ -113,8 +158,17 @@ def teaches_every_parameter(maker: Maker) -> None:
     """Each parameter gets a gradient, from the output or from the regularizer."""
     layer = maker.make()
     _teach(layer, maker.inputs())
-    lost = [name for name, parameter in layer.named_parameters() if parameter.requires_grad and parameter.grad is None]
-    expect(not lost, "went back from a loss with the regularizer", f"no gradient for {', '.join(lost)}", "one for each parameter")
+    lost = [
+        name
+        for name, parameter in layer.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    expect(
+        not lost,
+        "went back from a loss with the regularizer",
+        f"no gradient for {', '.join(lost)}",
+        "one for each parameter",
+    )
 
 
 @contract("layer")
@@ -124,31 +178,53 @@ def trains_a_step(maker: Maker) -> None:
     if not parameters(layer):
         raise NotApplicable("it has no parameters")
     before = _teach(layer, x)
-    learned = [(parameter, parameter.grad) for parameter in parameters(layer) if parameter.grad is not None]
+    learned = [
+        (parameter, parameter.grad) for parameter in parameters(layer) if parameter.grad is not None
+    ]
     size = torch.stack([g.square().sum() for _, g in learned]).sum() if learned else torch.zeros(())
-    expect(bool(size > 0) and bool(size.isfinite()), "summed the squares of the gradients", size.item(), "a positive number")
+    expect(
+        bool(size > 0) and bool(size.isfinite()),
+        "summed the squares of the gradients",
+        size.item(),
+        "a positive number",
+    )
     with torch.no_grad():
         for parameter, g in learned:
             parameter.sub_(g * (0.01 * before / size))
     after = _loss(layer, x).item()
-    expect(after < before, "took a step that should lower the loss by 1 %", f"{before:.6g} before, {after:.6g} after", "a lower loss")
+    expect(
+        after < before,
+        "took a step that should lower the loss by 1 %",
+        f"{before:.6g} before, {after:.6g} after",
+        "a lower loss",
+    )
 
 
 @contract("layer")
 def gives_the_gradient(maker: Maker) -> None:
     """At tight tolerances the derivatives by x and by the parameters agree with differences of the output."""
     layer = maker.exact()
-    x, leaves = learning(maker.inputs())
+    x, leaves = require_grad(maker.inputs())
     v = torch.randn_like(flat(layer(x)).detach())
     f = lambda: (flat(layer(x)) * v).sum()  # noqa: E731
     for did, wrt in (("x", leaves), ("the parameters", parameters(layer))):
         if not wrt:
             continue  # x is of integers, or nothing is learned
         found = torch.autograd.grad(f(), wrt, allow_unused=True)
-        expect(any(g is not None for g in found), f"differentiated the output by {did}", "no gradient", "one")
+        expect(
+            any(g is not None for g in found),
+            f"differentiated the output by {did}",
+            "no gradient",
+            "one",
+        )
         by_autograd, by_difference = slope(f, wrt, 1e-4)
         close = abs(by_autograd - by_difference) <= 1e-3 * abs(by_difference)
-        expect(close, f"compared the derivative by {did} with a difference", f"{by_autograd:.6g}", f"{by_difference:.6g}")
+        expect(
+            close,
+            f"compared the derivative by {did} with a difference",
+            f"{by_autograd:.6g}",
+            f"{by_difference:.6g}",
+        )
 
 
 @contract("layer")
@@ -159,8 +235,18 @@ def works_without_a_graph(maker: Maker) -> None:
     with torch.no_grad():
         z = layer(copied(x))
     with_graph = any(leaf.requires_grad for leaf in pytree.tree_leaves(z))
-    expect(not with_graph, "called the layer under no_grad", "an output that requires a gradient", "none")
-    expect_close(flat(z), flat(layer(x)).detach(), "compared the output under no_grad with that with a graph", 1e-12)
+    expect(
+        not with_graph,
+        "called the layer under no_grad",
+        "an output that requires a gradient",
+        "none",
+    )
+    expect_close(
+        flat(z),
+        flat(layer(x)).detach(),
+        "compared the output under no_grad with that with a graph",
+        1e-12,
+    )
 
 
 @contract("layer")
@@ -171,7 +257,11 @@ def reloads_its_state(maker: Maker) -> None:
     torch.save(layer.state_dict(), file)
     file.seek(0)
     twin.load_state_dict(torch.load(file, weights_only=True))
-    expect_equal(flat(twin(copied(x))), flat(layer(copied(x))), "loaded the state_dict into a layer that was made with other weights")
+    expect_equal(
+        flat(twin(copied(x))),
+        flat(layer(copied(x))),
+        "loaded the state_dict into a layer that was made with other weights",
+    )
 
 
 @contract("layer")
@@ -180,13 +270,18 @@ def copies(maker: Maker) -> None:
     layer, x = maker.make(), maker.inputs()
     first, twin = flat(layer(copied(x))), copy.deepcopy(layer)
     expect_equal(flat(twin(copied(x))), first, "copied the layer")
-    shared = {id(parameter) for parameter in layer.parameters()} & {id(parameter) for parameter in twin.parameters()}
+    shared = {id(parameter) for parameter in layer.parameters()} & {
+        id(parameter) for parameter in twin.parameters()
+    }
     expect(not shared, "copied the layer", f"{len(shared)} shared parameters", "none")
 
 
 @contract("layer")
 def round_trips_through_a_config(maker: Maker) -> None:
-    """Where it is registered, its configuration is data that builds its equal; what is no data is given again."""
+    """Where it is registered, its configuration is data that builds its equal.
+
+    What is no data is given again.
+    """
     layer = maker.make()
     try:
         REGISTRY.find_class(type(layer))
@@ -199,7 +294,11 @@ def round_trips_through_a_config(maker: Maker) -> None:
     expect(twin.config == layer.config, "built a layer from the config", twin.config, layer.config)
     twin.load_state_dict(layer.state_dict())
     x = maker.inputs()
-    expect_equal(flat(twin(copied(x))), flat(layer(copied(x))), "built a layer from the config, and loaded the state_dict")
+    expect_equal(
+        flat(twin(copied(x))),
+        flat(layer(copied(x))),
+        "built a layer from the config, and loaded the state_dict",
+    )
 
 
 def _loss(layer: Any, x: Any) -> Tensor:
@@ -210,7 +309,12 @@ def _loss(layer: Any, x: Any) -> Tensor:
 def _teach(layer: Any, x: Any) -> float:
     """The loss, with its gradient in every ``.grad``."""
     loss = _loss(layer, x)
-    expect(loss.requires_grad, "asked for a loss of the output", "no graph", "one that leads to the parameters")
+    expect(
+        loss.requires_grad,
+        "asked for a loss of the output",
+        "no graph",
+        "one that leads to the parameters",
+    )
     loss.backward()
     return loss.item()
 
@@ -219,6 +323,11 @@ def _kept(layer: nn.Module) -> dict[str, Any]:
     """Every attribute of the layer and of its modules."""
     hidden = ("_parameters", "_buffers", "_modules")
     own = [(name, module, vars(module)) for name, module in layer.named_modules()]
-    attributes = {f"{name}.{key}".strip("."): value for name, _, values in own for key, value in values.items() if key not in hidden}
+    attributes = {
+        f"{name}.{key}".strip("."): value
+        for name, _, values in own
+        for key, value in values.items()
+        if key not in hidden
+    }
     buffers = {f"{name} (buffer)": value for name, value in layer.named_buffers()}
     return {**attributes, **buffers}

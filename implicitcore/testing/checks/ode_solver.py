@@ -25,14 +25,21 @@ RIGHT = 2e-2
 def _follows(solver: ODESolver, problem: Problem, exact: Tensor, what: str) -> None:
     fine = for_dtype(with_options(solver, **FINE), problem.z0.dtype)
     solution = problem.solve(fine)
-    expect(bool(solution.converged.all()), f"integrated {what}", solution.summary(), "all converged")
+    expect(
+        bool(solution.converged.all()), f"integrated {what}", solution.summary(), "all converged"
+    )
     expect_close(solution.z, exact.detach(), f"compared {what} with the closed form", RIGHT)
 
 
 def _error(solver: ODESolver, problem: Problem) -> float:
     """The largest error at the output times, relative to the largest state."""
     solution = problem.solve(solver)
-    expect(bool(solution.converged.all()), f"integrated with {full_label(solver)}", solution.summary(), "all converged")
+    expect(
+        bool(solution.converged.all()),
+        f"integrated with {full_label(solver)}",
+        solution.summary(),
+        "all converged",
+    )
     exact = problem.exact().detach()
     return ((solution.z - exact).abs().max() / exact.abs().max()).item()
 
@@ -51,8 +58,15 @@ def follows_an_oscillator(solver: ODESolver) -> None:
     """dz/dt = (z_2, -z_1) turns a state by the time."""
     z0 = inputs(n=2)
     times = torch.linspace(0, 1.5, 4, dtype=torch.float64)
-    turned = [torch.stack((z0[:, 0] * t.cos() + z0[:, 1] * t.sin(), z0[:, 1] * t.cos() - z0[:, 0] * t.sin()), 1) for t in times]
-    problem = Problem(f=lambda t, z, x: torch.stack((z[:, 1], -z[:, 0]), 1), z0=z0, x=z0, times=times)
+    turned = [
+        torch.stack(
+            (z0[:, 0] * t.cos() + z0[:, 1] * t.sin(), z0[:, 1] * t.cos() - z0[:, 0] * t.sin()), 1
+        )
+        for t in times
+    ]
+    problem = Problem(
+        f=lambda t, z, x: torch.stack((z[:, 1], -z[:, 0]), 1), z0=z0, x=z0, times=times
+    )
     _follows(solver, problem, torch.stack(turned), "an oscillator")
 
 
@@ -85,9 +99,16 @@ def returns_every_time(solver: ODESolver) -> None:
     solution = problem.solve(solver)
     expected = problem.z0 + times[1:, None, None] * problem.x
     expect_close(solution.z[1:], expected, "integrated dz/dt = x to six times", 1e-4)
-    expect(solution.times is not None, "asked the solution for its times", None, "those that were given")
+    expect(
+        solution.times is not None,
+        "asked the solution for its times",
+        None,
+        "those that were given",
+    )
     if solution.times is not None:
-        expect_close(solution.times, times, "compared the times of the solution with those given", 1e-12)
+        expect_close(
+            solution.times, times, "compared the times of the solution with those given", 1e-12
+        )
 
 
 @contract("ode_solver")
@@ -103,9 +124,17 @@ def follows_its_tolerance(solver: ODESolver) -> None:
     needed(solver, "rtol")
     if getattr(solver, "dt", None) is not None:
         raise NotApplicable("its steps are given by dt")
-    loose, tight = (_error(with_options(solver, rtol=rtol, atol=rtol / 100, max_steps=4000), trajectory()) for rtol in (1e-2, 1e-5))
+    loose, tight = (
+        _error(with_options(solver, rtol=rtol, atol=rtol / 100, max_steps=4000), trajectory())
+        for rtol in (1e-2, 1e-5)
+    )
     bound = max(0.1 * loose, 1e-5)
-    expect(tight <= bound, f"integrated with rtol=1e-5, after an error of {loose:.2g} with 1e-2", f"{tight:.2g}", f"at most {bound:.2g}")
+    expect(
+        tight <= bound,
+        f"integrated with rtol=1e-5, after an error of {loose:.2g} with 1e-2",
+        f"{tight:.2g}",
+        f"at most {bound:.2g}",
+    )
 
 
 @contract("ode_solver")
@@ -114,11 +143,19 @@ def has_its_stated_order(solver: ODESolver) -> None:
     needed(solver, "dt")
     order = getattr(solver, "order", None) or getattr(getattr(solver, "tableau", None), "order", 1)
     steps = (0.1, 0.05)
-    errors = [_error(with_options(solver, dt=dt, rtol=1e-11, atol=1e-13, max_steps=4000), trajectory()) for dt in steps]
+    errors = [
+        _error(with_options(solver, dt=dt, rtol=1e-11, atol=1e-13, max_steps=4000), trajectory())
+        for dt in steps
+    ]
     if min(errors) < 1e-12:
         return  # at the limit of rounding: no slope is left to measure
     found = math.log(errors[0] / errors[1], 2)
-    expect(found > order - 0.4, f"halved dt={steps[0]}", f"errors {errors[0]:.2g} and {errors[1]:.2g}, order {found:.2f}", f"order {order}")
+    expect(
+        found > order - 0.4,
+        f"halved dt={steps[0]}",
+        f"errors {errors[0]:.2g} and {errors[1]:.2g}, order {found:.2f}",
+        f"order {order}",
+    )
 
 
 @contract("ode_solver")
@@ -126,11 +163,18 @@ def reports_a_field_that_is_not_finite(solver: ODESolver) -> None:
     """A velocity that is NaN from t = 0.5 on is a status, and the times not reached hold the last state."""
     times = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
     z0 = inputs(3)
-    problem = Problem(f=lambda t, z, x: torch.where(t < 0.5, -z, torch.nan), z0=z0, x=z0, times=times)
+    problem = Problem(
+        f=lambda t, z, x: torch.where(t < 0.5, -z, torch.nan), z0=z0, x=z0, times=times
+    )
     solution = problem.solve(solver)
     did = "integrated a velocity that is NaN from t = 0.5 on"
     expect(not bool(solution.converged.any()), did, solution.summary(), "none converged")
-    expect(bool(solution.z.isfinite().all()), f"{did}, looked at z", "values that are not finite", "the last accepted state")
+    expect(
+        bool(solution.z.isfinite().all()),
+        f"{did}, looked at z",
+        "values that are not finite",
+        "the last accepted state",
+    )
 
 
 @contract("ode_solver")
@@ -142,17 +186,32 @@ def refuses_times_that_cannot_be_used(solver: ODESolver) -> None:
             problem.solve(solver)
         except InputError:
             continue
-        expect(False, f"gave the times {times}", "no error", "an InputError (implicitcore.ode_solvers.integration.check_times)")
+        expect(
+            False,
+            f"gave the times {times}",
+            "no error",
+            "an InputError (implicitcore.ode_solvers.integration.check_times)",
+        )
 
 
 @contract("ode_solver")
 def settles_where_it_is_told_to(solver: ODESolver) -> None:
-    """``stop`` ends each sample by itself: inside ``SteadyState`` it finds the fixed point of a contraction."""
+    """``stop`` ends each sample by itself.
+
+    Inside ``SteadyState`` it finds the fixed point of a contraction.
+    """
     problem = root()
     chosen = with_options(solver, dt=0.1, rtol=1e-4, atol=1e-6)
     try:
         solution = problem.solve(SteadyState(ode_solver=chosen, tol=1e-3, max_steps=1000))
     except InputError as refusal:
         raise NotApplicable(f"it refuses to go to a steady state: {refusal}") from refusal
-    expect(bool(solution.converged.all()), "integrated to a steady state", solution.summary(), "all converged")
-    expect_close(solution.z, problem.exact().detach(), "compared the steady state with Newton's root", 1e-2)
+    expect(
+        bool(solution.converged.all()),
+        "integrated to a steady state",
+        solution.summary(),
+        "all converged",
+    )
+    expect_close(
+        solution.z, problem.exact().detach(), "compared the steady state with Newton's root", 1e-2
+    )

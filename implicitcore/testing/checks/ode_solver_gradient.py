@@ -32,13 +32,21 @@ def _compare(solver: ODESolver, gradient: GradientStrategy) -> None:
     name = type(gradient).__name__
     try:
         z = problem.attach(with_options(solver, **FINE), gradient).z
-        expect(z.requires_grad, f"solved with {name}", "a z that requires no gradient", "one with a graph")
+        expect(
+            z.requires_grad,
+            f"solved with {name}",
+            "a z that requires no gradient",
+            "one with a graph",
+        )
         found = torch.autograd.grad(z, wrt, v)
     except GradientError as refusal:
         raise NotApplicable(f"it refuses {name}: {refusal}") from refusal
     error = relative_error(found, torch.autograd.grad(problem.exact(), wrt, v))
     expect(
-        error <= RIGHT, f"compared the gradient by {name} with that of the closed form", f"an error of {error:.2g}", f"at most {RIGHT:g}"
+        error <= RIGHT,
+        f"compared the gradient by {name} with that of the closed form",
+        f"an error of {error:.2g}",
+        f"at most {RIGHT:g}",
     )
 
 
@@ -50,7 +58,10 @@ def can_be_unrolled_or_refuses(solver: ODESolver) -> None:
 
 @contract("ode_solver")
 def goes_back_for_the_adjoint_or_refuses(solver: ODESolver) -> None:
-    """``Adjoint()`` integrates the way back with it, or gets a GradientError: never a wrong gradient."""
+    """``Adjoint()`` integrates the way back with it, or gets a GradientError.
+
+    Never a wrong gradient.
+    """
     _compare(solver, Adjoint())
 
 

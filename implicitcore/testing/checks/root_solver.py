@@ -20,7 +20,10 @@ from implicitcore.testing.problems import Linear, Problem, inputs, root
 
 
 def _tolerance(solver: RootSolver) -> float:
-    """What may be left of the residual, relative; a solver that states none is taken to mean 1e-3."""
+    """What may be left of the residual, relative.
+
+    A solver that states none is taken to mean 1e-3.
+    """
     tol = stated(solver, "tol")
     return 1e-3 if tol is None else tol + (stated(solver, "atol") or 0.0)
 
@@ -32,7 +35,9 @@ def _finds(solver: RootSolver, problem: Problem, what: str) -> None:
     double = replace(problem, f=problem.f.double(), x=problem.x.double(), z0=problem.z0.double())  # pyright: ignore[reportFunctionMemberAccess]
     exact = fixed_point(lambda z: double.f(z, double.x), double.z0)
     bound = 20 * max(_tolerance(solver), torch.finfo(problem.z0.dtype).eps)
-    expect_close(solution.z.double(), exact, f"compared the root of {what} with Newton's method", bound)
+    expect_close(
+        solution.z.double(), exact, f"compared the root of {what} with Newton's method", bound
+    )
 
 
 @contract("root_solver")
@@ -44,7 +49,11 @@ def finds_the_root(solver: RootSolver) -> None:
 @contract("root_solver")
 def finds_the_root_in_float32(solver: RootSolver) -> None:
     """The same in float32."""
-    _finds(for_dtype(solver, torch.float32), root(dtype=torch.float32), "tanh(W z + U x + b) in float32")
+    _finds(
+        for_dtype(solver, torch.float32),
+        root(dtype=torch.float32),
+        "tanh(W z + U x + b) in float32",
+    )
 
 
 @contract("root_solver")
@@ -63,7 +72,9 @@ def finds_the_root_of_a_vector_field(solver: RootSolver) -> None:
         solution = solver.solve(System(dynamics, problem.x, Packing.of(problem.z0)), problem.z0)
     start = problem.f(problem.z0, problem.x).norm(dim=1).clamp(min=1)
     bound = 20 * max(_tolerance(solver), 1e-12) * start.max().item()
-    expect_close(solution.z, problem.exact().detach(), "compared the root of g with Newton's method", bound)
+    expect_close(
+        solution.z, problem.exact().detach(), "compared the root of g with Newton's method", bound
+    )
 
 
 @contract("root_solver")
@@ -82,16 +93,26 @@ def states_the_true_residual(solver: RootSolver) -> None:
         chosen = solver if steps is None else with_options(solver, max_steps=steps, tol=1e-12)
         problem = root()
         solution = problem.solve(chosen)
-        expect(solution.residual is not None, "asked the solution for its residual", None, "a norm per sample")
+        expect(
+            solution.residual is not None,
+            "asked the solution for its residual",
+            None,
+            "a norm per sample",
+        )
         if solution.residual is not None:
             measured = _measure(problem, solution)[0]
             did = "measured |f(z) - z| at the solution" + (f" after {steps} steps" if steps else "")
-            expect_close(solution.residual, measured, did, 1e-6 * min(1.0, measured.max().item()) + 1e-13)
+            expect_close(
+                solution.residual, measured, did, 1e-6 * min(1.0, measured.max().item()) + 1e-13
+            )
 
 
 @contract("root_solver")
 def meets_its_tolerance(solver: RootSolver) -> None:
-    """Where the status is converged, ``|f(z) - z| <= tol |f(z)| + atol``, measured afresh: for each sample, at any tol."""
+    """Where the status is converged, ``|f(z) - z| <= tol |f(z)| + atol``, measured afresh.
+
+    For each sample, at any tol.
+    """
     given = needed(solver, "tol")
     x = inputs() * torch.logspace(-1, 1, 8, dtype=torch.float64)[:, None]
     for tol in (given, 1e-2, 1e-8):
@@ -101,8 +122,17 @@ def meets_its_tolerance(solver: RootSolver) -> None:
         did = f"solved 8 samples to tol={tol:g}"
         measured, size = _measure(problem, solution)
         limit = tol * size + (stated(chosen, "atol") or 0.0)
-        excess = (measured / limit)[solution.converged].amax().item() if bool(solution.converged.any()) else 0.0
-        expect(excess <= 1.001, f"{did}, measured the converged ones", f"a residual {excess:.3g} times the limit", "at most 1")
+        excess = (
+            (measured / limit)[solution.converged].amax().item()
+            if bool(solution.converged.any())
+            else 0.0
+        )
+        expect(
+            excess <= 1.001,
+            f"{did}, measured the converged ones",
+            f"a residual {excess:.3g} times the limit",
+            "at most 1",
+        )
 
 
 @contract("root_solver")
@@ -110,15 +140,27 @@ def reaches_a_tight_tolerance(solver: RootSolver) -> None:
     """With tol=1e-8 and steps enough every sample of a contraction by 0.4 converges."""
     needed(solver, "tol")
     solution = root().solve(with_options(solver, tol=1e-8, max_steps=500))
-    expect(bool(solution.converged.all()), "solved to tol=1e-8 with 500 steps", solution.summary(), "all converged")
+    expect(
+        bool(solution.converged.all()),
+        "solved to tol=1e-8 with 500 steps",
+        solution.summary(),
+        "all converged",
+    )
 
 
 @contract("root_solver")
 def claims_no_root_where_there_is_none(solver: RootSolver) -> None:
     """g(z) = z^2 + 1 has no real root, and no sample of it converges."""
     x = torch.tensor([[0.0], [0.5], [-2.0]], dtype=torch.float64)
-    solution = Problem(f=lambda z, x: z + 1 + z * z, z0=x, x=x).solve(with_options(solver, tol=1e-4))
-    expect(not bool(solution.converged.any()), "looked for a root of z^2 + 1", solution.summary(), "none converged")
+    solution = Problem(f=lambda z, x: z + 1 + z * z, z0=x, x=x).solve(
+        with_options(solver, tol=1e-4)
+    )
+    expect(
+        not bool(solution.converged.any()),
+        "looked for a root of z^2 + 1",
+        solution.summary(),
+        "none converged",
+    )
 
 
 @contract("root_solver")
@@ -142,7 +184,12 @@ def returns_its_best_iterate(solver: RootSolver) -> None:
     problem = Problem(f=lambda z, x: x - 1.5 * z, z0=z0, x=torch.zeros_like(z0))
     after = _measure(problem, problem.solve(solver))[0]
     before = (problem.f(z0, problem.x) - z0).norm(dim=1)
-    expect(bool((after <= before * (1 + 1e-9)).all()), "solved z = -1.5 z", f"residuals {after.tolist()}", f"at most {before.tolist()}")
+    expect(
+        bool((after <= before * (1 + 1e-9)).all()),
+        "solved z = -1.5 z",
+        f"residuals {after.tolist()}",
+        f"at most {before.tolist()}",
+    )
 
 
 def _measure(problem: Problem, solution: Solution) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,12 @@ def _error(solver: RootSolver, gradient: GradientStrategy) -> float:
     problem = replace(problem, x=problem.x.requires_grad_())
     wrt, v = [problem.x, *problem.f.parameters()], inputs(seed=7)  # pyright: ignore[reportFunctionMemberAccess]
     z = problem.attach(solver, gradient).z
-    expect(z.requires_grad, f"solved with {type(gradient).__name__}", "a z that requires no gradient", "one with a graph")
+    expect(
+        z.requires_grad,
+        f"solved with {type(gradient).__name__}",
+        "a z that requires no gradient",
+        "one with a graph",
+    )
     found = torch.autograd.grad(z, wrt, v)
     return relative_error(found, torch.autograd.grad(problem.exact(), wrt, v))
 
@@ -43,7 +48,12 @@ def trains_through_the_implicit_gradient(solver: RootSolver) -> None:
     """``Implicit`` at its solution agrees with the dense gradient, for x and for the parameters."""
     tight, bound = _tight(solver)
     error = _error(tight, Implicit(GMRES(tol=1e-9)))
-    expect(error <= bound, "compared the implicit gradient at the solution with the dense one", f"an error of {error:.2g}", f"{bound:g}")
+    expect(
+        error <= bound,
+        "compared the implicit gradient at the solution with the dense one",
+        f"an error of {error:.2g}",
+        f"{bound:g}",
+    )
 
 
 @contract("root_solver")
@@ -51,7 +61,12 @@ def solves_a_backward_pass(solver: RootSolver) -> None:
     """``Implicit(solver)`` solves the linear system of a backward pass with it."""
     tight, bound = _tight(solver)
     error = _error(Anderson(tol=1e-9), Implicit(tight))
-    expect(error <= bound, "solved the backward system of Implicit", f"a gradient with an error of {error:.2g}", f"{bound:g}")
+    expect(
+        error <= bound,
+        "solved the backward system of Implicit",
+        f"a gradient with an error of {error:.2g}",
+        f"{bound:g}",
+    )
 
 
 @contract("root_solver")
@@ -62,4 +77,9 @@ def can_be_unrolled_or_refuses(solver: RootSolver) -> None:
         error = _error(tight, Unrolled())
     except GradientError as refusal:
         raise NotApplicable(f"it refuses to be unrolled: {refusal}") from refusal
-    expect(error <= 1e-2, "compared the gradient through every step with the dense one", f"an error of {error:.2g}", "at most 1e-2")
+    expect(
+        error <= 1e-2,
+        "compared the gradient through every step with the dense one",
+        f"an error of {error:.2g}",
+        "at most 1e-2",
+    )

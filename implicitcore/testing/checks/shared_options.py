@@ -31,7 +31,10 @@ def is_a_frozen_dataclass(part: Any) -> None:
 @contract("root_solver", "ode_solver", "gradient", "backend")
 def pickles_and_copies(part: Any) -> None:
     """Can be pickled and copied, and the copy has the same options."""
-    for did, twin in (("pickled", pickle.loads(pickle.dumps(part))), ("copied", copy.deepcopy(part))):  # noqa: S301 - our own bytes
+    for did, twin in (
+        ("pickled", pickle.loads(pickle.dumps(part))),
+        ("copied", copy.deepcopy(part)),
+    ):  # noqa: S301 - our own bytes
         expect(_same(twin, part), f"{did} the part", twin, part)
 
 
@@ -60,8 +63,15 @@ def refuses_a_value_of_another_type(part: Any) -> None:
             type(part)(**{**values, option.name: object()})
         except (TypeError, ValueError):
             continue
-        expect(False, f"gave {option.name} an object()", "no error", f"a ConfigError that asks for {option.type_text}; derive from Options")
+        expect(
+            False,
+            f"gave {option.name} an object()",
+            "no error",
+            f"a ConfigError that asks for {option.type_text}; derive from Options",
+        )
 
 
 def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and all(getattr(a, name) == getattr(b, name) for name in options_of(type(a)))
+    return type(a) is type(b) and all(
+        getattr(a, name) == getattr(b, name) for name in options_of(type(a))
+    )

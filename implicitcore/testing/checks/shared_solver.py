@@ -32,17 +32,32 @@ def returns_a_whole_solution(solver: Solver) -> None:
         did = f"solved 3 samples in {dtype}"
         shape = [3, 6] if problem.times is None else [3, 3, 6]
         expect(isinstance(solution, Solution), did, type(solution).__name__, "a Solution")
-        expect(list(solution.z.shape) == shape, f"{did}, looked at z", f"shape {list(solution.z.shape)}", shape)
+        expect(
+            list(solution.z.shape) == shape,
+            f"{did}, looked at z",
+            f"shape {list(solution.z.shape)}",
+            shape,
+        )
         expect(solution.z.dtype == dtype, f"{did}, looked at z", solution.z.dtype, dtype)
-        expect(bool(solution.z.isfinite().all()), f"{did}, looked at z", "values that are not finite", "finite ones")
+        expect(
+            bool(solution.z.isfinite().all()),
+            f"{did}, looked at z",
+            "values that are not finite",
+            "finite ones",
+        )
         for name, kind in (("status", torch.int8), ("steps", torch.int64)):
             value = getattr(solution, name)
-            expect(list(value.shape) == [3], f"{did}, looked at {name}", f"shape {list(value.shape)}", [3])
+            expect(
+                list(value.shape) == [3],
+                f"{did}, looked at {name}",
+                f"shape {list(value.shape)}",
+                [3],
+            )
             expect(value.dtype == kind, f"{did}, looked at {name}", value.dtype, kind)
 
 
 @contract("root_solver", "ode_solver")
-def leaves_its_arguments_alone(solver: Solver) -> None:
+def no_input_mutation(solver: Solver) -> None:
     """Neither z0 nor x nor the times are changed."""
     problem = problem_for(solver)
     arguments = {"z0": problem.z0, "x": problem.x, "times": problem.times}
@@ -53,17 +68,24 @@ def leaves_its_arguments_alone(solver: Solver) -> None:
 
 
 @contract("root_solver", "ode_solver")
-def solves_each_sample_by_itself(solver: Solver) -> None:
+def per_sample(solver: Solver) -> None:
     """A batch gives what its samples give alone."""
     problem = problem_for(solver)
-    problem = replace(problem, x=problem.x * torch.logspace(-1, 0.5, 8, dtype=torch.float64)[:, None])
+    problem = replace(
+        problem, x=problem.x * torch.logspace(-1, 0.5, 8, dtype=torch.float64)[:, None]
+    )
     together = problem.solve(solver)
     for i in range(8):
         part = problem.rows(slice(i, i + 1))
         alone = part.solve(solver)
         did = f"compared sample {i} of 8 with the same sample alone"
         expect_close(problem.states(together)[i : i + 1], part.states(alone), did, ALONE)
-        expect(bool(together.status[i] == alone.status[0]), did, _name(together.status[i]), _name(alone.status[0]))
+        expect(
+            bool(together.status[i] == alone.status[0]),
+            did,
+            _name(together.status[i]),
+            _name(alone.status[0]),
+        )
 
 
 @contract("root_solver", "ode_solver")
@@ -75,9 +97,23 @@ def keeps_a_nan_in_its_sample(solver: Solver) -> None:
     broken = replace(problem, x=x)
     others = [0, 1, 2, 4, 5, 6, 7]
     clean, found = problem.solve(solver), broken.solve(solver)
-    expect_close(problem.states(found)[others], problem.states(clean)[others], "put a NaN into sample 3 of 8, compared the others", SPOILED)
-    expect_equal(found.status[others], clean.status[others], "put a NaN into sample 3 of 8, compared the status of the others")
-    expect(bool(found.status[3] != Status.CONVERGED), "put a NaN into sample 3 of 8", "the status converged", "non_finite")
+    expect_close(
+        problem.states(found)[others],
+        problem.states(clean)[others],
+        "put a NaN into sample 3 of 8, compared the others",
+        SPOILED,
+    )
+    expect_equal(
+        found.status[others],
+        clean.status[others],
+        "put a NaN into sample 3 of 8, compared the status of the others",
+    )
+    expect(
+        bool(found.status[3] != Status.CONVERGED),
+        "put a NaN into sample 3 of 8",
+        "the status converged",
+        "non_finite",
+    )
 
 
 @contract("root_solver", "ode_solver")
@@ -86,8 +122,18 @@ def solves_an_empty_batch(solver: Solver) -> None:
     problem = problem_for(solver, 0)
     solution = problem.solve(solver)
     shape = list(problem.states(solution).shape)
-    expect(shape[0] == 0 and shape[-1] == 6, "solved an empty batch", f"states of shape {shape}", "[0, ..., 6]")
-    expect(list(solution.status.shape) == [0], "solved an empty batch", f"a status of shape {list(solution.status.shape)}", [0])
+    expect(
+        shape[0] == 0 and shape[-1] == 6,
+        "solved an empty batch",
+        f"states of shape {shape}",
+        "[0, ..., 6]",
+    )
+    expect(
+        list(solution.status.shape) == [0],
+        "solved an empty batch",
+        f"a status of shape {list(solution.status.shape)}",
+        [0],
+    )
 
 
 @contract("root_solver", "ode_solver")
@@ -97,7 +143,9 @@ def remembers_nothing(solver: Solver) -> None:
     other = replace(problem_for(solver), x=0.5 * problem_for(solver).x)
     for between in (other, other.rows(slice(0, 3))):
         between.solve(solver)
-    expect_equal(problem_for(solver).solve(solver).z, first.z, "solved a problem again, after others")
+    expect_equal(
+        problem_for(solver).solve(solver).z, first.z, "solved a problem again, after others"
+    )
 
 
 @contract("root_solver", "ode_solver")
@@ -111,7 +159,12 @@ def counts_its_evaluations(solver: Solver) -> None:
         return problem.f(*arguments)
 
     solution = replace(problem, f=counted).solve(solver)
-    expect(solution.evaluations >= calls, "counted the calls of f", f"evaluations={solution.evaluations}", f"at least {calls}")
+    expect(
+        solution.evaluations >= calls,
+        "counted the calls of f",
+        f"evaluations={solution.evaluations}",
+        f"at least {calls}",
+    )
 
 
 @contract("root_solver", "ode_solver")
@@ -120,10 +173,22 @@ def leaves_no_graph(solver: Solver) -> None:
     problem = problem_for(solver)
     problem = replace(problem, x=problem.x.requires_grad_(), z0=problem.z0.requires_grad_())
     solution = problem.solve(solver)
-    expect(not solution.z.requires_grad, "solved under no_grad", "a z that requires a gradient", "none")
+    expect(
+        not solution.z.requires_grad, "solved under no_grad", "a z that requires a gradient", "none"
+    )
     leaves = [problem.x, problem.z0, *problem.f.parameters()]  # pyright: ignore[reportFunctionMemberAccess]
-    expect(all(leaf.grad is None for leaf in leaves), "solved under no_grad", "a .grad", "none: use autograd.grad, not .backward()")
-    expect(torch.is_grad_enabled(), "asked torch whether it records, after the solve", "no", "yes, as before")
+    expect(
+        all(leaf.grad is None for leaf in leaves),
+        "solved under no_grad",
+        "a .grad",
+        "none: use autograd.grad, not .backward()",
+    )
+    expect(
+        torch.is_grad_enabled(),
+        "asked torch whether it records, after the solve",
+        "no",
+        "yes, as before",
+    )
 
 
 @contract("root_solver", "ode_solver")
@@ -134,13 +199,27 @@ def reports_too_few_steps(solver: Solver) -> None:
     problem = problem_for(few)
     solution = problem.solve(few)
     wrong = int((solution.converged & ~_is_solved(problem, solution)).sum())
-    expect(not wrong, "allowed one step, on 8 samples that need more", f"{wrong} called converged that are not", "the status max_steps")
-    expect(bool(solution.z.isfinite().all()), "allowed one step", "values that are not finite", "the best state so far")
+    expect(
+        not wrong,
+        "allowed one step, on 8 samples that need more",
+        f"{wrong} called converged that are not",
+        "the status max_steps",
+    )
+    expect(
+        bool(solution.z.isfinite().all()),
+        "allowed one step",
+        "values that are not finite",
+        "the best state so far",
+    )
 
 
 def _is_solved(problem: Problem, solution: Solution) -> Tensor:
     """Which samples, ``[batch]``."""
-    exact = problem.exact().detach() if problem.times is None else problem.exact().detach().transpose(0, 1)
+    exact = (
+        problem.exact().detach()
+        if problem.times is None
+        else problem.exact().detach().transpose(0, 1)
+    )
     return (problem.states(solution) - exact).abs().flatten(1).amax(1) < 1e-6
 
 

@@ -1,6 +1,7 @@
 """The inner loops' fused CUDA kernels, compiled and launched by CuPy on torch's tensors and streams.
 
-The backend is imported when it is first used: the plugin itself stays light, for it is loaded wherever a part is looked up.
+The backend is imported when it is first used: the plugin itself stays light, for it is loaded
+wherever a part is looked up.
 """
 
 from __future__ import annotations

@@ -13,13 +13,16 @@ _EXTRAS = {"12": "cuda12", "13": "cuda13"}
 
 @functools.cache
 def unavailable_reason() -> str | None:
-    """None where the kernels can run; else which of CUDA build, package, driver, device or compiler is missing.
+    """None where the kernels can run.
 
-    Found out once in a process: it is asked at every solve.
+    Else which of CUDA build, package, driver, device or compiler is missing. Found out once in a
+    process: it is asked at every solve.
     """
     version = torch.version.cuda
     if version is None:
-        return f"the CUDA build of torch is missing: torch {torch.__version__} is built without CUDA"
+        return (
+            f"the CUDA build of torch is missing: torch {torch.__version__} is built without CUDA"
+        )
     try:
         cupy = importlib.import_module("cupy")
     except ModuleNotFoundError as error:
@@ -60,5 +63,8 @@ def _without_compiler(cupy: ModuleType) -> str | None:
     try:
         cupy.cuda.nvrtc.getVersion()
     except (ImportError, OSError, RuntimeError) as error:  # which of them depends on CuPy's version
-        return f"the compiler NVRTC is missing, which comes with CUDA and with torch's wheels for it: {error}"
+        return (
+            "the compiler NVRTC is missing, which comes with CUDA and with torch's wheels "
+            f"for it: {error}"
+        )
     return None

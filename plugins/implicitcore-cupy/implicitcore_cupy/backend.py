@@ -35,14 +35,17 @@ _COMBINE = {
 
 @dataclass(frozen=True)
 class CupyBackend(FusedBackend):
-    """CUDA kernels for the inner loops: each step's passes over the memory are one, and so are its launches.
+    """CUDA kernels for the inner loops.
 
-    Sums are in float32, for float64 states in float64, and the same bits in every run. Nothing waits for the device.
-    A kernel is compiled where its dtype first meets a device, which takes seconds; CuPy keeps it on disk for the next process.
-    Choose it where launches cost more than f does: small states, many steps. Where f is large, the choice matters little.
+    Each step's passes over the memory are one, and so are its launches. Sums are in float32, for
+    float64 states in float64, and the same bits in every run. Nothing waits for the device. A
+    kernel is compiled where its dtype first meets a device, which takes seconds; CuPy keeps it on
+    disk for the next process. Choose it where launches cost more than f does: small states, many
+    steps. Where f is large, the choice matters little.
 
     Reference:
-        The fused update of memory-bound steps: Harris, Optimizing Parallel Reduction in CUDA, NVIDIA (2007).
+        The fused update of memory-bound steps: Harris, Optimizing Parallel Reduction in CUDA,
+        NVIDIA (2007).
     """
 
     device_types: ClassVar[tuple[str, ...]] = ("cuda",)
@@ -50,43 +53,81 @@ class CupyBackend(FusedBackend):
     launcher: ClassVar[Launcher] = CupyLauncher()
 
     def unavailable_reason(self) -> str | None:
-        """None where the kernels can run; else which of CUDA build, package, driver, device or compiler is missing."""
+        """None where the kernels can run.
+
+        Else which of CUDA build, package, driver, device or compiler is missing.
+        """
         return unavailable_reason()
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = z.new_empty((2, z.shape[0]), dtype=real_dtype(z))
         words = fz.data_ptr(), z.data_ptr(), out.data_ptr()
-        self._sum(f"residual<{NAMES[z.dtype].state}>", z, _RESIDUAL, words, _Totals(norms, 1, z.shape[0], 2, 1.0))
+        self._sum(
+            f"residual<{NAMES[z.dtype].state}>",
+            z,
+            _RESIDUAL,
+            words,
+            _Totals(norms, 1, z.shape[0], 2, 1.0),
+        )
         return Residual(out, *norms.unbind())
 
-    def _error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
+    def _error_norm(
+        self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
+    ) -> Tensor:
         norms = z.new_empty(z.shape[0], dtype=real_dtype(z))
         words = error.data_ptr(), z.data_ptr(), z_next.data_ptr(), rtol, atol
-        self._sum(f"error_norm<{NAMES[z.dtype].state}>", z, _ERROR_NORM, words, _Totals(norms, 1, 0, 1, 1 / z.shape[1]))
+        self._sum(
+            f"error_norm<{NAMES[z.dtype].state}>",
+            z,
+            _ERROR_NORM,
+            words,
+            _Totals(norms, 1, 0, 1, 1 / z.shape[1]),
+        )
         return norms
 
-    def _gram_row(self, history: Tensor, row: Tensor) -> Tensor:
+    def _inner_products(self, history: Tensor, row: Tensor) -> Tensor:
         batch, depth, _ = history.shape
         out = row.new_empty((batch, 1, depth))
         group = GROUPS[0] if depth <= GROUPS[0] else GROUPS[1]
         words = row.data_ptr(), history.data_ptr(), row.stride(0), *history.stride()[:2], depth
-        kernel = f"gram_row<{NAMES[row.dtype].state}, {group}>"
+        kernel = f"inner_products<{NAMES[row.dtype].state}, {group}>"
         self._sum(kernel, history, _GRAM_ROW, words, _Totals(out, depth, 1, depth, 0.0), group)
         return out
 
-    def _mix(self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float, out: Tensor) -> Tensor:
+    def _axpy_history(
+        self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float, out: Tensor
+    ) -> Tensor:
         batch, depth, n = history.shape
         span, spans, threads = geometry(n, history.dtype, sums=False)
-        pointers = 0 if row is None else row.data_ptr(), weights.data_ptr(), history.data_ptr(), out.data_ptr()
-        steps = 0 if row is None else row.stride(0), out.stride(0), history.stride(0), history.stride(1)
+        pointers = (
+            0 if row is None else row.data_ptr(),
+            weights.data_ptr(),
+            history.data_ptr(),
+            out.data_ptr(),
+        )
+        steps = (
+            0 if row is None else row.stride(0),
+            out.stride(0),
+            history.stride(0),
+            history.stride(1),
+        )
         words = _MIX.pack(*pointers, *steps, scale, depth, n, span)
-        self.launcher.launch(f"mix<{NAMES[history.dtype].state}>", history, (batch, spans), threads, words, 0)
+        self.launcher.launch(
+            f"axpy_history<{NAMES[history.dtype].state}>",
+            history,
+            (batch, spans),
+            threads,
+            words,
+            0,
+        )
         return out
 
-    def _combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    def _stage_combination(
+        self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
+    ) -> Tensor:
         count, first = len(stages), stages[0]
         if count > MAX_STAGES:
-            return TorchBackend().combine(z, dt, stages, weights)
+            return TorchBackend().stage_combination(z, dt, stages, weights)
         if dt.dtype not in (torch.float32, torch.float64):
             dt = dt.to(real_dtype(first))
         out, (batch, n) = torch.empty_like(first), first.shape
@@ -94,22 +135,48 @@ class CupyBackend(FusedBackend):
         unused = (0,) * (MAX_STAGES - count)
         pointers = 0 if z is None else z.data_ptr(), dt.data_ptr(), out.data_ptr()
         addresses = (stage.data_ptr() for stage in stages)
-        words = _COMBINE[real_dtype(first)].pack(*pointers, n, span, count, *addresses, *unused, *weights, *unused)
-        kernel = f"combine<{NAMES[first.dtype].state}, {NAMES[dt.dtype].state}>"
+        words = _COMBINE[real_dtype(first)].pack(
+            *pointers, n, span, count, *addresses, *unused, *weights, *unused
+        )
+        kernel = f"stage_combination<{NAMES[first.dtype].state}, {NAMES[dt.dtype].state}>"
         self.launcher.launch(kernel, first, (batch, spans), threads, words, 0)
         return out
 
-    def _sum(self, kernel: str, like: Tensor, layout: Struct, words: tuple[float, ...], totals: _Totals, at_once: int = 0) -> None:
-        """Launch a kernel of sums over the samples ``[batch, ..., n]``; where a sample has several spans, add them up with a second."""
+    def _sum(
+        self,
+        kernel: str,
+        like: Tensor,
+        layout: Struct,
+        words: tuple[float, ...],
+        totals: _Totals,
+        at_once: int = 0,
+    ) -> None:
+        """Launch a kernel of sums over the samples ``[batch, ..., n]``.
+
+        Where a sample has several spans, add them up with a second.
+        """
         batch, n, size = like.shape[0], like.shape[-1], real_dtype(like).itemsize
         span, spans, threads = geometry(n, like.dtype, sums=True)
-        partial = None if spans == 1 else like.new_empty(batch * totals.sums * spans, dtype=real_dtype(like))
+        partial = (
+            None
+            if spans == 1
+            else like.new_empty(batch * totals.sums * spans, dtype=real_dtype(like))
+        )
         where = totals.out.data_ptr(), 0 if partial is None else partial.data_ptr(), *totals[1:]
         shared = (at_once or totals.sums) * threads // WARP * size
-        self.launcher.launch(kernel, like, (batch, spans), threads, layout.pack(*words, n, span, *where), shared)
+        self.launcher.launch(
+            kernel, like, (batch, spans), threads, layout.pack(*words, n, span, *where), shared
+        )
         if partial is not None:
             finish, threads = f"finish<{NAMES[totals.out.dtype].state}>", threads_for(spans)
-            self.launcher.launch(finish, like, (batch, totals.sums), threads, _FINISH.pack(*where, spans), threads // WARP * size)
+            self.launcher.launch(
+                finish,
+                like,
+                (batch, totals.sums),
+                threads,
+                _FINISH.pack(*where, spans),
+                threads // WARP * size,
+            )
 
 
 class _Totals(NamedTuple):

@@ -1,6 +1,7 @@
 """How the threads are laid over a batch of states.
 
-A block works on one span of one sample. The spans depend on n alone, so that a batch does not change how a sample is added up.
+A block works on one span of one sample. The spans depend on n alone, so that a batch does not
+change how a sample is added up.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-# Reasoned from the sizes of NVIDIA's data-centre GPUs, not yet measured on one: up to WHOLE entries a second launch, which adds the spans
-# up, would cost more than one block alone on its sample; a SPAN is one or two 16-byte loads for each thread of the largest block.
+# Reasoned from the sizes of NVIDIA's data-centre GPUs, not yet measured on one: up to WHOLE entries
+# a second launch, which adds the spans up, would cost more than one block alone on its sample; a
+# SPAN is one or two 16-byte loads for each thread of the largest block.
 WHOLE, SPAN, MAX_SPANS = 16384, 4096, 1024
 WARP, MAX_THREADS = 32, 512
 
@@ -38,7 +40,10 @@ def geometry(n: int, dtype: torch.dtype, *, sums: bool) -> Geometry:
 
 
 def threads_for(items: int, width: int = 1) -> int:
-    """Threads of a block that has so many items, ``width`` of them to one load: a power of two, between a warp and the largest block."""
+    """Threads of a block that has so many items, ``width`` of them to one load.
+
+    A power of two, between a warp and the largest block.
+    """
     return min(MAX_THREADS, max(WARP, 1 << (_ceil(items, width) - 1).bit_length()))
 
 

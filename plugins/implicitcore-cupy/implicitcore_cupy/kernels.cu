@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(MAX_THREADS) error_norm(ErrorNorm<T> a) {  // 
 }
 
 template <typename T>
-struct GramRow {
+struct InnerProducts {
     const T *row, *history;
     int64 row_step, sample_step, history_step;  // from sample to sample, in the row and in the history, and from row to row there
     int64 depth, n, span;
@@ -208,7 +208,7 @@ struct GramRow {
 };
 
 template <typename T, int group>  // the row is read once for `group` rows of the history, whose sums are in registers
-__global__ void __launch_bounds__(MAX_THREADS) gram_row(GramRow<T> a) {
+__global__ void __launch_bounds__(MAX_THREADS) inner_products(InnerProducts<T> a) {
     const T *const row = a.row + blockIdx.x * a.row_step, *const history = a.history + blockIdx.x * a.sample_step;
     const bool wide = aligned(row, history) && a.history_step * sizeof(T) % 16 == 0;
     for (int64 first = 0; first < a.depth; first += group) {
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(MAX_THREADS) gram_row(GramRow<T> a) {
 }
 
 template <typename T>
-struct Mix {
+struct AxpyHistory {
     const T *row, *weights, *history;  // no row is zero
     T* out;                            // may be the row
     int64 row_step, out_step, sample_step, history_step;
@@ -240,7 +240,7 @@ struct Mix {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(MAX_THREADS) mix(Mix<T> a) {  // row + scale sum_k weights_k history_k
+__global__ void __launch_bounds__(MAX_THREADS) axpy_history(AxpyHistory<T> a) {  // row + scale sum_k weights_k history_k
     const T* const row = a.row ? a.row + blockIdx.x * a.row_step : nullptr;
     const T *const weights = a.weights + blockIdx.x * a.depth, *const history = a.history + blockIdx.x * a.sample_step;
     T* const out = a.out + blockIdx.x * a.out_step;
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(MAX_THREADS) mix(Mix<T> a) {  // row + scale s
 }
 
 template <typename T, typename Time>
-struct Combine {
+struct StageCombination {
     const T* z;  // none is zero
     const Time* dt;
     T* out;
@@ -274,7 +274,7 @@ struct Combine {
 };
 
 template <typename T, typename Time>
-__global__ void __launch_bounds__(MAX_THREADS) combine(Combine<T, Time> a) {  // z + dt sum_s weights_s stages_s
+__global__ void __launch_bounds__(MAX_THREADS) stage_combination(StageCombination<T, Time> a) {  // z + dt sum_s weights_s stages_s
     const int64 begin = blockIdx.x * a.n;
     const Sum<T> dt = a.dt[blockIdx.x];
     bool wide = aligned(a.out + begin, a.z ? a.z + begin : nullptr);

@@ -13,7 +13,7 @@ from torch import Tensor
 
 OPTIONS = ("--std=c++17",)
 GROUPS = (8, 16)
-"""Rows of a history that gram_row takes at once."""
+"""Rows of a history that inner_products takes at once."""
 
 
 class Names(NamedTuple):
@@ -38,16 +38,24 @@ def source() -> str:
 def instances(dtype: torch.dtype) -> tuple[str, ...]:
     """The kernels of a dtype, as the C++ expressions that name them."""
     state, sums = NAMES[dtype]
-    names = [f"{kernel}<{state}>" for kernel in ("residual", "error_norm", "mix")]
-    names += [f"gram_row<{state}, {group}>" for group in GROUPS]
-    names += [f"combine<{state}, {time}>" for time in ("float", "double")]
+    names = [f"{kernel}<{state}>" for kernel in ("residual", "error_norm", "axpy_history")]
+    names += [f"inner_products<{state}, {group}>" for group in GROUPS]
+    names += [f"stage_combination<{state}, {time}>" for time in ("float", "double")]
     return (*names, *sorted({f"finish<{state}>", f"finish<{sums}>"}))
 
 
 class Launcher(Protocol):
     """Runs a kernel; the arguments are the bytes of its one struct."""
 
-    def launch(self, kernel: str, like: Tensor, grid: tuple[int, int], threads: int, arguments: bytes, shared: int) -> None:
+    def launch(
+        self,
+        kernel: str,
+        like: Tensor,
+        grid: tuple[int, int],
+        threads: int,
+        arguments: bytes,
+        shared: int,
+    ) -> None:
         """Run a kernel of the dtype and on the device of a tensor.
 
         Arguments:
@@ -64,7 +72,8 @@ class Launcher(Protocol):
 class CupyLauncher:
     """Compiles the kernels of a dtype at its first use on a device, and keeps them.
 
-    A first use inside the capture of a CUDA graph fails, as it does for torch's own lazily made handles: run once before it.
+    A first use inside the capture of a CUDA graph fails, as it does for torch's own lazily made
+    handles: run once before it.
     """
 
     def __init__(self) -> None:
@@ -72,10 +81,20 @@ class CupyLauncher:
         self._kernels: dict[tuple[str, int], Any] = {}
         self._streams: dict[int, Any] = {}
 
-    def launch(self, kernel: str, like: Tensor, grid: tuple[int, int], threads: int, arguments: bytes, shared: int) -> None:
+    def launch(
+        self,
+        kernel: str,
+        like: Tensor,
+        grid: tuple[int, int],
+        threads: int,
+        arguments: bytes,
+        shared: int,
+    ) -> None:
         """See :meth:`Launcher.launch`."""
         device = like.get_device()
-        packed = np.frombuffer(arguments, dtype=f"V{len(arguments)}")  # CuPy passes an array of one element by value
+        packed = np.frombuffer(
+            arguments, dtype=f"V{len(arguments)}"
+        )  # CuPy passes an array of one element by value
         if device == torch.cuda.current_device():
             self._launch(kernel, like.dtype, device, (grid, (threads,), (packed,), shared))
         else:
@@ -102,7 +121,11 @@ class CupyLauncher:
             cuda = _cupy().cuda
             # The protocol came with CuPy 14, which warns of the class before it.
             modern = hasattr(cuda.Stream, "from_external")
-            stream = cuda.Stream.from_external(_Handle(handle)) if modern else cuda.ExternalStream(handle)
+            stream = (
+                cuda.Stream.from_external(_Handle(handle))
+                if modern
+                else cuda.ExternalStream(handle)
+            )
             self._streams[handle] = stream
         return stream
 

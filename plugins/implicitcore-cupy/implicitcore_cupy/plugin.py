@@ -15,4 +15,9 @@ IMPLICITCORE_API = 1
 @hookimpl
 def implicitcore_register(registry: Registrar) -> None:
     """Register the backend."""
-    registry.register("backend", "cupy", "implicitcore_cupy.backend:CupyBackend", summary="fused CUDA kernels through CuPy")
+    registry.register(
+        "backend",
+        "cupy",
+        "implicitcore_cupy.backend:CupyBackend",
+        summary="fused CUDA kernels through CuPy",
+    )

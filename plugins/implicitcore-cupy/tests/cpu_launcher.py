@@ -1,4 +1,5 @@
-"""The kernels' source on the CPU: built by g++, its threads in turns, behind the backend's own host side."""
+"""The kernels' source on the CPU: built by g++, its threads in turns, behind the backend's own host
+side."""
 
 from __future__ import annotations
 
@@ -35,12 +36,26 @@ def missing(tool: str) -> NoReturn:
 
 def build(source: str, names: tuple[str, ...], folder: Path, compiler: str) -> ctypes.PyDLL:
     """A library with those instances of the kernels of a source."""
-    entries = "\n".join(f'    cpu::table()["{name}"] = cpu::entry<&{name}>(&{name});' for name in names)
-    (folder / "kernels.cpp").write_text(f'#include "{HEADER}"\n{source}\nextern "C" void fill() {{\n{entries}\n}}\n', encoding="utf-8")
-    options = ["-std=c++17", "-shared", "-fPIC", "-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-U_FORTIFY_SOURCE"]
+    entries = "\n".join(
+        f'    cpu::table()["{name}"] = cpu::entry<&{name}>(&{name});' for name in names
+    )
+    (folder / "kernels.cpp").write_text(
+        f'#include "{HEADER}"\n{source}\nextern "C" void fill() {{\n{entries}\n}}\n',
+        encoding="utf-8",
+    )
+    options = [
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        "-fsanitize=alignment",
+        "-fno-sanitize-recover=alignment",
+        "-U_FORTIFY_SOURCE",
+    ]
     command = [compiler, "-O2", *options, "-o", "kernels.so", "kernels.cpp"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=200)
-    library = ctypes.PyDLL(str(folder / "kernels.so"))  # holds the interpreter's lock: the threads of a block are global
+    library = ctypes.PyDLL(
+        str(folder / "kernels.so")
+    )  # holds the interpreter's lock: the threads of a block are global
     library.run.restype = ctypes.c_char_p
     library.fill()
     return library
@@ -57,7 +72,8 @@ def library(dtype: torch.dtype, changes: tuple[tuple[str, str], ...]) -> ctypes.
 
 @functools.cache
 def _library(dtype: torch.dtype, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
-    """The kernels of a dtype, from the source with each text, which is there once, replaced by the other."""
+    """The kernels of a dtype, from the source with each text, which is there once, replaced by the
+    other."""
     compiler = shutil.which("g++")
     if compiler is None:
         missing("g++")
@@ -74,7 +90,8 @@ class CpuLauncher:
     """Runs the kernels in this process.
 
     Attributes:
-        order: whose turn it is first: FORWARD, REVERSE, or the seed of a random order from SHUFFLED on.
+        order: whose turn it is first: FORWARD, REVERSE, or the seed of a random order from SHUFFLED
+            on.
         changes: made to the source.
     """
 
@@ -82,7 +99,15 @@ class CpuLauncher:
     changes: tuple[tuple[str, str], ...] = ()
     launches: int = 0
 
-    def launch(self, kernel: str, like: Tensor, grid: tuple[int, int], threads: int, arguments: bytes, shared: int) -> None:
+    def launch(
+        self,
+        kernel: str,
+        like: Tensor,
+        grid: tuple[int, int],
+        threads: int,
+        arguments: bytes,
+        shared: int,
+    ) -> None:
         assert kernel in launcher.instances(like.dtype)
         self.launches += 1
         launch = struct.pack("4I2N", *grid, threads, self.order, shared, len(arguments))

@@ -31,7 +31,10 @@ def test_every_kernel_compiles(core, arch, dtype):
     binary = core.Program(source(), "c++", options).compile("cubin", name_expressions=names)
     assert set(binary.symbol_mapping) == set(names)
     assert bytes(binary.code).startswith(b"\x7fELF")
-    assert all(mangled.encode() in bytes(binary.code) for mangled in map(_text, binary.symbol_mapping.values()))
+    assert all(
+        mangled.encode() in bytes(binary.code)
+        for mangled in map(_text, binary.symbol_mapping.values())
+    )
 
 
 def _text(name: str | bytes) -> str:
@@ -39,6 +42,10 @@ def _text(name: str | bytes) -> str:
 
 
 def test_a_mistake_in_the_source_does_not_compile(core):
-    program = core.Program(source().replace("__syncthreads();", "__syncthread();"), "c++", core.ProgramOptions(arch="sm_90", std="c++17"))
+    program = core.Program(
+        source().replace("__syncthreads();", "__syncthread();"),
+        "c++",
+        core.ProgramOptions(arch="sm_90", std="c++17"),
+    )
     with pytest.raises(Exception, match="__syncthread"):
         program.compile("cubin", name_expressions=("residual<float>",))

@@ -45,8 +45,10 @@ def test_no_kernel_waits_for_the_device():
 
     def run():
         BACKEND.residual(z, z)
-        BACKEND.mix(history[:, :1], BACKEND.gram_row(history, history[:, :1]) * weights, history)
-        BACKEND.error_norm(z, BACKEND.combine(z, dt, [z, z], [0.5, 0.5]), z, 1e-3, 1e-6)
+        BACKEND.axpy_history(
+            history[:, :1], BACKEND.inner_products(history, history[:, :1]) * weights, history
+        )
+        BACKEND.error_norm(z, BACKEND.stage_combination(z, dt, [z, z], [0.5, 0.5]), z, 1e-3, 1e-6)
 
     run()
     torch.cuda.set_sync_debug_mode("error")
@@ -57,11 +59,17 @@ def test_no_kernel_waits_for_the_device():
 
 
 def test_the_capture_of_a_graph():
-    fz, z, history = torch.randn(3, 5003, device="cuda"), torch.randn(3, 5003, device="cuda"), torch.randn(3, 8, 5003, device="cuda")
+    fz, z, history = (
+        torch.randn(3, 5003, device="cuda"),
+        torch.randn(3, 5003, device="cuda"),
+        torch.randn(3, 8, 5003, device="cuda"),
+    )
 
     def run():
         norm = BACKEND.residual(fz, z).norm
-        return norm, BACKEND.mix(history[:, :1], BACKEND.gram_row(history, history[:, :1]), history, -1)
+        return norm, BACKEND.axpy_history(
+            history[:, :1], BACKEND.inner_products(history, history[:, :1]), history, -1
+        )
 
     run()
     graph = torch.cuda.CUDAGraph()
@@ -70,6 +78,11 @@ def test_the_capture_of_a_graph():
     for tensor in (fz, z, history):
         tensor.normal_()
     graph.replay()
-    expected = REFERENCE.residual(fz, z).norm, REFERENCE.mix(history[:, :1], REFERENCE.gram_row(history, history[:, :1]), history, -1)
+    expected = (
+        REFERENCE.residual(fz, z).norm,
+        REFERENCE.axpy_history(
+            history[:, :1], REFERENCE.inner_products(history, history[:, :1]), history, -1
+        ),
+    )
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-2)

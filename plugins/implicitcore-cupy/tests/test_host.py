@@ -1,4 +1,5 @@
-"""The host side with a CuPy that runs the kernels on the CPU: streams, devices, compilation, and why the backend cannot run."""
+"""The host side with a CuPy that runs the kernels on the CPU: streams, devices, compilation, and
+why the backend cannot run."""
 
 from __future__ import annotations
 
@@ -28,14 +29,26 @@ class FakeRuntimeError(RuntimeError):
 class FakeCupy:
     """Of CuPy what the backend uses; a kernel is run on the CPU, with what it was launched with."""
 
-    def __init__(self, modern: bool = True, driver: int = 13000, devices: int | Exception = 2) -> None:
+    def __init__(
+        self, modern: bool = True, driver: int = 13000, devices: int | Exception = 2
+    ) -> None:
         self.driver, self.devices = driver, devices
         self.log: list[tuple] = []
         self.current: list[object] = []
         stream = SimpleNamespace(from_external=self._from_external) if modern else SimpleNamespace()
-        runtime = SimpleNamespace(driverGetVersion=lambda: self.driver, getDeviceCount=self._count, CUDARuntimeError=FakeRuntimeError)
+        runtime = SimpleNamespace(
+            driverGetVersion=lambda: self.driver,
+            getDeviceCount=self._count,
+            CUDARuntimeError=FakeRuntimeError,
+        )
         nvrtc = SimpleNamespace(getVersion=lambda: (13, 0))
-        self.cuda = SimpleNamespace(Stream=stream, ExternalStream=self._old_stream, Device=self._device, runtime=runtime, nvrtc=nvrtc)
+        self.cuda = SimpleNamespace(
+            Stream=stream,
+            ExternalStream=self._old_stream,
+            Device=self._device,
+            runtime=runtime,
+            nvrtc=nvrtc,
+        )
 
     def _count(self) -> int:
         if isinstance(self.devices, Exception):
@@ -56,7 +69,9 @@ class FakeCupy:
     def RawModule(self, *, code, options, name_expressions):  # noqa: N802
         assert options == ("--std=c++17",)
         self.log.append(("compiled", name_expressions, threading.get_ident()))
-        return SimpleNamespace(get_function=lambda name: FakeKernel(self, name, code, name_expressions))
+        return SimpleNamespace(
+            get_function=lambda name: FakeKernel(self, name, code, name_expressions)
+        )
 
 
 class Entered:
@@ -82,7 +97,11 @@ class FakeKernel:
         assert isinstance(packed, np.ndarray)
         assert packed.size == 1  # CuPy passes no other array by value
         self.cupy.log.append(("launched", self.name, *self.cupy.current))
-        like = next(torch.empty(0, dtype=dtype) for dtype in launcher.NAMES if launcher.instances(dtype) == self.names)
+        like = next(
+            torch.empty(0, dtype=dtype)
+            for dtype in launcher.NAMES
+            if launcher.instances(dtype) == self.names
+        )
         CpuLauncher().launch(self.name, like, grid, block[0], packed.tobytes(), shared_mem)
 
 
@@ -91,7 +110,9 @@ def cuda(monkeypatch):
     """Torch as it would be with a GPU; a tensor of the CPU says that it is on device -1."""
     state = SimpleNamespace(current=-1, handle=HANDLE)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: state.current)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=state.handle))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=state.handle)
+    )
     return state
 
 
@@ -113,10 +134,13 @@ def test_a_kernel_runs_on_torchs_stream(monkeypatch, cuda, modern):
     assert torch.equal(found.value, z)
     assert torch.allclose(found.norm, z.norm(dim=1))
     launched = [entry for entry in cupy.log if entry[0] == "launched"]
-    assert launched == [("launched", "residual<float>", ("stream", HANDLE)), ("launched", "finish<float>", ("stream", HANDLE))]
+    assert launched == [
+        ("launched", "residual<float>", ("stream", HANDLE)),
+        ("launched", "finish<float>", ("stream", HANDLE)),
+    ]
     cuda.handle = 0  # the default stream
-    backend.mix(None, torch.ones(1, 1, 2), torch.ones(1, 2, 5))
-    assert cupy.log[-1] == ("launched", "mix<float>", ("stream", 0))
+    backend.axpy_history(None, torch.ones(1, 1, 2), torch.ones(1, 2, 5))
+    assert cupy.log[-1] == ("launched", "axpy_history<float>", ("stream", 0))
 
 
 def test_the_device_is_changed_where_it_differs(monkeypatch, cuda):
@@ -154,7 +178,12 @@ def test_kernels_are_compiled_once_whichever_thread_comes_first(monkeypatch, cud
 def test_what_autograd_or_another_dtype_needs_launches_nothing(monkeypatch, cuda):
     cupy = FakeCupy()
     backend = install(monkeypatch, cupy)
-    for z in (torch.ones(1, 5, requires_grad=True), torch.ones(1, 5, dtype=torch.complex64), torch.ones(0, 5), torch.ones(1, 0)):
+    for z in (
+        torch.ones(1, 5, requires_grad=True),
+        torch.ones(1, 5, dtype=torch.complex64),
+        torch.ones(0, 5),
+        torch.ones(1, 0),
+    ):
         backend.residual(z, z)
         backend.error_norm(z, z, z, 0.1, 0.1)
     assert not cupy.log
@@ -181,14 +210,25 @@ def test_nothing_is_missing(reason):
 
 
 def test_the_reason_says_what_is_missing(reason):
-    assert reason(FakeCupy(), version=None) == f"the CUDA build of torch is missing: torch {torch.__version__} is built without CUDA"
+    assert (
+        reason(FakeCupy(), version=None)
+        == f"the CUDA build of torch is missing: torch {torch.__version__} is built without CUDA"
+    )
     assert reason(FakeCupy(driver=0)) == "the NVIDIA driver is missing"
-    assert reason(FakeCupy(devices=FakeRuntimeError("cudaErrorNoDevice"))) == "a CUDA device is missing: cudaErrorNoDevice"
+    assert (
+        reason(FakeCupy(devices=FakeRuntimeError("cudaErrorNoDevice")))
+        == "a CUDA device is missing: cudaErrorNoDevice"
+    )
     assert reason(FakeCupy(devices=0)) == "a CUDA device is missing: CuPy sees 0, torch 0"
     assert reason(FakeCupy(), available=False) == "a CUDA device is missing: CuPy sees 2, torch 0"
     bare = FakeCupy()
-    bare.cuda.nvrtc.getVersion = lambda: (_ for _ in ()).throw(RuntimeError("libnvrtc.so.13 not found"))
-    assert "the compiler NVRTC is missing, which comes with CUDA and with torch's wheels for it: libnvrtc" in reason(bare)
+    bare.cuda.nvrtc.getVersion = lambda: (_ for _ in ()).throw(
+        RuntimeError("libnvrtc.so.13 not found")
+    )
+    assert (
+        "the compiler NVRTC is missing, which comes with CUDA and with torch's wheels for "
+        "it: libnvrtc" in reason(bare)
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +250,10 @@ def test_a_package_that_cannot_be_imported_says_why(reason, monkeypatch, tmp_pat
     del sys.modules["cupy"]
     availability.unavailable_reason.cache_clear()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert CupyBackend().unavailable_reason() == "the package cupy cannot be imported: No module named 'libfastrlock'"
+    assert (
+        CupyBackend().unavailable_reason()
+        == "the package cupy cannot be imported: No module named 'libfastrlock'"
+    )
 
 
 def test_the_reason_is_found_out_once(reason, monkeypatch):
@@ -220,15 +263,33 @@ def test_the_reason_is_found_out_once(reason, monkeypatch):
 
 
 def test_the_plugin_is_light():
-    code = "import implicitcore_cupy.plugin, sys; print(sorted({'cupy', 'numpy', 'torch'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-    code = "import implicitcore_cupy, sys; implicitcore_cupy.CupyBackend(); print('cupy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    code = (
+        "import implicitcore_cupy.plugin, sys; print(sorted({'cupy', 'numpy', 'torch'} & "
+        "sys.modules.keys()))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
+    code = (
+        "import implicitcore_cupy, sys; implicitcore_cupy.CupyBackend(); print('cupy' in "
+        "sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
 def test_the_registry_finds_it_and_auto_passes_over_it_without_cuda(reason):
     reason(None, version=None)
     assert isinstance(ic.create("backend", "cupy"), CupyBackend)
     assert not isinstance(ic.create("backend", "auto"), CupyBackend)
-    with pytest.raises(ic.ConfigError, match=r"CupyBackend cannot run here: the CUDA build of torch is missing"):
+    with pytest.raises(
+        ic.ConfigError, match=r"CupyBackend cannot run here: the CUDA build of torch is missing"
+    ):
         ic.fixed_point(lambda z, x: torch.cos(z), torch.zeros(2, 3), None, backend=CupyBackend())

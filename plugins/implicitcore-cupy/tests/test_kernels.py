@@ -1,4 +1,5 @@
-"""Every kernel on the CPU: the source that the GPU gets, launched by the host code that launches it there."""
+"""Every kernel on the CPU: the source that the GPU gets, launched by the host code that launches it
+there."""
 
 from __future__ import annotations
 
@@ -34,20 +35,31 @@ def test_whichever_thread_comes_first(check, dtype, order):
 
 @each_dtype
 def test_the_same_bits_in_every_order_alone_and_in_a_batch(dtype):
-    for n in (128, WHOLE, 100_008):  # a sample in 16-byte pieces; else where it begins says how it is cut
+    for n in (
+        128,
+        WHOLE,
+        100_008,
+    ):  # a sample in 16-byte pieces; else where it begins says how it is cut
         fz, z = (torch.randn(3, n).to(dtype) for _ in range(2))
         first, *others = [on_cpu(order).residual(fz, z) for order in ORDERS.values()]
         single = [on_cpu().residual(fz[i : i + 1].clone(), z[i : i + 1].clone()) for i in range(3)]
-        for found in (*others, type(first)(*(torch.cat(parts) for parts in zip(*single, strict=True)))):
+        for found in (
+            *others,
+            type(first)(*(torch.cat(parts) for parts in zip(*single, strict=True))),
+        ):
             assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True))
 
 
 LAUNCHES = {
     "residual": lambda backend, z, history: backend.residual(z, z),
-    "gram_row": lambda backend, z, history: backend.gram_row(history, history[:, :1]),
+    "inner_products": lambda backend, z, history: backend.inner_products(history, history[:, :1]),
     "error_norm": lambda backend, z, history: backend.error_norm(z, z, z, 0.1, 0.1),
-    "mix": lambda backend, z, history: backend.mix(history[:, :1], history[:, :1, :4], history),
-    "combine": lambda backend, z, history: backend.combine(z, torch.ones(3), [z, z], [0.5, 0.5]),
+    "axpy_history": lambda backend, z, history: backend.axpy_history(
+        history[:, :1], history[:, :1, :4], history
+    ),
+    "stage_combination": lambda backend, z, history: backend.stage_combination(
+        z, torch.ones(3), [z, z], [0.5, 0.5]
+    ),
 }
 
 
@@ -58,27 +70,33 @@ def test_launches(kernel, dtype):
     for n, sums in ((WHOLE, 1), (WHOLE + 1, 2)):
         problem = Problem(on_cpu(), "cpu", dtype, 3, n)
         LAUNCHES[kernel](problem.backend, problem.state(), problem.rows(4))
-        assert launches(problem.backend) == (1 if kernel in ("mix", "combine") else sums)
+        assert launches(problem.backend) == (
+            1 if kernel in ("axpy_history", "stage_combination") else sums
+        )
 
 
 @each_dtype
 def test_a_step_size_of_any_real_dtype(dtype):
     problem = Problem(on_cpu(), "cpu", dtype, 3, 129)
     z = problem.state()
-    expected = problem.backend.combine(z, torch.full((3,), 0.5), [z], [2.0])
+    expected = problem.backend.stage_combination(z, torch.full((3,), 0.5), [z], [2.0])
     for time in (torch.float16, torch.bfloat16, torch.float64):
-        assert torch.equal(problem.backend.combine(z, torch.full((3,), 0.5, dtype=time), [z], [2.0]), expected)
+        assert torch.equal(
+            problem.backend.stage_combination(z, torch.full((3,), 0.5, dtype=time), [z], [2.0]),
+            expected,
+        )
 
 
 def test_bfloat16_is_rounded_as_torch_does():
-    """To nearest, halves to even, with infinities, NaNs and numbers below the normal ones: through a sum with nothing."""
+    """To nearest, halves to even, with infinities, NaNs and numbers below the normal ones: through
+    a sum with nothing."""
     bits = torch.arange(2**16, dtype=torch.int32)
     values = (bits << 16).view(torch.float32).to(torch.bfloat16).view(1, -1)
     halves = torch.tensor([1.0, -(2.0**-8), 2.0**-9, 3 * 2.0**-9], dtype=torch.bfloat16)
     ones = torch.ones(1)
     for other in halves:
         second = other.expand(1, 2**16).contiguous()
-        found = on_cpu().combine(values, ones, [second], [1.0])
+        found = on_cpu().stage_combination(values, ones, [second], [1.0])
         expected = (values.float() + second.float()).to(torch.bfloat16)
         assert torch.equal(found.isnan(), expected.isnan())
         assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
@@ -86,25 +104,50 @@ def test_bfloat16_is_rounded_as_torch_does():
 
 def test_the_threads_cover_every_entry_within_the_limits_of_a_grid():
     for dtype in DTYPES:
-        for n in (1, 2, 31, 33, 511, WHOLE - 1, WHOLE, WHOLE + 1, 100_003, SPAN * MAX_SPANS, SPAN * MAX_SPANS + 1, 2**33 + 5):
+        for n in (
+            1,
+            2,
+            31,
+            33,
+            511,
+            WHOLE - 1,
+            WHOLE,
+            WHOLE + 1,
+            100_003,
+            SPAN * MAX_SPANS,
+            SPAN * MAX_SPANS + 1,
+            2**33 + 5,
+        ):
             for sums in (False, True):
                 span, spans, threads = geometry(n, dtype, sums=sums)
                 assert span * (spans - 1) < n <= span * spans
                 assert spans == 1 or span % 8 == 0
                 assert spans <= MAX_SPANS
                 assert threads in (32, 64, 128, 256, 512)
-    assert [threads_for(items) for items in (1, 32, 33, 512, 10**9)] == [32, 32, 64, 512, MAX_THREADS]
+    assert [threads_for(items) for items in (1, 32, 33, 512, 10**9)] == [
+        32,
+        32,
+        64,
+        512,
+        MAX_THREADS,
+    ]
 
 
 def test_steps_beyond_32_bits():
-    """Two samples four gigabytes apart, of which the system gives only the pages that are touched."""
+    """Two samples four gigabytes apart, of which the system gives only the pages that are
+    touched."""
     step = 2**31 + 8
     history = torch.empty(step + 64, dtype=torch.bfloat16).as_strided((2, 2, 16), (step, 16, 1))
     history.copy_(torch.randn(2, 2, 16))
     weights = torch.ones(2, 1, 2, dtype=torch.bfloat16)
     near, backend = history.clone(), on_cpu()
-    assert torch.equal(backend.gram_row(history, history[:, :1]), backend.gram_row(near, near[:, :1]))
-    assert torch.equal(backend.mix(history[:, :1], weights, history), backend.mix(near[:, :1], weights, near))
+    assert torch.equal(
+        backend.inner_products(history, history[:, :1]), backend.inner_products(near, near[:, :1])
+    )
+    assert torch.equal(
+        backend.axpy_history(history[:, :1], weights, history),
+        backend.axpy_history(near[:, :1], weights, near),
+    )
 
 
 def test_all_batches_and_sizes_of_the_contract_are_here():

@@ -11,21 +11,45 @@ import implicitcore_cupy.backend as backend_module
 from implicitcore_cupy.launcher import source
 
 BUGS = {
-    "no tail": ("for (int64 i = rest + threadIdx.x; i < last;", "if (!wide) for (int64 i = rest + threadIdx.x; i < last;"),
-    "no alignment test": ("(reinterpret_cast<unsigned long long>(rows) | ... | 0) & 15) == 0", "(sizeof(rows) | ... | 0)) > 0"),
-    "no alignment test of the history": ("aligned(row, history) && a.history_step * sizeof(T) % 16 == 0", "aligned(row, history)"),
-    "spans that overlap": ("first = blockIdx.y * span, last", "first = blockIdx.y * (span - 16), last"),
+    "no tail": (
+        "for (int64 i = rest + threadIdx.x; i < last;",
+        "if (!wide) for (int64 i = rest + threadIdx.x; i < last;",
+    ),
+    "no alignment test": (
+        "(reinterpret_cast<unsigned long long>(rows) | ... | 0) & 15) == 0",
+        "(sizeof(rows) | ... | 0)) > 0",
+    ),
+    "no alignment test of the history": (
+        "aligned(row, history) && a.history_step * sizeof(T) % 16 == 0",
+        "aligned(row, history)",
+    ),
+    "spans that overlap": (
+        "first = blockIdx.y * span, last",
+        "first = blockIdx.y * (span - 16), last",
+    ),
     "no barrier before the sum": ("__syncthreads();\n    S total = 0;", "S total = 0;"),
     "no barrier between groups": ("__syncthreads();  // the next", "// the next"),
-    "a barrier for some": ("__syncthreads();\n    S total = 0;", "if (warp == 0) __syncthreads();\n    S total = 0;"),
+    "a barrier for some": (
+        "__syncthreads();\n    S total = 0;",
+        "if (warp == 0) __syncthreads();\n    S total = 0;",
+    ),
     "half a warp": ("for (int step = WARP / 2; step;", "for (int step = WARP / 4; step;"),
     "another lane": ("if (lane == 0) sums", "if (lane == 1) sums"),
-    "a warp left out": ("for (int i = 0; i < warps; ++i) total", "for (int i = 0; i < warps - 1; ++i) total"),
+    "a warp left out": (
+        "for (int i = 0; i < warps; ++i) total",
+        "for (int i = 0; i < warps - 1; ++i) total",
+    ),
     "the last span left out": ("i < a.spans; i += blockDim.x", "i < a.spans - 1; i += blockDim.x"),
-    "partial sums in one place": ("(blockIdx.x * to.count + k) * gridDim.y", "(blockIdx.x + k) * gridDim.y"),
+    "partial sums in one place": (
+        "(blockIdx.x * to.count + k) * gridDim.y",
+        "(blockIdx.x + k) * gridDim.y",
+    ),
     "no root": ("to.scale > 0 ?", "to.scale > 2 ?"),
     "no mean": ("sqrt(sum * static_cast<Sum<T>>(to.scale))", "sqrt(sum)"),
-    "a history without steps": ("history + (first + k) * a.history_step + i", "history + (first + k) * a.n + i"),
+    "a history without steps": (
+        "history + (first + k) * a.history_step + i",
+        "history + (first + k) * a.n + i",
+    ),
     "a mixed history without steps": ("history + k * a.history_step + i", "history + k * a.n + i"),
     "the weights of the first sample": ("a.weights + blockIdx.x * a.depth", "a.weights"),
     "no scale": ("base.at[j] + scale * total.at[j]", "base.at[j] + total.at[j]"),
@@ -34,7 +58,10 @@ BUGS = {
     "a NaN dropped": ("p > q || p != p ? p : q", "p > q ? p : q"),
     "only one state in the scale": ("p > q || p != p ? p : q", "p"),
     "bfloat16 cut off": ("(bits + 0x7fff + (bits >> 16 & 1)) >> 16", "bits >> 16"),
-    "a norm of what was not stored": ("values.at[j] = widen(pack.at[j]);\n    }\n    *", "}\n    *"),
+    "a norm of what was not stored": (
+        "values.at[j] = widen(pack.at[j]);\n    }\n    *",
+        "}\n    *",
+    ),
 }
 
 
@@ -85,6 +112,10 @@ def test_a_struct_that_is_packed_wrongly_is_found(monkeypatch):
     z = torch.ones(1, 100_003)
     with pytest.raises(Exception, match="pack expected 12 items"):
         on_cpu().residual(z, z)
-    for layout in (backend_module._RESIDUAL, backend_module._MIX, *backend_module._COMBINE.values()):
+    for layout in (
+        backend_module._RESIDUAL,
+        backend_module._MIX,
+        *backend_module._COMBINE.values(),
+    ):
         assert layout.size % 8 == 0
     assert source().count("__global__ void") == 6

@@ -40,7 +40,11 @@ def trained(backend, solver, gradient, *, second=False):
 
 
 @pytest.mark.parametrize("solver", ROOTS, ids=repr)
-@pytest.mark.parametrize("gradient", [ic.Implicit(ic.GMRES(tol=1e-11)), ic.Implicit(ic.BiCGSTAB(tol=1e-11)), ic.Unrolled()], ids=name)
+@pytest.mark.parametrize(
+    "gradient",
+    [ic.Implicit(ic.GMRES(tol=1e-11)), ic.Implicit(ic.BiCGSTAB(tol=1e-11)), ic.Unrolled()],
+    ids=name,
+)
 def test_a_root_and_its_gradient(solver, gradient):
     backend = on_cpu(REVERSE)
     solution, found = trained(backend, solver, gradient)
@@ -59,7 +63,9 @@ def test_a_second_derivative():
     assert relative_error(found, expected) < 1e-8
 
 
-@pytest.mark.parametrize("solver", [TIGHT, ic.DOP853(rtol=1e-8, atol=1e-10), ic.Adams(rtol=1e-6, atol=1e-8)], ids=name)
+@pytest.mark.parametrize(
+    "solver", [TIGHT, ic.DOP853(rtol=1e-8, atol=1e-10), ic.Adams(rtol=1e-6, atol=1e-8)], ids=name
+)
 @pytest.mark.parametrize("gradient", [ic.Unrolled(), ic.Adjoint(TIGHT)], ids=name)
 def test_a_trajectory_and_its_gradient(solver, gradient):
     problem, backend = logistic(), on_cpu(REVERSE)
@@ -73,7 +79,9 @@ def test_a_trajectory_and_its_gradient(solver, gradient):
     assert torch.allclose(solution.z, reference.z, rtol=0, atol=1e-9)
     assert relative_error(found, expected) < 1e-6
     with torch.no_grad():
-        again = ic.integrate(problem.field, problem.z0, problem.x, times=TIMES, solver=solver, backend=backend)
+        again = ic.integrate(
+            problem.field, problem.z0, problem.x, times=TIMES, solver=solver, backend=backend
+        )
     assert torch.allclose(again.z, reference.z, rtol=0, atol=1e-9)
     assert launches(backend)
 
@@ -82,11 +90,19 @@ def test_a_trajectory_and_its_gradient(solver, gradient):
 def test_a_root_in_a_lower_precision(dtype):
     cell, x = Cell(dtype=dtype), inputs(dtype=dtype)
     exact = Cell()
-    for solver in (ic.Anderson(tol=3 * torch.finfo(dtype).eps), ic.Broyden(tol=3 * torch.finfo(dtype).eps)):
+    for solver in (
+        ic.Anderson(tol=3 * torch.finfo(dtype).eps),
+        ic.Broyden(tol=3 * torch.finfo(dtype).eps),
+    ):
         backend = on_cpu()
         with torch.no_grad():
             solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, backend=backend)
-            right = ic.fixed_point(exact, torch.zeros(8, 6, dtype=torch.float64), x.double(), solver=ic.Anderson(tol=1e-12))
+            right = ic.fixed_point(
+                exact,
+                torch.zeros(8, 6, dtype=torch.float64),
+                x.double(),
+                solver=ic.Anderson(tol=1e-12),
+            )
         assert solution.z.dtype == dtype
         assert relative_error([solution.z], [right.z]) < 40 * torch.finfo(dtype).eps
         assert launches(backend)
@@ -94,9 +110,14 @@ def test_a_root_in_a_lower_precision(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_the_limited_memory_apply_of_broyden_against_a_dense_inverse(dtype):
-    """-B g by gram_row, a triangular product and mix, where B is built in float64 as the method's definition says, update by update."""
+    """-B g by inner_products, a triangular product and mix, where B is built in float64 as the
+    method's definition says, update by update."""
     n, draw = 300, lambda *shape: torch.randn(*shape, dtype=torch.float64)
-    matrix, offset, backend = (0.4 * draw(n, n) / n**0.5).to(dtype), draw(3, n).to(dtype), on_cpu(REVERSE)
+    matrix, offset, backend = (
+        (0.4 * draw(n, n) / n**0.5).to(dtype),
+        draw(3, n).to(dtype),
+        on_cpu(REVERSE),
+    )
     z, inverse = torch.zeros(3, n, dtype=dtype), -torch.eye(n, dtype=torch.float64).expand(3, n, n)
     g = offset
     with torch.no_grad():
@@ -109,4 +130,6 @@ def test_the_limited_memory_apply_of_broyden_against_a_dense_inverse(dtype):
             last, g = g, z @ matrix.T + offset - z
             s, y = step.double().mT, (g - last).double().unsqueeze(2)
             inverse = inverse + (s - inverse @ y) @ (s.mT @ inverse) / (s.mT @ inverse @ y)
-    assert launches(backend) == 1 + 3 * 11  # two to learn from a step and to apply, one to mix; the first step is -g
+    assert (
+        launches(backend) == 1 + 3 * 11
+    )  # two to learn from a step and to apply, one to mix; the first step is -g

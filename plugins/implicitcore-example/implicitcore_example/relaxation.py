@@ -24,15 +24,17 @@ class State(NamedTuple):
 class Relaxation(StepwiseRootSolver[State]):
     """The iteration z <- z + w g, g = f(z) - z, whose factor w follows from the last two residuals, per sample.
 
-    w <- -w g_last (g - g_last) / ``|g - g_last|^2``: the factor with which the last step would have left the least residual, were f
-    linear. It keeps two vectors where Anderson acceleration keeps a dozen: prefer it where memory is short and one direction dominates.
+    w <- -w g_last (g - g_last) / ``|g - g_last|^2``: the factor with which the last step would have
+    left the least residual, were f linear. It keeps two vectors where Anderson acceleration keeps a
+    dozen: prefer it where memory is short and one direction dominates.
 
     Attributes:
         first: w of the first step, and of a sample whose residual has more than doubled.
         largest: ``|w|`` is at most this.
 
     Reference:
-        Irons, Tuck, A version of the Aitken accelerator for computer iteration, Int. J. Numer. Methods Eng. 1 (1969), p. 275-277.
+        Irons, Tuck, A version of the Aitken accelerator for computer iteration, Int. J. Numer.
+        Methods Eng. 1 (1969), p. 275-277.
     """
 
     first: Fraction = 1.0
@@ -47,7 +49,9 @@ class Relaxation(StepwiseRootSolver[State]):
         g = system.residual(z, fz).value
         change = g - state.residual
         least = torch.finfo(z.dtype).tiny
-        factor = -state.factor * _inner(state.residual, change) / _inner(change, change).clamp(min=least)
+        factor = (
+            -state.factor * _inner(state.residual, change) / _inner(change, change).clamp(min=least)
+        )
         factor = torch.where(factor == 0, self.first, factor.clamp(-self.largest, self.largest))
         return z + factor * g, State(factor, g)
 

@@ -1,1 +1,4 @@
-"""Train, compare and reproduce implicit layers on real images: the commands ``train``, ``compare`` and ``evaluate``."""
+"""Train, compare and reproduce implicit layers on real images.
+
+The commands ``train``, ``compare`` and ``evaluate``.
+"""

@@ -58,14 +58,20 @@ def _choose(folder: Path) -> Path:
             return folder / name
     found = sorted(folder.glob("*.npz"))
     if not found:
-        raise DataError(f"{folder}: no CIFAR-10 here, expected {BINARY.name}, {PYTHON.name} or an .npz file")
+        raise DataError(
+            f"{folder}: no CIFAR-10 here, expected {BINARY.name}, {PYTHON.name} or an .npz file"
+        )
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
-        raise DataError(f"{folder}: several files ({names}), expected one: give the file itself as --data-dir")
+        raise DataError(
+            f"{folder}: several files ({names}), expected one: give the file itself as --data-dir"
+        )
     return found[0]
 
 
-def _read_archive(path: Path, official: PublicFile, member: str, parse: Callable[[bytes, str], Pixels]) -> Parts:
+def _read_archive(
+    path: Path, official: PublicFile, member: str, parse: Callable[[bytes, str], Pixels]
+) -> Parts:
     check_md5(path, official.md5)
     parts = []
     with tarfile.open(path, "r:gz") as archive:
@@ -74,20 +80,28 @@ def _read_archive(path: Path, official: PublicFile, member: str, parse: Callable
             if stream is None:
                 raise DataError(f"{path}: {member.format(batch)} is not a file")
             parts.append(parse(stream.read(), f"{path}:{batch}"))
-    train = Pixels(np.concatenate([part.images for part in parts[:-1]]), np.concatenate([part.labels for part in parts[:-1]]))
+    train = Pixels(
+        np.concatenate([part.images for part in parts[:-1]]),
+        np.concatenate([part.labels for part in parts[:-1]]),
+    )
     return train, parts[-1], ""
 
 
 def _parse_binary(content: bytes, source: str) -> Pixels:
     record = 1 + int(np.prod(SHAPE))
     if len(content) % record:
-        raise DataError(f"{source}: {len(content)} bytes, expected a multiple of {record} (a label and {record - 1} pixels)")
+        raise DataError(
+            f"{source}: {len(content)} bytes, expected a multiple of {record} (a label and "
+            f"{record - 1} pixels)"
+        )
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)
     return Pixels.checked(rows[:, 1:].reshape(-1, *SHAPE), rows[:, 0], source)
 
 
 def _parse_python(content: bytes, source: str) -> Pixels:
-    batch = pickle.loads(content, encoding="latin1")  # only after its archive's md5 was the official one
+    batch = pickle.loads(
+        content, encoding="latin1"
+    )  # only after its archive's md5 was the official one
     return Pixels.checked(batch["data"].reshape(-1, *SHAPE), np.asarray(batch["labels"]), source)
 
 
@@ -105,7 +119,10 @@ def _read_npz(path: Path) -> Parts:
         raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a whole npz file of arrays ({error})") from error
-    raise DataError(f"{path}: arrays {sorted(names)}, expected x_ and y_, or _jpeg, _off and y_, each of train and test")
+    raise DataError(
+        f"{path}: arrays {sorted(names)}, expected x_ and y_, or _jpeg, _off and y_, each "
+        "of train and test"
+    )
 
 
 def _exact(arrays: np.lib.npyio.NpzFile, split: str, path: Path) -> Pixels:

@@ -19,8 +19,16 @@ from implicitcore_lab.pixels import CLASSES, Parts, Pixels
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
 TINY = 1e-12  # a constant channel has no deviation to divide by
-IDX_NAMES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
-MNIST_HOMES = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+IDX_NAMES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+MNIST_HOMES = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
 FASHION_HOMES = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
@@ -38,8 +46,13 @@ FASHION_MD5 = (
     "bb300cfdad3c16e7a12a480ee83cd310",
 )
 IDX_FILES = {
-    "mnist": tuple(PublicFile(name, md5, MNIST_HOMES) for name, md5 in zip(IDX_NAMES, MNIST_MD5, strict=True)),
-    "fashion-mnist": tuple(PublicFile(name, md5, FASHION_HOMES) for name, md5 in zip(IDX_NAMES, FASHION_MD5, strict=True)),
+    "mnist": tuple(
+        PublicFile(name, md5, MNIST_HOMES) for name, md5 in zip(IDX_NAMES, MNIST_MD5, strict=True)
+    ),
+    "fashion-mnist": tuple(
+        PublicFile(name, md5, FASHION_HOMES)
+        for name, md5 in zip(IDX_NAMES, FASHION_MD5, strict=True)
+    ),
 }
 
 
@@ -48,7 +61,8 @@ class Split:
     """Images and labels of one part of a data set.
 
     Attributes:
-        images: float32 ``[n, channels, height, width]``, standardised with the training part's mean and deviation.
+        images: float32 ``[n, channels, height, width]``, standardised with the training part's mean
+            and deviation.
         labels: int64 ``[n]``.
     """
 
@@ -88,7 +102,9 @@ class Dataset:
 
     def to(self, device: torch.device) -> Dataset:
         """The same data on ``device``."""
-        return Dataset(self.name, self.train.to(device), self.test.to(device), self.classes, self.note)
+        return Dataset(
+            self.name, self.train.to(device), self.test.to(device), self.classes, self.note
+        )
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
@@ -96,7 +112,8 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
 
     Arguments:
         name: digits, mnist, fashion-mnist or cifar10.
-        data_dir: folder with the files (for cifar10 also the file itself); without it they are downloaded once into the cache.
+        data_dir: folder with the files (for cifar10 also the file itself); without it they are
+            downloaded once into the cache.
 
     Returns:
         The data set, standardised per channel.
@@ -106,7 +123,9 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """
     train, test, note = READERS[name](name, data_dir)
     mean, deviation = _moments(train.images)
-    return Dataset(name, _standardise(train, mean, deviation), _standardise(test, mean, deviation), note=note)
+    return Dataset(
+        name, _standardise(train, mean, deviation), _standardise(test, mean, deviation), note=note
+    )
 
 
 def _digits(name: str, data_dir: Path | None) -> Parts:
@@ -117,7 +136,13 @@ def _digits(name: str, data_dir: Path | None) -> Parts:
 
     images, labels = load_digits(return_X_y=True)
     images = images.astype(np.uint8).reshape(-1, 1, 8, 8)
-    parts = train_test_split(images, labels, test_size=DIGITS_TEST_FRACTION, stratify=labels, random_state=DIGITS_SPLIT_SEED)
+    parts = train_test_split(
+        images,
+        labels,
+        test_size=DIGITS_TEST_FRACTION,
+        stratify=labels,
+        random_state=DIGITS_SPLIT_SEED,
+    )
     x_train, x_test, y_train, y_test = map(np.asarray, parts)
     return Pixels.checked(x_train, y_train, name), Pixels.checked(x_test, y_test, name), ""
 
@@ -126,7 +151,11 @@ def _mnist(name: str, data_dir: Path | None) -> Parts:
     paths = [_find(file, data_dir, name) for file in IDX_FILES[name]]
     images = [read_idx(path, 3)[:, None] for path in paths[::2]]
     labels = [read_idx(path, 1) for path in paths[1::2]]
-    return Pixels.checked(images[0], labels[0], paths[0]), Pixels.checked(images[1], labels[1], paths[2]), ""
+    return (
+        Pixels.checked(images[0], labels[0], paths[0]),
+        Pixels.checked(images[1], labels[1], paths[2]),
+        "",
+    )
 
 
 def _cifar10(name: str, data_dir: Path | None) -> Parts:
@@ -144,13 +173,23 @@ def _find(file: PublicFile, data_dir: Path | None, name: str) -> Path:
 
 
 def _moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, exact: a byte has 256 values, so a histogram holds all there is."""
+    """Mean and standard deviation of each channel, exact.
+
+    A byte has 256 values, so a histogram holds all there is.
+    """
     values = np.arange(256)
-    counts = np.stack([np.bincount(images[:, channel].ravel(), minlength=256) for channel in range(images.shape[1])])
+    counts = np.stack(
+        [
+            np.bincount(images[:, channel].ravel(), minlength=256)
+            for channel in range(images.shape[1])
+        ]
+    )
     mean = counts @ values / counts.sum(1)
     variance = counts @ values**2 / counts.sum(1) - mean**2
     as_channels = (1, -1, 1, 1)
-    return torch.tensor(mean).float().view(as_channels), torch.tensor(np.sqrt(np.maximum(variance, TINY))).float().view(as_channels)
+    return torch.tensor(mean).float().view(as_channels), torch.tensor(
+        np.sqrt(np.maximum(variance, TINY))
+    ).float().view(as_channels)
 
 
 def _standardise(pixels: Pixels, mean: Tensor, deviation: Tensor) -> Split:

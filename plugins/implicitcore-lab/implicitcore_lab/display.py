@@ -1,4 +1,7 @@
-"""What a user sees while a layer trains: a progress bar on a terminal, one line per epoch elsewhere."""
+"""What a user sees while a layer trains.
+
+A progress bar on a terminal, one line per epoch elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,16 @@ SMOOTHING = 0.1
 
 
 def make_console() -> Console:
-    """The console of the commands: as wide as the terminal, and wide enough for the table where there is none."""
+    """The console of the commands.
+
+    As wide as the terminal, and wide enough for the table where there is none.
+    """
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH, no_color=True)
+    return (
+        console
+        if console.is_terminal
+        else Console(highlight=False, width=PLAIN_WIDTH, no_color=True)
+    )
 
 
 class Display:
@@ -38,7 +48,10 @@ class Display:
             TextColumn("{task.description:14}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}  evaluations {task.fields[evaluations]}"),
+            TextColumn(
+                "loss {task.fields[loss]}  accuracy {task.fields[accuracy]}  evaluations "
+                "{task.fields[evaluations]}"
+            ),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             disable=not console.is_terminal,
@@ -49,7 +62,12 @@ class Display:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.stop()
 
     def step(self, step: Step) -> None:
@@ -58,15 +76,21 @@ class Display:
         self._accuracy = _smooth(self._accuracy, step.correct / step.samples)
         self._evaluations = _smooth(self._evaluations, step.evaluations)
         self._bar.update(
-            self._task, advance=1, loss=f"{self._loss:.3f}", accuracy=f"{self._accuracy:.1%}", evaluations=f"{self._evaluations:.1f}"
+            self._task,
+            advance=1,
+            loss=f"{self._loss:.3f}",
+            accuracy=f"{self._accuracy:.1%}",
+            evaluations=f"{self._evaluations:.1f}",
         )
 
     def epoch(self, epoch: Epoch) -> None:
         """Write one line, where there is no bar."""
         if not self._console.is_terminal:
             self._console.print(
-                f"{self._title}  epoch {epoch.epoch}/{self._epochs}  loss {epoch.loss:.3f}  accuracy {epoch.train_accuracy:.1%}"
-                f"  test {epoch.test_accuracy:.1%}  evaluations {epoch.evaluations:.1f}  {epoch.seconds:.1f} s"
+                f"{self._title}  epoch {epoch.epoch}/{self._epochs}  loss {epoch.loss:.3f} "
+                f" accuracy {epoch.train_accuracy:.1%}"
+                f"  test {epoch.test_accuracy:.1%}  evaluations {epoch.evaluations:.1f}  "
+                f"{epoch.seconds:.1f} s"
             )
 
 

@@ -6,7 +6,10 @@ from implicitcore.errors import ImplicitCoreError, InputError
 
 
 class DataError(InputError):
-    """A data file that is missing, damaged or not what it should be; names the file, what came and what was expected."""
+    """A data file that is missing, damaged or not what it should be.
+
+    Names the file, what came and what was expected.
+    """
 
 
 class TrainingError(ImplicitCoreError, RuntimeError):

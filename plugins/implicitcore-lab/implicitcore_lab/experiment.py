@@ -32,7 +32,8 @@ class Outcome:
         history: every step and epoch of the training.
         test: the test set after training.
         peak_bytes: of one forward and backward pass.
-        residuals: worst relative residual of one test batch after each iteration; empty where the layer has none.
+        residuals: worst relative residual of one test batch after each iteration; empty where the
+            layer has none.
     """
 
     layer: str
@@ -44,7 +45,9 @@ class Outcome:
     residuals: list[float]
 
 
-def check_settings(values: dict[str, Any], layers: Sequence[str | dict[str, Any]]) -> list[Settings]:
+def check_settings(
+    values: dict[str, Any], layers: Sequence[str | dict[str, Any]]
+) -> list[Settings]:
     """Settings for each layer, after everything that can be wrong with them has been looked for.
 
     Arguments:
@@ -62,7 +65,9 @@ def check_settings(values: dict[str, Any], layers: Sequence[str | dict[str, Any]
         settings = Settings()
     for layer in layers:
         try:
-            build_classifier(read_settings({"layer": layer, "hidden": settings.hidden}), PLACEHOLDER_SHAPE, 1)
+            build_classifier(
+                read_settings({"layer": layer, "hidden": settings.hidden}), PLACEHOLDER_SHAPE, 1
+            )
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -93,7 +98,9 @@ def cpu_threads(settings: Settings) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run(settings: Settings, data: Dataset, console: Console, watchers: Sequence[Watcher] = ()) -> tuple[Classifier, Outcome]:
+def run(
+    settings: Settings, data: Dataset, console: Console, watchers: Sequence[Watcher] = ()
+) -> tuple[Classifier, Outcome]:
     """Train one layer and measure it.
 
     Arguments:
@@ -112,7 +119,10 @@ def run(settings: Settings, data: Dataset, console: Console, watchers: Sequence[
     device = data.train.labels.device
     model = build_classifier(settings, data.shape, data.classes).to(device)
     steps = settings.epochs * -(-len(data.train) // settings.batch_size)
-    everyone = (Display(console, settings.layer_name, epochs=settings.epochs, steps=steps), *watchers)
+    everyone = (
+        Display(console, settings.layer_name, epochs=settings.epochs, steps=steps),
+        *watchers,
+    )
 
     def step_done(step: Step) -> None:
         for watcher in everyone:
@@ -130,7 +140,9 @@ def run(settings: Settings, data: Dataset, console: Console, watchers: Sequence[
     outcome = Outcome(
         layer=settings.layer_name,
         config=model.layer.config,
-        parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        parameters=sum(
+            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+        ),
         history=history,
         test=evaluate(model, data.test, settings.batch_size),
         peak_bytes=step_memory(model, data.train.images[batch], data.train.labels[batch]),

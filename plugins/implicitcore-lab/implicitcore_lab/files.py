@@ -34,7 +34,10 @@ class PublicFile:
 
 
 def cache_dir() -> Path:
-    """Where downloads are kept: ``$IMPLICITCORE_CACHE``, or ``implicitcore`` below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Where downloads are kept.
+
+    ``$IMPLICITCORE_CACHE``, or ``implicitcore`` below ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """
     if chosen := os.environ.get("IMPLICITCORE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "implicitcore"
@@ -47,9 +50,14 @@ def check_md5(path: Path, expected: str) -> None:
         DataError: the file's md5 is not ``expected``.
     """
     with path.open("rb") as stream:
-        received = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        received = hashlib.file_digest(
+            stream, lambda: hashlib.md5(usedforsecurity=False)
+        ).hexdigest()
     if received != expected:
-        raise DataError(f"{path}: md5 {received}, expected {expected}: the file is damaged or not the official one")
+        raise DataError(
+            f"{path}: md5 {received}, expected {expected}: the file is damaged or not the "
+            "official one"
+        )
 
 
 def fetch(file: PublicFile, folder: Path) -> Path:
@@ -87,7 +95,10 @@ def _download(file: PublicFile, target: Path) -> None:
             part.replace(target)
             return
     part.unlink(missing_ok=True)
-    raise DataError(f"{file.name} could not be downloaded (--data-dir reads it from a folder of yours):\n  " + "\n  ".join(failures))
+    raise DataError(
+        f"{file.name} could not be downloaded (--data-dir reads it from a folder of yours):\n  "
+        + "\n  ".join(failures)
+    )
 
 
 def _copy(address: str, part: Path) -> None:
@@ -95,7 +106,11 @@ def _copy(address: str, part: Path) -> None:
     with urllib.request.urlopen(address, timeout=TIMEOUT) as response, part.open("wb") as out:
         total = int(response.headers.get("Content-Length") or 0)
         quiet = not console.is_terminal
-        with wrap_file(response, total, description=part.stem, console=console, disable=quiet, transient=True) as stream:
+        with wrap_file(
+            response, total, description=part.stem, console=console, disable=quiet, transient=True
+        ) as stream:
             shutil.copyfileobj(stream, out)
     if part.stat().st_size < total:
-        raise urllib.error.ContentTooShortError(f"received {part.stat().st_size} bytes, expected {total}", ("", response.headers))
+        raise urllib.error.ContentTooShortError(
+            f"received {part.stat().st_size} bytes, expected {total}", ("", response.headers)
+        )

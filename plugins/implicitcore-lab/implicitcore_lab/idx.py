@@ -1,7 +1,8 @@
 """The IDX format of MNIST and Fashion-MNIST: a magic number, the sizes, then the bytes.
 
 Reference:
-    LeCun, Cortes, Burges, The MNIST database of handwritten digits, "File formats for the MNIST database".
+    LeCun, Cortes, Burges, The MNIST database of handwritten digits, "File formats for the MNIST
+    database".
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         A uint8 array of that many dimensions.
 
     Raises:
-        DataError: not gzip, cut short, another magic number, or a length that the sizes do not give.
+        DataError: not gzip, cut short, another magic number, or a length that the sizes do not
+            give.
     """
     content = _decompress(path)
     magic = (UNSIGNED_BYTE << 8) | dimensions
@@ -37,10 +39,15 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         raise DataError(f"{path}: {len(content)} bytes, expected a header of {header} bytes")
     received, *shape = np.frombuffer(content, ">u4", 1 + dimensions).tolist()
     if received != magic:
-        raise DataError(f"{path}: magic number 0x{received:08x}, expected 0x{magic:08x} (unsigned bytes, {dimensions} dimensions)")
+        raise DataError(
+            f"{path}: magic number 0x{received:08x}, expected 0x{magic:08x} (unsigned "
+            f"bytes, {dimensions} dimensions)"
+        )
     pixels = np.frombuffer(content, np.uint8, offset=header)
     if pixels.size != np.prod(shape, dtype=np.int64):
-        raise DataError(f"{path}: {pixels.size} bytes after the header, expected {' x '.join(map(str, shape))}")
+        raise DataError(
+            f"{path}: {pixels.size} bytes after the header, expected {' x '.join(map(str, shape))}"
+        )
     return pixels.reshape(shape)
 
 

@@ -19,7 +19,9 @@ from implicitcore_lab.tensorboard import TensorBoardLog, open_writer
 from implicitcore_lab.training import evaluate
 
 
-def train_one(values: dict[str, Any], out: Path | None, *, overwrite: bool, tensorboard: Path | None = None) -> None:
+def train_one(
+    values: dict[str, Any], out: Path | None, *, overwrite: bool, tensorboard: Path | None = None
+) -> None:
     """Train one layer and save the run.
 
     Arguments:
@@ -37,7 +39,9 @@ def train_one(values: dict[str, Any], out: Path | None, *, overwrite: bool, tens
     layer = values.pop("layer", "deq")
     (settings,) = check_settings(values, [layer])
     console = make_console()
-    directory = RunDirectory(out or Path("runs") / f"{settings.dataset}-{settings.layer_name.replace(':', '-')}")
+    directory = RunDirectory(
+        out or Path("runs") / f"{settings.dataset}-{settings.layer_name.replace(':', '-')}"
+    )
     data = load(settings.dataset, settings.data_dir).to(choose_device(settings))
     logs = [TensorBoardLog(open_writer(tensorboard))] if tensorboard else []
     directory.create(overwrite=overwrite)
@@ -45,7 +49,10 @@ def train_one(values: dict[str, Any], out: Path | None, *, overwrite: bool, tens
         model, outcome = run(settings, data, console, [directory.metrics(), *logs])
     directory.save(settings, model, outcome, data.note)
     show(console, [outcome], _title(settings, data), data.note)
-    console.print(f"saved in {directory.path}; implicitcore evaluate {directory.path} reproduces the test accuracy")
+    console.print(
+        f"saved in {directory.path}; implicitcore evaluate {directory.path} reproduces the "
+        "test accuracy"
+    )
 
 
 def evaluate_run(path: Path, overrides: dict[str, str]) -> bool:
@@ -74,9 +81,16 @@ def evaluate_run(path: Path, overrides: dict[str, str]) -> bool:
         result = evaluate(model.to(device), data.test.to(device), settings.batch_size)
     console = make_console()
     counts = f"{result.correct:,} of {result.samples:,}"
-    console.print(f"{settings.layer_name} on {settings.dataset}: test accuracy {result.accuracy:.2%} ({counts})")
+    console.print(
+        f"{settings.layer_name} on {settings.dataset}: test accuracy "
+        f"{result.accuracy:.2%} ({counts})"
+    )
     same = result.correct == expected
-    console.print("the saved accuracy, exactly" if same else f"DIFFERS from the saved run, which classified {expected:,} correctly")
+    console.print(
+        "the saved accuracy, exactly"
+        if same
+        else f"DIFFERS from the saved run, which classified {expected:,} correctly"
+    )
     return same
 
 
@@ -114,4 +128,7 @@ def compare_layers(values: dict[str, Any], layers: list[str], out: Path) -> None
 
 
 def _title(settings: Settings, data: Dataset) -> str:
-    return f"{data.name}: {len(data.train):,} training images, {settings.epochs} epochs, cell of {settings.hidden}, seed {settings.seed}"
+    return (
+        f"{data.name}: {len(data.train):,} training images, {settings.epochs} epochs, cell of "
+        f"{settings.hidden}, seed {settings.seed}"
+    )

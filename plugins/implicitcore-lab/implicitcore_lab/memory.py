@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """Bytes that ``work`` holds at its fullest moment, beyond what was held before it.
 
-    On CUDA the allocator's own count; on a CPU the storages of all tensors that torch operations return, counted while they
-    live: the same number in every run, whatever the allocator does.
+    On CUDA the allocator's own count; on a CPU the storages of all tensors that torch operations
+    return, counted while they live: the same number in every run, whatever the allocator does.
 
     Arguments:
         work: what to measure.
@@ -36,7 +36,10 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, until each storage dies; what they are given was there before."""
+    """Counts the bytes of the storages that operations make, until each storage dies.
+
+    What they are given was there before.
+    """
 
     def __init__(self) -> None:
         super().__init__()

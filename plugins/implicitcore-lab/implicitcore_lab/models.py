@@ -1,4 +1,7 @@
-"""The classifier that every layer is compared in: encoder, implicit layer, head, around a cell of one size."""
+"""The classifier that every layer is compared in.
+
+Encoder, implicit layer, head, around a cell of one size.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,14 @@ Parts = tuple[nn.Module, nn.Module, nn.Module, nn.Module]
 class ContractiveCell(nn.Module):
     """f(z, x) = tanh(W z + x) with the 2-norm of W at most ``bound`` < 1.
 
-    It is a contraction in z whatever training does to W: the equilibrium exists, is unique, attracts z' = f(z, x) - z, and
-    I - df/dz is never singular. W is scaled by a bound on its norm that costs two small products:
-    ``|W|_2 <= k |W W^T W W^T|_F^(1/4)`` (the Schatten 8-norm), where k^2 is how many outputs a pixel reaches (1 for a matrix).
+    It is a contraction in z whatever training does to W: the equilibrium exists, is unique,
+    attracts z' = f(z, x) - z, and I - df/dz is never singular. W is scaled by a bound on its norm
+    that costs two small products: ``|W|_2 <= k |W W^T W W^T|_F^(1/4)`` (the Schatten 8-norm), where
+    k^2 is how many outputs a pixel reaches (1 for a matrix).
 
     Arguments:
-        linear: W, an ``nn.Linear`` or ``nn.Conv2d`` with as many outputs as inputs; its bias is part of f.
+        linear: W, an ``nn.Linear`` or ``nn.Conv2d`` with as many outputs as inputs; its bias is
+            part of f.
         bound: the contraction factor.
     """
 
@@ -86,7 +91,8 @@ class Classifier(nn.Module):
 def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -> Classifier:
     """The classifier that the settings describe, with initial weights given by their seed.
 
-    Encoder, cell and head come from the seed before the layer does, so that every layer starts from the same ones.
+    Encoder, cell and head come from the seed before the layer does, so that every layer starts from
+    the same ones.
 
     Arguments:
         settings: the layer, the number of features and the seed.
@@ -103,12 +109,16 @@ def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -
         torch.manual_seed(settings.seed)
         parts = _convolutional if shape[0] == COLOUR else _dense
         encoder, cell, head, predictor = parts(settings.hidden, shape, classes)
-        return Classifier(encoder, _build_layer(settings.layer, cell, predictor, settings.hidden), head)
+        return Classifier(
+            encoder, _build_layer(settings.layer, cell, predictor, settings.hidden), head
+        )
 
 
 def _dense(hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
     """Features ``[batch, hidden]``."""
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), hidden), nn.LayerNorm(hidden), nn.ReLU())
+    encoder = nn.Sequential(
+        nn.Flatten(), nn.Linear(prod(shape), hidden), nn.LayerNorm(hidden), nn.ReLU()
+    )
     cell = ContractiveCell(nn.Linear(hidden, hidden))
     predictor = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh())
     return encoder, cell, nn.Linear(hidden, classes), predictor
@@ -126,13 +136,20 @@ def _convolutional(hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
         nn.ReLU(),
     )
     cell = ContractiveCell(nn.Conv2d(hidden, hidden, 3, padding=1))
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(POOLED), nn.Flatten(), nn.Linear(hidden * POOLED**2, classes))
+    head = nn.Sequential(
+        nn.AdaptiveAvgPool2d(POOLED), nn.Flatten(), nn.Linear(hidden * POOLED**2, classes)
+    )
     predictor = nn.Sequential(nn.Conv2d(hidden, hidden, 3, padding=1), nn.Tanh())
     return encoder, cell, head, predictor
 
 
-def _build_layer(layer: str | dict[str, Any], cell: nn.Module, predictor: nn.Module, channels: int) -> ImplicitLayer:
-    """The layer around the cell, with what its class asks for beside a cell: a predictor, a number of channels."""
+def _build_layer(
+    layer: str | dict[str, Any], cell: nn.Module, predictor: nn.Module, channels: int
+) -> ImplicitLayer:
+    """The layer around the cell, with what its class asks for beside a cell.
+
+    A predictor, a number of channels.
+    """
     spec: dict[str, Any] = {"name": layer} if isinstance(layer, str) else dict(layer)
     asked = _parameters(spec.get("name"))
     if "channels" in asked:
@@ -142,7 +159,10 @@ def _build_layer(layer: str | dict[str, Any], cell: nn.Module, predictor: nn.Mod
 
 
 def _parameters(name: Any) -> Collection[str]:
-    """What the constructor of a layer takes; nothing where there is no such layer, which its creation then reports."""
+    """What the constructor of a layer takes.
+
+    Nothing where there is no such layer, which its creation then reports.
+    """
     try:
         return signature(REGISTRY.find("layer", name).load()).parameters
     except UnknownPartError:

@@ -34,16 +34,25 @@ class Pixels:
             source: the file to name in an error.
 
         Raises:
-            DataError: another dtype or dimension, different counts, no images, or a label outside 0 .. 9.
+            DataError: another dtype or dimension, different counts, no images, or a label outside 0
+                .. 9.
         """
         if images.dtype != np.uint8 or images.ndim != 4:
-            raise DataError(f"{source}: images {images.dtype} {list(images.shape)}, expected uint8 in 4 dimensions")
+            raise DataError(
+                f"{source}: images {images.dtype} {list(images.shape)}, expected uint8 in "
+                "4 dimensions"
+            )
         if labels.shape != images.shape[:1] or not len(labels):
-            raise DataError(f"{source}: labels {list(labels.shape)} for images {list(images.shape)}, expected one label per image")
+            raise DataError(
+                f"{source}: labels {list(labels.shape)} for images {list(images.shape)}, "
+                "expected one label per image"
+            )
         if labels.dtype.kind not in "iu":
             raise DataError(f"{source}: labels {labels.dtype}, expected integers")
         if labels.min() < 0 or labels.max() >= CLASSES:
-            raise DataError(f"{source}: labels {labels.min()} .. {labels.max()}, expected 0 .. {CLASSES - 1}")
+            raise DataError(
+                f"{source}: labels {labels.min()} .. {labels.max()}, expected 0 .. {CLASSES - 1}"
+            )
         return cls(images, labels.astype(np.int64))
 
 

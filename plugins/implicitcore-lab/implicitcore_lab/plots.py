@@ -32,9 +32,16 @@ def draw(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
     for index, outcome in enumerate(outcomes):
-        style = {"color": f"C{index}", "marker": "osD^vPX*"[index % 8], "markersize": 4, "label": outcome.layer}
+        style = {
+            "color": f"C{index}",
+            "marker": "osD^vPX*"[index % 8],
+            "markersize": 4,
+            "label": outcome.layer,
+        }
         epochs = outcome.history.epochs
-        left.plot([epoch.seconds for epoch in epochs], [epoch.test_accuracy for epoch in epochs], **style)
+        left.plot(
+            [epoch.seconds for epoch in epochs], [epoch.test_accuracy for epoch in epochs], **style
+        )
         if outcome.residuals:
             right.semilogy(range(len(outcome.residuals)), outcome.residuals, **style)
     _finish_accuracy(left)
@@ -43,7 +50,11 @@ def draw(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
 
 
 def _finish_accuracy(axes: Axes) -> None:
-    axes.set(title="Test accuracy against training time", xlabel="training time (s), a mark per epoch", ylabel="test accuracy")
+    axes.set(
+        title="Test accuracy against training time",
+        xlabel="training time (s), a mark per epoch",
+        ylabel="test accuracy",
+    )
     axes.set_xscale("log")  # the layers differ by factors
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -54,8 +65,14 @@ def _finish_accuracy(axes: Axes) -> None:
 
 
 def _finish_residual(axes: Axes, without: Sequence[str]) -> None:
-    note = f"\n(integrated to a fixed time, with no residual: {', '.join(without)})" if without else ""
-    axes.set(title="Residual against iteration", xlabel="iteration of the solver" + note, ylabel="worst |f(z) - z| / |z| of a test batch")
+    note = (
+        f"\n(integrated to a fixed time, with no residual: {', '.join(without)})" if without else ""
+    )
+    axes.set(
+        title="Residual against iteration",
+        xlabel="iteration of the solver" + note,
+        ylabel="worst |f(z) - z| / |z| of a test batch",
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if axes.lines:

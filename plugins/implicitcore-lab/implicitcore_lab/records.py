@@ -63,7 +63,8 @@ class Evaluation:
     Attributes:
         correct: images classified correctly.
         samples: images in the split.
-        worst_residual: largest ``|f(z) - z| / |z|`` over the samples; None where the layer has no residual.
+        worst_residual: largest ``|f(z) - z| / |z|`` over the samples; None where the layer has no
+            residual.
         unconverged: samples whose solve missed its tolerance.
     """
 
@@ -110,7 +111,12 @@ class Watcher(Protocol):
 
     def __enter__(self) -> object: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
     def step(self, step: Step) -> None:
         """After each step."""

@@ -41,7 +41,9 @@ def show(console: Console, outcomes: Sequence[Outcome], title: str, data_note: s
         title: of the table.
         data_note: what must be said about the data.
     """
-    table = Table("layer", title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
+    table = Table(
+        "layer", title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False
+    )
     for column in COLUMNS:
         table.add_column(column, justify="right")
     for outcome in outcomes:
@@ -72,7 +74,9 @@ def row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def write_results(path: Path, outcomes: Sequence[Outcome], settings: Settings, data_note: str) -> None:
+def write_results(
+    path: Path, outcomes: Sequence[Outcome], settings: Settings, data_note: str
+) -> None:
     """Write everything measured as JSON.
 
     Arguments:
@@ -82,7 +86,12 @@ def write_results(path: Path, outcomes: Sequence[Outcome], settings: Settings, d
         data_note: what must be said about the data.
     """
     common = {name: value for name, value in settings.as_data().items() if name != "layer"}
-    content = {"machine": machine(), "settings": common, "data_note": data_note, "layers": [row(outcome) for outcome in outcomes]}
+    content = {
+        "machine": machine(),
+        "settings": common,
+        "data_note": data_note,
+        "layers": [row(outcome) for outcome in outcomes],
+    }
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -104,7 +113,8 @@ def _notes(outcomes: Sequence[Outcome], data_note: str) -> Iterator[str]:
         missed = outcome.history.unconverged
         if missed or outcome.test.unconverged:
             yield (
-                f"{outcome.layer}: {missed:,} of {outcome.history.samples:,} training solves and {outcome.test.unconverged:,} of "
+                f"{outcome.layer}: {missed:,} of {outcome.history.samples:,} training "
+                f"solves and {outcome.test.unconverged:,} of "
                 f"{outcome.test.samples:,} test solves did not converge"
             )
 

@@ -76,7 +76,9 @@ class RunDirectory:
         return read_settings(load_config(self._existing(CONFIG)))
 
     def load_weights(self, model: Classifier) -> None:
-        """Give a classifier built from :meth:`settings` the trained weights; every weight must be there.
+        """Give a classifier built from :meth:`settings` the trained weights.
+
+        Every weight must be there.
 
         Raises:
             RunError: the weights are missing, damaged, or of another classifier.
@@ -102,7 +104,9 @@ class RunDirectory:
     def _existing(self, name: str) -> Path:
         path = self.path / name
         if not path.is_file():
-            raise RunError(f"{path}: no such file; expected a directory written by `implicitcore train`")
+            raise RunError(
+                f"{path}: no such file; expected a directory written by `implicitcore train`"
+            )
         return path
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
@@ -119,7 +123,12 @@ class MetricsFile:
         self._stream = self._path.open("w")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stream.close()
 
     def step(self, step: Step) -> None:

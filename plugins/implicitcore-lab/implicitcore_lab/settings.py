@@ -37,8 +37,8 @@ class Settings(Options):
         learning_rate: of Adam.
         seed: of the initial weights and of the order of the images.
         device: where to train; ``auto`` takes CUDA where there is one.
-        threads: CPU threads of torch; None leaves it the choice. The products of the small images gain nothing from a second
-            one, and lose much where another process wants its core.
+        threads: CPU threads of torch; None leaves it the choice. The products of the small images
+            gain nothing from a second one, and lose much where another process wants its core.
 
     Raises:
         ConfigError: lists every option of a wrong type or out of its bounds.
@@ -76,17 +76,22 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
         values: option names and values, as YAML, JSON or the command line has them.
 
     Returns:
-        The settings, of the right types and within their bounds. The layer's own options are checked when it is built.
+        The settings, of the right types and within their bounds. The layer's own options are
+        checked when it is built.
 
     Raises:
-        ConfigError: lists every unknown name with its near matches, and every value of a wrong type or out of bounds.
+        ConfigError: lists every unknown name with its near matches, and every value of a wrong type
+            or out of bounds.
     """
     known = options_of(Settings)
     problems: list[str] = []
     read: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            problems.append(f"{name}: unknown setting{did_you_mean(name, known)} (settings: {', '.join(sorted(known))})")
+            problems.append(
+                f"{name}: unknown setting{did_you_mean(name, known)} (settings: "
+                f"{', '.join(sorted(known))})"
+            )
             continue
         read[name], found = known[name].read(value, from_config=True)
         problems += found

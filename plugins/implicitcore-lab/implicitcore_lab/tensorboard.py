@@ -29,29 +29,45 @@ def open_writer(folder: Path | str) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError([f"tensorboard: it cannot be imported ({error}): pip install 'implicitcore-lab[tensorboard]'"]) from error
+        raise ConfigError(
+            [
+                f"tensorboard: it cannot be imported ({error}): pip install "
+                "'implicitcore-lab[tensorboard]'"
+            ]
+        ) from error
     return SummaryWriter(str(folder))
 
 
 class TensorBoardObserver:
-    """Writes what each solve took and reached: ``with implicitcore.observe(TensorBoardObserver(writer)):``.
+    """Writes what each solve took and reached.
 
-    For each layer, under its name: ``steps`` (the mean over the samples, and their histogram), ``evaluations``, ``residual_max`` and
-    ``residual_median`` where there is a residual, ``converged`` (the share of the samples), ``status/...`` (how many samples ended how),
-    and, once the next solve or :meth:`flush` comes, what the backward pass spent: ``backward_products`` and ``backward_evaluations``.
-    The step is a count of the layer's own solves; those in evaluation mode are counted and named apart, ``NAME/evaluation``.
+    ``with implicitcore.observe(TensorBoardObserver(writer)):``. For each layer, under its name:
+    ``steps`` (the mean over the samples, and their histogram), ``evaluations``, ``residual_max``
+    and ``residual_median`` where there is a residual, ``converged`` (the share of the samples),
+    ``status/...`` (how many samples ended how), and, once the next solve or :meth:`flush` comes,
+    what the backward pass spent: ``backward_products`` and ``backward_evaluations``. The step is a
+    count of the layer's own solves; those in evaluation mode are counted and named apart,
+    ``NAME/evaluation``.
 
     Arguments:
         writer: a ``torch.utils.tensorboard.SummaryWriter``.
-        model: the layers in it are called by their path there; others, and all without it, by their class: DEQ, DEQ_2.
-        every: write one solve of so many. That one waits for the device once; the others read no tensor.
+        model: the layers in it are called by their path there; others, and all without it, by their
+            class: DEQ, DEQ_2.
+        every: write one solve of so many. That one waits for the device once; the others read no
+            tensor.
     """
 
-    def __init__(self, writer: SummaryWriter, *, model: nn.Module | None = None, every: int = 1) -> None:
+    def __init__(
+        self, writer: SummaryWriter, *, model: nn.Module | None = None, every: int = 1
+    ) -> None:
         if every < 1:
-            raise ConfigError([f"every: expected a number greater than or equal to 1, received {every}"])
+            raise ConfigError(
+                [f"every: expected a number greater than or equal to 1, received {every}"]
+            )
         self.writer, self.every = writer, every
-        self._paths = {id(module): path for path, module in model.named_modules() if path} if model else {}
+        self._paths = (
+            {id(module): path for path, module in model.named_modules() if path} if model else {}
+        )
         self._names: set[str] = set()
         self._tracks: WeakKeyDictionary[ImplicitLayer, dict[bool, _Track]] = WeakKeyDictionary()
 
@@ -103,7 +119,12 @@ class TensorBoardLog:
         self._handle = observe(self._observer)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._handle:
             self._handle.remove()
         self._observer.flush()
@@ -146,7 +167,10 @@ def _write(writer: SummaryWriter, name: str, step: int, solution: Solution) -> N
         "converged": (status == Status.CONVERGED).float().mean().item(),
     }
     if residual is not None:
-        figures |= {"residual_max": residual.max().item(), "residual_median": residual.median().item()}
+        figures |= {
+            "residual_max": residual.max().item(),
+            "residual_median": residual.median().item(),
+        }
     figures |= {f"status/{ending.name.lower()}": int((status == ending).sum()) for ending in Status}
     for figure, value in figures.items():
         writer.add_scalar(f"{name}/{figure}", value, step)
@@ -155,6 +179,10 @@ def _write(writer: SummaryWriter, name: str, step: int, solution: Solution) -> N
 
 def _on_cpu(solution: Solution) -> tuple[Tensor, Tensor, Tensor | None]:
     """Status, steps and residual of each sample, in one copy."""
-    kept = [solution.status, solution.steps, *([] if solution.residual is None else [solution.residual.detach()])]
+    kept = [
+        solution.status,
+        solution.steps,
+        *([] if solution.residual is None else [solution.residual.detach()]),
+    ]
     status, steps, *residual = torch.stack([row.float() for row in kept]).cpu()
     return status, steps, residual[0] if residual else None

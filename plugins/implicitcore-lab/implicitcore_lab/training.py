@@ -48,12 +48,18 @@ def fit(
     history = History()
     for epoch in range(1, settings.epochs + 1):
         begun = len(history.steps)
-        for rows in torch.randperm(len(data.train), generator=order).to(data.train.labels.device).split(settings.batch_size):
+        for rows in (
+            torch.randperm(len(data.train), generator=order)
+            .to(data.train.labels.device)
+            .split(settings.batch_size)
+        ):
             try:
                 step = _step(model, optimizer, data.train.images[rows], data.train.labels[rows])
             except FloatingPointError as error:
                 place = f"step {len(history.steps) + 1} (epoch {epoch})"
-                raise TrainingError(f"{settings.layer_name}: {error} at {place}; try a lower learning_rate") from error
+                raise TrainingError(
+                    f"{settings.layer_name}: {error} at {place}; try a lower learning_rate"
+                ) from error
             history.steps.append(step)
             on_step(step)
         test = evaluate(model, data.test, settings.batch_size)
@@ -76,7 +82,9 @@ def evaluate(model: Classifier, split: Split, batch_size: int) -> Evaluation:
     correct = unconverged = 0
     residuals = []
     with torch.no_grad(), evaluation_mode(model):
-        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        for images, labels in zip(
+            split.images.split(batch_size), split.labels.split(batch_size), strict=True
+        ):
             logits, solution = model.solve(images)
             correct += _correct(logits, labels)
             unconverged += _unconverged(solution)
@@ -102,14 +110,24 @@ def relative_residual(solution: Solution, residual: Tensor) -> Tensor:
 
 
 def residual_curve(model: Classifier, images: Tensor) -> list[float]:
-    """The worst relative residual of a batch after each iteration of the solver; empty where the layer has none."""
+    """The worst relative residual of a batch after each iteration of the solver.
+
+    Empty where the layer has none.
+    """
     with torch.no_grad(), evaluation_mode(model):
         _, solution = model.solve(images, trace=True)
-    return [] if solution.trace is None else relative_residual(solution, solution.trace).amax(1).tolist()
+    return (
+        []
+        if solution.trace is None
+        else relative_residual(solution, solution.trace).amax(1).tolist()
+    )
 
 
 def step_memory(model: Classifier, images: Tensor, labels: Tensor) -> int:
-    """Peak bytes of one forward and backward pass, beyond the weights and the images; the weights stay as they are."""
+    """Peak bytes of one forward and backward pass, beyond the weights and the images.
+
+    The weights stay as they are.
+    """
 
     def work() -> None:
         _loss(model, images, labels)[0].backward()
@@ -125,7 +143,9 @@ def _loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Te
     return cross_entropy(logits, labels) + model.layer.regularizer(solution), logits, solution
 
 
-def _step(model: Classifier, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Step:
+def _step(
+    model: Classifier, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> Step:
     begin = time.perf_counter()
     loss, logits, solution = _loss(model, images, labels)
     value = _finite(loss, solution)
@@ -146,10 +166,15 @@ def _step(model: Classifier, optimizer: torch.optim.Optimizer, images: Tensor, l
 
 
 def _finite(loss: Tensor, solution: Solution) -> float:
-    """The loss as a number, which no failed sample may hide: a solver keeps the last finite iterate of one."""
+    """The loss as a number, which no failed sample may hide.
+
+    A solver keeps the last finite iterate of one.
+    """
     lost = int((solution.status == Status.NON_FINITE).sum())
     if lost:
-        raise FloatingPointError(f"the solve of {lost} of {len(solution.status)} samples is not finite")
+        raise FloatingPointError(
+            f"the solve of {lost} of {len(solution.status)} samples is not finite"
+        )
     value = loss.item()
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value}")

@@ -13,7 +13,10 @@ REAL_DATA = Path(__file__).parents[4] / "shared" / "data"
 @pytest.fixture
 def real_data() -> Path:
     if not REAL_DATA.is_dir():
-        pytest.skip("the real data sets lie in ../shared/data of a development machine, and there is none here")
+        pytest.skip(
+            "the real data sets lie in ../shared/data of a development machine, and there "
+            "is none here"
+        )
     return REAL_DATA
 
 
@@ -22,7 +25,9 @@ def write_idx():
     """Write an array as a gzip-compressed IDX file."""
 
     def write(path: Path, array: np.ndarray, *, magic: int | None = None, cut: int = 0) -> Path:
-        header = struct.pack(f">{1 + array.ndim}I", (0x800 | array.ndim) if magic is None else magic, *array.shape)
+        header = struct.pack(
+            f">{1 + array.ndim}I", (0x800 | array.ndim) if magic is None else magic, *array.shape
+        )
         content = header + array.astype(np.uint8).tobytes()
         path.write_bytes(gzip.compress(content[: len(content) - cut]))
         return path

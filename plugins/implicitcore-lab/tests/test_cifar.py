@@ -28,7 +28,9 @@ def archive(path, members):
 
 
 def binary_member(images, labels):
-    return np.concatenate([labels[:, None].astype(np.uint8), images.reshape(len(images), -1)], 1).tobytes()
+    return np.concatenate(
+        [labels[:, None].astype(np.uint8), images.reshape(len(images), -1)], 1
+    ).tobytes()
 
 
 def jpeg_arrays(images):
@@ -53,7 +55,10 @@ def expect_all(parts):
 @pytest.fixture
 def binary(tmp_path, monkeypatch):
     path = tmp_path / cifar.BINARY.name
-    members = {f"cifar-10-batches-bin/{name}.bin": binary_member(*part) for name, *part in zip(BATCHES, IMAGES, LABELS, strict=True)}
+    members = {
+        f"cifar-10-batches-bin/{name}.bin": binary_member(*part)
+        for name, *part in zip(BATCHES, IMAGES, LABELS, strict=True)
+    }
     monkeypatch.setattr(cifar, "BINARY", replace(cifar.BINARY, md5=archive(path, members)))
     return path
 
@@ -82,7 +87,9 @@ def test_python_archive(tmp_path, monkeypatch):
     path = tmp_path / cifar.PYTHON.name
     members = {}
     for name, images, labels in zip(BATCHES, IMAGES, LABELS, strict=True):
-        members[f"cifar-10-batches-py/{name}"] = pickle.dumps({"data": images.reshape(2, -1), "labels": labels.tolist()}, protocol=2)
+        members[f"cifar-10-batches-py/{name}"] = pickle.dumps(
+            {"data": images.reshape(2, -1), "labels": labels.tolist()}, protocol=2
+        )
     monkeypatch.setattr(cifar, "PYTHON", replace(cifar.PYTHON, md5=archive(path, members)))
     expect_all(read_cifar10(tmp_path))
 
@@ -96,7 +103,9 @@ def test_python_archive_is_not_unpickled_before_its_md5_is_right(tmp_path, monke
 
 def test_binary_archive_with_wrong_md5(tmp_path):
     (tmp_path / cifar.BINARY.name).write_bytes(b"damaged")
-    with pytest.raises(DataError, match=f"{cifar.BINARY.name}: md5 .*, expected {cifar.BINARY.md5}"):
+    with pytest.raises(
+        DataError, match=f"{cifar.BINARY.name}: md5 .*, expected {cifar.BINARY.md5}"
+    ):
         read_cifar10(tmp_path)
 
 
@@ -115,14 +124,20 @@ def test_jpeg_npz_is_labelled(tmp_path):
     smooth = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8), (3, 3, 32, 32)).copy()
     stream, offsets = jpeg_arrays(smooth)
     labels = np.array([1, 2, 3])
-    arrays = {f"{split}_{key}": value for split in ("train", "test") for key, value in (("jpeg", stream), ("off", offsets))}
+    arrays = {
+        f"{split}_{key}": value
+        for split in ("train", "test")
+        for key, value in (("jpeg", stream), ("off", offsets))
+    }
     np.savez(path, **arrays, y_train=labels, y_test=labels)
     train, test, note = read_cifar10(path)
     assert train.images.shape == test.images.shape == (3, 3, 32, 32)
     assert np.abs(train.images.astype(int) - smooth).max() < 8
     assert "recompressed" in note
     np.savez(path, **arrays | {"train_jpeg": stream[:-1]}, y_train=labels, y_test=labels)
-    with pytest.raises(DataError, match=f"train_jpeg {len(stream) - 1} bytes, expected {len(stream)}"):
+    with pytest.raises(
+        DataError, match=f"train_jpeg {len(stream) - 1} bytes, expected {len(stream)}"
+    ):
         read_cifar10(path)
     np.savez(path, **arrays | {"test_jpeg": np.zeros_like(stream)}, y_train=labels, y_test=labels)
     with pytest.raises(DataError, match=r"jpeg\.npz:test\[0\]: not a JPEG image"):
@@ -139,7 +154,10 @@ def test_several_files_are_not_mixed(exact, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x_train": np.zeros((2, 3, 32, 32), np.uint8)}, r"x_train \[2, 3, 32, 32\], expected \[n, 32, 32, 3\]"),
+        (
+            {"x_train": np.zeros((2, 3, 32, 32), np.uint8)},
+            r"x_train \[2, 3, 32, 32\], expected \[n, 32, 32, 3\]",
+        ),
         ({"x_train": np.zeros((10, 32, 32, 3))}, "images float64 .*, expected uint8"),
         ({"y_train": np.arange(3)}, r"labels \[3\] for images \[10, 3, 32, 32\]"),
         ({"y_train": np.arange(10.0)}, "labels float64, expected integers"),
@@ -182,7 +200,13 @@ def test_real_exact_pixels(real_data):
     assert train.images.shape == (4000, 3, 32, 32)
     assert test.images.shape == (1000, 3, 32, 32)
     assert note == ""
-    assert train.labels[:5].tolist() == [6, 9, 9, 4, 1]  # frog, truck, truck, deer, automobile: the official order
+    assert train.labels[:5].tolist() == [
+        6,
+        9,
+        9,
+        4,
+        1,
+    ]  # frog, truck, truck, deer, automobile: the official order
 
 
 @pytest.mark.slow

@@ -30,12 +30,22 @@ def test_compare(run, tmp_path):
     assert "deq  epoch 1/1  loss" in output
     assert "homoode  epoch 1/1  loss" in output
     assert "\x1b" not in output  # not a terminal: no control sequences
-    for column in ("accuracy", "per step", "forward", "backward", "memory", "parameters", "residual"):
+    for column in (
+        "accuracy",
+        "per step",
+        "forward",
+        "backward",
+        "memory",
+        "parameters",
+        "residual",
+    ):
         assert column in output
     results = json.loads((tmp_path / "here" / "results.json").read_text())
     deq, homoode = results["layers"]
     assert deq["test_samples"] == homoode["test_samples"] == 360
-    assert deq["parameters"] == 8 * 65 + 2 * 8 + 8 * 9 + 10 * 9  # encoder, its normalisation, cell, head
+    assert (
+        deq["parameters"] == 8 * 65 + 2 * 8 + 8 * 9 + 10 * 9
+    )  # encoder, its normalisation, cell, head
     assert homoode["parameters"] == deq["parameters"] + 8  # the learned start
     assert deq["worst_residual"] < 1e-2
     assert homoode["worst_residual"] is None
@@ -49,7 +59,18 @@ def test_compare(run, tmp_path):
 
 
 def test_compare_finds_every_problem_before_it_trains(run, tmp_path):
-    output = run("compare", "--layers", "deq,homode", "--epochs", "-1", "--dataset", "mnits", "--out", "here", status=1).output
+    output = run(
+        "compare",
+        "--layers",
+        "deq,homode",
+        "--epochs",
+        "-1",
+        "--dataset",
+        "mnits",
+        "--out",
+        "here",
+        status=1,
+    ).output
     assert "3 problems" in output
     for name in ("epochs", "dataset", "layer"):
         assert f"  {name}: " in output
@@ -65,7 +86,12 @@ def test_compare_needs_a_layer(run):
 def test_train_then_evaluate(run, tmp_path, layer):
     run("train", "--layer", layer, "--out", "run", *SMALL)
     folder = tmp_path / "run"
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "metrics.jsonl", "result.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+        "weights.safetensors",
+    ]
     result = json.loads((folder / "result.json").read_text())
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert metrics == result["epochs"]
@@ -87,14 +113,24 @@ def test_learned_start_is_saved(run, tmp_path):
     from safetensors.torch import load_file
 
     run("train", "--layer", "homoode", "--out", "run", *SMALL)
-    starts = [value for name, value in load_file(tmp_path / "run" / "weights.safetensors").items() if "start" in name]
+    starts = [
+        value
+        for name, value in load_file(tmp_path / "run" / "weights.safetensors").items()
+        if "start" in name
+    ]
     assert [tuple(value.shape) for value in starts] == [(8,)]
     assert starts[0].abs().min() > 0
 
 
 def test_train_from_yaml_with_options_over_it(run, tmp_path):
-    layer = {"name": "deq", "root_solver": {"name": "picard", "tol": "1e-3", "max_steps": 40}, "gradient": "phantom"}
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"layer": layer, "hidden": 8, "epochs": 5, "batch_size": 256}))
+    layer = {
+        "name": "deq",
+        "root_solver": {"name": "picard", "tol": "1e-3", "max_steps": 40},
+        "gradient": "phantom",
+    }
+    (tmp_path / "settings.yaml").write_text(
+        yaml.safe_dump({"layer": layer, "hidden": 8, "epochs": 5, "batch_size": 256})
+    )
     run("train", "--config", "settings.yaml", "--epochs", "1")
     saved = json.loads((tmp_path / "runs" / "digits-deq" / "config.json").read_text())
     assert saved["epochs"] == 1
@@ -107,7 +143,9 @@ def test_train_from_yaml_with_options_over_it(run, tmp_path):
 def test_a_saved_configuration_trains_the_same_again(run, tmp_path):
     run("train", "--layer", "deq", "--out", "first", *SMALL)
     run("train", "--config", "first/config.json", "--out", "second")
-    first, second = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("first", "second"))
+    first, second = (
+        (tmp_path / name / "weights.safetensors").read_bytes() for name in ("first", "second")
+    )
     assert first == second
 
 
@@ -149,11 +187,23 @@ def test_weights_of_another_configuration(run, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what is not there")
 def test_cuda_where_there_is_none(run):
-    assert "torch finds no CUDA device" in run("compare", "--device", "cuda", "--layers", "deq", status=1).output
+    assert (
+        "torch finds no CUDA device"
+        in run("compare", "--device", "cuda", "--layers", "deq", status=1).output
+    )
 
 
 def test_missing_data_folder(run, tmp_path):
-    output = run("compare", "--dataset", "mnist", "--data-dir", tmp_path / "nowhere", "--layers", "deq", status=1).output
+    output = run(
+        "compare",
+        "--dataset",
+        "mnist",
+        "--data-dir",
+        tmp_path / "nowhere",
+        "--layers",
+        "deq",
+        status=1,
+    ).output
     assert "train-images-idx3-ubyte.gz: no such file" in output
 
 
@@ -162,16 +212,32 @@ def test_cifar10_note_reaches_the_report(run, tmp_path, monkeypatch):
     from implicitcore_lab.data import Dataset, Split
 
     split = Split(torch.randn(32, 3, 8, 8), torch.arange(32) % 10)
-    monkeypatch.setattr(jobs, "load", lambda name, folder: Dataset(name, split, split, note="recompressed"))
-    output = run("compare", "--dataset", "cifar10", "--layers", "deq", *SMALL, "--out", "here").output
+    monkeypatch.setattr(
+        jobs, "load", lambda name, folder: Dataset(name, split, split, note="recompressed")
+    )
+    output = run(
+        "compare", "--dataset", "cifar10", "--layers", "deq", *SMALL, "--out", "here"
+    ).output
     assert "data: recompressed" in output
-    assert json.loads((tmp_path / "here" / "results.json").read_text())["data_note"] == "recompressed"
+    assert (
+        json.loads((tmp_path / "here" / "results.json").read_text())["data_note"] == "recompressed"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_mnist_in_one_epoch(run, real_data, tmp_path):
-    run("compare", "--dataset", "mnist", "--data-dir", real_data / "mnist", "--epochs", "1", "--out", "here")
+    run(
+        "compare",
+        "--dataset",
+        "mnist",
+        "--data-dir",
+        real_data / "mnist",
+        "--epochs",
+        "1",
+        "--out",
+        "here",
+    )
     layers = json.loads((tmp_path / "here" / "results.json").read_text())["layers"]
     assert len(layers) == 6
     assert all(layer["test_accuracy"] > 0.94 for layer in layers)

@@ -13,9 +13,19 @@ from implicitcore_lab.files import PublicFile
 def tiny_mnist(tmp_path, monkeypatch, write_idx):
     """Four IDX files of twenty images, taken for the official ones."""
     rng = np.random.default_rng(0)
-    arrays = [rng.integers(0, 256, (12, 4, 4)), np.arange(12) % 10, rng.integers(0, 256, (8, 4, 4)), np.arange(8)]
-    paths = [write_idx(tmp_path / name, array) for name, array in zip(data.IDX_NAMES, arrays, strict=True)]
-    files = tuple(PublicFile(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in paths)
+    arrays = [
+        rng.integers(0, 256, (12, 4, 4)),
+        np.arange(12) % 10,
+        rng.integers(0, 256, (8, 4, 4)),
+        np.arange(8),
+    ]
+    paths = [
+        write_idx(tmp_path / name, array)
+        for name, array in zip(data.IDX_NAMES, arrays, strict=True)
+    ]
+    files = tuple(
+        PublicFile(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in paths
+    )
     monkeypatch.setitem(data.IDX_FILES, "mnist", files)
     return tmp_path, arrays
 
@@ -29,7 +39,9 @@ def test_digits_are_split_alike_every_time():
 
 def test_digits_are_stratified():
     dataset = data.load("digits")
-    fractions = [split.labels.bincount(minlength=10) / len(split) for split in (dataset.train, dataset.test)]
+    fractions = [
+        split.labels.bincount(minlength=10) / len(split) for split in (dataset.train, dataset.test)
+    ]
     assert torch.allclose(*fractions, atol=0.003)
 
 
@@ -48,14 +60,18 @@ def test_each_colour_is_standardised():
     images[:, 2] = 7
     mean, deviation = data._moments(images)
     np.testing.assert_allclose(mean.flatten().numpy(), images.mean((0, 2, 3)), rtol=1e-6)
-    np.testing.assert_allclose(deviation.flatten().numpy(), images.std((0, 2, 3)), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(
+        deviation.flatten().numpy(), images.std((0, 2, 3)), rtol=1e-6, atol=1e-5
+    )
     assert deviation.min() > 0
 
 
 def test_missing_file(tiny_mnist):
     folder, _ = tiny_mnist
     (folder / data.IDX_NAMES[2]).unlink()
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz: no such file, expected train-images"):
+    with pytest.raises(
+        DataError, match=r"t10k-images-idx3-ubyte\.gz: no such file, expected train-images"
+    ):
         data.load("mnist", folder)
 
 

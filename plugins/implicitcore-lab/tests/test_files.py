@@ -61,7 +61,12 @@ def test_downloads_once(tmp_path, serve):
 
 def test_second_home_answers_where_the_first_does_not(tmp_path, serve):
     home = serve()
-    assert fetch(PublicFile("file.gz", MD5, (home + "nowhere/", home)), tmp_path / "cache").read_bytes() == CONTENT
+    assert (
+        fetch(
+            PublicFile("file.gz", MD5, (home + "nowhere/", home)), tmp_path / "cache"
+        ).read_bytes()
+        == CONTENT
+    )
 
 
 def test_wrong_md5_leaves_nothing_behind(tmp_path, serve):

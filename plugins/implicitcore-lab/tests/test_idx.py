@@ -16,7 +16,9 @@ def test_reads_what_was_written(tmp_path, write_idx):
 
 def test_wrong_magic_number(tmp_path, write_idx):
     path = write_idx(tmp_path / "images.gz", IMAGES, magic=0x0D03)
-    with pytest.raises(DataError, match=r"images\.gz: magic number 0x00000d03, expected 0x00000803"):
+    with pytest.raises(
+        DataError, match=r"images\.gz: magic number 0x00000d03, expected 0x00000803"
+    ):
         read_idx(path, 3)
 
 
@@ -28,7 +30,9 @@ def test_labels_where_images_are_expected(tmp_path, write_idx):
 
 def test_fewer_pixels_than_the_header_says(tmp_path, write_idx):
     path = write_idx(tmp_path / "images.gz", IMAGES, cut=5)
-    with pytest.raises(DataError, match=re.escape("images.gz: 19 bytes after the header, expected 2 x 3 x 4")):
+    with pytest.raises(
+        DataError, match=re.escape("images.gz: 19 bytes after the header, expected 2 x 3 x 4")
+    ):
         read_idx(path, 3)
 
 
@@ -38,7 +42,10 @@ def test_no_whole_header(tmp_path, write_idx):
         read_idx(path, 3)
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-10], lambda content: b"not gzip at all", lambda content: b""])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:-10], lambda content: b"not gzip at all", lambda content: b""],
+)
 def test_damaged_gzip(tmp_path, write_idx, damage):
     path = write_idx(tmp_path / "images.gz", IMAGES)
     path.write_bytes(damage(path.read_bytes()))

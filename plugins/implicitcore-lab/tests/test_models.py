@@ -9,7 +9,9 @@ LAYERS = ("deq", "continuous_deq", "skip_deq", "skip_reg_deq", "neural_ode", "ho
 
 
 def jacobian_norm(cell, z, x):
-    jacobian = torch.autograd.functional.jacobian(lambda z: cell(z, x), z).reshape(z.numel(), z.numel())
+    jacobian = torch.autograd.functional.jacobian(lambda z: cell(z, x), z).reshape(
+        z.numel(), z.numel()
+    )
     return torch.linalg.matrix_norm(jacobian, 2).item()
 
 
@@ -26,7 +28,9 @@ def test_dense_cell_is_a_contraction_whatever_its_weights(size):
 def test_a_rank_one_weight_reaches_the_bound():
     cell = ContractiveCell(nn.Linear(20, 20, bias=False), bound=0.9)
     cell.linear.weight.data = torch.outer(torch.ones(20), torch.ones(20))
-    assert jacobian_norm(cell, torch.zeros(1, 20), torch.zeros(1, 20)) == pytest.approx(0.9, rel=1e-5)
+    assert jacobian_norm(cell, torch.zeros(1, 20), torch.zeros(1, 20)) == pytest.approx(
+        0.9, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [0.1, 10.0])
@@ -49,7 +53,10 @@ def test_gradient_through_the_scale():
     cell = ContractiveCell(nn.Linear(4, 4)).double()
     nn.init.normal_(cell.linear.weight)
     z, x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda weight: torch.func.functional_call(cell, {"linear.weight": weight}, (z, x)), cell.linear.weight)
+    assert torch.autograd.gradcheck(
+        lambda weight: torch.func.functional_call(cell, {"linear.weight": weight}, (z, x)),
+        cell.linear.weight,
+    )
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -63,11 +70,17 @@ def test_every_layer_classifies(layer, shape):
 
 
 def test_every_layer_starts_from_the_same_weights():
-    models = [build_classifier(read_settings({"layer": layer, "hidden": 8}), (1, 8, 8), 10) for layer in LAYERS]
+    models = [
+        build_classifier(read_settings({"layer": layer, "hidden": 8}), (1, 8, 8), 10)
+        for layer in LAYERS
+    ]
     for model in models[1:]:
         assert torch.equal(model.encoder[1].weight, models[0].encoder[1].weight)
         assert torch.equal(model.head.weight, models[0].head.weight)
-        cells = [next(m for m in found.modules() if isinstance(m, ContractiveCell)) for found in (model, models[0])]
+        cells = [
+            next(m for m in found.modules() if isinstance(m, ContractiveCell))
+            for found in (model, models[0])
+        ]
         assert torch.equal(cells[0].linear.weight, cells[1].linear.weight)
 
 

@@ -1,4 +1,5 @@
-"""A saved run is data: reading it back runs no pickle, so a run folder from anybody is safe to evaluate."""
+"""A saved run is data: reading it back runs no pickle, so a run folder from anybody is safe to
+evaluate."""
 
 import _pickle
 import io
@@ -24,7 +25,13 @@ class Refuse:
 @pytest.fixture
 def no_pickle(monkeypatch):
     """Nothing can be unpickled, whichever way it is asked for."""
-    for module, name in ((pickle, "load"), (pickle, "loads"), (_pickle, "load"), (_pickle, "loads"), (torch, "load")):
+    for module, name in (
+        (pickle, "load"),
+        (pickle, "loads"),
+        (_pickle, "load"),
+        (_pickle, "loads"),
+        (torch, "load"),
+    ):
         monkeypatch.setattr(module, name, refuse)
     for module in (pickle, _pickle):
         monkeypatch.setattr(module, "Unpickler", Refuse)
@@ -54,6 +61,10 @@ def test_weights_that_are_a_pickle_are_refused(tmp_path, monkeypatch, no_pickle)
 
 def test_the_block_blocks(no_pickle):
     data = pickle.dumps(1)
-    for read in (lambda: pickle.loads(data), lambda: pickle.Unpickler(io.BytesIO(data)).load(), lambda: torch.load(io.BytesIO(data))):
+    for read in (
+        lambda: pickle.loads(data),
+        lambda: pickle.Unpickler(io.BytesIO(data)).load(),
+        lambda: torch.load(io.BytesIO(data)),
+    ):
         with pytest.raises(AssertionError, match="a pickle was read"):
             read()

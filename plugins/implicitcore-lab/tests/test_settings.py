@@ -17,16 +17,34 @@ def test_defaults_come_from_the_data_set():
 
 def test_texts_of_a_command_line_and_of_yaml():
     settings = read_settings({"epochs": "7", "learning_rate": "1e-3", "data_dir": "somewhere"})
-    assert (settings.epochs, settings.learning_rate, settings.data_dir) == (7, 1e-3, Path("somewhere"))
+    assert (settings.epochs, settings.learning_rate, settings.data_dir) == (
+        7,
+        1e-3,
+        Path("somewhere"),
+    )
 
 
 def test_round_trip():
-    settings = read_settings({"layer": {"name": "deq", "root_solver": {"name": "picard"}}, "data_dir": "somewhere", "seed": 3})
+    settings = read_settings(
+        {
+            "layer": {"name": "deq", "root_solver": {"name": "picard"}},
+            "data_dir": "somewhere",
+            "seed": 3,
+        }
+    )
     assert read_settings(settings.as_data()) == settings
 
 
 def test_all_problems_in_one_error():
-    values = {"epoch": 3, "batch_size": 0, "learning_rate": "fast", "dataset": "digit", "seed": -1, "hidden": 2.5, "device": "gpu"}
+    values = {
+        "epoch": 3,
+        "batch_size": 0,
+        "learning_rate": "fast",
+        "dataset": "digit",
+        "seed": -1,
+        "hidden": 2.5,
+        "device": "gpu",
+    }
     with pytest.raises(ConfigError) as raised:
         read_settings(values)
     text = str(raised.value)
@@ -41,7 +59,12 @@ def test_problems_of_settings_and_layers_come_together():
     with pytest.raises(ConfigError) as raised:
         check_settings({"epochs": -1}, layers)
     problems = raised.value.problems
-    assert [problem.split(":")[0] for problem in problems] == ["epochs", "layer", "layer.root_solver.toll", "layer"]
+    assert [problem.split(":")[0] for problem in problems] == [
+        "epochs",
+        "layer",
+        "layer.root_solver.toll",
+        "layer",
+    ]
     assert "did you mean 'deq'" in problems[1]
     assert "did you mean 'tol'" in problems[2]
 
@@ -53,5 +76,7 @@ def test_each_layer_gets_the_same_settings():
 
 
 def test_settings_cannot_be_wrong():
-    with pytest.raises(ConfigError, match="epochs: expected a number greater than or equal to 1, received 0"):
+    with pytest.raises(
+        ConfigError, match="epochs: expected a number greater than or equal to 1, received 0"
+    ):
         Settings(epochs=0)

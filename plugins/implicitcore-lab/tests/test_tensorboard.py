@@ -12,7 +12,18 @@ from implicitcore.cli import cli
 from implicitcore.layers import observers
 from implicitcore_lab.tensorboard import TensorBoardObserver, open_writer
 
-SMALL = ["--layer", "deq", "--epochs", "2", "--hidden", "8", "--batch-size", "256", "--device", "cpu"]
+SMALL = [
+    "--layer",
+    "deq",
+    "--epochs",
+    "2",
+    "--hidden",
+    "8",
+    "--batch-size",
+    "256",
+    "--device",
+    "cpu",
+]
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
 
@@ -20,7 +31,9 @@ class Events:
     """The event files of a folder, read back."""
 
     def __init__(self, folder):
-        self.found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+        self.found = EventAccumulator(
+            str(folder), size_guidance={"scalars": 0, "histograms": 0}
+        ).Reload()
         self.names = set(self.found.Tags()["scalars"])
 
     def scalars(self, name):
@@ -55,7 +68,9 @@ def test_what_is_written_is_what_the_solves_did(writer, tmp_path):
     observer.flush()
     events = Events(tmp_path)
     name = "ImplicitLayer"
-    assert events.scalars(f"{name}/evaluations") == {step: solution.evaluations for step, solution in enumerate(solutions)}
+    assert events.scalars(f"{name}/evaluations") == {
+        step: solution.evaluations for step, solution in enumerate(solutions)
+    }
     for figure, expected in {
         "steps": lambda solution: solution.steps.float().mean(),
         "residual_max": lambda solution: solution.residual.max(),
@@ -64,7 +79,9 @@ def test_what_is_written_is_what_the_solves_did(writer, tmp_path):
         "status/converged": lambda solution: 4.0,
         "status/stalled": lambda solution: 0.0,
     }.items():
-        assert events.scalars(f"{name}/{figure}") == pytest.approx({step: float(expected(s)) for step, s in enumerate(solutions)})
+        assert events.scalars(f"{name}/{figure}") == pytest.approx(
+            {step: float(expected(s)) for step, s in enumerate(solutions)}
+        )
     assert events.scalars(f"{name}/backward_products") == {2: solutions[2].backward.vjps}
     histogram = events.histogram(f"{name}/steps_of_samples")[1]
     assert (histogram.num, histogram.max) == (4, solutions[1].steps.max())
@@ -101,8 +118,18 @@ def test_layers_have_names_of_their_own(writer, tmp_path):
         others[0].eval().solve(X)
     observer.flush()
     events = Events(tmp_path)
-    steps = {name.removesuffix("/steps"): set(events.scalars(name)) for name in events.names if name.endswith("/steps")}
-    assert steps == {"0": {0, 1}, "1": {0, 1}, "ImplicitLayer": {0}, "ImplicitLayer_2": {0}, "ImplicitLayer/evaluation": {0}}
+    steps = {
+        name.removesuffix("/steps"): set(events.scalars(name))
+        for name in events.names
+        if name.endswith("/steps")
+    }
+    assert steps == {
+        "0": {0, 1},
+        "1": {0, 1},
+        "ImplicitLayer": {0},
+        "ImplicitLayer_2": {0},
+        "ImplicitLayer/evaluation": {0},
+    }
 
 
 class Operations(TorchDispatchMode):
@@ -125,7 +152,9 @@ def test_only_one_solve_of_every_so_many_is_read(writer, tmp_path):
     observer.flush()
     assert counts == [True, False, False, True, False, False, True]
     assert set(Events(tmp_path).scalars("ImplicitLayer/steps")) == {0, 3, 6}
-    with pytest.raises(ic.ConfigError, match="every: expected a number greater than or equal to 1, received 0"):
+    with pytest.raises(
+        ic.ConfigError, match="every: expected a number greater than or equal to 1, received 0"
+    ):
         TensorBoardObserver(writer, every=0)
 
 
@@ -141,15 +170,27 @@ def test_train_writes_the_training_and_the_solves(tmp_path, monkeypatch):
     assert list(losses) == list(range(12))  # 1437 images in batches of 256, twice
     assert losses[11] < losses[0]
     assert set(events.scalars("train/accuracy")) == set(losses)
-    assert events.scalars("test/accuracy") == pytest.approx({5: epochs[0]["test_accuracy"], 11: epochs[1]["test_accuracy"]})
-    evaluations, products = (events.scalars(f"DEQ/{name}") for name in ("evaluations", "backward_products"))
+    assert events.scalars("test/accuracy") == pytest.approx(
+        {5: epochs[0]["test_accuracy"], 11: epochs[1]["test_accuracy"]}
+    )
+    evaluations, products = (
+        events.scalars(f"DEQ/{name}") for name in ("evaluations", "backward_products")
+    )
     assert set(evaluations) == set(products) == set(losses)
-    assert sum(evaluations.values()) / 12 == pytest.approx((epochs[0]["evaluations"] + epochs[1]["evaluations"]) / 2)
-    assert sum(products.values()) / 12 == pytest.approx((epochs[0]["backward"] + epochs[1]["backward"]) / 2)
-    assert set(events.scalars("DEQ/evaluation/steps")) == set(range(4))  # 360 images in batches of 256, twice
+    assert sum(evaluations.values()) / 12 == pytest.approx(
+        (epochs[0]["evaluations"] + epochs[1]["evaluations"]) / 2
+    )
+    assert sum(products.values()) / 12 == pytest.approx(
+        (epochs[0]["backward"] + epochs[1]["backward"]) / 2
+    )
+    assert set(events.scalars("DEQ/evaluation/steps")) == set(
+        range(4)
+    )  # 360 images in batches of 256, twice
 
 
-def test_without_tensorboard_nothing_is_trained_and_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_without_tensorboard_nothing_is_trained_and_the_message_says_what_to_install(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)

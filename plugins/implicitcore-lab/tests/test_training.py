@@ -79,7 +79,10 @@ def test_a_loss_that_is_not_a_number_names_the_step(data):
 
 def test_a_sample_that_is_not_finite_names_the_step(data):
     data.train.images[3] = math.nan
-    with pytest.raises(TrainingError, match=r"deq: the solve of 1 of 16 samples is not finite at step \d \(epoch 1\)"):
+    with pytest.raises(
+        TrainingError,
+        match=r"deq: the solve of 1 of 16 samples is not finite at step \d \(epoch 1\)",
+    ):
         fit(build("deq", data), data, SETTINGS)
 
 
@@ -101,7 +104,10 @@ def test_evaluation_looks_at_every_image(data):
     assert result.unconverged == 0
 
 
-@pytest.mark.parametrize(("layer", "has_residual"), [("deq", True), ("continuous_deq", True), ("neural_ode", False), ("homoode", False)])
+@pytest.mark.parametrize(
+    ("layer", "has_residual"),
+    [("deq", True), ("continuous_deq", True), ("neural_ode", False), ("homoode", False)],
+)
 def test_residuals(data, layer, has_residual):
     model = build(layer, data)
     curve = residual_curve(model, data.test.images)
@@ -124,7 +130,11 @@ def test_memory_of_a_step_leaves_the_model_alone(data):
 def test_implicit_gradient_needs_less_memory_than_unrolling(data):
     solver = {"name": "picard", "max_steps": 500, "tol": 1e-6, "damping": 0.1}
     peaks = [
-        step_memory(build({"name": "deq", "root_solver": solver, "gradient": gradient}, data), data.train.images, data.train.labels)
+        step_memory(
+            build({"name": "deq", "root_solver": solver, "gradient": gradient}, data),
+            data.train.images,
+            data.train.labels,
+        )
         for gradient in ("implicit", "unrolled")
     ]
     assert peaks[0] < peaks[1]

@@ -1,6 +1,7 @@
 """Published implicit layers for implicitcore, each a module around the user's cell.
 
-A layer is imported when it is first used: the plugin itself stays light, for it is loaded wherever a part is looked up.
+A layer is imported when it is first used: the plugin itself stays light, for it is loaded wherever
+a part is looked up.
 """
 
 from __future__ import annotations

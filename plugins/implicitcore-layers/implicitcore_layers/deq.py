@@ -24,11 +24,13 @@ class DEQ(ImplicitLayer):
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
-        root_solver: finds the equilibrium; its tolerance is ``|f(z) - z| / |f(z)|`` per sample, in the 2-norm.
+        root_solver: finds the equilibrium; its tolerance is ``|f(z) - z| / |f(z)|`` per sample, in
+            the 2-norm.
         gradient: default the implicit gradient.
         shape: of one sample's state; None is that of x.
         backend: the kernels of the inner loop.
-        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see :class:`ImplicitLayer`.
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see
+            :class:`ImplicitLayer`.
 
     Raises:
         InputError: from a call, where the cell returns another shape than the state's.
@@ -48,6 +50,13 @@ class DEQ(ImplicitLayer):
         on_failure: OnFailure = "warn",
     ) -> None:
         dynamics = FixedPoint(cell)
-        super().__init__(dynamics, solver=root_solver, gradient=gradient, start=Zeros(shape), backend=backend, on_failure=on_failure)
+        super().__init__(
+            dynamics,
+            solver=root_solver,
+            gradient=gradient,
+            start=Zeros(shape),
+            backend=backend,
+            on_failure=on_failure,
+        )
         self.root_solver = root_solver
         self.shape = shape

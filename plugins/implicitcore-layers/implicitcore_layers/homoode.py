@@ -12,7 +12,7 @@ from implicitcore import (
     Backend,
     GradientStrategy,
     ImplicitLayer,
-    Learned,
+    LearnedInitialGuess,
     ODESolver,
     Solution,
     TorchBackend,
@@ -26,11 +26,12 @@ from implicitcore.options.types import Count, Positive
 
 @final
 class HomoODE(ImplicitLayer):
-    """dz/dt = F(z; c) for t from 0 to the horizon, from a learned z0 that all samples share; the output is z(horizon).
+    """dz/dt = F(z; c) for t from 0 to the horizon, from a learned z0 that all samples share.
 
-    c = g(x), the features of a stem, is what the layer is called with. z0 is one value per channel, part of the state_dict; it gets no
-    gradient from the task loss, and :meth:`regularizer` fits it to the detached outputs, so that the path from it is short.
-    There is no residual: the horizon ends the solve.
+    The output is z(horizon). c = g(x), the features of a stem, is what the layer is called with. z0
+    is one value per channel, part of the state_dict; it gets no gradient from the task loss, and
+    :meth:`regularizer` fits it to the detached outputs, so that the path from it is short. There is
+    no residual: the horizon ends the solve.
 
     Arguments:
         cell: F, a module or function of (z, c) that returns a state shaped like z.
@@ -40,11 +41,12 @@ class HomoODE(ImplicitLayer):
         horizon: the end time.
         shape: of one sample's state; None is that of c.
         backend: the kernels of the inner loop.
-        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see :class:`ImplicitLayer`.
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see
+            :class:`ImplicitLayer`.
 
     Reference:
-        Ding, Cui, Han, Zhao, Two Sides of The Same Coin: Bridging Deep Equilibrium Models and Neural ODEs via Homotopy Continuation,
-        arXiv 2310.09583.
+        Ding, Cui, Han, Zhao, Two Sides of The Same Coin: Bridging Deep Equilibrium Models and
+        Neural ODEs via Homotopy Continuation, arXiv 2310.09583.
     """
 
     def __init__(  # noqa: PLR0913 - keyword options
@@ -60,9 +62,15 @@ class HomoODE(ImplicitLayer):
         on_failure: OnFailure = "warn",
     ) -> None:
         dynamics = VectorField(cell, autonomous=True)
-        start = Learned(channels, shape)
+        start = LearnedInitialGuess(channels, shape)
         super().__init__(
-            dynamics, solver=ode_solver, gradient=gradient, start=start, horizon=horizon, backend=backend, on_failure=on_failure
+            dynamics,
+            solver=ode_solver,
+            gradient=gradient,
+            start=start,
+            horizon=horizon,
+            backend=backend,
+            on_failure=on_failure,
         )
         self.ode_solver = ode_solver
         self.channels = channels

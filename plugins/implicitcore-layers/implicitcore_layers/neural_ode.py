@@ -8,8 +8,8 @@ from typing import Any, final
 from implicitcore import (
     Adjoint,
     Backend,
-    FromInput,
     GradientStrategy,
+    Identity,
     ImplicitLayer,
     ODESolver,
     TorchBackend,
@@ -25,16 +25,19 @@ class NeuralODE(ImplicitLayer):
     """dz/dt = f(z, x) from z(0) = x; the output is z(horizon).
 
     Arguments:
-        cell: f, a module or function of (z, x); of (t, z, x) where not ``autonomous``, with t as ``[batch, 1, ..., 1]``.
+        cell: f, a module or function of (z, x); of (t, z, x) where not ``autonomous``, with t as
+            ``[batch, 1, ..., 1]``.
         ode_solver: integrates.
         gradient: default the adjoint, whose memory does not grow with the steps.
         horizon: the end time.
         autonomous: the cell does not take the time.
         backend: the kernels of the inner loop.
-        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see :class:`ImplicitLayer`.
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see
+            :class:`ImplicitLayer`.
 
     Reference:
-        Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv 1806.07366.
+        Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv
+        1806.07366.
     """
 
     def __init__(  # noqa: PLR0913 - keyword options
@@ -50,7 +53,13 @@ class NeuralODE(ImplicitLayer):
     ) -> None:
         dynamics = VectorField(cell, autonomous=autonomous)
         super().__init__(
-            dynamics, solver=ode_solver, gradient=gradient, start=FromInput(), horizon=horizon, backend=backend, on_failure=on_failure
+            dynamics,
+            solver=ode_solver,
+            gradient=gradient,
+            start=Identity(),
+            horizon=horizon,
+            backend=backend,
+            on_failure=on_failure,
         )
         self.ode_solver = ode_solver
         self.autonomous = autonomous

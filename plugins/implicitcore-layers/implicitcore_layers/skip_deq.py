@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from implicitcore import FirstUpdate, Predictor, RootSolver, Solution, SteadyState, skip_loss
+from implicitcore import OneStep, Predictor, RootSolver, Solution, SteadyState, skip_loss
 from implicitcore.options.types import Tolerance
 from implicitcore_layers.deq import DEQ
 
@@ -33,29 +33,34 @@ class _Skip(DEQ):
 
 @final
 class SkipDEQ(_Skip):
-    """z0 = predictor(x), then the equilibrium z = f(z, x) from there; the loss gains weight x mean ``|z - z0|``.
+    """z0 = predictor(x), then the equilibrium z = f(z, x) from there.
 
-    There is no stop-gradient in that term: it also draws the equilibrium towards the prediction. The predictor learns from it
-    alone, for the solve begins from a detached z0.
+    The loss gains weight x mean ``|z - z0|``. There is no stop-gradient in that term: it also draws
+    the equilibrium towards the prediction. The predictor learns from it alone, for the solve begins
+    from a detached z0.
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
         predictor: a module of x that returns z0.
-        **options: root_solver (default: to the steady state; any root solver will do), weight (of the regulariser, default 0.01),
-            and those of :class:`DEQ`.
+        **options: root_solver (default: to the steady state; any root solver will do), weight (of
+            the regulariser, default 0.01), and those of :class:`DEQ`.
 
     Reference:
         Pal, Edelman, Rackauckas, Continuous Deep Equilibrium Models, arXiv 2201.12240.
     """
 
-    def __init__(self, cell: Callable[[Any, Any], Any], predictor: Callable[[Any], Any], **options: Any) -> None:
+    def __init__(
+        self, cell: Callable[[Any, Any], Any], predictor: Callable[[Any], Any], **options: Any
+    ) -> None:
         super().__init__(cell, **options)
         self.start = Predictor(predictor)
 
 
 @final
 class SkipRegDEQ(_Skip):
-    """Skip DEQ without a predictor: z0 = f(0, x), and the same term weight x mean ``|z - z0|`` in the loss.
+    """Skip DEQ without a predictor.
+
+    Z0 = f(0, x), and the same term weight x mean ``|z - z0|`` in the loss.
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
@@ -67,4 +72,4 @@ class SkipRegDEQ(_Skip):
 
     def __init__(self, cell: Callable[[Any, Any], Any], **options: Any) -> None:
         super().__init__(cell, **options)
-        self.start = FirstUpdate(self.dynamics.update, self.shape)
+        self.start = OneStep(self.dynamics.update, self.shape)

@@ -81,7 +81,9 @@ def test_the_skip_predictor_learns_from_the_regulariser_alone(gradient):
     layer = build("skip_deq", gradient=gradient, root_solver="picard")
     solution = layer.solve(x)
     predictor = list(layer.start.parameters())
-    assert torch.autograd.grad(solution.z.sum(), predictor, allow_unused=True, retain_graph=True) == (None, None)
+    assert torch.autograd.grad(
+        solution.z.sum(), predictor, allow_unused=True, retain_graph=True
+    ) == (None, None)
     weight, bias = torch.autograd.grad(layer.regularizer(solution), predictor)
     assert bool(weight.any()) and bool(bias.any())
 
@@ -89,7 +91,9 @@ def test_the_skip_predictor_learns_from_the_regulariser_alone(gradient):
 def test_the_skip_regulariser_is_the_mean_distance_with_gradient_to_both_ends():
     layer = build("skip_deq", weight=0.5)
     solution = layer.solve(x)
-    assert torch.allclose(layer.regularizer(solution), 0.5 * (solution.z - solution.start).abs().mean())
+    assert torch.allclose(
+        layer.regularizer(solution), 0.5 * (solution.z - solution.start).abs().mean()
+    )
     assert torch.allclose(solution.start, layer.start.predictor(x))
     (cell,) = torch.autograd.grad(layer.regularizer(solution), [layer.dynamics.cell.linear.bias])
     assert bool(cell.any())
@@ -122,7 +126,9 @@ def test_homoode_start_is_one_value_per_channel_in_the_state_dict_and_survives_a
 def test_homoode_start_learns_from_the_regulariser_alone(gradient):
     layer = build("homoode", gradient=gradient)
     solution = layer.solve(x)
-    (task,) = torch.autograd.grad(solution.z.sum(), [layer.start.value], allow_unused=True, retain_graph=True)
+    (task,) = torch.autograd.grad(
+        solution.z.sum(), [layer.start.value], allow_unused=True, retain_graph=True
+    )
     assert task is None
     fit = layer.regularizer(solution)
     assert torch.allclose(fit, nn.functional.smooth_l1_loss(solution.start, solution.z))
@@ -132,15 +138,38 @@ def test_homoode_start_learns_from_the_regulariser_alone(gradient):
 
 
 def test_neural_ode_is_the_flow_from_the_input():
-    layer = ic.build("neural_ode", lambda z, x: -z, ode_solver={"name": "dopri5", "rtol": 1e-8, "atol": 1e-10}, horizon=0.5)
+    layer = ic.build(
+        "neural_ode",
+        lambda z, x: -z,
+        ode_solver={"name": "dopri5", "rtol": 1e-8, "atol": 1e-10},
+        horizon=0.5,
+    )
     z = x.double()
-    assert torch.allclose(layer(z), z * torch.exp(torch.tensor(-0.5, dtype=torch.float64)), rtol=1e-7)
-    timed = ic.build("neural_ode", lambda t, z, x: torch.cos(t) + 0 * z, ode_solver={"name": "dopri5", "rtol": 1e-8}, autonomous=False)
-    assert torch.allclose(timed(z), z + torch.sin(torch.tensor(1.0, dtype=torch.float64)), rtol=1e-6)
+    assert torch.allclose(
+        layer(z), z * torch.exp(torch.tensor(-0.5, dtype=torch.float64)), rtol=1e-7
+    )
+    timed = ic.build(
+        "neural_ode",
+        lambda t, z, x: torch.cos(t) + 0 * z,
+        ode_solver={"name": "dopri5", "rtol": 1e-8},
+        autonomous=False,
+    )
+    assert torch.allclose(
+        timed(z), z + torch.sin(torch.tensor(1.0, dtype=torch.float64)), rtol=1e-6
+    )
 
 
 def test_bad_options_are_one_error_with_near_matches():
     with pytest.raises(ic.ConfigError) as failure:
-        ic.build("deq", Cell(), root_solver={"name": "anderson", "toll": 1, "depth": 0}, gradient="implict", on_failur="mask")
+        ic.build(
+            "deq",
+            Cell(),
+            root_solver={"name": "anderson", "toll": 1, "depth": 0},
+            gradient="implict",
+            on_failur="mask",
+        )
     text = str(failure.value)
-    assert all(part in text for part in ["root_solver.toll", "'tol'", "root_solver.depth", "'implicit'", "'on_failure'"])
+    assert all(
+        part in text
+        for part in ["root_solver.toll", "'tol'", "root_solver.depth", "'implicit'", "'on_failure'"]
+    )

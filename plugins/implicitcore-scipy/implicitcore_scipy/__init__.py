@@ -1,6 +1,7 @@
 """SciPy's solvers, one call for each sample.
 
-A solver is imported when it is first used: the plugin itself stays light, for it is loaded wherever a part is looked up.
+A solver is imported when it is first used: the plugin itself stays light, for it is loaded wherever
+a part is looked up.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ class RK45(IVPSolver):
     """``scipy.integrate.RK45``: Dormand and Prince's pair, order 5(4), for each sample by itself.
 
     Reference:
-        Dormand, Prince, A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6 (1980), p. 19-26.
+        Dormand, Prince, A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6 (1980),
+        p. 19-26.
     """
 
     stepper: ClassVar[type[integrate.OdeSolver]] = integrate.RK45
@@ -25,10 +26,13 @@ class RK45(IVPSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class RK23(IVPSolver):
-    """``scipy.integrate.RK23``: Bogacki and Shampine's pair, order 3(2), for each sample by itself. For loose tolerances.
+    """``scipy.integrate.RK23``.
+
+    Bogacki and Shampine's pair, order 3(2), for each sample by itself. For loose tolerances.
 
     Reference:
-        Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p. 321-325.
+        Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p.
+        321-325.
     """
 
     stepper: ClassVar[type[integrate.OdeSolver]] = integrate.RK23
@@ -37,7 +41,9 @@ class RK23(IVPSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class DOP853(IVPSolver):
-    """``scipy.integrate.DOP853``: Dormand and Prince, order 8, for each sample by itself. For tight tolerances.
+    """``scipy.integrate.DOP853``: Dormand and Prince, order 8, for each sample by itself.
+
+    For tight tolerances.
 
     Reference:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.10.

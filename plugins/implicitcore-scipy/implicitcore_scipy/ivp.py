@@ -16,19 +16,24 @@ from implicitcore.ode_solvers.integration import check_times
 from implicitcore.options.types import Count, Positive
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
-CURE = "use Adjoint(solver=Tsit5()), which goes back by another solver, or one of implicitcore's own with Unrolled()"
+CURE = (
+    "use Adjoint(solver=Tsit5()), which goes back by another solver, or one of "
+    "implicitcore's own with Unrolled()"
+)
 # Evaluations in a row that may return a NaN: a smaller step may avoid it, and SciPy may never end.
 PATIENCE = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class IVPSolver(Options, ODESolver):
-    """A method of ``scipy.integrate.solve_ivp``, run for each sample by itself: every sample has its own steps.
+    """A method of ``scipy.integrate.solve_ivp``, run for each sample by itself.
 
-    The state goes through NumPy in float64, on the CPU, and there is no graph: it trains through ``Adjoint(solver=Tsit5())``, and through
-    ``Implicit`` inside ``SteadyState``. Evaluations are of one sample each; a solution counts them as evaluations of the whole batch,
-    their sum over the batch size. Use it as a reference, or for what implicitcore lacks; it is slow. Inside ``SteadyState``, give it
-    stepping tolerances below the residual that is to be reached.
+    Every sample has its own steps. The state goes through NumPy in float64, on the CPU, and there
+    is no graph: it trains through ``Adjoint(solver=Tsit5())``, and through ``Implicit`` inside
+    ``SteadyState``. Evaluations are of one sample each; a solution counts them as evaluations of
+    the whole batch, their sum over the batch size. Use it as a reference, or for what implicitcore
+    lacks; it is slow. Inside ``SteadyState``, give it stepping tolerances below the residual that
+    is to be reached.
 
     Attributes:
         rtol: relative tolerance of a step.
@@ -48,7 +53,9 @@ class IVPSolver(Options, ODESolver):
         del path
         return {}
 
-    def solve(self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None) -> Solution:
+    def solve(
+        self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
+    ) -> Solution:
         """See :meth:`ODESolver.solve`.
 
         Raises:
@@ -57,7 +64,10 @@ class IVPSolver(Options, ODESolver):
         """
         check_real(z0)
         if system.quadrature:
-            raise GradientError(f"{type(self).__name__} shows nobody its steps, so it cannot integrate the adjoint: {CURE}")
+            raise GradientError(
+                f"{type(self).__name__} shows nobody its steps, so it cannot integrate the "
+                f"adjoint: {CURE}"
+            )
         grid = check_times(times, z0, bounded=stop is None)
         with one_by_one(system, max(len(z0), 1)):
             paths = [Stretch(self, Sample(system, z0, row, CURE), grid) for row in range(len(z0))]
@@ -70,7 +80,10 @@ class IVPSolver(Options, ODESolver):
         return self._solution(system, z0, grid, paths)
 
     def _settle(self, system: System, paths: list[Stretch], stop: Stop) -> None:
-        """Step all samples side by side, and ask at each state which go on; the velocity there is one evaluation of the batch."""
+        """Step all samples side by side, and ask at each state which go on.
+
+        The velocity there is one evaluation of the batch.
+        """
         for _ in range(self.max_steps + 1):
             if not paths:
                 return
@@ -88,7 +101,11 @@ class IVPSolver(Options, ODESolver):
 
     def _solution(self, system: System, z0: Tensor, grid: Tensor, paths: list[Stretch]) -> Solution:
         status = [int(Status.MAX_STEPS if path.status is None else path.status) for path in paths]
-        z = torch.stack([path.trajectory() for path in paths], 1) if paths else z0.expand(len(grid), *z0.shape)
+        z = (
+            torch.stack([path.trajectory() for path in paths], 1)
+            if paths
+            else z0.expand(len(grid), *z0.shape)
+        )
         return Solution(
             z=z,
             start=z0,
@@ -151,7 +168,11 @@ class Stretch:
 
     def _start(self) -> OdeSolver:
         solver, y0 = self.solver, self.sample.array(self.sample.z0)
-        first = {} if solver.first_step is None else {"first_step": min(solver.first_step, abs(self.times[-1] - self.times[0]))}
+        first = (
+            {}
+            if solver.first_step is None
+            else {"first_step": min(solver.first_step, abs(self.times[-1] - self.times[0]))}
+        )
         settings = {"rtol": solver.rtol, "atol": solver.atol, **first, **solver.settings(self)}
         self.velocity(self.times[0], y0)
         if self.bad or not bool(self.sample.z0.isfinite().all()):
@@ -168,7 +189,9 @@ class Stretch:
         self.t, self.z = float(stepper.t), self.sample.tensor(stepper.y)
         passed = [t for t in self.times[len(self.rows) :] if stepper.direction * (self.t - t) >= 0]
         inner = stepper.dense_output() if passed else None
-        self.rows += [self.z if t == self.t or inner is None else self.sample.tensor(inner(t)) for t in passed]
+        self.rows += [
+            self.z if t == self.t or inner is None else self.sample.tensor(inner(t)) for t in passed
+        ]
         if len(self.rows) == len(self.times):
             self.status = Status.CONVERGED
 

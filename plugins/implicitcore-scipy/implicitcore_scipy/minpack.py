@@ -13,8 +13,8 @@ class Minpack(SciPyRoot):
     """A method that holds the Jacobian of a sample as a matrix.
 
     Attributes:
-        jacobian: it is that of autograd, n products of which ``max_steps`` counts none; else MINPACK takes finite differences,
-            n evaluations.
+        jacobian: it is that of autograd, n products of which ``max_steps`` counts none; else
+            MINPACK takes finite differences, n evaluations.
     """
 
     jacobian: bool = True
@@ -50,10 +50,13 @@ class Hybr(Minpack):
 @final
 @dataclass(frozen=True, kw_only=True)
 class LM(Minpack):
-    """``method="lm"``: Levenberg and Marquardt's damped least squares of ``|g|``. Where the Jacobian is singular or z0 is far away.
+    """``method="lm"``: Levenberg and Marquardt's damped least squares of ``|g|``.
+
+    Where the Jacobian is singular or z0 is far away.
 
     Reference:
-        More, The Levenberg-Marquardt algorithm: implementation and theory (1978); MINPACK's LMDER, LMDIF.
+        More, The Levenberg-Marquardt algorithm: implementation and theory (1978); MINPACK's LMDER,
+        LMDIF.
     """
 
     method: ClassVar[str] = "lm"

@@ -30,7 +30,11 @@ _PARTS = {
         ("df-sane", "simple:DFSane", "spectral residual, derivative-free"),
         ("linearmixing", "simple:LinearMixing", "damped iteration with one factor"),
         ("diagbroyden", "simple:DiagBroyden", "Broyden's method with a diagonal Jacobian"),
-        ("excitingmixing", "simple:ExcitingMixing", "damped iteration with a factor for each entry"),
+        (
+            "excitingmixing",
+            "simple:ExcitingMixing",
+            "damped iteration with a factor for each entry",
+        ),
     ),
 }
 
@@ -40,4 +44,10 @@ def implicitcore_register(registry: Registrar) -> None:
     """Register the solvers."""
     for kind, parts in _PARTS.items():
         for name, target, summary in parts:
-            registry.register(kind, f"scipy-{name}", f"implicitcore_scipy.{target}", summary=summary, requires=["scipy"])
+            registry.register(
+                kind,
+                f"scipy-{name}",
+                f"implicitcore_scipy.{target}",
+                summary=summary,
+                requires=["scipy"],
+            )

@@ -21,7 +21,12 @@ class LineSearched(SciPyRoot):
 
     def arguments(self, search: Search) -> dict[str, Any]:
         """See :meth:`SciPyRoot.arguments`."""
-        options = {"fatol": 0.0, "maxiter": search.most, "line_search": self.line_search, "jac_options": self.approximation(search)}
+        options = {
+            "fatol": 0.0,
+            "maxiter": search.most,
+            "line_search": self.line_search,
+            "jac_options": self.approximation(search),
+        }
         return {"options": options}
 
     def approximation(self, search: Search) -> dict[str, Any]:
@@ -33,9 +38,10 @@ class LineSearched(SciPyRoot):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Krylov(LineSearched):
-    """``method="krylov"``: Newton's method with a Krylov solver of the linear systems, products by finite differences; for large n.
+    """``method="krylov"``.
 
-    ``implicitcore.Newton`` takes exact products, for the whole batch at once.
+    Newton's method with a Krylov solver of the linear systems, products by finite differences; for
+    large n. ``implicitcore.Newton`` takes exact products, for the whole batch at once.
 
     Attributes:
         inner: the Krylov method.
@@ -76,7 +82,8 @@ class Broyden1(Broyden):
     """``method="broyden1"``: Broyden's good method, which updates the Jacobian.
 
     Reference:
-        Broyden, A class of methods for solving nonlinear simultaneous equations, Math. Comp. 19 (1965), p. 577-593.
+        Broyden, A class of methods for solving nonlinear simultaneous equations, Math. Comp. 19
+        (1965), p. 577-593.
     """
 
     method: ClassVar[str] = "broyden1"
@@ -88,7 +95,8 @@ class Broyden2(Broyden):
     """``method="broyden2"``: Broyden's bad method, which updates the inverse.
 
     Reference:
-        Broyden, A class of methods for solving nonlinear simultaneous equations, Math. Comp. 19 (1965), p. 577-593.
+        Broyden, A class of methods for solving nonlinear simultaneous equations, Math. Comp. 19
+        (1965), p. 577-593.
     """
 
     method: ClassVar[str] = "broyden2"
@@ -103,7 +111,8 @@ class Anderson(LineSearched):
         depth: residuals that are kept.
 
     Reference:
-        Eyert, A comparative study on methods for convergence acceleration of iterative vector sequences, J. Comput. Phys. 124 (1996).
+        Eyert, A comparative study on methods for convergence acceleration of iterative vector
+        sequences, J. Comput. Phys. 124 (1996).
     """
 
     method: ClassVar[str] = "anderson"

@@ -12,25 +12,30 @@ from torch import Tensor
 
 from implicitcore import Options, RootSolver, Solution, System
 from implicitcore.options.types import Count, Tolerance
-from implicitcore.root_solvers.convergence import Progress
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.tensors.norms import real_dtype
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
-CURE = "use Implicit(), Phantom() or Neumann(), or one of implicitcore's own solvers with Unrolled()"
+CURE = (
+    "use Implicit(), Phantom() or Neumann(), or one of implicitcore's own solvers with Unrolled()"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SciPyRoot(Options, RootSolver):
     """A method of ``scipy.optimize.root`` on g(z) = f(z) - z, run for each sample by itself.
 
-    The stop test is that of every root solver and not SciPy's: each evaluation is measured, the first that meets the tolerance ends the
-    sample, and the best is returned; where SciPy gives up before, the status is ``max_steps``. The state goes through NumPy in
-    float64, on the CPU, and there is no graph: it trains through ``Implicit``, ``Phantom`` and ``Neumann``. Evaluations are of one
-    sample each; a solution counts them as evaluations of the whole batch, their sum over the batch size. As the solver of a backward
-    pass a product is one of the whole batch. Use it as a reference, or for what implicitcore lacks; it is slow.
+    The stop test is that of every root solver and not SciPy's: each evaluation is measured, the
+    first that meets the tolerance ends the sample, and the best is returned; where SciPy gives up
+    before, the status is ``max_steps``. The state goes through NumPy in float64, on the CPU, and
+    there is no graph: it trains through ``Implicit``, ``Phantom`` and ``Neumann``. Evaluations are
+    of one sample each; a solution counts them as evaluations of the whole batch, their sum over the
+    batch size. As the solver of a backward pass a product is one of the whole batch. Use it as a
+    reference, or for what implicitcore lacks; it is slow.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| + atol``.
+        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
+            atol``.
         atol: absolute tolerance beside it.
         max_steps: most evaluations of f for a sample.
     """
@@ -55,9 +60,19 @@ class SciPyRoot(Options, RootSolver):
         with one_by_one(system, max(len(z0), 1)):
             found = [Search(self, Sample(system, z0, row, CURE)).run() for row in range(len(z0))]
         if not found:
-            return Progress(system, z0, self.tol, self.atol).solution()
-        z, residual, status, steps = map(torch.cat, zip(*[(part.z, part.residual, part.status, part.steps) for part in found], strict=True))
-        return Solution(z=z, start=z0, residual=residual, status=status, steps=steps, evaluations=system.evaluations)
+            return StopTest(system, z0, self.tol, self.atol).solution()
+        z, residual, status, steps = map(
+            torch.cat,
+            zip(*[(part.z, part.residual, part.status, part.steps) for part in found], strict=True),
+        )
+        return Solution(
+            z=z,
+            start=z0,
+            residual=residual,
+            status=status,
+            steps=steps,
+            evaluations=system.evaluations,
+        )
 
 
 class _Done(Exception):
@@ -65,18 +80,19 @@ class _Done(Exception):
 
 
 class Search:
-    """The search for the root of one sample; every evaluation goes into its :class:`Progress`.
+    """The search for the root of one sample; every evaluation goes into its :class:`StopTest`.
 
     Attributes:
         eps: the relative precision of f, for finite differences.
         most: evaluations that are left to SciPy.
-        unit: of SciPy's variables and residuals, the size of the first residual: its first steps and its finite differences are those of
-            a z of about one, and would drown in the rounding of a larger residual.
+        unit: of SciPy's variables and residuals, the size of the first residual: its first steps
+            and its finite differences are those of a z of about one, and would drown in the
+            rounding of a larger residual.
     """
 
     def __init__(self, solver: SciPyRoot, sample: Sample) -> None:
         self.solver, self.sample = solver, sample
-        self.progress = Progress(sample.system, sample.z0, solver.tol, solver.atol)
+        self.progress = StopTest(sample.system, sample.z0, solver.tol, solver.atol)
         self.eps = float(torch.finfo(real_dtype(sample.z0)).eps)
         self.most = solver.max_steps
         self.unit = 1.0
@@ -88,7 +104,12 @@ class Search:
         try:
             self.first = self._measure(z0)
             self.unit = max(1.0, float(abs(self.first).max(initial=0.0)))
-            optimize.root(self.residual, self.sample.array(z0) / self.unit, method=self.solver.method, **self.solver.arguments(self))
+            optimize.root(
+                self.residual,
+                self.sample.array(z0) / self.unit,
+                method=self.solver.method,
+                **self.solver.arguments(self),
+            )
         except _Done:
             pass
         except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
@@ -97,19 +118,24 @@ class Search:
         return self.progress.solution()
 
     def residual(self, y: Array) -> Array:
-        """The residual at y, both in units; the first call is at the start, whose residual is known.
+        """The residual at y, both in units.
+
+        The first call is at the start, whose residual is known.
 
         Raises:
             _Done: the search is over.
         """
         value, self.first = self.first, None
-        return (self._measure(self.sample.tensor(np.ravel(y) * self.unit)) if value is None else value) / self.unit
+        return (
+            self._measure(self.sample.tensor(np.ravel(y) * self.unit)) if value is None else value
+        ) / self.unit
 
     def _measure(self, z: Tensor) -> Array:
         """f(z) - z.
 
         Raises:
-            _Done: the tolerance is met, the residual is not finite or diverges, or no evaluation is left.
+            _Done: the tolerance is met, the residual is not finite or diverges, or no evaluation is
+                left.
         """
         system = self.sample.system
         fz = self.sample.call(system.update, z)
@@ -123,6 +149,9 @@ class Search:
         """J - I, by autograd: one evaluation and n products."""
         with torch.no_grad():
             matrix = self.sample.array(
-                self.sample.call(lambda z: self.sample.system.linearize(z).matrix(), self.sample.tensor(y * self.unit))
+                self.sample.call(
+                    lambda z: self.sample.system.linearize(z).matrix(),
+                    self.sample.tensor(y * self.unit),
+                )
             )
         return np.ascontiguousarray(matrix) - np.eye(len(matrix))

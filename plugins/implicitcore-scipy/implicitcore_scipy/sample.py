@@ -18,7 +18,9 @@ Array = NDArray[np.float64]
 
 
 class Sample:
-    """The system of one sample, for code that knows NumPy: float64 inside, the dtype of the state outside.
+    """The system of one sample, for code that knows NumPy.
+
+    Float64 inside, the dtype of the state outside.
 
     Arguments:
         system: of the whole batch.
@@ -58,8 +60,12 @@ class Sample:
         return value
 
     def _refuse(self, value: Tensor) -> None:
-        if torch.is_grad_enabled() and (value.requires_grad or peek_interpreter_stack() is not None):  # the latter: inside torch.func
-            self.foreign = GradientError(f"SciPy's solvers have no graph for Unrolled to follow: {self.cure}")
+        if torch.is_grad_enabled() and (
+            value.requires_grad or peek_interpreter_stack() is not None
+        ):  # the latter: inside torch.func
+            self.foreign = GradientError(
+                f"SciPy's solvers have no graph for Unrolled to follow: {self.cure}"
+            )
             raise self.foreign
 
 
@@ -70,7 +76,10 @@ def check_real(z0: Tensor) -> None:
         InputError: the state is complex.
     """
     if z0.is_complex():
-        raise InputError(f"SciPy's solvers take real states, received {z0.dtype}: give its real and imaginary parts")
+        raise InputError(
+            f"SciPy's solvers take real states, received {z0.dtype}: give its real and "
+            "imaginary parts"
+        )
 
 
 @contextmanager

@@ -13,10 +13,13 @@ from implicitcore_scipy.root import SciPyRoot, Search
 @final
 @dataclass(frozen=True, kw_only=True)
 class DFSane(SciPyRoot):
-    """``method="df-sane"``: steps along the residual with a spectral length, derivative-free. For large n where memory is dear.
+    """``method="df-sane"``: steps along the residual with a spectral length, derivative-free.
+
+    For large n where memory is dear.
 
     Reference:
-        La Cruz, Martinez, Raydan, Spectral residual method without gradient information, Math. Comp. 75 (2006), p. 1429-1448.
+        La Cruz, Martinez, Raydan, Spectral residual method without gradient information, Math.
+        Comp. 75 (2006), p. 1429-1448.
     """
 
     method: ClassVar[str] = "df-sane"
@@ -45,7 +48,9 @@ class Mixing(LineSearched):
 @final
 @dataclass(frozen=True, kw_only=True)
 class LinearMixing(Mixing):
-    """``method="linearmixing"``: z + alpha g, a damped Picard iteration. For comparisons; ``implicitcore.Picard`` is the same.
+    """``method="linearmixing"``: z + alpha g, a damped Picard iteration.
+
+    For comparisons; ``implicitcore.Picard`` is the same.
 
     Reference:
         Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 4.2.
@@ -69,13 +74,16 @@ class DiagBroyden(Mixing):
 @final
 @dataclass(frozen=True, kw_only=True)
 class ExcitingMixing(Mixing):
-    """``method="excitingmixing"``: a factor for each entry, which grows while the sign of its residual stays.
+    """``method="excitingmixing"``.
+
+    A factor for each entry, which grows while the sign of its residual stays.
 
     Attributes:
         alpha_max: the largest factor.
 
     Reference:
-        Eyert, A comparative study on methods for convergence acceleration of iterative vector sequences, J. Comput. Phys. 124 (1996).
+        Eyert, A comparative study on methods for convergence acceleration of iterative vector
+        sequences, J. Comput. Phys. 124 (1996).
     """
 
     method: ClassVar[str] = "excitingmixing"

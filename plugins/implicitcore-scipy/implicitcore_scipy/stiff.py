@@ -22,7 +22,8 @@ class StiffSolver(IVPSolver):
     """A method that solves linear systems with dg/dz.
 
     Attributes:
-        jacobian: the Jacobian is that of autograd, n products; else SciPy takes finite differences, n evaluations.
+        jacobian: the Jacobian is that of autograd, n products; else SciPy takes finite differences,
+            n evaluations.
     """
 
     jacobian: bool = True
@@ -47,7 +48,10 @@ class StiffSolver(IVPSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Radau(StiffSolver):
-    """``scipy.integrate.Radau``: implicit Runge-Kutta of the family Radau IIA, order 5, for each sample by itself. For stiff systems.
+    """``scipy.integrate.Radau``.
+
+    Implicit Runge-Kutta of the family Radau IIA, order 5, for each sample by itself. For stiff
+    systems.
 
     Reference:
         Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.8.
@@ -59,7 +63,9 @@ class Radau(StiffSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class BDF(StiffSolver):
-    """``scipy.integrate.BDF``: backward differentiation of orders 1 to 5, for each sample by itself. For stiff systems.
+    """``scipy.integrate.BDF``.
+
+    Backward differentiation of orders 1 to 5, for each sample by itself. For stiff systems.
 
     Reference:
         Shampine, Reichelt, The MATLAB ODE suite, SIAM J. Sci. Comput. 18 (1997), p. 1-22.
@@ -71,18 +77,26 @@ class BDF(StiffSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class LSODA(StiffSolver):
-    """``scipy.integrate.LSODA``: Adams or backward differentiation as the stiffness asks, for each sample by itself.
+    """``scipy.integrate.LSODA``.
 
-    It has one state for the whole process, so it integrates one sample after the other and not to a steady state.
+    Adams or backward differentiation as the stiffness asks, for each sample by itself. It has one
+    state for the whole process, so it integrates one sample after the other and not to a steady
+    state.
 
     Reference:
-        Petzold, Automatic selection of methods for solving stiff and nonstiff systems, SIAM J. Sci. Stat. Comput. 4 (1983), p. 136-148.
+        Petzold, Automatic selection of methods for solving stiff and nonstiff systems, SIAM J. Sci.
+        Stat. Comput. 4 (1983), p. 136-148.
     """
 
     stepper: ClassVar[type[integrate.OdeSolver]] = integrate.LSODA
 
-    def solve(self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None) -> Solution:
+    def solve(
+        self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
+    ) -> Solution:
         """See :meth:`ODESolver.solve`."""
         if stop is not None:
-            raise InputError("SciPy's LSODA integrates one sample at a time and cannot go to a steady state: use scipy-bdf or scipy-rk45")
+            raise InputError(
+                "SciPy's LSODA integrates one sample at a time and cannot go to a steady "
+                "state: use scipy-bdf or scipy-rk45"
+            )
         return super().solve(system, z0, times)

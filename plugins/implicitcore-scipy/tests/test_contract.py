@@ -6,7 +6,12 @@ import implicitcore as ic
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing import parametrize_with_checks
 
-PARTS = [part for kind in ("root_solver", "ode_solver") for part in REGISTRY.parts(kind) if part.provider == "implicitcore-scipy"]
+PARTS = [
+    part
+    for kind in ("root_solver", "ode_solver")
+    for part in REGISTRY.parts(kind)
+    if part.provider == "implicitcore-scipy"
+]
 
 
 @parametrize_with_checks([ic.create(part.kind, part.name) for part in PARTS])

@@ -1,4 +1,5 @@
-"""scipy.optimize.root behind RootSolver: each sample by itself, to the tolerance of every solver, forward and backward."""
+"""scipy.optimize.root behind RootSolver: each sample by itself, to the tolerance of every solver,
+forward and backward."""
 
 from __future__ import annotations
 
@@ -35,11 +36,18 @@ def make(method, **options):
     return cls(**own, **options)
 
 
-@pytest.mark.parametrize("cls", dict.fromkeys(cls for cls, _ in CLASSES.values()), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", dict.fromkeys(cls for cls, _ in CLASSES.values()), ids=lambda cls: cls.__name__
+)
 def test_a_large_residual_does_not_drown_the_differences(cls):
     cell, x = Cell(contraction=0.4, dtype=torch.float32), inputs(4, dtype=torch.float32)
     size = 1e4
-    solution = ic.fixed_point(lambda z, x: size * cell(z / size, x), torch.zeros_like(x), x, solver=cls(tol=1e-3, max_steps=100))
+    solution = ic.fixed_point(
+        lambda z, x: size * cell(z / size, x),
+        torch.zeros_like(x),
+        x,
+        solver=cls(tol=1e-3, max_steps=100),
+    )
     assert solution.converged.all(), solution.summary()
 
 
@@ -49,14 +57,18 @@ def test_the_root_and_its_gradient_with_theirs_both_ways(method, dtype):
     tol = 1e-9 if dtype == torch.float64 else 2e-6
     cell, x = Cell(dtype=dtype), inputs(4, dtype=dtype).requires_grad_()
     gradient = ic.Implicit(make(method, tol=10 * tol))
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=make(method, tol=tol), gradient=gradient).raise_if_failed()
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=make(method, tol=tol), gradient=gradient
+    ).raise_if_failed()
     exact, point = Cell(), x.detach().double().requires_grad_()
     z = fixed_point(lambda z: exact(z, point), torch.zeros_like(point))
     assert solution.z.dtype == dtype
     assert torch.allclose(solution.z.double(), z, atol=10 * tol)
     with torch.no_grad():
         residual = (cell(solution.z, x) - solution.z).norm(dim=1)
-        assert torch.allclose(solution.residual, residual, rtol=1e-3, atol=1e-7 if dtype == torch.float32 else 1e-15)
+        assert torch.allclose(
+            solution.residual, residual, rtol=1e-3, atol=1e-7 if dtype == torch.float32 else 1e-15
+        )
         assert bool((residual <= 1.01 * tol * cell(solution.z, x).norm(dim=1)).all())
     wrt = [x, *cell.parameters()]
     expected = implicit_gradient(lambda z: exact(z, point), z, 2 * z, [point, *exact.parameters()])
@@ -66,13 +78,19 @@ def test_the_root_and_its_gradient_with_theirs_both_ways(method, dtype):
 
 
 @each_method
-@pytest.mark.parametrize("gradient", [ic.Phantom(steps=30), ic.Neumann(steps=30)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "gradient", [ic.Phantom(steps=30), ic.Neumann(steps=30)], ids=lambda g: type(g).__name__
+)
 def test_the_other_strategies(method, gradient):
     cell, x = Cell(contraction=0.4), inputs(2).requires_grad_()
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=make(method, tol=1e-9), gradient=gradient)
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=make(method, tol=1e-9), gradient=gradient
+    )
     z = fixed_point(lambda z: cell(z, x), torch.zeros_like(x))
     found = torch.autograd.grad(solution.z.sum(), [x, *cell.parameters()])
-    expected = implicit_gradient(lambda z: cell(z, x), z, torch.ones_like(z), [x, *cell.parameters()])
+    expected = implicit_gradient(
+        lambda z: cell(z, x), z, torch.ones_like(z), [x, *cell.parameters()]
+    )
     assert relative_error(found, expected) < 1e-6
 
 
@@ -81,17 +99,27 @@ def test_the_other_strategies(method, gradient):
 def test_unrolled_is_refused_and_nothing_comes_back_detached(method, leaf):
     tensors = {"z0": torch.zeros(2, 3), "x": torch.ones(2, 3), "captured": torch.tensor(0.3)}
     f = lambda z, x: torch.tanh(tensors["captured"] * z + x)  # noqa: E731
-    run = lambda: ic.fixed_point(f, tensors["z0"], tensors["x"], solver=make(method), gradient=ic.Unrolled())  # noqa: E731
+    run = lambda: ic.fixed_point(
+        f, tensors["z0"], tensors["x"], solver=make(method), gradient=ic.Unrolled()
+    )  # noqa: E731
     assert run().raise_if_failed().z.shape == (2, 3)
     tensors[leaf].requires_grad_()
-    with pytest.raises(ic.GradientError, match=r"no graph for Unrolled to follow: use Implicit\(\)"):
+    with pytest.raises(
+        ic.GradientError, match=r"no graph for Unrolled to follow: use Implicit\(\)"
+    ):
         run()
 
 
 def test_second_derivatives():
     x = torch.tensor([[0.3, 0.8]], dtype=torch.float64, requires_grad=True)
     solver = sp.Hybr(tol=1e-13)
-    solution = ic.find_root(lambda z, x: z**3 + z - x, torch.zeros_like(x), x, solver=solver, gradient=ic.Implicit(solver))
+    solution = ic.find_root(
+        lambda z, x: z**3 + z - x,
+        torch.zeros_like(x),
+        x,
+        solver=solver,
+        gradient=ic.Implicit(solver),
+    )
     (first,) = torch.autograd.grad(solution.z.sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     z = solution.z.detach()
@@ -106,7 +134,9 @@ def test_a_batch_of_four_equals_four_single_solves(method):
     with torch.no_grad():
         together = ic.fixed_point(cell, torch.zeros_like(x), x, solver=make(method))
         for i in range(4):
-            single = ic.fixed_point(cell, torch.zeros_like(x[:1]), x[i : i + 1], solver=make(method))
+            single = ic.fixed_point(
+                cell, torch.zeros_like(x[:1]), x[i : i + 1], solver=make(method)
+            )
             assert torch.allclose(single.z[0], together.z[i], rtol=1e-9, atol=1e-13)
             assert single.steps[0] == together.steps[i]
 
@@ -132,7 +162,9 @@ def test_no_root_is_a_status_and_the_budget_is_kept(method):
         return 1 + z * z
 
     with torch.no_grad():
-        solution = ic.find_root(g, torch.full((1, 2), 0.5, dtype=torch.float64), solver=make(method, max_steps=20))
+        solution = ic.find_root(
+            g, torch.full((1, 2), 0.5, dtype=torch.float64), solver=make(method, max_steps=20)
+        )
     assert solution.status[0] in (ic.Status.MAX_STEPS, ic.Status.DIVERGED)
     assert solution.steps[0] <= 20
     assert solution.evaluations >= len(calls)
@@ -141,7 +173,9 @@ def test_no_root_is_a_status_and_the_budget_is_kept(method):
 
 def test_evaluations_are_of_the_whole_batch():
     with torch.no_grad():
-        solution = ic.fixed_point(Cell(), torch.zeros(4, 6).double(), inputs(4), solver=sp.Broyden1())
+        solution = ic.fixed_point(
+            Cell(), torch.zeros(4, 6).double(), inputs(4), solver=sp.Broyden1()
+        )
     assert solution.evaluations == -(-int(solution.steps.sum()) // 4)
 
 
@@ -163,19 +197,25 @@ def test_an_error_of_the_map_is_the_users_and_an_empty_batch_is_no_work(method):
     with pytest.raises(ValueError, match="mine"):
         ic.fixed_point(f, torch.ones(2, 3), solver=make(method))
     with torch.no_grad():
-        assert ic.fixed_point(lambda z, x: z / 2, torch.ones(0, 3), solver=make(method)).z.shape == (0, 3)
+        assert ic.fixed_point(
+            lambda z, x: z / 2, torch.ones(0, 3), solver=make(method)
+        ).z.shape == (0, 3)
 
 
 def test_bad_options_and_complex_states():
     with pytest.raises(ic.ConfigError, match="inner"):
         sp.Krylov(inner="gremlin")
     with pytest.raises(ic.InputError, match="complex64"):
-        ic.fixed_point(lambda z, x: z / 2, torch.ones(1, 1, dtype=torch.complex64), solver=sp.Hybr())
+        ic.fixed_point(
+            lambda z, x: z / 2, torch.ones(1, 1, dtype=torch.complex64), solver=sp.Hybr()
+        )
 
 
 def test_a_layer_trains_a_step():
     cell = Cell(dtype=torch.float32)
-    layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=sp.Hybr(), gradient=ic.Implicit(sp.Krylov(tol=1e-5)))
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(cell), solver=sp.Hybr(), gradient=ic.Implicit(sp.Krylov(tol=1e-5))
+    )
     before = cell.weight.detach().clone()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     layer(inputs(dtype=torch.float32)).square().sum().backward()
@@ -183,12 +223,20 @@ def test_a_layer_trains_a_step():
     assert not torch.equal(before, cell.weight)
 
 
-@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1]], ids=["grad", "jvp"])
+@pytest.mark.parametrize(
+    "transform",
+    [torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1]],
+    ids=["grad", "jvp"],
+)
 def test_torch_func_is_refused(transform):
-    solve = lambda x: ic.fixed_point(Cell(), torch.zeros_like(x), x, solver=sp.Hybr(), gradient=ic.Unrolled()).z.sum()  # noqa: E731
+    solve = lambda x: ic.fixed_point(
+        Cell(), torch.zeros_like(x), x, solver=sp.Hybr(), gradient=ic.Unrolled()
+    ).z.sum()  # noqa: E731
     with pytest.raises(ic.GradientError, match="no graph"):
         transform(solve)(inputs(2))
-    flow = lambda x: ic.integrate(lambda t, z, x: -z * x, x, x, times=torch.tensor([0.0, 1.0]), solver=sp.RK45()).z.sum()  # noqa: E731
+    flow = lambda x: ic.integrate(
+        lambda t, z, x: -z * x, x, x, times=torch.tensor([0.0, 1.0]), solver=sp.RK45()
+    ).z.sum()  # noqa: E731
     with pytest.raises(ic.GradientError, match="no graph"):
         transform(flow)(inputs(2))
 
@@ -201,5 +249,7 @@ def test_it_is_one_of_a_chain_and_runs_under_inference_mode_and_autocast():
         ic.fixed_point(cell, torch.zeros_like(x), x, solver=sp.Hybr()).raise_if_failed()
     low = Cell(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        solution = ic.fixed_point(low, torch.zeros(4, 6), inputs(4, dtype=torch.float32), solver=sp.Hybr(tol=3e-2)).raise_if_failed()
+        solution = ic.fixed_point(
+            low, torch.zeros(4, 6), inputs(4, dtype=torch.float32), solver=sp.Hybr(tol=3e-2)
+        ).raise_if_failed()
     assert solution.z.dtype == torch.float32

@@ -1,6 +1,7 @@
 """Every method of torchdiffeq as an ODE solver.
 
-A method is imported when it is first used: the plugin itself stays light, for it is loaded wherever a part is looked up.
+A method is imported when it is first used: the plugin itself stays light, for it is loaded wherever
+a part is looked up.
 """
 
 from __future__ import annotations

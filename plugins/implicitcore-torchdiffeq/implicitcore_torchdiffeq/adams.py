@@ -20,12 +20,14 @@ _LOOSE = "Functional iteration did not converge"
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsSolver(TorchdiffeqSolver):
-    """Equal steps over the whole time, which the method's history needs; outputs between them are interpolated by cubics.
+    """Equal steps over the whole time, which the method's history needs.
+
+    Outputs between them are interpolated by cubics.
 
     Attributes:
         dt: the longest step, in the units of the times.
-        max_order: the order is at most one less, and grows with the history. torchdiffeq's default is 12, with which the explicit
-            methods are unstable at ordinary steps.
+        max_order: the order is at most one less, and grows with the history. torchdiffeq's default
+            is 12, with which the explicit methods are unstable at ordinary steps.
     """
 
     dt: Positive = 0.1
@@ -39,7 +41,10 @@ class AdamsSolver(TorchdiffeqSolver):
         return {**own, "grid_constructor": lambda func, y0, t: equal_parts(t[[0, -1]], self.dt)}
 
     def odeint(self, field: Field, z0: Tensor, times: Tensor, **arguments: Any) -> Any:
-        """See :meth:`TorchdiffeqSolver.odeint`; a corrector that stops short is a status, and a sample that is lost is left out."""
+        """See :meth:`TorchdiffeqSolver.odeint`.
+
+        A corrector that stops short is a status, and a sample that is lost is left out.
+        """
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = super().odeint(field, z0, times, **arguments)
@@ -47,14 +52,19 @@ class AdamsSolver(TorchdiffeqSolver):
             if _LOOSE in str(warning.message):
                 field.loose = True
             else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
         if not arguments:
             _refuse_lost(field, found, times)
         return found
 
 
 def _refuse_lost(field: Field, z: Tensor, times: Tensor) -> None:
-    """The corrector looks at the whole batch: a sample that is not finite has changed the others."""
+    """The corrector looks at the whole batch.
+
+    A sample that is not finite has changed the others.
+    """
     finite = z.detach().isfinite().all(2)
     lost = ~finite.all(0)
     if bool(lost.any()):
@@ -66,7 +76,9 @@ def _refuse_lost(field: Field, z: Tensor, times: Tensor) -> None:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ExplicitAdams(AdamsSolver):
-    """torchdiffeq's ``explicit_adams``: Adams-Bashforth, started by ``rk4``; one evaluation a step. For smooth, dear vector fields.
+    """torchdiffeq's ``explicit_adams``: Adams-Bashforth, started by ``rk4``.
+
+    One evaluation a step. For smooth, dear vector fields.
 
     Reference:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section III.1.
@@ -82,7 +94,8 @@ class _Corrected(AdamsSolver):
     Attributes:
         rtol: relative tolerance of the corrector, in the largest entry of the batch.
         atol: absolute tolerance of the corrector.
-        max_iters: most corrections; where they do not do, every sample has the status ``max_steps``.
+        max_iters: most corrections; where they do not do, every sample has the status
+            ``max_steps``.
     """
 
     rtol: Positive = 1e-7
@@ -101,7 +114,9 @@ class _Corrected(AdamsSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class ImplicitAdams(_Corrected):
-    """torchdiffeq's ``implicit_adams``: Adams-Bashforth-Moulton, started by ``rk4``. More stable than ``explicit_adams``.
+    """torchdiffeq's ``implicit_adams``: Adams-Bashforth-Moulton, started by ``rk4``.
+
+    More stable than ``explicit_adams``.
 
     Reference:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section III.1.

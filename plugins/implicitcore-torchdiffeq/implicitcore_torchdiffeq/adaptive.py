@@ -14,9 +14,11 @@ from implicitcore_torchdiffeq.base import TorchdiffeqSolver
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveSolver(TorchdiffeqSolver):
-    """Steps chosen for the batch: the local error of its worst sample stays below atol + rtol ``|z|``, in the root mean square.
+    """Steps chosen for the batch.
 
-    A step ends at each output time: torchdiffeq would interpolate there by a polynomial of order 4, whatever the method's.
+    The local error of its worst sample stays below atol + rtol ``|z|``, in the root mean square. A
+    step ends at each output time: torchdiffeq would interpolate there by a polynomial of order 4,
+    whatever the method's.
 
     Attributes:
         rtol: relative tolerance of a step; the default is torchdiffeq's.
@@ -41,10 +43,13 @@ class AdaptiveSolver(TorchdiffeqSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Dopri8(AdaptiveSolver):
-    """torchdiffeq's ``dopri8``: Dormand and Prince, order 8. For smooth dynamics and tight tolerances.
+    """torchdiffeq's ``dopri8``: Dormand and Prince, order 8.
+
+    For smooth dynamics and tight tolerances.
 
     Reference:
-        Prince, Dormand, High order embedded Runge-Kutta formulae, J. Comput. Appl. Math. 7 (1981), p. 67-75.
+        Prince, Dormand, High order embedded Runge-Kutta formulae, J. Comput. Appl. Math. 7 (1981),
+        p. 67-75.
     """
 
     method: ClassVar[str] = "dopri8"
@@ -53,10 +58,13 @@ class Dopri8(AdaptiveSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Dopri5(AdaptiveSolver):
-    """torchdiffeq's ``dopri5``, its default: Dormand and Prince, order 5. ``implicitcore.Dopri5`` has step sizes per sample.
+    """torchdiffeq's ``dopri5``, its default: Dormand and Prince, order 5.
+
+    ``implicitcore.Dopri5`` has step sizes per sample.
 
     Reference:
-        Dormand, Prince, A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6 (1980), p. 19-26.
+        Dormand, Prince, A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6 (1980),
+        p. 19-26.
     """
 
     method: ClassVar[str] = "dopri5"
@@ -65,10 +73,13 @@ class Dopri5(AdaptiveSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Bosh3(AdaptiveSolver):
-    """torchdiffeq's ``bosh3``: Bogacki and Shampine, order 3. ``implicitcore.Bosh3`` has step sizes per sample.
+    """torchdiffeq's ``bosh3``: Bogacki and Shampine, order 3.
+
+    ``implicitcore.Bosh3`` has step sizes per sample.
 
     Reference:
-        Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p. 321-325.
+        Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p.
+        321-325.
     """
 
     method: ClassVar[str] = "bosh3"
@@ -80,7 +91,8 @@ class Fehlberg2(AdaptiveSolver):
     """torchdiffeq's ``fehlberg2``: Runge-Kutta-Fehlberg, order 2. For loose tolerances.
 
     Reference:
-        Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315 (1969).
+        Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315
+        (1969).
     """
 
     method: ClassVar[str] = "fehlberg2"
@@ -89,7 +101,9 @@ class Fehlberg2(AdaptiveSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveHeun(AdaptiveSolver):
-    """torchdiffeq's ``adaptive_heun``: Heun's method, order 2, with Euler's to judge it. For loose tolerances.
+    """torchdiffeq's ``adaptive_heun``: Heun's method, order 2, with Euler's to judge it.
+
+    For loose tolerances.
 
     Reference:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.4.

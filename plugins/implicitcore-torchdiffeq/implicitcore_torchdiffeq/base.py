@@ -19,20 +19,26 @@ from implicitcore_torchdiffeq.field import Field
 from implicitcore_torchdiffeq.settle import settle
 from implicitcore_torchdiffeq.trajectory import trajectory
 
-_QUADRATURE = "{} shows nobody its steps, so it cannot integrate the adjoint: use Adjoint(solver=Tsit5()) with it, or Unrolled()"
+_QUADRATURE = (
+    "{} shows nobody its steps, so it cannot integrate the adjoint: use "
+    "Adjoint(solver=Tsit5()) with it, or Unrolled()"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchdiffeqSolver(Options, ODESolver):
     """A method of torchdiffeq.
 
-    torchdiffeq has one step size for the whole batch: a sample's values depend on the others within the tolerances, and all take as many
-    steps as the hardest one. The rest is per sample: the worst sample's error is held (torchdiffeq's own norm is the batch's mean), a
-    sample that fails is left out and the others are solved without it, and what a failed sample holds is its state at the last output
-    time that it reached. Inside ``SteadyState``, give the method stepping tolerances below the residual that is to be reached.
+    torchdiffeq has one step size for the whole batch: a sample's values depend on the others within
+    the tolerances, and all take as many steps as the hardest one. The rest is per sample: the worst
+    sample's error is held (torchdiffeq's own norm is the batch's mean), a sample that fails is left
+    out and the others are solved without it, and what a failed sample holds is its state at the
+    last output time that it reached. Inside ``SteadyState``, give the method stepping tolerances
+    below the residual that is to be reached.
 
     Attributes:
-        max_steps: most steps of the batch, rejected ones included, over all output times; where they run out, all have that status.
+        max_steps: most steps of the batch, rejected ones included, over all output times; where
+            they run out, all have that status.
     """
 
     method: ClassVar[str]
@@ -49,9 +55,13 @@ class TorchdiffeqSolver(Options, ODESolver):
     def odeint(self, field: Field, z0: Tensor, times: Tensor, **arguments: Any) -> Any:
         """torchdiffeq's answer."""
         settings = {**self.settings(None if "event_fn" in arguments else times), "norm": field.norm}
-        return torchdiffeq.odeint(field, z0, times, method=self.method, options=settings, **self.tolerances(), **arguments)
+        return torchdiffeq.odeint(
+            field, z0, times, method=self.method, options=settings, **self.tolerances(), **arguments
+        )
 
-    def solve(self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None) -> Solution:
+    def solve(
+        self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
+    ) -> Solution:
         """See :meth:`ODESolver.solve`.
 
         Raises:
@@ -64,15 +74,23 @@ class TorchdiffeqSolver(Options, ODESolver):
         if stop is None:
             return trajectory(self, system, z0, grid)
         if len(grid) > 2 or bool(grid[-1].isfinite()):
-            raise InputError(f"{type(self).__name__} stops at a state only on the way to an infinite time, received {times.tolist()}")
+            raise InputError(
+                f"{type(self).__name__} stops at a state only on the way to an infinite "
+                f"time, received {times.tolist()}"
+            )
         return settle(self, system, z0, grid, stop)
 
 
 def equal_parts(grid: Tensor, dt: float) -> Tensor:
     """The output times, and between them equal steps no longer than dt (but for a hundredth: t is rounded)."""
     spans = zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True)
-    inner = [torch.linspace(a, b, _parts(b - a, dt) + 1, dtype=grid.dtype, device=grid.device)[1:-1] for a, b in spans]
-    pieces = [piece for a, between in zip(grid, inner, strict=False) for piece in (a[None], between)]
+    inner = [
+        torch.linspace(a, b, _parts(b - a, dt) + 1, dtype=grid.dtype, device=grid.device)[1:-1]
+        for a, b in spans
+    ]
+    pieces = [
+        piece for a, between in zip(grid, inner, strict=False) for piece in (a[None], between)
+    ]
     return torch.cat((*pieces, grid[-1:]))
 
 

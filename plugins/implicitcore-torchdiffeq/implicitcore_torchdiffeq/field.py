@@ -17,7 +17,9 @@ class OutOfSteps(Exception):
 
 
 class Field:
-    """The vector field at one time for the whole batch; it counts the steps and knows which sample was at fault in the last.
+    """The vector field at one time for the whole batch.
+
+    It counts the steps and knows which sample was at fault in the last.
 
     Arguments:
         system: gives the velocity.
@@ -51,7 +53,10 @@ class Field:
 
     @torch.no_grad()
     def norm(self, scaled: Tensor) -> Tensor:
-        """That of the worst sample, in the root mean square. A NaN is an infinite error: the step is rejected, and a smaller one tried."""
+        """That of the worst sample, in the root mean square.
+
+        A NaN is an infinite error: the step is rejected, and a smaller one tried.
+        """
         self.errors = rms_norm(scaled)
         self.bad = 0 if bool(self.errors.isfinite().all()) else self.bad + 1
         if self.bad > PATIENCE:
@@ -59,7 +64,10 @@ class Field:
         return self.errors.nan_to_num(torch.inf, torch.inf).max()
 
     def at_fault(self, error: Exception) -> tuple[Tensor, Status]:
-        """The samples for which the integration could not go on, ``[batch]``, and their status; any error but torchdiffeq's is raised."""
+        """The samples for which the integration could not go on, ``[batch]``, and their status.
+
+        Any error but torchdiffeq's is raised.
+        """
         if error is self.foreign or self.t is None:
             raise error
         everyone = torch.ones(self.system.packing.batch, dtype=torch.bool, device=self.t.device)

@@ -43,10 +43,13 @@ class Euler(FixedSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Midpoint(FixedSolver):
-    """torchdiffeq's ``midpoint``, order 2: z + dt g(t + dt/2, z + dt/2 g(t, z)), two evaluations a step.
+    """torchdiffeq's ``midpoint``, order 2.
+
+    z + dt g(t + dt/2, z + dt/2 g(t, z)), two evaluations a step.
 
     Reference:
-        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1, (1.4).
+        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1,
+        (1.4).
     """
 
     method: ClassVar[str] = "midpoint"
@@ -55,10 +58,13 @@ class Midpoint(FixedSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Heun2(FixedSolver):
-    """torchdiffeq's ``heun2``, order 2: the trapezoidal rule with a predictor, two evaluations a step.
+    """torchdiffeq's ``heun2``, order 2.
+
+    The trapezoidal rule with a predictor, two evaluations a step.
 
     Reference:
-        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1.
+        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993),
+        section II.1.
     """
 
     method: ClassVar[str] = "heun2"
@@ -70,7 +76,8 @@ class Heun3(FixedSolver):
     """torchdiffeq's ``heun3``, order 3: three evaluations a step.
 
     Reference:
-        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1.
+        Heun (1900); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993),
+        section II.1.
     """
 
     method: ClassVar[str] = "heun3"
@@ -79,10 +86,13 @@ class Heun3(FixedSolver):
 @final
 @dataclass(frozen=True, kw_only=True)
 class RK4(FixedSolver):
-    """torchdiffeq's ``rk4``, order 4: Kutta's 3/8 rule, four evaluations a step. ``implicitcore.RK4`` is his other, classical one.
+    """torchdiffeq's ``rk4``, order 4: Kutta's 3/8 rule, four evaluations a step.
+
+    ``implicitcore.RK4`` is his other, classical one.
 
     Reference:
-        Kutta (1901); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1, table 1.2.
+        Kutta (1901); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993),
+        section II.1, table 1.2.
     """
 
     method: ClassVar[str] = "rk4"

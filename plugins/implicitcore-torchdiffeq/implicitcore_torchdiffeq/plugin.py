@@ -34,4 +34,6 @@ def implicitcore_register(registry: Registrar) -> None:
     """Register the methods."""
     for method, target, summary in _METHODS:
         target = f"implicitcore_torchdiffeq.{target}"
-        registry.register("ode_solver", f"torchdiffeq-{method}", target, summary=summary, requires=["torchdiffeq"])
+        registry.register(
+            "ode_solver", f"torchdiffeq-{method}", target, summary=summary, requires=["torchdiffeq"]
+        )

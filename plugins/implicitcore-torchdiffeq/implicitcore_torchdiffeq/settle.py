@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 MOST = 19_000
 
 
-def settle(solver: TorchdiffeqSolver, system: System, z0: Tensor, grid: Tensor, stop: Stop) -> Solution:
-    """Integrate from grid[0] until ``stop`` lets no sample go on; a sample that stopped has velocity zero from then on."""
+def settle(
+    solver: TorchdiffeqSolver, system: System, z0: Tensor, grid: Tensor, stop: Stop
+) -> Solution:
+    """Integrate from grid[0] until ``stop`` lets no sample go on.
+
+    A sample that stopped has velocity zero from then on.
+    """
     field = _Settling(system, min(solver.max_steps, MOST), stop, z0, grid[0])
     ahead = torch.stack((grid[0], grid[0] + (grid[1] - grid[0]).sign()))
     while not field.done:
@@ -42,7 +47,10 @@ def settle(solver: TorchdiffeqSolver, system: System, z0: Tensor, grid: Tensor, 
 
 
 class _Settling(Field):
-    """The vector field of the samples that go on; ``stop`` hears of each accepted state as torchdiffeq's event function does."""
+    """The vector field of the samples that go on.
+
+    ``stop`` hears of each accepted state as torchdiffeq's event function does.
+    """
 
     def __init__(self, system: System, most: int, stop: Stop, z0: Tensor, t0: Tensor) -> None:
         super().__init__(system, most)
@@ -72,7 +80,10 @@ class _Settling(Field):
         return self.known[1]
 
     def event(self, t: Tensor, y: Tensor) -> Tensor:
-        """Positive while a sample goes on; torchdiffeq asks at every accepted state, and after the end in between."""
+        """Positive while a sample goes on.
+
+        Torchdiffeq asks at every accepted state, and after the end in between.
+        """
         if not self.done and y is not self.seen:
             if self.seen is not None:  # the first is the start
                 self.accepted += 1
@@ -82,13 +93,19 @@ class _Settling(Field):
 
     def _ask(self, t: Tensor, y: Tensor) -> None:
         going = column(self.active)
-        self.z, self.velocity = torch.where(going, y, self.z), torch.where(going, self._velocity(t, y), self.velocity)
+        self.z, self.velocity = (
+            torch.where(going, y, self.z),
+            torch.where(going, self._velocity(t, y), self.velocity),
+        )
         self.taken = torch.where(self.active, max(self.steps, self.accepted), self.taken)
         self.t0 = t.to(self.t0)
         self.active = self.active & self.stop(self.t0.expand(len(y)), self.z, self.velocity)
 
     def drop(self, at_fault: Tensor, status: Status) -> None:
-        """Leave the samples out for which no step succeeds; the others go on from their last accepted states."""
+        """Leave the samples out for which no step succeeds.
+
+        The others go on from their last accepted states.
+        """
         lost = self.active & at_fault if bool((self.active & at_fault).any()) else self.active
         self.status[lost] = int(status)
         self.active = self.active & ~lost

@@ -16,16 +16,21 @@ from implicitcore.options.types import Positive
 from implicitcore_torchdiffeq.base import TorchdiffeqSolver
 from implicitcore_torchdiffeq.field import PATIENCE, Field
 
-_NO_GRAPH = "torchdiffeq's scipy_solver has no graph: use Adjoint(solver=Tsit5()) with it, or another solver with Unrolled()"
+_NO_GRAPH = (
+    "torchdiffeq's scipy_solver has no graph: use Adjoint(solver=Tsit5()) with it, or "
+    "another solver with Unrolled()"
+)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class ScipySolver(TorchdiffeqSolver):
-    """torchdiffeq's ``scipy_solver``: one call of ``scipy.integrate.solve_ivp`` for the whole batch, as one system on the CPU.
+    """torchdiffeq's ``scipy_solver``.
 
-    Without a graph: it trains through ``Adjoint(solver=Tsit5())``, and ``Unrolled`` is refused. It cannot tell which sample a failure
-    belongs to, and it counts no steps. The plugin ``implicitcore-scipy`` calls SciPy for each sample: prefer that.
+    One call of ``scipy.integrate.solve_ivp`` for the whole batch, as one system on the CPU. Without
+    a graph: it trains through ``Adjoint(solver=Tsit5())``, and ``Unrolled`` is refused. It cannot
+    tell which sample a failure belongs to, and it counts no steps. The plugin
+    ``implicitcore-scipy`` calls SciPy for each sample: prefer that.
 
     Attributes:
         rtol: relative tolerance of a step; the default is torchdiffeq's.
@@ -53,9 +58,13 @@ class ScipySolver(TorchdiffeqSolver):
     def odeint(self, field: Field, z0: Tensor, times: Tensor, **arguments: Any) -> Any:
         """See :meth:`TorchdiffeqSolver.odeint`."""
         if arguments:
-            raise InputError("torchdiffeq's scipy_solver cannot stop at a steady state: use another method of torchdiffeq, or scipy-bdf")
+            raise InputError(
+                "torchdiffeq's scipy_solver cannot stop at a steady state: use another "
+                "method of torchdiffeq, or scipy-bdf"
+            )
         with warnings.catch_warnings():
-            # torchdiffeq passes options that only LSODA has; a failure shows in how much SciPy returns.
+            # torchdiffeq passes options that only LSODA has; a failure shows in how much SciPy
+            # returns.
             warnings.filterwarnings("ignore", module=r"scipy\.|torchdiffeq\.")
             found = super().odeint(_Opaque(field, z0, times), z0, times)
         field.loose = len(found) < len(times)
@@ -70,7 +79,9 @@ class _Opaque(Field):
         super().__init__(field.system, field.most)
         self.field, self.graph = field, torch.is_grad_enabled()
         field.t = times[0]
-        if self.graph and (z0.requires_grad or peek_interpreter_stack() is not None):  # the latter: inside torch.func
+        if self.graph and (
+            z0.requires_grad or peek_interpreter_stack() is not None
+        ):  # the latter: inside torch.func
             raise GradientError(_NO_GRAPH)
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:

@@ -28,13 +28,18 @@ class _Run:
 
     def __init__(self, solver: TorchdiffeqSolver, system: System, z0: Tensor, grid: Tensor) -> None:
         self.solver, self.system, self.z0, self.grid = solver, system, z0, grid
-        self.status = torch.full(z0.shape[:1], int(Status.CONVERGED), dtype=torch.int8, device=z0.device)
+        self.status = torch.full(
+            z0.shape[:1], int(Status.CONVERGED), dtype=torch.int8, device=z0.device
+        )
         self.steps = torch.zeros_like(self.status, dtype=torch.int64)
         self.rows: list[Tensor] = []
         self.pieces: list[Tensor] = []
 
     def solve(self, rows: Tensor, count: int) -> None:
-        """Integrate some samples over the first ``count`` output times; those that fail go as far as they can."""
+        """Integrate some samples over the first ``count`` output times.
+
+        Those that fail go as far as they can.
+        """
         if count < 2 or not len(rows):
             self._keep(rows, self.z0.index_select(0, rows).unsqueeze(0))
             return

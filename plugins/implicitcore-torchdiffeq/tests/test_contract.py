@@ -6,17 +6,26 @@ import implicitcore as ic
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing import parametrize_with_checks
 
-PARTS = [part for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore-torchdiffeq"]
-CHOSEN = "torchdiffeq chooses one step size for the whole batch: samples differ within the tolerances"
+PARTS = [
+    part for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore-torchdiffeq"
+]
+CHOSEN = (
+    "torchdiffeq chooses one step size for the whole batch: samples differ within the tolerances"
+)
 # At torchdiffeq's tolerances these take thousands of steps.
 LOW_ORDER = ("torchdiffeq-adaptive_heun", "torchdiffeq-fehlberg2", "torchdiffeq-bosh3")
 # At those of the others the samples differ by less than can be seen.
 DIFFER = ("AdaptiveHeun", "Fehlberg2", "Bosh3", "ScipySolver")
-SOLVERS = [ic.create("ode_solver", part.name, **({"rtol": 1e-4, "atol": 1e-6} if part.name in LOW_ORDER else {})) for part in PARTS]
+SOLVERS = [
+    ic.create(
+        "ode_solver", part.name, **({"rtol": 1e-4, "atol": 1e-6} if part.name in LOW_ORDER else {})
+    )
+    for part in PARTS
+]
 
 
 def expected(solver):
-    return {"solves_each_sample_by_itself": CHOSEN} if type(solver).__name__ in DIFFER else {}
+    return {"per_sample": CHOSEN} if type(solver).__name__ in DIFFER else {}
 
 
 @parametrize_with_checks(SOLVERS, expected_failed_checks=expected)

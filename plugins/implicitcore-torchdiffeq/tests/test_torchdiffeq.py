@@ -35,7 +35,9 @@ SOLVERS = {
     td.FixedAdams(dt=0.02): 1e-6,
     td.ScipySolver(): 1e-5,
 }
-GRAPHS = {solver: error for solver, error in SOLVERS.items() if not isinstance(solver, td.ScipySolver)}
+GRAPHS = {
+    solver: error for solver, error in SOLVERS.items() if not isinstance(solver, td.ScipySolver)
+}
 ADAPTIVE = [td.Dopri8(), td.Dopri5(), td.Fehlberg2(rtol=1e-4, atol=1e-5)]
 name = lambda value: type(value).__name__ if isinstance(value, ic.Options) else str(value)  # noqa: E731
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=name)
@@ -58,7 +60,9 @@ def test_trajectories_in_closed_form(solver, times):
     for problem in trajectories():
         start = problem.trajectory(times[:1])[0].detach()
         with torch.no_grad():
-            solution = ic.integrate(problem.field, start, problem.x, times=times, solver=solver).raise_if_failed()
+            solution = ic.integrate(
+                problem.field, start, problem.x, times=times, solver=solver
+            ).raise_if_failed()
         assert solution.z.shape == (3, *start.shape)
         assert (solution.z - problem.trajectory(times)).abs().max() < SOLVERS[solver]
 
@@ -76,7 +80,9 @@ def test_gradients_by_unrolling(solver):
 def test_theirs_forward_and_ours_back(solver):
     problem = linear()
     back = ic.Adjoint(ic.Tsit5(rtol=1e-9, atol=1e-11))
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=solver, gradient=back)
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=GRID, solver=solver, gradient=back
+    )
     found = torch.autograd.grad(solution.z.square().sum(), problem.leaves)
     expected = torch.autograd.grad(problem.trajectory(GRID).square().sum(), problem.leaves)
     assert relative_error(found, expected) < SOLVERS[solver]
@@ -84,7 +90,9 @@ def test_theirs_forward_and_ours_back(solver):
 
 def test_it_cannot_integrate_the_adjoint_itself():
     problem = linear()
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=GRID, solver=td.Dopri5(), gradient=ic.Adjoint())
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=GRID, solver=td.Dopri5(), gradient=ic.Adjoint()
+    )
     with pytest.raises(ic.GradientError, match=r"Adjoint\(solver=Tsit5"):
         torch.autograd.grad(solution.z.sum(), problem.z0)
 
@@ -99,18 +107,27 @@ def test_scipy_solver_never_returns_a_detached_trajectory(leaf):
         ic.integrate(lambda t, z, x: z @ weight.T + x, z0, x, times=GRID, solver=td.ScipySolver())
 
 
-@pytest.mark.parametrize("solver", [td.Dopri5(), td.Bosh3(rtol=1e-5, atol=1e-7), td.RK4(dt=0.5), td.ImplicitAdams(dt=0.5)], ids=name)
+@pytest.mark.parametrize(
+    "solver",
+    [td.Dopri5(), td.Bosh3(rtol=1e-5, atol=1e-7), td.RK4(dt=0.5), td.ImplicitAdams(dt=0.5)],
+    ids=name,
+)
 @pytest.mark.parametrize("gradient", [ic.Implicit(ic.GMRES(tol=1e-9)), ic.Unrolled()], ids=name)
 def test_steady_states_and_their_gradients(solver, gradient):
     cell, x = Cell(contraction=0.4), inputs().requires_grad_()
     steady = ic.SteadyState(ode_solver=solver, tol=1e-5, max_steps=2000)
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=steady, gradient=gradient).raise_if_failed()
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=steady, gradient=gradient
+    ).raise_if_failed()
     z = fixed_point(lambda z: cell(z, x), torch.zeros_like(x))
     assert torch.allclose(solution.z, z, atol=3e-4)
     assert len(set(solution.steps.tolist())) > 1, "each sample stops by itself"
     wrt = [*cell.parameters(), x]
     found = torch.autograd.grad(solution.z.sum(), wrt)
-    assert relative_error(found, implicit_gradient(lambda z: cell(z, x), z, torch.ones_like(z), wrt)) < 1e-3
+    assert (
+        relative_error(found, implicit_gradient(lambda z: cell(z, x), z, torch.ones_like(z), wrt))
+        < 1e-3
+    )
 
 
 def test_a_steady_state_takes_no_more_steps_than_it_may():
@@ -122,7 +139,8 @@ def test_a_steady_state_takes_no_more_steps_than_it_may():
 
 
 def test_the_states_told_to_stop_have_their_own_velocity():
-    """Also those of a sample that stopped, and of a method whose last stage is not the end of its step."""
+    """Also those of a sample that stopped, and of a method whose last stage is not the end of its
+    step."""
     cell, x = Cell(), inputs()
     for solver in (td.Dopri8(), td.Midpoint(dt=0.3)):
         seen = []
@@ -133,7 +151,9 @@ def test_the_states_told_to_stop_have_their_own_velocity():
 
         system = ic.System(ic.FixedPoint(cell), x, Packing.of(x))
         with torch.no_grad():
-            solution = solver.solve(system, torch.zeros_like(x), torch.tensor([0.0, torch.inf]), stop)
+            solution = solver.solve(
+                system, torch.zeros_like(x), torch.tensor([0.0, torch.inf]), stop
+            )
             for z, velocity in seen:
                 assert torch.allclose(velocity, cell(z, x) - z, atol=1e-13)
             assert torch.equal(solution.z[-1], seen[-1][0])
@@ -151,7 +171,9 @@ def test_one_nan_sample_leaves_the_others_alone(solver, where):
     others = [i for i in range(8) if i != 3]
     with torch.no_grad():
         clean = ic.integrate(problem.field, z0[others], x[others], times=GRID, solver=solver)
-    assert found.status.tolist() == [ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)]
+    assert found.status.tolist() == [
+        ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)
+    ]
     assert torch.allclose(found.z[:, others], clean.z, rtol=0, atol=1e-13)
 
 
@@ -175,12 +197,20 @@ def test_a_blow_up_is_a_status_of_its_sample_alone(solver):
     solution = ic.integrate(lambda t, z, x: z * z, z0, times=GRID, solver=solver)
     assert solution.status.tolist() == [0, ic.Status.DIVERGED, 0]
     assert bool(solution.z.isfinite().all())
-    assert torch.allclose(solution.z[-1, [0, 2]], 1 / (1 / z0[[0, 2]] - 1), rtol=0.2 if isinstance(solver, td.Fehlberg2) else 1e-4)
+    assert torch.allclose(
+        solution.z[-1, [0, 2]],
+        1 / (1 / z0[[0, 2]] - 1),
+        rtol=0.2 if isinstance(solver, td.Fehlberg2) else 1e-4,
+    )
 
 
-@pytest.mark.parametrize("solver", [*ADAPTIVE, td.Euler(), td.RK4(), td.ExplicitAdams(), td.ImplicitAdams()], ids=name)
+@pytest.mark.parametrize(
+    "solver", [*ADAPTIVE, td.Euler(), td.RK4(), td.ExplicitAdams(), td.ImplicitAdams()], ids=name
+)
 def test_out_of_steps_is_the_batchs_status(solver):
-    solution = ic.integrate(lambda t, z, x: -20 * z, torch.ones(2, 1), times=GRID, solver=replace(solver, max_steps=2))
+    solution = ic.integrate(
+        lambda t, z, x: -20 * z, torch.ones(2, 1), times=GRID, solver=replace(solver, max_steps=2)
+    )
     assert solution.status.tolist() == [ic.Status.MAX_STEPS] * 2
     assert solution.steps.tolist() == [2, 2]
     assert bool(solution.z.isfinite().all())
@@ -188,10 +218,14 @@ def test_out_of_steps_is_the_batchs_status(solver):
 
 def test_a_corrector_that_stops_short_is_a_status_and_no_warning():
     z0 = torch.ones(2, 1, dtype=torch.float64)
-    loose = ic.integrate(lambda t, z, x: -5 * z, z0, times=GRID, solver=td.ImplicitAdams(max_iters=1))
+    loose = ic.integrate(
+        lambda t, z, x: -5 * z, z0, times=GRID, solver=td.ImplicitAdams(max_iters=1)
+    )
     assert loose.status.tolist() == [ic.Status.MAX_STEPS] * 2
     with pytest.warns(UserWarning, match="mine"):  # those of others pass
-        ic.integrate(lambda t, z, x: _warning(-z), z0, times=GRID, solver=td.ImplicitAdams()).raise_if_failed()
+        ic.integrate(
+            lambda t, z, x: _warning(-z), z0, times=GRID, solver=td.ImplicitAdams()
+        ).raise_if_failed()
 
 
 def _warning(value):
@@ -205,7 +239,9 @@ def test_the_worst_sample_meets_the_tolerance_among_a_thousand_still_ones():
     rate = torch.tensor(5.0, dtype=torch.float64)
     swing = lambda t, z, x: z * torch.cos(rate * t) * rate  # noqa: E731
     solution = ic.integrate(swing, z0, times=GRID, solver=td.Dopri5(rtol=1e-10, atol=1e-6))
-    mean = torchdiffeq.odeint(lambda t, z: swing(t, z, None), z0, GRID, rtol=1e-10, atol=1e-6, method="dopri5")
+    mean = torchdiffeq.odeint(
+        lambda t, z: swing(t, z, None), z0, GRID, rtol=1e-10, atol=1e-6, method="dopri5"
+    )
     exact = torch.exp(torch.sin(rate * GRID))
     error = lambda z: (z[:, 0, 0] - exact).abs().max().item()  # noqa: E731
     assert error(solution.z) < 1e-5 < error(mean)
@@ -214,8 +250,16 @@ def test_the_worst_sample_meets_the_tolerance_among_a_thousand_still_ones():
 def test_one_sample_is_torchdiffeqs_own_answer():
     problem = driven(1)
     times = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    solution = ic.integrate(problem.field, problem.z0, problem.x, times=times, solver=td.RK4(dt=0.25))
-    expected = torchdiffeq.odeint(lambda t, z: problem.field(t, z, problem.x), problem.z0, times, method="rk4", options={"step_size": 0.25})
+    solution = ic.integrate(
+        problem.field, problem.z0, problem.x, times=times, solver=td.RK4(dt=0.25)
+    )
+    expected = torchdiffeq.odeint(
+        lambda t, z: problem.field(t, z, problem.x),
+        problem.z0,
+        times,
+        method="rk4",
+        options={"step_size": 0.25},
+    )
     assert torch.allclose(solution.z, expected, rtol=1e-14)
 
 
@@ -227,7 +271,9 @@ def test_evaluations_are_counted_and_never_repeated():
             calls.append(t)
             return -z
 
-        solution = ic.integrate(field, torch.ones(2, 1), times=torch.tensor([0.0, 1.0]), solver=solver)
+        solution = ic.integrate(
+            field, torch.ones(2, 1), times=torch.tensor([0.0, 1.0]), solver=solver
+        )
         assert solution.evaluations == len(calls) == expected
 
 
@@ -235,7 +281,11 @@ def test_evaluations_are_counted_and_never_repeated():
 def test_an_empty_batch_and_float32(solver):
     empty = ic.integrate(lambda t, z, x: -z, torch.zeros(0, 3), times=GRID, solver=solver)
     assert empty.raise_if_failed().z.shape == (3, 0, 3)
-    loose = replace(solver, rtol=1e-4, atol=1e-6) if isinstance(solver, td.Dopri5 | td.ScipySolver) else solver
+    loose = (
+        replace(solver, rtol=1e-4, atol=1e-6)
+        if isinstance(solver, td.Dopri5 | td.ScipySolver)
+        else solver
+    )
     solution = ic.integrate(lambda t, z, x: -z, torch.ones(2, 3), times=GRID, solver=loose)
     assert solution.z.dtype == torch.float32
     assert torch.allclose(solution.z[-1], torch.exp(torch.tensor(-1.0)), rtol=2e-2)

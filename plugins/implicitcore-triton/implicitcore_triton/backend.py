@@ -18,7 +18,10 @@ from implicitcore.backends.base import Residual
 from implicitcore.tensors.norms import real_dtype
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-"""Triton compiles nothing in this process: it reads the variable when a kernel is defined, and never again."""
+"""Triton compiles nothing in this process.
+
+It reads the variable when a kernel is defined, and never again.
+"""
 
 CHUNK = 4096
 """Columns that one program sums: samples with more are summed by several and a second kernel."""
@@ -27,25 +30,32 @@ TILE = 1024
 """Entries that a program holds at once, of a state."""
 
 LINES = 8
-"""Lines of a history that a program holds at once: the rows in use of a small history come in eights."""
+"""Lines of a history that a program holds at once.
+
+The rows in use of a small history come in eights.
+"""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class TritonBackend(Options, FusedBackend):
-    """Each kernel of the inner loops as one CUDA kernel in Triton; two where the states are larger than 4096 entries.
+    """Each kernel of the inner loops as one CUDA kernel in Triton.
 
-    It saves launches and passes over the memory: prefer it where the cell is small, so that a step of the solver costs as much as f.
-    float32, float64 and bfloat16 states, the last with sums in float32; any device, torch's current stream, no host sync. Equal tensors
-    give equal bits: no atomic additions, and a sample's result does not depend on the batch it is in. A kernel is compiled when it
-    first runs, for each dtype and few sizes, and kept on disk: run a step before you capture a CUDA graph.
+    Two where the states are larger than 4096 entries. It saves launches and passes over the memory:
+    prefer it where the cell is small, so that a step of the solver costs as much as f. float32,
+    float64 and bfloat16 states, the last with sums in float32; any device, torch's current stream,
+    no host sync. Equal tensors give equal bits: no atomic additions, and a sample's result does not
+    depend on the batch it is in. A kernel is compiled when it first runs, for each dtype and few
+    sizes, and kept on disk: run a step before you capture a CUDA graph.
 
     Attributes:
-        interpret: run the kernels in Triton's interpreter, on CPU tensors too: thousands of times slower, to test with. The variable
-            ``TRITON_INTERPRET=1`` must be set before Triton is imported. So ``auto`` never takes an interpreter.
+        interpret: run the kernels in Triton's interpreter, on CPU tensors too: thousands of times
+            slower, to test with. The variable ``TRITON_INTERPRET=1`` must be set before Triton is
+            imported. So ``auto`` never takes an interpreter.
 
     Reference:
-        Tillet, Kung, Cox, Triton: An Intermediate Language and Compiler for Tiled Neural Network Computations, MAPL 2019, p. 10-19.
+        Tillet, Kung, Cox, Triton: An Intermediate Language and Compiler for Tiled Neural Network
+        Computations, MAPL 2019, p. 10-19.
     """
 
     device_types: ClassVar[tuple[str, ...]] = ("cuda", "cpu") if INTERPRETED else ("cuda",)
@@ -61,53 +71,113 @@ class TritonBackend(Options, FusedBackend):
         norms = self._norms("residual", (fz, z, out), 2)
         return Residual(out, *norms.unbind())
 
-    def _error_norm(self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
+    def _error_norm(
+        self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
+    ) -> Tensor:
         return self._norms("error_norm", (error, z, z_next), 1, z.shape[1], rtol, atol)[0]
 
-    def _norms(self, name: str, states: tuple[Tensor, ...], kinds: int, count: int = 1, *options: float) -> Tensor:
+    def _norms(
+        self, name: str, states: tuple[Tensor, ...], kinds: int, count: int = 1, *options: float
+    ) -> Tensor:
         """What a kernel over whole states leaves: norms ``[kinds, batch]``."""
         batch, n = states[0].shape
         chunks = _ceil_div(n, CHUNK)
         norms = states[0].new_empty(kinds, batch, chunks, dtype=real_dtype(states[0]))
         columns = _columns(n, TILE)
-        sizes = {"CHUNK": CHUNK, "SAMPLES": TILE // columns, "COLUMNS": columns, "ROOT": chunks == 1}
+        sizes = {
+            "CHUNK": CHUNK,
+            "SAMPLES": TILE // columns,
+            "COLUMNS": columns,
+            "ROOT": chunks == 1,
+        }
         grid = (_ceil_div(batch, TILE // columns) * chunks,)
         _launch(name, grid, *states, norms, batch, n, chunks, *options, **sizes)
-        return norms.squeeze(2) if chunks == 1 else self._finish(norms, norms.new_empty(kinds, batch), count, root=True)
+        return (
+            norms.squeeze(2)
+            if chunks == 1
+            else self._finish(norms, norms.new_empty(kinds, batch), count, root=True)
+        )
 
-    def _gram_row(self, history: Tensor, row: Tensor) -> Tensor:
+    def _inner_products(self, history: Tensor, row: Tensor) -> Tensor:
         batch, depth, n = history.shape
         chunks, columns = _ceil_div(n, CHUNK), _columns(n, TILE // 2)
         products = row.new_empty(batch, 1, depth)
-        parts = products if chunks == 1 else row.new_empty(batch, depth, chunks, dtype=real_dtype(row))
+        parts = (
+            products if chunks == 1 else row.new_empty(batch, depth, chunks, dtype=real_dtype(row))
+        )
         strides = (*history.stride()[:2], row.stride(0))
         sizes = {"CHUNK": CHUNK, "LINES": LINES, "COLUMNS": columns, "num_warps": _warps(columns)}
-        _launch("gram_row", (batch * chunks, _ceil_div(depth, LINES)), history, row, parts, depth, n, chunks, *strides, **sizes)
+        _launch(
+            "inner_products",
+            (batch * chunks, _ceil_div(depth, LINES)),
+            history,
+            row,
+            parts,
+            depth,
+            n,
+            chunks,
+            *strides,
+            **sizes,
+        )
         return products if chunks == 1 else self._finish(parts, products)
 
     def _finish(self, parts: Tensor, out: Tensor, count: int = 1, *, root: bool = False) -> Tensor:
         """The second kernel: the sums over the last dimension of ``parts``, in ``out``."""
         rows, chunks = out.numel(), parts.shape[-1]
-        _launch("finish", (_ceil_div(rows, 16),), parts, out, rows, chunks, count, ROOT=root, ROWS=16, COLUMNS=64)
+        _launch(
+            "finish",
+            (_ceil_div(rows, 16),),
+            parts,
+            out,
+            rows,
+            chunks,
+            count,
+            ROOT=root,
+            ROWS=16,
+            COLUMNS=64,
+        )
         return out
 
-    def _mix(self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float, out: Tensor) -> Tensor:
+    def _axpy_history(
+        self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float, out: Tensor
+    ) -> Tensor:
         batch, depth, n = history.shape
         columns = _columns(n, TILE // 4)
         blocks = _ceil_div(n, columns)
         strides = (0 if row is None else row.stride(0), *history.stride()[:2], out.stride(0))
         sizes = {"LINES": LINES, "COLUMNS": columns, "num_warps": _warps(2 * columns)}
-        _launch("mix", (batch * blocks,), row, weights, history, out, float(scale), depth, n, blocks, *strides, **sizes)
+        _launch(
+            "axpy_history",
+            (batch * blocks,),
+            row,
+            weights,
+            history,
+            out,
+            float(scale),
+            depth,
+            n,
+            blocks,
+            *strides,
+            **sizes,
+        )
         return out
 
-    def _combine(self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    def _stage_combination(
+        self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
+    ) -> Tensor:
         out = torch.empty_like(stages[0])
         batch, n = out.shape
         columns = _columns(n, TILE)
         samples, blocks = TILE // columns, _ceil_div(n, columns)
         bits = struct.unpack(f"{len(weights)}q", struct.pack(f"{len(weights)}d", *weights))
         arguments = (out, z, dt, tuple(stages), bits, batch, n, blocks)
-        _launch("combine", (_ceil_div(batch, samples) * blocks,), *arguments, SAMPLES=samples, COLUMNS=columns)
+        _launch(
+            "stage_combination",
+            (_ceil_div(batch, samples) * blocks,),
+            *arguments,
+            SAMPLES=samples,
+            COLUMNS=columns,
+        )
         return out
 
 
@@ -117,7 +187,9 @@ def _launch(name: str, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> 
 
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
     acc = tl.float64 if tensor.dtype == torch.float64 else tl.float32
-    with torch.cuda.device_of(tensor):  # Triton launches on the current device, whatever it is given
+    with torch.cuda.device_of(
+        tensor
+    ):  # Triton launches on the current device, whatever it is given
         _call(name, grid, *arguments, ACC=acc, enable_fp_fusion=True, **sizes)
 
 
@@ -144,11 +216,17 @@ def _ceil_div(count: int, size: int) -> int:
 def _reason(interpret: bool, interpreted: bool) -> str | None:
     """Why no kernel can run in this process."""
     if find_spec("triton") is None:
-        return "the package triton is not installed: it comes with torch's CUDA builds for Linux, or by pip install triton"
+        return (
+            "the package triton is not installed: it comes with torch's CUDA builds for "
+            "Linux, or by pip install triton"
+        )
     if interpret != interpreted:
         if interpret:
             return "interpret needs the variable TRITON_INTERPRET=1, set before Triton is imported"
-        return "TRITON_INTERPRET is set, so Triton compiles nothing: unset it, or ask for the interpreter (interpret=True)"
+        return (
+            "TRITON_INTERPRET is set, so Triton compiles nothing: unset it, or ask for the "
+            "interpreter (interpret=True)"
+        )
     if interpreted or torch.cuda.is_available():
         return None
     if not torch.backends.cuda.is_built():

@@ -1,17 +1,18 @@
 """The kernels, in Triton.
 
-A state is ``[batch, n]`` and contiguous. What sums over n works on tiles: some samples, some of their columns. A sample with more
-columns than a chunk is summed by several programs, each of which leaves its part for ``finish``: no atomic addition, so the same
-tensors give the same bits, and how a sample is cut depends on n alone, so a batch gives what single samples give. Sums and products are
+A state is ``[batch, n]`` and contiguous. What sums over n works on tiles: some samples, some of
+their columns. A sample with more columns than a chunk is summed by several programs, each of which
+leaves its part for ``finish``: no atomic addition, so the same tensors give the same bits, and how
+a sample is cut depends on n alone, so a batch gives what single samples give. Sums and products are
 in ACC, which is float32 at least.
 
-Sizes that change from step to step (``batch``, ``depth``, ``chunks``) are not specialised; n and the strides are, for whether 16
-divides them decides how wide a load may be.
+Sizes that change from step to step (``batch``, ``depth``, ``chunks``) are not specialised; n and
+the strides are, for whether 16 divides them decides how wide a load may be.
 """
 
-# Triton gives the arguments of a kernel their types, and the code a meaning that Python does not know.
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0913
-# pyright: reportGeneralTypeIssues=false, reportInvalidTypeForm=false, reportOperatorIssue=false
+# Triton gives the arguments of a kernel their types, and the code a meaning that Python does not
+# know. ruff: noqa: ANN001, ANN201, ANN202, PLR0913 pyright: reportGeneralTypeIssues=false,
+# reportInvalidTypeForm=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ def residual(
     fz, z, out, norms, batch, n, chunks,
     CHUNK: tl.constexpr, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, ROOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """``out = fz - z``; ``norms [2, batch, chunks]``: the sums of squares of ``out`` and of fz, or their roots (ROOT)."""
+    """``out = fz - z``; ``norms [2, batch, chunks]``.
+
+    The sums of squares of ``out`` and of fz, or their roots (ROOT).
+    """
     sample, there, first, end = _tile(batch, n, chunks, CHUNK, SAMPLES)
     differences = tl.zeros((SAMPLES, COLUMNS), ACC)
     values = tl.zeros((SAMPLES, COLUMNS), ACC)
@@ -57,16 +61,25 @@ def error_norm(
     error, z, z_next, norms, batch, n, chunks, rtol: tl.float64, atol: tl.float64,
     CHUNK: tl.constexpr, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, ROOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """``norms [batch, chunks]``: the sums of the squares of ``error / (atol + rtol max(|z|, |z_next|))``, or the root of the mean."""
+    """``norms [batch, chunks]``.
+
+    The sums of the squares of ``error / (atol + rtol max(|z|, |z_next|))``, or the root of the
+    mean.
+    """
     sample, there, first, end = _tile(batch, n, chunks, CHUNK, SAMPLES)
     total = tl.zeros((SAMPLES, COLUMNS), ACC)
     for start in range(first, end, COLUMNS):
         column = start + tl.arange(0, COLUMNS)[None, :]
         where = sample * n + column
         mask = there & (column < end)
-        before, after = tl.load(z + where, mask, 0).to(ACC), tl.load(z_next + where, mask, 0).to(ACC)
+        before, after = (
+            tl.load(z + where, mask, 0).to(ACC),
+            tl.load(z_next + where, mask, 0).to(ACC),
+        )
         size = tl.maximum(tl.abs(before), tl.abs(after), propagate_nan=tl.PropagateNan.ALL)
-        scale = tl.where(mask, size * tl.full((), rtol, ACC) + tl.full((), atol, ACC), 1)  # atol may be zero
+        scale = tl.where(
+            mask, size * tl.full((), rtol, ACC) + tl.full((), atol, ACC), 1
+        )  # atol may be zero
         ratio = tl.load(error + where, mask, 0).to(ACC) / scale
         total += ratio * ratio
     _put(norms + sample * chunks + tl.program_id(0) % chunks, total, there, ROOT, n)
@@ -80,7 +93,17 @@ def _put(target, squares, mask, ROOT: tl.constexpr, count=1):
 
 
 @triton.jit(do_not_specialize=["rows", "chunks", "count"])
-def finish(parts, out, rows, chunks, count, ROOT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr):
+def finish(
+    parts,
+    out,
+    rows,
+    chunks,
+    count,
+    ROOT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ACC: tl.constexpr,
+):
     """``out [rows]``: the sums of ``parts [rows, chunks]``, or the roots of their means over ``count`` (ROOT)."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     total = tl.zeros((ROWS, COLUMNS), ACC)
@@ -91,7 +114,7 @@ def finish(parts, out, rows, chunks, count, ROOT: tl.constexpr, ROWS: tl.constex
 
 
 @triton.jit(do_not_specialize=["depth", "chunks"])
-def gram_row(
+def inner_products(
     history, row, products, depth, n, chunks, sample_stride, line_stride, row_stride,
     CHUNK: tl.constexpr, LINES: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -111,7 +134,7 @@ def gram_row(
 
 
 @triton.jit(do_not_specialize=["depth", "blocks", "scale"])
-def mix(
+def axpy_history(
     row, weights, history, out, scale: tl.float64, depth, n, blocks, row_stride, sample_stride, line_stride, out_stride,
     LINES: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -123,7 +146,9 @@ def mix(
     for start in range(0, depth, LINES):
         line = (start + tl.arange(0, LINES)).to(tl.int64)[:, None]
         weight = tl.load(weights + sample * depth + line, line < depth, 0).to(ACC)
-        total += weight * tl.load(history + line * line_stride, (line < depth) & (column < n), 0).to(ACC)
+        total += weight * tl.load(
+            history + line * line_stride, (line < depth) & (column < n), 0
+        ).to(ACC)
     mixed = tl.sum(total, 0, keep_dims=True) * tl.full((), scale, ACC)
     if row is not None:
         mixed += tl.load(row + sample * row_stride + column, column < n, 0).to(ACC)
@@ -131,10 +156,23 @@ def mix(
 
 
 @triton.jit(do_not_specialize=["weights", "batch", "blocks"])
-def combine(out, z, dt, stages, weights, batch, n, blocks, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr):
+def stage_combination(
+    out,
+    z,
+    dt,
+    stages,
+    weights,
+    batch,
+    n,
+    blocks,
+    SAMPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ACC: tl.constexpr,
+):
     """``out = z + dt sum_i weights_i stages_i`` in one block of columns; no z is zero.
 
-    The weights come as the bits of float64 numbers, in int64: Triton would make a Python float a float32.
+    The weights come as the bits of float64 numbers, in int64: Triton would make a Python float a
+    float32.
     """
     sample, there, first, end = _tile(batch, n, blocks, COLUMNS, SAMPLES)
     column = first + tl.arange(0, COLUMNS)[None, :]

@@ -16,4 +16,9 @@ IMPLICITCORE_API = 1
 def implicitcore_register(registry: Registrar) -> None:
     """Register the backend."""
     # No `requires`: without Triton the backend loads, and says what is missing.
-    registry.register("backend", "triton", "implicitcore_triton.backend:TritonBackend", summary="fused CUDA kernels, in Triton")
+    registry.register(
+        "backend",
+        "triton",
+        "implicitcore_triton.backend:TritonBackend",
+        summary="fused CUDA kernels, in Triton",
+    )

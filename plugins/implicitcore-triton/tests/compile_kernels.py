@@ -1,6 +1,8 @@
-"""Compile every kernel as the backend launches it, for GPUs that need not be there; print a line for each binary.
+"""Compile every kernel as the backend launches it, for GPUs that need not be there; print a line
+for each binary.
 
-A program, for in its process nothing may be interpreted. Triton does all that it does at a launch, but for the launch.
+A program, for in its process nothing may be interpreted. Triton does all that it does at a launch,
+but for the launch.
 """
 
 from __future__ import annotations
@@ -50,12 +52,12 @@ def launch_all(dtype: torch.dtype, n: int, batch: int = 3, depth: int = 5) -> No
     z, history = torch.zeros(batch, n, dtype=dtype), torch.zeros(batch, depth, n, dtype=dtype)
     row, weights, dt = z[:, None], torch.zeros(batch, 1, depth, dtype=dtype), torch.zeros(batch)
     cuda._residual(z, z, z)
-    cuda._gram_row(history, row)
+    cuda._inner_products(history, row)
     cuda._error_norm(z, z, z, 1e-3, 1e-6)
     for base in (row, None):
-        cuda._mix(base, weights, history, -1.0, row)
+        cuda._axpy_history(base, weights, history, -1.0, row)
     for base, count in ((z, 1), (None, 7), (z, 16)):
-        cuda._combine(base, dt, [z] * count, [0.5] * count)
+        cuda._stage_combination(base, dt, [z] * count, [0.5] * count)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,16 @@ from importlib.util import find_spec
 import pytest
 
 # test_processes.py runs them, each in a process of its own.
-collect_ignore = ["compile_kernels.py", *([] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"])]
+collect_ignore = [
+    "compile_kernels.py",
+    *([] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]),
+]
 
 
 @pytest.fixture
 def needs_triton() -> None:
     if find_spec("triton") is None:
-        assert "CI" not in os.environ, "the tests need the package triton, which has no torch in it: pip install triton"
+        assert "CI" not in os.environ, (
+            "the tests need the package triton, which has no torch in it: pip install triton"
+        )
         pytest.skip("the package triton is not installed")

@@ -1,4 +1,5 @@
-"""The kernels in Triton's interpreter, and compiled for GPUs that are not there: each in a process of its own."""
+"""The kernels in Triton's interpreter, and compiled for GPUs that are not there: each in a process
+of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +25,14 @@ pytestmark = pytest.mark.usefixtures("needs_triton")
 )
 def test_in_the_interpreter(file, which):
     options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", which)
-    done = run_python("-m", "pytest", *options, str(HERE / "interpreted" / file), TRITON_INTERPRET="1", timeout=280)
+    done = run_python(
+        "-m",
+        "pytest",
+        *options,
+        str(HERE / "interpreted" / file),
+        TRITON_INTERPRET="1",
+        timeout=280,
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
     assert file == "test_contract.py" or " skipped" not in done.stdout
@@ -32,8 +40,25 @@ def test_in_the_interpreter(file, which):
 
 @pytest.mark.slow
 def test_every_kernel_compiles_with_no_gpu_at_hand(tmp_path):
-    done = run_python(str(HERE / "compile_kernels.py"), TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path), timeout=280)
+    done = run_python(
+        str(HERE / "compile_kernels.py"),
+        TRITON_INTERPRET="0",
+        TRITON_CACHE_DIR=str(tmp_path),
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     compiled = {tuple(line.split()[:3]) for line in done.stdout.splitlines()}
-    kernels = ("residual", "error_norm", "finish", "gram_row", "mix", "combine")
-    assert compiled == {(name, acc, f"sm_{arch}") for name in kernels for acc in ("fp32", "fp64") for arch in (80, 90, 120)}
+    kernels = (
+        "residual",
+        "error_norm",
+        "finish",
+        "inner_products",
+        "axpy_history",
+        "stage_combination",
+    )
+    assert compiled == {
+        (name, acc, f"sm_{arch}")
+        for name in kernels
+        for acc in ("fp32", "fp64")
+        for arch in (80, 90, 120)
+    }

@@ -9,7 +9,10 @@ from sites import run_python
 import implicitcore as ic
 from implicitcore_triton import backend
 
-IMPORTS = "import sys; sys.modules['torch'] = sys.modules['triton'] = None; import implicitcore_triton.plugin"
+IMPORTS = (
+    "import sys; sys.modules['torch'] = sys.modules['triton'] = None; import "
+    "implicitcore_triton.plugin"
+)
 AUTO = """
 import implicitcore as ic
 assert isinstance(ic.create("backend", "auto"), ic.TorchBackend)
@@ -57,19 +60,36 @@ def no_driver():
     ("absent", "reason"),
     [
         ({(backend, "find_spec"): lambda name: None}, "the package triton is not installed"),
-        ({(torch.cuda, "is_available"): lambda: False, (torch.backends.cuda, "is_built"): lambda: False}, "is not a CUDA build"),
-        ({(torch.cuda, "is_available"): lambda: False, (torch.cuda, "init"): no_driver}, "Found no NVIDIA driver on your system;"),
-        ({(torch.cuda, "is_available"): lambda: False, (torch.cuda, "init"): lambda: None}, "torch finds no CUDA device"),
+        (
+            {
+                (torch.cuda, "is_available"): lambda: False,
+                (torch.backends.cuda, "is_built"): lambda: False,
+            },
+            "is not a CUDA build",
+        ),
+        (
+            {(torch.cuda, "is_available"): lambda: False, (torch.cuda, "init"): no_driver},
+            "Found no NVIDIA driver on your system;",
+        ),
+        (
+            {(torch.cuda, "is_available"): lambda: False, (torch.cuda, "init"): lambda: None},
+            "torch finds no CUDA device",
+        ),
     ],
 )
 def test_it_says_what_is_missing(cuda, monkeypatch, absent, reason):
     for (module, name), value in absent.items():
         monkeypatch.setattr(module, name, value)
     with pytest.raises(ic.ConfigError, match=f"backend: TritonBackend cannot run here: .*{reason}"):
-        ic.fixed_point(lambda z, x: torch.cos(z), torch.zeros(2, 3), None, backend=backend.TritonBackend())
+        ic.fixed_point(
+            lambda z, x: torch.cos(z), torch.zeros(2, 3), None, backend=backend.TritonBackend()
+        )
 
 
 def test_the_interpreter_must_be_asked_for_in_time(cuda):
-    assert backend._reason(True, False) == "interpret needs the variable TRITON_INTERPRET=1, set before Triton is imported"
+    assert (
+        backend._reason(True, False)
+        == "interpret needs the variable TRITON_INTERPRET=1, set before Triton is imported"
+    )
     assert str(backend._reason(False, True)).startswith("TRITON_INTERPRET is set")
     assert backend._reason(True, True) is None

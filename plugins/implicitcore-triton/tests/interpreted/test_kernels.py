@@ -10,7 +10,9 @@ from implicitcore_triton import TritonBackend, backend
 
 BACKEND = TritonBackend(interpret=True)
 *SMALL, LARGE = SIZES
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+each_dtype = pytest.mark.parametrize(
+    "dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
 
 
 def problem(dtype, batch, n, aligned=True):
@@ -21,7 +23,11 @@ def problem(dtype, batch, n, aligned=True):
 def launches(monkeypatch):
     """The names of the kernels that ran."""
     names, launch = [], backend._launch
-    monkeypatch.setattr(backend, "_launch", lambda name, *rest, **sizes: (names.append(name), launch(name, *rest, **sizes)))
+    monkeypatch.setattr(
+        backend,
+        "_launch",
+        lambda name, *rest, **sizes: (names.append(name), launch(name, *rest, **sizes)),
+    )
     return names
 
 
@@ -40,14 +46,16 @@ def test_equal_to_the_torch_backend(check, dtype, n, launches):
 
 
 @each_dtype
-@pytest.mark.parametrize("check", ["residual", "gram_row", "error_norm", "combine"])
+@pytest.mark.parametrize("check", ["residual", "inner_products", "error_norm", "stage_combination"])
 def test_a_large_state(check, dtype, launches):
     CHECKS[check](problem(dtype, 1, LARGE, aligned=False))
-    assert ("finish" in launches) == (check != "combine"), "each sum takes a second kernel"
+    assert ("finish" in launches) == (check != "stage_combination"), (
+        "each sum takes a second kernel"
+    )
 
 
-def test_a_large_mix():
-    CHECKS["mix"](problem(torch.float32, 1, LARGE, aligned=False))
+def test_a_large_axpy_history():
+    CHECKS["axpy_history"](problem(torch.float32, 1, LARGE, aligned=False))
 
 
 @pytest.mark.parametrize("n", [3, 129, 5000])
@@ -56,4 +64,7 @@ def test_a_batch_gives_the_bits_of_single_samples(n):
     fz, z, history, row = many.state(), many.state(), many.rows(6), many.rows(1)
     together, apart = BACKEND.residual(fz, z), BACKEND.residual(fz[40:41], z[40:41])
     assert all(torch.equal(all_[40:41], one) for all_, one in zip(together, apart, strict=True))
-    assert torch.equal(BACKEND.gram_row(history, row)[40:41], BACKEND.gram_row(history[40:41], row[40:41]))
+    assert torch.equal(
+        BACKEND.inner_products(history, row)[40:41],
+        BACKEND.inner_products(history[40:41], row[40:41]),
+    )

@@ -14,17 +14,27 @@ SOLVES = Solves(TritonBackend(interpret=True))
 @pytest.fixture(autouse=True)
 def _kernels_ran(monkeypatch):
     names, launch = set(), backend._launch
-    monkeypatch.setattr(backend, "_launch", lambda name, *rest, **sizes: (names.add(name), launch(name, *rest, **sizes)))
+    monkeypatch.setattr(
+        backend,
+        "_launch",
+        lambda name, *rest, **sizes: (names.add(name), launch(name, *rest, **sizes)),
+    )
     yield
     assert names
 
 
-@pytest.mark.parametrize("solver", [ic.Anderson(tol=1e-11), ic.Broyden(tol=1e-11), ic.Newton(tol=1e-11)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver",
+    [ic.Anderson(tol=1e-11), ic.Broyden(tol=1e-11), ic.Newton(tol=1e-11)],
+    ids=lambda s: type(s).__name__,
+)
 def test_an_equilibrium_and_its_gradient(solver):
     SOLVES.equilibrium(solver)
 
 
-@pytest.mark.parametrize("gradient", [ic.Adjoint(), ic.Checkpointed()], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "gradient", [ic.Adjoint(), ic.Checkpointed()], ids=lambda g: type(g).__name__
+)
 def test_a_trajectory_and_its_gradient(gradient):
     SOLVES.trajectory(ic.Tsit5(rtol=1e-6, atol=1e-8), gradient)
 
