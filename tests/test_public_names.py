@@ -4,7 +4,7 @@ import inspect
 from importlib import metadata
 
 import pytest
-from sites import run_python
+from support.sites import run_python
 
 import implicitcore as ic
 

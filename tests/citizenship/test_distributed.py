@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import ranks
 import torch
-from dense import Cell, relative_error
+from support import ranks
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell
 
 pytestmark = [
     pytest.mark.skipif(

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from sites import Site, hook, run_python
+from support.sites import Site, hook, run_python
 
 import implicitcore as ic
 from implicitcore.backends import measure

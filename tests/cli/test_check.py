@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 from click.testing import Result
-from sites import Site, registers
+from support.sites import Site, registers
 
 from implicitcore.cli.check import nested
 from implicitcore.testing import checks_for

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 from click.testing import Result
-from sites import Site, hook
+from support.sites import Site, hook
 
 from implicitcore.cli.info import brief
 from implicitcore.options.kinds import CLASS_KINDS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from sites import ROOT, Environment, Site, run_python
+from support.sites import ROOT, Environment, Site, run_python
 
 from implicitcore import __version__
 from implicitcore.cli import cli

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from dense import Cell, inputs
 
 import implicitcore as ic
+from implicitcore.testing.problems import Cell, inputs
 
 
 class Model(ic.FixedPointMap):

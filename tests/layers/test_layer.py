@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 import torch
-from dense import Cell, fixed_point, inputs
 from torch import nn
 
 import implicitcore as ic
+from implicitcore.testing.dense import fixed_point
+from implicitcore.testing.problems import Cell, inputs
 
 
 def layer(**options):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from sites import Site, registers, run_python
+from support.sites import Site, registers, run_python
 
 PROJECT = """
 [build-system]

@@ -4,7 +4,7 @@ whatever the order of things."""
 import subprocess
 
 import pytest
-from sites import HEADER, SOLVER, Site, hook, registers, run_python
+from support.sites import HEADER, SOLVER, Site, hook, registers, run_python
 
 DISCOVER = """
 import sys, threading, warnings

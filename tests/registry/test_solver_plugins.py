@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
-from sites import ROOT, Site, run_python
+from support.sites import ROOT, Site, run_python
 
 NAMES = {
     "scipy": {

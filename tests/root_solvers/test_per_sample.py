@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dense import Cell, fixed_point, inputs
 
 import implicitcore as ic
+from implicitcore.testing.dense import fixed_point
+from implicitcore.testing.problems import Cell, inputs
 
 SOLVERS = [
     ic.Picard(tol=1e-9, max_steps=300),

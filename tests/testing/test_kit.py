@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from checks_page import PAGE, renewed
+from support.checks_page import PAGE, with_listing
 from test_readme import blocks
 
 import implicitcore as ic
@@ -254,7 +254,7 @@ assert {result.status for result in run_checks(ic.Picard())} <= {"passed", "skip
 
 def test_the_page_lists_the_checks_as_they_are():
     page = PAGE.read_text(encoding="utf-8")
-    assert renewed(page) == page, "docs/testing.md is stale: PYTHONPATH=tests python -m checks_page"
+    assert with_listing(page) == page, "stale: PYTHONPATH=tests python -m support.checks_page"
 
 
 @pytest.mark.slow

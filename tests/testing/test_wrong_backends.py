@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from failing import failed
+from support.failing import failed
 
 import implicitcore as ic
 from implicitcore.backends.base import Residual

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from failing import failed
+from support.failing import failed
 from torch import nn
 
 import implicitcore as ic

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from failing import failed
+from support.failing import failed
 from torch import Tensor
 
 import implicitcore as ic
