@@ -3,8 +3,8 @@
 The contract of a backend (``checks_for("backend")``) holds for every backend. These checks ask more
 of kernels that are written by hand: a result is rounded once, at every size at which a loop over
 blocks ends, at aligned and unaligned addresses, and no memory beside a tensor is read or written.
-Each tensor is therefore a view into a larger one full of NaNs: a read beside it shows in the result,
-and a write beside it is found.
+Each tensor is therefore a view into a larger one full of NaNs: a read beside it shows in the
+result, and a write beside it is found.
 
 .. code-block:: python
 
