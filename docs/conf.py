@@ -73,11 +73,14 @@ nitpick_ignore_regex = [
 def resolve_short_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element
 ) -> Element | None:
-    """Find the one object that a name like ``System``, ``Dynamics.update`` or ``implicitcore.Anderson`` can mean."""
+    """Find the one object that a short name can mean.
+
+    Such as ``System``, ``Dynamics.update`` or ``implicitcore.Anderson``.
+    """
     if node.get("refdomain") != "py":
         return None
     domain = env.get_domain("py")
-    short = node["reftarget"].removeprefix("implicitcore.")
+    short = node["reftarget"].removeprefix("implicitcore.").removeprefix("extend.")
     matches = [name for name, *_ in domain.get_objects() if name.endswith(f".{short}")]
     if len(matches) > 1:  # a plugin has a class of the same name: the core's is meant
         matches = [name for name in matches if name.startswith("implicitcore.")]
@@ -91,7 +94,7 @@ def resolve_short_name(
 def whole_first_line(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Keep napoleon from reading the start of a property's docstring, up to a colon, as its type."""
+    """Keep napoleon from reading the start of a property's docstring as its type."""
     if what in {"attribute", "data", "property"}:
         lines[:0] = ["..", ""]  # an empty comment
 

@@ -7,13 +7,13 @@ from implicitcore import (
     AmbiguousPartError,
     Anderson,
     Dynamics,
-    Options,
     Picard,
     PluginError,
     PluginWarning,
     RootSolver,
     UnknownPartError,
 )
+from implicitcore.extend import Options
 from implicitcore.registry.builtin import _PARTS
 from implicitcore.registry.registry import Registry
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from implicitcore.registry.registry import REGISTRY
+from implicitcore.extend import REGISTRY
 from implicitcore.testing import parametrize_with_checks
 from implicitcore_example.relaxation import Relaxation
 
