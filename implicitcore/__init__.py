@@ -7,8 +7,6 @@ beside this file. What an author of parts needs is in :mod:`implicitcore.extend`
 
 from __future__ import annotations
 
-from typing import Any
-
 from implicitcore.lazy import attach_stub, provide
 
 _attribute, __dir__, __all__ = attach_stub(__name__, __file__)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -17,7 +15,7 @@ _attribute, __dir__, __all__ = attach_stub(__name__, __file__)  # pyright: ignor
 provide(describe="implicitcore.config.build:describe")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     return _version() if name == "__version__" else _attribute(name)
 
 

@@ -8,22 +8,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
-
-class Export(NamedTuple):
-    """A public name, as a stub lists it.
-
-    Attributes:
-        name: the public name, which is also that in the module.
-        module: the module that defines it.
-        comment: the text of the comment line above it in the stub, or an empty string.
-    """
-
-    name: str
-    module: str
-    comment: str
+TYPE_CHECKING = False  # as typing has it, whose import would take most of the time of ours
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 
 def attach_stub(
@@ -43,7 +32,7 @@ def attach_stub(
         OSError: there is no stub, as in a bundle of compiled files alone.
         ValueError: a line of the stub is no re-export of one name.
     """
-    modules = {export.name: export.module for export in read_stub(file)}
+    modules = {name: module for name, module, _ in read_stub(file)}
 
     def find(name: str) -> Any:
         if name not in modules:
@@ -61,14 +50,18 @@ def attach_stub(
     return find, names, sorted(modules)
 
 
-def read_stub(file: str) -> list[Export]:
+def read_stub(file: str) -> list[tuple[str, str, str]]:
     """The names that a module's stub re-exports, in its order.
 
     Only ``from MODULE import NAME as NAME`` on a line of its own is read, which needs no parser:
-    ``import implicitcore`` would wait 10 ms for Python's.
+    ``import implicitcore`` would wait for Python's.
 
     Arguments:
         file: the module's ``__file__``.
+
+    Returns:
+        For each name the name, the module that defines it, and the text of the comment line above
+        it, or an empty string.
 
     Raises:
         ValueError: an import of another form.
@@ -84,7 +77,7 @@ def read_stub(file: str) -> list[Export]:
                         f"{stub}: expected 'from MODULE import NAME as NAME' on one line; "
                         f"received {line.strip()!r}"
                     )
-                exports.append(Export(words[3], words[1], comment))
+                exports.append((words[3], words[1], comment))
             comment = line[1:].strip() if line.startswith("#") else ""
     return exports
 

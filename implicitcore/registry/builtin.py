@@ -21,8 +21,8 @@ IMPLICITCORE_API = API_VERSION
 @hookimpl
 def implicitcore_register(registry: Registrar) -> None:
     """Register the parts of the core."""
-    for export in read_stub(implicitcore.__file__):
-        if export.comment:
-            title, _, summary = export.comment.partition(": ")
+    for cls, module, comment in read_stub(implicitcore.__file__):
+        if comment:
+            title, _, summary = comment.partition(": ")
             kind, _, name = title.partition(" ")
-            registry.register(kind, name, f"{export.module}:{export.name}", summary=summary)
+            registry.register(kind, name, f"{module}:{cls}", summary=summary)

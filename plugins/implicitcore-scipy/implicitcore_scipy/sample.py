@@ -87,7 +87,8 @@ def check_real(z0: Tensor) -> None:
 def one_by_one(system: System, batch: int) -> Iterator[None]:
     """Count evaluations of one sample each as evaluations of the batch, rounded up.
 
-    SciPy's warnings are silenced meanwhile. A product with the matrix of a backward pass is one of the whole batch already.
+    SciPy's warnings are silenced meanwhile. A product with the matrix of a backward pass is one of
+    the whole batch already.
     """
     before = system.evaluations
     with warnings.catch_warnings(), np.errstate(all="ignore"):
