@@ -66,7 +66,7 @@ nitpick_ignore_regex = [
     # A private class, which has no page: a base or an argument of one that has.
     ("py:(class|exc)", r"(.*\.)?_[A-Z]\w*"),
     # A type variable, which autodoc does not describe.
-    ("py:.*", r"implicitcore\.((root|ode)_solvers\.base|gradients\.schedule)\.State"),
+    ("py:.*", r"implicitcore\.((root|ode)_solvers\.stepwise|gradients\.checkpoints)\.State"),
 ]
 
 
