@@ -81,7 +81,12 @@ def resolve_short_name(
         return None
     domain = env.get_domain("py")
     short = node["reftarget"].removeprefix("implicitcore.").removeprefix("extend.")
-    matches = [name for name, *_ in domain.get_objects() if name.endswith(f".{short}")]
+    wants_module = node["reftype"] == "mod"  # else `build` is the function, not its module
+    matches = [
+        name
+        for name, _, kind, *_ in domain.get_objects()
+        if name.endswith(f".{short}") and (kind == "module") == wants_module
+    ]
     if len(matches) > 1:  # a plugin has a class of the same name: the core's is meant
         matches = [name for name in matches if name.startswith("implicitcore.")]
     if len(matches) != 1:
