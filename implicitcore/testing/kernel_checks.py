@@ -146,14 +146,13 @@ def check_axpy_history(problem: KernelProblem) -> None:
     for depth in problem.depths():
         history, row = problem.rows(depth), problem.rows(1)
         weights = torch.randn(problem.batch, 1, depth, device=problem.device).to(problem.dtype)
-        exact = [part.double() for part in (row, weights, history)]
-        sizes = [part.abs() for part in exact]
-        size = REFERENCE.axpy_history(sizes[0], sizes[1], sizes[2], 0.7)
-        expected = REFERENCE.axpy_history(*exact, -0.7)
+        row64, weights64, history64 = row.double(), weights.double(), history.double()
+        size = REFERENCE.axpy_history(row64.abs(), weights64.abs(), history64.abs(), 0.7)
+        expected = REFERENCE.axpy_history(row64, weights64, history64, -0.7)
         problem.agree(problem.backend.axpy_history(row, weights, history, -0.7), expected, size)
         problem.agree(
             problem.backend.axpy_history(None, weights, history),
-            REFERENCE.axpy_history(None, *exact[1:]),
+            REFERENCE.axpy_history(None, weights64, history64),
             size / 0.7,
         )
         assert problem.backend.axpy_history(row, weights, history, -0.7, out=row) is row

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import implicitcore as ic
+from implicitcore.extend import ApproximateGradient
 from implicitcore.testing.problems import Cell, inputs
 
 
 @dataclass(frozen=True)
-class Dense(ic.ApproximateGradient):
+class Dense(ApproximateGradient):
     """u itself, by a dense solve: an estimate without an error."""
 
     def estimate(self, jacobian, v):

@@ -14,6 +14,7 @@ from support.checks_page import PAGE, with_listing
 from test_readme import blocks
 
 import implicitcore as ic
+from implicitcore.extend import Options
 from implicitcore.options.kinds import CLASS_KINDS
 from implicitcore.testing import (
     ContractError,
@@ -25,7 +26,7 @@ from implicitcore.testing import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Half(ic.Options, ic.RootSolver):
+class Half(Options, ic.RootSolver):
     """Wrong: half of the way."""
 
     def solve(self, system, z0):
@@ -83,7 +84,7 @@ def test_a_failure_says_what_was_done_received_and_expected():
 
 def test_what_a_part_raises_is_the_cause_of_the_failure():
     @dataclass(frozen=True)
-    class Raises(ic.Options, ic.RootSolver):
+    class Raises(Options, ic.RootSolver):
         def solve(self, system, z0):
             raise KeyError("depth")
 
