@@ -13,25 +13,27 @@ from implicitcore.dynamics.base import Dynamics
 
 
 class FixedPointMap(Dynamics):
-    """dz/dt = f(z, x) - z for a model that is its map f: a subclass has an :meth:`update`."""
+    """dz/dt = f(z, x) - z for subclasses that define the map f as :meth:`update`."""
 
     @abstractmethod
     def update(self, z: Any, x: Any) -> Any:
         """f(z, x), shaped like z."""
 
     def velocity(self, t: Tensor, z: Any, x: Any) -> Any:
-        """f(z, x) - z; the time is not used."""
+        """f(z, x) - z; t is not used."""
         del t
         return pytree.tree_map(lambda f, z: f - z, self.update(z, x), z)
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
-        """``|f(z)|``: the tolerance is met where ``|f(z) - z| <= tol |f(z)|``."""
+        """``|f(z)|``: a sample has converged where ``|f(z) - z| <= tol |f(z)|``."""
         del start_norm
         return update_norm
 
 
 class FixedPoint(FixedPointMap):
-    """dz/dt = f(z, x) - z, whose equilibria are the fixed points f(z, x) = z (a Deep Equilibrium Model's cell).
+    """dz/dt = f(z, x) - z, whose equilibria are the fixed points f(z, x) = z.
+
+    f is the cell of a Deep Equilibrium Model.
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
@@ -45,5 +47,5 @@ class FixedPoint(FixedPointMap):
         self.cell = cell
 
     def update(self, z: Any, x: Any) -> Any:
-        """f(z, x) itself."""
+        """f(z, x)."""
         return self.cell(z, x)

@@ -67,9 +67,9 @@ def test_a_group_is_shared_by_copies_and_kept_from_files(tmp_path):
     ("options", "message"),
     [
         ({"solver": ic.Picard(), "gradient": ic.Unrolled()}, "init_process_group first"),
-        ({"solver": ic.Newton()}, "Newton cannot stop in step"),
-        ({"solver": ic.Tsit5()}, "Tsit5 cannot stop in step"),
-        ({"solver": ic.Picard()}, "GMRES cannot stop in step.*its gradient"),
+        ({"solver": ic.Newton()}, "Newton cannot stop at the same step"),
+        ({"solver": ic.Tsit5()}, "Tsit5 cannot stop at the same step"),
+        ({"solver": ic.Picard()}, "GMRES cannot stop at the same step.*its gradient"),
         (
             {"solver": ic.Picard(), "gradient": ic.Unrolled(), "on_failure": "mask"},
             "not with sync_steps",

@@ -336,7 +336,7 @@ def test_the_power_iteration_does_not_move_during_a_solve(solver):
 
 def test_a_backward_evaluation_has_the_weight_of_its_solve():
     cell, x = NormCell(parametrizations.spectral_norm), inputs(batch=3).requires_grad_()
-    layer = lambda gradient: ic.ImplicitLayer(
+    layer = lambda gradient: ic.ImplicitLayer(  # noqa: E731
         ic.FixedPoint(cell), solver=ic.Tsit5(rtol=1e-10, atol=1e-12), gradient=gradient
     )  # noqa: E731
     state = {key: value.clone() for key, value in cell.state_dict().items()}

@@ -181,7 +181,7 @@ def test_the_adjoint_needs_another_solver_for_the_way_back():
     problem = linear()
     grid = times(0, 1)
     tight = {"rtol": 1e-9, "atol": 1e-11, "max_steps": 5000}
-    solve = lambda gradient: (
+    solve = lambda gradient: (  # noqa: E731
         ic.integrate(
             problem.field,
             problem.z0,

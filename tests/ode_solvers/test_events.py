@@ -282,7 +282,7 @@ def test_another_gradient_is_refused():
 @pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch.func.jvp itself
 def test_function_transforms_agree():
     z0, g = real([1.0, 0.0]), real([9.81])
-    when = lambda g: ic.integrate(
+    when = lambda g: ic.integrate(  # noqa: E731
         fall, z0, g, times=SPAN, solver=ic.Tsit5(**TIGHT), event=height
     ).event_times.sum()  # noqa: E731
     expected = -0.5 * math.sqrt(2) * 9.81**-1.5

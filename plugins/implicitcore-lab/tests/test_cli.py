@@ -46,7 +46,7 @@ def test_compare(run, tmp_path):
     assert (
         deq["parameters"] == 8 * 65 + 2 * 8 + 8 * 9 + 10 * 9
     )  # encoder, its normalisation, cell, head
-    assert homoode["parameters"] == deq["parameters"] + 8  # the learned start
+    assert homoode["parameters"] == deq["parameters"] + 8  # the learned initial guess
     assert deq["worst_residual"] < 1e-2
     assert homoode["worst_residual"] is None
     assert deq["residuals"]
