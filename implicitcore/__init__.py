@@ -17,9 +17,11 @@ __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 _attribute = attributes(__name__, _MODULE_OF)
 
+# Names are read by the configuration, which layers, functions and options must not import.
 provide(
-    describe="implicitcore.config.build:describe"
-)  # a layer's config is in names, which a layer does not know
+    describe="implicitcore.config.build:describe",
+    read_part="implicitcore.config.build:read_part",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, final
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
+from implicitcore.options.options import PartMeta
 
 
-class InitialGuess(nn.Module, ABC):
+class InitialGuess(nn.Module, metaclass=PartMeta):
     """Gives z0 for an input x.
 
     Attributes:
