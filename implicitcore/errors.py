@@ -119,4 +119,6 @@ def show(value: Any) -> str:
     """A value as messages show it: short."""
     if value is None or isinstance(value, str | int | float | list | tuple | dict):
         return reprlib.repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     return f"{with_article(type(value).__name__)} object"

@@ -117,13 +117,13 @@ class Option:
 
     def _read_parts(self, value: Any, slot: PartType) -> tuple[Any, list[str]]:
         if not slot.many:
-            return _read_part(value, slot, self.name)
+            return read_part(value, slot, self.name)
         if value is None and slot.optional:
             return None, []
         if isinstance(value, str) or not isinstance(value, Sequence):
             return value, [f"{self.name}: expected a list of {slot}, received {show(value)}"]
         one = dataclasses.replace(slot, many=False, optional=False)
-        read = [_read_part(item, one, f"{self.name}[{i}]") for i, item in enumerate(value)]
+        read = [read_part(item, one, f"{self.name}[{i}]") for i, item in enumerate(value)]
         return tuple(part for part, _ in read), [line for _, found in read for line in found]
 
     @functools.cached_property
@@ -161,8 +161,18 @@ def _expected(code: str, message: str) -> str:
     return f"expected a number {text}" if code in _NUMBER_BOUNDS else f"expected {text}"
 
 
-def _read_part(value: Any, slot: PartType, path: str) -> tuple[Any, list[str]]:
-    """The part, and what is wrong with it; names and mappings become the parts that they name."""
+def read_part(value: Any, slot: PartType, path: str) -> tuple[Any, list[str]]:
+    """The part, and what is wrong with it; names and mappings become the parts that they name.
+
+    Arguments:
+        value: a part, a name or a mapping.
+        slot: what is expected.
+        path: the option, for the messages.
+
+    Raises:
+        RegistryError: a name is ambiguous, or the code of the part that it names cannot be
+            imported.
+    """
     if not isinstance(value, str | Mapping):
         problem = slot.problem(value)
         return value, [f"{path}: {problem}"] if problem else []

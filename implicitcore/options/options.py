@@ -38,7 +38,7 @@ class PartMeta(ABCMeta):
             raise ConfigError(_problems(cls, args, options))
         try:
             return type.__call__(cls, *args, **options)
-        except (TypeError, ConfigError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             # A TypeError may come from anywhere in an __init__ that takes any name.
             about_call = call.closed or "argument" in str(error)
             problems = _problems(cls, args, options) if about_call else []
@@ -175,6 +175,8 @@ def _too_many(cls: type, call: CallSignature, args: tuple[Any, ...]) -> list[str
     if len(args) <= len(call.positional):
         return []
     extra = ", ".join(map(show, args[len(call.positional) :]))
+    if not call.parameters:
+        return [f"{cls.__name__} takes no options; received {extra}"]
     first = next((name for name in call.parameters if name not in call.positional), None)
     example = f", as in {cls.__name__}({first}=...)" if first else ""
     beside = f" beside {', '.join(call.positional)}" if call.positional else ""
