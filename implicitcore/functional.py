@@ -32,7 +32,6 @@ from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager
 
-
 _SOLVERS = ("root_solver", "ode_solver")
 _ROOT = PartType(("root_solver",), optional=True)
 _TRAJECTORY = PartType(("ode_solver",), optional=True)

@@ -104,7 +104,7 @@ class OptionOf:
     def __set__(self, layer: nn.Module, value: Any) -> None:
         value, holder = checked(self.owner, self.name, value), self._holder(layer)
         if getattr(getattr(type(holder), self.attribute, None), "fset", self) is None:
-            raise ConfigError([f"{self.name}: cannot be changed, for the {self.part} has learned"])
+            raise ConfigError([f"{self.name}: belongs to the learned {self.part} and cannot be changed"])
         setattr(holder, self.attribute, value)
 
     def _holder(self, layer: nn.Module) -> Any:

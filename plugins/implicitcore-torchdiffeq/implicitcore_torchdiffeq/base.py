@@ -11,9 +11,10 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from implicitcore import GradientError, InputError, ODESolver, Options, Solution, System
+from implicitcore import GradientError, InputError, ODESolver, Solution, System
 from implicitcore.ode_solvers.base import Stop
 from implicitcore.ode_solvers.integration import check_times
+from implicitcore.options.shared import StepLimit
 from implicitcore.options.types import Count
 from implicitcore_torchdiffeq.field import Field
 from implicitcore_torchdiffeq.settle import settle
@@ -26,7 +27,7 @@ _QUADRATURE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchdiffeqSolver(Options, ODESolver):
+class TorchdiffeqSolver(StepLimit, ODESolver):
     """A method of torchdiffeq.
 
     torchdiffeq has one step size for the whole batch: a sample's values depend on the others within
