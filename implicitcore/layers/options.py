@@ -105,6 +105,8 @@ class OptionOf:
         value, holder = checked(self.owner, self.name, value), self._holder(layer)
         if getattr(getattr(type(holder), self.attribute, None), "fset", self) is None:
             raise ConfigError([f"{self.name}: belongs to the learned {self.part} and cannot be changed"])
+        if self.attribute in getattr(holder, "_modules", ()):
+            delattr(holder, self.attribute)  # a function may follow a module
         setattr(holder, self.attribute, value)
 
     def _holder(self, layer: nn.Module) -> Any:

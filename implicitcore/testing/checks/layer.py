@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.config.build import build
-from implicitcore.errors import UnknownPartError
+from implicitcore.config.build import build, describe
+from implicitcore.errors import ConfigError, UnknownPartError
+from implicitcore.layers.base import ImplicitLayer
+from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.solution import Solution, SolveError
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
 from implicitcore.testing.factory import Maker
+from implicitcore.testing.options import LIMITS, with_options
 from implicitcore.testing.tensors import (
     copied,
     flat,
