@@ -77,10 +77,9 @@ def fixed_point(
         >>> round(torch.autograd.grad(solution.z.sum(), x)[0].item(), 6)
         -0.297474
     """
-    solver, gradient, backend = _parts(_ROOT, solver, gradient, backend)
-    return run(
-        FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend
-    )
+    chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
+    solve = Solve(chosen or Anderson())
+    return run(FixedPoint(f), z0, x, solve, strategy or Implicit(), backend=kernels)
 
 
 def find_root(
@@ -110,15 +109,9 @@ def find_root(
         ConfigError: a part cannot be made or used; lists every problem.
         InputError: z0 cannot be packed, or g returns another structure, shape or dtype.
     """
-    solver, gradient, backend = _parts(_ROOT, solver, gradient, backend)
-    return run(
-        VectorField(g, autonomous=True),
-        z0,
-        x,
-        Solve(solver or Broyden()),
-        gradient or Implicit(),
-        backend=backend,
-    )
+    chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
+    dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
+    return run(dynamics, z0, x, solve, strategy or Implicit(), backend=kernels)
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -176,16 +169,16 @@ def integrate(  # noqa: PLR0913 - keyword options
         >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
         -0.023013
     """
-    solver, gradient, backend = _parts(_TRAJECTORY, solver, gradient, backend)
-    strategy = gradient or Unrolled()
+    chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
+    strategy = strategy or Unrolled()
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
         raise GradientError(
             f"{name} has no gradient between the output times: dense output and events "
             "need gradient=Unrolled()"
         )
-    solve = Solve(solver or Tsit5(), times, dense, event)
-    return run(VectorField(v), z0, x, solve, strategy, backend=backend)
+    solve = Solve(chosen or Tsit5(), times, dense, event)
+    return run(VectorField(v), z0, x, solve, strategy, backend=kernels)
 
 
 @eager

@@ -89,13 +89,13 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     """
 
     kind: ClassVar[str] = "layer"
-    dynamics = LayerOption[Dynamics]("dynamics")
-    solver = LayerOption[RootSolver | ODESolver]("solver")
-    gradient = LayerOption[GradientStrategy]("gradient", _default_gradient)
-    start = LayerOption[InitialGuess]("start", lambda layer: Zeros())
-    horizon = LayerOption[float]("horizon")
-    backend = LayerOption[Backend]("backend", lambda layer: TorchBackend())
-    on_failure = LayerOption[OnFailure]("on_failure")
+    dynamics: LayerOption[Dynamics] = LayerOption("dynamics")
+    solver: LayerOption[RootSolver | ODESolver] = LayerOption("solver")
+    gradient: LayerOption[GradientStrategy] = LayerOption("gradient", _default_gradient)
+    start: LayerOption[InitialGuess] = LayerOption("start", lambda layer: Zeros())
+    horizon: LayerOption[float] = LayerOption("horizon")
+    backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TorchBackend())
+    on_failure: LayerOption[OnFailure] = LayerOption("on_failure")
 
     def __init__(  # noqa: PLR0913 - keyword options
         self,
