@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Unpack, final
 
 from implicitcore import RootSolver, SteadyState
-from implicitcore.options.types import Spec
+from implicitcore.extend import Spec
 from implicitcore_layers.deq import DEQ, DEQOptions
 
 

@@ -15,9 +15,7 @@ from implicitcore import (
     RootSolver,
     Zeros,
 )
-from implicitcore.layers.base import CallOptions, LayerOptions
-from implicitcore.layers.options import LayerOption, OptionOf
-from implicitcore.options.types import Spec
+from implicitcore.extend import CallOptions, LayerOption, LayerOptions, OptionOf, Spec
 
 
 class Equilibrium(ImplicitLayer):

@@ -8,8 +8,7 @@ from typing import Any, Unpack, final
 from torch import Tensor
 
 from implicitcore import LearnedInitialGuess, Solution, VectorField, start_loss
-from implicitcore.layers.options import OptionOf
-from implicitcore.options.types import Count
+from implicitcore.extend import Count, OptionOf
 from implicitcore_layers.neural_ode import Flow, FlowOptions
 
 

@@ -15,9 +15,7 @@ from implicitcore import (
     Tsit5,
     VectorField,
 )
-from implicitcore.layers.base import CallOptions, LayerOptions
-from implicitcore.layers.options import LayerOption, OptionOf
-from implicitcore.options.types import Positive, Spec
+from implicitcore.extend import CallOptions, LayerOption, LayerOptions, OptionOf, Positive, Spec
 
 
 class FlowOptions(LayerOptions, total=False):

@@ -16,9 +16,7 @@ from implicitcore import (
     SteadyState,
     skip_loss,
 )
-from implicitcore.layers.base import LayerOptions
-from implicitcore.layers.options import LayerOption, OptionOf
-from implicitcore.options.types import Spec, Tolerance
+from implicitcore.extend import LayerOption, LayerOptions, OptionOf, Spec, Tolerance
 from implicitcore_layers.deq import Equilibrium
 
 

@@ -10,11 +10,8 @@ import torch
 from scipy.integrate import OdeSolver
 from torch import Tensor
 
-from implicitcore import GradientError, ODESolver, Solution, Status, System
-from implicitcore.ode_solvers.base import Stop
-from implicitcore.ode_solvers.integration import check_times
-from implicitcore.options.shared import ErrorTolerance, StepLimit
-from implicitcore.options.types import Positive
+from implicitcore import GradientError, ODESolver, Solution, Status
+from implicitcore.extend import ErrorTolerance, Positive, StepLimit, Stop, System, check_times
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
 CURE = (
