@@ -71,16 +71,16 @@ def fixed_point(
     Example:
         >>> import torch, implicitcore as ic
         >>> x = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
-        >>> solution = ic.fixed_point(lambda z, x: torch.cos(x * z), torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-10))
+        >>> f = lambda z, x: torch.cos(x * z)
+        >>> solution = ic.fixed_point(f, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-10))
         >>> round(solution.z.item(), 6)
         0.739085
         >>> round(torch.autograd.grad(solution.z.sum(), x)[0].item(), 6)
         -0.297474
     """
-    solver, gradient, backend = _parts(_ROOT, solver, gradient, backend)
-    return run(
-        FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend
-    )
+    chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
+    solve = Solve(chosen or Anderson())
+    return run(FixedPoint(f), z0, x, solve, strategy or Implicit(), backend=kernels)
 
 
 def find_root(
@@ -98,8 +98,8 @@ def find_root(
         g: the residual, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree.
-        solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <= tol max(1, |g(z0, x)|)``, per
-            sample, in the 2-norm.
+        solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <=
+            tol max(1, |g(z0, x)|)``, per sample, in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
 
@@ -110,15 +110,9 @@ def find_root(
         ConfigError: a part cannot be made or used; lists every problem.
         InputError: z0 cannot be packed, or g returns another structure, shape or dtype.
     """
-    solver, gradient, backend = _parts(_ROOT, solver, gradient, backend)
-    return run(
-        VectorField(g, autonomous=True),
-        z0,
-        x,
-        Solve(solver or Broyden()),
-        gradient or Implicit(),
-        backend=backend,
-    )
+    chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
+    dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
+    return run(dynamics, z0, x, solve, strategy or Implicit(), backend=kernels)
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -168,24 +162,26 @@ def integrate(  # noqa: PLR0913 - keyword options
         A ball that falls from a height of 1 m; gravity is x.
 
         >>> import torch, implicitcore as ic
-        >>> z0, g = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
+        >>> z0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        >>> g = torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
         >>> fall = lambda t, z, g: torch.cat((z[:, 1:], -g), 1)
-        >>> solution = ic.integrate(fall, z0, g, times=torch.tensor([0.0, 5.0]), event=lambda t, z, g: z[:, 0])
+        >>> times, ground = torch.tensor([0.0, 5.0]), lambda t, z, g: z[:, 0]
+        >>> solution = ic.integrate(fall, z0, g, times=times, event=ground)
         >>> round(solution.event_times.item(), 6)  # sqrt(2 / g)
         0.451524
         >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
         -0.023013
     """
-    solver, gradient, backend = _parts(_TRAJECTORY, solver, gradient, backend)
-    strategy = gradient or Unrolled()
+    chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
+    strategy = strategy or Unrolled()
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
         raise GradientError(
             f"{name} has no gradient between the output times: dense output and events "
             "need gradient=Unrolled()"
         )
-    solve = Solve(solver or Tsit5(), times, dense, event)
-    return run(VectorField(v), z0, x, solve, strategy, backend=backend)
+    solve = Solve(chosen or Tsit5(), times, dense, event)
+    return run(VectorField(v), z0, x, solve, strategy, backend=kernels)
 
 
 @eager

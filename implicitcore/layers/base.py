@@ -38,8 +38,11 @@ OnFailure = Literal["raise", "warn", "mask"]
 """What becomes of samples that do not converge; see :class:`ImplicitLayer`."""
 
 
+TORCH = TorchBackend()
+
+
 class CallOptions(TypedDict, total=False):
-    """The options that every layer has, with one default: for ``**options: Unpack[CallOptions]``."""
+    """The options whose default is the same in every layer: ``**options: Unpack[CallOptions]``."""
 
     backend: Backend | Spec | None
     on_failure: OnFailure
@@ -89,13 +92,13 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     """
 
     kind: ClassVar[str] = "layer"
-    dynamics = LayerOption[Dynamics]("dynamics")
-    solver = LayerOption[RootSolver | ODESolver]("solver")
-    gradient = LayerOption[GradientStrategy]("gradient", _default_gradient)
-    start = LayerOption[InitialGuess]("start", lambda layer: Zeros())
-    horizon = LayerOption[float]("horizon")
-    backend = LayerOption[Backend]("backend", lambda layer: TorchBackend())
-    on_failure = LayerOption[OnFailure]("on_failure")
+    dynamics: LayerOption[Dynamics] = LayerOption("dynamics")
+    solver: LayerOption[RootSolver | ODESolver] = LayerOption("solver")
+    gradient: LayerOption[GradientStrategy] = LayerOption("gradient", _default_gradient)
+    start: LayerOption[InitialGuess] = LayerOption("start", lambda layer: Zeros())
+    horizon: LayerOption[float] = LayerOption("horizon")
+    backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TorchBackend())
+    on_failure: LayerOption[OnFailure] = LayerOption("on_failure")
 
     def __init__(  # noqa: PLR0913 - keyword options
         self,
@@ -105,7 +108,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         gradient: GradientStrategy | Spec | None = None,
         start: InitialGuess | None = None,
         horizon: Positive = 1.0,
-        backend: Backend | Spec | None = TorchBackend(),
+        backend: Backend | Spec | None = TORCH,
         on_failure: OnFailure = "warn",
     ) -> None:
         super().__init__()
@@ -172,7 +175,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
 
     @property
     def sync_steps(self) -> bool | ProcessGroup:
-        """Whether processes take equally many steps, so that f may communicate (a synchronised batch norm): False at first.
+        """Whether processes take equally many steps, so that f may communicate: False at first.
 
         True is for all processes of ``torch.distributed``, a process group for those in it. It
         needs a stepwise root solver (Picard, Anderson, Broyden) in the layer and in its gradient.
@@ -220,7 +223,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         )
 
     def _mask(self, solution: Solution, begin: Any, x: Any, scope: SolveContext) -> Solution:
-        """The same solution with the failed samples at their start, and no graph that passes through them."""
+        """The same solution with the failed samples at their start, and no graph through them."""
         good, batch = solution.converged.nonzero().squeeze(1), len(solution.status)
         safe = pytree.tree_map(
             lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin, ambient())

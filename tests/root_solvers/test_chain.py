@@ -134,7 +134,8 @@ def test_a_chain_of_nothing_is_refused_and_a_config_builds_one():
     with pytest.raises(ic.ConfigError, match="at least one"):
         ic.Chain(())
     with pytest.raises(ic.ConfigError, match=r"solvers\[0\]"):
-        ic.Chain(["anderson"])
+        ic.Chain(["andersen"])
+    assert ic.Chain(["picard"]) == ic.Chain([ic.Picard()])
     chain = ic.create(
         "root_solver", {"name": "chain", "solvers": ["picard", {"name": "newton", "tol": 1e-6}]}
     )
