@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu install install-dev lint docs reference bench-root bench-ode bench-dispatch bench-gpu clean
+.PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference bench-root bench-ode bench-dispatch bench-gpu clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,8 +26,16 @@ demo: install ## train and compare every layer on handwritten digits; table on s
 	OMP_NUM_THREADS=1 $(BIN)/implicitcore compare --dataset digits --output demo
 
 # One thread: the tensors are small, and threads that wait for each other cost more than they bring, most of all on a busy machine.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: install ## run the tests, the docstring examples and the code blocks of the documentation
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-rest: install-dev ## run what make test leaves out: slow tests, and those that need what make install-dev adds
+	$(PYTEST) -m "slow or extras" $(PYTEST_ARGS)
+
+test-all: install-dev ## run all tests
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-gpu: install ## run the tests that need an NVIDIA GPU, for every backend that is installed
 	$(BIN)/python -m pytest -m gpu tests/gpu -ra $(PYTEST_ARGS)

@@ -45,7 +45,7 @@ class HomoODE(ImplicitLayer):
             :class:`ImplicitLayer`.
 
     Reference:
-        Ding, Cui, Han, Zhao, Two Sides of The Same Coin: Bridging Deep Equilibrium Models and
+        Ding, Cui, Wang, Shi, Two Sides of The Same Coin: Bridging Deep Equilibrium Models and
         Neural ODEs via Homotopy Continuation, arXiv 2310.09583.
     """
 
