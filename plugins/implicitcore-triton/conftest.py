@@ -1,5 +1,7 @@
-"""Where Triton is missing, the module of the kernels cannot be imported for its doctests: it is
-skipped with the reason."""
+"""Where Triton is missing, the doctests of the kernels' module are skipped with the reason.
+
+It cannot be imported there.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,7 @@ class Unimportable(pytest.File):
 def pytest_collect_file(
     file_path: Path, parent: pytest.Collector
 ) -> Generator[None, Collectors, Collectors]:
+    """Exchange the collector that would import the module."""
     found = yield
     if found and file_path == KERNELS and find_spec("triton") is None:
         return [Unimportable.from_parent(parent, path=file_path)]

@@ -22,8 +22,10 @@ import triton.language as tl
 
 @triton.jit
 def _tile(batch, n, chunks, CHUNK: tl.constexpr, SAMPLES: tl.constexpr):
-    """The samples of this program, ``[SAMPLES, 1]``, and which of them there are; its first column
-    and the one after its last."""
+    """The samples of this program, ``[SAMPLES, 1]``, and which of them there are; its columns.
+
+    Of the columns the first, and the one after the last.
+    """
     program = tl.program_id(0)
     sample = (program // chunks * SAMPLES + tl.arange(0, SAMPLES)).to(tl.int64)[:, None]
     first = program % chunks * CHUNK
@@ -104,8 +106,10 @@ def finish(
     COLUMNS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """``out [rows]``: the sums of ``parts [rows, chunks]``, or the roots of their means over
-    ``count`` (ROOT)."""
+    """``out [rows]``: the sums of ``parts [rows, chunks]``.
+
+    With ROOT the roots of their means over ``count``.
+    """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     total = tl.zeros((ROWS, COLUMNS), ACC)
     for start in range(0, chunks, COLUMNS):
