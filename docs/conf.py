@@ -56,12 +56,14 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|scipy|torch|nn|unittest)(\..*)?",
+        r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|unittest|"
+        r"click|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?",
     ),
     # The same, as a docstring or an import for type checkers has them.
     (
         "py:class",
-        r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|SummaryWriter|Tensor",
+        r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|"
+        r"SummaryWriter|Tensor",
     ),
     # A private class, which has no page: a base or an argument of one that has.
     ("py:(class|exc)", r"(.*\.)?_[A-Z]\w*"),
@@ -73,7 +75,10 @@ nitpick_ignore_regex = [
 def resolve_short_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element
 ) -> Element | None:
-    """Find the one object that a name like ``System``, ``Dynamics.update`` or ``implicitcore.Anderson`` can mean."""
+    """Find the one object that a name can mean.
+
+    One like ``System``, ``Dynamics.update`` or ``implicitcore.Anderson``.
+    """
     if node.get("refdomain") != "py":
         return None
     domain = env.get_domain("py")
@@ -91,7 +96,7 @@ def resolve_short_name(
 def whole_first_line(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Keep napoleon from reading the start of a property's docstring, up to a colon, as its type."""
+    """Keep napoleon from reading a property's docstring up to its first colon as its type."""
     if what in {"attribute", "data", "property"}:
         lines[:0] = ["..", ""]  # an empty comment
 
