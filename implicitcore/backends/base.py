@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from implicitcore.options.options import PartMeta
 
 
 class Residual(NamedTuple):
@@ -18,7 +20,7 @@ class Residual(NamedTuple):
     update_norm: Tensor  # [batch], |f(z)|
 
 
-class Backend(ABC):
+class Backend(metaclass=PartMeta):
     """Kernels from torch tensors to torch tensors, on torch's current stream, without a host sync.
 
     :class:`TorchBackend` is the reference: it defines the result of each kernel. States are

@@ -88,8 +88,7 @@ class Packing:
             return flat.reshape(*lead, *self.full_shapes[0])
         parts = flat.split(list(self.sizes), -1)
         leaves = [
-            part.reshape(*lead, *shape)
-            for part, shape in zip(parts, self.full_shapes, strict=True)
+            part.reshape(*lead, *shape) for part, shape in zip(parts, self.full_shapes, strict=True)
         ]
         return pytree.tree_unflatten(leaves, self.spec)
 
@@ -112,9 +111,11 @@ class Packing:
             return
         leaves, spec = pytree.tree_flatten(value)
         if spec != self.spec:
+            expected = f"the structure of z: {self.spec}"
+            if self.plain:
+                expected = f"one tensor of shape {[self.batch, *self.shapes[0]]}, the next state"
             raise InputError(
-                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected the "
-                f"structure of z: {self.spec}"
+                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected {expected}"
             )
         for leaf, shape in zip(leaves, self.full_shapes, strict=True):
             if not isinstance(leaf, Tensor):

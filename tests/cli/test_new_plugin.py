@@ -15,6 +15,7 @@ from implicitcore import __version__
 from implicitcore.cli import cli
 from implicitcore.cli.new_plugin import render
 from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.testing.requirements import needs
 
 NO_TORCH = (
     "-c",
@@ -114,9 +115,10 @@ def test_other_usage_errors(tmp_path):
     assert new_plugin("mine", "--kind", "solver", folder=tmp_path).exit_code == 2
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("kind", CLASS_KINDS)
 def test_what_it_writes_passes_this_repositorys_lint(kind, tmp_path):
-    pytest.importorskip("ruff")
+    needs("ruff")
     new_plugin("a-plugin-with-quite-a-long-name", "--kind", kind, folder=tmp_path)
     for command in (["check"], ["format", "--check"]):
         ruff = [

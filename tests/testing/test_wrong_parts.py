@@ -191,6 +191,7 @@ TOLD = {
     "returns_its_best_iterate",
     "reports_divergence",
 }
+UNCHECKED = {"refuses_a_value_of_another_type", "refuses_an_infinite_value"}
 FAILURES = {
     "reports_too_few_steps",
     "reports_divergence",
@@ -213,6 +214,7 @@ ROOT_SOLVERS = [
         RaisesOutOfSteps(),
         {
             "reports_too_few_steps",
+            "takes_at_most_max_steps",
             "reports_divergence",
             "reports_the_true_residual",
             "returns_its_best_iterate",
@@ -223,8 +225,8 @@ ROOT_SOLVERS = [
     (UnrolledInSilence(), {"can_be_unrolled_or_refuses"}),
     (LeavesAGraph(), {"no_grad_mode"}),
     (LastIterate(), {"returns_its_best_iterate"}),
-    (NotFrozen(), {"is_a_frozen_dataclass", "refuses_a_value_of_another_type"}),
-    (Unchecked(), {"refuses_a_value_of_another_type"}),
+    (NotFrozen(), {"is_a_frozen_dataclass", *UNCHECKED}),
+    (Unchecked(), UNCHECKED),
 ]
 
 

@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import pytest
+
+from implicitcore.testing.requirements import needs
 
 # test_processes.py runs them, each in a process of its own.
 collect_ignore = [
@@ -17,11 +18,7 @@ collect_ignore = [
 
 @pytest.fixture
 def needs_triton() -> None:
-    if find_spec("triton") is None:
-        assert "CI" not in os.environ, (
-            "the tests need the package triton, which has no torch in it: pip install triton"
-        )
-        pytest.skip("the package triton is not installed")
+    needs("triton")
 
 
 @pytest.fixture

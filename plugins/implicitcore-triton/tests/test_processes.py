@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.usefixtures("needs_triton")
+pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("needs_triton")]
 
 
 @pytest.mark.slow
