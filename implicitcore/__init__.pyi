@@ -84,7 +84,10 @@ from implicitcore.root_solvers.stepwise import StepwiseRootSolver as StepwiseRoo
 from implicitcore.solution import Solution as Solution
 from implicitcore.solution import SolveError as SolveError
 from implicitcore.solution import Status as Status
+from implicitcore.system.evaluation import Evaluation as Evaluation
+from implicitcore.system.linear_system import LinearSystem as LinearSystem
 from implicitcore.system.scope import frozen_randomness as frozen_randomness
 from implicitcore.system.system import System as System
+from implicitcore.tensors.shared import shared as shared
 
 __version__: str

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
+from implicitcore.tensors.restrict import COUNT, SHARED
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Packing:
         shape: of the state, where it is one tensor.
     """
 
-    spec: pytree.TreeSpec
-    shapes: tuple[tuple[int, ...], ...]
-    batch: int
+    spec: pytree.TreeSpec = field(metadata=SHARED)
+    shapes: tuple[tuple[int, ...], ...] = field(metadata=SHARED)
+    batch: int = field(metadata=COUNT)
     dtype: torch.dtype
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
     plain: bool = field(init=False, repr=False, compare=False)
@@ -53,10 +54,10 @@ class Packing:
 
     def __post_init__(self) -> None:
         """What every evaluation asks for; a ``cached_property`` takes a lock."""
-        settle = object.__setattr__
-        settle(self, "sizes", tuple(map(prod, self.shapes)))
-        settle(self, "plain", self.spec.is_leaf())
-        settle(self, "shape", (self.batch, *self.shapes[0]))
+        assign = object.__setattr__
+        assign(self, "sizes", tuple(map(prod, self.shapes)))
+        assign(self, "plain", self.spec.is_leaf())
+        assign(self, "shape", (self.batch, *self.shapes[0]))
 
     def pack(self, z: Any) -> Tensor:
         """A state as ``[batch, n]``; a view where the state is one tensor."""

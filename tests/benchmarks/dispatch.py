@@ -208,7 +208,7 @@ def _by_hand(
     forward: bool,
 ) -> Outcome:
     packing = Packing.of(problem.z0)
-    system = ic.System(dynamics, problem.x, packing)
+    system = ic.System.of(dynamics, problem.x, packing)
     if forward:
         with torch.no_grad():
             return Outcome(packing.unpack(solver.solve(system, packing.pack(problem.z0)).z), [])
@@ -228,7 +228,7 @@ def _loop(
     tol: float,
     limit: int,
 ) -> Tensor:
-    system = ic.System(ic.FixedPoint(lambda z, _: f(z)), None, Packing.of(z))
+    system = ic.System.of(ic.FixedPoint(lambda z, _: f(z)), None, Packing.of(z))
     state = solver.init(system, z)
     for _ in range(limit):
         fz = system.update(z)

@@ -58,7 +58,7 @@ def test_the_iterates_are_the_textbooks(damping, graph):
 
 def test_a_sample_whose_residual_doubles_goes_back_and_takes_the_plain_step():
     x = inputs(4)
-    system = ic.System(ic.FixedPoint(Cell()), x, Packing.of(x))
+    system = ic.System.of(ic.FixedPoint(Cell()), x, Packing.of(x))
     solver = ic.Anderson()
     z = inputs(4, seed=3)
     grown = torch.tensor([False, True, False, False])
@@ -87,8 +87,8 @@ def test_the_loop_asks_for_a_restart_where_a_residual_has_doubled():
         def init(self, system, z):
             return None
 
-        def step(self, system, z, fz, state):
-            return fz, state
+        def step(self, system, now, state):
+            return now.fz, state
 
         def restart(self, state, grown):
             heard.append(grown.tolist())
