@@ -79,9 +79,7 @@ class Stage(System):
     frame: Frame
 
     @classmethod
-    def within(
-        cls, system: System, t: Tensor, dt: Tensor, offset: Tensor, frame: Frame
-    ) -> Stage:
+    def within(cls, system: System, t: Tensor, dt: Tensor, offset: Tensor, frame: Frame) -> Stage:
         """The stage of a step of a system; its solve stops alone."""
         context = replace(system.context, scope=system.scope.stopping_with(None), recorder=None)
         return cls(system.problem, context, system, t, dt, offset, frame)

@@ -97,7 +97,9 @@ class Homotopy(Options, RootSolver):
         if dense and torch.is_grad_enabled():
             z = _anchored(system, z)
         # To a tolerance that is relative to the start of the path and not to its end.
-        after = self._correct(system, z, lambda size: system.scale(size, state.best_norm) * tol + atol)
+        after = self._correct(
+            system, z, lambda size: system.scale(size, state.best_norm) * tol + atol
+        )
         merged = merge(test.solution(), after, _all(z0))
         steps = torch.where(state.active, steps + after.steps, state.steps)
         return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)

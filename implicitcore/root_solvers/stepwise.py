@@ -91,7 +91,7 @@ def iterate(
         The solution, and the solver's last state.
     """
     test = stop_criterion(system, start.z, solver.tol, solver.atol)
-    now, state = start, solver.init(system, start.z)
+    now, z, state = start, start.z, solver.init(system, start.z)
     buffers: tuple[Tensor, ...] = ()
     for count in range(solver.max_steps):
         if count:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
-from implicitcore.backends.torch import TorchBackend
 from implicitcore.system.scope import SolveContext, current
 from implicitcore.tensors.autocast import Autocast, ambient
 from implicitcore.tensors.restrict import SHARED, rule
@@ -52,7 +51,7 @@ class Context:
         recorder: of the iterates, if any.
     """
 
-    backend: Backend = field(default_factory=TorchBackend, metadata=SHARED)
+    backend: Backend = field(metadata=SHARED)
     scope: SolveContext = field(default_factory=lambda: current() or SolveContext())
     autocast: Autocast = field(default_factory=ambient, metadata=SHARED)
     counter: Counter = field(default_factory=Counter, metadata=SHARED)

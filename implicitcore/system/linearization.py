@@ -23,9 +23,7 @@ class Linearization:
         g: f(point) - point, where the dynamics gave it.
     """
 
-    def __init__(
-        self, system: System, point: Tensor, fz: Tensor, g: Tensor | None = None
-    ) -> None:
+    def __init__(self, system: System, point: Tensor, fz: Tensor, g: Tensor | None = None) -> None:
         self.system, self.point, self.fz, self.g = system, point, fz, g
         self._transposed: tuple[Tensor, Tensor] | None = None
         self._matrix: Tensor | None = None

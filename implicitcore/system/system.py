@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend, Residual
+from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
@@ -63,8 +64,8 @@ class System:
         Raises:
             InputError: a tensor in x is neither per sample nor shared.
         """
-        own = {} if backend is None else {"backend": backend}
-        return System(Problem.of(dynamics, x, packing), Context(recorder=recorder, **own))
+        context = Context(backend or TorchBackend(), recorder=recorder)
+        return System(Problem.of(dynamics, x, packing), context)
 
     @property
     def dynamics(self) -> Dynamics:

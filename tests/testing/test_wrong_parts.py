@@ -119,7 +119,9 @@ class Remembers(Plain):
         solution = super().solve(
             system,
             warm
-            if warm.dtype == z0.dtype and not torch.is_grad_enabled() and not isinstance(system, ic.LinearSystem)
+            if warm.dtype == z0.dtype
+            and not torch.is_grad_enabled()
+            and not isinstance(system, ic.LinearSystem)
             else z0,
         )
         self.last[z0.shape] = solution.z.detach().nan_to_num()
@@ -128,7 +130,11 @@ class Remembers(Plain):
 
 class Uncounted(Plain):
     def evaluate(self, system, z):
-        return system.update(z) if isinstance(system, ic.LinearSystem) else system.dynamics.update(z, system.x)
+        return (
+            system.update(z)
+            if isinstance(system, ic.LinearSystem)
+            else system.dynamics.update(z, system.x)
+        )
 
 
 class UnrolledInSilence(Plain):
