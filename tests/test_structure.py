@@ -39,7 +39,9 @@ def own_attributes(node: ast.ClassDef) -> set[str]:
         statement.name
         for statement in node.body
         if isinstance(statement, ast.FunctionDef)
-        and any(ast.unparse(decorator).endswith(".setter") for decorator in statement.decorator_list)
+        and any(
+            ast.unparse(decorator).endswith(".setter") for decorator in statement.decorator_list
+        )
     }
     return (found | fields) - setters
 
@@ -73,8 +75,6 @@ def test_no_tensor_is_known_by_its_address():
         for path, text in FILES.items()
         if path.relative_to(CORE).parts[0] in rooms
         for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "id"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "id"
     ]
     assert found == []

@@ -8,7 +8,7 @@ from typing import Any
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.restrict import SHARED, of_input, rule
-from implicitcore.tensors.shared import check_batch, marked_like, unwrapped
+from implicitcore.tensors.shared import check_batch, marked_like, shared, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,8 @@ class Problem:
         Raises:
             InputError: a tensor in x is neither per sample nor marked as shared.
         """
+        if packing.coupled:  # one sample, to which all of x belongs
+            return cls(dynamics, shared(x), packing)
         check_batch(x, packing.batch)
         return cls(dynamics, x, packing)
 

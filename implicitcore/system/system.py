@@ -118,7 +118,7 @@ class System:
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
         problem = self.problem
-        broadcastable = t.reshape(-1, *(1,) * len(problem.packing.shapes[0]))
+        broadcastable = problem.packing.spread(t)
         state = problem.packing.unpack(z)
         return self._evaluate(problem.dynamics.velocity, broadcastable, state, problem.x)
 
@@ -217,7 +217,7 @@ class System:
         try:
             value = self._call(function, *arguments)
         except Exception as error:
-            shapes = ", ".join(str([packing.batch, *shape]) for shape in packing.shapes)
+            shapes = ", ".join(str([*shape]) for shape in packing.full_shapes)
             error.add_note(
                 f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
                 f"{shapes}, {packing.dtype}"

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.tensors.shared import unwrapped
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
 from implicitcore.testing.factory import Maker
-from implicitcore.tensors.shared import unwrapped
 from implicitcore.testing.tensors import (
     copied,
     flat,
