@@ -167,7 +167,7 @@ class StagePullback(Pullback):
 
     def _krylov(self, v: Tensor) -> tuple[Tensor, Tensor]:
         tol = torch.finfo(real_dtype(v)).eps ** 0.75
-        solver = GMRES(tol=tol, restart=RESTART, max_steps=CYCLES * (RESTART + 1))
+        solver = GMRES(tol=tol, restart=RESTART, max_products=CYCLES * (RESTART + 1))
         linear = LinearSystem.transposed(self.jacobian.system, self.jacobian, v)
         solution = solver.solve_from(linear, linear.initial())
         return solution.z, ~solution.converged

@@ -112,9 +112,11 @@ class Packing:
             return
         leaves, spec = pytree.tree_flatten(value)
         if spec != self.spec:
+            expected = f"the structure of z: {self.spec}"
+            if self.plain:
+                expected = f"one tensor of shape {[self.batch, *self.shapes[0]]}, the next state"
             raise InputError(
-                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected the "
-                f"structure of z: {self.spec}"
+                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected {expected}"
             )
         for leaf, shape in zip(leaves, self.full_shapes, strict=True):
             if not isinstance(leaf, Tensor):

@@ -35,7 +35,8 @@ FORWARD, BOTH = "forward", "forward and backward"
 LIMIT = 1.05
 
 PAGE = """\
-<!-- Written by `make bench-dispatch` from dispatch.json: edit neither this page nor its numbers. -->
+<!-- Written by `make bench-dispatch` from dispatch.json:
+     edit neither this page nor its numbers. -->
 
 # Dispatch
 
@@ -43,18 +44,20 @@ PAGE = """\
 make bench-dispatch
 ```
 
-What names, the layer and the gradient strategy cost over their own solver, on the smallest problem where that could matter: 64 samples
-of tanh(W z + x) with 64 units, |W| = 0.9, float32. Times are of the processor, on one thread: the median of {repetitions} repetitions, each
-of which times all four ways in a new order.
+What names, the layer and the gradient strategy cost over their own solver, on the smallest problem
+where that could matter: 64 samples of tanh(W z + x) with 64 units, |W| = 0.9, float32. Times are of
+the processor, on one thread: the median of {repetitions} repetitions, each of which times all four
+ways in a new order.
 
 - **{NAME}**: `ic.build("deq", f, root_solver=..., gradient=...)`, then `layer.solve`.
 - **{OBJECTS}**: `ic.ImplicitLayer(ic.FixedPoint(f), solver=..., gradient=...)`, then `layer.solve`.
-- **{HAND}**: the solver's own `solve` on a `System` under `no_grad`, and `Implicit.run` for the gradient: what the layers are measured
-  against.
-- **{LOOP}**: the same kernels, `solver.step` and the residual's norms, in a loop that keeps no best iterate and no status, and freezes no
-  sample.
+- **{HAND}**: the solver's own `solve` on a `System` under `no_grad`, and `Implicit.run` for the
+  gradient: what the layers are measured against.
+- **{LOOP}**: the same kernels, `solver.step` and the residual's norms, in a loop that keeps no best
+  iterate and no status, and freezes no sample.
 
-A name is looked up when the layer is built, and never again: the two layers are the same object in all but how they came about.
+A name is looked up when the layer is built, and never again: the two layers are the same object in
+all but how they came about.
 """
 
 

@@ -12,7 +12,7 @@ import torchdiffeq
 from torch import Tensor
 
 from implicitcore import GradientError, InputError, ODESolver, Solution
-from implicitcore.extend import Count, Options, Stop, System, check_times
+from implicitcore.extend import Count, StepLimit, Stop, System, check_times
 from implicitcore_torchdiffeq.field import Field
 from implicitcore_torchdiffeq.settle import settle
 from implicitcore_torchdiffeq.trajectory import trajectory
@@ -24,7 +24,7 @@ _QUADRATURE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchdiffeqSolver(Options, ODESolver):
+class TorchdiffeqSolver(StepLimit, ODESolver):
     """A method of torchdiffeq.
 
     torchdiffeq has one step size for the whole batch: a sample's values depend on the others within
