@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from implicitcore.errors import ConfigError
 from implicitcore.system.scope import current
+from implicitcore.tensors.shared import shared
 from implicitcore.tensors.transforms import eager
 
 
@@ -61,7 +62,11 @@ class VariationalDropout(nn.Module):
             return self._sample(z)
         # On its own shape: in one f the module may see several. The batch is left out: samples may
         # leave it during a solve.
-        return scope.draw((self, z.shape[1:]), lambda: self._sample(z)).to(z.dtype)
+        return scope.draw((self, z.shape[1:]), lambda: self._drawn(z)).to(z.dtype)
+
+    def _drawn(self, z: Tensor) -> Any:
+        mask = self._sample(z)
+        return shared(mask) if 0 in self.shared else mask
 
     @torch.no_grad()
     def _sample(self, z: Tensor) -> Tensor:
