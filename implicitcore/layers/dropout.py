@@ -14,7 +14,9 @@ from implicitcore.tensors.transforms import eager
 
 @final
 class VariationalDropout(nn.Module):
-    """y = m z / (1 - p), where the mask m of zeros and ones is drawn once a solve and kept for all of its evaluations.
+    """y = m z / (1 - p), where the mask m of zeros and ones is drawn once a solve.
+
+    It is kept for all evaluations of the solve.
 
     With a fresh mask at each evaluation, as ``torch.nn.Dropout`` draws, f has no fixed point; with
     one, the solve, its residual and its gradient are of the same f. Each solve draws its own;
