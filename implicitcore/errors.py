@@ -11,6 +11,7 @@ GradientError (RuntimeError)     a gradient that cannot be computed exactly as a
 
 ImplicitCoreWarning (UserWarning)
 ├── ConvergenceWarning               a tolerance was not met
+├── InputWarning                     an input that can be used, and may not be what was meant
 └── PluginWarning                    a plugin was left out
 """
 
@@ -72,6 +73,10 @@ class ImplicitCoreWarning(UserWarning):
 
 class ConvergenceWarning(ImplicitCoreWarning):
     """A solve or a backward solve ended above its tolerance."""
+
+
+class InputWarning(ImplicitCoreWarning):
+    """An input that can be used, and may not be what was meant."""
 
 
 class PluginWarning(ImplicitCoreWarning):

@@ -23,6 +23,7 @@ from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution
+from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
@@ -192,7 +193,10 @@ def run(  # noqa: PLR0913 - keyword options
     autocast = ambient()
     begin = promoted(z0, autocast)
     packing = Packing.of(begin)
-    with solving(dynamics):
+    with solving(dynamics) as context:
+        if context.random:
+            noise = solve.times is not None and isinstance(gradient, Unrolled)
+            check_random(dynamics, context.random, one_function=not noise)
         system = System(dynamics, x, packing, backend=backend, trace=trace)
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))

@@ -24,7 +24,8 @@ from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, SolveError, Status
-from implicitcore.system.scope import SolveContext, current
+from implicitcore.system.current import current
+from implicitcore.system.scope import SolveContext
 from implicitcore.system.system import select
 from implicitcore.tensors.autocast import ambient, promoted
 from implicitcore.tensors.transforms import eager, in_backward
@@ -112,7 +113,8 @@ class ImplicitLayer(nn.Module):
             trace: keep the residual after each step.
         """
         scope = (current() or SolveContext()).stopping_with(group_of(self))
-        scope.cache_weights(self)
+        scope.cache_weights(self.dynamics)
+        scope.cache_weights(self.start)
         with scope.entered():
             start = self.start(x) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0

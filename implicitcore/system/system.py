@@ -15,7 +15,8 @@ from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.system.linearization import Linearization
-from implicitcore.system.scope import SolveContext, current
+from implicitcore.system.current import current
+from implicitcore.system.scope import SolveContext
 from implicitcore.tensors.autocast import ambient, restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
