@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
@@ -198,8 +199,11 @@ def run(  # noqa: PLR0913 - keyword options
             noise = solve.times is not None and isinstance(gradient, Unrolled)
             check_random(dynamics, context.random, one_function=not noise)
         system = System(dynamics, x, packing, backend=backend, trace=trace)
+        state = system.record_function() if torch.is_grad_enabled() else None
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
+    if state is not None:
+        state.settle()
     iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
     return solution.amended(z=packing.unpack(solution.z), start=z0, iterates=iterates)
 

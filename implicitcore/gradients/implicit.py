@@ -103,6 +103,7 @@ class BackwardSolve:
             raise GradientError(
                 "implicit gives first and second derivatives; use unrolled for a third"
             )
+        self.system.check_function()
         switch = [False]
         own = {
             id(tensor): _Cut.apply(tensor, switch)

@@ -93,6 +93,7 @@ class _Trajectory(torch.autograd.Function):
                 f"{call.strategy} gives first derivatives only; use Unrolled for a second "
                 "derivative (create_graph=True)"
             )
+        call.system.check_function()
         _ = ctx.saved_tensors  # autograd's own error, where one of them was changed in place since
         with call.system.scope.entered(), suspended():
             z0, gradients = call.pullback(call.bound(), grad_outputs[0])

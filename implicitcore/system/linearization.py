@@ -62,6 +62,7 @@ class Linearization:
 
         F is evaluated at them once more, so that a product costs no more than they do.
         """
+        self.system.check_function()
         return self.system.select(index).linearize(self.point.detach().index_select(0, index))
 
     def _rows(self, units: Tensor, graph: bool) -> Tensor:

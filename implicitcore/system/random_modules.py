@@ -15,8 +15,13 @@ _DRAWING = (_DropoutNd, nn.RReLU, nn.MultiheadAttention, nn.RNNBase)
 _ELSEWHERE = frozenset({"DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d"})
 
 
+def is_random(module: nn.Module) -> bool:
+    """Whether a module is one that may draw random numbers in training."""
+    return isinstance(module, _DRAWING) or type(module).__name__ in _ELSEWHERE
+
+
 def draws_anew(module: nn.Module) -> bool:
-    """Whether a module in training is one that draws random numbers at each call."""
+    """Whether a module draws random numbers at each call in training, with the options it has."""
     if not isinstance(module, _DRAWING):
         return type(module).__name__ in _ELSEWHERE
     if isinstance(module, _DropoutNd):

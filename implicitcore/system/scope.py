@@ -13,6 +13,7 @@ from implicitcore.errors import InputError
 from implicitcore.system.cached_weights import Weights, compute_weights
 from implicitcore.system.captured_modules import captured_modules
 from implicitcore.system.current import Block, current, running
+from implicitcore.system.function_state import FunctionState
 from implicitcore.system.random_modules import draws_anew
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class SolveContext:
         weights: the parametrised weights, by module and name.
         modes: whether a module was in training when it was first asked.
         known: the modules whose weights are cached.
+        members: those of them that belong to each module that was given.
         random: those of them that draw anew at each evaluation.
     """
 
@@ -47,6 +49,7 @@ class SolveContext:
         self.weights: Weights = {}
         self.modes: dict[nn.Module, bool] = {}
         self.known: set[nn.Module] = set()
+        self.members: dict[nn.Module, list[nn.Module]] = {}
         self.random: list[nn.Module] = []
 
     def cache_weights(self, module: nn.Module) -> None:
@@ -61,11 +64,13 @@ class SolveContext:
         if module in self.known:
             return
         children = [module, *captured_modules(module)]
+        members = self.members[module] = []
         while children:
             child = children.pop()
             if child in self.known:
                 continue
             self.known.add(child)
+            members.append(child)
             # By hand: every solve comes here, and Module.modules() takes four times as long.
             for name, part in child._modules.items():
                 if name == "parametrizations" and part is not None and is_parametrized(child):
@@ -74,6 +79,11 @@ class SolveContext:
                     children.append(part)
             if child.training:
                 self._check(child)
+
+    def function_state(self, dynamics: nn.Module, x: Any) -> FunctionState:
+        """What f reads, as it is now."""
+        # Dynamics that are part of other dynamics have no list of their own.
+        return FunctionState(self.members.get(dynamics) or dynamics.modules(), x)
 
     def draw(self, key: Any, sample: Callable[[], Tensor]) -> Tensor:
         """The tensor of this key, with the batch first.
@@ -128,7 +138,7 @@ class SolveContext:
     def _part(self, group: ProcessGroup | None) -> SolveContext:
         part = SolveContext(group)
         part.weights, part.modes, part.known = self.weights, self.modes, self.known
-        part.random = self.random
+        part.members, part.random = self.members, self.random
         return part
 
     def _check(self, module: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.system.function_state import FunctionState
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.current import current
 from implicitcore.system.scope import SolveContext
@@ -91,6 +92,7 @@ class System:
         self._counter = Counter()
         self._has_map = type(dynamics).update is not Dynamics.update
         self._residual: tuple[Tensor, Tensor, bool, Residual] | None = None
+        self.function_state: FunctionState | None = None
 
     @property
     def evaluations(self) -> int:
@@ -130,6 +132,20 @@ class System:
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
         return self.dynamics.scale(update_norm, start_norm)
+
+    def record_function(self) -> FunctionState:
+        """Note what f reads, for a backward pass that evaluates f again."""
+        self.function_state = self.scope.function_state(self.dynamics, self.x)
+        return self.function_state
+
+    def check_function(self) -> None:
+        """Require, before a backward pass evaluates f again, that f is still what was solved.
+
+        Raises:
+            GradientError: a tensor or a mode that f reads has changed since.
+        """
+        if self.function_state is not None:
+            self.function_state.check()
 
     def bind(self, x: Any) -> System:
         """The same dynamics at another x, counting by itself."""
