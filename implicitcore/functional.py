@@ -24,6 +24,7 @@ from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution
+from implicitcore.system.memory import apart
 from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
 from implicitcore.system.system import System
@@ -202,10 +203,11 @@ def run(  # noqa: PLR0913 - keyword options
         state = system.record_function() if torch.is_grad_enabled() else None
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
+    system.release()
     if state is not None:
         state.settle()
     iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
-    return solution.amended(z=packing.unpack(solution.z), start=z0, iterates=iterates)
+    return solution.amended(z=packing.unpack(apart(solution.z, begin, x)), start=z0, iterates=iterates)
 
 
 def _check_backend(backend: Backend | None) -> None:

@@ -14,14 +14,16 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.dynamics.fixed_point import FixedPointMap
 from implicitcore.system.function_state import FunctionState
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.current import current
 from implicitcore.system.scope import SolveContext
+from implicitcore.system.memory import Memory, versions_of
 from implicitcore.tensors.autocast import ambient, restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
-from implicitcore.tensors.transforms import check_products
+from implicitcore.tensors.transforms import check_products, transformed
 
 
 @dataclass
@@ -90,6 +92,9 @@ class System:
         self.scope = current() or SolveContext()
         self.autocast = ambient()
         self._counter = Counter()
+        self._memory = Memory()
+        self._functional = transformed()
+        self._is_map = type(dynamics).velocity is FixedPointMap.velocity
         self._has_map = type(dynamics).update is not Dynamics.update
         self._residual: tuple[Tensor, Tensor, bool, Residual] | None = None
         self.function_state: FunctionState | None = None
@@ -106,7 +111,7 @@ class System:
     def update(self, z: Tensor) -> Tensor:
         """The fixed-point map f(z), ``[batch, n]``: one evaluation."""
         if self._has_map:
-            return self._evaluate(self.dynamics.update, self.packing.unpack(z), self.x)
+            return self._evaluate(self.dynamics.update, z)
         # The residual is what these dynamics give: taken from z + g, it would be lost in the
         # rounding of a large z.
         g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
@@ -116,8 +121,10 @@ class System:
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
+        if self._is_map:  # subtracted here: f may have written into the z that it was given
+            return self._evaluate(self.dynamics.update, z) - z
         broadcastable = t.reshape(-1, *(1,) * len(self.packing.shapes[0]))
-        return self._evaluate(self.dynamics.velocity, broadcastable, self.packing.unpack(z), self.x)
+        return self._evaluate(self.dynamics.velocity, z, broadcastable)
 
     def residual(self, z: Tensor, fz: Tensor, out: Tensor | None = None) -> Residual:
         """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z).
@@ -150,8 +157,12 @@ class System:
     def bind(self, x: Any) -> System:
         """The same dynamics at another x, counting by itself."""
         bound = System(self.dynamics, x, self.packing, backend=self.backend)
-        bound.scope, bound.autocast = self.scope, self.autocast
+        bound.scope, bound.autocast, bound._memory = self.scope, self.autocast, self._memory.fork()
         return bound
+
+    def release(self) -> None:
+        """Let go of what only further evaluations need."""
+        self._memory.release()
 
     def select(self, index: Tensor) -> System:
         """The system of some samples ``[k]``, counting with this one.
@@ -201,16 +212,37 @@ class System:
             value = self.scope.call(function, *arguments)
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
 
-    def _evaluate(self, function: Callable[..., Any], *arguments: Any) -> Tensor:
+    def _evaluate(self, function: Callable[..., Any], z: Tensor, *time: Tensor) -> Tensor:
         self._counter.evaluations += 1
+        memory = self._memory
+        point, versions = z, ()
+        if memory.copies_state is not False:
+            point, versions = z.clone(), versions_of(self.x)
+        version = point._version
         try:
-            value = self._call(function, *arguments)
+            value = self._call(function, *time, self.packing.unpack(point), self.x)
         except Exception as error:
-            shapes = ", ".join(str([self.packing.batch, *shape]) for shape in self.packing.shapes)
-            error.add_note(
-                f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
-                f"{shapes}, {self.packing.dtype}"
-            )
+            self._explain(error)
             raise
+        if point._version != version or memory.copies_state is None:
+            memory.note_state(point._version != version, self.x, versions)
         self.packing.check(value, type(self.dynamics).__name__)
-        return self.packing.pack(value)
+        return self._own(self.packing.pack(value))
+
+    def _own(self, result: Tensor) -> Tensor:
+        """The result, copied where f would write to its memory again."""
+        memory, owned = self._memory, result
+        if self._functional:  # in a transform of torch.func: tensors have no address
+            return result
+        pointer = result.data_ptr()
+        if pointer == memory.pointer or memory.copies_result is not False:
+            owned = memory.own(result, pointer)
+        memory.result, memory.pointer, memory.version = result, pointer, result._version
+        return owned
+
+    def _explain(self, error: Exception) -> None:
+        shapes = ", ".join(str([self.packing.batch, *shape]) for shape in self.packing.shapes)
+        error.add_note(
+            f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
+            f"{shapes}, {self.packing.dtype}"
+        )
