@@ -20,6 +20,9 @@ from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
+from implicitcore.options.annotations import PartType
+from implicitcore.options.option import read_part
+from implicitcore.options.types import Spec
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
@@ -32,15 +35,21 @@ from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager
 
+_SOLVERS = ("root_solver", "ode_solver")
+_ROOT = PartType(("root_solver",), optional=True)
+_TRAJECTORY = PartType(("ode_solver",), optional=True)
+_GRADIENT = PartType(("gradient",), optional=True)
+_BACKEND = PartType(("backend",), optional=True)
+
 
 def fixed_point(
     f: Callable[[Any, Any], Any],
     z0: Any,
     x: Any = None,
     *,
-    solver: RootSolver | None = None,
-    gradient: GradientStrategy | None = None,
-    backend: Backend | None = None,
+    solver: RootSolver | Spec | None = None,
+    gradient: GradientStrategy | Spec | None = None,
+    backend: Backend | Spec | None = None,
 ) -> Solution:
     """Solve f(z, x) = z for each sample of a batch.
 
@@ -48,7 +57,8 @@ def fixed_point(
         f: the map, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree.
-        solver: default ``Anderson()``; stops where ``|f(z, x) - z| <= tol |f(z, x)|``, per sample,
+        solver: as every part its name, a mapping with ``name`` and options, or an object; default
+            ``Anderson()``; stops where ``|f(z, x) - z| <= tol |f(z, x)|``, per sample,
             in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
@@ -58,6 +68,7 @@ def fixed_point(
         f depends on.
 
     Raises:
+        ConfigError: a part cannot be made or used; lists every problem.
         InputError: z0 cannot be packed, or f returns another structure, shape or dtype.
 
     Example:
@@ -69,6 +80,7 @@ def fixed_point(
         >>> round(torch.autograd.grad(solution.z.sum(), x)[0].item(), 6)
         -0.297474
     """
+    solver, gradient, backend = _parts(_ROOT, solver, gradient, backend)
     return run(
         FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend
     )
@@ -79,9 +91,9 @@ def find_root(
     z0: Any,
     x: Any = None,
     *,
-    solver: RootSolver | None = None,
-    gradient: GradientStrategy | None = None,
-    backend: Backend | None = None,
+    solver: RootSolver | Spec | None = None,
+    gradient: GradientStrategy | Spec | None = None,
+    backend: Backend | Spec | None = None,
 ) -> Solution:
     """Solve g(z, x) = 0 for each sample of a batch.
 
@@ -89,7 +101,7 @@ def find_root(
         g: the residual, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree.
-        solver: default ``Broyden()``; stops where ``|g(z, x)| <= tol max(1, |g(z0, x)|)``, per
+        solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <= tol max(1, |g(z0, x)|)``, per
             sample, in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
@@ -98,8 +110,10 @@ def find_root(
         The solution, as :func:`fixed_point`.
 
     Raises:
+        ConfigError: a part cannot be made or used; lists every problem.
         InputError: z0 cannot be packed, or g returns another structure, shape or dtype.
     """
+    solver, gradient, backend = _parts(_ROOT, solver, gradient, backend)
     return run(
         VectorField(g, autonomous=True),
         z0,
@@ -116,11 +130,11 @@ def integrate(  # noqa: PLR0913 - keyword options
     x: Any = None,
     *,
     times: Tensor,
-    solver: ODESolver | None = None,
-    gradient: GradientStrategy | None = None,
+    solver: ODESolver | Spec | None = None,
+    gradient: GradientStrategy | Spec | None = None,
     dense: bool = False,
     event: Event | None = None,
-    backend: Backend | None = None,
+    backend: Backend | Spec | None = None,
 ) -> Solution:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
 
@@ -131,7 +145,7 @@ def integrate(  # noqa: PLR0913 - keyword options
         x: the input, any pytree.
         times: output times ``[T]``, strictly increasing or decreasing; a span of length zero has no
             solution and is an error.
-        solver: default ``Tsit5()``.
+        solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
         dense: keep the trajectory between the times too: ``solution.interpolate(t)``.
         event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
@@ -146,6 +160,7 @@ def integrate(  # noqa: PLR0913 - keyword options
         function that e(t, z(t), x) = 0 defines.
 
     Raises:
+        ConfigError: a part cannot be made or used; lists every problem.
         InputError: z0 or times cannot be used, or v or event returns another structure, shape or
             dtype.
         GradientError: dense output or an event with a strategy other than ``Unrolled``, which keeps
@@ -164,6 +179,7 @@ def integrate(  # noqa: PLR0913 - keyword options
         >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
         -0.023013
     """
+    solver, gradient, backend = _parts(_TRAJECTORY, solver, gradient, backend)
     strategy = gradient or Unrolled()
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
@@ -207,7 +223,28 @@ def run(  # noqa: PLR0913 - keyword options
     if state is not None:
         state.settle()
     iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
-    return solution.amended(z=packing.unpack(apart(solution.z, begin, x)), start=z0, iterates=iterates)
+    return solution.amended(
+        z=packing.unpack(apart(solution.z, begin, x)), start=z0, iterates=iterates
+    )
+
+
+def _parts(kind: PartType, solver: Any, gradient: Any, backend: Any) -> tuple[Any, Any, Any]:
+    """The parts of a call; objects go straight through, names and mappings are read.
+
+    A solver of the other kind is left to the gradient strategy, which says what to use in its
+    place.
+    """
+    if getattr(type(solver), "kind", None) in _SOLVERS:
+        kind = PartType(_SOLVERS)
+    given = (("solver", kind, solver), ("gradient", _GRADIENT, gradient))
+    read = [
+        read_part(value, slot, name)
+        for name, slot, value in (*given, ("backend", _BACKEND, backend))
+    ]
+    problems = [line for _, found in read for line in found]
+    if problems:
+        raise ConfigError(problems)
+    return read[0][0], read[1][0], read[2][0]
 
 
 def _check_backend(backend: Backend | None) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import implicitcore as ic
-from implicitcore.options.options import Option, options_of
+from implicitcore.options.option import Option
+from implicitcore.options.options import options_of
 from implicitcore.registry.part import Part
 from implicitcore.registry.registry import REGISTRY
 

@@ -15,7 +15,8 @@ from implicitcore.errors import ConfigError, PluginError, PluginWarning
 from implicitcore.options.annotations import PartType
 from implicitcore.options.docstrings import first_paragraph, option_texts
 from implicitcore.options.kinds import CLASS_KINDS, check_kind
-from implicitcore.options.options import Option, options_of
+from implicitcore.options.option import Option
+from implicitcore.options.options import options_of
 from implicitcore.registry.part import Part
 from implicitcore.registry.registry import REGISTRY
 

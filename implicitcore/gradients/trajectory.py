@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError
-from implicitcore.solution import Solution
+from implicitcore.solution import Backward, Solution
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
@@ -58,14 +58,16 @@ def attach(
     system.evaluations += len(probe.times)
     listed = (p for p in system.dynamics.parameters() if p.requires_grad)
     captured = union(listed, captured)
-    call = _Call(type(strategy).__name__, pullback, system, own, captured, probe, replays)
+    call = _Call(
+        type(strategy).__name__, pullback, system, own, captured, probe, replays, solution.backward
+    )
     return solution.amended(
         z=_Trajectory.apply(call, solution.z, z0, *own, *captured), evaluations=system.evaluations
     )
 
 
 class _Probe:
-    """The vector field at both ends of a trajectory, to tell whether backward meets the same field."""
+    """The vector field at the ends of a trajectory, to tell whether backward meets the same one."""
 
     def __init__(self, times: Tensor, z: Tensor) -> None:
         self.times, self.z = times, z
@@ -128,7 +130,7 @@ _CHANGED = (
 
 
 class _Again(System):
-    """The forward system in a backward pass, whose evaluations may depend on no other leaves than the inputs."""
+    """The forward system in a backward pass: it may depend on no other leaves than the inputs."""
 
     inputs: Sequence[Tensor]
 
@@ -170,6 +172,7 @@ class _Call(NamedTuple):
     captured: list[Tensor]
     probe: _Probe
     replays: bool
+    record: Backward
 
     def bound(self) -> Bound:
         own = {id(tensor): tensor.detach().requires_grad_() for tensor in self.own}
@@ -203,6 +206,7 @@ class _Trajectory(torch.autograd.Function):
             bound = call.bound()
             if not call.replays:
                 call.probe.check(bound.system)
+                call.record.evaluations += len(call.probe.times)
             z0, gradients = call.pullback(bound, grad_outputs[0])
         return None, None, z0, *gradients
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.errors import ConvergenceWarning
+from implicitcore.errors import ConfigError, ConvergenceWarning
 from implicitcore.functional import run
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
@@ -20,8 +20,10 @@ from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.layers import observers
 from implicitcore.layers.distributed import SharedGroup, group_of
 from implicitcore.layers.initial import InitialGuess, Zeros
+from implicitcore.layers.options import OPTIONS, LayerMeta, LayerOption, replaced
 from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.options.types import Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, SolveError, Status
 from implicitcore.system.current import current
@@ -37,15 +39,34 @@ OnFailure = Literal["raise", "warn", "mask"]
 """What becomes of samples that do not converge; see :class:`ImplicitLayer`."""
 
 
-class ImplicitLayer(nn.Module):
+class CallOptions(TypedDict, total=False):
+    """The options that every layer has, with one default: for ``**options: Unpack[CallOptions]``."""
+
+    backend: Backend | Spec | None
+    on_failure: OnFailure
+
+
+class LayerOptions(CallOptions, total=False):
+    """The options that every layer has: for ``**options: Unpack[LayerOptions]``."""
+
+    gradient: GradientStrategy | Spec | None
+
+
+def _default_gradient(layer: ImplicitLayer) -> GradientStrategy:
+    return Implicit() if isinstance(layer.solver, RootSolver) else Unrolled()
+
+
+class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     """Dynamics, a solver, a gradient strategy and a start, as one module.
 
     With a root solver the output is an equilibrium of the dynamics; with an ODE solver it is the
     state at ``horizon``, integrated from time 0. Nothing is remembered on the layer between calls.
+    Every option is an attribute that can be assigned: the next call and ``config`` follow it.
 
     Arguments:
         dynamics: what is solved.
-        solver: a root solver or an ODE solver.
+        solver: a root solver or an ODE solver; as every part its name, a mapping with ``name`` and
+            options, or an object.
         gradient: default ``Implicit()`` with a root solver, ``Unrolled()`` with an ODE solver.
         start: where z0 comes from; default zeros shaped like x.
         horizon: the end time of an ODE solver.
@@ -59,33 +80,52 @@ class ImplicitLayer(nn.Module):
     Example:
         >>> import torch, implicitcore as ic
         >>> weight = torch.nn.Linear(4, 4)
-        >>> layer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: torch.tanh(0.5 * weight(z) + x)), solver=ic.Anderson(tol=1e-5))
+        >>> dynamics = ic.FixedPoint(lambda z, x: torch.tanh(0.5 * weight(z) + x))
+        >>> layer = ic.ImplicitLayer(dynamics, solver=ic.Anderson(tol=1e-5))
         >>> layer(torch.ones(3, 4)).shape
         torch.Size([3, 4])
+        >>> layer.solver = {"name": "picard", "tol": 1e-5}
+        >>> layer.solver
+        Picard(tol=1e-05, atol=0.0, max_steps=50, compact=False, damping=1.0)
     """
 
     kind: ClassVar[str] = "layer"
+    dynamics = LayerOption[Dynamics]("dynamics")
+    solver = LayerOption[RootSolver | ODESolver]("solver")
+    gradient = LayerOption[GradientStrategy]("gradient", _default_gradient)
+    start = LayerOption[InitialGuess]("start", lambda layer: Zeros())
+    horizon = LayerOption[float]("horizon")
+    backend = LayerOption[Backend]("backend", lambda layer: TorchBackend())
+    on_failure = LayerOption[OnFailure]("on_failure")
 
     def __init__(  # noqa: PLR0913 - keyword options
         self,
         dynamics: Dynamics,
         *,
-        solver: RootSolver | ODESolver,
-        gradient: GradientStrategy | None = None,
+        solver: RootSolver | ODESolver | Spec,
+        gradient: GradientStrategy | Spec | None = None,
         start: InitialGuess | None = None,
-        horizon: float = 1.0,
-        backend: Backend | None = None,
+        horizon: Positive = 1.0,
+        backend: Backend | Spec | None = TorchBackend(),
         on_failure: OnFailure = "warn",
     ) -> None:
         super().__init__()
         self.dynamics = dynamics
         self.solver = solver
-        self.gradient = gradient or (Implicit() if isinstance(solver, RootSolver) else Unrolled())
-        self.start = start or Zeros()
+        self.gradient = gradient
+        self.start = start
         self.horizon = horizon
-        self.backend = backend or TorchBackend()
+        self.backend = backend
         self.on_failure = on_failure
         self._sync: bool | SharedGroup = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign an option through its checks, which ``nn.Module`` passes by for modules."""
+        option = getattr(type(self), name, None)
+        if isinstance(option, OPTIONS):
+            option.__set__(self, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, x: Any, z0: Any = None) -> Any:
         """The solution's z, differentiable.
@@ -155,8 +195,13 @@ class ImplicitLayer(nn.Module):
         """The layer as data: ``implicitcore.build(layer.config, cell)`` builds its equal.
 
         Raises:
-            ConfigError: a part of the layer is not registered.
+            ConfigError: a part of the layer is not registered, or its dynamics or start was
+                replaced by one of another class.
         """
+        built = vars(self)["_built_with"]
+        changed = [part for part in built if type(getattr(self, part)) is not built[part]]
+        if changed:
+            raise ConfigError([f"{part}: {replaced(self, part)}" for part in changed])
         return provided("describe")(self)
 
     def extra_repr(self) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
 
+from implicitcore.options.options import PartMeta
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
 
 
-class RootSolver(ABC):
+class RootSolver(metaclass=PartMeta):
     """Finds z with f(z) = z (that is, g(z) = 0) for each sample of a batch.
 
     A black box implements :meth:`solve` alone; a solver that is one map per iteration derives from

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Tolerance
+from implicitcore.options.shared import ResidualTolerance
+from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.solution import Solution
@@ -30,7 +30,7 @@ class Correction(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearRootSolver(Options, RootSolver):
+class LinearRootSolver(ResidualTolerance, RootSolver):
     """Cycles of a matrix-free method for A s = g, with g = g(z) = b - A z, per sample.
 
     Each begins at the residual measured. A = -dg/dz = I - df/dz comes as products from
@@ -39,15 +39,10 @@ class LinearRootSolver(Options, RootSolver):
     linearisation at z.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm (relative to the incoming gradient in a
-            backward pass).
-        atol: absolute tolerance beside it.
-        max_steps: most products.
+        max_products: most products with A of the batch.
     """
 
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
-    max_steps: Count = 100
+    max_products: Count = 100
 
     @abstractmethod
     def cycle(
@@ -64,9 +59,9 @@ class LinearRootSolver(Options, RootSolver):
         z, fz = z0, system.update(z0)
         stopped = progress.observe(z, fz)
         products, steps = 0, torch.zeros_like(progress.steps)
-        while not stopped and products < self.max_steps:
+        while not stopped and products < self.max_products:
             product, g = _product(system.linearize(z)), system.residual(z, fz).value
-            found = self.cycle(system, product, g, progress, self.max_steps - products)
+            found = self.cycle(system, product, g, progress, self.max_products - products)
             products += found.products + 1
             steps += found.steps
             z = progress.freeze(z + found.s, z)

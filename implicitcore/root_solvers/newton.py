@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Tolerance, Whole
+from implicitcore.options.shared import Stopping
+from implicitcore.options.types import Count, Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linearized import Point, damped, solve
@@ -28,7 +28,7 @@ LOOSEST, FORCING = 0.5, 0.9
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Newton(Options, RootSolver):
+class Newton(Stopping, RootSolver):
     """Newton's method on g(z) = f(z) - z: (I - J) s = g with J = df/dz, then z + a s, per sample.
 
     The length a begins at one and is cut, by the minimum of a parabola, until ``|g|`` falls by the
@@ -42,10 +42,6 @@ class Newton(Options, RootSolver):
     the line search ends in a minimum of ``|g|`` that is no root.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
-            atol``.
-        atol: absolute tolerance beside it.
-        max_steps: most iterates, the start included.
         dense_below: largest n whose Jacobians are formed; the storage is n^2 per sample.
         restart: most GMRES products in one iteration.
         backtracks: most times a step is cut; 0 always takes the full step.
@@ -56,9 +52,6 @@ class Newton(Options, RootSolver):
         16-32, choice 2; damped step: More, The Levenberg-Marquardt algorithm (1978).
     """
 
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
-    max_steps: Count = 50
     dense_below: Whole = 64
     restart: Count = 30
     backtracks: Whole = 10

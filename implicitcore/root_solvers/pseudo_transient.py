@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Positive, Tolerance, Whole
+from implicitcore.options.shared import Stopping
+from implicitcore.options.types import Count, Positive, Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linearized import Point, solve
@@ -26,7 +26,7 @@ INNER = 0.1
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class PseudoTransient(Options, RootSolver):
+class PseudoTransient(Stopping, RootSolver):
     """Implicit Euler steps of dz/dt = g(z) = f(z) - z whose length grows as the residual falls, per sample.
 
     (I / dt - G) s = g with G = dg/dz = J - I, then z + s, and dt <- dt ``|g|`` / ``|g of z + s|``
@@ -36,10 +36,6 @@ class PseudoTransient(Options, RootSolver):
     root, and for a root that repels the flow; ``SteadyState`` where products with J are dear.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
-            atol``.
-        atol: absolute tolerance beside it.
-        max_steps: most iterates, the start included.
         first_step: the first dt.
         dense_below: largest n whose Jacobians are formed (n products); GMRES solves the larger
             systems.
@@ -50,8 +46,6 @@ class PseudoTransient(Options, RootSolver):
         35 (1998), p. 508-523.
     """
 
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
     max_steps: Count = 100
     first_step: Positive = 1.0
     dense_below: Whole = 64

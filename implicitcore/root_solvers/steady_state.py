@@ -11,8 +11,8 @@ from torch import Tensor
 from implicitcore.backends.base import Residual
 from implicitcore.ode_solvers.adams import Adams
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Tolerance
+from implicitcore.options.shared import Stopping
+from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.solution import Solution, Status
@@ -27,7 +27,7 @@ FALL, RISE = 0.95, 2.0
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SteadyState(Options, RootSolver):
+class SteadyState(Stopping, RootSolver):
     """Integrate dz/dt = g(z, x) until the velocity vanishes.
 
     The bridge from any ODE solver to a root solver. The stop test is that of every root solver, on
@@ -44,21 +44,16 @@ class SteadyState(Options, RootSolver):
 
     Attributes:
         ode_solver: integrates.
-        tol: stop where ``|f(z) - z| <= tol |f(z)| + atol``, per sample.
-        atol: absolute tolerance beside it.
         measure: ``"norm"`` compares 2-norms; ``"entries"`` every entry, for states whose parts
             differ in size.
         patience: a sample has stalled where its least residual in so many steps is about that in as
             many before. Small fixed steps need more; None waits for ``max_steps``.
-        max_steps: most steps of the ODE solver.
 
     Reference:
         Pal, Edelman, Rackauckas, Continuous Deep Equilibrium Models, arXiv 2201.12240.
     """
 
     ode_solver: ODESolver = Adams(rtol=0.5, atol=0.5, max_order=3)
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
     measure: Literal["norm", "entries"] = "norm"
     patience: Count | None = 30
     max_steps: Count = 100
@@ -73,7 +68,9 @@ class SteadyState(Options, RootSolver):
                 fz = z + velocity
                 residual = Residual(velocity, norm(velocity), norm(fz))
             progress.settle(z, fz, residual)
-            return progress.active
+            # The start is an iterate too: the solver's own limit is one step too many.
+            spent = progress.count >= self.max_steps
+            return torch.zeros_like(progress.active) if spent else progress.active
 
         solver = self.ode_solver
         if is_dataclass(solver) and hasattr(solver, "max_steps"):

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Tolerance
+from implicitcore.options.shared import Stopping
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.synchronized import SynchronizedStopTest
@@ -23,22 +22,15 @@ State = TypeVar("State")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepwiseRootSolver(Options, RootSolver, Generic[State]):
+class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
     """A root solver that is two methods: the loop around them is shared by all.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
-            atol``.
-        atol: absolute tolerance beside it.
-        max_steps: most evaluations of f.
         compact: stopped samples leave the batch and cost no more evaluations. For batches whose
             samples need unlike numbers of steps, and a cell that takes each sample by itself; see
             :meth:`implicitcore.System.select` for what x may hold.
     """
 
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
-    max_steps: Count = 50
     compact: bool = False
 
     @abstractmethod

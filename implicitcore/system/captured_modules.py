@@ -13,7 +13,7 @@ _FUNCTIONS = frozenset({FunctionType, MethodType, partial})
 
 
 def captured_modules(module: nn.Module) -> list[nn.Module]:
-    """The modules that the functions among a module's attributes call: ``lambda z, x: cell(z, x)``.
+    """What the functions among a module's attributes call: ``lambda z, x: cell(z, x)``.
 
     Where a function takes an attribute of a module (``self.cell(z, x)``), the attribute counts and
     not the rest of that module.

@@ -52,9 +52,7 @@ class Block:
     @property
     def active(self) -> bool:
         """Open, and not in a generator that is paused: the frame of one has no caller."""
-        return self.context is not None and (
-            self.frame is None or self.frame.f_back is not None
-        )
+        return self.context is not None and (self.frame is None or self.frame.f_back is not None)
 
     def close(self) -> None:
         """End the block, in whatever order and task blocks end."""
@@ -69,7 +67,7 @@ _block: ContextVar[Block | None] = ContextVar("implicitcore_block", default=None
 
 
 def current() -> SolveContext | None:
-    """The context of the solve that runs in this thread, or of the block around it; None for neither."""
+    """The context of the solve that this thread is in, or of the block around it, if any."""
     if running.context is not None:
         return running.context
     block = _block.get()
@@ -96,7 +94,7 @@ _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 def _statement(frame: FrameType | None) -> FrameType | None:
-    """The first frame, outwards, that is neither of contextlib nor of this package's context managers."""
+    """The first frame, outwards, that is neither of contextlib nor of this package."""
     while frame is not None and (
         _in_contextlib(frame) or frame.f_globals.get("__package__") == __package__
     ):

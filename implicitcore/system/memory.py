@@ -84,10 +84,8 @@ class Memory:
         return result.clone() if self.copies_result else result
 
     def _constant(self, result: Tensor) -> bool:
-        """The same tensor again, and nothing has been written to it; a CUDA graph would not tell."""
-        return (
-            result is self.result and result._version == self.version and not result.is_cuda
-        )
+        """The same tensor, to which nothing was written; a CUDA graph would not tell."""
+        return result is self.result and result._version == self.version and not result.is_cuda
 
 
 def versions_of(x: Any) -> list[int]:

@@ -32,9 +32,7 @@ def draws_anew(module: nn.Module) -> bool:
     return module.dropout > 0 and layers > 1
 
 
-def check_random(
-    dynamics: nn.Module, random: Sequence[nn.Module], *, one_function: bool
-) -> None:
+def check_random(dynamics: nn.Module, random: Sequence[nn.Module], *, one_function: bool) -> None:
     """Refuse dynamics whose evaluations differ at random.
 
     Arguments:

@@ -95,7 +95,7 @@ class SolveContext:
         return self.drawn[key]
 
     def stopping_with(self, group: ProcessGroup | None) -> SolveContext:
-        """The same context, for solves that stop together with the processes of a group, or (None) alone."""
+        """The same context, for solves that stop with the processes of a group, or (None) alone."""
         if group is self.group:
             return self
         part = self._part(group)
@@ -154,9 +154,7 @@ def in_training(module: nn.Module) -> bool:
     ``train()`` and ``eval()`` between a solve and its backward pass change nothing then.
     """
     context = current()
-    return (
-        module.training if context is None else context.modes.setdefault(module, module.training)
-    )
+    return module.training if context is None else context.modes.setdefault(module, module.training)
 
 
 @contextmanager
@@ -169,8 +167,8 @@ def frozen_randomness(module: Callable[..., Any] | None = None) -> Iterator[Solv
     generator runs, and not while it is paused.
 
     Arguments:
-        module: a layer, its dynamics or its cell, whose parametrised weights are cached; a function
-            has none.
+        module: a layer, its dynamics or its cell, whose parametrised weights are cached at once;
+            those of a function are at its solve.
 
     Raises:
         InputError: a weight of the module has the older ``torch.nn.utils.spectral_norm``.
@@ -200,7 +198,7 @@ def frozen_randomness(module: Callable[..., Any] | None = None) -> Iterator[Solv
 
 
 def solving(module: nn.Module) -> AbstractContextManager[SolveContext]:
-    """The context of a solve with these dynamics: that of the layer or block around it, or a new one."""
+    """The context of a solve of these dynamics: of the layer or block around it, or a new one."""
     context = running.context
     if context is not None and module in context.known:
         return nullcontext(context)

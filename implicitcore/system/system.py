@@ -15,11 +15,11 @@ from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPointMap
+from implicitcore.system.current import current
 from implicitcore.system.function_state import FunctionState
 from implicitcore.system.linearization import Linearization
-from implicitcore.system.current import current
-from implicitcore.system.scope import SolveContext
 from implicitcore.system.memory import Memory, versions_of
+from implicitcore.system.scope import SolveContext
 from implicitcore.tensors.autocast import ambient, restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
@@ -123,8 +123,7 @@ class System:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
         if self._is_map:  # subtracted here: f may have written into the z that it was given
             return self._evaluate(self.dynamics.update, z) - z
-        broadcastable = t.reshape(-1, *(1,) * len(self.packing.shapes[0]))
-        return self._evaluate(self.dynamics.velocity, z, broadcastable)
+        return self._evaluate(self.dynamics.velocity, z, self.packing.spread(t))
 
     def residual(self, z: Tensor, fz: Tensor, out: Tensor | None = None) -> Residual:
         """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z).
@@ -241,7 +240,7 @@ class System:
         return owned
 
     def _explain(self, error: Exception) -> None:
-        shapes = ", ".join(str([self.packing.batch, *shape]) for shape in self.packing.shapes)
+        shapes = ", ".join(str([*shape]) for shape in self.packing.full_shapes)
         error.add_note(
             f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
             f"{shapes}, {self.packing.dtype}"

@@ -95,7 +95,7 @@ def test_the_backward_pass_of_some_samples():
         )
     )
     growth.requires_grad_()
-    gradient = ic.Implicit(ic.Chain((ic.GMRES(tol=1e-12, max_steps=2), ic.Newton(tol=1e-12))))
+    gradient = ic.Implicit(ic.Chain((ic.GMRES(tol=1e-12, max_products=2), ic.Newton(tol=1e-12))))
     solver = ic.Newton(tol=1e-13)
     x = torch.ones(5, 4, dtype=T)
     solution = ic.fixed_point(

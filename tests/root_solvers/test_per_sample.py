@@ -194,10 +194,13 @@ def test_the_start_is_not_changed_and_the_trace_is_the_residual_of_each_step():
 
 def test_a_pytree_state_is_solved_as_one_vector():
     x = inputs(n=4)
-    cell = lambda z, x: {
-        "a": 0.3 * torch.tanh(z["b"])[:, None, None] + x[:, :2, None],
-        "b": 0.5 * z["a"].sum((1, 2)) + x[:, 3],
-    }  # noqa: E731
+
+    def cell(z, x):
+        return {
+            "a": 0.3 * torch.tanh(z["b"])[:, None, None] + x[:, :2, None],
+            "b": 0.5 * z["a"].sum((1, 2)) + x[:, 3],
+        }
+
     z0 = {"a": x.new_zeros(8, 2, 1), "b": x.new_zeros(8)}
     for solver in SOLVERS:
         z = ic.fixed_point(cell, z0, x, solver=solver).raise_if_failed().z
