@@ -151,5 +151,6 @@ from implicitcore.solution import Solution as Solution
 from implicitcore.solution import SolveError as SolveError
 from implicitcore.solution import Status as Status
 from implicitcore.system.scope import frozen_randomness as frozen_randomness
+from implicitcore.tensors.shared import shared as shared
 
 __version__: str

@@ -27,6 +27,7 @@ from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution
+from implicitcore.system.context import Recorder
 from implicitcore.system.memory import apart
 from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
@@ -56,7 +57,8 @@ def fixed_point(
     Arguments:
         f: the map, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
-        x: the input, any pytree.
+        x: the input, any pytree; tensors in it have the batch first, or are marked by
+            :func:`shared`.
         solver: as every part its name, a mapping with ``name`` and options, or an object; default
             ``Anderson()``; stops where ``|f(z, x) - z| <= tol |f(z, x)|``, per sample,
             in the 2-norm.
@@ -69,21 +71,22 @@ def fixed_point(
 
     Raises:
         ConfigError: a part cannot be made or used; lists every problem.
-        InputError: z0 cannot be packed, or f returns another structure, shape or dtype.
+        InputError: z0 cannot be packed, a tensor in x is neither per sample nor marked as shared,
+            or f returns another structure, shape or dtype.
 
     Example:
         >>> import torch, implicitcore as ic
         >>> x = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
-        >>> solution = ic.fixed_point(lambda z, x: torch.cos(x * z), torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-10))
+        >>> f = lambda z, x: torch.cos(x * z)
+        >>> solution = ic.fixed_point(f, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-10))
         >>> round(solution.z.item(), 6)
         0.739085
         >>> round(torch.autograd.grad(solution.z.sum(), x)[0].item(), 6)
         -0.297474
     """
-    solver, gradient, backend = _parts(_ROOT, solver, gradient, backend)
-    return run(
-        FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend
-    )
+    chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
+    solve = Solve(chosen or Anderson())
+    return run(FixedPoint(f), z0, x, solve, strategy or Implicit(), backend=kernels)
 
 
 def find_root(
@@ -100,9 +103,10 @@ def find_root(
     Arguments:
         g: the residual, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
-        x: the input, any pytree.
-        solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <= tol max(1, |g(z0, x)|)``, per
-            sample, in the 2-norm.
+        x: the input, any pytree; tensors in it have the batch first, or are marked by
+            :func:`shared`.
+        solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <=
+            tol max(1, |g(z0, x)|)``, per sample, in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
 
@@ -111,17 +115,12 @@ def find_root(
 
     Raises:
         ConfigError: a part cannot be made or used; lists every problem.
-        InputError: z0 cannot be packed, or g returns another structure, shape or dtype.
+        InputError: z0 cannot be packed, a tensor in x is neither per sample nor marked as shared,
+            or g returns another structure, shape or dtype.
     """
-    solver, gradient, backend = _parts(_ROOT, solver, gradient, backend)
-    return run(
-        VectorField(g, autonomous=True),
-        z0,
-        x,
-        Solve(solver or Broyden()),
-        gradient or Implicit(),
-        backend=backend,
-    )
+    chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
+    dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
+    return run(dynamics, z0, x, solve, strategy or Implicit(), backend=kernels)
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -142,7 +141,8 @@ def integrate(  # noqa: PLR0913 - keyword options
         v: the vector field, a module or function; t comes as ``[batch, 1, ..., 1]`` and broadcasts
             against z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
-        x: the input, any pytree.
+        x: the input, any pytree; tensors in it have the batch first, or are marked by
+            :func:`shared`.
         times: output times ``[T]``, strictly increasing or decreasing; a span of length zero has no
             solution and is an error.
         solver: a name, a mapping or an object; default ``Tsit5()``.
@@ -161,8 +161,8 @@ def integrate(  # noqa: PLR0913 - keyword options
 
     Raises:
         ConfigError: a part cannot be made or used; lists every problem.
-        InputError: z0 or times cannot be used, or v or event returns another structure, shape or
-            dtype.
+        InputError: z0 or times cannot be used, a tensor in x is neither per sample nor marked as
+            shared, or v or event returns another structure, shape or dtype.
         GradientError: dense output or an event with a strategy other than ``Unrolled``, which keeps
             no graph between the times; an event whose derivative along the trajectory is zero,
             where a gradient is wanted.
@@ -171,24 +171,26 @@ def integrate(  # noqa: PLR0913 - keyword options
         A ball that falls from a height of 1 m; gravity is x.
 
         >>> import torch, implicitcore as ic
-        >>> z0, g = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
+        >>> z0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        >>> g = torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
         >>> fall = lambda t, z, g: torch.cat((z[:, 1:], -g), 1)
-        >>> solution = ic.integrate(fall, z0, g, times=torch.tensor([0.0, 5.0]), event=lambda t, z, g: z[:, 0])
+        >>> times, ground = torch.tensor([0.0, 5.0]), lambda t, z, g: z[:, 0]
+        >>> solution = ic.integrate(fall, z0, g, times=times, event=ground)
         >>> round(solution.event_times.item(), 6)  # sqrt(2 / g)
         0.451524
         >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
         -0.023013
     """
-    solver, gradient, backend = _parts(_TRAJECTORY, solver, gradient, backend)
-    strategy = gradient or Unrolled()
+    chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
+    strategy = strategy or Unrolled()
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
         raise GradientError(
             f"{name} has no gradient between the output times: dense output and events "
             "need gradient=Unrolled()"
         )
-    solve = Solve(solver or Tsit5(), times, dense, event)
-    return run(VectorField(v), z0, x, solve, strategy, backend=backend)
+    solve = Solve(chosen or Tsit5(), times, dense, event)
+    return run(VectorField(v), z0, x, solve, strategy, backend=kernels)
 
 
 @eager
@@ -211,21 +213,20 @@ def run(  # noqa: PLR0913 - keyword options
     autocast = ambient()
     begin = promoted(z0, autocast)
     packing = Packing.of(begin)
-    with solving(dynamics) as context:
-        if context.random:
+    with solving(dynamics) as scope:
+        if scope.random:
             noise = solve.times is not None and isinstance(gradient, Unrolled)
-            check_random(dynamics, context.random, one_function=not noise)
-        system = System(dynamics, x, packing, backend=backend, trace=trace)
-        state = system.record_function() if torch.is_grad_enabled() else None
+            check_random(dynamics, scope.random, one_function=not noise)
+        recorder = Recorder(residuals=[]) if trace else None
+        system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
+        if torch.is_grad_enabled():
+            system = system.with_function_state()
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
-    system.release()
-    if state is not None:
-        state.settle()
+    system.context.end()
     iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
-    return solution.amended(
-        z=packing.unpack(apart(solution.z, begin, x)), start=z0, iterates=iterates
-    )
+    z = packing.unpack(apart(solution.z, begin, system.x))
+    return solution.amended(z=z, start=z0, iterates=iterates)
 
 
 def _parts(kind: PartType, solver: Any, gradient: Any, backend: Any) -> tuple[Any, Any, Any]:

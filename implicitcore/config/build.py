@@ -79,7 +79,9 @@ def create(kind: str, spec: Any, /, *args: Any, path: str = "", **options: Any) 
 
 
 def prepare(kind: str, spec: Any, /, *, path: str = "", **options: Any) -> functools.partial[Any]:
-    """Read a specification without making the part, for what only Python can give it is still missing: the cell of a layer.
+    """Read a specification without making the part.
+
+    What only Python can give it, the cell of a layer, is still missing.
 
     Arguments:
         kind: layer, dynamics, root_solver, ode_solver, gradient or backend.

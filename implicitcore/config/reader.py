@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from implicitcore.registry.registry import Registry
 
 FAILED: Any = object()
-"""Stands for a part or a value that has a problem, so that the search for further problems goes on."""
+"""Stands for a part or a value that has a problem: the search for further problems goes on."""
 
 
 class ConfigParser:

@@ -32,7 +32,7 @@ class FixedPointMap(Dynamics):
 
 
 class FixedPoint(FixedPointMap):
-    """dz/dt = f(z, x) - z, whose equilibria are the fixed points f(z, x) = z (a Deep Equilibrium Model's cell).
+    """dz/dt = f(z, x) - z, whose equilibria are the fixed points f(z, x) = z of a cell.
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.

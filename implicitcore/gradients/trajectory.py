@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from implicitcore.solution import Backward, Solution
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
+from implicitcore.tensors.restrict import SHARED
 
 
 class Bound(NamedTuple):
@@ -129,16 +131,11 @@ _CHANGED = (
 )
 
 
+@dataclass(eq=False)
 class _Again(System):
     """The forward system in a backward pass: it may depend on no other leaves than the inputs."""
 
-    inputs: Sequence[Tensor]
-
-    @classmethod
-    def of(cls, system: System, inputs: Sequence[Tensor]) -> System:
-        again = cls.__new__(cls)
-        again.__dict__.update(system.__dict__, inputs=inputs)
-        return again
+    inputs: Sequence[Tensor] = field(metadata=SHARED)
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """See :meth:`System.velocity`.
@@ -179,8 +176,9 @@ class _Call(NamedTuple):
         x = pytree.tree_map_only(
             Tensor, lambda tensor: own.get(id(tensor), tensor.detach()), self.system.x
         )
-        listed = [*own.values(), *self.captured]
-        return Bound(_Again.of(self.system.bind(x), listed), listed)
+        listed, system = [*own.values(), *self.captured], self.system.bind(x)
+        again = _Again(system.problem, system.context, listed)
+        return Bound(again, listed)
 
 
 class _Trajectory(torch.autograd.Function):

@@ -28,8 +28,9 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, SolveError, Status
 from implicitcore.system.current import current
 from implicitcore.system.scope import SolveContext
-from implicitcore.system.system import select
 from implicitcore.tensors.autocast import ambient, promoted
+from implicitcore.tensors.restrict import of_input, restrict
+from implicitcore.tensors.shared import unwrapped
 from implicitcore.tensors.transforms import eager, in_backward
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ OnFailure = Literal["raise", "warn", "mask"]
 """What becomes of samples that do not converge; see :class:`ImplicitLayer`."""
 
 
+TORCH = TorchBackend()
+
+
 class CallOptions(TypedDict, total=False):
-    """The options that every layer has, with one default: for ``**options: Unpack[CallOptions]``."""
+    """The options whose default is the same in every layer: ``**options: Unpack[CallOptions]``."""
 
     backend: Backend | Spec | None
     on_failure: OnFailure
@@ -90,13 +94,13 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     """
 
     kind: ClassVar[str] = "layer"
-    dynamics = LayerOption[Dynamics]("dynamics")
-    solver = LayerOption[RootSolver | ODESolver]("solver")
-    gradient = LayerOption[GradientStrategy]("gradient", _default_gradient)
-    start = LayerOption[InitialGuess]("start", lambda layer: Zeros())
-    horizon = LayerOption[float]("horizon")
-    backend = LayerOption[Backend]("backend", lambda layer: TorchBackend())
-    on_failure = LayerOption[OnFailure]("on_failure")
+    dynamics: LayerOption[Dynamics] = LayerOption("dynamics")
+    solver: LayerOption[RootSolver | ODESolver] = LayerOption("solver")
+    gradient: LayerOption[GradientStrategy] = LayerOption("gradient", _default_gradient)
+    start: LayerOption[InitialGuess] = LayerOption("start", lambda layer: Zeros())
+    horizon: LayerOption[float] = LayerOption("horizon")
+    backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TorchBackend())
+    on_failure: LayerOption[OnFailure] = LayerOption("on_failure")
 
     def __init__(  # noqa: PLR0913 - keyword options
         self,
@@ -106,7 +110,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         gradient: GradientStrategy | Spec | None = None,
         start: InitialGuess | None = None,
         horizon: Positive = 1.0,
-        backend: Backend | Spec | None = TorchBackend(),
+        backend: Backend | Spec | None = TORCH,
         on_failure: OnFailure = "warn",
     ) -> None:
         super().__init__()
@@ -131,7 +135,8 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         """The solution's z, differentiable.
 
         Arguments:
-            x: the input, any pytree.
+            x: the input, any pytree; tensors in it have the batch first, or are marked by
+                :func:`shared`.
             z0: begin from here and not from the layer's start.
 
         Raises:
@@ -148,7 +153,8 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         It neither warns nor raises on a failed sample.
 
         Arguments:
-            x: the input, any pytree.
+            x: the input, any pytree; tensors in it have the batch first, or are marked by
+                :func:`shared`.
             z0: begin from here and not from the layer's start.
             trace: keep the residual after each step.
         """
@@ -156,7 +162,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         scope.cache_weights(self.dynamics)
         scope.cache_weights(self.start)
         with scope.entered():
-            start = self.start(x) if z0 is None else z0
+            start = self.start(unwrapped(x)) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0
             begin = (
                 pytree.tree_map(torch.detach, start)
@@ -174,7 +180,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
 
     @property
     def sync_steps(self) -> bool | ProcessGroup:
-        """Whether processes take equally many steps, so that f may communicate (a synchronised batch norm): False at first.
+        """Whether processes take equally many steps, so that f may communicate: False at first.
 
         True is for all processes of ``torch.distributed``, a process group for those in it. It
         needs a stepwise root solver (Picard, Anderson, Broyden) in the layer and in its gradient.
@@ -222,15 +228,15 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         )
 
     def _mask(self, solution: Solution, begin: Any, x: Any, scope: SolveContext) -> Solution:
-        """The same solution with the failed samples at their start, and no graph that passes through them."""
-        good, batch = solution.converged.nonzero().squeeze(1), len(solution.status)
+        """The same solution with the failed samples at their start, and no graph through them."""
+        good = solution.converged.nonzero().squeeze(1)
         safe = pytree.tree_map(
             lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin, ambient())
         )
         if not len(good):
             return solution.amended(z=safe)
-        with scope.select(good, batch).entered():
-            part = self._run(select(begin, good, batch), select(x, good, batch), False)
+        with restrict(scope, good).entered():
+            part = self._run(restrict(begin, good), of_input(x, good), False)
         z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
         return solution.amended(
             z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from implicitcore.errors import ConfigError
 from implicitcore.system.current import current
 from implicitcore.system.scope import in_training
+from implicitcore.tensors.shared import shared
 from implicitcore.tensors.transforms import eager
 
 
 @final
 class VariationalDropout(nn.Module):
-    """y = m z / (1 - p), where the mask m of zeros and ones is drawn once a solve and kept for all of its evaluations.
+    """y = m z / (1 - p), where the mask m of zeros and ones is drawn once a solve.
+
+    It is kept for all evaluations of the solve.
 
     With a fresh mask at each evaluation, as ``torch.nn.Dropout`` draws, f has no fixed point; with
     one, the solve, its residual and its gradient are of the same f. Each solve draws its own;
@@ -56,13 +59,16 @@ class VariationalDropout(nn.Module):
     def _dropped(self, z: Tensor) -> Tensor:
         if not in_training(self):
             return z
-        context = current()
-        if context is None:
+        scope = current()
+        if scope is None:
             return z * self._sample(z)
         # On its own shape: in one f the module may see several. The batch is left out: samples may
         # leave it during a solve.
-        mask = context.draw((self, z.shape[1:]), lambda: self._sample(z))
-        return z * mask.to(z.dtype)
+        return z * scope.draw((self, z.shape[1:]), lambda: self._drawn(z)).to(z.dtype)
+
+    def _drawn(self, z: Tensor) -> Any:
+        mask = self._sample(z)
+        return shared(mask) if 0 in self.shared else mask
 
     @torch.no_grad()
     def _sample(self, z: Tensor) -> Tensor:

@@ -121,7 +121,9 @@ class OneStep(InitialGuess):
 
 @final
 class LearnedInitialGuess(InitialGuess):
-    """One learned value per channel, shared by all samples and positions, part of the state_dict (HomoODE).
+    """One learned value per channel, shared by all samples and positions (HomoODE).
+
+    It is part of the state_dict.
 
     Arguments:
         channels: of the state, its first dimension after the batch.
@@ -159,7 +161,9 @@ class LearnedInitialGuess(InitialGuess):
 
 
 def first_tensor(x: Any, shape: tuple[int, ...] | None) -> Tensor:
-    """The tensor of x that tells the batch size, dtype and device of the state (and its shape, where ``shape`` is None).
+    """The tensor of x that tells the batch size, dtype and device of the state.
+
+    And its shape, where ``shape`` is None.
 
     Raises:
         InputError: x holds no floating-point tensor, or several and no ``shape`` is given.

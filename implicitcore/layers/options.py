@@ -19,7 +19,8 @@ class LayerMeta(PartMeta):
 
     def __call__(cls: type[T], *args: Any, **options: Any) -> T:
         layer = super().__call__(*args, **options)  # pyright: ignore[reportAttributeAccessIssue]
-        vars(layer)["_built_with"] = {name: type(getattr(layer, name)) for name in UNSAID}
+        built = {name: type(getattr(layer, name)) for name in UNSAID}
+        object.__setattr__(layer, "_built_with", built)
         return layer
 
     def checked_options(cls) -> Mapping[str, Option]:
@@ -107,6 +108,8 @@ class OptionOf:
             raise ConfigError(
                 [f"{self.name}: belongs to the learned {self.part} and cannot be changed"]
             )
+        if self.attribute in getattr(holder, "_modules", ()):
+            delattr(holder, self.attribute)  # a function may follow a module
         setattr(holder, self.attribute, value)
 
     def _holder(self, layer: nn.Module) -> Any:

@@ -91,7 +91,7 @@ class Option:
         return self.slot is None and self.schema is None
 
     def read(self, value: Any, *, from_config: bool = False) -> tuple[Any, list[str]]:
-        """Check a value, and convert it where nothing is lost (an int for a float, a list for a tuple).
+        """Check a value, and convert it where nothing is lost: an int for a float, say.
 
         Arguments:
             value: what was given; where the option holds parts, the parts themselves, their names

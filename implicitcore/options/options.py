@@ -160,7 +160,7 @@ def _problems(cls: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> list
     by_place = dict(zip(call.positional, args, strict=False))
     missing = [name for name in call.required if name not in given and name not in by_place]
     checked = cls.checked_options()
-    values = {name: value for name, value in (by_place | given).items() if name in checked}
+    values = {name: value for name, value in {**by_place, **given}.items() if name in checked}
     return [
         *_too_many(cls, call, args),
         *(f"{name}: given twice, by name and by position" for name in by_place if name in given),

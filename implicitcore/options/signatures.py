@@ -121,7 +121,7 @@ def _takes_no_args(function: Any) -> bool:
 
 
 def _passed_on(function: Any) -> frozenset[str] | None:
-    """The names that ``**options: Unpack[Names]`` takes, none without it; None where it takes any."""
+    """The names that ``**options: Unpack[Names]`` takes, none without; None where it takes any."""
     rest = _rest(function)
     if rest is None:
         return frozenset()

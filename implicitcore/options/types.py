@@ -28,7 +28,7 @@ Whole = Annotated[int, Field(ge=0)]
 """A whole number, 0 included."""
 
 Controller = Literal["i", "pi", "pid"]
-"""Which errors the next step follows from; see :class:`~implicitcore.ode_solvers.step_size.Adaptive`."""
+"""The step-size controller: integral, proportional-integral, or with a derivative term."""
 
 Spec = str | Mapping[str, Any]
 """What stands for a part: the name of a registered one, or a mapping with ``name`` and options."""

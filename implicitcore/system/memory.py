@@ -26,9 +26,10 @@ class Memory:
         result: the last result, kept so that its memory is not used for another tensor.
         pointer: the address of that, None before the first evaluation.
         version: how often that had been written to.
+        addresses: whether tensors have addresses: in a transform of torch.func they have none.
     """
 
-    __slots__ = ("copies_result", "copies_state", "pointer", "result", "version")
+    __slots__ = ("addresses", "copies_result", "copies_state", "pointer", "result", "version")
 
     def __init__(self) -> None:
         self.copies_state: bool | None = None
@@ -36,6 +37,7 @@ class Memory:
         self.result: Tensor | None = None
         self.pointer: int | None = None
         self.version = 0
+        self.addresses = not transformed()
 
     def fork(self) -> Memory:
         """The same knowledge, for evaluations whose results are apart from these."""
@@ -66,15 +68,25 @@ class Memory:
                     "use operations that return a new tensor, or begin with x = x.clone()"
                 )
 
-    def own(self, result: Tensor, pointer: int) -> Tensor:
+    def own(self, result: Tensor) -> Tensor:
         """The result in memory that f will not write to again.
 
         Raises:
             InputError: it is the memory of the last result, which was handed on.
         """
-        again = pointer == self.pointer and result.numel() > 0
+        if not self.addresses:
+            return result
+        pointer, owned = result.data_ptr(), result
+        if pointer == self.pointer or self.copies_result is not False:
+            owned = self._copied(result, pointer)
+        self.result, self.pointer, self.version = result, pointer, result._version
+        return owned
+
+    def _copied(self, result: Tensor, pointer: int) -> Tensor:
+        """A copy, where one is needed."""
         if self.pointer is None and self.copies_result is None:
             return result.clone()
+        again = pointer == self.pointer and result.numel() > 0
         if again and self.copies_result is False and not self._constant(result):
             raise InputError(
                 "f returned the memory of its last result again (a static output buffer), which "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from implicitcore.system.captured_modules import captured_modules
 from implicitcore.system.current import Block, current, running
 from implicitcore.system.function_state import FunctionState
 from implicitcore.system.random_modules import draws_anew
+from implicitcore.tensors.restrict import SHARED
+from implicitcore.tensors.shared import unwrapped
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
+@dataclass(eq=False)
 class SolveContext:
     """What the evaluations of one solve have in common, those of its backward pass included.
 
@@ -43,14 +47,13 @@ class SolveContext:
         random: those of them that draw anew at each evaluation.
     """
 
-    def __init__(self, group: ProcessGroup | None = None) -> None:
-        self.group = group
-        self.drawn: dict[Any, Tensor] = {}
-        self.weights: Weights = {}
-        self.modes: dict[nn.Module, bool] = {}
-        self.known: set[nn.Module] = set()
-        self.members: dict[nn.Module, list[nn.Module]] = {}
-        self.random: list[nn.Module] = []
+    group: ProcessGroup | None = field(default=None, metadata=SHARED)
+    drawn: dict[Any, Any] = field(default_factory=dict)
+    weights: Weights = field(default_factory=dict, metadata=SHARED)
+    modes: dict[nn.Module, bool] = field(default_factory=dict, metadata=SHARED)
+    known: set[nn.Module] = field(default_factory=set, metadata=SHARED)
+    members: dict[nn.Module, list[nn.Module]] = field(default_factory=dict, metadata=SHARED)
+    random: list[nn.Module] = field(default_factory=list, metadata=SHARED)
 
     def cache_weights(self, module: nn.Module) -> None:
         """Compute the parametrised weights of a module, each once.
@@ -85,34 +88,21 @@ class SolveContext:
         # Dynamics that are part of other dynamics have no list of their own.
         return FunctionState(self.members.get(dynamics) or dynamics.modules(), x)
 
-    def draw(self, key: Any, sample: Callable[[], Tensor]) -> Tensor:
-        """The tensor of this key, with the batch first.
+    def draw(self, key: Any, sample: Callable[[], Any]) -> Tensor:
+        """The tensor of this key, with the batch first or marked as shared.
 
         ``sample`` makes it when it is first asked for.
         """
         if key not in self.drawn:
             self.drawn[key] = sample()
-        return self.drawn[key]
+        return unwrapped(self.drawn[key])
 
     def stopping_with(self, group: ProcessGroup | None) -> SolveContext:
-        """The same context, for solves that stop with the processes of a group, or (None) alone."""
-        if group is self.group:
-            return self
-        part = self._part(group)
-        part.drawn = self.drawn
-        return part
+        """The same context, for solves that stop together with the processes of a group.
 
-    def select(self, index: Tensor, batch: int) -> SolveContext:
-        """The context of some samples ``[k]`` of a batch.
-
-        The same weights, their rows of what was drawn.
+        None where they stop alone.
         """
-        part = self._part(self.group)
-        part.drawn = {
-            key: value.index_select(0, index) if len(value) == batch else value
-            for key, value in self.drawn.items()
-        }
-        return part
+        return self if group is self.group else replace(self, group=group)
 
     def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """What the function returns for the arguments, called inside the context."""
@@ -134,12 +124,6 @@ class SolveContext:
             yield self
         finally:
             running.switch(before)
-
-    def _part(self, group: ProcessGroup | None) -> SolveContext:
-        part = SolveContext(group)
-        part.weights, part.modes, part.known = self.weights, self.modes, self.known
-        part.members, part.random = self.members, self.random
-        return part
 
     def _check(self, module: nn.Module) -> None:
         if draws_anew(module):

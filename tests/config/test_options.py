@@ -131,7 +131,7 @@ def test_a_slot_takes_names_and_mappings_as_a_config_does():
     assert problems(Outer, solver={"name": "anderson", "toll": 1}, chain=["picard", "newto"])[
         0
     ] == (
-        "solver.toll: unknown option of anderson; did you mean 'tol'? (options: atol, compact, "
+        "solver.toll: unknown option of anderson; did you mean 'tol' or 'atol'? (options: atol, compact, "
         "damping, depth, max_steps, regularization, tol)"
     )
     assert problems(Outer, solver="picard", chain=["picard", "newto"])[0].startswith(

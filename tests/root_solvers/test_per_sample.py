@@ -10,6 +10,7 @@ import torch
 from dense import Cell, fixed_point, inputs
 
 import implicitcore as ic
+from implicitcore.testing.options import limited
 
 SOLVERS = [
     ic.Picard(tol=1e-9, max_steps=300),
@@ -112,7 +113,7 @@ def test_the_worst_sample_meets_the_tolerance(solver, dtype, batch):
 @each_solver
 def test_too_few_steps_are_reported_with_the_best_iterate(solver):
     cell, x = Cell(contraction=0.95), inputs()
-    few = with_options(solver, tol=1e-14, max_steps=3)
+    few = with_options(solver, tol=1e-14, **limited(3))
     solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=few, gradient=ic.Unrolled())
     assert solution.status.tolist() == [ic.Status.MAX_STEPS] * 8
     assert torch.allclose(solution.residual, (cell(solution.z, x) - solution.z).norm(dim=1))

@@ -37,6 +37,7 @@ class HomoODE(Flow):
         Neural ODEs via Homotopy Continuation, arXiv 2310.09583.
     """
 
+    cell = OptionOf("dynamics", "cell", "field")
     channels = OptionOf("start", "channels")
     shape = OptionOf("start", "shape")
 

@@ -37,7 +37,6 @@ class Flow(ImplicitLayer):
         **options: those of every layer.
     """
 
-    cell = OptionOf("dynamics", "cell", "field")
     solver = ode_solver = LayerOption[ODESolver]("ode_solver")
 
     def __init__(  # noqa: PLR0913 - keyword options
@@ -75,6 +74,7 @@ class NeuralODE(Flow):
         1806.07366.
     """
 
+    cell = OptionOf("dynamics", "cell", "field")
     autonomous = OptionOf("dynamics", "autonomous")
 
     def __init__(
