@@ -27,6 +27,7 @@ from implicitcore.errors import GradientError as GradientError
 from implicitcore.errors import ImplicitCoreError as ImplicitCoreError
 from implicitcore.errors import ImplicitCoreWarning as ImplicitCoreWarning
 from implicitcore.errors import InputError as InputError
+from implicitcore.errors import InputWarning as InputWarning
 from implicitcore.errors import PluginError as PluginError
 from implicitcore.errors import PluginWarning as PluginWarning
 from implicitcore.errors import RegistryError as RegistryError

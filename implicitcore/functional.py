@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
@@ -27,6 +28,8 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution
 from implicitcore.system.context import Recorder
+from implicitcore.system.memory import apart
+from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
@@ -210,13 +213,20 @@ def run(  # noqa: PLR0913 - keyword options
     autocast = ambient()
     begin = promoted(z0, autocast)
     packing = Packing.of(begin)
-    with solving(dynamics):
+    with solving(dynamics) as scope:
+        if scope.random:
+            noise = solve.times is not None and isinstance(gradient, Unrolled)
+            check_random(dynamics, scope.random, one_function=not noise)
         recorder = Recorder(residuals=[]) if trace else None
         system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
+        if torch.is_grad_enabled():
+            system = system.with_function_state()
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
+    system.context.end()
     iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
-    return solution.amended(z=packing.unpack(solution.z), start=z0, iterates=iterates)
+    z = packing.unpack(apart(solution.z, begin, system.x))
+    return solution.amended(z=z, start=z0, iterates=iterates)
 
 
 def _parts(kind: PartType, solver: Any, gradient: Any, backend: Any) -> tuple[Any, Any, Any]:

@@ -40,8 +40,8 @@ class Adjoint(Options, GradientStrategy):
 
     Gradients reach z0, the tensors of x, the parameters of the dynamics, and leaves that the vector
     field captured. A captured tensor that is no leaf is passed through to its leaves at each step:
-    give it in x rather. Captured leaves are looked for at times[0]: one that the field uses only
-    later belongs in x or in a module.
+    give it in x rather. Captured leaves are looked for at the first and the last time: one that the
+    field uses only between them belongs in x or in a module, and is an error.
 
     The gradient is that of the continuous trajectory: it differs from ``unrolled`` by the error of
     both integrations. Where the flow contracts strongly, going back in time is unstable; the
@@ -56,7 +56,7 @@ class Adjoint(Options, GradientStrategy):
 
     Raises:
         GradientError: with a root solver; with a solver that does not tell its stages; on a second
-            derivative.
+            derivative; where the vector field has changed since the solve.
 
     Reference:
         Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv

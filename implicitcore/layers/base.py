@@ -26,7 +26,8 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.options.types import Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, SolveError, Status
-from implicitcore.system.scope import SolveContext, current
+from implicitcore.system.current import current
+from implicitcore.system.scope import SolveContext
 from implicitcore.tensors.autocast import ambient, promoted
 from implicitcore.tensors.restrict import of_input, restrict
 from implicitcore.tensors.shared import unwrapped
@@ -158,7 +159,8 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             trace: keep the residual after each step.
         """
         scope = (current() or SolveContext()).stopping_with(group_of(self))
-        scope.cache_weights(self)
+        scope.cache_weights(self.dynamics)
+        scope.cache_weights(self.start)
         with scope.entered():
             start = self.start(unwrapped(x)) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0

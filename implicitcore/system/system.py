@@ -16,6 +16,7 @@ from implicitcore.dynamics.base import Dynamics
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
+from implicitcore.system.memory import versions_of
 from implicitcore.system.problem import Problem
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
@@ -118,9 +119,9 @@ class System:
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
         problem = self.problem
-        broadcastable = problem.packing.spread(t)
-        state = problem.packing.unpack(z)
-        return self._evaluate(problem.dynamics.velocity, broadcastable, state, problem.x)
+        if problem.subtracts:  # here: f may have written into the z that it was given
+            return self._evaluate(problem.dynamics.update, z) - z
+        return self._evaluate(problem.dynamics.velocity, z, problem.packing.spread(t))
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
@@ -137,6 +138,20 @@ class System:
         copies are few.
         """
         return 8 * active <= 7 * batch
+
+    def with_function_state(self) -> System:
+        """The same system, with what f reads now: for backward passes that evaluate f again."""
+        function = self.scope.function_state(self.dynamics, self.x)
+        return replace(self, context=replace(self.context, function=function))
+
+    def check_function(self) -> None:
+        """Require, before a backward pass evaluates f again, that f is still what was solved.
+
+        Raises:
+            GradientError: a tensor or a mode that f reads has changed since.
+        """
+        if self.context.function is not None:
+            self.context.function.check()
 
     def bind(self, x: Any) -> System:
         """The same dynamics at another x, counting by itself.
@@ -188,9 +203,7 @@ class System:
         """
         problem = self.problem
         if problem.is_map:
-            return self._evaluate(
-                problem.dynamics.update, problem.packing.unpack(z), problem.x
-            ), None
+            return self._evaluate(problem.dynamics.update, z), None
         g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
         return z + g, g
 
@@ -211,17 +224,27 @@ class System:
             value = context.scope.call(function, *arguments)
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
 
-    def _evaluate(self, function: Callable[..., Any], *arguments: Any) -> Tensor:
-        self.context.counter.evaluations += 1
-        packing = self.problem.packing
+    def _evaluate(self, function: Callable[..., Any], z: Tensor, *time: Tensor) -> Tensor:
+        context, problem = self.context, self.problem
+        context.counter.evaluations += 1
+        memory, packing, point, versions = context.memory, problem.packing, z, ()
+        if memory.copies_state is not False:
+            point, versions = z.clone(), versions_of(problem.x)
+        version = point._version
         try:
-            value = self._call(function, *arguments)
+            value = self._call(function, *time, packing.unpack(point), problem.x)
         except Exception as error:
-            shapes = ", ".join(str([*shape]) for shape in packing.full_shapes)
-            error.add_note(
-                f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
-                f"{shapes}, {packing.dtype}"
-            )
+            self._explain(error)
             raise
-        packing.check(value, type(self.dynamics).__name__)
-        return packing.pack(value)
+        if point._version != version or memory.copies_state is None:
+            memory.note_state(point._version != version, problem.x, versions)
+        packing.check(value, type(problem.dynamics).__name__)
+        return memory.own(packing.pack(value))
+
+    def _explain(self, error: Exception) -> None:
+        packing = self.problem.packing
+        shapes = ", ".join(str([*shape]) for shape in packing.full_shapes)
+        error.add_note(
+            f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
+            f"{shapes}, {packing.dtype}"
+        )
