@@ -182,7 +182,7 @@ class _Call(NamedTuple):
 
 
 class _Trajectory(torch.autograd.Function):
-    """The stored trajectory, differentiable with respect to z0 and the tensors of the vector field."""
+    """The stored trajectory, differentiable with respect to z0 and the field's tensors."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, z: Tensor, *tensors: Tensor) -> Tensor:
