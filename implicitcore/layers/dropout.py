@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from implicitcore.errors import ConfigError
-from implicitcore.system.scope import current
+from implicitcore.system.current import current
+from implicitcore.system.scope import in_training
+from implicitcore.tensors.shared import shared
 from implicitcore.tensors.transforms import eager
 
 
@@ -18,9 +20,9 @@ class VariationalDropout(nn.Module):
 
     ``torch.nn.Dropout`` draws a mask at each evaluation, and such an f has no fixed point. With one
     mask the solve, its residual and its gradient are of the same f. Nothing is stored on the
-    module. Used twice in one f on tensors of the same shape, it drops the same entries of both: use
-    one module for each place. It does nothing in ``eval()``, and is an ordinary dropout outside a
-    solve.
+    module, and ``train()`` or ``eval()`` after a solve does not change its backward pass. Used
+    twice in one f on tensors of the same shape, it drops the same entries of both: use one module
+    for each place. It does nothing in ``eval()``, and is an ordinary dropout outside a solve.
 
     Arguments:
         p: the probability that an entry is dropped, in [0, 1).
@@ -44,22 +46,26 @@ class VariationalDropout(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """``[batch, ...]``, the shape and dtype of z."""
-        if not self.training or self.p == 0:
-            return z
-        return z * self._mask(z)
+        return z if self.p == 0 else self._dropped(z)
 
     def extra_repr(self) -> str:
         """The options."""
         return f"p={self.p}" + (f", shared={self.shared}" if self.shared else "")
 
     @eager
-    def _mask(self, z: Tensor) -> Tensor:
+    def _dropped(self, z: Tensor) -> Tensor:
+        if not in_training(self):
+            return z
         scope = current()
         if scope is None:
-            return self._sample(z)
+            return z * self._sample(z)
         # Keyed by the shape, of which one f may have several, without the batch, which shrinks
         # where converged samples are compacted.
-        return scope.draw((self, z.shape[1:]), lambda: self._sample(z)).to(z.dtype)
+        return z * scope.draw((self, z.shape[1:]), lambda: self._drawn(z)).to(z.dtype)
+
+    def _drawn(self, z: Tensor) -> Any:
+        mask = self._sample(z)
+        return shared(mask) if 0 in self.shared else mask
 
     @torch.no_grad()
     def _sample(self, z: Tensor) -> Tensor:

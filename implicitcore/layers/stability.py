@@ -119,7 +119,7 @@ def _bind(f: Function, z: Any, x: Any) -> tuple[System, Tensor]:
     dynamics = f if isinstance(f, Dynamics) else FixedPoint(f)
     state = z.z if isinstance(z, Solution) else z
     packing = Packing.of(state)
-    return System(dynamics, x, packing), packing.pack(state).detach()
+    return System.of(dynamics, x, packing), packing.pack(state).detach()
 
 
 def _signs(point: Tensor, generator: Generator | None) -> Tensor:

@@ -15,6 +15,7 @@ from implicitcore.backends.torch import TorchBackend
 from implicitcore.gradients.base import GradientStrategy
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
+from implicitcore.tensors.shared import unwrapped
 from implicitcore.testing.factory import Maker
 from implicitcore.testing.gradients import Case, served
 from implicitcore.testing.kernels import KERNELS, Draw, Kernel, device_of, rounding, widest
@@ -34,6 +35,7 @@ class Call:
         inputs: what it is called with, a pytree of tensors with the batch first. A NaN is put into
             its last tensor.
         run: inputs -> the results by name, each with the batch first.
+        batch: samples of the inputs.
         alone: how far a result may be from that of its sample alone.
         beside_nan: how far a NaN in another sample may move a result; None where it is an error.
         shared: tensors that the part is given as well, and that are not per sample.
@@ -42,6 +44,7 @@ class Call:
     name: str
     inputs: Any
     run: Callable[[Any], Results]
+    batch: int
     alone: float
     beside_nan: float | None
     shared: tuple[Tensor, ...] = ()
@@ -63,17 +66,19 @@ def module_call(maker: Maker, module: Any, batch: int = 4) -> Call:
     """The call of a layer, or of the velocity and the update of dynamics."""
     inputs = maker.inputs(batch)
     if kind_of(maker.factory) == "layer":
-        return Call("called the layer", inputs, lambda x: {"layer(x)": flat(module(x))}, 1e-7, None)
+        return Call(
+            "called the layer", inputs, lambda x: {"layer(x)": flat(module(x))}, batch, 1e-7, None
+        )
     z, x = inputs
 
     def run(inputs: Any) -> Results:
         t, x, z = inputs
         return {
-            "velocity(t, z, x)": flat(module.velocity(t, z, x)),
-            "update(z, x)": flat(module.update(z, x)),
+            "velocity(t, z, x)": flat(module.velocity(t, z, unwrapped(x))),
+            "update(z, x)": flat(module.update(z, unwrapped(x))),
         }
 
-    return Call("called the dynamics", (times_like(z), x, z), run, 1e-12, 1e-12)
+    return Call("called the dynamics", (times_like(z), x, z), run, batch, 1e-12, 1e-12)
 
 
 def times_like(z: Any, value: float | None = None) -> Tensor:
@@ -99,7 +104,7 @@ def _solver(solver: RootSolver | ODESolver, batch: int) -> Iterator[Call]:
         return {"z": problem.states(solution), "the status": solution.status}
 
     shared = () if problem.times is None else (problem.times,)
-    yield Call("solved", (problem.z0, x), run, 1e-7, 1e-3, shared)
+    yield Call("solved", (problem.z0, x), run, batch, 1e-7, 1e-3, shared)
 
 
 def _gradient(gradient: GradientStrategy, batch: int) -> Iterator[Call]:
@@ -121,7 +126,7 @@ def _gradient_call(case: Case) -> Call:
     v = case.v.transpose(0, 1) if is_trajectory else case.v
     shared = (problem.times,) if problem.times is not None else ()
     inputs = v, problem.z0.detach(), problem.x.detach()
-    return Call(case.name, inputs, run, 1e-6, 1e-6, shared)
+    return Call(case.name, inputs, run, len(problem.x), 1e-6, 1e-6, shared)
 
 
 def _backend(backend: Backend, batch: int) -> Iterator[Call]:
@@ -142,7 +147,14 @@ def _kernel_call(backend: Backend, kernel: Kernel, arguments: list[Tensor], plac
         return {f"result {i}": value for i, value in enumerate(results)}
 
     inputs = (*arguments[:place], *arguments[place + 1 :], arguments[place])
-    return Call(f"called {kernel.__name__}", inputs, run, rounding(arguments[0].dtype, 129), 0.0)
+    return Call(
+        f"called {kernel.__name__}",
+        inputs,
+        run,
+        len(arguments[0]),
+        rounding(arguments[0].dtype, 129),
+        0.0,
+    )
 
 
 class _Given(Draw):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import implicitcore as ic
+from implicitcore.extend import options_of
 from implicitcore.testing.dense import fixed_point
 from implicitcore.testing.options import limited
 from implicitcore.testing.problems import Cell, inputs
@@ -57,7 +58,8 @@ def with_options(solver, **options):
         return ic.Chain(tuple(with_options(part, **options) for part in solver.solvers))
     if isinstance(solver, ic.Homotopy):
         return replace(solver, corrector=with_options(solver.corrector, **options))
-    return replace(solver, **options)
+    own = options.keys() & set(options_of(type(solver)))
+    return replace(solver, **{name: options[name] for name in own})
 
 
 @each_solver

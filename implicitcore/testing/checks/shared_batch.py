@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils import _pytree as pytree
 
 from implicitcore.options.kinds import CLASS_KINDS
-from implicitcore.testing.calls import Call, calls
+from implicitcore.testing.calls import calls
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import expect, expect_close, expect_equal
 from implicitcore.testing.tensors import copied, rows, with_nan
@@ -20,11 +20,10 @@ def per_sample(subject: Any) -> None:
     """A batch gives what its samples give alone."""
     for call in calls(subject):
         together = call.run(copied(call.inputs))
-        batch = _batch(call)
-        for i in range(batch):
-            alone = call.run(rows(call.inputs, [i], batch))
+        for i in range(call.batch):
+            alone = call.run(rows(call.inputs, [i]))
             for name, value in together.items():
-                did = f"{call.name}, compared {name} of sample {i} of {batch} with that alone"
+                did = f"{call.name}, compared {name} of sample {i} of {call.batch} with that alone"
                 expect_close(value[i : i + 1], alone[name], did, call.alone)
 
 
@@ -34,7 +33,7 @@ def nan_isolation(subject: Any) -> None:
     for call in calls(subject):
         assert call.beside_nan is not None
         clean, found = call.run(copied(call.inputs)), call.run(with_nan(call.inputs, 1))
-        others = [i for i in range(_batch(call)) if i != 1]
+        others = [i for i in range(call.batch) if i != 1]
         for name, value in found.items():
             did = f"{call.name} with a NaN in sample 1, compared {name} of the others"
             expect_close(value[others], clean[name][others], did, call.beside_nan)
@@ -55,11 +54,11 @@ def empty_batch(subject: Any) -> None:
 def stateless(subject: Any) -> None:
     """The same call gives the same results, whatever was called in between."""
     for call in calls(subject):
-        batch = _batch(call)
+        batch = call.batch
         first = call.run(copied(call.inputs))
         # The last one has the batch's size, as a state that is kept for its like would need.
         for between in ([*range(batch // 2)], [*reversed(range(batch))]):
-            call.run(rows(call.inputs, between, batch))
+            call.run(rows(call.inputs, between))
         for name, value in call.run(copied(call.inputs)).items():
             expect_equal(value, first[name], f"{call.name} again, compared {name}")
 
@@ -75,7 +74,3 @@ def no_input_mutation(subject: Any) -> None:
             pytree.tree_leaves(arguments), pytree.tree_leaves(before), strict=True
         ):
             expect_equal(found, expected, f"{call.name}, looked at its arguments")
-
-
-def _batch(call: Call) -> int:
-    return len(pytree.tree_leaves(call.inputs)[0])
