@@ -1,0 +1,179 @@
+"""Whether the samples of a batch depend on each other, which a solve per sample must not meet.
+
+A graph with its nodes as the batch, a batch norm in training or attention over the batch are one
+problem and not many: a sample that has met its tolerance is kept, and moves on with the others
+unseen. ``coupled=True`` solves such a batch as one sample. Here the other solves are checked: where
+an evaluation is at hand anyway its residual is compared, and else f is asked once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from implicitcore.backends.base import Residual
+from implicitcore.dynamics.base import Dynamics
+from implicitcore.errors import InputError
+from implicitcore.solution import Solution
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column, norm
+from implicitcore.tensors.transforms import transformed
+
+# A residual that is this many times the one reported is another's doing.
+WORSE = 10.0
+
+# What rounding may change, in units of the dtype, relative to the values compared.
+ROUNDING = 1e3
+
+# What f has been asked already, so that it is asked once: by the cell, for each mode of a module.
+_ASKED: WeakKeyDictionary[Any, set[tuple[str, bool]]] = WeakKeyDictionary()
+
+
+def check_residual(system: System, solution: Solution, found: Residual, tol: float) -> None:
+    """Require that the residual at a solution is the one by which its samples were judged.
+
+    Arguments:
+        system: the one that was solved.
+        solution: packed, assembled of samples that may have stopped at different times.
+        found: the residual of all of them at once, at ``solution.z``.
+        tol: the relative tolerance of the solver.
+
+    Raises:
+        InputError: a sample that converged has another residual: f mixes samples.
+    """
+    if _alone(system):
+        return
+    with torch.no_grad():
+        size, reported = found.norm.detach(), solution.residual
+        relative = 2 * tol + ROUNDING * _rounding(system, found.value)
+        allowed = torch.add(reported * WORSE, found.update_norm.detach(), alpha=relative)
+        worse = solution.converged & ~(size <= allowed)
+        if bool(worse.any()):
+            first = int(worse.nonzero()[0])
+            raise InputError(
+                _message(
+                    f"sample {first} was solved to a residual of {reported[first].item():.3g} and "
+                    f"has {size[first].item():.3g} beside the others"
+                )
+            )
+
+
+def check_solution(system: System, solution: Solution, tol: float) -> None:
+    """The same for a solve without a gradient, which evaluates f no more: once for each f.
+
+    Only where the samples stopped in different iterations: else none was kept while others moved.
+
+    Raises:
+        InputError: f mixes samples.
+    """
+    question = "solution"
+    if _alone(system) or _was_asked(system.dynamics, question):
+        return
+    steps = solution.steps[solution.converged]
+    if len(steps) < 2 or bool((steps == steps[0]).all()):
+        return
+    check_residual(system, solution, system.evaluate(solution.z).residual, tol)
+    _note(system.dynamics, question)
+
+
+@torch.no_grad()
+def check_field(system: System, t: Tensor, z: Tensor) -> None:
+    """Require that the velocity of a sample does not change with the others: once for each field.
+
+    Two evaluations: at z, and where some of the samples are moved.
+
+    Arguments:
+        system: the vector field.
+        t: the first time, without dimensions.
+        z: the first state, ``[batch, n]``.
+
+    Raises:
+        InputError: f mixes samples.
+    """
+    question = "field"
+    if _alone(system) or transformed() or _was_asked(system.dynamics, question):
+        return
+    moved = _some(len(z), z.device)
+    times = t.expand(len(z))
+    apart = torch.where(column(moved), z + 1 + z.abs(), z)
+    before, after = (system.velocity(times, point)[~moved] for point in (z, apart))
+    if _differ(system, before, after) and not _differ(
+        system, before, system.velocity(times, z)[~moved]
+    ):  # the third evaluation: a field that draws at random is no evidence
+        raise InputError(_message("the velocities of some samples change where others are moved"))
+    _note(system.dynamics, question)
+
+
+@torch.no_grad()
+def check_products(system: System, v: Tensor, pulled: Tensor) -> None:
+    """Require that a sample without an incoming gradient has none afterwards.
+
+    Arguments:
+        system: the one that was solved.
+        v: the incoming gradient, ``[batch, n]``.
+        pulled: J^T u for the solution u, ``[batch, n]``.
+
+    Raises:
+        InputError: f mixes samples.
+    """
+    quiet = (v == 0).all(1)
+    if not _alone(system) and bool((norm(pulled)[quiet] > 0).any()):
+        raise InputError(_message("a sample that is not in the loss has a gradient"))
+
+
+def _message(found: str) -> str:
+    return (
+        f"the cell mixes samples: {found}; use coupled=True, which solves the batch as one (nodes "
+        "of a graph, batch norm in training, attention over the batch)"
+    )
+
+
+def _alone(system: System) -> bool:
+    return system.packing.coupled or system.packing.batch < 2
+
+
+def _differ(system: System, a: Tensor, b: Tensor) -> bool:
+    """Whether velocities differ by more than rounding; both may be NaN."""
+    bound = ROUNDING * _rounding(system, a) * max(a.abs().nan_to_num(0, 0, 0).max().item(), 1e-30)
+    return not torch.allclose(a, b, rtol=0, atol=bound, equal_nan=True)
+
+
+def _rounding(system: System, value: Tensor) -> float:
+    """The precision that f is computed in."""
+    dtypes = [value.dtype, *(dtype for _, dtype in system.context.autocast)]
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+def _some(batch: int, device: torch.device) -> Tensor:
+    """About half of the samples, always the same ones: at least one, and not all."""
+    draw = torch.rand(batch, generator=torch.Generator().manual_seed(batch))
+    return (draw <= draw.median()).to(device)
+
+
+def _subject(dynamics: Dynamics) -> Any:
+    """What the user gave: it outlives the dynamics that a function makes for each call."""
+    given = (getattr(dynamics, name, None) for name in ("cell", "field"))
+    return next((subject for subject in given if subject is not None), dynamics)
+
+
+def _key(subject: Any, question: str) -> tuple[str, bool]:
+    return question, isinstance(subject, nn.Module) and subject.training
+
+
+def _was_asked(dynamics: Dynamics, question: str) -> bool:
+    subject = _subject(dynamics)
+    try:
+        return _key(subject, question) in _ASKED.get(subject, ())
+    except TypeError:  # it cannot be referred to weakly
+        return False
+
+
+def _note(dynamics: Dynamics, question: str) -> None:
+    subject = _subject(dynamics)
+    try:
+        _ASKED.setdefault(subject, set()).add(_key(subject, question))
+    except TypeError:
+        return
