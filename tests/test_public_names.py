@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from sites import ROOT, Site, run_python
+from support.sites import ROOT, Site, run_python
 
 import implicitcore as ic
 from implicitcore import extend

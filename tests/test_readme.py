@@ -38,7 +38,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from sites import ROOT, Environment
+from support.sites import ROOT, Environment
 
 from implicitcore.registry.registry import REGISTRY
 

@@ -1,7 +1,4 @@
-"""What checks are written with.
-
-An expectation that fails with what was done, what was received and what was expected.
-"""
+"""Expectations of checks: a failure says what was done, received and expected."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ def expect_equal(found: Tensor, expected: Tensor, did: str) -> None:
 
 
 def expect_close(found: Tensor, expected: Tensor, did: str, bound: float) -> None:
-    """Equal up to an error of ``bound``, relative to the largest entry (to 1, where that is less)."""
+    """Equal up to an error of ``bound``, relative to the largest entry, or to 1 if that is less."""
     if found.shape != expected.shape:
         expect(False, did, f"shape {list(found.shape)}", f"shape {list(expected.shape)}")
     error = (found.to(expected.dtype) - expected).abs().max().item() if expected.numel() else 0.0

@@ -44,7 +44,7 @@ class Cell(nn.Module):
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
-        draw = _draws(seed)
+        draw = draws(seed)
         weight = draw(n, n)
         self.weight = nn.Parameter(
             (contraction * weight / torch.linalg.matrix_norm(weight, 2)).to(dtype)
@@ -62,7 +62,7 @@ class Linear(nn.Module):
 
     def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        weight = _draws(3)(n, n)
+        weight = draws(3)(n, n)
         self.weight = nn.Parameter((0.5 * weight / torch.linalg.matrix_norm(weight, 2)).to(dtype))
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
@@ -73,27 +73,30 @@ class Linear(nn.Module):
 class Driven(nn.Module):
     """dz/dt = theta cos(t) z + x exp(theta sin(t)).
 
-    The time matters, and going back is as easy as going on.
+    It depends on the time, and backward integration is as stable as forward.
     """
 
-    def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64, seed: int = 4) -> None:
         super().__init__()
-        self.theta = nn.Parameter(_draws(4)(1, n).to(dtype))
+        self.theta = nn.Parameter(draws(seed)(1, n).to(dtype))
 
     def forward(self, t: Tensor, z: Tensor, x: Tensor) -> Tensor:
         """The velocity, ``[batch, n]``."""
         return self.theta * torch.cos(t) * z + x * torch.exp(self.theta * torch.sin(t))
 
+    def state(self, t: Tensor, z0: Tensor, x: Tensor, t0: Tensor | float = 0.0) -> Tensor:
+        """z(t) with z(t0) = z0; t broadcasts with the state."""
+        start = z0 * torch.exp(-self.theta * torch.sin(torch.as_tensor(t0)))
+        return torch.exp(self.theta * torch.sin(t)) * (start + x * (t - t0))
+
     def exact(self, times: Tensor, z0: Tensor, x: Tensor) -> Tensor:
-        """The states ``[T, batch, n]``."""
-        t = times[:, None, None]
-        growth = torch.exp(self.theta * torch.sin(t))
-        return growth * (z0 * torch.exp(-self.theta * torch.sin(t[0])) + x * (t - t[0]))
+        """The states at the times, the first of which has z0, ``[T, batch, n]``."""
+        return self.state(times[:, None, None], z0, x, times[0])
 
 
 def inputs(batch: int = 8, n: int = 6, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
     """Samples of the normal distribution, ``[batch, n]``."""
-    return _draws(seed)(batch, n).to(dtype)
+    return draws(seed)(batch, n).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,7 @@ def problem_for(
     return (root if isinstance(solver, RootSolver) else trajectory)(batch, dtype)
 
 
-def _draws(seed: int) -> Callable[..., Tensor]:
+def draws(seed: int) -> Callable[..., Tensor]:
+    """Samples of the normal distribution in float64, ``draws(seed)(*shape)``."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)

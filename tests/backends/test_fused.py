@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import pytest
 import torch
-from dense import Cell, inputs, relative_error
 from torch import Tensor
 from torch.autograd import forward_ad
 
 import implicitcore as ic
 from implicitcore.backends.base import Residual
 from implicitcore.extend import FusedBackend
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 REFERENCE = ic.TorchBackend()
 

@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
-from dense import Cell, inputs, relative_error
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 # torch's own: Dynamo looks at the .grad of what is no leaf, Inductor uses torch.jit.
 pytestmark = [

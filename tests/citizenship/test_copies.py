@@ -8,11 +8,11 @@ import pickle
 
 import pytest
 import torch
-from dense import Cell, inputs
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import implicitcore as ic
+from implicitcore.testing.problems import Cell, inputs
 
 LAYERS = {
     "root": lambda: ic.ImplicitLayer(

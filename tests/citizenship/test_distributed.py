@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import ranks
 import torch
-from dense import Cell, relative_error
+from support import ranks
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell
 
 pytestmark = [
     pytest.mark.skipif(
@@ -66,9 +67,9 @@ def test_a_group_is_shared_by_copies_and_kept_from_files(tmp_path):
     ("options", "message"),
     [
         ({"solver": ic.Picard(), "gradient": ic.Unrolled()}, "init_process_group first"),
-        ({"solver": ic.Newton()}, "Newton cannot stop in step"),
-        ({"solver": ic.Tsit5()}, "Tsit5 cannot stop in step"),
-        ({"solver": ic.Picard()}, "GMRES cannot stop in step.*its gradient"),
+        ({"solver": ic.Newton()}, "Newton cannot stop at the same step"),
+        ({"solver": ic.Tsit5()}, "Tsit5 cannot stop at the same step"),
+        ({"solver": ic.Picard()}, "GMRES cannot stop at the same step.*its gradient"),
         (
             {"solver": ic.Picard(), "gradient": ic.Unrolled(), "on_failure": "mask"},
             "not with sync_steps",

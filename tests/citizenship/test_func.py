@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, inputs, relative_error
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 SOLVERS = [
     ic.Picard(tol=1e-11, max_steps=100),

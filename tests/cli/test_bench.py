@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from sites import Site, hook, run_python
+from support.sites import Site, hook, run_python
 
 import implicitcore as ic
 from implicitcore.backends import measure
@@ -23,7 +23,8 @@ class Mine(FusedBackend):
     def unavailable_reason(self): return self.reason
     def _residual(self, fz, z, out): return TorchBackend().residual(fz, z, out)
     def _inner_products(self, history, row): return TorchBackend().inner_products(history, row)
-    def _axpy_history(self, row, weights, history, scale, out): return out.copy_(TorchBackend().axpy_history(row, weights, history, scale))
+    def _axpy_history(self, row, weights, history, scale, out):
+        return out.copy_(TorchBackend().axpy_history(row, weights, history, scale))
     def _stage_combination(self, *rest): return TorchBackend().stage_combination(*rest)
     def _error_norm(self, *rest): return TorchBackend().error_norm(*rest)
 

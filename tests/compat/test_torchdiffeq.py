@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from sites import run_python
+from support.sites import run_python
 from torch import nn
 
 import implicitcore as ic

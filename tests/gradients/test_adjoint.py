@@ -7,12 +7,13 @@ import warnings
 
 import pytest
 import torch
-from dense import Cell, inputs, relative_error
-from problems import driven, linear, logistic, trajectories
+from support.trajectory_solvers import BlackBox
 from torch import Tensor, nn
-from trajectory_solvers import BlackBox
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
+from implicitcore.testing.trajectories import driven, linear, logistic, trajectories
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12, "max_steps": 20000}
 EXACT = [

@@ -7,14 +7,15 @@ from math import comb
 
 import pytest
 import torch
-from dense import Cell, inputs, relative_error
-from problems import driven, linear, logistic
+from support.trajectory_solvers import BlackBox, stepwise
 from torch import nn
 from torch.nn.utils import parametrizations
-from trajectory_solvers import BlackBox, stepwise
 
 import implicitcore as ic
 from implicitcore.gradients.checkpoints import Checkpoints, split
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
+from implicitcore.testing.trajectories import driven, linear, logistic
 from implicitcore_lab.memory import peak_bytes
 
 BUDGETS = [None, 1, 3]

@@ -6,9 +6,10 @@ import warnings
 
 import pytest
 import torch
-from dense import Cell, fixed_point, implicit_gradient, inputs, jacobians, relative_error
 
 import implicitcore as ic
+from implicitcore.testing.dense import fixed_point, implicit_gradient, jacobians, relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 TIGHT = {"tol": 1e-13, "max_steps": 500}
 ROOT_SOLVERS = [

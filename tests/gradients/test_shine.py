@@ -6,11 +6,12 @@ import warnings
 
 import pytest
 import torch
-from dense import Cell, fixed_point, implicit_gradient, inputs, jacobians, relative_error
 
 import implicitcore as ic
 from implicitcore.extend import System
 from implicitcore.tensors.packing import Packing
+from implicitcore.testing.dense import fixed_point, implicit_gradient, jacobians, relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 FORWARD = ic.Broyden(tol=1e-12, max_steps=200)
 

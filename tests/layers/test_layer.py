@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 import torch
-from dense import Cell, fixed_point, inputs
 from torch import nn
 
 import implicitcore as ic
+from implicitcore.testing.dense import fixed_point
+from implicitcore.testing.problems import Cell, inputs
 
 
 def layer(**options):
@@ -131,7 +132,7 @@ def test_a_start_that_cannot_tell_the_shape_says_what_to_do():
         layer()((torch.zeros(2, 6), torch.zeros(2, 6)))
     with pytest.raises(
         ic.InputError,
-        match=r"learned start has 4 channels, but the state of one sample has shape \[6\]",
+        match=r"learned initial guess has 4 channels, but the state of one sample has shape \[6\]",
     ):
         layer(start=ic.LearnedInitialGuess(4))(torch.zeros(2, 6))
 

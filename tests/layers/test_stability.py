@@ -6,11 +6,12 @@ import pickle
 
 import pytest
 import torch
-from dense import Cell, implicit_gradient, inputs, jacobians, relative_error
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import implicitcore as ic
+from implicitcore.testing.dense import implicit_gradient, jacobians, relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 SOLVER = ic.Anderson(tol=1e-10, max_steps=100)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from benchmarks.problem import Reference
 from benchmarks.root_problems import MLP_256, problems
-from problems import driven, linear, logistic, trajectories
 from torch import Tensor
 
 import implicitcore as ic
+from implicitcore.testing.trajectories import driven, linear, logistic, trajectories
 
 each_problem = pytest.mark.parametrize("problem", trajectories(), ids=str)
 

@@ -8,7 +8,6 @@ import math
 
 import pytest
 import torch
-from problems import trajectories
 from torch import Tensor
 
 import implicitcore as ic
@@ -17,6 +16,7 @@ from implicitcore.ode_solvers.runge_kutta import RungeKutta
 from implicitcore.ode_solvers.step_size import Fixed
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.tensors.packing import Packing
+from implicitcore.testing.trajectories import trajectories
 
 PARTS = [part for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore"]
 METHODS = {part.name: part.load() for part in PARTS if issubclass(part.load(), RungeKutta)}

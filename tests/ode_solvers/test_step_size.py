@@ -6,12 +6,12 @@ import warnings
 
 import pytest
 import torch
-from problems import logistic
 from torch import Tensor
 
 import implicitcore as ic
 from implicitcore.extend import Packing, System
 from implicitcore.ode_solvers.step_size import Adaptive
+from implicitcore.testing.trajectories import logistic
 
 CONTROLLERS = ["i", "pi", "pid"]
 SPAN = torch.tensor([0.0, 10.0], dtype=torch.float64)

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from problems import driven, linear, logistic, trajectories
 from torch import Tensor
 
 import implicitcore as ic
 from implicitcore.extend import Step, StepwiseODESolver
 from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.system.system import System
+from implicitcore.testing.trajectories import driven, linear, logistic, trajectories
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11, "max_steps": 5000}
 ADAPTIVE = [

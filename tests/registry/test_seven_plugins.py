@@ -4,7 +4,7 @@ whatever the order of things."""
 import subprocess
 
 import pytest
-from sites import HEADER, SOLVER, Site, hook, registers, run_python
+from support.sites import HEADER, SOLVER, Site, hook, registers, run_python
 
 DISCOVER = """
 import sys, threading, warnings
@@ -137,7 +137,8 @@ warnings.simplefilter("error")
 import implicitcore as ic
 assert not {"torch", "pluggy"} & set(sys.modules)
 ic.Anderson(), ic.ImplicitLayer(ic.FixedPoint(abs), solver=ic.Picard())
-assert not {"pluggy", "a_train_plugin", "train_code"} & set(sys.modules)  # discovery waits for a name
+# Discovery runs at the first use of a name.
+assert not {"pluggy", "a_train_plugin", "train_code"} & set(sys.modules)
 
 import pluggy, torch
 from implicitcore.registry.registry import Registry

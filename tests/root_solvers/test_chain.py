@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from dense import Cell, inputs
 
 import implicitcore as ic
+from implicitcore.testing.problems import Cell, inputs
 
 T = torch.float64
 

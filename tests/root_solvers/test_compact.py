@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import inputs
 
 import implicitcore as ic
+from implicitcore.testing.problems import inputs
 
 OPTIONS = {"tol": 1e-8, "max_steps": 2000}
 SOLVERS = [ic.Picard(**OPTIONS), ic.Anderson(**OPTIONS), ic.Broyden(**OPTIONS)]

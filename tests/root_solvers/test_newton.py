@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, inputs, jacobians
 
 import implicitcore as ic
 from implicitcore.system.system import System
 from implicitcore.tensors.packing import Packing
+from implicitcore.testing.dense import jacobians
+from implicitcore.testing.problems import Cell, inputs
 
 T = torch.float64
 

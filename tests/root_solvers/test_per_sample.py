@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dense import Cell, fixed_point, inputs
 
 import implicitcore as ic
 from implicitcore.extend import options_of
+from implicitcore.testing.dense import fixed_point
 from implicitcore.testing.options import limited
+from implicitcore.testing.problems import Cell, inputs
 
 SOLVERS = [
     ic.Picard(tol=1e-9, max_steps=300),

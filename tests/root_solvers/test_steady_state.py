@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, inputs
 
 import implicitcore as ic
 from implicitcore.ode_solvers.step_size import Adaptive
+from implicitcore.testing.problems import Cell, inputs
 
 # Entries that differ in size by six orders.
 SIZES = torch.logspace(-4, 2, 6, dtype=torch.float64)

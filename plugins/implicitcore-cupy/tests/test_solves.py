@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cpu_launcher import REVERSE, launches, on_cpu
-from dense import Cell, inputs, relative_error
-from problems import logistic
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
+from implicitcore.testing.trajectories import logistic
 
 REFERENCE = ic.TorchBackend()
 ROOTS = [

@@ -47,7 +47,7 @@ def fit(
     order = torch.Generator().manual_seed(settings.seed)
     history = History()
     for epoch in range(1, settings.epochs + 1):
-        begun = len(history.steps)
+        first_step = len(history.steps)
         for rows in (
             torch.randperm(len(data.train), generator=order)
             .to(data.train.labels.device)
@@ -63,7 +63,7 @@ def fit(
             history.steps.append(step)
             on_step(step)
         test = evaluate(model, data.test, settings.batch_size)
-        history.epochs.append(_summary(epoch, history, begun, test))
+        history.epochs.append(_summary(epoch, history, first_step, test))
         on_epoch(history.epochs[-1])
     return history
 
@@ -181,8 +181,8 @@ def _finite(loss: Tensor, solution: Solution) -> float:
     return value
 
 
-def _summary(epoch: int, history: History, begun: int, test: Evaluation) -> Epoch:
-    steps = history.steps[begun:]
+def _summary(epoch: int, history: History, first_step: int, test: Evaluation) -> Epoch:
+    steps = history.steps[first_step:]
     samples = sum(step.samples for step in steps)
     return Epoch(
         epoch=epoch,

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, fixed_point, implicit_gradient, inputs, relative_error
 
 import implicitcore as ic
 import implicitcore_scipy as sp
+from implicitcore.testing.dense import fixed_point, implicit_gradient, relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 # torch's own: the rules of forward mode are compiled with torch.jit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_checks import CHECKS, Problem
 from triton.runtime.errors import InterpreterError
 
 import implicitcore_triton
+from implicitcore.testing.kernel_checks import CHECKS, KernelProblem
 from implicitcore_triton import TritonBackend, kernels
 
 BACKEND = TritonBackend(interpret=True)
@@ -72,8 +72,8 @@ BUGS = {
 def check_all() -> None:
     for n in (129, 5000):
         for check in CHECKS.values():
-            check(Problem(BACKEND, "cpu", torch.float64, 3, n))
-    CHECKS["residual"](Problem(BACKEND, "cpu", torch.bfloat16, 3, 129, cuts=True))
+            check(KernelProblem(BACKEND, "cpu", torch.float64, 3, n))
+    CHECKS["residual"](KernelProblem(BACKEND, "cpu", torch.bfloat16, 3, 129, truncates=True))
 
 
 def wrong_kernels(path: Path, right: str, wrong: str):

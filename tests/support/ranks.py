@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from dense import Cell, inputs
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import implicitcore as ic
+from implicitcore.testing.problems import Cell, inputs
 
 WORLD = 2
 
