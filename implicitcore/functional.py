@@ -216,7 +216,7 @@ def run(  # noqa: PLR0913 - keyword options
     with solving(dynamics) as scope:
         if scope.random:
             noise = solve.times is not None and isinstance(gradient, Unrolled)
-            check_random(dynamics, scope.random, one_function=not noise)
+            check_random(dynamics, scope.random, required=not noise)
         recorder = Recorder(residuals=[]) if trace else None
         system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
         if torch.is_grad_enabled():
