@@ -11,6 +11,7 @@ from dense import Cell, fixed_point, implicit_gradient, inputs, jacobians, relat
 import implicitcore as ic
 
 TIGHT = {"tol": 1e-13, "max_steps": 500}
+LINEAR = {"tol": 1e-13, "max_products": 500}
 ROOT_SOLVERS = [
     ic.Picard(**TIGHT),
     ic.Picard(damping=0.8, **TIGHT),
@@ -26,9 +27,9 @@ ROOT_SOLVERS = [
     ic.Homotopy(corrector=ic.Newton(tol=1e-13)),
     ic.Homotopy(ode_solver=ic.RK4(dt=0.5), corrector=ic.Newton(tol=1e-13), dense_below=0),
     ic.Chain((ic.Picard(tol=1e-13, max_steps=12), ic.Newton(tol=1e-13))),
-    ic.Chain((ic.GMRES(tol=1e-13, max_products=3), ic.GMRES(**TIGHT))),
-    ic.GMRES(**TIGHT),
-    ic.BiCGSTAB(**TIGHT),
+    ic.Chain((ic.GMRES(tol=1e-13, max_products=3), ic.GMRES(**LINEAR))),
+    ic.GMRES(**LINEAR),
+    ic.BiCGSTAB(**LINEAR),
     ic.SteadyState(ode_solver=ic.Tsit5(rtol=1e-3, atol=1e-14), tol=1e-13, max_steps=2000),
     ic.SteadyState(ode_solver=ic.Euler(dt=0.9), tol=1e-13, max_steps=2000),
     ic.SteadyState(ode_solver=ic.RK4(dt=1.0), tol=1e-13, max_steps=2000),
