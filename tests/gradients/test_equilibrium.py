@@ -71,8 +71,8 @@ def test_every_root_solver_solves_the_backward_system(problem, gradient):
 
 
 BACKWARD = [
-    solver(tol=1e-10, max_steps=500)
-    for solver in (ic.GMRES, ic.BiCGSTAB, ic.Picard, ic.Anderson, ic.Broyden)
+    *(solver(tol=1e-10, max_products=500) for solver in (ic.GMRES, ic.BiCGSTAB)),
+    *(solver(tol=1e-10, max_steps=500) for solver in (ic.Picard, ic.Anderson, ic.Broyden)),
 ]
 
 
