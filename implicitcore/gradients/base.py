@@ -55,7 +55,7 @@ class Solve:
 
 
 def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Tensor) -> Solution:
-    """Solve without a graph, for a strategy that differentiates an equilibrium and not the way to it.
+    """Solve without a graph, for a strategy that differentiates the equilibrium itself.
 
     Raises:
         GradientError: the solver is an ODE solver, which gives a trajectory.

@@ -145,9 +145,9 @@ class _Again(System):
         """
         velocity = super().velocity(t, z)
         if velocity.grad_fn is not None:
-            listed = {id(z), *map(id, self.inputs)}
+            listed = {z, *self.inputs}
             for leaf in graph_leaves(velocity, [z]):
-                if id(leaf) not in listed:
+                if leaf not in listed:
                     raise GradientError(_unlisted(leaf))
         return velocity
 
@@ -172,9 +172,9 @@ class _Call(NamedTuple):
     record: Backward
 
     def bound(self) -> Bound:
-        own = {id(tensor): tensor.detach().requires_grad_() for tensor in self.own}
+        own = {tensor: tensor.detach().requires_grad_() for tensor in self.own}
         x = pytree.tree_map_only(
-            Tensor, lambda tensor: own.get(id(tensor), tensor.detach()), self.system.x
+            Tensor, lambda tensor: own.get(tensor, tensor.detach()), self.system.x
         )
         listed, system = [*own.values(), *self.captured], self.system.bind(x)
         again = _Again(system.problem, system.context, listed)

@@ -41,7 +41,8 @@ class Chain(Options, RootSolver):
         >>> import torch, implicitcore as ic
         >>> growth = torch.tensor([[0.5], [-3.0]])  # the second sample is no contraction
         >>> chain = ic.Chain([ic.Picard(max_steps=20), ic.Newton()])
-        >>> solution = ic.fixed_point(lambda z, x: x * z + 1, torch.zeros(2, 1), growth, solver=chain)
+        >>> f = lambda z, x: x * z + 1
+        >>> solution = ic.fixed_point(f, torch.zeros(2, 1), growth, solver=chain)
         >>> solution.converged.tolist()
         [True, True]
         >>> [round(z, 3) for z in solution.z.flatten().tolist()]
@@ -76,7 +77,7 @@ class Chain(Options, RootSolver):
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
-    """The solution where the samples ``which`` of ``before`` were solved further, each sample as its better solve left it.
+    """A solution of which some samples were solved further: each as its better solve left it.
 
     Arguments:
         before: ``[batch, n]``.

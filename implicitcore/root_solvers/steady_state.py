@@ -80,7 +80,7 @@ class SteadyState(Stopping, RootSolver):
 
 
 class SteadyStateTest:
-    """A stop test with a comparison of the entries in place of the norms, where asked for, and a watch for residuals that fall no more.
+    """A stop test that may compare entries in place of norms, and that detects stagnation.
 
     Arguments:
         options: says which.

@@ -28,7 +28,7 @@ from implicitcore.tensors.transforms import check_products
 
 @dataclass(eq=False)
 class System:
-    """Dynamics bound to one x, as functions of a packed state ``[batch, n]``, with the evaluations counted.
+    """Dynamics bound to one x, as functions of a packed state ``[batch, n]``; evaluations count.
 
     Attributes:
         problem: the dynamics, x and the layout of the state.
@@ -156,7 +156,7 @@ class System:
     def bind(self, x: Any) -> System:
         """The same dynamics at another x, counting by itself.
 
-        Its tensors belong to the samples that those of the system's x, in the same places, belong to.
+        What is shared in it is in the same places as in the x of this system.
         """
         return System(self.problem.bind(x), self.context.recounted())
 
