@@ -15,7 +15,6 @@ pytestmark = [
         reason="no gloo",
     ),
     pytest.mark.timeout(200),
-    pytest.mark.slow,
 ]
 
 
