@@ -12,6 +12,7 @@ ImplicitCoreError
 
 ImplicitCoreWarning (UserWarning)
 ├── ConvergenceWarning               a tolerance was not met
+├── InputWarning                     an input that can be used, and may not be what was meant
 └── PluginWarning                    a plugin was left out
 """
 
@@ -73,6 +74,10 @@ class ImplicitCoreWarning(UserWarning):
 
 class ConvergenceWarning(ImplicitCoreWarning):
     """A solve or a backward solve ended above its tolerance."""
+
+
+class InputWarning(ImplicitCoreWarning):
+    """An input that can be used, and may not be what was meant."""
 
 
 class PluginWarning(ImplicitCoreWarning):

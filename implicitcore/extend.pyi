@@ -55,6 +55,8 @@ from implicitcore.root_solvers.convergence import StopTest as StopTest
 from implicitcore.root_solvers.linear import LinearRootSolver as LinearRootSolver
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver as StepwiseRootSolver
 from implicitcore.solution import Backward as Backward
+from implicitcore.system.evaluation import Evaluation as Evaluation
+from implicitcore.system.linear_system import LinearSystem as LinearSystem
 from implicitcore.system.linearization import Linearization as Linearization
 from implicitcore.system.system import System as System
 from implicitcore.tensors.norms import column as column

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
@@ -26,6 +27,9 @@ from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution
+from implicitcore.system.context import Recorder
+from implicitcore.system.memory import apart
+from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
@@ -53,7 +57,8 @@ def fixed_point(
     Arguments:
         f: the map, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
-        x: the input, any pytree.
+        x: the input, any pytree; tensors in it have the batch first, or are marked by
+            :func:`shared`.
         solver: as every part its name, a mapping with ``name`` and options, or an object; default
             ``Anderson()``; stops where ``|f(z, x) - z| <= tol |f(z, x)|``, per sample,
             in the 2-norm.
@@ -66,7 +71,8 @@ def fixed_point(
 
     Raises:
         ConfigError: a part cannot be made or used; lists every problem.
-        InputError: z0 cannot be packed, or f returns another structure, shape or dtype.
+        InputError: z0 cannot be packed, a tensor in x is neither per sample nor marked as shared,
+            or f returns another structure, shape or dtype.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -97,7 +103,8 @@ def find_root(
     Arguments:
         g: the residual, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
-        x: the input, any pytree.
+        x: the input, any pytree; tensors in it have the batch first, or are marked by
+            :func:`shared`.
         solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <=
             tol max(1, |g(z0, x)|)``, per sample, in the 2-norm.
         gradient: default ``Implicit()``.
@@ -108,7 +115,8 @@ def find_root(
 
     Raises:
         ConfigError: a part cannot be made or used; lists every problem.
-        InputError: z0 cannot be packed, or g returns another structure, shape or dtype.
+        InputError: z0 cannot be packed, a tensor in x is neither per sample nor marked as shared,
+            or g returns another structure, shape or dtype.
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
     dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
@@ -133,7 +141,8 @@ def integrate(  # noqa: PLR0913 - keyword options
         v: the vector field, a module or function; t comes as ``[batch, 1, ..., 1]`` and broadcasts
             against z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
-        x: the input, any pytree.
+        x: the input, any pytree; tensors in it have the batch first, or are marked by
+            :func:`shared`.
         times: output times ``[T]``, strictly increasing or decreasing; a span of length zero has no
             solution and is an error.
         solver: a name, a mapping or an object; default ``Tsit5()``.
@@ -152,8 +161,8 @@ def integrate(  # noqa: PLR0913 - keyword options
 
     Raises:
         ConfigError: a part cannot be made or used; lists every problem.
-        InputError: z0 or times cannot be used, or v or event returns another structure, shape or
-            dtype.
+        InputError: z0 or times cannot be used, a tensor in x is neither per sample nor marked as
+            shared, or v or event returns another structure, shape or dtype.
         GradientError: dense output or an event with a strategy other than ``Unrolled``, which keeps
             no graph between the times; an event whose derivative along the trajectory is zero,
             where a gradient is wanted.
@@ -204,12 +213,20 @@ def run(  # noqa: PLR0913 - keyword options
     autocast = ambient()
     begin = promoted(z0, autocast)
     packing = Packing.of(begin)
-    with solving(dynamics):
-        system = System(dynamics, x, packing, backend=backend, trace=trace)
+    with solving(dynamics) as scope:
+        if scope.random:
+            noise = solve.times is not None and isinstance(gradient, Unrolled)
+            check_random(dynamics, scope.random, one_function=not noise)
+        recorder = Recorder(residuals=[]) if trace else None
+        system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
+        if torch.is_grad_enabled():
+            system = system.with_function_state()
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
+    system.context.end()
     iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
-    return solution.amended(z=packing.unpack(solution.z), start=z0, iterates=iterates)
+    z = packing.unpack(apart(solution.z, begin, system.x))
+    return solution.amended(z=z, start=z0, iterates=iterates)
 
 
 def _parts(kind: PartType, solver: Any, gradient: Any, backend: Any) -> tuple[Any, Any, Any]:

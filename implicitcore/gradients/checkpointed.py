@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.checkpoints import Checkpoints
-from implicitcore.gradients.trajectory import Bound, attach, pull, total
+from implicitcore.gradients.trajectory import Bound, agrees, attach, pull, require_same, total
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.integration import Integration, Outputs, check_times
 from implicitcore.ode_solvers.step_size import Verdict
@@ -72,7 +72,8 @@ class Checkpointed(Options, GradientStrategy):
             march = _Replayable(solver, system, z0, check_times(solve.times, z0))
             kept = march.record(self.checkpoints)
             solution = march.solution()
-        return attach(self, _Pullback(march, kept, solution.backward), system, solution, z0)
+        pullback = _Pullback(march, kept, solution.backward)
+        return attach(self, pullback, system, solution, z0, replays=True)
 
 
 def _refusal(solver: object) -> str:
@@ -198,13 +199,18 @@ class _Pullback:
         *arrivals, last = self._arrivals(v)
         cotangents: Sequence[Tensor | None] = [last]
         gradients: list[Tensor | None] = [None] * len(bound.inputs)
+        after, same = self.march.z, []
         for index in reversed(range(self.march.taken)):
             with torch.no_grad():
                 march = self.kept.take(
                     index, lambda march, steps: march.fork(bound.system).advance(steps)
                 )
-            cotangents, found = self._step(march.fork(bound.system), bound, cotangents, arrivals)
+            again = march.fork(bound.system)
+            cotangents, found = self._step(again, bound, cotangents, arrivals)
+            same.append(agrees(again.z.detach(), after))
+            after = march.z
             gradients = [total(*pair) for pair in zip(gradients, found, strict=True)]
+        require_same(same)  # once, for a look at each step would wait for the device
         self.record.evaluations += bound.system.evaluations
         return total(cotangents[0], arrivals[0]), gradients
 

@@ -26,9 +26,11 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.options.types import Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, SolveError, Status
-from implicitcore.system.scope import SolveContext, current
-from implicitcore.system.system import select
+from implicitcore.system.current import current
+from implicitcore.system.scope import SolveContext
 from implicitcore.tensors.autocast import ambient, promoted
+from implicitcore.tensors.restrict import of_input, restrict
+from implicitcore.tensors.shared import unwrapped
 from implicitcore.tensors.transforms import eager, in_backward
 
 if TYPE_CHECKING:
@@ -133,7 +135,8 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         """The solution's z, differentiable.
 
         Arguments:
-            x: the input, any pytree.
+            x: the input, any pytree; tensors in it have the batch first, or are marked by
+                :func:`shared`.
             z0: begin from here and not from the layer's start.
 
         Raises:
@@ -150,14 +153,16 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         It neither warns nor raises on a failed sample.
 
         Arguments:
-            x: the input, any pytree.
+            x: the input, any pytree; tensors in it have the batch first, or are marked by
+                :func:`shared`.
             z0: begin from here and not from the layer's start.
             trace: keep the residual after each step.
         """
         scope = (current() or SolveContext()).stopping_with(group_of(self))
-        scope.cache_weights(self)
+        scope.cache_weights(self.dynamics)
+        scope.cache_weights(self.start)
         with scope.entered():
-            start = self.start(x) if z0 is None else z0
+            start = self.start(unwrapped(x)) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0
             begin = (
                 pytree.tree_map(torch.detach, start)
@@ -224,14 +229,14 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
 
     def _mask(self, solution: Solution, begin: Any, x: Any, scope: SolveContext) -> Solution:
         """The same solution with the failed samples at their start, and no graph through them."""
-        good, batch = solution.converged.nonzero().squeeze(1), len(solution.status)
+        good = solution.converged.nonzero().squeeze(1)
         safe = pytree.tree_map(
             lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin, ambient())
         )
         if not len(good):
             return solution.amended(z=safe)
-        with scope.select(good, batch).entered():
-            part = self._run(select(begin, good, batch), select(x, good, batch), False)
+        with restrict(scope, good).entered():
+            part = self._run(restrict(begin, good), of_input(x, good), False)
         z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
         return solution.amended(
             z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from implicitcore.errors import ConfigError
-from implicitcore.system.scope import current
+from implicitcore.system.current import current
+from implicitcore.system.scope import in_training
+from implicitcore.tensors.shared import shared
 from implicitcore.tensors.transforms import eager
 
 
@@ -20,7 +22,8 @@ class VariationalDropout(nn.Module):
 
     With a fresh mask at each evaluation, as ``torch.nn.Dropout`` draws, f has no fixed point; with
     one, the solve, its residual and its gradient are of the same f. Each solve draws its own;
-    nothing is kept on the module. Used twice in one f on tensors of one shape, it drops the same
+    nothing is kept on the module, and ``train()`` or ``eval()`` after a solve does not change its
+    backward pass. Used twice in one f on tensors of one shape, it drops the same
     entries of both: take a module for each place. Off in ``eval()``, and an ordinary dropout
     outside a solve.
 
@@ -46,22 +49,26 @@ class VariationalDropout(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """``[batch, ...]``, the shape and dtype of z."""
-        if not self.training or self.p == 0:
-            return z
-        return z * self._mask(z)
+        return z if self.p == 0 else self._dropped(z)
 
     def extra_repr(self) -> str:
         """The options."""
         return f"p={self.p}" + (f", shared={self.shared}" if self.shared else "")
 
     @eager
-    def _mask(self, z: Tensor) -> Tensor:
+    def _dropped(self, z: Tensor) -> Tensor:
+        if not in_training(self):
+            return z
         scope = current()
         if scope is None:
-            return self._sample(z)
+            return z * self._sample(z)
         # On its own shape: in one f the module may see several. The batch is left out: samples may
         # leave it during a solve.
-        return scope.draw((self, z.shape[1:]), lambda: self._sample(z)).to(z.dtype)
+        return z * scope.draw((self, z.shape[1:]), lambda: self._drawn(z)).to(z.dtype)
+
+    def _drawn(self, z: Tensor) -> Any:
+        mask = self._sample(z)
+        return shared(mask) if 0 in self.shared else mask
 
     @torch.no_grad()
     def _sample(self, z: Tensor) -> Tensor:

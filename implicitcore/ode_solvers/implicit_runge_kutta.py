@@ -15,7 +15,7 @@ from implicitcore.errors import InputError
 from implicitcore.ode_solvers import implicit_tableaus as tableaus
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
-from implicitcore.ode_solvers.stages import Frame, Stage, attach
+from implicitcore.ode_solvers.stages import Frame, Stage, attached
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
 from implicitcore.options.shared import ErrorControl, ErrorTolerance
@@ -111,7 +111,7 @@ class ImplicitRungeKutta(ErrorTolerance, StepwiseODESolver[StepCache]):
                 if increments
                 else torch.zeros_like(z)
             )
-            stage = Stage(system, t + node * dt, dt * tableau.gamma, offset, frame)
+            stage = Stage.within(system, t + node * dt, dt * tableau.gamma, offset, frame)
             move, done = self._solve(stage, move)
             solved = solved & done
             # From the equation and not by another evaluation, which would multiply what is left of
@@ -130,9 +130,9 @@ class ImplicitRungeKutta(ErrorTolerance, StepwiseODESolver[StepCache]):
         with torch.no_grad():
             solution = self.root_solver.solve(stage, start / stage.frame.weight)
             move = torch.where(column(solution.converged), solution.z * stage.frame.weight, 0)
-        return attach(
-            stage, move, dense=self._dense(move)
-        ) if torch.is_grad_enabled() else move, solution.converged
+        if torch.is_grad_enabled():
+            move = attached(stage, move, dense=self._dense(move))
+        return move, solution.converged
 
     @torch.no_grad()
     def _frame(self, dt: Tensor, z: Tensor, jacobian: Tensor) -> Frame:

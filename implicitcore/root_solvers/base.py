@@ -9,6 +9,7 @@ from torch import Tensor
 
 from implicitcore.options.options import PartMeta
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 
 
@@ -32,3 +33,10 @@ class RootSolver(metaclass=PartMeta):
         Returns:
             The best iterate with its measured residual and a status per sample, packed.
         """
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """Solve from a point where f is known, as zero is for the linear system of a backward pass.
+
+        Here it is evaluated there once more.
+        """
+        return self.solve(system, start.z)

@@ -15,6 +15,7 @@ from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
 
@@ -46,7 +47,7 @@ class LinearRootSolver(ResidualTolerance, RootSolver):
 
     @abstractmethod
     def cycle(
-        self, system: System, product: Product, g: Tensor, progress: StopTest, left: int
+        self, system: System, product: Product, g: Tensor, test: StopTest, left: int
     ) -> Correction:
         """An s with A s near g for the active samples, after about ``left`` products at most.
 
@@ -55,19 +56,22 @@ class LinearRootSolver(ResidualTolerance, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        progress = StopTest(system, z0, self.tol, self.atol)
-        z, fz = z0, system.update(z0)
-        stopped = progress.observe(z, fz)
-        products, steps = 0, torch.zeros_like(progress.steps)
+        return self.solve_from(system, system.evaluate(z0))
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """See :meth:`RootSolver.solve_from`."""
+        test, now = StopTest(system, start.z, self.tol, self.atol), start
+        stopped = test.check(now)
+        products, steps = 0, torch.zeros_like(test.state.steps)
         while not stopped and products < self.max_products:
-            product, g = _product(system.linearize(z)), system.residual(z, fz).value
-            found = self.cycle(system, product, g, progress, self.max_products - products)
+            product = _product(system.linearize(now.z))
+            left = self.max_products - products
+            found = self.cycle(system, product, now.residual.value, test, left)
             products += found.products + 1
             steps += found.steps
-            z = progress.freeze(z + found.s, z)
-            fz = system.update(z)
-            stopped = progress.observe(z, fz)
-        return progress.solution(steps=steps)
+            now = system.evaluate(test.freeze(now.z + found.s, now.z))
+            stopped = test.check(now)
+        return test.solution(steps=steps)
 
 
 def _product(jacobian: Linearization) -> Product:

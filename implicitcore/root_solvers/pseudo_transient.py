@@ -11,9 +11,10 @@ from torch import Tensor
 from implicitcore.options.shared import Stopping
 from implicitcore.options.types import Count, Positive, Whole
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.convergence import StopState, StopTest
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
@@ -53,25 +54,32 @@ class PseudoTransient(Stopping, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        progress = StopTest(system, z0, self.tol, self.atol)
-        point = Point(system, z0)
-        stopped = progress.observe(z0, point.fz)
+        return self._run(Point.at(system, z0))
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """See :meth:`RootSolver.solve_from`."""
+        return self._run(Point.known(system, start))
+
+    def _run(self, point: Point) -> Solution:
+        system = point.system
+        test = StopTest(system, point.z, self.tol, self.atol)
+        stopped = test.check(point.now)
         dt = torch.full_like(point.size, self.first_step)
         for _ in range(self.max_steps - 1):
             if stopped:
                 break
-            z = progress.freeze(point.z + self._step(point, dt, progress), point.z)
-            point, dt = _accept(point, Point(system, z), dt, progress.active)
-            stopped = progress.observe(point.z, point.fz)
-        return progress.solution()
+            z = test.freeze(point.z + self._step(point, dt, test.state), point.z)
+            point, dt = _accept(point, Point.at(system, z), dt, test.state.active)
+            stopped = test.check(point.now)
+        return test.solution()
 
-    def _step(self, point: Point, dt: Tensor, progress: StopTest) -> Tensor:
+    def _step(self, point: Point, dt: Tensor, state: StopState) -> Tensor:
         """(I / dt - G)^-1 g."""
         shift = column(1 + 1 / dt).to(point.z.dtype)
         if point.z.shape[1] <= self.dense_below:
-            return solve(point.matrix(shift), point.residual.value)[0]
-        limit = torch.maximum(INNER * point.size, progress.limit / 2)
-        return point.krylov(shift, torch.where(progress.active, limit, torch.inf), self.restart)
+            return solve(point.matrix(shift), point.g)[0]
+        limit = torch.maximum(INNER * point.size, state.limit / 2)
+        return point.krylov(shift, torch.where(state.active, limit, torch.inf), self.restart)
 
 
 def _accept(point: Point, trial: Point, dt: Tensor, active: Tensor) -> tuple[Point, Tensor]:
@@ -84,5 +92,5 @@ def _accept(point: Point, trial: Point, dt: Tensor, active: Tensor) -> tuple[Poi
         back = active & ~(ratio <= GROWTH)
         dt = torch.where(active, torch.where(back, dt / 10, dt / ratio), dt)
     if bool(back.any()):
-        trial = Point(trial.system, torch.where(column(back), point.z, trial.z))
+        trial = Point.at(trial.system, torch.where(column(back), point.z, trial.z))
     return trial, dt

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
+from implicitcore.tensors.restrict import COUNT, SHARED
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Packing:
         full_shapes: of each leaf, as the user gives and gets it.
     """
 
-    spec: pytree.TreeSpec
-    shapes: tuple[tuple[int, ...], ...]
-    batch: int
+    spec: pytree.TreeSpec = field(metadata=SHARED)
+    shapes: tuple[tuple[int, ...], ...] = field(metadata=SHARED)
+    batch: int = field(metadata=COUNT)
     dtype: torch.dtype
     coupled: bool = False
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)

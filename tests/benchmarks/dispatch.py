@@ -212,7 +212,7 @@ def _by_hand(
     forward: bool,
 ) -> Outcome:
     packing = Packing.of(problem.z0)
-    system = System(dynamics, problem.x, packing)
+    system = System.of(dynamics, problem.x, packing)
     if forward:
         with torch.no_grad():
             return Outcome(packing.unpack(solver.solve(system, packing.pack(problem.z0)).z), [])
@@ -232,14 +232,13 @@ def _loop(
     tol: float,
     limit: int,
 ) -> Tensor:
-    system = System(ic.FixedPoint(lambda z, _: f(z)), None, Packing.of(z))
+    system = System.of(ic.FixedPoint(lambda z, _: f(z)), None, Packing.of(z))
     state = solver.init(system, z)
     for _ in range(limit):
-        fz = system.update(z)
-        residual = system.residual(z, fz)
-        if (residual.norm <= tol * residual.update_norm).all():
+        now = system.evaluate(z)
+        if (now.residual.norm <= tol * now.residual.update_norm).all():
             break
-        z, state = solver.step(system, z, fz, state)
+        z, state = solver.step(system, now, state)
     return z
 
 

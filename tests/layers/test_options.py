@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from implicitcore_layers import DEQ, ContinuousDEQ, HomoODE, NeuralODE, SkipDEQ, SkipRegDEQ
 from torch import nn
 
 import implicitcore as ic
 from implicitcore.options.options import options_of
+from implicitcore_layers import DEQ, ContinuousDEQ, HomoODE, NeuralODE, SkipDEQ, SkipRegDEQ
 
 N = 3
 

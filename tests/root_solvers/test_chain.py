@@ -75,7 +75,7 @@ def test_what_x_shares_is_shared_and_what_is_per_sample_is_selected():
     x = {
         "growth": growth,
         "shift": torch.tensor(2.0, dtype=T),
-        "row": torch.ones(1, 1, dtype=T),
+        "row": ic.shared(torch.ones(1, 1, dtype=T)),
         "power": 1,
         "name": None,
     }

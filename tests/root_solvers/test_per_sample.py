@@ -10,6 +10,7 @@ import torch
 from dense import Cell, fixed_point, inputs
 
 import implicitcore as ic
+from implicitcore.extend import options_of
 from implicitcore.testing.options import limited
 
 SOLVERS = [
@@ -56,7 +57,8 @@ def with_options(solver, **options):
         return ic.Chain(tuple(with_options(part, **options) for part in solver.solvers))
     if isinstance(solver, ic.Homotopy):
         return replace(solver, corrector=with_options(solver.corrector, **options))
-    return replace(solver, **options)
+    own = options.keys() & set(options_of(type(solver)))
+    return replace(solver, **{name: options[name] for name in own})
 
 
 @each_solver

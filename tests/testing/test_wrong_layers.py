@@ -11,6 +11,7 @@ from failing import failed
 from torch import nn
 
 import implicitcore as ic
+from implicitcore.registry.registry import REGISTRY
 
 
 class Mine(ic.ImplicitLayer):
@@ -230,3 +231,18 @@ DYNAMICS = [
 )
 def test_a_wrong_part_is_caught_by_these_checks_and_no_other(part, caught_by):
     assert failed(part) == caught_by
+
+
+class TwoPlaces(ic.ImplicitLayer):
+    """Its option is kept beside the solver that solves, and nothing holds the two together."""
+
+    def __init__(self, features: int = 6, *, root_solver: ic.RootSolver = ic.Anderson(tol=1e-6)):
+        super().__init__(_Own(features), solver=root_solver)
+        self.root_solver = root_solver
+        self.features = features
+
+
+def test_an_option_that_is_kept_twice_is_caught(monkeypatch):
+    monkeypatch.setattr(REGISTRY, "_local", dict(REGISTRY._local))
+    ic.register("layer", "two-places", TwoPlaces)
+    assert failed(TwoPlaces) == {"follows_its_options"}

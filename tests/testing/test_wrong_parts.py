@@ -11,7 +11,7 @@ from failing import failed
 from torch import Tensor
 
 import implicitcore as ic
-from implicitcore.extend import Options
+from implicitcore.extend import LinearSystem, Options
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.runge_kutta import AdaptiveRungeKutta, FixedRungeKutta
 from implicitcore.options.types import Count, Tolerance
@@ -120,7 +120,9 @@ class Remembers(Plain):
         solution = super().solve(
             system,
             warm
-            if warm.dtype == z0.dtype and not torch.is_grad_enabled() and not system.linear
+            if warm.dtype == z0.dtype
+            and not torch.is_grad_enabled()
+            and not isinstance(system, LinearSystem)
             else z0,
         )
         self.last[z0.shape] = solution.z.detach().nan_to_num()
@@ -129,7 +131,11 @@ class Remembers(Plain):
 
 class Uncounted(Plain):
     def evaluate(self, system, z):
-        return system.update(z) if system.linear else system.dynamics.update(z, system.x)
+        return (
+            system.update(z)
+            if isinstance(system, LinearSystem)
+            else system.dynamics.update(z, system.x)
+        )
 
 
 class UnrolledInSilence(Plain):
@@ -177,6 +183,20 @@ class Unchecked(ic.RootSolver):
         return Plain(tol=self.tol, max_steps=self.max_steps).solve(system, z0)
 
 
+class TakesAnything(Plain):
+    def __init__(self, *args, tol=1e-5, max_steps=60, **options):
+        object.__setattr__(self, "tol", tol)
+        object.__setattr__(self, "max_steps", max_steps)
+        self.__post_init__()
+
+
+class OneStepMore(Plain):
+    def solve(self, system, z0):
+        solution = super().solve(system, z0)
+        spent = solution.status == ic.Status.MAX_STEPS
+        return replace(solution, steps=solution.steps + spent.to(solution.steps.dtype))
+
+
 # The part, and the checks that catch it.
 FINDS = {
     "finds_the_root",
@@ -212,6 +232,7 @@ ROOT_SOLVERS = [
     (
         RaisesOutOfSteps(),
         {
+            "takes_at_most_max_steps",
             "reports_too_few_steps",
             "reports_divergence",
             "states_the_true_residual",
@@ -223,8 +244,17 @@ ROOT_SOLVERS = [
     (UnrolledInSilence(), {"can_be_unrolled_or_refuses"}),
     (LeavesAGraph(), {"leaves_no_graph"}),
     (LastIterate(), {"returns_its_best_iterate"}),
-    (NotFrozen(), {"is_a_frozen_dataclass", "refuses_a_value_of_another_type"}),
-    (Unchecked(), {"refuses_a_value_of_another_type"}),
+    (
+        NotFrozen(),
+        {
+            "is_a_frozen_dataclass",
+            "refuses_a_value_of_another_type",
+            "refuses_an_infinite_value",
+        },
+    ),
+    (Unchecked(), {"refuses_a_value_of_another_type", "refuses_an_infinite_value"}),
+    (TakesAnything(), {"refuses_an_unknown_option"}),
+    (OneStepMore(), {"takes_at_most_max_steps"}),
 ]
 
 

@@ -84,7 +84,7 @@ def per_sample(maker: Maker) -> None:
     for i in range(4):
         expect_close(
             together[i : i + 1],
-            flat(layer(rows(x, [i], 4))),
+            flat(layer(rows(x, [i]))),
             f"compared sample {i} of 4 with the same sample alone",
             ALONE,
         )

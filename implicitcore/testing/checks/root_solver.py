@@ -69,7 +69,7 @@ def finds_the_root_of_a_vector_field(solver: RootSolver) -> None:
     problem = root()
     dynamics = VectorField(lambda z, x: problem.f(z, x) - z, autonomous=True)
     with torch.no_grad():
-        solution = solver.solve(System(dynamics, problem.x, Packing.of(problem.z0)), problem.z0)
+        solution = solver.solve(System.of(dynamics, problem.x, Packing.of(problem.z0)), problem.z0)
     start = problem.f(problem.z0, problem.x).norm(dim=1).clamp(min=1)
     bound = 20 * max(_tolerance(solver), 1e-12) * start.max().item()
     expect_close(

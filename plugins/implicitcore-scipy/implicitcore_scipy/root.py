@@ -85,7 +85,7 @@ class Search:
 
     def __init__(self, solver: SciPyRoot, sample: Sample) -> None:
         self.solver, self.sample = solver, sample
-        self.progress = StopTest(sample.system, sample.z0, solver.tol, solver.atol)
+        self.test = StopTest(sample.system, sample.z0, solver.tol, solver.atol)
         self.eps = float(torch.finfo(real_dtype(sample.z0)).eps)
         self.most = solver.max_evaluations
         self.unit = 1.0
@@ -108,7 +108,7 @@ class Search:
         except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
             if error is self.sample.foreign:
                 raise
-        return self.progress.solution()
+        return self.test.solution()
 
     def residual(self, y: Array) -> Array:
         """The residual at y, both in units.
@@ -131,12 +131,12 @@ class Search:
                 left.
         """
         system = self.sample.system
-        fz = self.sample.call(system.update, z)
-        stopped = self.progress.observe(z, fz)
+        now = self.sample.call(system.evaluate, z)
+        stopped = self.test.check(now)
         self.most -= 1
         if stopped or not self.most:
             raise _Done
-        return self.sample.array(system.residual(z, fz).value)
+        return self.sample.array(now.residual.value)
 
     def jacobian(self, y: Array) -> Array:
         """J - I, by autograd: one evaluation and n products."""
