@@ -16,7 +16,6 @@ pytestmark = [
         reason="no gloo",
     ),
     pytest.mark.timeout(200),
-    pytest.mark.slow,
 ]
 
 

@@ -266,7 +266,6 @@ def test_the_page_lists_the_checks_as_they_are():
     assert with_listing(page) == page, "stale: PYTHONPATH=tests python -m support.checks_page"
 
 
-@pytest.mark.slow
 def test_the_tests_on_the_page_pass_under_pytest(tmp_path):
     source = "\n".join(block.source for block in blocks(PAGE) if block.language == "python")
     (tmp_path / "test_page.py").write_text(source, encoding="utf-8")
