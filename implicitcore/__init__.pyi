@@ -81,9 +81,12 @@ from implicitcore.root_solvers.picard import Picard as Picard
 from implicitcore.root_solvers.pseudo_transient import PseudoTransient as PseudoTransient
 from implicitcore.root_solvers.steady_state import SteadyState as SteadyState
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver as StepwiseRootSolver
+from implicitcore.solution import FinalState as FinalState
 from implicitcore.solution import Solution as Solution
 from implicitcore.solution import SolveError as SolveError
+from implicitcore.solution import SolveResult as SolveResult
 from implicitcore.solution import Status as Status
+from implicitcore.solution import Trajectory as Trajectory
 from implicitcore.system.scope import frozen_randomness as frozen_randomness
 from implicitcore.system.system import System as System
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import ConfigError, GradientError
+from implicitcore.errors import ConfigError, GradientError, InputError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
@@ -22,12 +22,14 @@ from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.scope import solving
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager
+
+_Result = TypeVar("_Result", Solution, Trajectory)
 
 
 def fixed_point(
@@ -66,9 +68,9 @@ def fixed_point(
         >>> round(torch.autograd.grad(solution.z.sum(), x)[0].item(), 6)
         -0.297474
     """
-    return run(
-        FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend
-    )
+    strategy = gradient or Implicit()
+    found = run(FixedPoint(f), z0, x, Solve(solver or Anderson()), strategy, backend=backend)
+    return _returned(Solution, found, strategy)
 
 
 def find_root(
@@ -97,14 +99,9 @@ def find_root(
     Raises:
         InputError: z0 cannot be packed, or g returns another structure, shape or dtype.
     """
-    return run(
-        VectorField(g, autonomous=True),
-        z0,
-        x,
-        Solve(solver or Broyden()),
-        gradient or Implicit(),
-        backend=backend,
-    )
+    dynamics, strategy = VectorField(g, autonomous=True), gradient or Implicit()
+    found = run(dynamics, z0, x, Solve(solver or Broyden()), strategy, backend=backend)
+    return _returned(Solution, found, strategy)
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -118,7 +115,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     dense: bool = False,
     event: Event | None = None,
     backend: Backend | None = None,
-) -> Solution:
+) -> Trajectory:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
 
     Arguments:
@@ -130,15 +127,15 @@ def integrate(  # noqa: PLR0913 - keyword options
             solution and is an error.
         solver: default ``Tsit5()``.
         gradient: default ``Unrolled()``.
-        dense: keep the trajectory between the times too: ``solution.interpolate(t)``.
+        dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
         event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
             start is no change). Two changes within one step are not seen: ``max_step`` of an
             adaptive solver bounds the steps.
         backend: default torch.
 
     Returns:
-        The solution; ``solution.z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
-        happened, ``solution.event_times`` has its time, and z at the later times is the state
+        The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
+        happened, ``event_times`` has its time, and z at the later times is the state
         there: so ``z[-1]`` is the state at the event. Both have the gradient of the implicit
         function that e(t, z(t), x) = 0 defines.
 
@@ -155,10 +152,10 @@ def integrate(  # noqa: PLR0913 - keyword options
         >>> import torch, implicitcore as ic
         >>> z0, g = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
         >>> fall = lambda t, z, g: torch.cat((z[:, 1:], -g), 1)
-        >>> solution = ic.integrate(fall, z0, g, times=torch.tensor([0.0, 5.0]), event=lambda t, z, g: z[:, 0])
-        >>> round(solution.event_times.item(), 6)  # sqrt(2 / g)
+        >>> trajectory = ic.integrate(fall, z0, g, times=torch.tensor([0.0, 5.0]), event=lambda t, z, g: z[:, 0])
+        >>> round(trajectory.event_times.item(), 6)  # sqrt(2 / g)
         0.451524
-        >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
+        >>> round(torch.autograd.grad(trajectory.event_times.sum(), g)[0].item(), 6)
         -0.023013
     """
     strategy = gradient or Unrolled()
@@ -169,7 +166,8 @@ def integrate(  # noqa: PLR0913 - keyword options
             "need gradient=Unrolled()"
         )
     solve = Solve(solver or Tsit5(), times, dense, event)
-    return run(VectorField(v), z0, x, solve, strategy, backend=backend)
+    found = run(VectorField(v), z0, x, solve, strategy, backend=backend)
+    return _returned(Trajectory, found, strategy)
 
 
 @eager
@@ -182,7 +180,7 @@ def run(  # noqa: PLR0913 - keyword options
     *,
     backend: Backend | None = None,
     trace: bool = False,
-) -> Solution:
+) -> Solution | Trajectory:
     """Pack the start, solve with the gradient attached, and unpack.
 
     The one edge between pytrees and packed states.
@@ -196,8 +194,20 @@ def run(  # noqa: PLR0913 - keyword options
         system = System(dynamics, x, packing, backend=backend, trace=trace)
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
-    iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
-    return solution.amended(z=packing.unpack(solution.z), start=z0, iterates=iterates)
+    found: dict[str, Any] = {"z": packing.unpack(solution.z), "start": z0}
+    if isinstance(solution, Solution) and solution.iterates is not None:
+        found["iterates"] = packing.unpack(solution.iterates)
+    return solution.amended(**found)
+
+
+def _returned(kind: type[_Result], found: Solution | Trajectory, strategy: GradientStrategy) -> _Result:
+    """What a strategy returned, which is of this kind."""
+    if not isinstance(found, kind):
+        raise InputError(
+            f"{type(strategy).__name__}.run returned a {type(found).__name__}: expected a "
+            f"{kind.__name__}"
+        )
+    return found
 
 
 def _check_backend(backend: Backend | None) -> None:

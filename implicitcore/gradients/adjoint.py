@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -14,16 +14,16 @@ from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.trajectory import Bound, attach, pull, total
 from implicitcore.ode_solvers.base import ODESolver, Step
+from implicitcore.ode_solvers.integration import integrate_loop
+from implicitcore.ode_solvers.stepper import StepObserver
+from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import Options
 from implicitcore.options.types import Positive
-from implicitcore.solution import Backward, Solution, Status
+from implicitcore.solution import Backward, Status, Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
 
-_NEEDS_STAGES = (
-    "does not say which stages its steps are made of: give Adjoint(solver=...) one "
-    "that does (Tsit5), or use Unrolled"
-)
+_ANOTHER = "give Adjoint(solver=...) another one (Tsit5), or use Unrolled"
 
 
 @final
@@ -55,8 +55,8 @@ class Adjoint(Options, GradientStrategy):
             the drift by one or two orders.
 
     Raises:
-        GradientError: with a root solver; with a solver that does not tell its stages; on a second
-            derivative.
+        GradientError: with a root solver; with a solver whose steps cannot be followed, or do not
+            name their stages; on a second derivative.
 
     Reference:
         Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv
@@ -67,19 +67,19 @@ class Adjoint(Options, GradientStrategy):
     solver: ODESolver | None = None
     drift: Positive = 0.05
 
-    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
+    def run(self, solve: Solve, system: System, z0: Tensor) -> Trajectory:
         """See :meth:`GradientStrategy.run`."""
-        if not isinstance(solve.solver, ODESolver):
-            name = type(solve.solver).__name__
+        solver = solve.solver
+        if not isinstance(solver, ODESolver):
             raise GradientError(
-                f"Adjoint differentiates a trajectory, and {name} finds an equilibrium; "
-                "use Implicit"
+                f"Adjoint differentiates a trajectory, and {type(solver).__name__} finds an "
+                "equilibrium; use Implicit"
             )
         with torch.no_grad():
-            solution = solve(system, z0)
-        if not torch.is_grad_enabled() or solution.times is None:
+            solution = solver.solve(system, z0, solve.grid)
+        if not torch.is_grad_enabled():
             return solution
-        return attach(self, _Pullback(self, solve, solution, solution.times), system, solution, z0)
+        return attach(self, _Pullback(self, self.solver or solver, solution), system, solution, z0)
 
 
 @dataclass(frozen=True)
@@ -87,29 +87,37 @@ class _Pullback:
     """The way back of one forward solve."""
 
     strategy: Adjoint
-    solve: Solve
-    solution: Solution
-    times: Tensor
+    solver: ODESolver
+    solution: Trajectory
 
     def __call__(self, bound: Bound, v: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """See :data:`implicitcore.gradients.trajectory.Pullback`."""
         # The adjoint is linear in v: at unit size the tolerances mean the same whatever the scale
         # of the loss.
+        times = self.solution.times
         size = torch.linalg.vector_norm(v, dim=(0, 2)) / max(v.shape[2], 1) ** 0.5
-        unit = torch.where(size > 0, size, 1).to(self.times.dtype)
+        unit = torch.where(size > 0, size, 1).to(times.dtype)
         stored = torch.cat((self.solution.z, v / column(unit).to(v.dtype)), 2).flip(0)
-        system = AdjointSystem(bound, stored, unit)
-        solve = replace(self.solve, solver=self.strategy.solver or self.solve.solver)
-        back = solve(system, stored[0], self.times.flip(0))
-        if system.inputs and not system.committed and bool(back.converged.any()):
-            raise GradientError(f"{type(solve.solver).__name__} {_NEEDS_STAGES}")
+        system = AdjointSystem(bound)
+        quadrature = Quadrature(system, self.solver, stored, unit)
+        back = self._integrate(system, stored[0], times.flip(0), quadrature)
         n = v.shape[2]
         found, expected = back.z[1:, :, :n], stored[1:, :, :n]
         extent = torch.maximum(_norms(expected), _norms(stored[:-1, :, :n])).clamp(
             min=torch.finfo(unit.dtype).tiny
         )
         self._note(system, back.status, (_norms(found - expected) / extent).amax(0))
-        return (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(v.dtype), system.gradients
+        return (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(v.dtype), quadrature.gradients
+
+    def _integrate(
+        self, system: AdjointSystem, z0: Tensor, times: Tensor, quadrature: Quadrature
+    ) -> Trajectory:
+        if not isinstance(self.solver, StepwiseODESolver):
+            name = type(self.solver).__name__
+            raise GradientError(
+                f"{name} does not show its steps, so it cannot integrate backwards: {_ANOTHER}"
+            )
+        return integrate_loop(self.solver, system, z0, times, observer=quadrature)
 
     def _note(self, system: AdjointSystem, status: Tensor, drift: Tensor) -> None:
         """Fill the record, and warn where the way back went wrong."""
@@ -139,45 +147,47 @@ def _warn(what: str) -> None:
     warnings.warn(f"the adjoint's way back {what}", ConvergenceWarning, stacklevel=2)
 
 
-class _Evaluation(NamedTuple):
+class Evaluation(NamedTuple):
     """One evaluation of the vector field with its graph."""
 
-    velocity: Tensor  # [batch, 2 n]; kept, so that its id stays its own
-    g: Tensor
-    a: Tensor
+    velocity: Tensor  # [batch, 2 n]
+    g: Tensor  # [batch, n], with its graph
+    a: Tensor  # [batch, n]
 
 
 class AdjointSystem(System):
-    """The state (z, a), ``[batch, 2 n]``, with dz/dt = g and da/dt = -a^T dg/dz, and the quadrature of the other gradients.
+    """The state (z, a), ``[batch, 2 n]``, with dz/dt = g and da/dt = -a^T dg/dz.
 
     Arguments:
         bound: the forward system, and what gets a gradient.
-        stored: the states and what is added to a at each output time of the way back, ``[T, batch,
-            2 n]``.
-        unit: ``[batch]``, what a is divided by.
+
+    Attributes:
+        evaluated: the evaluations since it was last emptied, in order.
+        products: vector-Jacobian products so far.
     """
 
-    quadrature: ClassVar[bool] = True
-
-    def __init__(self, bound: Bound, stored: Tensor, unit: Tensor) -> None:
+    def __init__(self, bound: Bound) -> None:
         self.forward, self.inputs = bound
         system = self.forward
         super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
-        self.gradients: list[Tensor | None] = [None] * len(self.inputs)
-        self.stored, self.unit = stored, unit
         self.products = 0
-        self.committed = False
-        self.stages: dict[int, _Evaluation] = {}
+        self.evaluated: list[Evaluation] = []
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """(g, -a^T dg/dz): one evaluation and one product.
 
-        Its graph is kept until the step is committed. Where a graph is asked for, an implicit
-        method wants the Jacobian of all this, and the step is made of other velocities.
+        Where a graph is asked for, an implicit method wants the Jacobian of all this: that is no
+        stage of a step.
         """
-        state, a = z.tensor_split(2, 1)
         if torch.is_grad_enabled():
-            return self._differentiable(t, state, a)
+            return self._differentiable(t, *z.tensor_split(2, 1))
+        evaluation = self.evaluate(t, z)
+        self.evaluated.append(evaluation)
+        return evaluation.velocity
+
+    def evaluate(self, t: Tensor, z: Tensor) -> Evaluation:
+        """The velocity with the graph of g."""
+        state, a = z.tensor_split(2, 1)
         with torch.enable_grad():
             point = state.detach().contiguous().requires_grad_()
             g = self.forward.velocity(t, point)
@@ -191,8 +201,7 @@ class AdjointSystem(System):
             back.zero_()
         else:
             torch.neg(pulled, out=back)
-        self.stages[id(velocity)] = _Evaluation(velocity, g, a)
-        return velocity
+        return Evaluation(velocity, g, a)
 
     def _differentiable(self, t: Tensor, state: Tensor, a: Tensor) -> Tensor:
         self.evaluations += 1
@@ -211,32 +220,82 @@ class AdjointSystem(System):
             self.forward.select(index),
             replace(self.packing, batch=len(index)),
         )
-        part.stages = {}
+        part.evaluated = []
         return part
 
-    def commit(self, step: Step, dt: Tensor, accept: Tensor | None) -> None:
-        """Add the step's share of the quadrature, -dt sum_i b_i a_i^T dg_i/dtheta, in one product over all stages."""
-        self.committed = True
+
+class Quadrature(StepObserver):
+    """The gradients beside the state, -int a^T dg/dtheta dt, by the weights of each step.
+
+    Arguments:
+        system: evaluates the stages.
+        solver: named in errors.
+        stored: the states and what is added to a at each output time of the way back, ``[T, batch,
+            2 n]``.
+        unit: ``[batch]``, what a is divided by.
+
+    Attributes:
+        gradients: one for each input of the system; None is zero.
+    """
+
+    def __init__(
+        self, system: AdjointSystem, solver: ODESolver, stored: Tensor, unit: Tensor
+    ) -> None:
+        self.system, self.stored, self.unit = system, stored, unit
+        self.gradients: list[Tensor | None] = [None] * len(system.inputs)
+        self._name = type(solver).__name__
+        self._first: list[Evaluation] = []  # that of the state, if there is one
+        self._checked = False
+
+    def after_init(self) -> None:
+        """See :meth:`StepObserver.after_init`."""
+        self._first = self.system.evaluated[-1:]
+
+    def before_step(self) -> None:
+        """See :meth:`StepObserver.before_step`."""
+        self.system.evaluated = []
+
+    def after_step(self, step: Step, dt: Tensor, accept: Tensor | None) -> None:
+        """Add -dt sum_i b_i a_i^T dg_i/dtheta, in one product over all stages."""
+        stages, system = self._stages(step), self.system
+        used = [(stage, b) for stage, b in stages if stage.g.requires_grad]
+        if not used or not system.inputs:
+            return
+        weight = column(-dt * self.unit).to(step.z.dtype)
+        cotangents = [_chosen(stage.a, accept, weight * b) for stage, b in used]
+        system.products += len(used)
+        found = pull([stage.g for stage, _ in used], system.inputs, cotangents)
+        self.gradients = [total(old, new) for old, new in zip(self.gradients, found, strict=True)]
+
+    def _stages(self, step: Step) -> list[tuple[Evaluation, float]]:
+        """The evaluations that a step is made of, with their weights: none that is zero."""
+        if step.points:
+            pairs = zip(step.points, step.weights, strict=True)
+            return [(self.system.evaluate(t, z), b) for (t, z), b in pairs if b]
+        stages = [*self._first, *self.system.evaluated]
+        self._first = [] if step.state is None else self.system.evaluated[-1:]
+        self._check(step, stages)
+        return [(stage, b) for stage, b in zip(stages, step.weights, strict=True) if b]
+
+    def _check(self, step: Step, stages: list[Evaluation]) -> None:
+        """Raise where the step does not name its stages: all of them, and at the first step the same ones."""
         if not step.stages:
-            raise GradientError(f"the ODE solver {_NEEDS_STAGES}")
-        used = [
-            (self.stages[id(stage)], b)
-            for stage, b in zip(step.stages, step.weights, strict=True)
-            if b
-        ]
-        # The last stage may be the first of the next step.
-        self.stages = {
-            key: stage for key, stage in self.stages.items() if stage.velocity is step.state
-        }
-        used = [(stage, b) for stage, b in used if stage.g.requires_grad]
-        if used and self.inputs:
-            weight = column(-dt * self.unit).to(step.z.dtype)
-            cotangents = [_chosen(stage.a, accept, weight * b) for stage, b in used]
-            self.products += len(used)
-            found = pull([stage.g for stage, _ in used], self.inputs, cotangents)
-            self.gradients = [
-                total(old, new) for old, new in zip(self.gradients, found, strict=True)
-            ]
+            raise GradientError(
+                f"{self._name} does not name the stages of its steps, so it cannot integrate "
+                f"backwards: {_ANOTHER}"
+            )
+        named, weights = len(step.stages), len(step.weights)
+        wrong = f"{len(stages)} velocities were evaluated for a step"
+        if named == weights == len(stages):
+            if self._checked or all(map(_same, step.stages, stages)):
+                self._checked = True
+                return
+            wrong = "they are not the velocities of the step in the order of their evaluation"
+        raise GradientError(
+            f"{self._name} names {named} stages and {weights} weights, and {wrong}: expected that "
+            "of the state first, then each that step() evaluated, with weight zero for one that z "
+            "does not need"
+        )
 
     def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
         """At an output time: the stored state, and a with dL/dz there."""
@@ -245,6 +304,11 @@ class AdjointSystem(System):
             which.clamp(max=len(self.stored) - 1), torch.arange(len(z), device=z.device)
         ]
         return torch.where(column(arrived), torch.cat((here[:, :n], z[:, n:] + here[:, n:]), 1), z)
+
+
+def _same(named: Tensor, stage: Evaluation) -> bool:
+    """Whether two velocities are equal; NaN is equal to NaN."""
+    return torch.allclose(named, stage.velocity, rtol=0, atol=0, equal_nan=True)
 
 
 def _chosen(a: Tensor, accept: Tensor | None, weight: Tensor) -> Tensor:

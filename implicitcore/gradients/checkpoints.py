@@ -62,7 +62,7 @@ class Checkpoints(Generic[State]):
             highest = max(highest, self.kept[place].level)
         return 0
 
-    def take(self, index: int, advance: Callable[[State, int], State]) -> State:
+    def take(self, index: int, advance: Callable[[State, int, int], State]) -> State:
         """The state before step ``index``.
 
         To be asked for from the last index down to 0, any number of times. States are given up on
@@ -70,14 +70,15 @@ class Checkpoints(Generic[State]):
 
         Arguments:
             index: of the step.
-            advance: the state so many steps after another.
+            advance: of a state, the index of its step and a number of steps: the state so many steps
+                later.
         """
         while (last := self.kept[-1]).step < index:
             free = self.places + 1 - len(self.kept)
             if not free:
-                return advance(last.state, index - last.step)
+                return advance(last.state, last.step, index - last.step)
             steps = split(index - last.step + 1, free + 1)
-            self.kept.append(_Kept(last.step + steps, 0, advance(last.state, steps)))
+            self.kept.append(_Kept(last.step + steps, 0, advance(last.state, last.step, steps)))
         return self.kept.pop().state if index else last.state
 
 

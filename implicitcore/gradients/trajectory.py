@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError
-from implicitcore.solution import Solution
+from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
@@ -34,21 +34,17 @@ Pullback = Callable[[Bound, Tensor], tuple[Tensor | None, Sequence[Tensor | None
 
 
 def attach(
-    strategy: object, pullback: Pullback, system: System, solution: Solution, z0: Tensor
-) -> Solution:
-    """The solution, solved without a graph, whose z is differentiated by ``pullback``.
+    strategy: object, pullback: Pullback, system: System, solution: Trajectory, z0: Tensor
+) -> Trajectory:
+    """The trajectory, solved without a graph, whose z is differentiated by ``pullback``.
 
     Gradients reach z0, the tensors of x, the parameters of the dynamics, and the leaves that the
     vector field depends on at the first time: one evaluation finds those that no module lists.
     """
-    if solution.times is None:
-        return solution
-    own = union(inputs(system.x))
     captured = _captured(system, solution.times, solution.z)
-    call = _Call(type(strategy).__name__, pullback, system, own, captured)
-    return solution.amended(
-        z=_Trajectory.apply(call, solution.z, z0, *own, *captured), evaluations=system.evaluations
-    )
+    call = _Call(type(strategy).__name__, pullback, system, captured)
+    z = _Attached.apply(call, solution.z, z0, *inputs(system.x), *captured)
+    return solution.amended(z=z, evaluations=system.evaluations)
 
 
 def _captured(system: System, times: Tensor, z: Tensor) -> list[Tensor]:
@@ -65,18 +61,19 @@ class _Call(NamedTuple):
     strategy: str
     pullback: Pullback
     system: System
-    own: list[Tensor]
     captured: list[Tensor]
 
     def bound(self) -> Bound:
-        own = {id(tensor): tensor.detach().requires_grad_() for tensor in self.own}
-        x = pytree.tree_map_only(
-            Tensor, lambda tensor: own.get(id(tensor), tensor.detach()), self.system.x
-        )
-        return Bound(self.system.bind(x), [*own.values(), *self.captured])
+        x = pytree.tree_map_only(Tensor, _leaf, self.system.x)
+        return Bound(self.system.bind(x), [*inputs(x), *self.captured])
 
 
-class _Trajectory(torch.autograd.Function):
+def _leaf(tensor: Tensor) -> Tensor:
+    """The tensor as a leaf of its own, in its place of x: a gradient is found for each place."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+class _Attached(torch.autograd.Function):
     """The stored trajectory, differentiable with respect to z0 and the tensors of the vector field."""
 
     @staticmethod

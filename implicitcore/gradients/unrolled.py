@@ -13,7 +13,7 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.system import System
 
 
@@ -44,7 +44,7 @@ class Unrolled(Options, GradientStrategy):
 
     iterates: tuple[Count, ...] = ()
 
-    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
+    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution | Trajectory:
         """See :meth:`GradientStrategy.run`."""
         solution = self._supervised(solve, system, z0) if self.iterates else solve(system, z0)
         if len(z0) or system.scope.group is not None or not torch.is_grad_enabled():
@@ -65,7 +65,7 @@ class Unrolled(Options, GradientStrategy):
                 f"sync_steps; received {solver}"
             )
         system.record_iterates = []
-        solution, record_iterates = solve(system, z0), system.record_iterates
+        solution, record_iterates = solver.solve(system, z0), system.record_iterates
         system.record_iterates = None
         return solution.amended(
             iterates=torch.stack(

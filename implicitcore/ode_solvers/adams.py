@@ -25,10 +25,10 @@ LONGER = 1e3
 # without weight are cheaper.
 FEWEST = 4
 
-# Of the step's own move, as far as the error may go in an integration that is to settle. At order 1
+# Of the step's own move, as far as the error may go in an integration to a steady state. At order 1
 # the estimate is half the change of the velocity over the step: this is the least that lets the
 # unit step of a contraction pass. Measured on ten problems.
-SETTLED = 0.6
+STEADY_BOUND = 0.6
 
 
 class Past(NamedTuple):
@@ -86,7 +86,7 @@ class Adams(StepwiseODESolver[Past]):
     @property
     def step_size(self) -> StepSize:
         """Adaptive; the first step is of order 1, whose error goes with dt^2."""
-        return Adaptive(self.rtol, self.atol, 2, self.first_step, settled=SETTLED)
+        return Adaptive(self.rtol, self.atol, 2, self.first_step, steady_bound=STEADY_BOUND)
 
     def init(self, system: System, t: Tensor, z: Tensor) -> Past:
         """The velocity, and nothing before."""
@@ -102,7 +102,7 @@ class Adams(StepwiseODESolver[Past]):
         return state.differences[:, 0]
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Past) -> Step:
-        """See :meth:`StepwiseODESolver.step`."""
+        """See :meth:`Stepper.step`."""
         with torch.no_grad():
             grid = _Grid(dt, state)
         weights = (grid.weights * column(dt)).unsqueeze(1).to(z.dtype)

@@ -30,7 +30,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
     tableau: ClassVar[Tableau]
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
-        """See :meth:`StepwiseODESolver.step`."""
+        """See :meth:`Stepper.step`."""
         tableau, stage_combination = self.tableau, system.backend.stage_combination
         stages, point = [state], z
         for row, node in zip(tableau.a, tableau.c, strict=True):
@@ -44,7 +44,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
     def piece(
         self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor, step: Step
     ) -> list[Tensor]:
-        """See :meth:`StepwiseODESolver.piece`.
+        """See :meth:`Stepper.piece`.
 
         The method's own continuous extension, where the tableau has one.
         """
@@ -271,7 +271,7 @@ class DOP853(AdaptiveRungeKutta):
         return 8
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
-        """See :meth:`StepwiseODESolver.step`."""
+        """See :meth:`Stepper.step`."""
         step = super().step(system, t, dt, z, state)
         if step.error is None:
             return step

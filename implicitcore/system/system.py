@@ -56,8 +56,6 @@ class System:
         linear: g is affine in z, so that a linear solver may trust its own residuals.
         record_iterates: where not None, a stepwise root solver leaves its iterates here, one for
             each evaluation.
-        quadrature: the system integrates something along the steps of an ODE solver, and is told of
-            each by :meth:`commit`, and of each output time by :meth:`arrive`.
         tol_floor: the least relative tolerance that the products of a linear system can meet: under
             autocast they are rounded to its dtype.
         compact_below: with ``compact``, stopped samples leave the batch when at most this share of
@@ -66,7 +64,6 @@ class System:
     """
 
     linear: ClassVar[bool] = False
-    quadrature: ClassVar[bool] = False
     compact_below: ClassVar[float] = 7 / 8
     tol_floor: float = 0.0
 
@@ -148,20 +145,6 @@ class System:
         part.scope = self.scope.select(index, self.packing.batch)
         part.trace = part._residual = None
         return part
-
-    def commit(self, step: Any, dt: Tensor, accept: Tensor | None) -> None:
-        """Hear of a step of an ODE solver: dt ``[batch]``, and which samples accepted it.
-
-        None where those that did not had dt = 0. Only a quadrature listens.
-        """
-
-    def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
-        """The state to go on from, where samples ``arrived`` at their output times ``which``.
-
-        Only a quadrature is asked.
-        """
-        del arrived, which
-        return z
 
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products.

@@ -14,7 +14,7 @@ from implicitcore import (
     ImplicitLayer,
     LearnedInitialGuess,
     ODESolver,
-    Solution,
+    SolveResult,
     TorchBackend,
     Tsit5,
     VectorField,
@@ -76,6 +76,6 @@ class HomoODE(ImplicitLayer):
         self.channels = channels
         self.shape = shape
 
-    def regularizer(self, solution: Solution) -> Tensor:
+    def regularizer(self, solution: SolveResult) -> Tensor:
         """smooth-L1 of z0 to the detached z(horizon)."""
         return start_loss(solution)

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from implicitcore import OneStep, Predictor, RootSolver, Solution, SteadyState, skip_loss
+from implicitcore import OneStep, Predictor, RootSolver, SolveResult, SteadyState, skip_loss
 from implicitcore.options.types import Tolerance
 from implicitcore_layers.deq import DEQ
 
@@ -26,7 +26,7 @@ class _Skip(DEQ):
         super().__init__(cell, root_solver=root_solver, **options)
         self.weight = weight
 
-    def regularizer(self, solution: Solution) -> Tensor:
+    def regularizer(self, solution: SolveResult) -> Tensor:
         """Weight x mean ``|z - z0|``."""
         return self.weight * skip_loss(solution)
 

@@ -10,7 +10,7 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from implicitcore import InputError, Solution, System
+from implicitcore import InputError, System, Trajectory
 from implicitcore.ode_solvers.base import Stop
 from implicitcore.system.linearization import Linearization
 from implicitcore_scipy.ivp import IVPSolver, Stretch
@@ -92,7 +92,7 @@ class LSODA(StiffSolver):
 
     def solve(
         self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
-    ) -> Solution:
+    ) -> Trajectory:
         """See :meth:`ODESolver.solve`."""
         if stop is not None:
             raise InputError(

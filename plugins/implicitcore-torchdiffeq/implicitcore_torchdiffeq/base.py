@@ -11,18 +11,13 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from implicitcore import GradientError, InputError, ODESolver, Options, Solution, System
+from implicitcore import InputError, ODESolver, Options, System, Trajectory
 from implicitcore.ode_solvers.base import Stop
 from implicitcore.ode_solvers.integration import check_times
 from implicitcore.options.types import Count
 from implicitcore_torchdiffeq.field import Field
 from implicitcore_torchdiffeq.settle import settle
 from implicitcore_torchdiffeq.trajectory import trajectory
-
-_QUADRATURE = (
-    "{} shows nobody its steps, so it cannot integrate the adjoint: use "
-    "Adjoint(solver=Tsit5()) with it, or Unrolled()"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +56,12 @@ class TorchdiffeqSolver(Options, ODESolver):
 
     def solve(
         self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
-    ) -> Solution:
+    ) -> Trajectory:
         """See :meth:`ODESolver.solve`.
 
         Raises:
             InputError: ``stop`` is given with a finite end.
-            GradientError: as the solver of a backward pass.
         """
-        if system.quadrature:
-            raise GradientError(_QUADRATURE.format(type(self).__name__))
         grid = check_times(times, z0, bounded=stop is None)
         if stop is None:
             return trajectory(self, system, z0, grid)

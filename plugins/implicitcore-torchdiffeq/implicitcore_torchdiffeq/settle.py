@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from implicitcore import Solution, Status, System
+from implicitcore import Status, System, Trajectory
 from implicitcore.ode_solvers.base import Stop
 from implicitcore.tensors.norms import column
 from implicitcore_torchdiffeq.field import Field, OutOfSteps
@@ -21,7 +21,7 @@ MOST = 19_000
 
 def settle(
     solver: TorchdiffeqSolver, system: System, z0: Tensor, grid: Tensor, stop: Stop
-) -> Solution:
+) -> Trajectory:
     """Integrate from grid[0] until ``stop`` lets no sample go on.
 
     A sample that stopped has velocity zero from then on.
@@ -35,11 +35,10 @@ def settle(
             solver.odeint(field, start, ahead, event_fn=field.event)
         except (AssertionError, OutOfSteps) as error:
             field.drop(*field.at_fault(error))
-    return Solution(
+    return Trajectory(
         z=torch.stack((z0, field.z)),
         start=z0,
-        residual=None,
-        status=field.status,
+                status=field.status,
         steps=field.taken,
         evaluations=system.evaluations,
         times=grid,
