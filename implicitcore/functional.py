@@ -200,7 +200,9 @@ def run(  # noqa: PLR0913 - keyword options
     return solution.amended(**found)
 
 
-def _returned(kind: type[_Result], found: Solution | Trajectory, strategy: GradientStrategy) -> _Result:
+def _returned(
+    kind: type[_Result], found: Solution | Trajectory, strategy: GradientStrategy
+) -> _Result:
     """What a strategy returned, which is of this kind."""
     if not isinstance(found, kind):
         raise InputError(

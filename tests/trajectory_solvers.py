@@ -9,7 +9,7 @@ from torch import Tensor
 
 import implicitcore as ic
 from implicitcore.registry.registry import REGISTRY
-from implicitcore.solution import Solution
+from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 
 NAMES = sorted(
@@ -36,7 +36,7 @@ def stepwise() -> list[ic.ODESolver]:
 class BlackBox(ic.Options, ic.ODESolver):
     """Somebody's solver that shows no steps."""
 
-    def solve(self, system: System, z0: Tensor, times: Tensor, stop=None) -> Solution:
+    def solve(self, system: System, z0: Tensor, times: Tensor, stop=None) -> Trajectory:
         return ic.RK4(dt=0.01).solve(_Opaque(system), z0, times)
 
 

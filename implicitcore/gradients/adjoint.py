@@ -107,7 +107,9 @@ class _Pullback:
             min=torch.finfo(unit.dtype).tiny
         )
         self._note(system, back.status, (_norms(found - expected) / extent).amax(0))
-        return (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(v.dtype), quadrature.gradients
+        return (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(
+            v.dtype
+        ), quadrature.gradients
 
     def _integrate(
         self, system: AdjointSystem, z0: Tensor, times: Tensor, quadrature: Quadrature

@@ -221,7 +221,7 @@ class Integration:
                 (follows.all(), arrived.any(), refused.any())
             ).tolist()
             if any_refused:
-                self._give_up(*self.chooser.lost(samples, attempt, choice, refused))
+                self._give_up(self.chooser.lost(samples, attempt, choice, refused))
             if self.observer is not None:
                 self.observer.after_step(step, attempt.dt, None if alike else accept)
         self._keep(step, None if alike else follows)
@@ -230,8 +230,10 @@ class Integration:
         if any_arrived or any_refused or self.recorder is not None:
             self.more = bool(samples.active.any())
 
-    def _give_up(self, lost: Tensor, undefined: Tensor) -> None:
-        samples = self.samples
+    def _give_up(self, found: tuple[Tensor, Tensor] | None) -> None:
+        if found is None:
+            return
+        samples, (lost, undefined) = self.samples, found
         samples.finite = samples.finite & ~undefined
         samples.moving = samples.moving & ~lost
         samples.active = samples.active & ~lost

@@ -105,6 +105,4 @@ class Outputs:
             used = batch
         late = torch.arange(count, device=device)[:, None] >= reached
         place = torch.where(late, torch.arange(used, used + batch, device=device), place)
-        return (
-            torch.cat((*rows, last)).index_select(0, place.flatten()).reshape(count, *last.shape)
-        )
+        return torch.cat((*rows, last)).index_select(0, place.flatten()).reshape(count, *last.shape)

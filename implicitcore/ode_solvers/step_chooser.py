@@ -51,8 +51,11 @@ class StepChooser(ABC):
     @abstractmethod
     def lost(
         self, samples: Samples, attempt: Attempt, choice: Choice, refused: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Which of the samples that ``refused`` a step give up, and which of these were not finite."""
+    ) -> tuple[Tensor, Tensor] | None:
+        """Which of the samples that ``refused`` a step give up, and which of these were not finite.
+
+        None where it is known that none does.
+        """
 
 
 @final
@@ -132,10 +135,11 @@ class RecordedSteps(StepChooser):
 
     def lost(
         self, samples: Samples, attempt: Attempt, choice: Choice, refused: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor] | None:
         """See :meth:`StepChooser.lost`."""
         found = self.chooser.lost(samples, attempt, choice, refused)
-        self.record[-1] = self.record[-1]._replace(lost=found[0])
+        if found is not None:
+            self.record[-1] = self.record[-1]._replace(lost=found[0])
         return found
 
 
@@ -167,8 +171,7 @@ class ReplayedSteps(StepChooser):
 
     def lost(
         self, samples: Samples, attempt: Attempt, choice: Choice, refused: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor] | None:
         """See :meth:`StepChooser.lost`."""
         lost = self.record[self.index - 1].lost
-        lost = torch.zeros_like(refused) if lost is None else lost
-        return lost, lost
+        return None if lost is None else (lost, lost)

@@ -76,11 +76,11 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         which: indices ``[k]``.
     """
     with torch.no_grad():
-        old, new = _residual(before)[which], _residual(after)
+        old, new = before.residual.detach()[which], after.residual.detach()
         # Converged beats not; else the smaller residual does, and the later solve where they are
         # equal.
         better = after.converged | (~before.converged[which] & (new <= old))
-        residual = _residual(before).index_copy(0, which, torch.where(better, new, old))
+        residual = before.residual.detach().index_copy(0, which, torch.where(better, new, old))
         status = before.status.index_copy(
             0, which, torch.where(better, after.status, before.status[which])
         )
@@ -96,10 +96,3 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         steps=steps,
         trace=after.trace if len(after.z) == len(z) else before.trace,
     )
-
-
-def _residual(solution: Solution) -> Tensor:
-    if solution.residual is not None:
-        return solution.residual.detach()
-    unknown = torch.full_like(solution.status, torch.inf, dtype=torch.get_default_dtype())
-    return torch.where(solution.status == Status.CONVERGED, 0, unknown)

@@ -94,11 +94,7 @@ class Homotopy(Options, RootSolver):
         """The corrector's solution from z, to a tolerance that is relative to the start of the path and not to its end."""
         first = self.corrector.solve(system, z)
         limit = system.scale(norm(first.z), progress.best_norm) * progress.tol + progress.atol
-        loose = (
-            first.converged
-            if first.residual is None
-            else first.converged & (first.residual > limit)
-        )
+        loose = first.converged & (first.residual > limit)
         if not bool(loose.any()):
             return first
         first = replace(

@@ -329,6 +329,7 @@ def test_the_power_iteration_does_not_move_during_a_solve(solver):
     )  # it moves once a solve, as once a forward pass elsewhere
     assert all(torch.equal(u, seen[0]) for u in seen) and torch.equal(norm._u, seen[0])
     cell.eval()
+    assert isinstance(solution, ic.Solution)
     residual = (cell(solution.z, x) - solution.z).norm(dim=1)
     assert torch.allclose(residual, solution.residual, atol=1e-14)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import implicitcore as ic
 from implicitcore.ode_solvers.step_size import Adaptive
+from implicitcore.tensors.packing import Packing
 
 CONTROLLERS = ["i", "pi", "pid"]
 SPAN = torch.tensor([0.0, 10.0], dtype=torch.float64)
@@ -23,7 +24,7 @@ def brusselator(t: Tensor, z: Tensor, x: Tensor) -> Tensor:
     return torch.stack((1 + a * a * b - 4 * a, 3 * a - a * a * b), 1)
 
 
-def solve(solver: ic.ODESolver, z0: Tensor | None = None, **options) -> ic.Solution:
+def solve(solver: ic.ODESolver, z0: Tensor | None = None, **options) -> ic.Trajectory:
     z0 = torch.tensor([[1.5, 3.0]], dtype=torch.float64) if z0 is None else z0
     with torch.no_grad():
         return ic.integrate(brusselator, z0, times=SPAN, solver=solver, **options)
@@ -44,11 +45,13 @@ def sizes(controller: str, errors: list[float]) -> list[float]:
     """The factors of the step after each error, at order 1: safety is 0.9."""
     control = Adaptive(1.0, 0.0, 1, controller=controller)
     one, last, found = torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), []
-    system = ic.System(ic.VectorField(brusselator), None, ic.packing.Packing.of(one[:, None]))
+    system = ic.System(ic.VectorField(brusselator), None, Packing.of(one[:, None]))
     for error in errors:
-        verdict = control.judge(system, one[:, None], one[:, None], error * one[:, None], one, last)
-        last = control.remember(verdict.accept, verdict.error, last)
-        found.append(verdict.size.item() / 0.9)
+        decision = control.accept(
+            system, one[:, None], one[:, None], error * one[:, None], one, last
+        )
+        last = control.remember(decision.accept, decision.error, last)
+        found.append(decision.size.item() / 0.9)
     return found
 
 

@@ -94,7 +94,9 @@ class IVPSolver(Options, ODESolver):
             if all(path.status is not None for path in paths):
                 return
 
-    def _trajectory(self, system: System, z0: Tensor, grid: Tensor, paths: list[Stretch]) -> Trajectory:
+    def _trajectory(
+        self, system: System, z0: Tensor, grid: Tensor, paths: list[Stretch]
+    ) -> Trajectory:
         status = [int(Status.MAX_STEPS if path.status is None else path.status) for path in paths]
         z = (
             torch.stack([path.trajectory() for path in paths], 1)

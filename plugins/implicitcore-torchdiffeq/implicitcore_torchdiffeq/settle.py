@@ -38,7 +38,7 @@ def settle(
     return Trajectory(
         z=torch.stack((z0, field.z)),
         start=z0,
-                status=field.status,
+        status=field.status,
         steps=field.taken,
         evaluations=system.evaluations,
         times=grid,

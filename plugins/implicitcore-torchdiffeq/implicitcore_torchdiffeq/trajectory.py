@@ -81,7 +81,7 @@ class _Run:
         return Trajectory(
             z=self._last_finite(z),
             start=self.z0,
-                        status=self.status,
+            status=self.status,
             steps=self.steps,
             evaluations=self.system.evaluations,
             times=self.grid,
