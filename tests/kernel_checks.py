@@ -122,13 +122,13 @@ def check_axpy_history(problem: Problem) -> None:
     for depth in problem.depths():
         history, row = problem.rows(depth), problem.rows(1)
         weights = torch.randn(problem.batch, 1, depth, device=problem.device).to(problem.dtype)
-        exact = [part.double() for part in (row, weights, history)]
-        size = REFERENCE.axpy_history(*(part.abs() for part in exact), 0.7)
-        expected = REFERENCE.axpy_history(*exact, -0.7)
+        z, w, past = (part.double() for part in (row, weights, history))
+        size = REFERENCE.axpy_history(z.abs(), w.abs(), past.abs(), 0.7)
+        expected = REFERENCE.axpy_history(z, w, past, -0.7)
         problem.agree(problem.backend.axpy_history(row, weights, history, -0.7), expected, size)
         problem.agree(
             problem.backend.axpy_history(None, weights, history),
-            REFERENCE.axpy_history(None, *exact[1:]),
+            REFERENCE.axpy_history(None, w, past),
             size / 0.7,
         )
         assert problem.backend.axpy_history(row, weights, history, -0.7, out=row) is row
@@ -182,7 +182,9 @@ def check_not_a_number(problem: Problem) -> None:
     for place in range(3):
         tensors = [problem.state() for _ in range(3)]
         tensors[place][1, -1] = torch.nan
-        assert torch.equal(problem.backend.error_norm(*tensors, RTOL, ATOL).isnan(), own)
+        error, z, z_next = tensors
+        found = problem.backend.error_norm(error, z, z_next, RTOL, ATOL)
+        assert torch.equal(found.isnan(), own)
         assert torch.equal(
             problem.backend.residual(tensors[place], problem.state()).norm.isnan(), own
         )

@@ -13,7 +13,7 @@ from implicitcore.options.options import Options
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
-from implicitcore.solution import Solution, Status
+from implicitcore.solution import Solution
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 

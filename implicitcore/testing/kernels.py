@@ -125,9 +125,9 @@ def device_of(backend: Backend) -> str:
     reason = backend.unavailable_reason()
     if reason is not None:
         raise NotApplicable(f"it cannot run here: {reason}")
-    here = ["cpu"] + (
-        [torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else []
-    )  # pyright: ignore
+    available = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if available else None
+    here = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     found = [device for device in here if device in backend.device_types]
     if not found:
         raise NotApplicable(

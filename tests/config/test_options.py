@@ -212,7 +212,11 @@ def test_a_type_that_is_not_there_at_run_time_is_an_error():
 
 
 class Unreadable:
-    def __init__(self, *, number: "nn.NoSuchModule | None") -> None: ...
+    def __init__(
+        self,
+        *,
+        number: "nn.NoSuchModule | None",  # pyright: ignore[reportAttributeAccessIssue]
+    ) -> None: ...
 
 
 def test_a_type_that_cannot_be_read_is_an_error_that_names_the_class():

@@ -17,6 +17,7 @@ from trajectory_solvers import BlackBox
 import implicitcore as ic
 from implicitcore.ode_solvers.stepwise import EqualSteps
 from implicitcore.system.system import System
+from implicitcore.testing.expect import known
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12, "max_steps": 20000}
 EXACT = [
@@ -57,7 +58,7 @@ def test_the_gradient_is_that_of_the_closed_form(problem, solver):
     solution, found = gradients(problem, solver, ic.Adjoint(), weights, grid)
     assert relative_error(found, expected) < 1e-6
     assert solution.backward.vjps > 0
-    assert solution.backward.status.tolist() == [ic.Status.CONVERGED] * 8
+    assert known(solution.backward.status).tolist() == [ic.Status.CONVERGED] * 8
 
 
 @pytest.mark.parametrize("problem", [driven(), linear()], ids=str)
@@ -281,7 +282,7 @@ def test_a_way_back_that_runs_out_of_steps_is_said():
     )
     with pytest.warns(ic.ConvergenceWarning, match="8 of 8 samples"):
         torch.autograd.grad(solution.z.sum(), problem.z0)
-    assert solution.backward.status.tolist() == [ic.Status.MAX_STEPS] * 8
+    assert known(solution.backward.status).tolist() == [ic.Status.MAX_STEPS] * 8
 
 
 def test_a_way_forward_that_runs_out_of_steps_is_said_again():

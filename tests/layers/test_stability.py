@@ -184,7 +184,7 @@ def test_a_backward_evaluation_has_the_mask_of_its_solve():
 
 LEAVING = [
     ic.Picard(tol=1e-8, compact=True, max_steps=100),
-    ic.Chain([ic.Picard(max_steps=12), ic.Newton(tol=1e-8)]),
+    ic.Chain((ic.Picard(max_steps=12), ic.Newton(tol=1e-8))),
 ]
 
 
@@ -336,9 +336,11 @@ def test_the_power_iteration_does_not_move_during_a_solve(solver):
 
 def test_a_backward_evaluation_has_the_weight_of_its_solve():
     cell, x = NormCell(parametrizations.spectral_norm), inputs(batch=3).requires_grad_()
-    layer = lambda gradient: ic.ImplicitLayer(
-        ic.FixedPoint(cell), solver=ic.Tsit5(rtol=1e-10, atol=1e-12), gradient=gradient
-    )  # noqa: E731
+
+    def layer(gradient):
+        solver = ic.Tsit5(rtol=1e-10, atol=1e-12)
+        return ic.ImplicitLayer(ic.FixedPoint(cell), solver=solver, gradient=gradient)
+
     state = {key: value.clone() for key, value in cell.state_dict().items()}
     expected = torch.autograd.grad(layer(ic.Unrolled())(x).square().sum(), [*cell.parameters(), x])
     cell.load_state_dict(state)
@@ -365,7 +367,9 @@ def test_second_derivatives_reach_the_parametrised_weight():
     for each in (layer, unrolled):
         wrt = [*cell.parameters(), x]
         first = torch.autograd.grad(each(x).square().sum(), wrt, create_graph=True)
-        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), wrt))
+        results.append(
+            torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), wrt)
+        )
     assert relative_error(*results) < 1e-6
 
 

@@ -10,10 +10,10 @@ from problems import logistic
 from torch import Tensor
 
 import implicitcore as ic
-from implicitcore.ode_solvers.step_size import Adaptive
+from implicitcore.ode_solvers.step_size import Adaptive, Controller
 from implicitcore.tensors.packing import Packing
 
-CONTROLLERS = ["i", "pi", "pid"]
+CONTROLLERS: list[Controller] = ["i", "pi", "pid"]
 SPAN = torch.tensor([0.0, 10.0], dtype=torch.float64)
 
 
@@ -41,7 +41,7 @@ def test_every_controller_keeps_the_error_near_the_tolerance_at_a_like_cost(cls)
     assert max(costs) < 1.35 * min(costs), costs
 
 
-def sizes(controller: str, errors: list[float]) -> list[float]:
+def sizes(controller: Controller, errors: list[float]) -> list[float]:
     """The factors of the step after each error, at order 1: safety is 0.9."""
     control = Adaptive(1.0, 0.0, 1, controller=controller)
     one, last, found = torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), []
@@ -114,7 +114,7 @@ def test_a_sample_that_needs_a_shorter_step_than_min_step_has_diverged():
 @pytest.mark.parametrize("option", ["min_step", "max_step", "controller"])
 def test_bad_options_say_what_is_expected(option):
     with pytest.raises(ic.ConfigError, match=option):
-        ic.Tsit5(**{option: -1})
+        ic.Tsit5(**{option: -1})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

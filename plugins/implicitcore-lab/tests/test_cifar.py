@@ -3,6 +3,7 @@ import io
 import pickle
 import tarfile
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_jpeg_npz_is_labelled(tmp_path):
     smooth = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8), (3, 3, 32, 32)).copy()
     stream, offsets = jpeg_arrays(smooth)
     labels = np.array([1, 2, 3])
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{split}_{key}": value
         for split in ("train", "test")
         for key, value in (("jpeg", stream), ("off", offsets))

@@ -11,6 +11,7 @@ from kernel_checks import CHECKS, Problem
 from triton.runtime.errors import InterpreterError
 
 import implicitcore_triton
+from implicitcore.testing.expect import known
 from implicitcore_triton import TritonBackend, kernels
 
 BACKEND = TritonBackend(interpret=True)
@@ -61,9 +62,9 @@ def wrong_kernels(path: Path, right: str, wrong: str):
     source = Path(kernels.__file__).read_text()
     assert right in source, "the kernel was rewritten: write the bug anew"
     path.write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = known(importlib.util.spec_from_file_location(path.stem, path))
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    known(spec.loader).exec_module(module)
     return module
 
 
