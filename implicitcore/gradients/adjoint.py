@@ -32,7 +32,7 @@ class Adjoint(Options, GradientStrategy):
     """Integrate the state and its adjoint back from the last time.
 
     Memory does not grow with the number of steps. With a = dL/dz: dz/dt = g, da/dt = -a^T dg/dz,
-    and dL/dtheta = -int a^T dg/dtheta dt along the way back (so for x). Every step size is a
+    and dL/dtheta = -int a^T dg/dtheta dt, integrated backwards (so for x). Every step size is a
     sample's own, and a stage costs one product of the whole batch: a product is linear in its
     cotangent, so the weight of each sample's step scales its cotangent. The parameters' integral is
     a quadrature beside the state and never steers the steps (what others offer as a seminorm). At
@@ -84,7 +84,7 @@ class Adjoint(Options, GradientStrategy):
 
 @dataclass(frozen=True)
 class _Pullback:
-    """The way back of one forward solve."""
+    """The backward integration of one forward solve."""
 
     strategy: Adjoint
     solver: ODESolver
@@ -122,7 +122,7 @@ class _Pullback:
         return integrate_loop(self.solver, system, z0, times, observer=quadrature)
 
     def _note(self, system: AdjointSystem, status: Tensor, drift: Tensor) -> None:
-        """Fill the record, and warn where the way back went wrong."""
+        """Fill the record, and warn where the integration went wrong."""
         record: Backward = self.solution.backward
         record.vjps += system.products
         record.evaluations += system.evaluations
@@ -146,7 +146,7 @@ def _norms(z: Tensor) -> Tensor:
 
 
 def _warn(what: str) -> None:
-    warnings.warn(f"the adjoint's way back {what}", ConvergenceWarning, stacklevel=2)
+    warnings.warn(f"the adjoint's backward integration {what}", ConvergenceWarning, stacklevel=2)
 
 
 class Evaluation(NamedTuple):
@@ -232,7 +232,7 @@ class Quadrature(StepObserver):
     Arguments:
         system: evaluates the stages.
         solver: named in errors.
-        stored: the states and what is added to a at each output time of the way back, ``[T, batch,
+        stored: the states and what is added to a at each output time, backwards, ``[T, batch,
             2 n]``.
         unit: ``[batch]``, what a is divided by.
 
@@ -280,7 +280,11 @@ class Quadrature(StepObserver):
         return [(stage, b) for stage, b in zip(stages, step.weights, strict=True) if b]
 
     def _check(self, step: Step, stages: list[Evaluation]) -> None:
-        """Raise where the step does not name its stages: all of them, and at the first step the same ones."""
+        """Raise where the step does not name its stages, all of them.
+
+        At the first step they are compared with those that were evaluated: the order of a method is
+        the same at every step.
+        """
         if not step.stages:
             raise GradientError(
                 f"{self._name} does not name the stages of its steps, so it cannot integrate "

@@ -64,7 +64,7 @@ class Solve:
 
 
 def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Tensor) -> Solution:
-    """Solve without a graph, for a strategy that differentiates an equilibrium and not the way to it.
+    """Solve without a graph, for a strategy that differentiates the equilibrium alone.
 
     Raises:
         GradientError: the solver is an ODE solver, which gives a trajectory.
@@ -99,6 +99,6 @@ class GradientStrategy(ABC):
             z0: ``[batch, n]``; with a graph where the start has one.
 
         Returns:
-            The packed solution or trajectory whose ``z`` is differentiable, and whose ``backward`` the backward
-            pass fills.
+            The packed solution or trajectory whose ``z`` is differentiable, and whose ``backward``
+            the backward pass fills.
         """

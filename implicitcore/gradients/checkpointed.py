@@ -31,10 +31,10 @@ from implicitcore.system.system import System
 class Checkpointed(Options, GradientStrategy):
     """Backpropagate through every step of a trajectory, and keep few of them.
 
-    The gradient of ``unrolled`` in bounded memory. The way forward keeps some states and no graph.
-    The way back takes the steps again from the last state kept, with a graph of one step at a time.
-    They are the very same steps: their sizes, and which samples accepted them, are replayed and not
-    chosen again. (That record takes 6 bytes a step and sample in float32.)
+    The gradient of ``unrolled`` in bounded memory. The forward pass keeps some states and no graph.
+    The backward pass takes the steps again from the last state kept, with a graph of one step at a
+    time. They are the very same steps: their sizes, and which samples accepted them, are replayed
+    and not chosen again. (That record takes 6 bytes a step and sample in float32.)
 
     The gradient is that of the discrete integration, exact whatever the tolerances, also where the
     flow contracts strongly and ``adjoint`` fails. A step costs two evaluations or more and one
@@ -156,7 +156,7 @@ def _differentiable(leaf: object) -> TypeGuard[Tensor]:
 
 @dataclass(frozen=True)
 class _Pullback:
-    """The way back, one step at a time."""
+    """The backward pass, one step at a time."""
 
     forward: _Forward
     record: Backward

@@ -1,4 +1,4 @@
-"""Which states of a sequence of steps to keep, so that it can be walked backwards in bounded memory."""
+"""Which states of a sequence of steps to keep, to go back over it in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ class _Kept(NamedTuple, Generic[State]):
 class Checkpoints(Generic[State]):
     """The states kept of a sequence whose length is not known before its end.
 
-    On the way forward a state is kept at a level that says how long it is to stay; one that is
-    followed by a higher level makes room for the next. On the way back the number of steps is
-    known, and the free places are shared out by the binomial rule, which needs the fewest steps.
+    Going forward a state is kept at a level that says how long it is to stay; one that is followed
+    by a higher level makes room for the next. Going back the number of steps is known, and the free places are shared out by the binomial rule, which needs the fewest steps.
     With c places and N = C(c + r, c) steps, no step is taken more than about r times.
 
     Arguments:
@@ -65,13 +64,12 @@ class Checkpoints(Generic[State]):
     def take(self, index: int, advance: Callable[[State, int, int], State]) -> State:
         """The state before step ``index``.
 
-        To be asked for from the last index down to 0, any number of times. States are given up on
-        the way, to make room; another walk begins from the first, which stays.
+        To be asked for from the last index down to 0, any number of times. States are given up
+        meanwhile, to make room; another pass begins from the first, which stays.
 
         Arguments:
             index: of the step.
-            advance: of a state, the index of its step and a number of steps: the state so many steps
-                later.
+            advance: (state, index of its step, steps) -> the state so many steps later.
         """
         while (last := self.kept[-1]).step < index:
             free = self.places + 1 - len(self.kept)
@@ -83,7 +81,10 @@ class Checkpoints(Generic[State]):
 
 
 def split(steps: int, places: int) -> int:
-    """After how many of ``steps`` >= 2 to keep the next state, where ``places`` >= 2 may be kept, the one at their start included."""
+    """After how many of ``steps`` >= 2 to keep the next state.
+
+    ``places`` >= 2 may be kept, the one at their start included.
+    """
     repetitions = 1
     while comb(places + repetitions, places) < steps:
         repetitions += 1

@@ -30,7 +30,7 @@ class Bound(NamedTuple):
 
 
 Pullback = Callable[[Bound, Tensor], tuple[Tensor | None, Sequence[Tensor | None]]]
-"""dL/dz0 ``[batch, n]`` and the gradients of the inputs, from v = dL/dz at each output time, ``[T, batch, n]``."""
+"""From v = dL/dz at each output time, ``[T, batch, n]``: dL/dz0 and the gradients of the inputs."""
 
 
 def attach(
@@ -74,7 +74,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 class _Attached(torch.autograd.Function):
-    """The stored trajectory, differentiable with respect to z0 and the tensors of the vector field."""
+    """The stored trajectory, differentiable in z0 and the tensors of the vector field."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, z: Tensor, *tensors: Tensor) -> Tensor:

@@ -191,7 +191,10 @@ def _rows(stack: Tensor, which: Tensor) -> Tensor:
 def _constants(
     size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """1 - u ``[nodes, 1, 1]`` and the weights of Gauss' quadrature on [0, 1], exact for degree ``size``; row k has k ones of ``size``."""
+    """1 - u ``[nodes, 1, 1]`` and the weights of Gauss' quadrature on [0, 1]; lower triangles.
+
+    The quadrature is exact for degree ``size``; row k of the last has k ones of ``size``.
+    """
     with torch.inference_mode(False):
         off = torch.arange(1.0, size // 2 + 1, dtype=torch.float64, device="cpu")
         off = off / (4 * off * off - 1).sqrt()

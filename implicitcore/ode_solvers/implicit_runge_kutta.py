@@ -126,7 +126,7 @@ class ImplicitRungeKutta(StepwiseODESolver[StepCache]):
         return Step(z_next, error, weights=tableau.b, points=points)
 
     def _solve(self, stage: Stage, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The move of a stage with its gradient, zero where there is no solution, and which samples have one."""
+        """The move of a stage with its gradient, and which samples have one; zero for the others."""
         with torch.no_grad():
             solution = self.root_solver.solve(stage, start / stage.frame.weight)
             move = torch.where(column(solution.converged), solution.z * stage.frame.weight, 0)
@@ -190,7 +190,9 @@ class Trapezoid(FixedImplicitRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class ESDIRK(ImplicitRungeKutta):
-    """Kennedy and Carpenter's ESDIRK4(3)6L[2]SA, order 4 with an error estimate of order 3, adaptive and L-stable; five implicit stages.
+    """Kennedy and Carpenter's ESDIRK4(3)6L[2]SA, adaptive and L-stable.
+
+    Order 4 with an error estimate of order 3; five implicit stages.
 
     The first choice for stiff dynamics, where the steps of an explicit method follow the fastest
     rate and not the solution; elsewhere ``Tsit5`` is cheaper by far. The local error of each step

@@ -239,7 +239,7 @@ class Integration:
         samples.active = samples.active & ~lost
 
     def _arrive(self, arrived: Tensor, before: Tensor) -> None:
-        """Samples ``arrived`` at their next output times, with the step size they had ``before``."""
+        """Samples ``arrived`` at their next output times; ``before`` are their last step sizes."""
         samples = self.samples
         reached, samples.next = samples.next, samples.next + arrived
         samples.done = samples.next >= len(self.times)

@@ -276,12 +276,11 @@ class DOP853(AdaptiveRungeKutta):
         if step.error is None:
             return step
         with torch.no_grad():
-            size = lambda error: system.backend.error_norm(error, z, step.z, self.rtol, self.atol)  # noqa: E731
+            backend, stages = system.backend, step.stages
+            third_error = backend.stage_combination(None, dt, stages, tableaus.DOP853_ERROR_3)
             fifth, third = (
-                size(step.error),
-                size(
-                    system.backend.stage_combination(None, dt, step.stages, tableaus.DOP853_ERROR_3)
-                ),
+                backend.error_norm(error, z, step.z, self.rtol, self.atol)
+                for error in (step.error, third_error)
             )
             both = torch.hypot(fifth, 0.1 * third).clamp(min=torch.finfo(fifth.dtype).tiny)
             return step._replace(error=step.error * column(fifth / both).to(z.dtype))

@@ -47,11 +47,17 @@ class StepSize(ABC):
     def first(
         self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor
     ) -> Tensor:
-        """The size of the first step towards an output time ``remaining`` away (with its sign), ``[batch]``."""
+        """The size of the first step, ``[batch]``, towards an output time ``remaining`` away.
+
+        ``remaining`` has a sign.
+        """
 
     @abstractmethod
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
-        """The step dt (with its sign) towards an output time ``remaining`` away, and whether it arrives there."""
+        """The step dt towards an output time ``remaining`` away, and whether it arrives there.
+
+        Both have a sign.
+        """
 
     def steady_state(self) -> StepSize:
         """The same for an integration that is to end at a steady state."""
@@ -85,7 +91,10 @@ class StepSize(ABC):
 @final
 @dataclass(frozen=True)
 class Fixed(StepSize):
-    """Equal steps that arrive at each output time exactly, no longer than ``dt`` (but for a hundredth: t is rounded)."""
+    """Equal steps that arrive at each output time exactly.
+
+    No longer than ``dt`` (but for a hundredth: t is rounded).
+    """
 
     dt: float
 
@@ -127,8 +136,8 @@ class Adaptive(StepSize):
     is the integral one.
 
     An error within that tolerance can still be larger than what is left of the way to a steady
-    state, and the residual then never falls below the tolerance of the steps. So an
-    integration to a steady state also keeps the error below ``move_bound`` times the step's own move.
+    state, and the residual then never falls below the tolerance of the steps. So an integration to
+    a steady state also keeps the error below ``move_bound`` times the step's own move.
 
     Reference:
         Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.2; first step:

@@ -78,8 +78,8 @@ class SteadyState(Options, RootSolver):
         solver = self.ode_solver
         if is_dataclass(solver) and hasattr(solver, "max_steps"):
             solver = replace(solver, max_steps=self.max_steps)
-        path = solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
-        progress.give_up(path.status)
+        trajectory = solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
+        progress.give_up(trajectory.status)
         return progress.solution()
 
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.config.build import build
 from implicitcore.errors import UnknownPartError
 from implicitcore.registry.registry import REGISTRY
-from implicitcore.solution import Solution, SolveError
+from implicitcore.solution import FinalState, Solution, SolveError
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
 from implicitcore.testing.factory import Maker
@@ -55,11 +55,17 @@ def maps_an_empty_batch(maker: Maker) -> None:
 
 @contract("layer")
 def solves_what_it_returns(maker: Maker) -> None:
-    """``layer.solve(x)`` is a Solution with a status per sample, all converged, and its z is ``layer(x)``."""
+    """``layer.solve(x)`` has a status per sample, all converged, and its z is ``layer(x)``.
+
+    It is a Solution, or with an ODE solver a FinalState.
+    """
     layer, x = maker.make(), maker.inputs()
     solution = layer.solve(copied(x))
     expect(
-        isinstance(solution, Solution), "called layer.solve", type(solution).__name__, "a Solution"
+        isinstance(solution, Solution | FinalState),
+        "called layer.solve",
+        type(solution).__name__,
+        "a Solution or a FinalState",
     )
     expect(
         list(solution.status.shape) == [4],

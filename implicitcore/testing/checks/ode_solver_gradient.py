@@ -58,7 +58,7 @@ def can_be_unrolled_or_refuses(solver: ODESolver) -> None:
 
 @contract("ode_solver")
 def goes_back_for_the_adjoint_or_refuses(solver: ODESolver) -> None:
-    """``Adjoint()`` integrates the way back with it, or gets a GradientError.
+    """``Adjoint()`` integrates backwards with it, or gets a GradientError.
 
     Never a wrong gradient.
     """

@@ -33,7 +33,9 @@ class Minpack(SciPyRoot):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Hybr(Minpack):
-    """``method="hybr"``: Powell's hybrid of Newton's and the gradient's direction, with Broyden updates of the Jacobian.
+    """``method="hybr"``: Powell's hybrid of Newton's and the gradient's direction.
+
+    With Broyden updates of the Jacobian.
 
     The classic for small dense systems. ``implicitcore.Newton`` solves the whole batch at once.
 

@@ -84,7 +84,9 @@ def check_real(z0: Tensor) -> None:
 
 @contextmanager
 def one_by_one(system: System, batch: int) -> Iterator[None]:
-    """Count the evaluations inside, which are of one sample each, as evaluations of the whole batch, rounded up; and keep SciPy quiet.
+    """Count the evaluations inside as evaluations of the whole batch, and keep SciPy quiet.
+
+    They are of one sample each; rounded up.
 
     A product with the matrix of a backward pass is one of the whole batch already.
     """

@@ -16,7 +16,7 @@ from implicitcore.ode_solvers.base import Stop
 from implicitcore.ode_solvers.integration import check_times
 from implicitcore.options.types import Count
 from implicitcore_torchdiffeq.field import Field
-from implicitcore_torchdiffeq.settle import settle
+from implicitcore_torchdiffeq.steady_state import integrate_to_steady_state
 from implicitcore_torchdiffeq.trajectory import trajectory
 
 
@@ -41,7 +41,7 @@ class TorchdiffeqSolver(Options, ODESolver):
 
     @abstractmethod
     def settings(self, grid: Tensor | None) -> dict[str, Any]:
-        """torchdiffeq's options, over the output times ``grid``, or without an end where it is None."""
+        """torchdiffeq's options, over the output times ``grid``, or (None) without an end."""
 
     def tolerances(self) -> Mapping[str, float]:
         """The arguments rtol and atol; of no meaning for fixed steps."""
@@ -70,11 +70,14 @@ class TorchdiffeqSolver(Options, ODESolver):
                 f"{type(self).__name__} stops at a state only on the way to an infinite "
                 f"time, received {times.tolist()}"
             )
-        return settle(self, system, z0, grid, stop)
+        return integrate_to_steady_state(self, system, z0, grid, stop)
 
 
 def equal_parts(grid: Tensor, dt: float) -> Tensor:
-    """The output times, and between them equal steps no longer than dt (but for a hundredth: t is rounded)."""
+    """The output times, and between them equal steps no longer than dt.
+
+    But for a hundredth: t is rounded.
+    """
     spans = zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True)
     inner = [
         torch.linspace(a, b, _parts(b - a, dt) + 1, dtype=grid.dtype, device=grid.device)[1:-1]

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 MOST = 19_000
 
 
-def settle(
+def integrate_to_steady_state(
     solver: TorchdiffeqSolver, system: System, z0: Tensor, grid: Tensor, stop: Stop
 ) -> Trajectory:
     """Integrate from grid[0] until ``stop`` lets no sample go on.
 
     A sample that stopped has velocity zero from then on.
     """
-    field = _Settling(system, min(solver.max_steps, MOST), stop, z0, grid[0])
+    field = _ActiveField(system, min(solver.max_steps, MOST), stop, z0, grid[0])
     ahead = torch.stack((grid[0], grid[0] + (grid[1] - grid[0]).sign()))
     while not field.done:
         start = torch.where(column(field.active), field.z, 0)
@@ -45,10 +45,10 @@ def settle(
     )
 
 
-class _Settling(Field):
+class _ActiveField(Field):
     """The vector field of the samples that go on.
 
-    ``stop`` hears of each accepted state as torchdiffeq's event function does.
+    ``stop`` is called at each accepted state, as torchdiffeq's event function is.
     """
 
     def __init__(self, system: System, most: int, stop: Stop, z0: Tensor, t0: Tensor) -> None:
