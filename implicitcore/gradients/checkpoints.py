@@ -19,8 +19,9 @@ class Checkpoints(Generic[State]):
     """The states kept of a sequence whose length is not known before its end.
 
     Going forward a state is kept at a level that says how long it is to stay; one that is followed
-    by a higher level makes room for the next. Going back the number of steps is known, and the free places are shared out by the binomial rule, which needs the fewest steps.
-    With c places and N = C(c + r, c) steps, no step is taken more than about r times.
+    by a higher level makes room for the next. Going back the number of steps is known, and the free
+    places are shared out by the binomial rule, which needs the fewest steps. With c places and N =
+    C(c + r, c) steps, no step is taken more than about r times.
 
     Arguments:
         budget: most states kept beside the first; None keeps 2 sqrt(N) of N, and each step is then

@@ -126,7 +126,7 @@ class ImplicitRungeKutta(StepwiseODESolver[StepCache]):
         return Step(z_next, error, weights=tableau.b, points=points)
 
     def _solve(self, stage: Stage, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The move of a stage with its gradient, and which samples have one; zero for the others."""
+        """The move of a stage with its gradient, and which samples have one; else zero."""
         with torch.no_grad():
             solution = self.root_solver.solve(stage, start / stage.frame.weight)
             move = torch.where(column(solution.converged), solution.z * stage.frame.weight, 0)

@@ -58,7 +58,7 @@ class StepObserver(ABC):
 
     @abstractmethod
     def after_init(self) -> None:
-        """Called after the solver's state was made, whose velocity is the last that was evaluated."""
+        """Called after the solver's state was made: it holds the velocity evaluated last."""
 
     @abstractmethod
     def before_step(self) -> None:
