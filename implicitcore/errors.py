@@ -2,12 +2,13 @@
 
 ImplicitCoreError
 ├── InputError (ValueError)          a tensor, shape, dtype or time grid that cannot be used
-├── ConfigError (ValueError)         options or a configuration: one error, all problems, each with
-its path ├── RegistryError │   ├── UnknownPartError (LookupError)     no such name (or kind); lists
-the near matches │   ├── AmbiguousPartError (LookupError)   two distributions provide the name │
-└── PluginError                        a plugin that cannot be used, and why ├── SolveError
-(RuntimeError)        a solve ended without an answer; carries the Solution (in solution.py) └──
-GradientError (RuntimeError)     a gradient that cannot be computed exactly as asked
+├── ConfigError (ValueError)         options or a configuration: all problems, each with its path
+├── RegistryError
+│   ├── UnknownPartError (LookupError)     no such name (or kind); lists the near matches
+│   ├── AmbiguousPartError (LookupError)   two distributions provide the name
+│   └── PluginError                        a plugin that cannot be used, and why
+├── SolveError (RuntimeError)        a solve ended without an answer; has the Solution (solution.py)
+└── GradientError (RuntimeError)     a gradient that cannot be computed exactly as asked
 
 ImplicitCoreWarning (UserWarning)
 ├── ConvergenceWarning               a tolerance was not met

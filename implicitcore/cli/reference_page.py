@@ -17,7 +17,8 @@ _HEAD = """\
 
 # Parts
 
-What can be named in a configuration, by kind. `implicitcore info KIND NAME` says the same of one part, an installed plugin's too."""
+What can be named in a configuration, by kind. `implicitcore info KIND NAME` says the same of one
+part, an installed plugin's too."""
 
 _TITLES = {
     "layer": "Layers",

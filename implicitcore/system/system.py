@@ -110,7 +110,7 @@ class System:
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
-        broadcastable = t.reshape(-1, *(1,) * len(self.packing.shapes[0]))
+        broadcastable = self.packing.spread(t)
         return self._evaluate(self.dynamics.velocity, broadcastable, self.packing.unpack(z), self.x)
 
     def residual(self, z: Tensor, fz: Tensor, out: Tensor | None = None) -> Residual:
@@ -172,7 +172,7 @@ class System:
         try:
             value = self._call(function, *arguments)
         except Exception as error:
-            shapes = ", ".join(str([self.packing.batch, *shape]) for shape in self.packing.shapes)
+            shapes = ", ".join(str([*shape]) for shape in self.packing.full_shapes)
             error.add_note(
                 f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
                 f"{shapes}, {self.packing.dtype}"

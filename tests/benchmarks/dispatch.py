@@ -24,6 +24,7 @@ from benchmarks.report import machine_line
 from benchmarks.root_problems import Dense, general, posed
 from benchmarks.rows import Row, load, machine, save
 from benchmarks.timing import interleave, keep_memory
+from implicitcore.extend import StepwiseRootSolver, System
 from implicitcore.gradients.base import Solve
 from implicitcore.tensors.packing import Packing
 from implicitcore_lab.memory import peak_bytes
@@ -208,7 +209,7 @@ def _by_hand(
     forward: bool,
 ) -> Outcome:
     packing = Packing.of(problem.z0)
-    system = ic.System(dynamics, problem.x, packing)
+    system = System(dynamics, problem.x, packing)
     if forward:
         with torch.no_grad():
             return Outcome(packing.unpack(solver.solve(system, packing.pack(problem.z0)).z), [])
@@ -222,13 +223,13 @@ def _forward_loop(loop: plain.Solve, problem: Problem, tol: float) -> Outcome:
 
 
 def _loop(
-    solver: ic.StepwiseRootSolver[Any],
+    solver: StepwiseRootSolver[Any],
     f: Callable[[Tensor], Tensor],
     z: Tensor,
     tol: float,
     limit: int,
 ) -> Tensor:
-    system = ic.System(ic.FixedPoint(lambda z, _: f(z)), None, Packing.of(z))
+    system = System(ic.FixedPoint(lambda z, _: f(z)), None, Packing.of(z))
     state = solver.init(system, z)
     for _ in range(limit):
         fz = system.update(z)

@@ -10,16 +10,9 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic import Field
 from torch import nn
 
-from implicitcore import (
-    Anderson,
-    ConfigError,
-    Options,
-    Picard,
-    PluginError,
-    RootSolver,
-    TorchBackend,
-)
+from implicitcore import Anderson, ConfigError, Picard, PluginError, RootSolver, TorchBackend
 from implicitcore.backends.base import Backend
+from implicitcore.extend import Options
 from implicitcore.options.options import options_of
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from trajectory_solvers import BlackBox
 
 import implicitcore as ic
-from implicitcore.ode_solvers.stepwise import EqualSteps
-from implicitcore.system.system import System
+from implicitcore.extend import EqualSteps, Step, System
 from implicitcore.testing.expect import known
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12, "max_steps": 20000}
@@ -344,12 +343,12 @@ class StackedHeun(EqualSteps[Tensor]):
 
     names: Literal["all", "reversed", "second"] = "all"
 
-    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> ic.Step:
+    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
         width = dt[:, None]
         stages = torch.stack((state, system.velocity(t + dt, z + width * state)))
         named = {"all": stages, "reversed": stages.flip(0), "second": stages[1:]}[self.names]
         weights = [0.5] * len(named)
-        return ic.Step(z + width * stages.mean(0), stages=named.unbind(0), weights=weights)
+        return Step(z + width * stages.mean(0), stages=named.unbind(0), weights=weights)
 
 
 def test_stages_may_be_copies():

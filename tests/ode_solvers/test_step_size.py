@@ -10,8 +10,8 @@ from problems import logistic
 from torch import Tensor
 
 import implicitcore as ic
+from implicitcore.extend import Packing, System
 from implicitcore.ode_solvers.step_size import Adaptive, Controller
-from implicitcore.tensors.packing import Packing
 
 CONTROLLERS: list[Controller] = ["i", "pi", "pid"]
 SPAN = torch.tensor([0.0, 10.0], dtype=torch.float64)
@@ -45,7 +45,7 @@ def sizes(controller: Controller, errors: list[float]) -> list[float]:
     """The factors of the step after each error, at order 1: safety is 0.9."""
     control = Adaptive(1.0, 0.0, 1, controller=controller)
     one, last, found = torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), []
-    system = ic.System(ic.VectorField(brusselator), None, Packing.of(one[:, None]))
+    system = System(ic.VectorField(brusselator), None, Packing.of(one[:, None]))
     for error in errors:
         decision = control.accept(
             system, one[:, None], one[:, None], error * one[:, None], one, last

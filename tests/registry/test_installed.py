@@ -25,7 +25,7 @@ packages = ["third_party"]
 SOLVER = """
 from dataclasses import dataclass
 
-from implicitcore import StepwiseRootSolver
+from implicitcore.extend import StepwiseRootSolver
 
 @dataclass(frozen=True, kw_only=True)
 class Halfway(StepwiseRootSolver[None]):

@@ -161,7 +161,7 @@ print(bool(linear.weight.grad.abs().sum() > 0))
 
 HALFWAY = """
 from dataclasses import dataclass
-from implicitcore import StepwiseRootSolver
+from implicitcore.extend import StepwiseRootSolver
 
 @dataclass(frozen=True, kw_only=True)
 class Halfway(StepwiseRootSolver[None]):

@@ -7,6 +7,7 @@ import torch
 from dense import Cell, inputs
 
 import implicitcore as ic
+from implicitcore.extend import StepwiseRootSolver, System
 from implicitcore.tensors.packing import Packing
 
 
@@ -58,7 +59,7 @@ def test_the_iterates_are_the_textbooks(damping, graph):
 
 def test_a_sample_whose_residual_doubles_goes_back_and_takes_the_plain_step():
     x = inputs(4)
-    system = ic.System(ic.FixedPoint(Cell()), x, Packing.of(x))
+    system = System(ic.FixedPoint(Cell()), x, Packing.of(x))
     solver = ic.Anderson()
     z = inputs(4, seed=3)
     grown = torch.tensor([False, True, False, False])
@@ -83,7 +84,7 @@ def test_a_sample_whose_residual_doubles_goes_back_and_takes_the_plain_step():
 def test_the_loop_asks_for_a_restart_where_a_residual_has_doubled():
     heard = []
 
-    class Listening(ic.StepwiseRootSolver):
+    class Listening(StepwiseRootSolver):
         def init(self, system, z):
             return None
 

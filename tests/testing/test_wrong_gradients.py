@@ -10,13 +10,14 @@ import torch
 from failing import failed
 
 import implicitcore as ic
+from implicitcore.extend import Options
 from implicitcore.gradients.base import equilibrium
 
 EXACT = ic.Implicit(ic.GMRES(tol=1e-8))
 
 
 @dataclass(frozen=True)
-class Mine(ic.Options, ic.GradientStrategy):
+class Mine(Options, ic.GradientStrategy):
     """A right one, for roots: the implicit gradient."""
 
     def run(self, solve, system, z0) -> ic.Solution | ic.Trajectory:

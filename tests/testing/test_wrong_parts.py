@@ -11,6 +11,7 @@ from failing import failed
 from torch import Tensor
 
 import implicitcore as ic
+from implicitcore.extend import Options
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.runge_kutta import AdaptiveRungeKutta, FixedRungeKutta
 from implicitcore.options.types import Count, Tolerance
@@ -18,7 +19,7 @@ from implicitcore.system.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plain(ic.Options, ic.RootSolver):
+class Plain(Options, ic.RootSolver):
     """A right one: a fixed-point iteration with a loop of its own."""
 
     tol: Tolerance = 1e-5

@@ -6,13 +6,6 @@ wherever a part is looked up.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from implicitcore.extend import attach_stub
 
-from implicitcore.lazy import attributes
-
-if TYPE_CHECKING:
-    from implicitcore_cupy.backend import CupyBackend as CupyBackend
-
-__all__ = ["CupyBackend"]  # pyright: ignore[reportUnsupportedDunderAll]
-
-__getattr__ = attributes(__name__, {"CupyBackend": "backend"})
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)  # pyright: ignore[reportUnsupportedDunderAll]

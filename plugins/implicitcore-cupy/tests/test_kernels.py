@@ -71,9 +71,7 @@ def test_launches(kernel, dtype):
         backend = on_cpu()
         problem = Problem(backend, "cpu", dtype, 3, n)
         LAUNCHES[kernel](backend, problem.state(), problem.rows(4))
-        assert launches(backend) == (
-            1 if kernel in ("axpy_history", "stage_combination") else sums
-        )
+        assert launches(backend) == (1 if kernel in ("axpy_history", "stage_combination") else sums)
 
 
 @each_dtype

@@ -8,8 +8,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from implicitcore import StepwiseRootSolver, System
-from implicitcore.options.types import Fraction, Positive
+from implicitcore.extend import Fraction, Positive, StepwiseRootSolver, System
 
 
 class State(NamedTuple):
@@ -22,7 +21,7 @@ class State(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Relaxation(StepwiseRootSolver[State]):
-    """The iteration z <- z + w g, g = f(z) - z, whose factor w follows from the last two residuals, per sample.
+    """z <- z + w g with g = f(z) - z; the factor w follows from the last two residuals, per sample.
 
     w <- -w g_last (g - g_last) / ``|g - g_last|^2``: the factor with which the last step would have
     left the least residual, were f linear. It keeps two vectors where Anderson acceleration keeps a

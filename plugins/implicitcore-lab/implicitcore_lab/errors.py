@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from implicitcore.errors import ImplicitCoreError, InputError
+from implicitcore import ImplicitCoreError, InputError
 
 
 class DataError(InputError):

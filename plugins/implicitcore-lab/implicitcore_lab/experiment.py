@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from implicitcore.errors import ConfigError
+from implicitcore import ConfigError
 from implicitcore_lab.data import Dataset
 from implicitcore_lab.display import Display
 from implicitcore_lab.models import Classifier, build_classifier

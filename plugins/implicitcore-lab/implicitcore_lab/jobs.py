@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from implicitcore.errors import ConfigError
+from implicitcore import ConfigError
 from implicitcore_lab.data import Dataset, load
 from implicitcore_lab.display import make_console
 from implicitcore_lab.errors import RunError

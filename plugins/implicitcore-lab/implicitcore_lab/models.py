@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from implicitcore import FinalState, ImplicitLayer, Solution, UnknownPartError, create
-from implicitcore.registry.registry import REGISTRY
+from implicitcore.extend import REGISTRY
 from implicitcore_lab.settings import Settings
 
 COLOUR = 3

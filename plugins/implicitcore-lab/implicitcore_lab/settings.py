@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from implicitcore.errors import ConfigError, did_you_mean
-from implicitcore.options.options import Options, options_of
+from implicitcore import ConfigError
+from implicitcore.extend import Options, did_you_mean, options_of
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
 DeviceName = Literal["auto", "cpu", "cuda"]

@@ -10,14 +10,21 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from implicitcore import ConfigError, ImplicitLayer, Solution, SolveResult, Status
-from implicitcore.layers.observers import ObserverHandle, observe
+from implicitcore import (
+    ConfigError,
+    ImplicitLayer,
+    ObserverHandle,
+    Solution,
+    SolveResult,
+    Status,
+    observe,
+)
 from implicitcore_lab.records import Epoch, Step
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from implicitcore.solution import Backward
+    from implicitcore.extend import Backward
 
 
 def open_writer(folder: Path | str) -> SummaryWriter:

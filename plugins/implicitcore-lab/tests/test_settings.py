@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from implicitcore.errors import ConfigError
+from implicitcore import ConfigError
 from implicitcore_lab.experiment import check_settings
 from implicitcore_lab.settings import DEFAULTS, Settings, read_settings
 

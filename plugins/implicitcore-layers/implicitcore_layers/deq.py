@@ -16,7 +16,7 @@ from implicitcore import (
     TorchBackend,
     Zeros,
 )
-from implicitcore.layers.base import OnFailure
+from implicitcore.extend import OnFailure
 
 
 class DEQ(ImplicitLayer):

@@ -20,8 +20,7 @@ from implicitcore import (
     VectorField,
     start_loss,
 )
-from implicitcore.layers.base import OnFailure
-from implicitcore.options.types import Count, Positive
+from implicitcore.extend import Count, OnFailure, Positive
 
 
 @final

@@ -16,8 +16,7 @@ from implicitcore import (
     Tsit5,
     VectorField,
 )
-from implicitcore.layers.base import OnFailure
-from implicitcore.options.types import Positive
+from implicitcore.extend import OnFailure, Positive
 
 
 @final

@@ -8,7 +8,7 @@ from typing import Any, final
 from torch import Tensor
 
 from implicitcore import OneStep, Predictor, RootSolver, SolveResult, SteadyState, skip_loss
-from implicitcore.options.types import Tolerance
+from implicitcore.extend import Tolerance
 from implicitcore_layers.deq import DEQ
 
 

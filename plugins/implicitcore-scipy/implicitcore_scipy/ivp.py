@@ -10,10 +10,8 @@ import torch
 from scipy.integrate import OdeSolver
 from torch import Tensor
 
-from implicitcore import ODESolver, Options, Status, System, Trajectory
-from implicitcore.ode_solvers.base import Stop
-from implicitcore.ode_solvers.integration import check_times
-from implicitcore.options.types import Count, Positive
+from implicitcore import ODESolver, Status, Trajectory
+from implicitcore.extend import Count, Options, Positive, Stop, System, check_times
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
 CURE = (

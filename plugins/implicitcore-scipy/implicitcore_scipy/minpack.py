@@ -35,7 +35,7 @@ class Minpack(SciPyRoot):
 class Hybr(Minpack):
     """``method="hybr"``: Powell's hybrid of Newton's and the gradient's direction.
 
-    With Broyden updates of the Jacobian.
+    The Jacobian is updated by Broyden's formula.
 
     The classic for small dense systems. ``implicitcore.Newton`` solves the whole batch at once.
 

@@ -10,10 +10,8 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from implicitcore import Options, RootSolver, Solution, System
-from implicitcore.options.types import Count, Tolerance
-from implicitcore.root_solvers.convergence import StopTest
-from implicitcore.tensors.norms import real_dtype
+from implicitcore import RootSolver, Solution
+from implicitcore.extend import Count, Options, StopTest, System, Tolerance, real_dtype
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
 CURE = (

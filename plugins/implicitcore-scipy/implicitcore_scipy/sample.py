@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from implicitcore import GradientError, InputError, System
+from implicitcore import GradientError, InputError
+from implicitcore.extend import System
 
 Array = NDArray[np.float64]
 
@@ -84,11 +85,10 @@ def check_real(z0: Tensor) -> None:
 
 @contextmanager
 def one_by_one(system: System, batch: int) -> Iterator[None]:
-    """Count the evaluations inside as evaluations of the whole batch, and keep SciPy quiet.
+    """Count evaluations of one sample each as evaluations of the batch, rounded up.
 
-    They are of one sample each; rounded up.
-
-    A product with the matrix of a backward pass is one of the whole batch already.
+    SciPy's warnings are silenced meanwhile. A product with the matrix of a backward pass is one of
+    the whole batch already.
     """
     before = system.evaluations
     with warnings.catch_warnings(), np.errstate(all="ignore"):

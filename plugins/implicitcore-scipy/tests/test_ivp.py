@@ -26,9 +26,12 @@ SOLVERS = [
     sp.BDF(jacobian=False),
 ]
 SETTLING = [solver for solver in SOLVERS if not isinstance(solver, sp.LSODA)]
-name = lambda value: (
-    type(value).__name__ + ("" if getattr(value, "jacobian", True) else "-differences")
-)  # noqa: E731
+
+
+def name(value):
+    return type(value).__name__ + ("" if getattr(value, "jacobian", True) else "-differences")
+
+
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=name)
 
 
@@ -39,7 +42,7 @@ def test_every_name_is_a_class_of_its_kind():
             assert cls.kind == kind
             assert part == getattr(cls, "method", cls.__name__.lower())
     with pytest.raises(AttributeError, match="RK54"):
-        sp.RK54  # noqa: B018
+        sp.RK54  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @each_solver

@@ -11,10 +11,8 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from implicitcore import InputError, ODESolver, Options, System, Trajectory
-from implicitcore.ode_solvers.base import Stop
-from implicitcore.ode_solvers.integration import check_times
-from implicitcore.options.types import Count
+from implicitcore import InputError, ODESolver, Trajectory
+from implicitcore.extend import Count, Options, Stop, System, check_times
 from implicitcore_torchdiffeq.field import Field
 from implicitcore_torchdiffeq.steady_state import integrate_to_steady_state
 from implicitcore_torchdiffeq.trajectory import trajectory
@@ -41,7 +39,7 @@ class TorchdiffeqSolver(Options, ODESolver):
 
     @abstractmethod
     def settings(self, grid: Tensor | None) -> dict[str, Any]:
-        """torchdiffeq's options, over the output times ``grid``, or (None) without an end."""
+        """torchdiffeq's options, over the output times ``grid``; None has no end."""
 
     def tolerances(self) -> Mapping[str, float]:
         """The arguments rtol and atol; of no meaning for fixed steps."""
@@ -76,7 +74,7 @@ class TorchdiffeqSolver(Options, ODESolver):
 def equal_parts(grid: Tensor, dt: float) -> Tensor:
     """The output times, and between them equal steps no longer than dt.
 
-    But for a hundredth: t is rounded.
+    They may be longer by a hundredth, since t is rounded.
     """
     spans = zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True)
     inner = [

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from implicitcore.options.types import Positive
+from implicitcore.extend import Positive
 from implicitcore_torchdiffeq.base import TorchdiffeqSolver, equal_parts
 
 

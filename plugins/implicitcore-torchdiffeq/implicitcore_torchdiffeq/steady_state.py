@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from implicitcore import Status, System, Trajectory
-from implicitcore.ode_solvers.base import Stop
-from implicitcore.tensors.norms import column
+from implicitcore import Status, Trajectory
+from implicitcore.extend import Stop, System, column
 from implicitcore_torchdiffeq.field import Field, OutOfSteps
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def integrate_to_steady_state(
 class _ActiveField(Field):
     """The vector field of the samples that go on.
 
-    ``stop`` is called at each accepted state, as torchdiffeq's event function is.
+    ``stop`` is called with each accepted state, as torchdiffeq's event function is.
     """
 
     def __init__(self, system: System, most: int, stop: Stop, z0: Tensor, t0: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
 from implicitcore import GradientError, InputError
-from implicitcore.options.types import Positive
+from implicitcore.extend import Positive
 from implicitcore_torchdiffeq.base import TorchdiffeqSolver
 from implicitcore_torchdiffeq.field import PATIENCE, Field
 

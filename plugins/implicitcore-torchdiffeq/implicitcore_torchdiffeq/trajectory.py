@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from implicitcore import Status, System, Trajectory
+from implicitcore import Status, Trajectory
+from implicitcore.extend import System
 from implicitcore_torchdiffeq.field import Field, OutOfSteps
 
 if TYPE_CHECKING:
