@@ -56,12 +56,14 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|scipy|torch|nn|unittest)(\..*)?",
+        r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|unittest|"
+        r"click|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?",
     ),
     # The same, as a docstring or an import for type checkers has them.
     (
         "py:class",
-        r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|SummaryWriter|Tensor",
+        r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|"
+        r"SummaryWriter|Tensor",
     ),
     # A private class, which has no page: a base or an argument of one that has.
     ("py:(class|exc)", r"(.*\.)?_[A-Z]\w*"),

@@ -11,8 +11,11 @@ from implicitcore.lazy import attach_stub, provide
 
 _attribute, __dir__, __all__ = attach_stub(__name__, __file__)  # pyright: ignore[reportUnsupportedDunderAll]
 
-# A layer's config is made of registered names, which a layer does not know.
-provide(describe="implicitcore.config.build:describe")
+# Names are read by the configuration, which layers, functions and options must not import.
+provide(
+    describe="implicitcore.config.build:describe",
+    read_part="implicitcore.config.build:read_part",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -153,5 +153,6 @@ from implicitcore.solution import SolveResult as SolveResult
 from implicitcore.solution import Status as Status
 from implicitcore.solution import Trajectory as Trajectory
 from implicitcore.system.scope import frozen_randomness as frozen_randomness
+from implicitcore.tensors.shared import shared as shared
 
 __version__: str

@@ -14,9 +14,13 @@ from implicitcore.errors import show as show
 from implicitcore.gradients.approximate import ApproximateGradient as ApproximateGradient
 from implicitcore.gradients.base import GradientStrategy as GradientStrategy
 from implicitcore.gradients.base import Solve as Solve
+from implicitcore.layers.base import CallOptions as CallOptions
 from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
+from implicitcore.layers.base import LayerOptions as LayerOptions
 from implicitcore.layers.base import OnFailure as OnFailure
 from implicitcore.layers.initial import InitialGuess as InitialGuess
+from implicitcore.layers.options import LayerOption as LayerOption
+from implicitcore.layers.options import OptionOf as OptionOf
 from implicitcore.lazy import attach_stub as attach_stub
 from implicitcore.ode_solvers.base import ODESolver as ODESolver
 from implicitcore.ode_solvers.base import Step as Step
@@ -34,9 +38,13 @@ from implicitcore.ode_solvers.stepwise import StepwiseODESolver as StepwiseODESo
 from implicitcore.ode_solvers.tableaus import Tableau as Tableau
 from implicitcore.options.options import Options as Options
 from implicitcore.options.options import options_of as options_of
+from implicitcore.options.shared import ErrorTolerance as ErrorTolerance
+from implicitcore.options.shared import ResidualTolerance as ResidualTolerance
+from implicitcore.options.shared import StepLimit as StepLimit
 from implicitcore.options.types import Count as Count
 from implicitcore.options.types import Fraction as Fraction
 from implicitcore.options.types import Positive as Positive
+from implicitcore.options.types import Spec as Spec
 from implicitcore.options.types import Tolerance as Tolerance
 from implicitcore.options.types import Whole as Whole
 from implicitcore.registry.hookspecs import hookimpl as hookimpl
@@ -47,6 +55,8 @@ from implicitcore.root_solvers.convergence import StopTest as StopTest
 from implicitcore.root_solvers.linear import LinearRootSolver as LinearRootSolver
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver as StepwiseRootSolver
 from implicitcore.solution import Backward as Backward
+from implicitcore.system.evaluation import Evaluation as Evaluation
+from implicitcore.system.linear_system import LinearSystem as LinearSystem
 from implicitcore.system.linearization import Linearization as Linearization
 from implicitcore.system.system import System as System
 from implicitcore.tensors.norms import column as column

@@ -43,5 +43,5 @@ class BlackBox(Options, ic.ODESolver):
 
 class _Opaque(System):
     def __init__(self, system: System) -> None:
-        super().__init__(system.dynamics, system.x, system.packing)
+        super().__init__(system.problem, system.context)
         self.velocity = system.velocity

@@ -9,7 +9,8 @@ from itertools import groupby
 from implicitcore.cli.info import brief
 from implicitcore.options.docstrings import option_summaries
 from implicitcore.options.kinds import CLASS_KINDS
-from implicitcore.options.options import Option, options_of
+from implicitcore.options.option import Option
+from implicitcore.options.options import options_of
 from implicitcore.registry.part import Part
 
 _HEAD = """\

@@ -49,7 +49,7 @@ def find_event(
     dtype = real_dtype(z0)
     if not event(torch.tensor(t0, dtype=dtype, device=z0.device), z0) > 0:
         return t0
-    system = System(VectorField(field), None, Packing.of(z0))
+    system = System.of(VectorField(field), None, Packing.of(z0))
     watch = _Watch(event, t0, z0)
     first = _watchful(solver, system, z0, t0)
     ended = first.solve(

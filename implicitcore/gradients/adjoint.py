@@ -95,7 +95,7 @@ class _Pullback:
         size = torch.linalg.vector_norm(v, dim=(0, 2)) / max(v.shape[2], 1) ** 0.5
         unit = torch.where(size > 0, size, 1).to(times.dtype)
         stored = torch.cat((self.solution.z, v / column(unit).to(v.dtype)), 2).flip(0)
-        system = AdjointSystem(bound)
+        system = AdjointSystem.of_bound(bound)
         quadrature = Quadrature(system, self.solver, stored, unit)
         back = self._integrate(system, stored[0], times.flip(0), quadrature)
         n = v.shape[2]

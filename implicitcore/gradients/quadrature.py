@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,12 +14,13 @@ from implicitcore.ode_solvers.base import ODESolver, Step
 from implicitcore.ode_solvers.stepper import StepObserver
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
+from implicitcore.tensors.restrict import SHARED
 
 ANOTHER = "give Adjoint(solver=...) another one (Tsit5), or use Unrolled"
 """What to do about a solver that cannot integrate backwards."""
 
 
-class Evaluation(NamedTuple):
+class Stage(NamedTuple):
     """One evaluation of the vector field with its graph."""
 
     velocity: Tensor  # [batch, 2 n]
@@ -28,23 +28,29 @@ class Evaluation(NamedTuple):
     a: Tensor  # [batch, n]
 
 
+@dataclass(eq=False)
 class AdjointSystem(System):
     """The state (z, a), ``[batch, 2 n]``, with dz/dt = g and da/dt = -a^T dg/dz.
 
-    Arguments:
-        bound: the forward system, and what gets a gradient.
-
     Attributes:
-        evaluated: the evaluations since it was last emptied, in order.
+        forward: the forward system in the backward pass.
+        inputs: what gets a gradient.
+        evaluated: the stages since it was last emptied, in order.
         products: vector-Jacobian products so far.
     """
 
-    def __init__(self, bound: Bound) -> None:
-        self.forward, self.inputs = bound
-        system = self.forward
-        super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
+    forward: System
+    inputs: list[Tensor] = field(metadata=SHARED)
+
+    def __post_init__(self) -> None:
         self.products = 0
-        self.evaluated: list[Evaluation] = []
+        self.evaluated: list[Stage] = []
+
+    @classmethod
+    def of_bound(cls, bound: Bound) -> AdjointSystem:
+        """The adjoint of the forward system, counting by itself."""
+        system, inputs = bound
+        return cls(system.problem, system.context.recounted(), system, inputs)
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """(g, -a^T dg/dz): one evaluation and one product.
@@ -54,11 +60,11 @@ class AdjointSystem(System):
         """
         if torch.is_grad_enabled():
             return self._differentiable(t, *z.tensor_split(2, 1))
-        evaluation = self.evaluate(t, z)
-        self.evaluated.append(evaluation)
-        return evaluation.velocity
+        stage = self.stage(t, z)
+        self.evaluated.append(stage)
+        return stage.velocity
 
-    def evaluate(self, t: Tensor, z: Tensor) -> Evaluation:
+    def stage(self, t: Tensor, z: Tensor) -> Stage:
         """The velocity with the graph of g."""
         state, a = z.tensor_split(2, 1)
         with torch.enable_grad():
@@ -74,7 +80,7 @@ class AdjointSystem(System):
             back.zero_()
         else:
             torch.neg(pulled, out=back)
-        return Evaluation(velocity, g, a)
+        return Stage(velocity, g, a)
 
     def _differentiable(self, t: Tensor, state: Tensor, a: Tensor) -> Tensor:
         self.evaluations += 1
@@ -82,19 +88,6 @@ class AdjointSystem(System):
         g = self.forward.velocity(t, state)
         pulled = torch.autograd.grad(g, state, a, create_graph=True, materialize_grads=True)[0]
         return torch.cat((g, -pulled), 1)
-
-    def select(self, index: Tensor) -> AdjointSystem:
-        """See :meth:`System.select`.
-
-        For the stage equations of an implicit method, whose velocities are no stages themselves.
-        """
-        part = copy.copy(self)
-        part.forward, part.packing = (
-            self.forward.select(index),
-            replace(self.packing, batch=len(index)),
-        )
-        part.evaluated = []
-        return part
 
 
 class Quadrature(StepObserver):
@@ -117,7 +110,7 @@ class Quadrature(StepObserver):
         self.system, self.stored, self.unit = system, stored, unit
         self.gradients: list[Tensor | None] = [None] * len(system.inputs)
         self._name = type(solver).__name__
-        self._first: list[Evaluation] = []  # that of the state, if there is one
+        self._first: list[Stage] = []  # that of the state, if there is one
         self._checked = False
 
     def after_init(self) -> None:
@@ -140,17 +133,17 @@ class Quadrature(StepObserver):
         found = pull([stage.g for stage, _ in used], system.inputs, cotangents)
         self.gradients = [total(old, new) for old, new in zip(self.gradients, found, strict=True)]
 
-    def _stages(self, step: Step) -> list[tuple[Evaluation, float]]:
+    def _stages(self, step: Step) -> list[tuple[Stage, float]]:
         """The evaluations that a step is made of, with their weights: none that is zero."""
         if step.points:
             pairs = zip(step.points, step.weights, strict=True)
-            return [(self.system.evaluate(t, z), b) for (t, z), b in pairs if b]
+            return [(self.system.stage(t, z), b) for (t, z), b in pairs if b]
         stages = [*self._first, *self.system.evaluated]
         self._first = [] if step.state is None else self.system.evaluated[-1:]
         self._check(step, stages)
         return [(stage, b) for stage, b in zip(stages, step.weights, strict=True) if b]
 
-    def _check(self, step: Step, stages: list[Evaluation]) -> None:
+    def _check(self, step: Step, stages: list[Stage]) -> None:
         """Raise where the step does not name its stages, all of them.
 
         At the first step they are compared with those that were evaluated: the order of a method is
@@ -183,7 +176,7 @@ class Quadrature(StepObserver):
         return torch.where(column(arrived), torch.cat((here[:, :n], z[:, n:] + here[:, n:]), 1), z)
 
 
-def _same(named: Tensor, stage: Evaluation) -> bool:
+def _same(named: Tensor, stage: Stage) -> bool:
     """Whether two velocities are equal; NaN is equal to NaN."""
     return torch.allclose(named, stage.velocity, rtol=0, atol=0, equal_nan=True)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
+from implicitcore.tensors.restrict import COUNT, SHARED
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Packing:
         full_shapes: of each leaf, as the user gives and gets it.
     """
 
-    spec: pytree.TreeSpec
-    shapes: tuple[tuple[int, ...], ...]
-    batch: int
+    spec: pytree.TreeSpec = field(metadata=SHARED)
+    shapes: tuple[tuple[int, ...], ...] = field(metadata=SHARED)
+    batch: int = field(metadata=COUNT)
     dtype: torch.dtype
     coupled: bool = False
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -111,9 +112,11 @@ class Packing:
             return
         leaves, spec = pytree.tree_flatten(value)
         if spec != self.spec:
+            expected = f"the structure of z: {self.spec}"
+            if self.plain:
+                expected = f"one tensor of shape {[self.batch, *self.shapes[0]]}, the next state"
             raise InputError(
-                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected the "
-                f"structure of z: {self.spec}"
+                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected {expected}"
             )
         for leaf, shape in zip(leaves, self.full_shapes, strict=True):
             if not isinstance(leaf, Tensor):

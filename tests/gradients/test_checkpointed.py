@@ -118,7 +118,10 @@ def test_samples_that_do_not_arrive(budget):
     z0 = problem.z0.detach().clone()
     z0[3, 0] = torch.nan
     z0.requires_grad_()
-    field = lambda t, z, x: torch.where(t < 0.8, z * x, z * x * 1e3)  # noqa: E731
+
+    def field(t, z, x):
+        return torch.where(t < 0.8, z * x, z * x * 1e3)
+
     few = ic.Tsit5(rtol=1e-8, max_steps=12)
     (_, expected, _), (solution, found, _) = both(
         field, z0, problem.x, [z0, problem.x], solver=few, budget=budget

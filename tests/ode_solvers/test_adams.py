@@ -156,7 +156,10 @@ def test_fewer_evaluations_than_a_runge_kutta_method_for_the_same_error():
 def test_a_step_cut_short_does_not_magnify_rounding(dtype):
     grid = times(0, 0.31, 0.31 + 3e-7, 2, dtype=dtype)
     z0 = torch.tensor([[1.0, 0.0]], dtype=dtype)
-    swing = lambda t, z, x: torch.stack((z[:, 1], -z[:, 0]), 1)  # noqa: E731
+
+    def swing(t, z, x):
+        return torch.stack((z[:, 1], -z[:, 0]), 1)
+
     cut, whole = (
         ic.integrate(
             swing, z0, times=grid[index], solver=ic.Adams(rtol=1e-4, atol=1e-4)

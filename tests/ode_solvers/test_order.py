@@ -118,7 +118,7 @@ def test_the_order_on_other_problems(problem, name):
 
 def test_the_error_estimate_of_dop853_goes_with_the_eighth_power():
     solver, sizes, errors = ic.DOP853(rtol=1e-3, atol=1e-3), [4, 6, 8, 12], []
-    system = System(ic.VectorField(field), None, Packing.of(Z0))
+    system = System.of(ic.VectorField(field), None, Packing.of(Z0))
     t = torch.zeros(3, dtype=torch.float64)
     for n in sizes:
         step = solver.step(system, t, torch.full_like(t, 1 / n), Z0, system.velocity(t, Z0))

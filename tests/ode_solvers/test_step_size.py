@@ -45,7 +45,7 @@ def sizes(controller: Controller, errors: list[float]) -> list[float]:
     """The factors of the step after each error, at order 1: safety is 0.9."""
     control = Adaptive(1.0, 0.0, 1, controller=controller)
     one, last, found = torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), []
-    system = System(ic.VectorField(brusselator), None, Packing.of(one[:, None]))
+    system = System.of(ic.VectorField(brusselator), None, Packing.of(one[:, None]))
     for error in errors:
         decision = control.accept(
             system, one[:, None], one[:, None], error * one[:, None], one, last

@@ -34,8 +34,8 @@ class Halfway(StepwiseRootSolver[None]):
     def init(self, system, z):
         return None
 
-    def step(self, system, z, fz, state):
-        return (z + fz) / 2, None
+    def step(self, system, now, state):
+        return (now.z + now.fz) / 2, None
 """
 
 USE = """

@@ -76,7 +76,7 @@ def test_what_x_shares_is_shared_and_what_is_per_sample_is_selected():
     x = {
         "growth": growth,
         "shift": torch.tensor(2.0, dtype=T),
-        "row": torch.ones(1, 1, dtype=T),
+        "row": ic.shared(torch.ones(1, 1, dtype=T)),
         "power": 1,
         "name": None,
     }
@@ -96,7 +96,7 @@ def test_the_backward_pass_of_some_samples():
         )
     )
     growth.requires_grad_()
-    gradient = ic.Implicit(ic.Chain((ic.GMRES(tol=1e-12, max_steps=2), ic.Newton(tol=1e-12))))
+    gradient = ic.Implicit(ic.Chain((ic.GMRES(tol=1e-12, max_products=2), ic.Newton(tol=1e-12))))
     solver = ic.Newton(tol=1e-13)
     x = torch.ones(5, 4, dtype=T)
     solution = ic.fixed_point(
@@ -135,7 +135,9 @@ def test_a_chain_of_nothing_is_refused_and_a_config_builds_one():
     with pytest.raises(ic.ConfigError, match="at least one"):
         ic.Chain(())
     with pytest.raises(ic.ConfigError, match=r"solvers\[0\]"):
-        ic.Chain(["anderson"])  # pyright: ignore[reportArgumentType]
+        ic.Chain(["andersen"])  # pyright: ignore[reportArgumentType]
+    named = ic.Chain(["picard"])  # pyright: ignore[reportArgumentType]
+    assert named == ic.Chain((ic.Picard(),))
     chain = ic.create(
         "root_solver", {"name": "chain", "solvers": ["picard", {"name": "newton", "tol": 1e-6}]}
     )

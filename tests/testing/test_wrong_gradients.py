@@ -86,7 +86,7 @@ class OneParameter(Mine):
 
 class AbsoluteTolerance(Mine):
     def run(self, solve, system, z0):
-        return ic.Implicit(ic.GMRES(tol=0.0, atol=1e-5, max_steps=10)).run(solve, system, z0)
+        return ic.Implicit(ic.GMRES(tol=0.0, atol=1e-5, max_products=10)).run(solve, system, z0)
 
 
 class CallsBackward(Mine):

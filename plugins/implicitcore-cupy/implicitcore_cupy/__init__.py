@@ -1,4 +1,6 @@
-"""The inner loops' fused CUDA kernels, compiled and launched by CuPy on torch's tensors and streams.
+"""The inner loops' fused CUDA kernels, which CuPy compiles and launches.
+
+They run on torch's tensors and streams.
 
 The backend is imported when it is first used: the plugin itself stays light, for it is loaded
 wherever a part is looked up.

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 LAYERS = ("deq", "continuous_deq", "skip_deq", "skip_reg_deq", "neural_ode", "homoode")
+TOLERANCE = "1e-4"
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 # All texts: their types and bounds are checked together with those of a configuration file, in one
@@ -28,6 +29,11 @@ SETTINGS = (
     click.option("--learning-rate", metavar="RATE", help="Of Adam."),
     click.option("--seed", metavar="N", help="Of the initial weights and the order of the images."),
     click.option("--device", metavar="NAME", help="auto (default), cpu or cuda."),
+    click.option(
+        "--tolerance",
+        metavar="TOL",
+        help="Of every solve, forward and backward; default 1e-4 in compare, else the layer's own.",
+    ),
     click.option("--threads", metavar="N", help="CPU threads of torch."),
 )
 
@@ -107,12 +113,14 @@ def evaluate(run: Path, **options: str | None) -> None:
     help="For results.json and the PNG.",
 )
 def compare(layers: str, out: Path, **options: str | None) -> None:
-    """Train several layers on the same data with the same cell, print one table and draw one picture."""
+    """Train several layers on the same data with the same cell, and compare them.
+
+    All solve to the same tolerance. Prints one table and draws one picture.
+    """
     from implicitcore_lab.jobs import compare_layers
 
-    compare_layers(
-        _given(**options), [name.strip() for name in layers.split(",") if name.strip()], out
-    )
+    names = [name.strip() for name in layers.split(",") if name.strip()]
+    compare_layers({"tolerance": TOLERANCE} | _given(**options), names, out)
 
 
 def _given(**options: str | None) -> dict[str, str]:

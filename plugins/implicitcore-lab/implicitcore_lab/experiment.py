@@ -65,9 +65,7 @@ def check_settings(
         settings = Settings()
     for layer in layers:
         try:
-            build_classifier(
-                read_settings({"layer": layer, "hidden": settings.hidden}), PLACEHOLDER_SHAPE, 1
-            )
+            build_classifier(settings.with_layer(layer), PLACEHOLDER_SHAPE, 1)
         except ConfigError as error:
             problems += error.problems
     if problems:

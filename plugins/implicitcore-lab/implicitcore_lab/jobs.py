@@ -95,7 +95,9 @@ def evaluate_run(path: Path, overrides: dict[str, str]) -> bool:
 
 
 def compare_layers(values: dict[str, Any], layers: list[str], out: Path) -> None:
-    """Train several layers alike, print one table, and write ``results.json`` and ``comparison.png``.
+    """Train several layers alike, print one table, and write two files.
+
+    They are ``results.json`` and ``comparison.png``.
 
     Arguments:
         values: the settings but for the layer, as the command line gives them.
@@ -129,6 +131,6 @@ def compare_layers(values: dict[str, Any], layers: list[str], out: Path) -> None
 
 def _title(settings: Settings, data: Dataset) -> str:
     return (
-        f"{data.name}: {len(data.train):,} training images, {settings.epochs} epochs, cell of "
-        f"{settings.hidden}, seed {settings.seed}"
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, "
+        f"{settings.epochs} epochs, cell of {settings.hidden}, seed {settings.seed}"
     )

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from rich.table import Table
 
 from implicitcore_lab.experiment import Outcome
 from implicitcore_lab.settings import Settings
+from implicitcore_lab.tolerance import tolerance_of
 
 COLUMNS = (
-    "test\naccuracy",
     "train ms\nper step",
     "evals\nforward",
     "evals\nbackward",
@@ -44,12 +45,12 @@ def show(console: Console, outcomes: Sequence[Outcome], title: str, data_note: s
     table = Table(
         "layer", title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False
     )
-    for column in COLUMNS:
+    for column in (f"test\naccuracy\nof {outcomes[0].test.samples:,}", *COLUMNS):
         table.add_column(column, justify="right")
     for outcome in outcomes:
         table.add_row(outcome.layer, *_cells(outcome))
     console.print(table)
-    for line in (*LEGEND, *_notes(outcomes, data_note)):
+    for line in (_chance(outcomes), _tolerances(outcomes), *LEGEND, *_notes(outcomes, data_note)):
         console.print(line, style="dim")
 
 
@@ -60,6 +61,7 @@ def row(outcome: Outcome) -> dict[str, Any]:
         "test_accuracy": outcome.test.accuracy,
         "test_correct": outcome.test.correct,
         "test_samples": outcome.test.samples,
+        "tolerance": tolerance_of(outcome.config),
         "seconds_per_step": outcome.history.seconds_per_step,
         "evaluations": outcome.history.mean("evaluations"),
         "evaluations_backward": outcome.history.mean("backward"),
@@ -103,6 +105,32 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _chance(outcomes: Sequence[Outcome]) -> str:
+    """What so many test images can tell: a 95 % interval, by Agresti and Coull."""
+    count = outcomes[0].test.samples
+    share = (min(outcome.test.correct for outcome in outcomes) + 2) / (count + 4)
+    width = 1.96 * sqrt(share * (1 - share) / (count + 4))
+    return (
+        f"accuracy: of {count:,} test images, one is {1 / count:.2%}; 95% confidence interval: "
+        f"+-{width:.1%}"
+    )
+
+
+def _tolerances(outcomes: Sequence[Outcome]) -> str:
+    """Which tolerance each layer solved to, as its configuration has it."""
+    texts = {outcome.layer: _tolerance(outcome) for outcome in outcomes}
+    if len(set(texts.values())) == 1:
+        which = f"{_tolerance(outcomes[0])} for every layer"
+    else:
+        which = ", ".join(f"{layer} {text}" for layer, text in texts.items())
+    return f"tolerance: {which} (of the residual, or of a step's error along a trajectory)"
+
+
+def _tolerance(outcome: Outcome) -> str:
+    found = tolerance_of(outcome.config)
+    return "none" if found is None else f"{found:.0e}"
 
 
 def _notes(outcomes: Sequence[Outcome], data_note: str) -> Iterator[str]:

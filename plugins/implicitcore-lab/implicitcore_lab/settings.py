@@ -37,6 +37,7 @@ class Settings(Options):
         learning_rate: of Adam.
         seed: of the initial weights and of the order of the images.
         device: where to train; ``auto`` takes CUDA where there is one.
+        tolerance: of every solve, forward and backward; None leaves each layer its own.
         threads: CPU threads of torch; None leaves it the choice. The products of the small images
             gain nothing from a second one, and lose much where another process wants its core.
 
@@ -53,6 +54,7 @@ class Settings(Options):
     learning_rate: Annotated[float, Gt(0)] = 3e-3
     seed: Annotated[int, Ge(0)] = 0
     device: DeviceName = "auto"
+    tolerance: Annotated[float, Gt(0)] | None = None
     threads: Annotated[int, Ge(1)] | None = None
 
     @property

@@ -111,7 +111,9 @@ class TensorBoardObserver:
 
 
 class TensorBoardLog:
-    """A watcher that writes a training's loss, accuracies and solves, and closes the writer when the training ends.
+    """A watcher that writes a training's loss, accuracies and solves.
+
+    It closes the writer when the training ends.
 
     Arguments:
         writer: a ``torch.utils.tensorboard.SummaryWriter``.

@@ -12,14 +12,14 @@ import torchdiffeq
 from torch import Tensor
 
 from implicitcore import InputError, ODESolver, Trajectory
-from implicitcore.extend import Count, Options, Stop, System, check_times
+from implicitcore.extend import Count, StepLimit, Stop, System, check_times
 from implicitcore_torchdiffeq.field import Field
 from implicitcore_torchdiffeq.steady_state import integrate_to_steady_state
 from implicitcore_torchdiffeq.trajectory import trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchdiffeqSolver(Options, ODESolver):
+class TorchdiffeqSolver(StepLimit, ODESolver):
     """A method of torchdiffeq.
 
     torchdiffeq has one step size for the whole batch: a sample's values depend on the others within

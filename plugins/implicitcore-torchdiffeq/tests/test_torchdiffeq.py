@@ -149,7 +149,7 @@ def test_the_states_told_to_stop_have_their_own_velocity():
             seen.append((z, velocity))
             return velocity.norm(dim=1) > 1e-2
 
-        system = System(ic.FixedPoint(cell), x, Packing.of(x))
+        system = System.of(ic.FixedPoint(cell), x, Packing.of(x))
         with torch.no_grad():
             solution = solver.solve(
                 system, torch.zeros_like(x), torch.tensor([0.0, torch.inf]), stop
@@ -304,7 +304,7 @@ def test_what_it_cannot_do_is_a_clear_error():
     def stop(t, z, v):
         return torch.ones(len(z), dtype=torch.bool)
 
-    system = System(ic.VectorField(lambda t, z, x: -z), None, Packing.of(torch.ones(2, 1)))
+    system = System.of(ic.VectorField(lambda t, z, x: -z), None, Packing.of(torch.ones(2, 1)))
     with pytest.raises(ic.InputError, match="infinite time"):
         td.Dopri5().solve(system, torch.ones(2, 1), torch.tensor([0.0, 1.0]), stop)
     with pytest.raises(ic.InputError, match="scipy-bdf"):
