@@ -183,7 +183,7 @@ def test_compact_is_held_against_what_the_samples_need():
 def test_floor():
     counted = Counted(Half(), 1)
     counted.plain, counted.graphs, counted.products, counted.differentiated = 2, 3, 5, 4
-    seconds = dict(zip(counting.PIECES, (1, 10, 100, 1000, 10000), strict=True))
+    seconds: dict[str, float] = dict(zip(counting.PIECES, (1, 10, 100, 1000, 10000), strict=True))
     equilibrium, trajectory = counting.equilibrium(counted), counting.trajectory(counted)
     assert counting.floor(equilibrium, seconds) == 2 + 30 + 400 + 1000
     assert counting.floor(trajectory, seconds) == 2 + 30 + 40000

@@ -13,7 +13,7 @@ from implicitcore.options.options import Options
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
-from implicitcore.solution import Solution, Status
+from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
@@ -85,11 +85,11 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         which: indices ``[k]``.
     """
     with torch.no_grad():
-        old, new = _residual(before)[which], _residual(after)
+        old, new = before.residual.detach()[which], after.residual.detach()
         # Converged beats not; else the smaller residual does, and the later solve where they are
         # equal.
         better = after.converged | (~before.converged[which] & (new <= old))
-        residual = _residual(before).index_copy(0, which, torch.where(better, new, old))
+        residual = before.residual.detach().index_copy(0, which, torch.where(better, new, old))
         status = before.status.index_copy(
             0, which, torch.where(better, after.status, before.status[which])
         )
@@ -105,10 +105,3 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         steps=steps,
         trace=after.trace if len(after.z) == len(z) else before.trace,
     )
-
-
-def _residual(solution: Solution) -> Tensor:
-    if solution.residual is not None:
-        return solution.residual.detach()
-    unknown = torch.full_like(solution.status, torch.inf, dtype=torch.get_default_dtype())
-    return torch.where(solution.status == Status.CONVERGED, 0, unknown)

@@ -109,9 +109,7 @@ class Homotopy(Options, RootSolver):
     def _correct(self, system: System, z: Tensor, limit: Callable[[Tensor], Tensor]) -> Solution:
         """The corrector's solution from z, with residuals below the limit for its size."""
         first = self.corrector.solve(system, z)
-        loose = first.converged
-        if first.residual is not None:
-            loose = loose & (first.residual > limit(norm(first.z)))
+        loose = first.converged & (first.residual > limit(norm(first.z)))
         if not bool(loose.any()):
             return first
         first = replace(

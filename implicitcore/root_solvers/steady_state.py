@@ -75,8 +75,8 @@ class SteadyState(Stopping, RootSolver):
         solver = self.ode_solver
         if is_dataclass(solver) and hasattr(solver, "max_steps"):
             solver = replace(solver, max_steps=self.max_steps)
-        path = solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
-        return test.solution(path.status)
+        trajectory = solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
+        return test.solution(trajectory.status)
 
 
 class SteadyStateTest:

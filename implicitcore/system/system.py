@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,11 +33,7 @@ class System:
     Attributes:
         problem: the dynamics, x and the layout of the state.
         context: backend, scope, counter and recorder.
-        quadrature: the system integrates something along the steps of an ODE solver, and is told of
-            each by :meth:`commit`, and of each output time by :meth:`arrive`.
     """
-
-    quadrature: ClassVar[bool] = False
 
     problem: Problem
     context: Context
@@ -167,20 +163,6 @@ class System:
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""
         return restrict.of_fields(self, rows)
-
-    def commit(self, step: Any, dt: Tensor, accept: Tensor | None) -> None:
-        """Called after each step of an ODE solver: dt ``[batch]``, and which samples accepted it.
-
-        None where those that did not had dt = 0. Only for a quadrature.
-        """
-
-    def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
-        """The state to go on from, where samples ``arrived`` at their output times ``which``.
-
-        Only for a quadrature.
-        """
-        del arrived, which
-        return z
 
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products.

@@ -48,7 +48,7 @@ def problem(device: str = "cuda") -> tuple[Cell, Tensor]:
 
 def solve(
     name: str, backend: ic.Backend, cell: nn.Module, x: Tensor, steps: int = 50
-) -> ic.Solution:
+) -> ic.Solution | ic.Trajectory:
     """At most so many steps, without a graph."""
     with torch.no_grad():
         if name == "tsit5":

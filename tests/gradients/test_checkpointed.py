@@ -200,8 +200,9 @@ def walk(steps: int, budget: int | None) -> tuple[int, int]:
     own index."""
     kept, taken, most = Checkpoints[int](budget), 0, 0
 
-    def advance(state: int, ahead: int) -> int:
+    def advance(state: int, step: int, ahead: int) -> int:
         nonlocal taken
+        assert state == step
         taken += ahead
         return state + ahead
 

@@ -71,7 +71,7 @@ def test_a_check_is_frozen_and_is_called_with_a_part():
     check = check_named("root_solver", "finds_the_root")
     check(ic.Picard())
     with pytest.raises(FrozenInstanceError):
-        check.name = "another"
+        check.name = "another"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_failure_says_what_was_done_received_and_expected():
@@ -227,7 +227,8 @@ class Tokens(ic.ImplicitLayer):
         super().__init__(_Sentence(tokens), solver=ic.Anderson(tol=1e-6))
 
     def solve(self, x, z0=None, *, trace=False):
-        z0 = self.dynamics.table.weight.new_zeros(len(x), 5) if z0 is None else z0
+        table = self.get_parameter("dynamics.table.weight")
+        z0 = table.new_zeros(len(x), 5) if z0 is None else z0
         return super().solve(x, z0, trace=trace)
 
 

@@ -280,7 +280,7 @@ class IgnoresTheTime(SecondOrder):
 
 class _AtZero(System):
     def __init__(self, system):
-        super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
+        super().__init__(system.problem, system.context)
         self.velocity = lambda t, z: system.velocity(torch.zeros_like(t), z)
 
 

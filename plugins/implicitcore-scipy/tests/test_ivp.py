@@ -43,7 +43,7 @@ def test_every_name_is_a_class_of_its_kind():
             assert cls.kind == kind
             assert part == getattr(cls, "method", cls.__name__.lower())
     with pytest.raises(AttributeError, match="RK54"):
-        sp.RK54  # noqa: B018
+        sp.RK54  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @each_solver

@@ -313,4 +313,4 @@ def test_what_it_cannot_do_is_a_clear_error():
     with pytest.raises(ic.ConfigError, match="max_order"):
         td.ExplicitAdams(max_order=13)
     with pytest.raises(AttributeError, match="Dopri9"):
-        td.Dopri9  # noqa: B018
+        td.Dopri9  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
