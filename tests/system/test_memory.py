@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import inputs, relative_error
 from torch import nn
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import inputs
 
 ROOT_SOLVERS = [
     ic.Picard(tol=1e-10, max_steps=300),

@@ -6,10 +6,11 @@ import warnings
 
 import pytest
 import torch
-from dense import inputs, relative_error
 from torch import nn
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import inputs
 
 TIMES = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
 SCALES = torch.tensor([1.0, 0.7, 0.5, 0.3, 0.1, 0.05, 0.01, 0.0], dtype=torch.float64)[:, None]
@@ -33,8 +34,8 @@ class Cell(nn.Module):
     def forward(self, *arguments):
         z, x = arguments[-2:]
         self.count += 1
-        gain = self.gain if self.training else 0.9 * self.gain
-        return torch.tanh(self.linear(0.5 * z) * gain * self.frozen * x + x + self.offset)
+        gain = self.gain if self.training else self.gain * 0.9
+        return torch.tanh(self.linear(0.5 * z) * gain * x * self.frozen + x + self.offset)
 
 
 def solve(f, gradient, x):
