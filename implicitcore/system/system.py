@@ -138,7 +138,7 @@ class System:
     def with_function_state(self) -> System:
         """The same system, with what f reads now: for backward passes that evaluate f again."""
         function = self.scope.function_state(self.dynamics, self.x)
-        return replace(self, context=replace(self.context, function=function))
+        return System(self.problem, replace(self.context, function=function))
 
     def check_function(self) -> None:
         """Require, before a backward pass evaluates f again, that f is still what was solved.
