@@ -128,9 +128,14 @@ _CHANGED = (
 
 @dataclass(eq=False)
 class _Again(System):
-    """The forward system in a backward pass: it may depend on no other leaves than the inputs."""
+    """The forward system in a backward pass: it may depend on no other leaves than the inputs.
+
+    A field makes leaves of its own, as the equilibrium of a layer inside it: those are new in each
+    evaluation, and one that was there in the last is not.
+    """
 
     inputs: Sequence[Tensor] = field(metadata=SHARED)
+    unlisted: set[Tensor] = field(default_factory=set, metadata=SHARED)
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """See :meth:`System.velocity`.
@@ -140,10 +145,10 @@ class _Again(System):
         """
         velocity = super().velocity(t, z)
         if velocity.grad_fn is not None:
-            listed = {z, *self.inputs}
-            for leaf in graph_leaves(velocity, [z]):
-                if leaf not in listed:
-                    raise GradientError(_unlisted(leaf))
+            unlisted = set(graph_leaves(velocity, [z])).difference((z, *self.inputs))
+            for leaf in unlisted & self.unlisted:
+                raise GradientError(_unlisted(leaf))
+            self.unlisted = unlisted
         return velocity
 
 

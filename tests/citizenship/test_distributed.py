@@ -72,7 +72,7 @@ def test_a_group_is_shared_by_copies_and_kept_from_files(tmp_path):
         ({"solver": ic.Picard()}, "GMRES cannot stop at the same step.*its gradient"),
         (
             {"solver": ic.Picard(), "gradient": ic.Unrolled(), "on_failure": "mask"},
-            "not with sync_steps",
+            "cannot be combined with sync_steps",
         ),
     ],
 )

@@ -44,7 +44,9 @@ def test_the_ball_hits_the_ground(solver):
         real([1.0, 0.0], [2.0, 3.0], [0.5, -1.0]).requires_grad_(),
         real([9.81]).requires_grad_(),
     )
-    solution = ic.integrate(fall, z0, g, times=SPAN, solver=solver, event=height).raise_if_failed()
+    solution = ic.integrate(
+        fall, z0, ic.shared(g), times=SPAN, solver=solver, event=height
+    ).raise_if_failed()
     h, v = z0.unbind(1)
     t = (v + torch.sqrt(v * v + 2 * g[0] * h)) / g[0]
     z = torch.stack((torch.zeros_like(t), v - g[0] * t), 1)
@@ -89,7 +91,7 @@ def test_the_oscillator_crosses_zero(solver):
 
 def test_the_second_derivative_too():
     z0, g = real([1.0, 0.0]), real([9.81]).requires_grad_()
-    drop = ic.integrate(fall, z0, g, times=SPAN, solver=ic.Tsit5(**TIGHT), event=height)
+    drop = ic.integrate(fall, z0, ic.shared(g), times=SPAN, solver=ic.Tsit5(**TIGHT), event=height)
     t = known(drop.event_times)
     first = torch.autograd.grad(t.sum(), g, create_graph=True)[0]
     second = torch.autograd.grad(first.sum(), g)[0]
@@ -105,7 +107,9 @@ def test_a_bouncing_ball():
         torch.zeros(1, dtype=torch.float64),
     )
     for _ in range(4):
-        flight = ic.integrate(fall, z, g, times=SPAN, solver=ic.Tsit5(**TIGHT), event=height)
+        flight = ic.integrate(
+            fall, z, ic.shared(g), times=SPAN, solver=ic.Tsit5(**TIGHT), event=height
+        )
         total = torch.add(total, known(flight.event_times))
         z = flight.z[-1] * real(0.0, -0.5)
     expected = torch.sqrt(2 / g) * (1 + 2 * (0.5 + 0.25 + 0.125))
@@ -118,7 +122,13 @@ def test_where_nothing_happens_the_integration_goes_on_to_the_end():
     z0 = real([1.0, 0.0], [1.0, 100.0])
     times = real(0.0, 0.2, 1.0, 1.5)
     solution = ic.integrate(
-        fall, z0, real([9.81]), times=times, event=height, solver=ic.Tsit5(**TIGHT), dense=True
+        fall,
+        z0,
+        ic.shared(real([9.81])),
+        times=times,
+        event=height,
+        solver=ic.Tsit5(**TIGHT),
+        dense=True,
     ).raise_if_failed()
     assert known(solution.event_times).isnan().tolist() == [False, True]
     # Before the event the states at their times, after it the state at the event.
@@ -268,10 +278,10 @@ def test_an_event_that_becomes_nan_is_a_status():
     def broken(t, z, x):
         return torch.sqrt(z[:, 0] - 0.5)
 
-    solution = ic.integrate(fall, z0, real([9.81]), times=SPAN / 8, event=broken)
+    solution = ic.integrate(fall, z0, ic.shared(real([9.81])), times=SPAN / 8, event=broken)
     assert solution.status.tolist() == [ic.Status.NON_FINITE, ic.Status.CONVERGED]
     from_the_start = ic.integrate(
-        fall, z0, real([9.81]), times=SPAN, event=lambda t, z, x: z[:, 0] * torch.nan
+        fall, z0, ic.shared(real([9.81])), times=SPAN, event=lambda t, z, x: z[:, 0] * torch.nan
     )
     assert from_the_start.status.tolist() == [ic.Status.NON_FINITE] * 2
 
@@ -290,7 +300,9 @@ def test_an_event_that_becomes_nan_is_a_status():
 )
 def test_events_that_cannot_be_used(event, complaint):
     with pytest.raises(ic.InputError, match=complaint):
-        ic.integrate(swing, real([1.0, 0.0], [1.0, 1.0]), real([1.0]), times=SPAN, event=event)
+        ic.integrate(
+            swing, real([1.0, 0.0], [1.0, 1.0]), ic.shared(real([1.0])), times=SPAN, event=event
+        )
 
 
 def test_another_gradient_is_refused():
@@ -305,7 +317,9 @@ def test_function_transforms_agree():
     z0, g = real([1.0, 0.0]), real([9.81])
 
     def when(g):
-        drop = ic.integrate(fall, z0, g, times=SPAN, solver=ic.Tsit5(**TIGHT), event=height)
+        drop = ic.integrate(
+            fall, z0, ic.shared(g), times=SPAN, solver=ic.Tsit5(**TIGHT), event=height
+        )
         return known(drop.event_times).sum()
 
     expected = -0.5 * math.sqrt(2) * 9.81**-1.5
