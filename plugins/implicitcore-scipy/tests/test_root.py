@@ -48,7 +48,7 @@ def test_a_large_residual_does_not_drown_the_differences(cls):
         lambda z, x: size * cell(z / size, x),
         torch.zeros_like(x),
         x,
-        solver=cls(tol=1e-3, max_evaluations=100),
+        solver=cls(tol=1e-3, max_steps=100),
     )
     assert solution.converged.all(), solution.summary()
 
@@ -167,7 +167,7 @@ def test_no_root_is_a_status_and_the_budget_is_kept(method):
 
     with torch.no_grad():
         solution = ic.find_root(
-            g, torch.full((1, 2), 0.5, dtype=torch.float64), solver=make(method, max_evaluations=20)
+            g, torch.full((1, 2), 0.5, dtype=torch.float64), solver=make(method, max_steps=20)
         )
     assert solution.status[0] in (ic.Status.MAX_STEPS, ic.Status.DIVERGED)
     assert solution.steps[0] <= 20
