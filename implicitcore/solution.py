@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -43,6 +43,16 @@ class Backward:
     status: Tensor | None = None
 
 
+class Judged(NamedTuple):
+    """What a stop test measured: whatever else a solver returns is measured again."""
+
+    z: Tensor  # [batch, n]
+    residual: Tensor  # [batch]
+    status: Tensor  # [batch]
+    relative: Tensor | None  # [batch], the residual as it was compared with tol; None where tol = 0
+    trace: Tensor | None = None  # [steps, batch], the residual after each step
+
+
 @dataclass(frozen=True, kw_only=True)
 class Solution:
     """The result of a solve, with what it cost and how it ended, per sample.
@@ -57,13 +67,13 @@ class Solution:
         evaluations: evaluations of f in the forward pass (each of the whole batch).
         backward: what the backward pass spent and reached.
         times: the output times of a trajectory, ``[times]``.
-        trace: ``[steps, batch]``, residual after each step, when asked for.
         iterates: ``[k, batch, ...]``, the iterates that ``Unrolled(iterates=...)`` asks for, each
             with its graph.
         event_times: ``[batch]``, when the event of a trajectory happened, NaN where it did not;
             None where there was none to watch.
         interpolant: the continuous extension of a trajectory, when asked for; see
             :meth:`interpolate`.
+        judged: what the stop test measured, where one did.
     """
 
     z: Any
@@ -74,10 +84,10 @@ class Solution:
     evaluations: int
     backward: Backward = field(default_factory=Backward)
     times: Tensor | None = None
-    trace: Tensor | None = None
     iterates: Any = None
     event_times: Tensor | None = None
     interpolant: Callable[[Tensor], Any] | None = None
+    judged: Judged | None = field(default=None, repr=False)
 
     def interpolate(self, t: Tensor) -> Any:
         """The states of a trajectory at other times, by the continuous extension of its steps.
@@ -113,6 +123,20 @@ class Solution:
         return copy
 
     @property
+    def trace(self) -> Tensor | None:
+        """``[steps, batch]``, the residual after each step, when asked for."""
+        return None if self.judged is None else self.judged.trace
+
+    @property
+    def relative_residual(self) -> Tensor | None:
+        """``[batch]``, the residual as it was compared with ``tol``.
+
+        ``residual / (scale + atol / tol)``, where the scale is ``|f(z)|``, or in ``find_root`` that
+        of g. None where there is none (``tol=0``, trajectories).
+        """
+        return None if self.judged is None else self.judged.relative
+
+    @property
     def failed(self) -> bool:
         """Whether a sample did not converge: one look at the device."""
         return bool(self.status.any())  # CONVERGED is zero
@@ -123,15 +147,18 @@ class Solution:
         return self.status == Status.CONVERGED
 
     def summary(self) -> str:
-        """One line: how many samples ended how, and the worst residual."""
+        """One line: how many samples ended how, and the worst residual as it was compared with tol."""
         counts = Counter(self.status.tolist())
         parts = [f"{counts[status]} {status.name.lower()}" for status in Status if counts[status]]
         line = (
             f"{len(self.status)} samples: {', '.join(parts) or 'none'}; "
             f"{self.evaluations} evaluations"
         )
-        if self.residual is not None and self.residual.numel():
-            line += f"; worst residual {self.residual.max().item():.3g}"
+        relative = self.relative_residual
+        worst = self.residual if relative is None else relative
+        if worst is not None and worst.numel():
+            kind = "residual" if relative is None else "relative residual"
+            line += f"; worst {kind} {worst.max().item():.3g}"
         if self.times is not None and counts[Status.MAX_STEPS]:
             line += (
                 "; out of steps before the last time: raise max_steps, or take an implicit "

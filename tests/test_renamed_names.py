@@ -14,7 +14,9 @@ from implicitcore.registry.registry import REGISTRY
 @pytest.mark.parametrize("name", sorted(ic._OLD))
 def test_an_old_name_resolves_and_warns_of_the_new_one(name: str):
     module, attribute = ic._OLD[name].split(":")
-    with pytest.warns(DeprecationWarning, match=rf"implicitcore\.{name} is now {module}.{attribute}$"):
+    with pytest.warns(
+        DeprecationWarning, match=rf"implicitcore\.{name} is now {module}.{attribute}$"
+    ):
         found = getattr(ic, name)
     assert found is getattr(importlib.import_module(module), attribute)
     assert name not in ic.__all__

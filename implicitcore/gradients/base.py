@@ -15,6 +15,7 @@ from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import PartMeta
 from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.judgement import solve as solve_root
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
 
@@ -38,7 +39,7 @@ class Solve:
     def __call__(self, system: System, z0: Tensor, times: Tensor | None = None) -> Solution:
         """Solve from z0 (over other ``times``, where given)."""
         if isinstance(self.solver, RootSolver):
-            return self.solver.solve(system, z0)
+            return solve_root(self.solver, system, z0)
         times = self.times if times is None else times
         if times is None:
             raise InputError(

@@ -14,7 +14,7 @@ from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder
 from implicitcore.solution import Solution, Status
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, norm, real_dtype
+from implicitcore.tensors.norms import all_finite, column, real_dtype
 
 if TYPE_CHECKING:
     from implicitcore.ode_solvers.base import Step, Stop
@@ -140,7 +140,7 @@ class Integration:
     @torch.no_grad()
     def _start(self, velocity: Tensor) -> None:
         self.started = True
-        self.finite = self.finite & norm(velocity).isfinite()
+        self.finite = self.finite & all_finite(velocity)
         self.active = self.active & self.finite
         self.more = bool(self.active.any())
         if self.more:
@@ -157,7 +157,7 @@ class Integration:
         """The verdict on a step, which no sample accepts that is done or not finite, and which samples are finite."""
         control = self.control if step.order is None else self.control.with_order(step.order)
         verdict = control.judge(self.system, self.z, step.z, step.error, dt.abs(), self.error)
-        finite = norm(step.z) < torch.inf
+        finite = all_finite(step.z)
         return verdict._replace(accept=verdict.accept & finite & self.active), finite
 
     def step(self) -> None:
