@@ -16,7 +16,7 @@ from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column
+from implicitcore.tensors.norms import column, scaled_norm
 from implicitcore.tensors.restrict import restrict
 
 # A residual this many times its scale at the start is lost: the sample is stopped before it
@@ -141,7 +141,13 @@ class StopTest(StopCriterion):
             self.latest, self.grown = state.limit, None
             return None
         self._settle()
-        limit, met = state.limit, self._accept(now.residual, size)
+        # NaN compares false, so this finds all that must not go on, and all that is not measured.
+        usual = self.on_host and torch.equal(
+            torch.clamp(size, state.start.small, state.start.ceiling), size
+        )
+        if self.on_host and not usual:
+            size = self._remeasure(now, size)
+        limit, met = state.limit, self._accept(now.residual, size, usual)
         return self._compare(size, limit, met)
 
     def _settle(self) -> None:
@@ -172,7 +178,19 @@ class StopTest(StopCriterion):
             state.start.trust = torch.maximum(state.limit, state.start.norm * TRUST)
         return size
 
-    def _accept(self, residual: Residual, size: Tensor) -> Tensor:
+    def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
+        """The sizes, and their limits, where squares underflow."""
+        state, update = self.state, now.residual.update_norm
+        small = size < state.start.small
+        if not bool(small.any()) or state.start.norm is None:
+            return size
+        size = torch.where(small, scaled_norm(now.residual.value), size)
+        update = torch.where(update < state.start.small, scaled_norm(now.fz), update)
+        scale = self.system.scale(update, state.start.norm)
+        state.limit, self.scale = torch.add(state.floor, scale, alpha=self.tol), None
+        return size
+
+    def _accept(self, residual: Residual, size: Tensor, usual: bool) -> Tensor:
         """Find the samples that stop; those that met their tolerance."""
         state = self.state
         met = size <= state.limit
@@ -184,8 +202,7 @@ class StopTest(StopCriterion):
             if not self.on_host or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
-        # NaN compares false, so this finds all that must not go on.
-        if not self.on_host or not torch.equal(torch.minimum(size, state.start.ceiling), size):
+        if not usual:
             stops = stops | self._lose(size)
         self.stop(stops)
         return met
@@ -224,12 +241,16 @@ class StopTest(StopCriterion):
         self.remaining = remaining
 
     def _lower(self) -> None:
-        self.state.floor = torch.where(self.state.active, self.state.floor, -torch.inf)
+        state = self.state
+        state.floor = torch.where(state.active, state.floor, -torch.inf)
+        state.start.small = torch.where(state.active, state.start.small, -torch.inf)
         self.scale = None
 
     def _lose(self, size: Tensor) -> Tensor:
         """The samples whose residual is not finite or has diverged."""
         lost = ~(size <= self.state.start.ceiling) & self.state.active
+        if self.on_host and not bool(lost.any()):
+            return lost
         kind = torch.where(size.isfinite(), int(Status.DIVERGED), int(Status.NON_FINITE))
         self.state.fail(lost, kind)
         return lost

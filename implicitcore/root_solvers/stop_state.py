@@ -16,6 +16,8 @@ class AtStart:
 
     Attributes:
         ceiling: ``[batch]``, above which a residual is lost.
+        small: ``[batch]``, below which the square of a residual underflows; below all for a stopped
+            sample.
         trust: ``[batch]``, the limit at the start, or a share of the residual there: a larger limit
             is owed to a growth of ``|f(z)|``, and met only where the residual has fallen as well.
         doubted: ``[batch]``, the samples that have met such a limit alone.
@@ -23,6 +25,7 @@ class AtStart:
     """
 
     ceiling: Tensor
+    small: Tensor
     trust: Tensor
     doubted: Tensor
     norm: Tensor | None = None
@@ -63,7 +66,8 @@ class StopState:
         """Before the first evaluation."""
         batch, dtype, device = z0.shape[0], real_dtype(z0), z0.device
         far = torch.full((batch,), torch.inf, dtype=dtype, device=device)
-        tiny = torch.finfo(dtype).tiny
+        info = torch.finfo(dtype)
+        tiny, small = info.tiny * info.eps, torch.full_like(far, 100 * info.tiny**0.5)
         # A tensor where the units of the samples differ.
         floor = (
             torch.full_like(far, atol + tiny)
@@ -72,7 +76,9 @@ class StopState:
         )
         active = torch.ones(batch, dtype=torch.bool, device=device)
         steps = torch.zeros(batch, dtype=torch.int64, device=device)
-        return cls(active, steps, z0, far, floor, far, floor, floor, AtStart(far, far, ~active))
+        return cls(
+            active, steps, z0, far, floor, far, floor, floor, AtStart(far, small, far, ~active)
+        )
 
     def fail(self, which: Tensor, status: int | Tensor) -> None:
         """Samples ``which`` have failed."""

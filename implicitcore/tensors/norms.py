@@ -42,6 +42,13 @@ def power_of_two(size: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
 
 
+def scaled_norm(z: Tensor) -> Tensor:
+    """The same as :func:`norm`, also where squares over- or underflow, for more passes over z."""
+    size = z.abs().amax(1) if z.shape[1] else z.abs().sum(1)
+    unit = torch.where((size > 0) & size.isfinite(), size, 1)
+    return norm(z / column(unit).to(z.dtype)) * unit.to(real_dtype(z))
+
+
 def column(mask: Tensor) -> Tensor:
     """``[batch] -> [batch, 1]``, to choose or scale whole samples of a packed state."""
     return mask.unsqueeze(1)
