@@ -4,7 +4,7 @@ import importlib
 import warnings
 
 import pytest
-from sites import run_python
+from support.sites import run_python
 
 import implicitcore as ic
 from implicitcore.ode_solvers import stepwise

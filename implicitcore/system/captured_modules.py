@@ -1,4 +1,4 @@
-"""The modules that a plain function calls: those of a closure, of a bound method, of its globals."""
+"""The modules that a plain function calls: of its closure, its object and its globals."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Recorder:
 
     Attributes:
         residuals: ``[batch]`` after each evaluation; None where they are not wanted.
-        iterates: ``[batch, n]`` at each evaluation, with their graph; None where they are not wanted.
+        iterates: ``[batch, n]`` at each evaluation, with their graph; None where not wanted.
     """
 
     residuals: list[Tensor] | None = None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from implicitcore import ImplicitLayer, Solution, UnknownPartError, create
+from implicitcore import FinalState, ImplicitLayer, Solution, UnknownPartError, create
 from implicitcore.extend import REGISTRY
 from implicitcore_lab.settings import Settings
 from implicitcore_lab.tolerance import at_tolerance
@@ -83,8 +83,8 @@ class Classifier(nn.Module):
         """Logits ``[batch, classes]`` of images ``[batch, channels, height, width]``."""
         return self.head(self.layer(self.encoder(images)))
 
-    def solve(self, images: Tensor, *, trace: bool = False) -> tuple[Tensor, Solution]:
-        """Logits ``[batch, classes]``, and the solution they were read from."""
+    def solve(self, images: Tensor, *, trace: bool = False) -> tuple[Tensor, Solution | FinalState]:
+        """Logits ``[batch, classes]``, and the result they were read from."""
         solution = self.layer.solve(self.encoder(images), trace=trace)
         return self.head(solution.z), solution
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from implicitcore import Solution, Status
+from implicitcore import Solution, SolveResult, Status
 from implicitcore_lab.data import Dataset, Split
 from implicitcore_lab.errors import TrainingError
 from implicitcore_lab.memory import peak_bytes
@@ -47,7 +47,7 @@ def fit(
     order = torch.Generator().manual_seed(settings.seed)
     history = History()
     for epoch in range(1, settings.epochs + 1):
-        begun = len(history.steps)
+        first_step = len(history.steps)
         for rows in (
             torch.randperm(len(data.train), generator=order)
             .to(data.train.labels.device)
@@ -63,7 +63,7 @@ def fit(
             history.steps.append(step)
             on_step(step)
         test = evaluate(model, data.test, settings.batch_size)
-        history.epochs.append(_summary(epoch, history, begun, test))
+        history.epochs.append(_summary(epoch, history, first_step, test))
         on_epoch(history.epochs[-1])
     return history
 
@@ -88,7 +88,7 @@ def evaluate(model: Classifier, split: Split, batch_size: int) -> Evaluation:
             logits, solution = model.solve(images)
             correct += _correct(logits, labels)
             unconverged += _unconverged(solution)
-            if solution.residual is not None:
+            if isinstance(solution, Solution):
                 residuals.append(relative_residual(solution, solution.residual).max().item())
     return Evaluation(correct, len(split), max(residuals) if residuals else None, unconverged)
 
@@ -104,7 +104,7 @@ def evaluation_mode(model: Classifier) -> Iterator[None]:
         model.train(before)
 
 
-def relative_residual(solution: Solution, residual: Tensor) -> Tensor:
+def relative_residual(solution: SolveResult, residual: Tensor) -> Tensor:
     """``[..., batch]`` residuals over the size of each sample's state."""
     return residual / solution.z.flatten(1).norm(dim=1).clamp(min=torch.finfo(residual.dtype).tiny)
 
@@ -116,11 +116,9 @@ def residual_curve(model: Classifier, images: Tensor) -> list[float]:
     """
     with torch.no_grad(), evaluation_mode(model):
         _, solution = model.solve(images, trace=True)
-    return (
-        []
-        if solution.trace is None
-        else relative_residual(solution, solution.trace).amax(1).tolist()
-    )
+    if not isinstance(solution, Solution) or solution.trace is None:
+        return []
+    return relative_residual(solution, solution.trace).amax(1).tolist()
 
 
 def step_memory(model: Classifier, images: Tensor, labels: Tensor) -> int:
@@ -138,7 +136,7 @@ def step_memory(model: Classifier, images: Tensor, labels: Tensor) -> int:
     return peak
 
 
-def _loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Solution]:
+def _loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, SolveResult]:
     logits, solution = model.solve(images)
     return cross_entropy(logits, labels) + model.layer.regularizer(solution), logits, solution
 
@@ -165,7 +163,7 @@ def _step(
     )
 
 
-def _finite(loss: Tensor, solution: Solution) -> float:
+def _finite(loss: Tensor, solution: SolveResult) -> float:
     """The loss as a number, which no failed sample may hide.
 
     A solver keeps the last finite iterate of one.
@@ -181,8 +179,8 @@ def _finite(loss: Tensor, solution: Solution) -> float:
     return value
 
 
-def _summary(epoch: int, history: History, begun: int, test: Evaluation) -> Epoch:
-    steps = history.steps[begun:]
+def _summary(epoch: int, history: History, first_step: int, test: Evaluation) -> Epoch:
+    steps = history.steps[first_step:]
     samples = sum(step.samples for step in steps)
     return Epoch(
         epoch=epoch,
@@ -200,5 +198,5 @@ def _correct(logits: Tensor, labels: Tensor) -> int:
     return int((logits.argmax(1) == labels).sum())
 
 
-def _unconverged(solution: Solution) -> int:
+def _unconverged(solution: SolveResult) -> int:
     return int((~solution.converged).sum())
