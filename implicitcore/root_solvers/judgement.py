@@ -44,7 +44,7 @@ def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -
     try:
         return run(replace(system, context=context), z0)
     except OutOfRange as found:
-        scaled = ScaledSystem.of(system, found.unit)
+        scaled = ScaledSystem.scaled(system, found.unit)
     solution = run(scaled, scaled.into(z0))
     scaled.unscale(system.context.recorder)
     z, residual = scaled.back(solution.z), solution.residual * scaled.unit

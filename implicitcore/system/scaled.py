@@ -64,7 +64,7 @@ class ScaledSystem(System):
     unit: Tensor
 
     @classmethod
-    def of(cls, inner: System, unit: Tensor) -> ScaledSystem:
+    def scaled(cls, inner: System, unit: Tensor) -> ScaledSystem:
         """The system in these units, counting with itself; what it records is in them too."""
         context = replace(inner.context, range_checked=False)
         return cls(inner.problem, context, inner, unit)
