@@ -103,12 +103,16 @@ def find_root(
     """Solve g(z, x) = 0 for each sample of a batch.
 
     Arguments:
-        g: the residual, a module or function; returns a state shaped like z.
+        g: the residual, a module or function; returns a state shaped like z. Its sign is
+            that of dz/dt: ``Picard``, ``Anderson``, ``SteadyState`` and ``PseudoTransient`` follow
+            g to a root that it points to (dg/dz negative: ``a - z``, not ``z - a``; else give -g);
+            to ``Newton`` both signs are one problem.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
         solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <=
-            tol max(1, |g(z0, x)|)``, per sample, in the 2-norm.
+            tol max(1, min(|g(z0, x)|, |z + g(z, x)|)) + atol``, per sample, in the 2-norm: give
+            ``tol=0`` and an ``atol`` where g has units of its own.
         gradient: default ``Implicit()``.
         backend: default torch.
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -42,6 +42,16 @@ class Backward:
     evaluations: int = 0
     residual: Tensor | None = None
     status: Tensor | None = None
+
+
+class Judged(NamedTuple):
+    """What a stop test measured: whatever else a solver returns is measured again."""
+
+    z: Tensor  # [batch, n]
+    residual: Tensor  # [batch]
+    status: Tensor  # [batch]
+    relative: Tensor | None  # [batch], the residual as it was compared with tol; None where tol = 0
+    trace: Tensor | None = None  # [steps, batch], the residual after each step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +128,35 @@ class Solution(SolveResult):
     Attributes:
         z: the best iterate, shaped like z0.
         residual: ``[batch]``, the measured 2-norm of f(z) - z at ``z``.
-        trace: ``[steps, batch]``, residual after each step, when asked for.
         iterates: ``[k, batch, ...]``, the iterates that ``Unrolled(iterates=...)`` asks for, each
             with its graph.
+        judged: what the stop test measured, where one did.
     """
 
     residual: Tensor
-    trace: Tensor | None = None
     iterates: Any = None
+    judged: Judged | None = field(default=None, repr=False)
+
+    @property
+    def trace(self) -> Tensor | None:
+        """``[steps, batch]``, the residual after each step, when asked for."""
+        return None if self.judged is None else self.judged.trace
+
+    @property
+    def relative_residual(self) -> Tensor | None:
+        """``[batch]``, the residual as it was compared with ``tol``.
+
+        ``residual / (scale + atol / tol)``, where the scale is ``|f(z)|``, or in ``find_root`` that
+        of g. None where ``tol=0``.
+        """
+        return None if self.judged is None else self.judged.relative
 
     def _remarks(self) -> Iterator[str]:
-        if self.residual.numel():
-            yield f"worst residual {self.residual.max().item():.3g}"
+        relative = self.relative_residual
+        worst = self.residual if relative is None else relative
+        if worst.numel():
+            kind = "residual" if relative is None else "relative residual"
+            yield f"worst {kind} {worst.max().item():.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import PartMeta
 from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.judgement import solve as solve_root
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.system import System
 
@@ -52,7 +53,7 @@ class Solve:
     ) -> Solution | Trajectory:
         """Solve from z0 (over other ``times``, where given)."""
         if isinstance(self.solver, RootSolver):
-            return self.solver.solve(system, z0)
+            return solve_root(self.solver, system, z0)
         times = self.grid if times is None else times
         if not (self.dense or self.event):
             return self.solver.solve(system, z0, times)
@@ -77,7 +78,7 @@ def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Te
             f"Adjoint or Unrolled, or SteadyState({solver}(...))"
         )
     with torch.no_grad():
-        return solve.solver.solve(system, z0)
+        return solve_root(solve.solver, system, z0)
 
 
 class GradientStrategy(metaclass=PartMeta):

@@ -12,6 +12,7 @@ from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
+from implicitcore.root_solvers.judgement import solve as solve_root
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.context import Recorder
@@ -67,6 +68,6 @@ class Unrolled(Options, GradientStrategy):
             )
         wanted = system.context.recorder or Recorder()
         iterates: list[Tensor] = []
-        solution = solver.solve(system.recorded(replace(wanted, iterates=iterates)), z0)
+        solution = solve_root(solver, system.recorded(replace(wanted, iterates=iterates)), z0)
         chosen = [iterates[min(count, len(iterates) - 1)] for count in self.iterates]
         return solution.amended(iterates=torch.stack(chosen))

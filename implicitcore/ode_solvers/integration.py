@@ -19,7 +19,7 @@ from implicitcore.ode_solvers.step_chooser import Attempt, Choice, ControlledSte
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.solution import Status, Trajectory
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, norm, real_dtype
+from implicitcore.tensors.norms import all_finite, column, real_dtype
 
 
 def integrate_loop(  # noqa: PLR0913 - keyword options
@@ -166,7 +166,7 @@ class Integration:
     @torch.no_grad()
     def _start(self, velocity: Tensor) -> None:
         samples, self.started = self.samples, True
-        samples.finite = samples.finite & norm(velocity).isfinite()
+        samples.finite = samples.finite & all_finite(velocity)
         samples.active = samples.active & samples.finite
         self.more = bool(samples.active.any())
         if self.more:

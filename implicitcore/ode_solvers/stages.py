@@ -170,4 +170,4 @@ class StagePullback(Pullback):
         solver = GMRES(tol=tol, restart=RESTART, max_products=CYCLES * (RESTART + 1))
         linear = LinearSystem.transposed(self.jacobian.system, self.jacobian, v)
         solution = solver.solve_from(linear, linear.initial())
-        return solution.z, ~solution.converged
+        return linear.solution(solution.z), ~solution.converged

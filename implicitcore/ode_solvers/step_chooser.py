@@ -13,7 +13,7 @@ from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.samples import Samples
 from implicitcore.ode_solvers.step_size import StepSize
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import norm
+from implicitcore.tensors.norms import all_finite
 
 
 class Attempt(NamedTuple):
@@ -80,7 +80,7 @@ class ControlledSteps(StepChooser):
         control = self.control if step.order is None else self.control.with_order(step.order)
         size = attempt.dt.abs()
         found = control.accept(system, samples.z, step.z, step.error, size, samples.error)
-        finite = norm(step.z) < torch.inf
+        finite = all_finite(step.z)
         accept = found.accept & finite & samples.active
         memory = self.control.remember(accept, found.error, samples.error)
         return Choice(accept, finite, found.size, found.error, memory)

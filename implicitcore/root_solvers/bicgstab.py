@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.root_solvers.convergence import StopState, StopTest
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
+from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
 

@@ -13,7 +13,7 @@ from implicitcore.options.options import Options
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
-from implicitcore.solution import Solution
+from implicitcore.solution import Judged, Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
@@ -90,6 +90,7 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         # equal.
         better = after.converged | (~before.converged[which] & (new <= old))
         residual = before.residual.detach().index_copy(0, which, torch.where(better, new, old))
+        relative = _relative(before, after, which, better)
         status = before.status.index_copy(
             0, which, torch.where(better, after.status, before.status[which])
         )
@@ -97,11 +98,21 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         0, which, torch.where(column(better), after.z, before.z.index_select(0, which))
     )
     steps = before.steps.index_add(0, which, after.steps.to(before.steps))
+    trace = after.trace if len(after.z) == len(z) else before.trace
     return replace(
         before,
         z=z,
         residual=residual,
+        judged=Judged(z, residual, status, relative, trace)
+        if before.judged and after.judged
+        else None,
         status=status,
         steps=steps,
-        trace=after.trace if len(after.z) == len(z) else before.trace,
     )
+
+
+def _relative(before: Solution, after: Solution, which: Tensor, better: Tensor) -> Tensor | None:
+    old, new = before.relative_residual, after.relative_residual
+    if old is None or new is None:
+        return None
+    return old.index_copy(0, which, torch.where(better, new, old[which]))

@@ -15,10 +15,11 @@ from implicitcore.options.options import Options
 from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.chain import merge
-from implicitcore.root_solvers.convergence import StopState, StopTest
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.root_solvers.newton import Newton
+from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.solution import Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem
@@ -94,7 +95,7 @@ class Homotopy(Options, RootSolver):
             if dense
             else _by_s(self.ode_solver, system, z0)
         )
-        usable = state.active & (norm(z - z0) < state.ceiling)  # not where the path ran away
+        usable = state.active & (norm(z - z0) < state.start.ceiling)  # not where the path ran away
         z = torch.where(column(usable), z, z0)
         if dense and torch.is_grad_enabled():
             z = _anchored(system, z)
@@ -146,7 +147,7 @@ def _by_length(
 
     def stop(t: Tensor, y: Tensor, velocity: Tensor) -> Tensor:
         del t, velocity
-        return state.active & (y[:, -1] < 1) & (norm(y[:, :-1] - z0) < state.ceiling)
+        return state.active & (y[:, -1] < 1) & (norm(y[:, :-1] - z0) < state.start.ceiling)
 
     solution = solver.solve(path, path.start, torch.tensor([0.0, torch.inf]), stop)
     return solution.z[-1][:, :-1], solution.steps

@@ -11,8 +11,9 @@ from torch import Tensor
 from implicitcore.options.shared import Stopping
 from implicitcore.options.types import Count, Positive, Whole
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.convergence import StopState, StopTest
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linearized import Point, solve
+from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System

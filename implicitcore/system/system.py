@@ -124,8 +124,17 @@ class System:
         return self.problem.dynamics.scale(update_norm, start_norm)
 
     def tolerance(self, tol: float) -> float:
-        """The relative tolerance that a solver is to meet where it was asked for ``tol``."""
-        return tol
+        """The relative tolerance that a solver is to meet where it was asked for ``tol``.
+
+        No less than f can: under autocast its values are rounded to the lower dtype, and a quarter
+        of a unit there was seen to be met where a hundredth is not.
+        """
+        autocast = self.context.autocast
+        return max(tol, *(torch.finfo(dtype).eps / 4 for _, dtype in autocast)) if autocast else tol
+
+    def absolute(self, atol: float) -> Tensor | float:
+        """The absolute tolerance, in the units of the packed state."""
+        return atol
 
     def compacts(self, active: int, batch: int) -> bool:
         """Whether ``active`` samples of a batch are so few that the others should leave it.

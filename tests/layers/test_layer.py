@@ -158,7 +158,7 @@ def test_an_ode_solver_gives_the_state_at_the_horizon():
 def test_a_solution_prints_and_summarises():
     solution = layer().solve(inputs(dtype=torch.float32))
     assert solution.summary().startswith("8 samples: 8 converged; ")
-    assert "worst residual" in solution.summary()
+    assert "worst relative residual" in solution.summary()
     assert solution.raise_if_failed() is solution
 
 
