@@ -10,6 +10,8 @@ from torch import Tensor
 
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.dop853_tableau import DOP853 as DOP853_TABLEAU
+from implicitcore.ode_solvers.dop853_tableau import DOP853_ERROR_3
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
 from implicitcore.ode_solvers.tableaus import Tableau
@@ -234,7 +236,7 @@ class DOP853(AdaptiveRungeKutta):
         (10.17) and (10.18), and II.6.
     """
 
-    tableau: ClassVar[Tableau] = tableaus.DOP853
+    tableau: ClassVar[Tableau] = DOP853_TABLEAU
 
     @property
     def error_order(self) -> int:
@@ -248,7 +250,7 @@ class DOP853(AdaptiveRungeKutta):
             return step
         with torch.no_grad():
             backend, stages = system.backend, step.stages
-            third_error = backend.stage_combination(None, dt, stages, tableaus.DOP853_ERROR_3)
+            third_error = backend.stage_combination(None, dt, stages, DOP853_ERROR_3)
             fifth, third = (
                 backend.error_norm(error, z, step.z, self.rtol, self.atol)
                 for error in (step.error, third_error)

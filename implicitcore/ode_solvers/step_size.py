@@ -166,8 +166,8 @@ class Adaptive(StepSize):
         Arguments:
             control: the solver.
             order: the power of dt that the estimated error of a step goes with.
-            steady_bound: of the step's own move, as far as the error may go in an integration that is
-                to end at a steady state.
+            steady_bound: the error of a step relative to its own move, at most, in an integration
+                that is to end at a steady state.
         """
         return cls(
             control.rtol,

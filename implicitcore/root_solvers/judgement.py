@@ -37,7 +37,7 @@ def solve_from(solver: RootSolver, system: System, start: Evaluation) -> Solutio
 
 
 def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -> Any:
-    """What ``run`` returns for a system and its start: in units of their size, where norms need it."""
+    """What ``run`` returns for a system and its start, in units where norms need them."""
     if system.scope.group is not None:  # processes that differ in their units would part
         return run(system, z0)
     context = replace(system.context, range_checked=True)

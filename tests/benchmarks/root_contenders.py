@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import implicitcore as ic
-from implicitcore.extend import LinearRootSolver
 from benchmarks import plain
 from benchmarks.harness import EXACT, OURS
 from benchmarks.problem import Contender, Outcome, Problem, residual
+from implicitcore.extend import LinearRootSolver
 
 TORCHDEQ, PLAIN = "torchdeq", "plain loop"
 METHODS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
