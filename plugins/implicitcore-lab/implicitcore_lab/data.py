@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from implicitcore_lab.pixels import CLASSES, Parts, Pixels
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
+VALIDATION_SEED = 0
 TINY = 1e-12  # a constant channel has no deviation to divide by
 IDX_NAMES = (
     "train-images-idx3-ubyte.gz",
@@ -72,6 +73,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int) -> Split:
+        """The first samples."""
+        return Split(self.images[:count], self.labels[:count])
+
+    def rows(self, rows: Tensor) -> Split:
+        """Some of the samples."""
+        return Split(self.images[rows], self.labels[rows])
+
     def to(self, device: torch.device) -> Split:
         """The same split on ``device``."""
         return Split(self.images.to(device), self.labels.to(device))
@@ -87,6 +96,7 @@ class Dataset:
         test: what accuracy is measured on.
         classes: how many labels there are.
         note: what a report about it must say, or nothing.
+        validation: what is held out of the training part, or None.
     """
 
     name: str
@@ -94,6 +104,7 @@ class Dataset:
     test: Split
     classes: int = CLASSES
     note: str = ""
+    validation: Split | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,8 +113,32 @@ class Dataset:
 
     def to(self, device: torch.device) -> Dataset:
         """The same data on ``device``."""
-        return Dataset(
-            self.name, self.train.to(device), self.test.to(device), self.classes, self.note
+        held_out = self.validation.to(device) if self.validation else None
+        return replace(
+            self, train=self.train.to(device), test=self.test.to(device), validation=held_out
+        )
+
+    def holding_out(self, fraction: float) -> Dataset:
+        """The same data with a part of the training samples held out, the same ones in every run.
+
+        Raises:
+            DataError: so small a fraction of the samples is none, or so large a one is all.
+        """
+        if not fraction:
+            return self
+        count = round(fraction * len(self.train))
+        if not 0 < count < len(self.train):
+            raise DataError(
+                f"validation: a fraction of {fraction:g} of {len(self.train)} training samples is "
+                f"{count}, expected at least one, and one left to train on"
+            )
+        order = torch.randperm(
+            len(self.train), generator=torch.Generator().manual_seed(VALIDATION_SEED)
+        ).to(self.train.labels.device)
+        return replace(
+            self,
+            train=self.train.rows(order[count:].sort().values),
+            validation=self.train.rows(order[:count].sort().values),
         )
 
 

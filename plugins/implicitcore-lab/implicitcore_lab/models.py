@@ -5,6 +5,7 @@ Encoder, implicit layer, head, around a cell of one size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from inspect import signature
 from math import gcd, prod
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from implicitcore import ImplicitLayer, Solution, UnknownPartError, create
+from implicitcore.errors import ConfigError
 from implicitcore.registry.registry import REGISTRY
 from implicitcore_lab.settings import Settings
 
 COLOUR = 3
 GROUPS = 4
 POOLED = 4
+COPIES = 4
+"""Of the weights, while they are trained."""
 
 Parts = tuple[nn.Module, nn.Module, nn.Module, nn.Module]
 """Encoder, cell, head and the predictor of Skip DEQ."""
@@ -111,6 +115,23 @@ def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -
         encoder, cell, head, predictor = parts(settings.hidden, shape, classes)
         return Classifier(
             encoder, _build_layer(settings.layer, cell, predictor, settings.hidden), head
+        )
+
+
+def check_size(settings: Settings) -> None:
+    """Refuse a cell that this machine's memory cannot hold.
+
+    Raises:
+        ConfigError: its weights, their gradient and the optimiser's two moments are too large.
+    """
+    needed = COPIES * 4 * settings.hidden**2
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            [
+                f"hidden: a cell of {settings.hidden:,} features needs {needed / 1e9:,.0f} GB to "
+                f"train, and this machine has {memory / 1e9:,.0f} GB"
+            ]
         )
 
 

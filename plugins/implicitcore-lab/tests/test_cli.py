@@ -90,6 +90,7 @@ def test_train_then_evaluate(run, tmp_path, layer):
         "config.json",
         "metrics.jsonl",
         "result.json",
+        "steps.jsonl",
         "weights.safetensors",
     ]
     result = json.loads((folder / "result.json").read_text())

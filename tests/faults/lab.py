@@ -1,0 +1,237 @@
+"""``make faults-lab``: end trainings of the lab in every way, and count what is lost.
+
+Each training runs in a process of its own, forked from one that has imported everything. The
+numbers are counts of runs that came out right; the exit status is 1 where one did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SETTINGS = ["--hidden", "16", "--epochs", "5", "--batch-size", "64", "--device", "cpu"]
+SETTINGS += ["--checkpoint-minutes", "0.001", "--ema", "0.99", "--validation", "0.1"]
+LAYERS = ("deq", "homoode", "skip_deq")
+COMPARED = ("config.json", "weights.safetensors")
+TRIES = 20
+FILL_BLOCK = 1024
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["implicitcore.cli", "implicitcore_lab.jobs", "sklearn.datasets"])
+
+
+def command(words: list[str], output: Path) -> None:
+    """Run the command line, in a process that was forked for it."""
+    stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    import torch
+
+    from implicitcore.cli import cli
+
+    torch.set_num_threads(1)
+    cli(words, prog_name="implicitcore")
+
+
+class Command:
+    """A command that runs; ``status`` waits for its end."""
+
+    def __init__(self, *words: object, log: Path) -> None:
+        self.log = log
+        self.begin = time.monotonic()
+        self.process = context.Process(target=command, args=(list(map(str, words)), log))
+        self.process.start()
+
+    def send_after(self, number: int, seconds: float) -> bool:
+        """Send a signal at that time of its life; whether it was still alive."""
+        self.process.join(max(self.begin + seconds - time.monotonic(), 0))
+        alive = self.process.is_alive()
+        if alive and self.process.pid:
+            os.kill(self.process.pid, number)
+        self.process.join()
+        return alive
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, negative for a signal."""
+        self.process.join()
+        return self.process.exitcode
+
+    @property
+    def output(self) -> str:
+        """What it has written."""
+        return self.log.read_text()
+
+
+class Bench:
+    """A folder with a whole run of each layer, which the broken ones must equal."""
+
+    def __init__(self, folder: Path, layers: tuple[str, ...] = LAYERS, seed: int = 0) -> None:
+        self.folder, self.layers = folder, layers
+        self.random = random.Random(seed)
+        self.seconds: dict[str, float] = {}
+        self.expected: dict[str, dict[str, str]] = {}
+        for layer in (layers[0], *layers):  # the first time starts the process that is forked
+            run = self.train(layer, folder / f"whole-{layer}", "--overwrite")
+            if run.status:
+                raise RuntimeError(run.output)
+            self.seconds[layer] = time.monotonic() - run.begin
+            self.expected[layer] = digests(folder / f"whole-{layer}")
+
+    def train(self, layer: str, out: Path, *more: object) -> Command:
+        """Begin a training."""
+        words = ["train", "--layer", layer, *SETTINGS, "--out", out, *more]
+        return Command(*words, log=self.folder / "log")
+
+    def ended(self, number: int, out: Path, index: int) -> tuple[str, Command]:
+        """A training that a signal has ended at a random moment, 30 to 95 % of its time."""
+        layer = self.layers[index % len(self.layers)]
+        while True:
+            run = self.train(layer, out, "--overwrite")
+            moment = self.random.uniform(0.3, 0.95) * self.seconds[layer]
+            if run.send_after(number, moment) and not (out / "result.json").exists():
+                return layer, run
+
+    def resumes(self, layer: str, out: Path) -> bool:
+        """Whether a training goes on and ends as if nothing had happened."""
+        run = self.train(layer, out, "--resume")
+        return run.status == 0 and digests(out) == self.expected[layer]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of the files that must be equal."""
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in COMPARED
+        if (folder / name).exists()
+    }
+
+
+def killed(bench: Bench, index: int) -> bool:
+    """``kill -9``, then --resume: the weights are bit-equal."""
+    out = bench.folder / f"killed-{index}"
+    layer, _ = bench.ended(signal.SIGKILL, out, index)
+    return bench.resumes(layer, out)
+
+
+def terminated(bench: Bench, index: int) -> bool:
+    """SIGTERM ends with 143, one sentence and a checkpoint; then --resume, as above."""
+    out = bench.folder / f"terminated-{index}"
+    layer, run = bench.ended(signal.SIGTERM, out, index)
+    told = run.status == 128 + signal.SIGTERM and "go on with --resume" in run.output
+    early = run.status == -signal.SIGTERM  # before there was anything to keep
+    return (told or early) and bench.resumes(layer, out)
+
+
+def disk_full(bench: Bench, index: int) -> bool:
+    """A full disk ends with one sentence; with room again --resume goes on, as above."""
+    layer = bench.layers[index % len(bench.layers)]
+    with small_disk(bench.folder / "disk", 400) as disk:
+        room = bench.random.uniform(0.3, 0.9) * 130 * FILL_BLOCK
+        filler = disk / "filler"
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        filler.write_bytes(bytes(int(free - room)))
+        run = bench.train(layer, disk / "run")
+        told = run.status == 1 and "No space left on device" in run.output
+        whole = "Traceback" not in run.output and not (disk / "run").exists()
+        filler.unlink()
+        return told and whole and bench.resumes(layer, disk / "run")
+
+
+def bit_flip(bench: Bench, index: int) -> bool:
+    """One bit of the weights is flipped: ``evaluate`` refuses them."""
+    layer = bench.layers[index % len(bench.layers)]
+    path = bench.folder / f"whole-{layer}" / "weights.safetensors"
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    bit = bench.random.randrange(8 * len(content))
+    flipped[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(flipped)
+    run = Command("evaluate", path.parent, log=bench.folder / "log")
+    refused = run.status == 1 and "damaged" in run.output and "Traceback" not in run.output
+    path.write_bytes(content)
+    return refused
+
+
+def overwrite_killed(bench: Bench, index: int) -> bool:
+    """--overwrite, killed: the old run is as it was."""
+    layer = bench.layers[index % len(bench.layers)]
+    out = bench.folder / f"whole-{layer}"
+    run = bench.train(layer, out, "--overwrite", "--seed", "7")
+    run.send_after(signal.SIGKILL, bench.random.uniform(0.1, 0.9) * bench.seconds[layer])
+    return digests(out) == bench.expected[layer] or run.status == 0
+
+
+def overwrite_failed(bench: Bench, index: int) -> bool:
+    """--overwrite with a training that fails: the old run is as it was."""
+    layer = bench.layers[index % len(bench.layers)]
+    out = bench.folder / f"whole-{layer}"
+    run = bench.train(
+        layer, out, "--overwrite", "--optimizer", "sgd", "--learning-rate", 1e6, "--seed", index
+    )
+    return run.status == 1 and digests(out) == bench.expected[layer]
+
+
+@contextmanager
+def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
+    """A file system of its own, of that size.
+
+    Raises:
+        PermissionError: this user cannot mount one.
+    """
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        raise PermissionError(f"a small file system cannot be mounted ({done.stderr.strip()})")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+FAULTS: dict[str, tuple[Callable[[Bench, int], bool], int]] = {
+    "kill -9, resumed": (killed, TRIES),
+    "SIGTERM, resumed": (terminated, TRIES),
+    "disk full, resumed": (disk_full, TRIES),
+    "bit flip in the weights, refused": (bit_flip, 3 * TRIES),
+    "--overwrite killed, old run intact": (overwrite_killed, TRIES),
+    "--overwrite failed, old run intact": (overwrite_failed, TRIES),
+}
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), seed=options.seed)
+        for name, (fault, count) in FAULTS.items():
+            if options.only not in name:
+                continue
+            try:
+                right = sum(fault(bench, index) for index in range(count))
+            except PermissionError as error:
+                print(f"{name:40} skipped: {error}", flush=True)
+                continue
+            wrong += count - right
+            print(f"{name:40} {right} of {count}", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
