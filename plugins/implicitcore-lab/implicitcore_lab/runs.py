@@ -60,10 +60,11 @@ class RunDirectory:
         """The settings of the run.
 
         Raises:
-            RunError: there is no run here, or its configuration was changed.
+            RunError: there is no run here, or a file of it was changed.
             ConfigError: the configuration cannot be used here.
         """
-        self._checked(CONFIG)
+        for name in (CONFIG, METRICS, STEPS):
+            self._checked(name)
         return read_settings(load_config(self.path / CONFIG))
 
     def load_weights(self, model: nn.Module) -> None:
