@@ -1,8 +1,10 @@
-# Two commands need nothing but Python >= 3.11 and make: `make demo` and `make test`. They set up $(VENV) by themselves.
+# Two commands need nothing but Python >= 3.11 and make: `make demo` and `make test`. They set up
+# $(VENV) by themselves.
 
 PYTHON ?= python3
 VENV ?= .venv
-# Where torch comes from. Empty: the CPU build on a machine without an NVIDIA GPU, else the usual one (see .ci/torch_build.py).
+# Where torch comes from. Empty: the CPU build on a machine without an NVIDIA GPU, else the usual
+# one (see .ci/torch_build.py).
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -17,30 +19,43 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu install install-dev lint docs reference bench-root bench-ode bench-dispatch bench-gpu clean
+.PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference \
+	bench-root bench-ode bench-dispatch bench-gpu clean
 
 help: ## show the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile \
+		| awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-demo: install ## train and compare every layer on handwritten digits; table on screen, picture in demo/
+demo: install ## train every layer on handwritten digits at one tolerance; a table, and demo/
 	OMP_NUM_THREADS=1 $(BIN)/implicitcore compare --dataset digits --output demo
 
-# One thread: the tensors are small, and threads that wait for each other cost more than they bring, most of all on a busy machine.
+# One thread: the tensors are small, and threads that wait for each other cost more than they bring,
+# most of all on a busy machine.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: install ## run the tests, the docstring examples and the code blocks of the documentation
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-rest: install-dev ## run what make test leaves out, the slow tests, and those of the extras
+	$(PYTEST) -m "slow or extras" $(PYTEST_ARGS)
+
+test-all: install-dev ## run all tests
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-gpu: install ## run the tests that need an NVIDIA GPU, for every backend that is installed
 	$(BIN)/python -m pytest -m gpu tests/gpu -ra $(PYTEST_ARGS)
 
 install: $(INSTALLED) ## create the environment in .venv (done by the other targets)
-install-dev: $(INSTALLED_DEV) ## add the linters, the documentation builder and what compiles kernels without a GPU to it
+install-dev: $(INSTALLED_DEV) ## add the extras (linters, the documentation builder, Triton, NVRTC)
 
 # Re-made whenever a requirement changes. The packages are editable, so code needs no new install.
 $(INSTALLED): $(REQUIREMENTS)
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) \
+		or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "Setting up $(VENV); the first time takes a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python .ci/torch_build.py install --constraint constraints.txt $(if $(TORCH_INDEX),--index $(TORCH_INDEX))
+	$(BIN)/python .ci/torch_build.py install --constraint constraints.txt \
+		$(if $(TORCH_INDEX),--index $(TORCH_INDEX))
 	$(PIP) --editable '.[test]' $(PLUGINS:%=--editable %)
 	@touch $@
 
@@ -48,31 +63,33 @@ $(INSTALLED_DEV): $(INSTALLED)
 	$(PIP) --editable '.[dev]' --editable 'plugins/implicitcore-cupy[test]'
 	@touch $@
 
-lint: install-dev ## check style, types, the direction of imports, and that no source file is over 300 lines
+lint: install-dev ## check style, types, imports, and that no source file is over 300 lines
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
-	find $(PACKAGES) -name '*.py' -exec awk 'FNR == 301 {print FILENAME ": over 300 lines"; long = 1} END {exit long}' {} +
+	find $(PACKAGES) -name '*.py' -exec awk \
+		'FNR == 301 {print FILENAME ": over 300 lines"; long = 1} END {exit long}' {} +
 
 docs: install-dev ## build the documentation in build/docs, every warning an error
 	$(BIN)/python -m sphinx -W -n --keep-going --quiet docs build/docs
 
 reference: install ## write docs/parts.md anew, from the parts that the distributions here register
-	$(BIN)/implicitcore list --markdown $(patsubst %,--provider %,implicitcore $(notdir $(PLUGINS))) > docs/parts.md
+	$(BIN)/implicitcore list --markdown \
+		$(patsubst %,--provider %,implicitcore $(notdir $(PLUGINS))) > docs/parts.md
 
-bench-root: install ## measure root finding and its gradients against TorchDEQ; results in docs/benchmarks/root.md
+bench-root: install ## measure root finding against TorchDEQ, for docs/benchmarks/root.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.root $(BENCH_ARGS)
 
-bench-ode: install ## measure trajectories and their gradients against torchdiffeq and torchode; results in docs/benchmarks/ode.md
+bench-ode: install ## measure against torchdiffeq and torchode, for docs/benchmarks/ode.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.ode $(BENCH_ARGS)
 
-bench-dispatch: install ## measure what names, objects and the layer cost over a solver called by hand; results in docs/benchmarks/dispatch.md
+bench-dispatch: install ## measure what names and layers cost, for docs/benchmarks/dispatch.md
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.dispatch $(BENCH_ARGS)
 
-bench-gpu: install ## measure training steps on an NVIDIA GPU, with each backend, against TorchDEQ; results in docs/benchmarks/gpu.md
+bench-gpu: install ## measure training on an NVIDIA GPU, for docs/benchmarks/gpu.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
 

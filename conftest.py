@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _reproducible(monkeypatch: pytest.MonkeyPatch):
-    """The same numbers in every order of the tests, and the same plugins whatever the developer's shell has set."""
+    """The same numbers in every order of the tests, and the same plugins in every shell."""
     torch.manual_seed(0)
     for variable in ("IMPLICITCORE_DISABLE_PLUGINS", "IMPLICITCORE_STRICT_PLUGINS"):
         monkeypatch.delenv(variable, raising=False)

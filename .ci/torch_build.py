@@ -49,7 +49,11 @@ def planned(constraint: str) -> list[str]:
 
 
 def install(constraint: str, index: str) -> None:
-    """Install torch: from ``index`` if one is given, from the CPU index if there is no use for CUDA, else as pip would."""
+    """Install torch.
+
+    From ``index`` if one is given, from the CPU index if there is no use for CUDA, else as pip
+    would.
+    """
     if not index and cuda_packages(planned(constraint)) and not has_nvidia_gpu():
         index = CPU_INDEX
     # Only torch itself comes from the other index; pip finds what torch needs in the usual place.

@@ -56,29 +56,39 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|click|numpy|pluggy|pydantic|rich|scipy|torch|nn|unittest)(\..*)?",
+        r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|unittest|"
+        r"click|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?",
     ),
     # The same, as a docstring or an import for type checkers has them.
     (
         "py:class",
-        r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|SummaryWriter|Tensor",
+        r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|"
+        r"SummaryWriter|Tensor",
     ),
     # A private class, which has no page: a base or an argument of one that has.
     ("py:(class|exc)", r"(.*\.)?_[A-Z]\w*"),
     # A type variable, which autodoc does not describe.
-    ("py:.*", r"implicitcore\.((root|ode)_solvers\.base|gradients\.schedule)\.State"),
+    ("py:.*", r"implicitcore\.((root|ode)_solvers\.stepwise|gradients\.checkpoints)\.State"),
 ]
 
 
 def resolve_short_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element
 ) -> Element | None:
-    """Find the one object that a name like ``System``, ``Dynamics.update`` or ``implicitcore.Anderson`` can mean."""
+    """Find the one object that a short name can mean.
+
+    Such as ``System``, ``Dynamics.update`` or ``implicitcore.Anderson``.
+    """
     if node.get("refdomain") != "py":
         return None
     domain = env.get_domain("py")
-    short = node["reftarget"].removeprefix("implicitcore.")
-    matches = [name for name, *_ in domain.get_objects() if name.endswith(f".{short}")]
+    short = node["reftarget"].removeprefix("implicitcore.").removeprefix("extend.")
+    wants_module = node["reftype"] == "mod"  # else `build` is the function, not its module
+    matches = [
+        name
+        for name, _, kind, *_ in domain.get_objects()
+        if name.endswith(f".{short}") and (kind == "module") == wants_module
+    ]
     if len(matches) > 1:  # a plugin has a class of the same name: the core's is meant
         matches = [name for name in matches if name.startswith("implicitcore.")]
     if len(matches) != 1:
@@ -91,7 +101,7 @@ def resolve_short_name(
 def whole_first_line(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Keep napoleon from reading the start of a property's docstring, up to a colon, as its type."""
+    """Keep napoleon from reading the start of a property's docstring as its type."""
     if what in {"attribute", "data", "property"}:
         lines[:0] = ["..", ""]  # an empty comment
 

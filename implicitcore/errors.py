@@ -2,12 +2,13 @@
 
 ImplicitCoreError
 ├── InputError (ValueError)          a tensor, shape, dtype or time grid that cannot be used
-├── ConfigError (ValueError)         options or a configuration: one error, all problems, each with
-its path ├── RegistryError │   ├── UnknownPartError (LookupError)     no such name (or kind); lists
-the near matches │   ├── AmbiguousPartError (LookupError)   two distributions provide the name │
-└── PluginError                        a plugin that cannot be used, and why ├── SolveError
-(RuntimeError)        a solve ended without an answer; carries the Solution (in solution.py) └──
-GradientError (RuntimeError)     a gradient that cannot be computed exactly as asked
+├── ConfigError (ValueError)         options or a configuration: all problems, each with its path
+├── RegistryError
+│   ├── UnknownPartError (LookupError)     no such name (or kind); lists the near matches
+│   ├── AmbiguousPartError (LookupError)   two distributions provide the name
+│   └── PluginError                        a plugin that cannot be used, and why
+├── SolveError (RuntimeError)        a solve ended without an answer; has the Solution (solution.py)
+└── GradientError (RuntimeError)     a gradient that cannot be computed exactly as asked
 
 ImplicitCoreWarning (UserWarning)
 ├── ConvergenceWarning               a tolerance was not met
@@ -91,11 +92,16 @@ def did_you_mean(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> 
 
     >>> did_you_mean("andersen", ["anderson", "broyden"])
     "; did you mean 'anderson'?"
+    >>> did_you_mean("tolerance", ["tol", "depth"])
+    "; did you mean 'tol'?"
     """
     from difflib import get_close_matches  # only ever needed for an error
 
     spelling = {name.casefold(): name for name in known}
-    near = get_close_matches(str(word).casefold(), spelling, n=3, cutoff=cutoff)
+    given = str(word).casefold()
+    longer = [name for name in spelling if len(name) > 2 and given.startswith(name)]
+    close = get_close_matches(given, spelling, n=3, cutoff=cutoff)
+    near = list(dict.fromkeys([*close, *longer]))[:3]
     return f"; did you mean {' or '.join(repr(spelling[name]) for name in near)}?" if near else ""
 
 
@@ -114,4 +120,6 @@ def show(value: Any) -> str:
     """A value as messages show it: short."""
     if value is None or isinstance(value, str | int | float | list | tuple | dict):
         return reprlib.repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     return f"{with_article(type(value).__name__)} object"

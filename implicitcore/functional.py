@@ -19,15 +19,25 @@ from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
+from implicitcore.options.annotations import PartType
+from implicitcore.options.option import read_part
+from implicitcore.options.types import Spec
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution
+from implicitcore.system.context import Recorder
 from implicitcore.system.scope import solving
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager
+
+_SOLVERS = ("root_solver", "ode_solver")
+_ROOT = PartType(("root_solver",), optional=True)
+_TRAJECTORY = PartType(("ode_solver",), optional=True)
+_GRADIENT = PartType(("gradient",), optional=True)
+_BACKEND = PartType(("backend",), optional=True)
 
 
 def fixed_point(
@@ -35,17 +45,19 @@ def fixed_point(
     z0: Any,
     x: Any = None,
     *,
-    solver: RootSolver | None = None,
-    gradient: GradientStrategy | None = None,
-    backend: Backend | None = None,
+    solver: RootSolver | Spec | None = None,
+    gradient: GradientStrategy | Spec | None = None,
+    backend: Backend | Spec | None = None,
 ) -> Solution:
     """Solve f(z, x) = z for each sample of a batch.
 
     Arguments:
         f: the map, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
-        x: the input, any pytree.
-        solver: default ``Anderson()``; stops where ``|f(z, x) - z| <= tol |f(z, x)|``, per sample,
+        x: the input, any pytree; tensors in it have the batch first, or are marked by
+            :func:`shared`.
+        solver: as every part its name, a mapping with ``name`` and options, or an object; default
+            ``Anderson()``; stops where ``|f(z, x) - z| <= tol |f(z, x)|``, per sample,
             in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
@@ -55,20 +67,23 @@ def fixed_point(
         f depends on.
 
     Raises:
-        InputError: z0 cannot be packed, or f returns another structure, shape or dtype.
+        ConfigError: a part cannot be made or used; lists every problem.
+        InputError: z0 cannot be packed, a tensor in x is neither per sample nor marked as shared,
+            or f returns another structure, shape or dtype.
 
     Example:
         >>> import torch, implicitcore as ic
         >>> x = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
-        >>> solution = ic.fixed_point(lambda z, x: torch.cos(x * z), torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-10))
+        >>> f = lambda z, x: torch.cos(x * z)
+        >>> solution = ic.fixed_point(f, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-10))
         >>> round(solution.z.item(), 6)
         0.739085
         >>> round(torch.autograd.grad(solution.z.sum(), x)[0].item(), 6)
         -0.297474
     """
-    return run(
-        FixedPoint(f), z0, x, Solve(solver or Anderson()), gradient or Implicit(), backend=backend
-    )
+    chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
+    solve = Solve(chosen or Anderson())
+    return run(FixedPoint(f), z0, x, solve, strategy or Implicit(), backend=kernels)
 
 
 def find_root(
@@ -76,18 +91,19 @@ def find_root(
     z0: Any,
     x: Any = None,
     *,
-    solver: RootSolver | None = None,
-    gradient: GradientStrategy | None = None,
-    backend: Backend | None = None,
+    solver: RootSolver | Spec | None = None,
+    gradient: GradientStrategy | Spec | None = None,
+    backend: Backend | Spec | None = None,
 ) -> Solution:
     """Solve g(z, x) = 0 for each sample of a batch.
 
     Arguments:
         g: the residual, a module or function; returns a state shaped like z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
-        x: the input, any pytree.
-        solver: default ``Broyden()``; stops where ``|g(z, x)| <= tol max(1, |g(z0, x)|)``, per
-            sample, in the 2-norm.
+        x: the input, any pytree; tensors in it have the batch first, or are marked by
+            :func:`shared`.
+        solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <=
+            tol max(1, |g(z0, x)|)``, per sample, in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
 
@@ -95,16 +111,13 @@ def find_root(
         The solution, as :func:`fixed_point`.
 
     Raises:
-        InputError: z0 cannot be packed, or g returns another structure, shape or dtype.
+        ConfigError: a part cannot be made or used; lists every problem.
+        InputError: z0 cannot be packed, a tensor in x is neither per sample nor marked as shared,
+            or g returns another structure, shape or dtype.
     """
-    return run(
-        VectorField(g, autonomous=True),
-        z0,
-        x,
-        Solve(solver or Broyden()),
-        gradient or Implicit(),
-        backend=backend,
-    )
+    chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
+    dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
+    return run(dynamics, z0, x, solve, strategy or Implicit(), backend=kernels)
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -113,11 +126,11 @@ def integrate(  # noqa: PLR0913 - keyword options
     x: Any = None,
     *,
     times: Tensor,
-    solver: ODESolver | None = None,
-    gradient: GradientStrategy | None = None,
+    solver: ODESolver | Spec | None = None,
+    gradient: GradientStrategy | Spec | None = None,
     dense: bool = False,
     event: Event | None = None,
-    backend: Backend | None = None,
+    backend: Backend | Spec | None = None,
 ) -> Solution:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
 
@@ -125,10 +138,11 @@ def integrate(  # noqa: PLR0913 - keyword options
         v: the vector field, a module or function; t comes as ``[batch, 1, ..., 1]`` and broadcasts
             against z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
-        x: the input, any pytree.
+        x: the input, any pytree; tensors in it have the batch first, or are marked by
+            :func:`shared`.
         times: output times ``[T]``, strictly increasing or decreasing; a span of length zero has no
             solution and is an error.
-        solver: default ``Tsit5()``.
+        solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
         dense: keep the trajectory between the times too: ``solution.interpolate(t)``.
         event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
@@ -143,8 +157,9 @@ def integrate(  # noqa: PLR0913 - keyword options
         function that e(t, z(t), x) = 0 defines.
 
     Raises:
-        InputError: z0 or times cannot be used, or v or event returns another structure, shape or
-            dtype.
+        ConfigError: a part cannot be made or used; lists every problem.
+        InputError: z0 or times cannot be used, a tensor in x is neither per sample nor marked as
+            shared, or v or event returns another structure, shape or dtype.
         GradientError: dense output or an event with a strategy other than ``Unrolled``, which keeps
             no graph between the times; an event whose derivative along the trajectory is zero,
             where a gradient is wanted.
@@ -153,23 +168,26 @@ def integrate(  # noqa: PLR0913 - keyword options
         A ball that falls from a height of 1 m; gravity is x.
 
         >>> import torch, implicitcore as ic
-        >>> z0, g = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
+        >>> z0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        >>> g = torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
         >>> fall = lambda t, z, g: torch.cat((z[:, 1:], -g), 1)
-        >>> solution = ic.integrate(fall, z0, g, times=torch.tensor([0.0, 5.0]), event=lambda t, z, g: z[:, 0])
+        >>> times, ground = torch.tensor([0.0, 5.0]), lambda t, z, g: z[:, 0]
+        >>> solution = ic.integrate(fall, z0, g, times=times, event=ground)
         >>> round(solution.event_times.item(), 6)  # sqrt(2 / g)
         0.451524
         >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
         -0.023013
     """
-    strategy = gradient or Unrolled()
+    chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
+    strategy = strategy or Unrolled()
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
         raise GradientError(
             f"{name} has no gradient between the output times: dense output and events "
             "need gradient=Unrolled()"
         )
-    solve = Solve(solver or Tsit5(), times, dense, event)
-    return run(VectorField(v), z0, x, solve, strategy, backend=backend)
+    solve = Solve(chosen or Tsit5(), times, dense, event)
+    return run(VectorField(v), z0, x, solve, strategy, backend=kernels)
 
 
 @eager
@@ -193,11 +211,31 @@ def run(  # noqa: PLR0913 - keyword options
     begin = promoted(z0, autocast)
     packing = Packing.of(begin)
     with solving(dynamics):
-        system = System(dynamics, x, packing, backend=backend, trace=trace)
+        recorder = Recorder(residuals=[]) if trace else None
+        system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
     iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
     return solution.amended(z=packing.unpack(solution.z), start=z0, iterates=iterates)
+
+
+def _parts(kind: PartType, solver: Any, gradient: Any, backend: Any) -> tuple[Any, Any, Any]:
+    """The parts of a call; objects go straight through, names and mappings are read.
+
+    A solver of the other kind is left to the gradient strategy, which says what to use in its
+    place.
+    """
+    if getattr(type(solver), "kind", None) in _SOLVERS:
+        kind = PartType(_SOLVERS)
+    given = (("solver", kind, solver), ("gradient", _GRADIENT, gradient))
+    read = [
+        read_part(value, slot, name)
+        for name, slot, value in (*given, ("backend", _BACKEND, backend))
+    ]
+    problems = [line for _, found in read for line in found]
+    if problems:
+        raise ConfigError(problems)
+    return read[0][0], read[1][0], read[2][0]
 
 
 def _check_backend(backend: Backend | None) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import implicitcore as ic
-from implicitcore.options.options import Option, options_of
+from implicitcore.options.option import Option
+from implicitcore.options.options import options_of
 from implicitcore.registry.part import Part
 from implicitcore.registry.registry import REGISTRY
 
@@ -91,10 +92,9 @@ def combinations(providers: Collection[str]) -> Iterator[Combination]:
                 yield Combination(layer, solver, *rest)
 
 
-def pairwise(everything: Iterable[Combination], known: Iterable[Combination]) -> list[Combination]:
-    """Some that have, with the known ones, each pair of parts that occurs together in any of
-    them."""
-    seen = {pair for combination in known for pair in _pairs(combination)}
+def pairwise(everything: Iterable[Combination]) -> list[Combination]:
+    """Some that have each pair of parts that occurs together in any of them."""
+    seen: set[Any] = set()
     order, found = list(everything), []
     random.Random(0).shuffle(order)
     order.sort(

@@ -19,7 +19,8 @@ SOLVER = """
 from dataclasses import dataclass
 from typing import Annotated
 from annotated_types import Gt
-from implicitcore import Backend, Options, RootSolver, TorchBackend
+from implicitcore import Backend, RootSolver, TorchBackend
+from implicitcore.extend import Options
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(Options, RootSolver):

@@ -1,8 +1,7 @@
 """The full product of what this repository registers: each combination trains one step, or is
 refused with a reason.
 
-The built-in parts in full, and with those of the plugins each pair of parts; the full product of
-all is slow.
+Each pair of parts that can meet, in a sample of the product; the product of all is slow.
 """
 
 from __future__ import annotations
@@ -17,6 +16,9 @@ from sites import distributions
 CORE = {"implicitcore", "implicitcore-layers"}
 REASONS = ("GradientError: ", "InputError: ", "SolveError: ", "ConfigError: backend")
 """How a refusal may begin. Any other configuration that is refused is a mistake of this test."""
+
+SLICES = 4
+"""Tests that the pairs are spread over, so that processes share them."""
 
 
 @pytest.fixture
@@ -58,23 +60,20 @@ def share(found: Counter[str]) -> float:
     return found["trained"] / (found.total() - found["ConfigError: backend"])
 
 
-@pytest.mark.timeout(900)
-def test_built_in_parts(outcomes):
-    found = outcomes("built-in parts", combinations(CORE))
-    assert share(found) > 0.5
-
-
-@pytest.mark.timeout(900)
-def test_each_pair_of_parts(outcomes):
+@pytest.mark.parametrize("slice_", range(SLICES))
+def test_each_pair_of_parts(outcomes, slice_):
     everything = list(combinations(distributions()))
-    chosen = pairwise(everything, combinations(CORE))
+    chosen = pairwise(everything)
     assert 0 < len(chosen) < len(everything) / 2
-    found = outcomes("pairs with the parts of plugins", chosen)
-    assert share(found) > 0.2
+    found = outcomes(f"pairs of parts, {slice_ + 1} of {SLICES}", chosen[slice_::SLICES])
+    assert share(found) > 0.3
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_everything(outcomes):
-    found = outcomes("everything", combinations(distributions()))
-    assert share(found) > 0.4
+    built_in = set(combinations(CORE))
+    others = [each for each in combinations(distributions()) if each not in built_in]
+    core = outcomes("built-in parts", built_in)
+    assert share(core) > 0.5
+    assert share(core + outcomes("with parts of plugins", others)) > 0.4

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import implicitcore as ic
+from implicitcore.extend import Options, StepwiseODESolver
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
@@ -29,11 +30,11 @@ def make(name: str, **options: Any) -> ic.ODESolver:
 def stepwise() -> list[ic.ODESolver]:
     """All that show their steps, at a size or tolerance at which they take tens of steps."""
     solvers = [make(name, dt=0.04, rtol=1e-4, atol=1e-5) for name in NAMES]
-    return [solver for solver in solvers if isinstance(solver, ic.StepwiseODESolver)]
+    return [solver for solver in solvers if isinstance(solver, StepwiseODESolver)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlackBox(ic.Options, ic.ODESolver):
+class BlackBox(Options, ic.ODESolver):
     """Somebody's solver that shows no steps."""
 
     def solve(self, system: System, z0: Tensor, times: Tensor, stop=None) -> Solution:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from implicitcore.options.options import PartMeta
 
 
 class Residual(NamedTuple):
@@ -18,7 +20,7 @@ class Residual(NamedTuple):
     update_norm: Tensor  # [batch], |f(z)|
 
 
-class Backend(ABC):
+class Backend(metaclass=PartMeta):
     """Torch tensors in, torch tensors out, on torch's current stream and without a host sync.
 
     The torch backend is the reference: it defines the meaning of each kernel. States are ``[batch,

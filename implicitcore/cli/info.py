@@ -14,7 +14,7 @@ from implicitcore.registry.part import Part, missing_requirements, pip_install
 from implicitcore.registry.registry import REGISTRY
 
 if TYPE_CHECKING:
-    from implicitcore.options.options import Option
+    from implicitcore.options.option import Option
 
 
 @click.command(epilog="Example: implicitcore info root_solver anderson")

@@ -9,7 +9,8 @@ from itertools import groupby
 from implicitcore.cli.info import brief
 from implicitcore.options.docstrings import option_summaries
 from implicitcore.options.kinds import CLASS_KINDS
-from implicitcore.options.options import Option, options_of
+from implicitcore.options.option import Option
+from implicitcore.options.options import options_of
 from implicitcore.registry.part import Part
 
 _HEAD = """\
@@ -17,7 +18,8 @@ _HEAD = """\
 
 # Parts
 
-What can be named in a configuration, by kind. `implicitcore info KIND NAME` says the same of one part, an installed plugin's too."""
+What can be named in a configuration, by kind. `implicitcore info KIND NAME` says the same of one
+part, an installed plugin's too."""
 
 _TITLES = {
     "layer": "Layers",

@@ -49,7 +49,7 @@ def find_event(
     dtype = real_dtype(z0)
     if not event(torch.tensor(t0, dtype=dtype, device=z0.device), z0) > 0:
         return t0
-    system = System(VectorField(field), None, Packing.of(z0))
+    system = System.of(VectorField(field), None, Packing.of(z0))
     watch = _Watch(event, t0, z0)
     first = _watchful(solver, system, z0, t0)
     ended = first.solve(
@@ -101,7 +101,12 @@ class _Watch:
 
 
 def _zero(value: Callable[[float], float], a: float, b: float, eps: float) -> float:
-    """Where the sign changes between a and b, by the Illinois method (Dowell, Jarratt, BIT 11, 1971)."""
+    """Where the sign changes between a and b, by the Illinois method.
+
+    Reference:
+        Dowell, Jarratt, A modified regula falsi method for computing the root of an equation, BIT
+        11 (1971), p. 168-174.
+    """
     at_a, at_b = value(a), value(b)
     for _ in range(100):
         if at_b == 0 or abs(b - a) <= eps * max(abs(a), abs(b)) or at_a == at_b:

@@ -83,7 +83,8 @@ def odeint(  # noqa: PLR0913 - torchdiffeq's signature
     Example:
         >>> import torch
         >>> from implicitcore.compat.torchdiffeq import odeint
-        >>> y = odeint(lambda t, y: -y, torch.ones(2, 3, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64))
+        >>> times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        >>> y = odeint(lambda t, y: -y, torch.ones(2, 3, dtype=torch.float64), times)
         >>> y.shape, round(y[-1, 0, 0].item(), 6)
         (torch.Size([2, 2, 3]), 0.367879)
     """

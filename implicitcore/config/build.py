@@ -15,7 +15,8 @@ from implicitcore.config.reader import ConfigParser, join
 from implicitcore.errors import ConfigError, UnknownPartError, show
 from implicitcore.options.annotations import PartType
 from implicitcore.options.kinds import CLASS_KINDS, MODULE_KINDS, check_kind
-from implicitcore.options.options import REQUIRED, options_of
+from implicitcore.options.option import REQUIRED
+from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ def create(kind: str, spec: Any, /, *args: Any, path: str = "", **options: Any) 
 
 
 def prepare(kind: str, spec: Any, /, *, path: str = "", **options: Any) -> functools.partial[Any]:
-    """Read a specification without making the part, for what only Python can give it is still missing: the cell of a layer.
+    """Read a specification without making the part.
+
+    What only Python can give it, the cell of a layer, is still missing.
 
     Arguments:
         kind: layer, dynamics, root_solver, ode_solver, gradient or backend.
@@ -127,6 +130,24 @@ def describe(part: Any) -> dict[str, Any]:
     'picard'
     """
     return _describe(part, "")
+
+
+def read_part(slot: PartType, spec: Any, path: str) -> Any:
+    """The part that a name or a mapping makes: what options and functions of Python call.
+
+    Arguments:
+        slot: what is expected.
+        spec: a name or a mapping with ``name``.
+        path: the option, for the messages.
+
+    Raises:
+        ConfigError: lists every problem with its path.
+        RegistryError: a provider is in trouble, and nothing else is wrong.
+    """
+    reader = ConfigParser(REGISTRY)
+    part = reader.part(slot, spec, path)
+    reader.finish()
+    return part
 
 
 def _slot(kind: str) -> PartType:

@@ -17,18 +17,18 @@ from implicitcore.errors import (
     PluginError,
     RegistryError,
     UnknownPartError,
-    did_you_mean,
     show,
     with_article,
 )
 from implicitcore.options.annotations import PartType
-from implicitcore.options.options import Option, options_of
+from implicitcore.options.option import Option
+from implicitcore.options.options import options_of, unknown_option
 
 if TYPE_CHECKING:
     from implicitcore.registry.registry import Registry
 
 FAILED: Any = object()
-"""Stands for a part or a value that has a problem, so that the search for further problems goes on."""
+"""Stands for a part or a value that has a problem: the search for further problems goes on."""
 
 
 class ConfigParser:
@@ -188,14 +188,7 @@ class ConfigParser:
             elif key in known:
                 values[key] = self._value(known[key], value, path)
             else:
-                options = ", ".join(
-                    sorted(option.name for option in known.values() if not option.positional)
-                )
-                self._fail(
-                    join(path, str(key)),
-                    f"unknown option of {owner}{did_you_mean(key, known)} (options: "
-                    f"{options or 'none'})",
-                )
+                self.problems.append(join(path, unknown_option(key, owner, known)))
         for option in known.values():
             if option.required and option.name not in spec and (whole or not option.from_python):
                 self._fail(join(path, option.name), f"required by {owner}: {option.type_text}")

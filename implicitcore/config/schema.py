@@ -15,7 +15,8 @@ from implicitcore.errors import ConfigError, PluginError, PluginWarning
 from implicitcore.options.annotations import PartType
 from implicitcore.options.docstrings import first_paragraph, option_texts
 from implicitcore.options.kinds import CLASS_KINDS, check_kind
-from implicitcore.options.options import Option, options_of
+from implicitcore.options.option import Option
+from implicitcore.options.options import options_of
 from implicitcore.registry.part import Part
 from implicitcore.registry.registry import REGISTRY
 
@@ -28,8 +29,9 @@ _TEXTS = {
 
 
 def config_schema(kind: str = "layer", name: str | None = None) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of the configuration of a part, as a mapping with its ``name`` and options.
+    """The JSON schema (draft 2020-12) of the configuration of a part.
 
+    The configuration is a mapping with the part's ``name`` and options.
     What only Python can give, a layer's cell, is not in it.
 
     Arguments:
@@ -42,7 +44,8 @@ def config_schema(kind: str = "layer", name: str | None = None) -> dict[str, Any
         PluginError: the code of the named part cannot be imported. Of the others, such parts are
             left out with a warning.
 
-    >>> config_schema("root_solver", "picard")["$defs"]["root_solver.picard"]["properties"]["damping"]["default"]
+    >>> definitions = config_schema("root_solver", "picard")["$defs"]
+    >>> definitions["root_solver.picard"]["properties"]["damping"]["default"]
     1.0
     """
     check_kind(kind, CLASS_KINDS)

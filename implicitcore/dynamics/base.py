@@ -44,6 +44,10 @@ class Dynamics(nn.Module, ABC):
         )
         return pytree.tree_map(torch.add, z, self.velocity(t, z, x))
 
+    def is_map(self) -> bool:
+        """Whether the model is a map f with g = f(z) - z, and not a g with f = z + g."""
+        return type(self).update is not Dynamics.update
+
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance ``tol`` is relative to, ``[batch]``.
 

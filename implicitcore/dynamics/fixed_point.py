@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.dynamics.cells import check_call, check_cell
 
 
 class FixedPointMap(Dynamics):
@@ -31,7 +32,7 @@ class FixedPointMap(Dynamics):
 
 
 class FixedPoint(FixedPointMap):
-    """dz/dt = f(z, x) - z, whose equilibria are the fixed points f(z, x) = z (a Deep Equilibrium Model's cell).
+    """dz/dt = f(z, x) - z, whose equilibria are the fixed points f(z, x) = z of a cell.
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
@@ -42,8 +43,17 @@ class FixedPoint(FixedPointMap):
 
     def __init__(self, cell: Callable[[Any, Any], Any]) -> None:
         super().__init__()
+        check_cell(cell, "cell", "z, x")
         self.cell = cell
 
     def update(self, z: Any, x: Any) -> Any:
-        """f(z, x) itself."""
-        return self.cell(z, x)
+        """f(z, x) itself.
+
+        Raises:
+            InputError: the cell does not take two arguments.
+        """
+        try:
+            return self.cell(z, x)
+        except TypeError as error:
+            check_call(error, self.cell, "cell", "z, x")
+            raise

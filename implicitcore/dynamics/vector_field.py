@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.dynamics.cells import check_call, check_cell
 
 
 class VectorField(Dynamics):
@@ -25,9 +26,22 @@ class VectorField(Dynamics):
 
     def __init__(self, field: Callable[..., Any], *, autonomous: bool = False) -> None:
         super().__init__()
+        check_cell(field, "field", _arguments(autonomous))
         self.field = field
         self.autonomous = autonomous
 
     def velocity(self, t: Tensor, z: Any, x: Any) -> Any:
-        """v(t, z, x)."""
-        return self.field(z, x) if self.autonomous else self.field(t, z, x)
+        """v(t, z, x).
+
+        Raises:
+            InputError: the field does not take these arguments.
+        """
+        try:
+            return self.field(z, x) if self.autonomous else self.field(t, z, x)
+        except TypeError as error:
+            check_call(error, self.field, "field", _arguments(self.autonomous))
+            raise
+
+
+def _arguments(autonomous: bool) -> str:
+    return "z, x" if autonomous else "t, z, x"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple, final
 
 import torch
@@ -19,6 +18,7 @@ from implicitcore.options.types import Positive
 from implicitcore.solution import Backward, Solution, Status
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
+from implicitcore.tensors.restrict import SHARED, rule
 
 _NEEDS_STAGES = (
     "does not say which stages its steps are made of: give Adjoint(solver=...) one "
@@ -98,7 +98,7 @@ class _Pullback:
         size = torch.linalg.vector_norm(v, dim=(0, 2)) / max(v.shape[2], 1) ** 0.5
         unit = torch.where(size > 0, size, 1).to(self.times.dtype)
         stored = torch.cat((self.solution.z, v / column(unit).to(v.dtype)), 2).flip(0)
-        system = AdjointSystem(bound, stored, unit)
+        system = AdjointSystem.back(bound, stored, unit)
         solve = replace(self.solve, solver=self.strategy.solver or self.solve.solver)
         back = solve(system, stored[0], self.times.flip(0))
         if system.inputs and not system.committed and bool(back.converged.any()):
@@ -147,11 +147,13 @@ class _Evaluation(NamedTuple):
     a: Tensor
 
 
+@dataclass(eq=False)
 class AdjointSystem(System):
     """The state (z, a), ``[batch, 2 n]``, with dz/dt = g and da/dt = -a^T dg/dz, and the quadrature of the other gradients.
 
-    Arguments:
-        bound: the forward system, and what gets a gradient.
+    Attributes:
+        forward: the forward system in the backward pass.
+        inputs: what gets a gradient.
         stored: the states and what is added to a at each output time of the way back, ``[T, batch,
             2 n]``.
         unit: ``[batch]``, what a is divided by.
@@ -159,15 +161,22 @@ class AdjointSystem(System):
 
     quadrature: ClassVar[bool] = True
 
-    def __init__(self, bound: Bound, stored: Tensor, unit: Tensor) -> None:
-        self.forward, self.inputs = bound
-        system = self.forward
-        super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
+    forward: System
+    inputs: list[Tensor] = field(metadata=SHARED)
+    stored: Tensor = field(metadata=rule(lambda value, rows: value.index_select(1, rows)))
+    unit: Tensor
+
+    def __post_init__(self) -> None:
         self.gradients: list[Tensor | None] = [None] * len(self.inputs)
-        self.stored, self.unit = stored, unit
         self.products = 0
         self.committed = False
         self.stages: dict[int, _Evaluation] = {}
+
+    @classmethod
+    def back(cls, bound: Bound, stored: Tensor, unit: Tensor) -> AdjointSystem:
+        """The way back, counting by itself."""
+        system, inputs = bound
+        return cls(system.problem, system.context.recounted(), system, inputs, stored, unit)
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """(g, -a^T dg/dz): one evaluation and one product.
@@ -200,19 +209,6 @@ class AdjointSystem(System):
         g = self.forward.velocity(t, state)
         pulled = torch.autograd.grad(g, state, a, create_graph=True, materialize_grads=True)[0]
         return torch.cat((g, -pulled), 1)
-
-    def select(self, index: Tensor) -> AdjointSystem:
-        """See :meth:`System.select`.
-
-        For the stage equations of an implicit method, whose velocities are no stages themselves.
-        """
-        part = copy.copy(self)
-        part.forward, part.packing = (
-            self.forward.select(index),
-            replace(self.packing, batch=len(index)),
-        )
-        part.stages = {}
-        return part
 
     def commit(self, step: Step, dt: Tensor, accept: Tensor | None) -> None:
         """Add the step's share of the quadrature, -dt sum_i b_i a_i^T dg_i/dtheta, in one product over all stages."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from torch import Tensor
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.options.options import Options
-from implicitcore.solution import Solution
+from implicitcore.solution import Backward, Solution
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
+from implicitcore.tensors.cotangent import Pullback, attach
 
 
 @dataclass(frozen=True)
@@ -49,28 +50,30 @@ class ApproximateGradient(Options, GradientStrategy):
         if not torch.is_grad_enabled():
             return solution
         jacobian = system.linearize(solution.z.detach())
-        z = _Replace.apply(jacobian.fz, solution.z, self, jacobian, solution.backward)
+        z = attach(jacobian.fz, solution.z, _Estimate(self, jacobian, solution.backward))
         return solution.amended(z=z, evaluations=system.evaluations)
 
 
-class _Replace(torch.autograd.Function):
-    """The value z, whose gradient v reaches the graph of fz = f(z) as the strategy's estimate."""
+@dataclass(frozen=True, eq=False)
+class _Estimate(Pullback):
+    """The estimate of a strategy, counted."""
 
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        _, z, ctx.strategy, ctx.jacobian, ctx.record = arguments
-        return z.view_as(z)
+    strategy: ApproximateGradient
+    jacobian: Linearization
+    record: Backward
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        if torch.is_grad_enabled():
-            name = type(ctx.strategy).__name__
-            raise GradientError(
-                f"{name} gives first derivatives only; use Implicit for a second "
-                "derivative (create_graph=True)"
-            )
-        system = ctx.jacobian.system
+    def __call__(self, v: Tensor) -> Tensor:
+        system = self.jacobian.system
         before = system.evaluations
-        u = ctx.strategy.estimate(ctx.jacobian, grad_outputs[0])
-        ctx.record.vjps += system.evaluations - before
-        return u, None, None, None, None
+        u = self.strategy.estimate(self.jacobian, v)
+        self.record.vjps += system.evaluations - before
+        return u
+
+    def differentiable(
+        self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        name = type(self.strategy).__name__
+        raise GradientError(
+            f"{name} gives first derivatives only; use Implicit for a second "
+            "derivative (create_graph=True)"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from implicitcore.errors import GradientError, InputError
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
+from implicitcore.options.options import PartMeta
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
@@ -69,7 +70,7 @@ def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Te
         return solve(system, z0)
 
 
-class GradientStrategy(ABC):
+class GradientStrategy(metaclass=PartMeta):
     """Decides which part of a solve gets an autograd graph; never owns the loop.
 
     Attributes:

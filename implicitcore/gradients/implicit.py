@@ -13,14 +13,16 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
-from implicitcore.gradients.linear_system import LinearSystem, Transposed
 from implicitcore.options.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.solution import Backward, Solution, Status
+from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.linear_system import LinearSystem, Transposed
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
+from implicitcore.tensors.cotangent import Pullback, attach
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
 
 
@@ -61,9 +63,14 @@ class Implicit(Options, GradientStrategy):
 def attached(solution: Solution, backward: BackwardSolve) -> Solution:
     """The solution, with a graph that leads through a backward solve."""
     jacobian, system = backward.jacobian, backward.system
-    own = union(inputs(system.x))
-    z = _Attach.apply(jacobian.fz, solution.z, backward, *union(own, _others(jacobian, own)))
+    own = _own(system.x)
+    z = attach(jacobian.fz, solution.z, backward, union(own, _others(jacobian, own)))
     return solution.amended(z=z, evaluations=system.evaluations)
+
+
+def _own(x: Any) -> list[Tensor]:
+    """The tensors of x that get a gradient, each once."""
+    return union(inputs(x))
 
 
 def _others(jacobian: Linearization, own: Sequence[Tensor]) -> list[Tensor]:
@@ -71,8 +78,8 @@ def _others(jacobian: Linearization, own: Sequence[Tensor]) -> list[Tensor]:
     return [leaf for leaf in graph_leaves(jacobian.fz, own) if leaf is not jacobian.point]
 
 
-@dataclass(frozen=True)
-class BackwardSolve:
+@dataclass(frozen=True, eq=False)
+class BackwardSolve(Pullback):
     """v -> u with (I - J)^T u = v, at the equilibrium."""
 
     solver: RootSolver
@@ -82,14 +89,15 @@ class BackwardSolve:
 
     @suspended()
     def __call__(self, v: Tensor) -> Tensor:
-        linear = LinearSystem(self.system, self.jacobian, v)
-        solution = self.solver.solve(linear, self.start(linear))
-        self._note(linear, solution)
+        """u, ``[batch, n]``."""
+        linear = LinearSystem.transposed(self.system, self.jacobian, v)
+        solution = self.solver.solve_from(linear, self.start(linear))
+        self._write_down(linear, solution)
         return solution.z
 
-    def start(self, linear: LinearSystem) -> Tensor:
+    def start(self, linear: LinearSystem) -> Evaluation:
         """Where the solve begins: at zero, whose residual is known."""
-        return linear.zero
+        return linear.initial()
 
     def differentiable(
         self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]
@@ -99,20 +107,17 @@ class BackwardSolve:
         Raises:
             GradientError: the solve is a backward one already: this would be a third derivative.
         """
-        if self.system.linear:
+        if isinstance(self.system, LinearSystem):
             raise GradientError(
                 "implicit gives first and second derivatives; use unrolled for a third"
             )
         switch = [False]
-        own = {
-            id(tensor): _Cut.apply(tensor, switch)
-            for tensor in pytree.tree_leaves(self.system.x)
-            if _differentiable(tensor)
-        }
+        x = self.system.x
+        own: dict[Any, Tensor] = {tensor: _Cut.apply(tensor, switch) for tensor in _own(x)}
         # In the order of the inputs: those of x come first.
         targets = [*own.values(), *inputs[len(own) :]]
         system = self.system.bind(
-            pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), self.system.x)
+            pytree.tree_map_only(Tensor, lambda tensor: own.get(tensor, tensor), x)
         )
         point = _Cut.apply(z, switch)
         fz = system.update(point)
@@ -134,13 +139,13 @@ class BackwardSolve:
         update = (
             torch.autograd.grad(fz, point, start, create_graph=True, materialize_grads=True)[0] + v
         )
-        linear = LinearSystem(self.system, self.jacobian, v.detach())
+        linear = LinearSystem.transposed(self.system, self.jacobian, v.detach())
         solve = BackwardSolve(
             self.solver, linear, Transposed(linear, start, self.jacobian), self.record
         )
-        return _Attach.apply(update, value, solve, v, point, *inputs)
+        return attach(update, value, solve, (v, point, *inputs))
 
-    def _note(self, linear: LinearSystem, solution: Solution) -> None:
+    def _write_down(self, linear: LinearSystem, solution: Solution) -> None:
         record, size = self.record, linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
         record.vjps += linear.evaluations
         record.status = solution.status
@@ -159,33 +164,6 @@ class BackwardSolve:
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
 
 
-class _Attach(torch.autograd.Function):
-    """The value z, whose gradient v reaches the graph of fz = f(z) as u = (I - J)^-T v.
-
-    A second derivative takes another way: fz hangs on a detached z, which hides that z itself
-    moves. So u^T df is then computed afresh at the attached z, for ``inputs``: all that f depends
-    on.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, fz: Tensor, z: Tensor, solve: BackwardSolve, *inputs: Tensor) -> Tensor:
-        del fz
-        value = z.view_as(z)
-        ctx.solve = solve
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(value, *inputs)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        v, (z, *inputs) = grad_outputs[0], ctx.saved_tensors
-        if v is None:
-            return None, None, None, *[None] * len(inputs)
-        if torch.is_grad_enabled():
-            return None, None, None, *ctx.solve.differentiable(v, z, inputs)
-        return ctx.solve(v), None, None, *[None] * len(inputs)
-
-
 class _Cut(torch.autograd.Function):
     """The identity, which passes no gradient back while its switch is on.
 
@@ -201,7 +179,3 @@ class _Cut(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         return None if ctx.switch[0] else grad_outputs[0], None
-
-
-def _differentiable(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.requires_grad

@@ -12,12 +12,13 @@ from torch import Tensor
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.gradients.implicit import BackwardSolve, attached
-from implicitcore.gradients.linear_system import LinearSystem
 from implicitcore.options.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.picard import Picard
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.system import System
 
 
@@ -66,15 +67,15 @@ class Shine(Options, GradientStrategy):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Estimated(BackwardSolve):
     """A backward solve that begins at the estimate."""
 
     inverse: Callable[[Tensor], Tensor]
 
-    def start(self, linear: LinearSystem) -> Tensor:
+    def start(self, linear: LinearSystem) -> Evaluation:
         """-B^T v."""
-        return self.inverse(linear.v)
+        return linear.evaluate(self.inverse(linear.v))
 
     def differentiable(
         self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -14,6 +14,7 @@ from implicitcore.options.options import Options
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.solution import Solution
+from implicitcore.system.context import Recorder
 from implicitcore.system.system import System
 
 
@@ -64,11 +65,8 @@ class Unrolled(Options, GradientStrategy):
                 "iterates are those of a stepwise root solver, without compact and "
                 f"sync_steps; received {solver}"
             )
-        system.record_iterates = []
-        solution, record_iterates = solve(system, z0), system.record_iterates
-        system.record_iterates = None
-        return solution.amended(
-            iterates=torch.stack(
-                [record_iterates[min(count, len(record_iterates) - 1)] for count in self.iterates]
-            )
-        )
+        wanted = system.context.recorder or Recorder()
+        iterates: list[Tensor] = []
+        solution = solve(system.recorded(replace(wanted, iterates=iterates)), z0)
+        chosen = [iterates[min(count, len(iterates) - 1)] for count in self.iterates]
+        return solution.amended(iterates=torch.stack(chosen))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.errors import ConvergenceWarning
+from implicitcore.errors import ConfigError, ConvergenceWarning
 from implicitcore.functional import run
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
@@ -20,13 +20,16 @@ from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.layers import observers
 from implicitcore.layers.distributed import SharedGroup, group_of
 from implicitcore.layers.initial import InitialGuess, Zeros
+from implicitcore.layers.options import OPTIONS, LayerMeta, LayerOption, replaced
 from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.options.types import Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, SolveError, Status
 from implicitcore.system.scope import SolveContext, current
-from implicitcore.system.system import select
 from implicitcore.tensors.autocast import ambient, promoted
+from implicitcore.tensors.restrict import of_input, restrict
+from implicitcore.tensors.shared import unwrapped
 from implicitcore.tensors.transforms import eager, in_backward
 
 if TYPE_CHECKING:
@@ -36,15 +39,37 @@ OnFailure = Literal["raise", "warn", "mask"]
 """What becomes of samples that do not converge; see :class:`ImplicitLayer`."""
 
 
-class ImplicitLayer(nn.Module):
+TORCH = TorchBackend()
+
+
+class CallOptions(TypedDict, total=False):
+    """The options whose default is the same in every layer: ``**options: Unpack[CallOptions]``."""
+
+    backend: Backend | Spec | None
+    on_failure: OnFailure
+
+
+class LayerOptions(CallOptions, total=False):
+    """The options that every layer has: for ``**options: Unpack[LayerOptions]``."""
+
+    gradient: GradientStrategy | Spec | None
+
+
+def _default_gradient(layer: ImplicitLayer) -> GradientStrategy:
+    return Implicit() if isinstance(layer.solver, RootSolver) else Unrolled()
+
+
+class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     """Dynamics, a solver, a gradient strategy and a start, as one module.
 
     With a root solver the output is an equilibrium of the dynamics; with an ODE solver it is the
     state at ``horizon``, integrated from time 0. Nothing is remembered on the layer between calls.
+    Every option is an attribute that can be assigned: the next call and ``config`` follow it.
 
     Arguments:
         dynamics: what is solved.
-        solver: a root solver or an ODE solver.
+        solver: a root solver or an ODE solver; as every part its name, a mapping with ``name`` and
+            options, or an object.
         gradient: default ``Implicit()`` with a root solver, ``Unrolled()`` with an ODE solver.
         start: where z0 comes from; default zeros shaped like x.
         horizon: the end time of an ODE solver.
@@ -58,39 +83,59 @@ class ImplicitLayer(nn.Module):
     Example:
         >>> import torch, implicitcore as ic
         >>> weight = torch.nn.Linear(4, 4)
-        >>> layer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: torch.tanh(0.5 * weight(z) + x)), solver=ic.Anderson(tol=1e-5))
+        >>> dynamics = ic.FixedPoint(lambda z, x: torch.tanh(0.5 * weight(z) + x))
+        >>> layer = ic.ImplicitLayer(dynamics, solver=ic.Anderson(tol=1e-5))
         >>> layer(torch.ones(3, 4)).shape
         torch.Size([3, 4])
+        >>> layer.solver = {"name": "picard", "tol": 1e-5}
+        >>> layer.solver
+        Picard(tol=1e-05, atol=0.0, max_steps=50, compact=False, damping=1.0)
     """
 
     kind: ClassVar[str] = "layer"
+    dynamics: LayerOption[Dynamics] = LayerOption("dynamics")
+    solver: LayerOption[RootSolver | ODESolver] = LayerOption("solver")
+    gradient: LayerOption[GradientStrategy] = LayerOption("gradient", _default_gradient)
+    start: LayerOption[InitialGuess] = LayerOption("start", lambda layer: Zeros())
+    horizon: LayerOption[float] = LayerOption("horizon")
+    backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TorchBackend())
+    on_failure: LayerOption[OnFailure] = LayerOption("on_failure")
 
     def __init__(  # noqa: PLR0913 - keyword options
         self,
         dynamics: Dynamics,
         *,
-        solver: RootSolver | ODESolver,
-        gradient: GradientStrategy | None = None,
+        solver: RootSolver | ODESolver | Spec,
+        gradient: GradientStrategy | Spec | None = None,
         start: InitialGuess | None = None,
-        horizon: float = 1.0,
-        backend: Backend | None = None,
+        horizon: Positive = 1.0,
+        backend: Backend | Spec | None = TORCH,
         on_failure: OnFailure = "warn",
     ) -> None:
         super().__init__()
         self.dynamics = dynamics
         self.solver = solver
-        self.gradient = gradient or (Implicit() if isinstance(solver, RootSolver) else Unrolled())
-        self.start = start or Zeros()
+        self.gradient = gradient
+        self.start = start
         self.horizon = horizon
-        self.backend = backend or TorchBackend()
+        self.backend = backend
         self.on_failure = on_failure
         self._sync: bool | SharedGroup = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign an option through its checks, which ``nn.Module`` passes by for modules."""
+        option = getattr(type(self), name, None)
+        if isinstance(option, OPTIONS):
+            option.__set__(self, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, x: Any, z0: Any = None) -> Any:
         """The solution's z, differentiable.
 
         Arguments:
-            x: the input, any pytree.
+            x: the input, any pytree; tensors in it have the batch first, or are marked by
+                :func:`shared`.
             z0: begin from here and not from the layer's start.
 
         Raises:
@@ -107,14 +152,15 @@ class ImplicitLayer(nn.Module):
         It neither warns nor raises on a failed sample.
 
         Arguments:
-            x: the input, any pytree.
+            x: the input, any pytree; tensors in it have the batch first, or are marked by
+                :func:`shared`.
             z0: begin from here and not from the layer's start.
             trace: keep the residual after each step.
         """
         scope = (current() or SolveContext()).stopping_with(group_of(self))
         scope.cache_weights(self)
         with scope.entered():
-            start = self.start(x) if z0 is None else z0
+            start = self.start(unwrapped(x)) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0
             begin = (
                 pytree.tree_map(torch.detach, start)
@@ -132,7 +178,7 @@ class ImplicitLayer(nn.Module):
 
     @property
     def sync_steps(self) -> bool | ProcessGroup:
-        """Whether processes take equally many steps, so that f may communicate (a synchronised batch norm): False at first.
+        """Whether processes take equally many steps, so that f may communicate: False at first.
 
         True is for all processes of ``torch.distributed``, a process group for those in it. It
         needs a stepwise root solver (Picard, Anderson, Broyden) in the layer and in its gradient.
@@ -178,8 +224,13 @@ class ImplicitLayer(nn.Module):
         """The layer as data: ``implicitcore.build(layer.config, cell)`` builds its equal.
 
         Raises:
-            ConfigError: a part of the layer is not registered.
+            ConfigError: a part of the layer is not registered, or its dynamics or start was
+                replaced by one of another class.
         """
+        built = vars(self)["_built_with"]
+        changed = [part for part in built if type(getattr(self, part)) is not built[part]]
+        if changed:
+            raise ConfigError([f"{part}: {replaced(self, part)}" for part in changed])
         return provided("describe")(self)
 
     def extra_repr(self) -> str:
@@ -200,15 +251,15 @@ class ImplicitLayer(nn.Module):
         )
 
     def _mask(self, solution: Solution, begin: Any, x: Any, scope: SolveContext) -> Solution:
-        """The same solution with the failed samples at their start, and no graph that passes through them."""
-        good, batch = solution.converged.nonzero().squeeze(1), len(solution.status)
+        """The same solution with the failed samples at their start, and no graph through them."""
+        good = solution.converged.nonzero().squeeze(1)
         safe = pytree.tree_map(
             lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin, ambient())
         )
         if not len(good):
             return solution.amended(z=safe)
-        with scope.select(good, batch).entered():
-            part = self._run(select(begin, good, batch), select(x, good, batch), False)
+        with restrict(scope, good).entered():
+            part = self._run(restrict(begin, good), of_input(x, good), False)
         z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
         return solution.amended(
             z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward

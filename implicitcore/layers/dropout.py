@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from implicitcore.errors import ConfigError
 from implicitcore.system.scope import current
+from implicitcore.tensors.shared import shared
 from implicitcore.tensors.transforms import eager
 
 
 @final
 class VariationalDropout(nn.Module):
-    """y = m z / (1 - p), where the mask m of zeros and ones is drawn once a solve and kept for all of its evaluations.
+    """y = m z / (1 - p), where the mask m of zeros and ones is drawn once a solve.
+
+    It is kept for all evaluations of the solve.
 
     With a fresh mask at each evaluation, as ``torch.nn.Dropout`` draws, f has no fixed point; with
     one, the solve, its residual and its gradient are of the same f. Each solve draws its own;
@@ -59,7 +62,11 @@ class VariationalDropout(nn.Module):
             return self._sample(z)
         # On its own shape: in one f the module may see several. The batch is left out: samples may
         # leave it during a solve.
-        return scope.draw((self, z.shape[1:]), lambda: self._sample(z)).to(z.dtype)
+        return scope.draw((self, z.shape[1:]), lambda: self._drawn(z)).to(z.dtype)
+
+    def _drawn(self, z: Tensor) -> Any:
+        mask = self._sample(z)
+        return shared(mask) if 0 in self.shared else mask
 
     @torch.no_grad()
     def _sample(self, z: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, final
 
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
+from implicitcore.options.option import Option
+from implicitcore.options.options import PartMeta, options_of
+from implicitcore.options.types import Count
 
 
-class InitialGuess(nn.Module, ABC):
+class InitialGuess(nn.Module, metaclass=PartMeta):
     """Gives z0 for an input x.
 
     Attributes:
@@ -24,6 +27,11 @@ class InitialGuess(nn.Module, ABC):
 
     detached: ClassVar[bool] = False
     evaluations: ClassVar[int] = 0
+
+    @classmethod
+    def checked_options(cls) -> Mapping[str, Option]:
+        """All of them, where one of them cannot be used."""
+        return options_of(cls)
 
     @abstractmethod
     def forward(self, x: Any) -> Any:
@@ -97,6 +105,15 @@ class OneStep(InitialGuess):
         self.update = update
         self.zeros = Zeros(shape)
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of one sample's state; None is that of x."""
+        return self.zeros.shape
+
+    @shape.setter
+    def shape(self, shape: tuple[int, ...] | None) -> None:
+        self.zeros.shape = shape
+
     def forward(self, x: Any) -> Any:
         """f(0, x): one evaluation."""
         return self.update(self.zeros(x), x)
@@ -104,7 +121,9 @@ class OneStep(InitialGuess):
 
 @final
 class LearnedInitialGuess(InitialGuess):
-    """One learned value per channel, shared by all samples and positions, part of the state_dict (HomoODE).
+    """One learned value per channel, shared by all samples and positions (HomoODE).
+
+    It is part of the state_dict.
 
     Arguments:
         channels: of the state, its first dimension after the batch.
@@ -113,10 +132,15 @@ class LearnedInitialGuess(InitialGuess):
 
     detached: ClassVar[bool] = True
 
-    def __init__(self, channels: int, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(self, channels: Count, shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.shape = None if shape is None else tuple(shape)
         self.value = nn.Parameter(torch.zeros(channels))
+
+    @property
+    def channels(self) -> int:
+        """How many values there are."""
+        return len(self.value)
 
     def forward(self, x: Any) -> Tensor:
         """``[batch, channels, ...]``: the value of each channel everywhere.
@@ -126,7 +150,7 @@ class LearnedInitialGuess(InitialGuess):
         """
         like = first_tensor(x, self.shape)
         shape = tuple(like.shape[1:]) if self.shape is None else self.shape
-        channels = len(self.value)
+        channels = self.channels
         if not shape or shape[0] != channels:
             raise InputError(
                 f"the learned start has {channels} channels, but the state of one sample "
@@ -137,7 +161,9 @@ class LearnedInitialGuess(InitialGuess):
 
 
 def first_tensor(x: Any, shape: tuple[int, ...] | None) -> Tensor:
-    """The tensor of x that tells the batch size, dtype and device of the state (and its shape, where ``shape`` is None).
+    """The tensor of x that tells the batch size, dtype and device of the state.
+
+    And its shape, where ``shape`` is None.
 
     Raises:
         InputError: x holds no floating-point tensor, or several and no ``shape`` is given.

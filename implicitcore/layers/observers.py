@@ -93,8 +93,10 @@ def observe(observer: object) -> ObserverHandle:
 
     Example:
         >>> import torch, implicitcore as ic
-        >>> layer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: 0.5 * z + x), solver=ic.Picard(tol=1e-3))
-        >>> with ic.observe(lambda solution: print(solution.evaluations, solution.converged.tolist())):
+        >>> dynamics = ic.FixedPoint(lambda z, x: 0.5 * z + x)
+        >>> layer = ic.ImplicitLayer(dynamics, solver=ic.Picard(tol=1e-3))
+        >>> tell = lambda solution: print(solution.evaluations, solution.converged.tolist())
+        >>> with ic.observe(tell):
         ...     z = layer(torch.ones(2, 3))
         11 [True, True]
     """

@@ -122,7 +122,7 @@ def _bind(f: Function, z: Any, x: Any) -> tuple[System, Tensor]:
     )
     state = z.z if isinstance(z, Solution) else z
     packing = Packing.of(state)
-    return System(dynamics, x, packing), packing.pack(state).detach()
+    return System.of(dynamics, x, packing), packing.pack(state).detach()
 
 
 def _signs(point: Tensor, generator: Generator | None) -> Tensor:

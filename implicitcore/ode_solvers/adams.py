@@ -13,7 +13,7 @@ from torch import Tensor
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
-from implicitcore.options.types import Positive
+from implicitcore.options.shared import ErrorControl
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
@@ -42,7 +42,7 @@ class Past(NamedTuple):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Adams(StepwiseODESolver[Past]):
+class Adams(ErrorControl, StepwiseODESolver[Past]):
     """Adams' predictor-corrector method of variable step and order, each sample with its own.
 
     One evaluation a step. z + dt sum_{j<k} g_j beta_j Phi_j, order k: the integral of the
@@ -66,11 +66,8 @@ class Adams(StepwiseODESolver[Past]):
     back: ``Adjoint(Tsit5())``.
 
     Attributes:
-        rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step, in the units of z.
         max_order: highest order. 1 is Euler's method with error control, 3 enough for steady
             states. The state of that many velocities is kept.
-        first_step: the first step, in the units of the times; None estimates it, at one evaluation.
 
     Reference:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section III.5,
@@ -78,15 +75,12 @@ class Adams(StepwiseODESolver[Past]):
         Differential Equations (1975).
     """
 
-    rtol: Positive = 1e-3
-    atol: Positive = 1e-6
     max_order: Annotated[int, Field(ge=1, le=12)] = 5
-    first_step: Positive | None = None
 
     @property
     def step_size(self) -> StepSize:
         """Adaptive; the first step is of order 1, whose error goes with dt^2."""
-        return Adaptive(self.rtol, self.atol, 2, self.first_step, settled=SETTLED)
+        return Adaptive.of(self, 2, settled=SETTLED)
 
     def init(self, system: System, t: Tensor, z: Tensor) -> Past:
         """The velocity, and nothing before."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from implicitcore.options.options import PartMeta
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
 
@@ -29,7 +30,7 @@ class Step(NamedTuple):
     )
 
 
-class ODESolver(ABC):
+class ODESolver(metaclass=PartMeta):
     """Integrates dz/dt = g(t, z, x) for each sample of a batch.
 
     A black box implements :meth:`solve` alone; a solver that is one map per step derives from

@@ -52,7 +52,7 @@ class Crossings:
             InputError: e returns something else.
         """
         packing = self.system.packing
-        broadcastable = t.reshape(-1, *(1,) * len(packing.shapes[0]))
+        broadcastable = packing.spread(t)
         found = self.system.scope.call(self.event, broadcastable, packing.unpack(z), self.system.x)
         if (
             not isinstance(found, Tensor)

@@ -15,10 +15,11 @@ from implicitcore.errors import InputError
 from implicitcore.ode_solvers import implicit_tableaus as tableaus
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
-from implicitcore.ode_solvers.stages import Frame, Stage, attach
+from implicitcore.ode_solvers.stages import Frame, Stage, attached
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
-from implicitcore.options.types import Positive, Whole
+from implicitcore.options.shared import ErrorControl, ErrorTolerance
+from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.chain import Chain
@@ -39,7 +40,7 @@ class StepCache(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImplicitRungeKutta(StepwiseODESolver[StepCache]):
+class ImplicitRungeKutta(ErrorTolerance, StepwiseODESolver[StepCache]):
     """A diagonally implicit Runge-Kutta method.
 
     Its tableau, and the root solver of its stage equations. Y_i = z + dt sum_{j < i} a_ij k_j + dt
@@ -58,8 +59,6 @@ class ImplicitRungeKutta(StepwiseODESolver[StepCache]):
         root_solver: solves the stage equations; its ``tol`` is relative to the error that ``rtol``
             and ``atol`` allow a step, in the root mean square, and to the stage's own move where
             that is smaller.
-        rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step, in the units of z.
         dense_below: largest n whose Jacobians are formed; the storage is n^2 per sample.
     """
 
@@ -67,8 +66,6 @@ class ImplicitRungeKutta(StepwiseODESolver[StepCache]):
     root_solver: RootSolver = Chain(
         (Broyden(tol=0.01, max_steps=10), Newton(tol=0.01, max_steps=10))
     )
-    rtol: Positive = 1e-3
-    atol: Positive = 1e-6
     dense_below: Whole = 64
 
     def init(self, system: System, t: Tensor, z: Tensor) -> StepCache:
@@ -114,7 +111,7 @@ class ImplicitRungeKutta(StepwiseODESolver[StepCache]):
                 if increments
                 else torch.zeros_like(z)
             )
-            stage = Stage(system, t + node * dt, dt * tableau.gamma, offset, frame)
+            stage = Stage.within(system, t + node * dt, dt * tableau.gamma, offset, frame)
             move, done = self._solve(stage, move)
             solved = solved & done
             # From the equation and not by another evaluation, which would multiply what is left of
@@ -133,9 +130,9 @@ class ImplicitRungeKutta(StepwiseODESolver[StepCache]):
         with torch.no_grad():
             solution = self.root_solver.solve(stage, start / stage.frame.weight)
             move = torch.where(column(solution.converged), solution.z * stage.frame.weight, 0)
-        return attach(
-            stage, move, dense=self._dense(move)
-        ) if torch.is_grad_enabled() else move, solution.converged
+        if torch.is_grad_enabled():
+            move = attached(stage, move, dense=self._dense(move))
+        return move, solution.converged
 
     @torch.no_grad()
     def _frame(self, dt: Tensor, z: Tensor, jacobian: Tensor) -> Frame:
@@ -192,15 +189,12 @@ class Trapezoid(FixedImplicitRungeKutta):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ESDIRK(ImplicitRungeKutta):
+class ESDIRK(ErrorControl, ImplicitRungeKutta):
     """Kennedy and Carpenter's ESDIRK4(3)6L[2]SA, order 4 with an error estimate of order 3, adaptive and L-stable; five implicit stages.
 
     The first choice for stiff dynamics, where the steps of an explicit method follow the fastest
     rate and not the solution; elsewhere ``Tsit5`` is cheaper by far. The local error of each step
     stays below atol + rtol ``|z|``, entry by entry in the root mean square.
-
-    Attributes:
-        first_step: the first step, in the units of the times; None estimates it, at one evaluation.
 
     Reference:
         Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction
@@ -208,9 +202,8 @@ class ESDIRK(ImplicitRungeKutta):
     """
 
     tableau: ClassVar[ImplicitTableau] = tableaus.ESDIRK436
-    first_step: Positive | None = None
 
     @property
     def step_size(self) -> StepSize:
         """Adaptive."""
-        return Adaptive(self.rtol, self.atol, self.tableau.order, self.first_step)
+        return Adaptive.of(self, self.tableau.order)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.base import Step
-from implicitcore.ode_solvers.step_size import Adaptive, Controller, StepSize
+from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
 from implicitcore.ode_solvers.tableaus import Tableau
-from implicitcore.options.types import Positive, Tolerance
+from implicitcore.options.shared import ErrorControl
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
@@ -67,33 +66,13 @@ class FixedRungeKutta(EqualSteps[Tensor], RungeKutta):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveRungeKutta(RungeKutta):
+class AdaptiveRungeKutta(ErrorControl, RungeKutta):
     """Steps chosen per sample.
 
     The local error of each stays below atol + rtol ``|z|``, entry by entry in the root mean square.
     On stiff dynamics stability and not accuracy limits the step of an explicit method: those
     samples end with the status max_steps.
-
-    Attributes:
-        rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step, in the units of z.
-        first_step: the first step, in the units of the times; None estimates it, at one evaluation.
-        controller: how the next step follows from the errors of this one (``"i"``), of two
-            (``"pi"``) or of three (``"pid"``); see
-            :class:`~implicitcore.ode_solvers.step_size.Adaptive`. More memory, fewer rejections
-            where stability limits the step.
-        min_step: a sample that would need a shorter step has diverged; the last before an output
-            time may be shorter.
-        max_step: no step is longer, where given: for a field or an event that a long step would
-            jump over.
     """
-
-    rtol: Positive = 1e-3
-    atol: Positive = 1e-6
-    first_step: Positive | None = None
-    controller: Controller = "pi"
-    min_step: Tolerance = 0.0
-    max_step: Positive | None = None
 
     @property
     def error_order(self) -> int:
@@ -103,15 +82,7 @@ class AdaptiveRungeKutta(RungeKutta):
     @property
     def step_size(self) -> StepSize:
         """Adaptive."""
-        return Adaptive(
-            self.rtol,
-            self.atol,
-            self.error_order,
-            self.first_step,
-            controller=self.controller,
-            min_step=self.min_step,
-            max_step=self.max_step or math.inf,
-        )
+        return Adaptive.of(self, self.error_order)
 
 
 @final

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from implicitcore.errors import ConvergenceWarning
+from implicitcore.options.shared import ErrorControl
+from implicitcore.options.types import Controller
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, rms_norm
 
@@ -23,9 +25,6 @@ class Verdict(NamedTuple):
     size: Tensor
     error: Tensor  # [batch], the scaled error that was judged, not finite where the step was not
 
-
-Controller = Literal["i", "pi", "pid"]
-"""Which errors the next step follows from; see :class:`Adaptive`."""
 
 _EXPONENTS: dict[Controller, tuple[float, ...]] = {
     "i": (1.0,),
@@ -150,6 +149,27 @@ class Adaptive(StepSize):
     min_step: float = 0.0
     max_step: float = torch.inf
     settled: float = 0.3
+
+    @classmethod
+    def of(cls, control: ErrorControl, order: int, *, settled: float = 0.3) -> Adaptive:
+        """The choice of steps that a solver's options ask for.
+
+        Arguments:
+            control: the solver.
+            order: the power of dt that the estimated error of a step goes with.
+            settled: of the step's own move, as far as the error may go in an integration that is
+                to end at a steady state.
+        """
+        return cls(
+            control.rtol,
+            control.atol,
+            order,
+            control.first_step,
+            controller=control.controller,
+            min_step=control.min_step,
+            max_step=torch.inf if control.max_step is None else control.max_step,
+            settled=settled,
+        )
 
     def first(
         self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor

@@ -12,8 +12,8 @@ from implicitcore.ode_solvers.base import ODESolver, Step, Stop
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.integration import integrate_loop
 from implicitcore.ode_solvers.step_size import Fixed, StepSize
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Positive
+from implicitcore.options.shared import StepLimit
+from implicitcore.options.types import Positive
 from implicitcore.solution import Solution
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
@@ -22,18 +22,13 @@ State = TypeVar("State")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepwiseODESolver(Options, ODESolver, Generic[State]):
+class StepwiseODESolver(StepLimit, ODESolver, Generic[State]):
     """An ODE solver that is one map per step: the loop around it is shared by all.
 
     The loop keeps every promise: each sample has its own time, step size and status, arrives at
     each output time exactly, and is frozen when it is done. A step must treat the samples
     independently and may be told dt = 0 for those that are done.
-
-    Attributes:
-        max_steps: most steps of a sample, rejected ones included, over all output times.
     """
-
-    max_steps: Count = 1000
 
     @property
     @abstractmethod

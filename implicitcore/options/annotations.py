@@ -55,12 +55,10 @@ class PartType:
         if value is None and self.optional:
             return ""
         if _kind(type(value)) in self.kinds:
-            fits = not self.classes or isinstance(value, self.classes)
-            return (
-                ""
-                if fits
-                else f"expected {with_article(' or '.join(cls.__name__ for cls in self.classes))}, received {show(value)}"
-            )
+            if not self.classes or isinstance(value, self.classes):
+                return ""
+            names = " or ".join(cls.__name__ for cls in self.classes)
+            return f"expected {with_article(names)}, received {show(value)}"
         if isinstance(value, type):
             return (
                 f"expected {with_article(str(self))} object, received the class "

@@ -15,8 +15,8 @@ def option_texts(cls: type) -> dict[str, str]:
     """What the sections ``Arguments`` and ``Attributes`` of a class and its bases say, by option.
 
     >>> from implicitcore import Anderson
-    >>> option_texts(Anderson)["max_steps"]
-    'most evaluations of f.'
+    >>> option_texts(Anderson)["damping"]
+    'in (0, 1].'
     """
     found: dict[str, str] = {}
     for owner in cls.__mro__:

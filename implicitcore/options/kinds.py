@@ -10,7 +10,7 @@ CLASS_KINDS = ("layer", "dynamics", "root_solver", "ode_solver", "gradient", "ba
 """The kinds whose parts are classes with that ``kind``."""
 
 MODULE_KINDS = ("layer", "dynamics")
-"""The kinds whose parts hold modules and functions, which are given from Python and not by a configuration."""
+"""The kinds whose parts hold modules and functions, which only Python can give."""
 
 KINDS = (*CLASS_KINDS, "command")
 """Every kind; a ``command`` is a click command that a plugin adds to the command line."""

@@ -13,151 +13,49 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from abc import ABCMeta
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
-from pydantic import (
-    ConfigDict,
-    PydanticInvalidForJsonSchema,
-    PydanticUserError,
-    TypeAdapter,
-    ValidationError,
-)
+from implicitcore.errors import ConfigError, PluginError, describe_error, did_you_mean, show
+from implicitcore.options.annotations import slot_of
+from implicitcore.options.option import REQUIRED, Option
+from implicitcore.options.signatures import CallSignature, call_signature
 
-from implicitcore.errors import ConfigError, PluginError, describe_error, show
-from implicitcore.options.annotations import PartType, bounds_text, plain, slot_of, type_text
-
-REQUIRED = inspect.Parameter.empty
-"""The default of an option that has none."""
-
-DEFINITION = "#/$defs/{model}"
-"""Where a JSON schema refers to the types that an option has of its own."""
-
-_NUMBER_BOUNDS = (
-    "greater_than",
-    "greater_than_equal",
-    "less_than",
-    "less_than_equal",
-    "multiple_of",
-)
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option of a part.
+class PartMeta(ABCMeta):
+    """The class of the classes of parts: a call that does not fit is a :class:`ConfigError`.
 
-    Attributes:
-        name: the keyword.
-        annotation: its type with its bounds.
-        default: its default, or :data:`REQUIRED`.
-        slot: what it holds where it holds parts, else None.
-        positional: it has no default and may be given by position, as a layer's cell is.
+    It says what building the part by its name says: every problem, the near matches and the options
+    that there are. A call that fits costs one comparison of names.
     """
 
-    name: str
-    annotation: Any
-    default: Any = REQUIRED
-    slot: PartType | None = None
-    positional: bool = False
-
-    @property
-    def required(self) -> bool:
-        """Whether it has no default."""
-        return self.default is REQUIRED
-
-    @property
-    def type_text(self) -> str:
-        """The type as a reader writes it: ``float``, ``int | None``, ``root_solver``."""
-        if self.slot is None:
-            return type_text(plain(self.annotation))
-        text = f"list of {self.slot}" if self.slot.many else str(self.slot)
-        return f"{text} or None" if self.slot.optional else text
-
-    @property
-    def bounds_text(self) -> str:
-        """The bounds: ``> 0, <= 1``; empty where there are none."""
-        return bounds_text(self.annotation)
-
-    @functools.cached_property
-    def schema(self) -> dict[str, Any] | None:
-        """The JSON schema of the values that a configuration can give it.
-
-        None where it holds parts, or modules and functions.
-        """
-        if self.slot is not None:
-            return None
+    def __call__(cls: type[T], *args: Any, **options: Any) -> T:
+        call = call_signature(cls)
+        if call.closed and (len(args) > len(call.positional) or options.keys() - call.parameters):
+            raise ConfigError(_problems(cls, args, options))
         try:
-            return self._adapter.json_schema(ref_template=DEFINITION)
-        except PydanticInvalidForJsonSchema:
-            return None
+            return type.__call__(cls, *args, **options)
+        except (TypeError, ValueError, RuntimeError) as error:
+            # A TypeError may come from anywhere in an __init__ that takes any name.
+            about_call = call.closed or "argument" in str(error)
+            problems = _problems(cls, args, options) if about_call else []
+            if len(problems) <= len(getattr(error, "problems", ())):
+                raise
+            raise ConfigError(problems) from None
 
     @property
-    def from_python(self) -> bool:
-        """Whether only Python can give it, and no configuration: a module or a function."""
-        return self.slot is None and self.schema is None
+    def __signature__(cls) -> inspect.Signature:
+        return call_signature(cls).signature
 
-    def read(self, value: Any, *, from_config: bool = False) -> tuple[Any, list[str]]:
-        """Check a value, and convert it where nothing is lost (an int for a float, a list for a tuple).
-
-        Arguments:
-            value: what was given; where the option holds parts, the parts themselves.
-            from_config: numbers may be texts, as YAML has ``1e-5``.
-
-        Returns:
-            The value to use and the problems, each beginning with the option's name.
-        """
-        if self.slot is not None:
-            return self._read_parts(value, self.slot)
-        # Lax conversion, except that True is not 1 and that code, unlike a configuration, can write
-        # a number.
-        strict = isinstance(value, bool) or (isinstance(value, str) and not from_config)
-        try:
-            return self._adapter.validate_python(value, strict=strict), []
-        except ValidationError as error:
-            return value, self._problems(error, value)
-
-    def _read_parts(self, value: Any, slot: PartType) -> tuple[Any, list[str]]:
-        if not slot.many:
-            problem = slot.problem(value)
-            return value, [f"{self.name}: {problem}{_use_names(value)}"] if problem else []
-        if value is None and slot.optional:
-            return None, []
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            return value, [f"{self.name}: expected a list of {slot}, received {show(value)}"]
-        checked = [(index, item, slot.problem(item)) for index, item in enumerate(value)]
-        return tuple(value), [
-            f"{self.name}[{index}]: {problem}{_use_names(item)}"
-            for index, item, problem in checked
-            if problem
-        ]
-
-    @functools.cached_property
-    def _adapter(self) -> TypeAdapter[Any]:
-        try:
-            return TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True))
-        except (
-            PydanticUserError
-        ):  # a dataclass or a model brings its own settings and refuses others
-            return TypeAdapter(self.annotation)
-
-    def _problems(self, error: ValidationError, value: Any) -> list[str]:
-        """One line per place in the value; the branches of a union share theirs."""
-        places: dict[str, list[str]] = {}
-        received: dict[str, Any] = {}
-        for detail in error.errors(include_url=False):
-            place = "".join(f"[{step}]" for step in detail["loc"] if isinstance(step, int))
-            received[place] = detail["input"] if place else value
-            phrase = _expected(detail["type"], detail["msg"])
-            if phrase not in places.setdefault(place, []):
-                places[place].append(phrase)
-        return [
-            f"{self.name}{place}: {' or '.join(phrases)}, received {show(received[place])}"
-            for place, phrases in places.items()
-        ]
+    def checked_options(cls) -> Mapping[str, Option]:
+        """The options whose values are checked when an object is made; none by default."""
+        return {}
 
 
-class Options:
+class Options(metaclass=PartMeta):
     """Base of the parts that are frozen dataclasses: each field is checked when an object is made.
 
     >>> from implicitcore import Anderson
@@ -180,6 +78,11 @@ class Options:
                 object.__setattr__(self, option.name, value)
         if problems:
             raise ConfigError(problems)
+
+    @classmethod
+    def checked_options(cls) -> Mapping[str, Option]:
+        """All of them."""
+        return options_of(cls)
 
 
 @functools.cache
@@ -208,34 +111,14 @@ def _fields(cls: type) -> Iterator[Option]:
 
 
 def _parameters(cls: type) -> Iterator[Option]:
-    seen = {"self"}
-    for depth, function in enumerate(_initialisers(cls)):
-        hints = _hints(function, cls)
-        for name, parameter in inspect.signature(function).parameters.items():
+    for initialiser in call_signature(cls).initialisers:
+        hints = _hints(initialiser.function, cls)
+        for parameter in initialiser.parameters:
+            annotation = hints.get(parameter.name, Any)
             required = parameter.default is REQUIRED
-            # What the __init__ of a base class requires, the class that calls it gives.
-            is_option = parameter.kind not in (
-                parameter.VAR_POSITIONAL,
-                parameter.VAR_KEYWORD,
-            ) and not (required and depth > 0)
-            if is_option and name not in seen:
-                annotation = hints.get(name, Any)
-                positional = required and parameter.kind is not parameter.KEYWORD_ONLY
-                yield Option(name, annotation, parameter.default, slot_of(annotation), positional)
-            seen.add(name)
-
-
-def _initialisers(cls: type) -> Iterator[types.FunctionType]:
-    """The class's ``__init__``, and those of the base classes that its ``**options`` reach."""
-    for owner in cls.__mro__:
-        function = vars(owner).get("__init__")
-        if inspect.isfunction(function):
-            yield function
-            if all(
-                parameter.kind is not parameter.VAR_KEYWORD
-                for parameter in inspect.signature(function).parameters.values()
-            ):
-                return
+            positional = required and parameter.kind is not parameter.KEYWORD_ONLY
+            slot = slot_of(annotation)
+            yield Option(parameter.name, annotation, parameter.default, slot, positional)
 
 
 def _hints(annotated: Any, cls: type) -> dict[str, Any]:
@@ -252,20 +135,55 @@ def _hints(annotated: Any, cls: type) -> dict[str, Any]:
         ) from error
 
 
-def _expected(code: str, message: str) -> str:
-    """pydantic's message in our words."""
-    text = message.removeprefix("Input should be ").split(", unable to parse")[0]
-    text = text.replace("a valid integer", "an integer").replace("a valid ", "a ")
-    if text == message:
-        return message
-    return f"expected a number {text}" if code in _NUMBER_BOUNDS else f"expected {text}"
+def unknown_option(name: object, owner: str, known: Mapping[str, Any]) -> str:
+    """What is said of an option that there is not: the near matches, and those that there are.
 
-
-def _use_names(value: Any) -> str:
-    """What to do about a name in a slot of an object that is built directly."""
-    is_spec = isinstance(value, str | Mapping)
-    return (
-        "; pass an object, or use implicitcore.build or implicitcore.create, which take names"
-        if is_spec
-        else ""
+    Arguments:
+        name: what was given.
+        owner: the part, as the reader called it.
+        known: its options by name; those given by position are not listed.
+    """
+    listed = sorted(
+        key for key, option in known.items() if not getattr(option, "positional", False)
     )
+    near = did_you_mean(name, known)
+    return f"{name}: unknown option of {owner}{near} (options: {', '.join(listed) or 'none'})"
+
+
+def _problems(cls: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with a call: names, positions, what is missing, then the values."""
+    call = call_signature(cls)
+    try:
+        known: Mapping[str, Any] = options_of(cls)
+    except PluginError:  # a type that cannot be read is no reason to hide the names
+        known = call.parameters
+    by_place = dict(zip(call.positional, args, strict=False))
+    missing = [name for name in call.required if name not in given and name not in by_place]
+    checked = cls.checked_options()
+    values = {name: value for name, value in {**by_place, **given}.items() if name in checked}
+    return [
+        *_too_many(cls, call, args),
+        *(f"{name}: given twice, by name and by position" for name in by_place if name in given),
+        *(unknown_option(name, cls.__name__, known) for name in given if name not in known),
+        *(f"{name}: required by {cls.__name__}{_type_of(known[name])}" for name in missing),
+        *(line for name, value in values.items() for line in checked[name].read(value)[1]),
+    ]
+
+
+def _too_many(cls: type, call: CallSignature, args: tuple[Any, ...]) -> list[str]:
+    """A sentence where more is given by position than the class takes."""
+    if len(args) <= len(call.positional):
+        return []
+    extra = ", ".join(map(show, args[len(call.positional) :]))
+    if not call.parameters:
+        return [f"{cls.__name__} takes no options; received {extra}"]
+    first = next((name for name in call.parameters if name not in call.positional), None)
+    example = f", as in {cls.__name__}({first}=...)" if first else ""
+    beside = f" beside {', '.join(call.positional)}" if call.positional else ""
+    return [
+        f"{cls.__name__} takes its options by name{beside}{example}; received {extra} by position"
+    ]
+
+
+def _type_of(option: Any) -> str:
+    return f": {option.type_text}" if isinstance(option, Option) else ""

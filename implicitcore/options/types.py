@@ -1,4 +1,4 @@
-"""The option types that solvers share: tolerances and counts, with their bounds.
+"""The option types that parts share: numbers with their bounds; every one is finite.
 
 ``tol`` is relative, per sample, in the 2-norm; ``atol`` beside it is absolute. What ``tol`` is
 relative to is said by the system (:meth:`implicitcore.System.scale`): ``|f(z)|`` for a fixed point,
@@ -7,7 +7,8 @@ relative to is said by the system (:meth:`implicitcore.System.scale`): ``|f(z)|`
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -25,3 +26,9 @@ Count = Annotated[int, Field(ge=1)]
 
 Whole = Annotated[int, Field(ge=0)]
 """A whole number, 0 included."""
+
+Controller = Literal["i", "pi", "pid"]
+"""The step-size controller: integral, proportional-integral, or with a derivative term."""
+
+Spec = str | Mapping[str, Any]
+"""What stands for a part: the name of a registered one, or a mapping with ``name`` and options."""

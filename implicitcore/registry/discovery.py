@@ -57,7 +57,8 @@ class Plugin:
             out.
         error: the cause in one line; empty where ok or disabled.
         parts: what it registered; empty where it was left out.
-        observers: those of its functions that hear of solves; empty where it was left out.
+        observers: those of its functions that are called after solves; empty where it was left
+            out.
         seconds: how long its import and registration took.
         cause: the exception behind ``error``, where there is one.
         conflicts: for each name that it shares, the parts of that name, its own among them.
@@ -151,7 +152,7 @@ def _load_builtin(manager: pluggy.PluginManager) -> Plugin:
 
 
 def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin]) -> Plugin:
-    """Import the plugin and let it register into a table of its own, which counts only if nothing failed."""
+    """Import the plugin and let it register into its own table, used only if nothing failed."""
     distribution, version = _distribution(point), _version(point)
     status: Status = "ok"
     error, parts, observers, cause = "", (), (), None
@@ -213,14 +214,14 @@ def _register(manager: pluggy.PluginManager, module: ModuleType, registrar: Regi
 
 
 def _observers(manager: pluggy.PluginManager, plugin: _Hooks, owner: str) -> tuple[Observer, ...]:
-    """The plugin's functions that hear of solves, as pluggy found them."""
+    """The plugin's functions that are called after solves, as pluggy found them."""
     found = [
         hook for hook in getattr(manager.hook, LISTENER).get_hookimpls() if hook.plugin is plugin
     ]
     for hook in found:
         if hook.hookwrapper or hook.wrapper:
             raise PluginError(
-                f"{LISTENER} of a plugin hears of a solve that is over, and wraps none: "
+                f"{LISTENER} of a plugin is called after a solve, and wraps none: "
                 "use @hookimpl without options"
             )
     return tuple(

@@ -29,7 +29,11 @@ PROJECT = "implicitcore"
 """The name of the hook's project and of the entry-point group."""
 
 API_VERSION = 1
-"""Grows when a plugin written for an earlier version may no longer work, or when plugins can do something new."""
+"""The version of the hooks.
+
+It grows when a plugin written for an earlier one may no longer work, or when plugins can do
+something new.
+"""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -47,7 +51,7 @@ def implicitcore_register(registry: Registrar) -> None:
 
 @hookspec
 def implicitcore_after_solve(layer: ImplicitLayer, solution: Solution) -> None:
-    """Hear of a solve: called after each forward solve of a layer.
+    """Called after each forward solve of a layer.
 
     A plugin's function is active once plugins have been discovered, which the first use of a name
     does (``implicitcore.build``, ``create``, ``layer.config``, the command line): a program that

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -12,6 +12,7 @@ from implicitcore.backends.base import Backend
 from implicitcore.options.types import Count, Fraction, Tolerance
 from implicitcore.root_solvers.history import History
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
 
@@ -42,10 +43,10 @@ class AndersonState:
     plain: Tensor | None = (
         None  # [batch], those that did in the last one; None where all took an accelerated step
     )
-    scratch: tuple[Tensor, ...] = ()  # a row and its halves, written anew in each step
-    views: tuple[
-        Tensor, ...
-    ] = ()  # the rows, and their halves: they cost as much to make as to use
+    # a row and its halves, written anew in each step
+    scratch: tuple[Tensor, ...] = field(default=(), init=False)
+    # the rows, and their halves: they cost as much to make as to use
+    views: tuple[Tensor, ...] = field(default=(), init=False)
 
     def difference(
         self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor]
@@ -102,16 +103,6 @@ class AndersonState:
             None if self.alive is None or self.fresh is None else torch.zeros_like(self.alive)
         )
 
-    def select(self, rows: Tensor) -> AndersonState:
-        """The state of some samples."""
-        last = None if self.last is None else (self.last[0][rows], self.last[1][rows])
-        alive, fresh, plain = (
-            None if mask is None else mask[rows] for mask in (self.alive, self.fresh, self.plain)
-        )
-        return AndersonState(
-            self.pairs.select(rows), self.ridge, self.least, last, alive, fresh, plain
-        )
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +139,7 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         info = torch.finfo(real_dtype(z))
         relative = 10 * info.eps if self.regularization is None else self.regularization
         least = torch.full((), info.tiny, dtype=real_dtype(z), device=z.device)
-        return AndersonState(History(z, self.depth, 2 * z.shape[1]), relative**0.5, least)
+        return AndersonState(History.like(z, self.depth, 2 * z.shape[1]), relative**0.5, least)
 
     def restart(self, state: AndersonState, grown: Tensor) -> AndersonState:
         """See :meth:`StepwiseRootSolver.restart`."""
@@ -156,20 +147,20 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         return replace(state, alive=alive & ~column(grown), fresh=grown)
 
     def step(
-        self, system: System, z: Tensor, fz: Tensor, state: AndersonState
+        self, system: System, now: Evaluation, state: AndersonState
     ) -> tuple[Tensor, AndersonState]:
         """See :meth:`StepwiseRootSolver.step`."""
-        residual = system.residual(z, fz)
+        z, fz, residual = now
         g, plain = (
             residual.value.unsqueeze(1),
             (fz if self.damping == 1 else torch.lerp(z, fz, self.damping)).unsqueeze(1),
         )
-        now, last = (g, plain), state.last
+        current, last = (g, plain), state.last
         if last is None:
-            state.last, state.plain = now, torch.ones_like(residual.norm, dtype=torch.bool)
+            state.last, state.plain = current, torch.ones_like(residual.norm, dtype=torch.bool)
             return plain.squeeze(1), state
-        self._learn(system.backend, *state.difference(now, last), residual.norm, state)
-        state.last = now if state.fresh is None else state.retreat(now, last, state.fresh)
+        self._learn(system.backend, *state.difference(current, last), residual.norm, state)
+        state.last = current if state.fresh is None else state.retreat(current, last, state.fresh)
         state.plain, state.fresh = state.fresh, None
         _, q, p = state.rows()
         return system.backend.axpy_history(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
 
+from implicitcore.options.options import PartMeta
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 
 
-class RootSolver(ABC):
+class RootSolver(metaclass=PartMeta):
     """Finds z with f(z) = z (that is, g(z) = 0) for each sample of a batch.
 
     A black box implements :meth:`solve` alone; a solver that is one map per iteration derives from
@@ -31,3 +33,10 @@ class RootSolver(ABC):
         Returns:
             The best iterate with its measured residual and a status per sample, packed.
         """
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """Solve from a point where f is known, as zero is for the linear system of a backward pass.
+
+        Here it is evaluated there once more.
+        """
+        return self.solve(system, start.z)

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.convergence import StopState, StopTest
 from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
@@ -32,11 +32,11 @@ class BiCGSTAB(LinearRootSolver):
     """
 
     def cycle(
-        self, system: System, product: Product, g: Tensor, progress: StopTest, left: int
+        self, system: System, product: Product, g: Tensor, test: StopTest, left: int
     ) -> Correction:
         """See :meth:`LinearRootSolver.cycle`."""
         del system
-        recurrence = _Recurrence(product, g, progress)
+        recurrence = _Recurrence(product, g, test.state)
         s, products = recurrence.run((left + 1) // 2)
         return Correction(s, products, recurrence.steps)
 
@@ -47,19 +47,19 @@ class _Recurrence:
     Arguments:
         product: v -> A v.
         g: ``[batch, n]``.
-        progress: which samples are active, and below which residual each is done.
+        state: which samples are active, and below which residual each is done.
     """
 
-    def __init__(self, product: Product, g: Tensor, progress: StopTest) -> None:
+    def __init__(self, product: Product, g: Tensor, state: StopState) -> None:
         self.product = product
         self.beta = norm(g).clamp(min=torch.finfo(real_dtype(g)).tiny)
-        self.limit = progress.limit / self.beta.detach()
+        self.limit = state.limit / self.beta.detach()
         self.s = self.best = torch.zeros_like(g)
         self.r = self.p = self.shadow = g / column(self.beta).to(g.dtype)
         self.rho = _dot(self.r, self.r)
         self.smallest = norm(self.r.detach())
-        self.active = progress.active & (self.smallest > self.limit)
-        self.steps = torch.zeros_like(progress.steps)
+        self.active = state.active & (self.smallest > self.limit)
+        self.steps = torch.zeros_like(state.steps)
 
     def run(self, most: int) -> tuple[Tensor, int]:
         """The s of smallest residual after at most so many iterations, and the products spent."""
@@ -81,7 +81,7 @@ class _Recurrence:
         self.s = self.s + _times(alpha, self.p) + _times(omega, half)
         self.r = torch.where(column(self.active), half - _times(omega, t), self.r)
         self._turn(v, alpha, omega)
-        self._note()
+        self._keep()
 
     def _turn(self, v: Tensor, alpha: Tensor, omega: Tensor) -> None:
         """The next direction; a sample whose recurrence broke down begins anew from its residual."""
@@ -97,7 +97,7 @@ class _Recurrence:
         self.shadow = torch.where(again, self.r, self.shadow)
         self.rho = torch.where(broken, _dot(self.r, self.r), rho)
 
-    def _note(self) -> None:
+    def _keep(self) -> None:
         """Keep the best s so far: the residual falls unevenly."""
         size = norm(self.r.detach())
         better = self.active & (size < self.smallest)

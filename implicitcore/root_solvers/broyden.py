@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Backend
 from implicitcore.errors import GradientError
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.history import History
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver, iterate
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
+from implicitcore.tensors.restrict import SHARED
 
 
 @final
@@ -50,9 +52,9 @@ class Broyden(StepwiseRootSolver[Any]):
     def init(self, system: System, z: Tensor) -> _Good | _Bad:
         """B = -I."""
         return (
-            _Good(system, z, self.memory)
+            _Good.empty(system, z, self.memory)
             if self.variant == "good"
-            else _Bad(system, z, self.memory)
+            else _Bad.empty(system, z, self.memory)
         )
 
     def solve_keeping(
@@ -71,17 +73,28 @@ class Broyden(StepwiseRootSolver[Any]):
                 "the inverse is kept by Broyden's good method, without compact and "
                 f"sync_steps; received {self}"
             )
-        solution, state = iterate(self, system, z0)
+        solution, state = iterate(self, system, system.evaluate(z0))
         return solution, partial(state.transposed, solution.steps)
 
     def step(
-        self, system: System, z: Tensor, fz: Tensor, state: _Good | _Bad
+        self, system: System, now: Evaluation, state: _Good | _Bad
     ) -> tuple[Tensor, _Good | _Bad]:
         """See :meth:`StepwiseRootSolver.step`."""
-        g = system.residual(z, fz).value
-        return z + state.step(g.unsqueeze(1)).squeeze(1), state
+        del system
+        return now.z + state.step(now.residual.value.unsqueeze(1)).squeeze(1), state
 
 
+class _Window(NamedTuple):
+    """Views for so many steps, which cost as much to make as to use."""
+
+    size: int
+    block: Tensor  # of the matrix
+    turned: Tensor  # transposed
+    lines: Sequence[Tensor]  # its rows
+    unit_rows: Sequence[Tensor]  # those of the identity
+
+
+@dataclass(eq=False)
 class _Good:
     """The steps s_0, s_1, ... since the last restart.
 
@@ -92,17 +105,27 @@ class _Good:
     products with S.
     """
 
-    def __init__(self, system: System, z: Tensor, memory: int) -> None:
-        self.backend = system.backend
-        self.steps = History(z, memory + 1)
-        self.forgotten = 0
-        self.kept: list[Tensor] = []
-        dtype = z.dtype if z.is_complex() else real_dtype(z)
-        self.matrix = z.new_zeros(z.shape[0], memory + 1, memory + 1, dtype=dtype)
-        self.units = torch.eye(memory + 1, dtype=dtype, device=z.device)
+    backend: Backend
+    steps: History
+    matrix: Tensor  # [batch, memory + 1, memory + 1]
+    units: Tensor = field(metadata=SHARED)  # the identity
+    forgotten: int = 0
+    kept: list[Tensor] = field(default_factory=list)
+    window: _Window = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.window = _Window(0, self.matrix, self.matrix, (), ())
         self.one = self.units[0, 0]
-        self.limit, self.tiny = 10 * torch.finfo(dtype).eps, torch.finfo(dtype).tiny
-        self.size = 0
+        info = torch.finfo(self.units.dtype)
+        self.limit, self.tiny = 10 * info.eps, info.tiny
+
+    @classmethod
+    def empty(cls, system: System, z: Tensor, memory: int) -> _Good:
+        """No step has been taken."""
+        dtype = z.dtype if z.is_complex() else real_dtype(z)
+        matrix = z.new_zeros(z.shape[0], memory + 1, memory + 1, dtype=dtype)
+        units = torch.eye(memory + 1, dtype=dtype, device=z.device)
+        return cls(system.backend, History.like(z, memory + 1), matrix, units)
 
     def step(self, g: Tensor) -> Tensor:
         """-B g, taken in as the next step."""
@@ -116,37 +139,33 @@ class _Good:
         else:
             self.steps.append(*(self._solve(g) if self.steps.count else (g,)))
             if self.steps.count < self.steps.depth:
-                self._learn(self.steps.last())
+                self._take_in(self.steps.last())
         return self.steps.last()
 
     def _solve(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """d and 1 / (1 - c)."""
-        newest, rows = self.steps.count, self._window()
-        c = torch.bmm(self.backend.inner_products(rows, g).to(self.units.dtype), self.turned)
+        newest, (rows, window) = self.steps.count, self._rows()
+        c = torch.bmm(self.backend.inner_products(rows, g).to(self.units.dtype), window.turned)
         scale, safe = _scale(c.narrow(2, newest, 1), self.limit, self.one)
-        self.lines[newest].mul_(safe)
+        window.lines[newest].mul_(safe)
         # The row of the step to be found is still zero, so its own coefficient adds nothing here.
         return self.backend.axpy_history(g, c.to(g.dtype), rows), scale
 
-    def _learn(self, s: Tensor) -> None:
+    def _take_in(self, s: Tensor) -> None:
         """The coefficient of the step that follows s."""
-        newest, rows = self.steps.count - 1, self._window()
+        newest, (rows, window) = self.steps.count - 1, self._rows()
         gram = self.backend.inner_products(rows, s).to(self.units.dtype)
-        row = torch.baddbmm(self.unit_rows[newest], gram, self.block)
-        torch.div(row, gram.narrow(2, newest, 1) + self.tiny, out=self.lines[newest + 1])
+        row = torch.baddbmm(window.unit_rows[newest], gram, window.block)
+        torch.div(row, gram.narrow(2, newest, 1) + self.tiny, out=window.lines[newest + 1])
 
-    def _window(self) -> Tensor:
-        """The steps so far and a zero row, and views of the matrix for so many.
-
-        They cost as much to make as to use.
-        """
+    def _rows(self) -> tuple[Tensor, _Window]:
+        """The steps so far and a zero row, and the views of the matrix for so many."""
         rows = self.steps.rows(ahead=1)
-        if rows.shape[1] != self.size:
-            self.size = rows.shape[1]
-            self.block = self.matrix[:, : self.size, : self.size]
-            self.turned, self.lines = self.block.mT, self.block.split(1, 1)
-            self.unit_rows = self.units[: self.size, : self.size].split(1)
-        return rows
+        size = rows.shape[1]
+        if size != self.window.size:
+            block, units = self.matrix[:, :size, :size], self.units[:size, :size]
+            self.window = _Window(size, block, block.mT, block.split(1, 1), units.split(1))
+        return rows, self.window
 
     def _chain(self, g: Tensor) -> Tensor:
         """The same, factor by factor: autograd must keep what the matrix would write over."""
@@ -168,13 +187,6 @@ class _Good:
             )
         return v.squeeze(1)
 
-    def select(self, rows: Tensor) -> _Good:
-        """The state of some samples."""
-        part = copy.copy(self)
-        part.steps, part.matrix, part.size = self.steps.select(rows), self.matrix[rows], 0
-        part.kept = [kept[rows] for kept in self.kept]
-        return part
-
 
 def _scale(c: Tensor, limit: float, one: Tensor) -> tuple[Tensor, Tensor]:
     """1 / (1 - c), and where that is no division by rounding: one elsewhere."""
@@ -189,13 +201,19 @@ def _share(s: Tensor, d: Tensor) -> Tensor:
     return (s.conj() * d).sum(2, keepdim=True) / torch.where(square == 0, 1, square)
 
 
+@dataclass(eq=False)
 class _Bad:
     """B = -I + sum_i u_i v_i^H, and the last residual g, with the step -B g that was taken from it."""
 
-    def __init__(self, system: System, z: Tensor, memory: int) -> None:
-        self.backend = system.backend
-        self.left, self.right = History(z, memory), History(z, memory)
-        self.last: Tensor | None = None
+    backend: Backend
+    left: History
+    right: History
+    last: Tensor | None = None
+
+    @classmethod
+    def empty(cls, system: System, z: Tensor, memory: int) -> _Bad:
+        """No step has been taken."""
+        return cls(system.backend, History.like(z, memory), History.like(z, memory))
 
     def step(self, g: Tensor) -> Tensor:
         """-B g, after the last step is taken in.
@@ -220,10 +238,3 @@ class _Bad:
         self.left.append(u)
         self.right.append(y)
         return direction - u * (y.conj() * g).sum(2, keepdim=True)
-
-    def select(self, rows: Tensor) -> _Bad:
-        """The state of some samples."""
-        part = copy.copy(self)
-        part.left, part.right = self.left.select(rows), self.right.select(rows)
-        part.last = None if self.last is None else self.last[rows]
-        return part

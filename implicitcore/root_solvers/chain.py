@@ -14,6 +14,7 @@ from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
 from implicitcore.solution import Solution, Status
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
@@ -24,7 +25,7 @@ class Chain(Options, RootSolver):
     """A cheap solver first.
 
     Only the samples that it leaves unconverged go on to the next one, from their best iterates. The
-    later solvers see those samples alone (:meth:`implicitcore.System.select`), and pay for no
+    later solvers see those samples alone (:meth:`implicitcore.System.restrict`), and pay for no
     others. Evaluations and steps add up; a sample's iterate, residual and status are those of the
     solver that came closest. Each solver has its own tolerance: the chain promises the loosest of
     them. Prefer a single solver where it converges for all samples: a chain of one is that solver.
@@ -56,12 +57,19 @@ class Chain(Options, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        solution = self.solvers[0].solve(system, z0)
+        return self._go_on(system, self.solvers[0].solve(system, z0))
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """See :meth:`RootSolver.solve_from`."""
+        return self._go_on(system, self.solvers[0].solve_from(system, start))
+
+    def _go_on(self, system: System, solution: Solution) -> Solution:
+        """The solution of the first solver, with what the others make of it."""
         for solver in self.solvers[1:]:
             left = (~solution.converged).nonzero().squeeze(1)
             if not len(left):
                 break
-            part = system if len(left) == len(solution.status) else system.select(left)
+            part = system if len(left) == len(solution.status) else system.restrict(left)
             after = solver.solve(part, solution.z.index_select(0, left))
             solution = merge(solution, after, left)
         return solution.amended(evaluations=system.evaluations)

@@ -36,9 +36,9 @@ class GMRES(LinearRootSolver):
     restart: Count = 30
 
     def cycle(
-        self, system: System, product: Product, g: Tensor, progress: StopTest, left: int
+        self, system: System, product: Product, g: Tensor, test: StopTest, left: int
     ) -> Correction:
         """See :meth:`LinearRootSolver.cycle`."""
-        limit = torch.where(progress.active, progress.limit, torch.inf)
+        limit = torch.where(test.state.active, test.state.limit, torch.inf)
         krylov = Krylov(system.backend, product, g, limit, min(self.restart, left))
         return Correction(krylov.minimise(), krylov.size, krylov.steps)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,31 +14,41 @@ from torch import Tensor
 SMALL, FIRST = 2**20, 8
 
 
+@dataclass
 class History:
     """The last ``depth`` vectors of each sample, as one tensor ``[batch, depth, n]``.
 
     Without a graph it is one buffer, allocated once and written in place; with one it is a list,
     for autograd must keep every past value.
 
-    Arguments:
-        like: a packed state ``[batch, n]``.
+    Attributes:
         depth: rows.
-        width: entries of a row; None is n.
+        buffer: ``[batch, depth, n]``, where there is no graph.
+        kept: the rows, each ``[batch, 1, n]``, where there is one.
+        count: vectors written.
     """
 
-    def __init__(self, like: Tensor, depth: int, width: int | None = None) -> None:
-        self.depth = depth
-        self.count = 0
-        self._list: list[Tensor] | None = None
-        if torch.is_grad_enabled():
-            self._list = []
-        else:
-            self._hold(like.new_empty(like.shape[0], depth, width or like.shape[1]))
+    depth: int
+    buffer: Tensor | None
+    kept: list[Tensor]
+    count: int = 0
 
-    def _hold(self, buffer: Tensor) -> None:
-        self._buffer, self._slots = buffer, buffer.split(1, 1)
-        self._used = 0
-        self._view = buffer
+    def __post_init__(self) -> None:
+        self.slots: Sequence[Tensor] = () if self.buffer is None else self.buffer.split(1, 1)
+        self.used = 0
+        self.view = self.buffer
+
+    @classmethod
+    def like(cls, z: Tensor, depth: int, width: int | None = None) -> History:
+        """An empty history.
+
+        Arguments:
+            z: a packed state ``[batch, n]``.
+            depth: rows.
+            width: entries of a row; None is n.
+        """
+        graph = torch.is_grad_enabled()
+        return cls(depth, None if graph else z.new_empty(len(z), depth, width or z.shape[1]), [])
 
     @property
     def slot(self) -> int:
@@ -46,55 +57,44 @@ class History:
 
     def append(self, row: Tensor, scale: Tensor | None = None) -> None:
         """Write a row ``[batch, 1, n]``, times ``scale`` ``[batch, 1, 1]``, over the oldest."""
-        if self._list is not None:
-            self._list[self.slot : self.slot + 1] = [
-                row if scale is None else (row * scale).to(row.dtype)
-            ]
+        if self.buffer is None:
+            new = row if scale is None else (row * scale).to(row.dtype)
+            self.kept[self.slot : self.slot + 1] = [new]
         elif scale is None:
-            self._slots[self.slot].copy_(row)
+            self.slots[self.slot].copy_(row)
         else:
-            torch.mul(row, scale, out=self._slots[self.slot])
+            torch.mul(row, scale, out=self.slots[self.slot])
         self.count += 1
 
     def clear(self) -> None:
         """Forget all rows."""
-        self.count = self._used = 0
-        if self._list is not None:
-            self._list = []
+        self.count = self.used = 0
+        self.kept = []
 
     def last(self) -> Tensor:
         """The newest row, ``[batch, 1, n]``."""
         slot = (self.count - 1) % self.depth
-        return self._slots[slot] if self._list is None else self._list[slot]
+        return self.kept[slot] if self.buffer is None else self.slots[slot]
 
     def each(self) -> list[Tensor]:
         """The rows, one by one, in the order of the slots."""
-        return list(self._slots[: self.count]) if self._list is None else self._list
+        return self.kept if self.buffer is None else list(self.slots[: self.count])
 
     def rows(self, ahead: int = 0) -> Tensor:
         """``[batch, rows, n]`` in the order of the slots.
 
         Those written, ``ahead`` zero rows, and some more where there are few.
         """
-        if self._list is not None:
-            return torch.cat(self._list, 1)
+        if self.buffer is None or self.view is None:
+            return torch.cat(self.kept, 1)
         needed = min(self.count + ahead, self.depth)
-        if needed > self._used:
-            small = self._buffer.numel() <= SMALL
-            self._used = min(max(FIRST, needed, 2 * self._used), self.depth) if small else needed
-            self._buffer[:, self.count : self._used] = 0
-            self._view = self._buffer[:, : self._used]
-        return self._view
+        if needed > self.used:
+            small = self.buffer.numel() <= SMALL
+            self.used = min(max(FIRST, needed, 2 * self.used), self.depth) if small else needed
+            self.buffer[:, self.count : self.used] = 0
+            self.view = self.buffer[:, : self.used]
+        return self.view
 
     def written(self) -> Tensor:
         """``[batch, count, n]``: only those written."""
         return self.rows()[:, : self.count]
-
-    def select(self, index: Tensor) -> History:
-        """The history of some samples."""
-        part = copy.copy(self)
-        if self._list is not None:
-            part._list = [row.index_select(0, index) for row in self._list]
-        else:
-            part._hold(self._buffer.index_select(0, index))
-        return part

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from implicitcore.options.options import Options
 from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.chain import merge
-from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.convergence import StopState, StopTest
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.root_solvers.newton import Newton
 from implicitcore.solution import Solution, Status
+from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
 from implicitcore.tensors.packing import Packing
@@ -68,37 +70,46 @@ class Homotopy(Options, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        if system.linear:
+        if isinstance(system, LinearSystem):
             return self.corrector.solve(system, z0)
-        progress = StopTest(
-            system, z0, getattr(self.corrector, "tol", 0.0), getattr(self.corrector, "atol", 0.0)
-        )
-        if progress.observe(z0, system.update(z0)):
-            return progress.solution()
+        return self._follow(system, system.evaluate(z0))
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """See :meth:`RootSolver.solve_from`."""
+        if isinstance(system, LinearSystem):
+            return self.corrector.solve_from(system, start)
+        return self._follow(system, start)
+
+    def _follow(self, system: System, start: Evaluation) -> Solution:
+        tol, atol = getattr(self.corrector, "tol", 0.0), getattr(self.corrector, "atol", 0.0)
+        z0, test = start.z, StopTest(system, start.z, tol, atol)
+        if test.check(start):
+            return test.solution()
+        state = test.state
         dense = z0.shape[1] <= self.dense_below
         z, steps = (
-            _by_length(self.ode_solver, system, z0, progress)
+            _by_length(self.ode_solver, system, z0, state)
             if dense
             else _by_s(self.ode_solver, system, z0)
         )
-        usable = progress.active & (norm(z - z0) < progress.ceiling)  # not where the path ran away
+        usable = state.active & (norm(z - z0) < state.ceiling)  # not where the path ran away
         z = torch.where(column(usable), z, z0)
+        if dense and torch.is_grad_enabled():
+            z = _anchored(system, z)
+        # To a tolerance that is relative to the start of the path and not to its end.
         after = self._correct(
-            system, _anchored(system, z) if dense and torch.is_grad_enabled() else z, progress
+            system, z, lambda size: system.scale(size, state.best_norm) * tol + atol
         )
-        merged = merge(progress.solution(), after, _all(z0))
-        steps = torch.where(progress.active, steps + after.steps, progress.steps)
+        merged = merge(test.solution(), after, _all(z0))
+        steps = torch.where(state.active, steps + after.steps, state.steps)
         return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)
 
-    def _correct(self, system: System, z: Tensor, progress: StopTest) -> Solution:
-        """The corrector's solution from z, to a tolerance that is relative to the start of the path and not to its end."""
+    def _correct(self, system: System, z: Tensor, limit: Callable[[Tensor], Tensor]) -> Solution:
+        """The corrector's solution from z, with residuals below the limit for its size."""
         first = self.corrector.solve(system, z)
-        limit = system.scale(norm(first.z), progress.best_norm) * progress.tol + progress.atol
-        loose = (
-            first.converged
-            if first.residual is None
-            else first.converged & (first.residual > limit)
-        )
+        loose = first.converged
+        if first.residual is not None:
+            loose = loose & (first.residual > limit(norm(first.z)))
         if not bool(loose.any()):
             return first
         first = replace(
@@ -114,8 +125,8 @@ def _anchored(system: System, z: Tensor) -> Tensor:
     """
     end = z.detach()
     for _ in range(2):
-        point = Point(system, end)
-        end = end + solve(point.matrix(), point.residual.value)[0]
+        point = Point.at(system, end)
+        end = end + solve(point.matrix(), point.g)[0]
     return z + (end - end.detach())
 
 
@@ -125,17 +136,17 @@ def _all(z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _by_length(
-    solver: ODESolver, system: System, z0: Tensor, progress: StopTest
+    solver: ODESolver, system: System, z0: Tensor, state: StopState
 ) -> tuple[Tensor, Tensor]:
     """Follow the path by its length; where each sample arrived or was left, and its steps.
 
     Without a graph: the last step goes beyond s = 1, by a length whose derivative nothing knows.
     """
-    path = _LengthPath(system, z0)
+    path = _LengthPath.path(system, z0, torch.cat((z0, torch.zeros_like(z0[:, :1])), 1))
 
     def stop(t: Tensor, y: Tensor, velocity: Tensor) -> Tensor:
         del t, velocity
-        return progress.active & (y[:, -1] < 1) & (norm(y[:, :-1] - z0) < progress.ceiling)
+        return state.active & (y[:, -1] < 1) & (norm(y[:, :-1] - z0) < state.ceiling)
 
     solution = solver.solve(path, path.start, torch.tensor([0.0, torch.inf]), stop)
     return solution.z[-1][:, :-1], solution.steps
@@ -143,56 +154,51 @@ def _by_length(
 
 def _by_s(solver: ODESolver, system: System, z0: Tensor) -> tuple[Tensor, Tensor]:
     """Follow the path by s; where each sample arrived or was left, and its steps."""
-    solution = solver.solve(_Path(system, z0), z0, torch.tensor([0.0, 1.0]))
+    solution = solver.solve(_Path.path(system, z0, z0), z0, torch.tensor([0.0, 1.0]))
     return solution.z[-1], solution.steps
 
 
+@dataclass(eq=False)
 class _Path(System):
     """The zero path of H(z, s) by s, as the vector field dz/ds: matrix-free.
 
-    Arguments:
+    Attributes:
         system: gives f.
         a: where the path begins, ``[batch, n]``.
+        start: its state there.
     """
 
-    def __init__(self, system: System, a: Tensor, start: Tensor | None = None) -> None:
-        self.start = a if start is None else start
-        super().__init__(system.dynamics, system.x, Packing.of(self.start), backend=system.backend)
-        self.system, self.a = system, a
+    system: System
+    a: Tensor
+    start: Tensor
 
-    def select(self, index: Tensor) -> _Path:
-        """See :meth:`System.select`."""
-        part = copy.copy(self)
-        part.packing = replace(self.packing, batch=len(index))
-        part.system, part.a, part.start = (
-            self.system.select(index),
-            self.a.index_select(0, index),
-            self.start.index_select(0, index),
-        )
-        return part
+    @classmethod
+    def path(cls, system: System, a: Tensor, start: Tensor) -> Self:
+        """The path that begins at a."""
+        problem = replace(system.problem, packing=Packing.of(start))
+        return cls(problem, system.context.recounted(), system, a, start)
 
-    def update(self, z: Tensor) -> Tensor:
-        """Z and the velocity there."""
-        return z + self.velocity(torch.zeros_like(z[:, 0]), z)
+    def _map(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`System._map`."""
+        g = self.velocity(torch.zeros_like(z[:, 0]), z)
+        return z + g, g
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """(I - s J)^-1 (f(z) - a - attraction H)."""
-        point, s = Point(self.system, z), column(t).to(z.dtype)
-        right = point.fz - self.a - ATTRACTION * (z - torch.lerp(self.a, point.fz, s))
+        point, s = Point.at(self.system, z), column(t).to(z.dtype)
+        right = point.now.fz - self.a - ATTRACTION * (z - torch.lerp(self.a, point.now.fz, s))
         limit = INNER * norm(right.detach())
         return Krylov(
             self.backend, lambda v: v - s * point.jacobian.jvp(v), right, limit, MOST
         ).minimise()
 
 
+@dataclass(eq=False)
 class _LengthPath(_Path):
     """The zero path of H in y = (z, s), ``[batch, n + 1]``, by its length.
 
     Past s = 1 it goes straight on, in s alone.
     """
-
-    def __init__(self, system: System, a: Tensor) -> None:
-        super().__init__(system, a, torch.cat((a, torch.zeros_like(a[:, :1])), 1))
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The tangent, and the way back to the path.
@@ -200,9 +206,9 @@ class _LengthPath(_Path):
         The least step that solves the linearisation of H = 0.
         """
         del t
-        point, s = Point(self.system, z[:, :-1]), z[:, -1:].clamp(max=1)
-        drop = torch.where(z[:, -1:] < 1, point.fz - self.a, 0)  # -dH/ds
-        away = point.z - torch.lerp(self.a, point.fz, s)  # H
+        point, s = Point.at(self.system, z[:, :-1]), z[:, -1:].clamp(max=1)
+        drop = torch.where(z[:, -1:] < 1, point.now.fz - self.a, 0)  # -dH/ds
+        away = point.z - torch.lerp(self.a, point.now.fz, s)  # H
         solved, sign = _solve(point.matrix(1.0, s), torch.stack((drop, away), 2))
         tangent = torch.cat((solved[:, :, 0], torch.ones_like(s)), 1)
         tangent = tangent * (sign / column(norm(tangent))).to(z.dtype)

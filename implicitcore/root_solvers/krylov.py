@@ -40,7 +40,7 @@ class Krylov:
         most: int,
     ) -> None:
         self.backend, self.product, self.g, self.limit = backend, product, g, limit
-        self.basis = History(g, most + 1)
+        self.basis = History.like(g, most + 1)
         self.columns: list[Tensor] = []
         self.w: list[Tensor] = []
         self.beta = norm(g)

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Tolerance
+from implicitcore.options.shared import ResidualTolerance
+from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
 
@@ -30,7 +31,7 @@ class Correction(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearRootSolver(Options, RootSolver):
+class LinearRootSolver(ResidualTolerance, RootSolver):
     """Cycles of a matrix-free method for A s = g, with g = g(z) = b - A z, per sample.
 
     Each begins at the residual measured. A = -dg/dz = I - df/dz comes as products from
@@ -39,19 +40,14 @@ class LinearRootSolver(Options, RootSolver):
     linearisation at z.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm (relative to the incoming gradient in a
-            backward pass).
-        atol: absolute tolerance beside it.
-        max_steps: most products.
+        max_products: most products with A of the batch.
     """
 
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
-    max_steps: Count = 100
+    max_products: Count = 100
 
     @abstractmethod
     def cycle(
-        self, system: System, product: Product, g: Tensor, progress: StopTest, left: int
+        self, system: System, product: Product, g: Tensor, test: StopTest, left: int
     ) -> Correction:
         """An s with A s near g for the active samples, after about ``left`` products at most.
 
@@ -60,19 +56,22 @@ class LinearRootSolver(Options, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        progress = StopTest(system, z0, self.tol, self.atol)
-        z, fz = z0, system.update(z0)
-        stopped = progress.observe(z, fz)
-        products, steps = 0, torch.zeros_like(progress.steps)
-        while not stopped and products < self.max_steps:
-            product, g = _product(system.linearize(z)), system.residual(z, fz).value
-            found = self.cycle(system, product, g, progress, self.max_steps - products)
+        return self.solve_from(system, system.evaluate(z0))
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """See :meth:`RootSolver.solve_from`."""
+        test, now = StopTest(system, start.z, self.tol, self.atol), start
+        stopped = test.check(now)
+        products, steps = 0, torch.zeros_like(test.state.steps)
+        while not stopped and products < self.max_products:
+            product = _product(system.linearize(now.z))
+            left = self.max_products - products
+            found = self.cycle(system, product, now.residual.value, test, left)
             products += found.products + 1
             steps += found.steps
-            z = progress.freeze(z + found.s, z)
-            fz = system.update(z)
-            stopped = progress.observe(z, fz)
-        return progress.solution(steps=steps)
+            now = system.evaluate(test.freeze(now.z + found.s, now.z))
+            stopped = test.check(now)
+        return test.solution(steps=steps)
 
 
 def _product(jacobian: Linearization) -> Product:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
-from implicitcore.backends.base import Residual
 from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
 
@@ -14,24 +17,45 @@ from implicitcore.tensors.norms import real_dtype
 DAMPING = 1e-3
 
 
+@dataclass(frozen=True, eq=False)
 class Point:
-    """An iterate z with f(z), g = f(z) - z and the Jacobian J of f there, all from one evaluation.
+    """An iterate z with f(z), g = f(z) - z and the Jacobian J of f there.
 
-    Arguments:
+    Attributes:
         system: evaluates and linearises.
-        z: ``[batch, n]``.
+        now: z, f(z) and g.
+        jacobian: J.
+        size: ``|g|``, ``[batch]``, without a graph.
     """
 
-    def __init__(self, system: System, z: Tensor) -> None:
-        self.z, self.system = z, system
-        self.jacobian = system.linearize(z)
-        self.fz = system.update(z) if system.linear else self.jacobian.fz
-        self.residual: Residual = system.residual(z, self.fz)
+    system: System
+    now: Evaluation
+    jacobian: Linearization
+    size: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", self.now.residual.norm.detach())
+
+    @classmethod
+    def at(cls, system: System, z: Tensor) -> Point:
+        """The point z, all from one evaluation."""
+        jacobian = system.linearize(z)
+        return cls(system, jacobian.evaluation(z), jacobian)
+
+    @classmethod
+    def known(cls, system: System, now: Evaluation) -> Point:
+        """The point of an evaluation, linearised."""
+        return cls(system, now, system.linearize(now.z))
 
     @property
-    def size(self) -> Tensor:
-        """``|g|``, ``[batch]``, without a graph."""
-        return self.residual.norm.detach()
+    def z(self) -> Tensor:
+        """The iterate, ``[batch, n]``."""
+        return self.now.z
+
+    @property
+    def g(self) -> Tensor:
+        """Its residual, ``[batch, n]``."""
+        return self.now.residual.value
 
     def matrix(self, shift: Tensor | float = 1.0, scale: Tensor | float = 1.0) -> Tensor:
         """The matrices shift I - scale J, ``[batch, n, n]``, each of one number or ``[batch, 1]``.
@@ -49,7 +73,7 @@ class Point:
         return Krylov(
             self.system.backend,
             lambda v: v * shift - self.jacobian.jvp(v),
-            self.residual.value,
+            self.g,
             limit,
             most,
         ).minimise()

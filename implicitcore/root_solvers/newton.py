@@ -8,12 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Tolerance, Whole
+from implicitcore.options.shared import Stopping
+from implicitcore.options.types import Count, Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linearized import Point, damped, solve
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
@@ -28,7 +30,7 @@ LOOSEST, FORCING = 0.5, 0.9
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Newton(Options, RootSolver):
+class Newton(Stopping, RootSolver):
     """Newton's method on g(z) = f(z) - z: (I - J) s = g with J = df/dz, then z + a s, per sample.
 
     The length a begins at one and is cut, by the minimum of a parabola, until ``|g|`` falls by the
@@ -42,10 +44,6 @@ class Newton(Options, RootSolver):
     the line search ends in a minimum of ``|g|`` that is no root.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
-            atol``.
-        atol: absolute tolerance beside it.
-        max_steps: most iterates, the start included.
         dense_below: largest n whose Jacobians are formed; the storage is n^2 per sample.
         restart: most GMRES products in one iteration.
         backtracks: most times a step is cut; 0 always takes the full step.
@@ -56,41 +54,44 @@ class Newton(Options, RootSolver):
         16-32, choice 2; damped step: More, The Levenberg-Marquardt algorithm (1978).
     """
 
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
-    max_steps: Count = 50
     dense_below: Whole = 64
     restart: Count = 30
     backtracks: Whole = 10
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        progress = StopTest(system, z0, self.tol, self.atol)
-        point = Point(system, z0)
-        stopped = progress.observe(z0, point.fz)
-        run = _Run(self, system, progress)
+        return self._run(Point.at(system, z0))
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """See :meth:`RootSolver.solve_from`."""
+        return self._run(Point.known(system, start))
+
+    def _run(self, point: Point) -> Solution:
+        test = StopTest(point.system, point.z, self.tol, self.atol)
+        stopped = test.check(point.now)
+        run = _Run(self, test)
         for _ in range(self.max_steps - 1):
             if stopped or not run.going():
                 break
             point = run.step(point)
-            stopped = progress.observe(point.z, point.fz)
-        return progress.solution(steps=run.steps)
+            stopped = test.check(point.now)
+        return test.solution(steps=run.steps)
 
 
 class _Run:
     """What an iteration hands to the next one, per sample."""
 
-    def __init__(self, solver: Newton, system: System, progress: StopTest) -> None:
-        self.solver, self.system, self.progress = solver, system, progress
-        self.steps = torch.ones_like(progress.steps)
-        self.stalled = torch.zeros_like(progress.active)  # no step lowers |g|
-        self.damped = torch.zeros_like(progress.active)  # takes a damped step
+    def __init__(self, solver: Newton, test: StopTest) -> None:
+        self.solver, self.test = solver, test
+        self.steps = torch.ones_like(test.state.steps)
+        self.stalled = torch.zeros_like(test.state.active)  # no step lowers |g|
+        self.damped = torch.zeros_like(test.state.active)  # takes a damped step
         self.forcing: Tensor | None = None
         self.last: Tensor | None = None  # |g| of the last iterate
 
     def going(self) -> bool:
         """Whether a sample is still worth a step."""
-        self.active = self.progress.active & ~self.stalled
+        self.active = self.test.state.active & ~self.stalled
         return bool(self.active.any())
 
     def step(self, point: Point) -> Point:
@@ -100,7 +101,7 @@ class _Run:
         return self._search(point, self._dense(point) if dense else self._krylov(point))
 
     def _dense(self, point: Point) -> Tensor:
-        matrix, g = point.matrix(), point.residual.value
+        matrix, g = point.matrix(), point.g
         s, singular = solve(matrix, g)
         self.damped = (self.damped | singular) & self.active
         if bool(self.damped.any()):
@@ -124,12 +125,10 @@ class _Run:
             eta = FORCING * (size / self.last).square()
             eta = torch.where(before > 0.1, torch.maximum(eta, before), eta).clamp(max=LOOSEST)
         self.forcing, self.last = eta, size
-        enough = self.progress.limit / 2
-        return torch.where(
-            self.active,
-            enough if self.system.linear else torch.maximum(eta * size, enough),
-            torch.inf,
-        )
+        limit = self.test.state.limit / 2
+        if not isinstance(self.test.system, LinearSystem):
+            limit = torch.maximum(eta * size, limit)
+        return torch.where(self.active, limit, torch.inf)
 
     def _krylov(self, point: Point) -> Tensor:
         self.damped = torch.ones_like(self.damped)  # there is no other step to try
@@ -157,9 +156,8 @@ class _Run:
         return trial
 
     def _trial(self, point: Point, s: Tensor, a: Tensor, moving: Tensor) -> Point:
-        return Point(
-            self.system, torch.where(column(moving), point.z + column(a).to(s.dtype) * s, point.z)
-        )
+        z = torch.where(column(moving), point.z + column(a).to(s.dtype) * s, point.z)
+        return Point.at(point.system, z)
 
     def _short(self, trial: Point, point: Point, a: Tensor) -> Tensor:
         """The samples whose step does not lower ``|g|`` enough."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from implicitcore.options.types import Fraction
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 
 
@@ -35,6 +36,7 @@ class Picard(StepwiseRootSolver[None]):
     def init(self, system: System, z: Tensor) -> None:
         """No state."""
 
-    def step(self, system: System, z: Tensor, fz: Tensor, state: None) -> tuple[Tensor, None]:
+    def step(self, system: System, now: Evaluation, state: None) -> tuple[Tensor, None]:
         """See :meth:`StepwiseRootSolver.step`."""
-        return (fz if self.damping == 1 else torch.lerp(z, fz, self.damping)), None
+        del system, state
+        return (now.fz if self.damping == 1 else torch.lerp(now.z, now.fz, self.damping)), None

@@ -8,12 +8,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Positive, Tolerance, Whole
+from implicitcore.options.shared import Stopping
+from implicitcore.options.types import Count, Positive, Whole
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.convergence import StopState, StopTest
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
@@ -26,7 +27,7 @@ INNER = 0.1
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class PseudoTransient(Options, RootSolver):
+class PseudoTransient(Stopping, RootSolver):
     """Implicit Euler steps of dz/dt = g(z) = f(z) - z whose length grows as the residual falls, per sample.
 
     (I / dt - G) s = g with G = dg/dz = J - I, then z + s, and dt <- dt ``|g|`` / ``|g of z + s|``
@@ -36,10 +37,6 @@ class PseudoTransient(Options, RootSolver):
     root, and for a root that repels the flow; ``SteadyState`` where products with J are dear.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
-            atol``.
-        atol: absolute tolerance beside it.
-        max_steps: most iterates, the start included.
         first_step: the first dt.
         dense_below: largest n whose Jacobians are formed (n products); GMRES solves the larger
             systems.
@@ -50,8 +47,6 @@ class PseudoTransient(Options, RootSolver):
         35 (1998), p. 508-523.
     """
 
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
     max_steps: Count = 100
     first_step: Positive = 1.0
     dense_below: Whole = 64
@@ -59,25 +54,32 @@ class PseudoTransient(Options, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        progress = StopTest(system, z0, self.tol, self.atol)
-        point = Point(system, z0)
-        stopped = progress.observe(z0, point.fz)
+        return self._run(Point.at(system, z0))
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """See :meth:`RootSolver.solve_from`."""
+        return self._run(Point.known(system, start))
+
+    def _run(self, point: Point) -> Solution:
+        system = point.system
+        test = StopTest(system, point.z, self.tol, self.atol)
+        stopped = test.check(point.now)
         dt = torch.full_like(point.size, self.first_step)
         for _ in range(self.max_steps - 1):
             if stopped:
                 break
-            z = progress.freeze(point.z + self._step(point, dt, progress), point.z)
-            point, dt = _accept(point, Point(system, z), dt, progress.active)
-            stopped = progress.observe(point.z, point.fz)
-        return progress.solution()
+            z = test.freeze(point.z + self._step(point, dt, test.state), point.z)
+            point, dt = _accept(point, Point.at(system, z), dt, test.state.active)
+            stopped = test.check(point.now)
+        return test.solution()
 
-    def _step(self, point: Point, dt: Tensor, progress: StopTest) -> Tensor:
+    def _step(self, point: Point, dt: Tensor, state: StopState) -> Tensor:
         """(I / dt - G)^-1 g."""
         shift = column(1 + 1 / dt).to(point.z.dtype)
         if point.z.shape[1] <= self.dense_below:
-            return solve(point.matrix(shift), point.residual.value)[0]
-        limit = torch.maximum(INNER * point.size, progress.limit / 2)
-        return point.krylov(shift, torch.where(progress.active, limit, torch.inf), self.restart)
+            return solve(point.matrix(shift), point.g)[0]
+        limit = torch.maximum(INNER * point.size, state.limit / 2)
+        return point.krylov(shift, torch.where(state.active, limit, torch.inf), self.restart)
 
 
 def _accept(point: Point, trial: Point, dt: Tensor, active: Tensor) -> tuple[Point, Tensor]:
@@ -90,5 +92,5 @@ def _accept(point: Point, trial: Point, dt: Tensor, active: Tensor) -> tuple[Poi
         back = active & ~(ratio <= GROWTH)
         dt = torch.where(active, torch.where(back, dt / 10, dt / ratio), dt)
     if bool(back.any()):
-        trial = Point(trial.system, torch.where(column(back), point.z, trial.z))
+        trial = Point.at(trial.system, torch.where(column(back), point.z, trial.z))
     return trial, dt

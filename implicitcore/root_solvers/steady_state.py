@@ -11,11 +11,12 @@ from torch import Tensor
 from implicitcore.backends.base import Residual
 from implicitcore.ode_solvers.adams import Adams
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Tolerance
+from implicitcore.options.shared import Stopping
+from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.solution import Solution, Status
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
 
@@ -27,7 +28,7 @@ FALL, RISE = 0.95, 2.0
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SteadyState(Options, RootSolver):
+class SteadyState(Stopping, RootSolver):
     """Integrate dz/dt = g(z, x) until the velocity vanishes.
 
     The bridge from any ODE solver to a root solver. The stop test is that of every root solver, on
@@ -44,96 +45,93 @@ class SteadyState(Options, RootSolver):
 
     Attributes:
         ode_solver: integrates.
-        tol: stop where ``|f(z) - z| <= tol |f(z)| + atol``, per sample.
-        atol: absolute tolerance beside it.
         measure: ``"norm"`` compares 2-norms; ``"entries"`` every entry, for states whose parts
             differ in size.
         patience: a sample has stalled where its least residual in so many steps is about that in as
             many before. Small fixed steps need more; None waits for ``max_steps``.
-        max_steps: most steps of the ODE solver.
 
     Reference:
         Pal, Edelman, Rackauckas, Continuous Deep Equilibrium Models, arXiv 2201.12240.
     """
 
     ode_solver: ODESolver = Adams(rtol=0.5, atol=0.5, max_order=3)
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
     measure: Literal["norm", "entries"] = "norm"
     patience: Count | None = 30
     max_steps: Count = 100
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        progress = _Settling(self, system, z0)
+        test = SteadyStateTest(self, system, z0)
 
         def stop(t: Tensor, z: Tensor, velocity: Tensor) -> Tensor:
             del t
             with torch.no_grad():
                 fz = z + velocity
                 residual = Residual(velocity, norm(velocity), norm(fz))
-            progress.settle(z, fz, residual)
-            return progress.active
+            going = test.check(Evaluation(z, fz, residual))
+            # The start is an iterate too: the solver's own limit is one step too many.
+            return torch.zeros_like(going) if test.test.count >= self.max_steps else going
 
         solver = self.ode_solver
         if is_dataclass(solver) and hasattr(solver, "max_steps"):
             solver = replace(solver, max_steps=self.max_steps)
         path = solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
-        progress.give_up(path.status)
-        return progress.solution()
+        return test.solution(path.status)
 
 
-class _Settling(StopTest):
-    """StopTest with a test of the entries in place of the norms, where asked for, and a watch for residuals that fall no more."""
+class SteadyStateTest:
+    """A stop test with a comparison of the entries in place of the norms, where asked for, and a watch for residuals that fall no more.
+
+    Arguments:
+        options: says which.
+        system: gives the scale of the relative tolerance.
+        z0: the start, ``[batch, n]``.
+    """
 
     def __init__(self, options: SteadyState, system: System, z0: Tensor) -> None:
         by_norm = options.measure == "norm"
-        super().__init__(
-            system, z0, options.tol if by_norm else 0.0, options.atol if by_norm else 0.0
-        )
-        self.options = options
-        self.stalled = self.undefined = torch.zeros_like(self.active)
-        self.least = self.before = self.best_norm
+        tol, atol = (options.tol, options.atol) if by_norm else (0.0, 0.0)
+        self.options, self.test = options, StopTest(system, z0, tol, atol)
+        self.least = self.before = self.test.state.best_norm
 
-    def settle(self, z: Tensor, fz: Tensor, residual: Residual) -> None:
-        """Take note of an iterate z with fz = f(z)."""
-        if self.note(z, residual):
-            return
-        if self.options.measure == "entries":
-            self._compare_entries(z, fz, residual)
-        if self.options.patience:
-            self.least = torch.minimum(self.least, residual.norm.detach())
-            if self.count % self.options.patience == 0:
-                self._watch()
+    def check(self, now: Evaluation) -> Tensor:
+        """Take in an iterate; the samples ``[batch]`` that go on."""
+        options, test = self.options, self.test
+        if not test.check(now):
+            if options.measure == "entries":
+                self._compare_entries(now)
+            if options.patience:
+                self.least = torch.minimum(self.least, now.residual.norm.detach())
+                if test.count % options.patience == 0:
+                    self._watch()
+        return test.state.active
 
-    def _compare_entries(self, z: Tensor, fz: Tensor, residual: Residual) -> None:
-        met = (residual.value.abs() <= self.options.tol * fz.abs() + self.options.atol).all(
-            1
-        ) & self.active
+    def _compare_entries(self, now: Evaluation) -> None:
+        state, options = self.test.state, self.options
+        allowed = options.tol * now.fz.abs() + options.atol
+        met = (now.residual.value.abs() <= allowed).all(1) & state.active
         # The iterate that met the test, be another's norm smaller.
-        self.best = torch.where(column(met), z, self.best)
-        self.best_norm = torch.where(met, residual.norm, self.best_norm)
-        self._stop(met)
+        state.best = torch.where(column(met), now.z, state.best)
+        state.best_norm = torch.where(met, now.residual.norm, state.best_norm)
+        self.test.stop(met)
 
     def _watch(self) -> None:
-        stalled = (
-            self.active & (self.least > FALL * self.before) & (self.least < RISE * self.before)
-        )
-        self.least, self.before = torch.full_like(self.least, torch.inf), self.least
-        self.stalled = self.stalled | stalled
-        self._stop(stalled)
+        active, least, before = self.test.state.active, self.least, self.before
+        stalled = active & (least > FALL * before) & (least < RISE * before)
+        self.least, self.before = torch.full_like(least, torch.inf), least
+        self._fail(stalled, Status.STALLED)
 
-    def give_up(self, path: Tensor) -> None:
-        """Take note of how the integration ended, ``[batch]``.
+    def _fail(self, which: Tensor, status: Status) -> None:
+        if not self.test.on_host or bool(which.any()):
+            self.test.state.fail(which, status)
+            self.test.stop(which)
+
+    def solution(self, path: Tensor) -> Solution:
+        """The best iterates, where the integration ended with these statuses ``[batch]``.
 
         No step was short enough, or f had no value anywhere near.
         """
-        self.stalled = self.stalled | (self.active & (path == Status.DIVERGED))
-        self.undefined = self.active & (path == Status.NON_FINITE)
-
-    def status(self) -> Tensor:
-        """``[batch]`` int8."""
-        status = super().status()
-        status[self.stalled] = Status.STALLED
-        status[self.undefined] = Status.NON_FINITE
-        return status
+        active = self.test.state.active
+        self._fail(active & (path == Status.DIVERGED), Status.STALLED)
+        self._fail(active & (path == Status.NON_FINITE), Status.NON_FINITE)
+        return self.test.solution()

@@ -2,63 +2,55 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from implicitcore.options.options import Options
-from implicitcore.options.types import Count, Tolerance
+from implicitcore.options.shared import Stopping
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.convergence import StopTest
-from implicitcore.root_solvers.synchronized import SynchronizedStopTest
+from implicitcore.root_solvers.synchronized import stop_criterion
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
+from implicitcore.tensors.restrict import restrict
 
 State = TypeVar("State")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepwiseRootSolver(Options, RootSolver, Generic[State]):
+class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
     """A root solver that is two methods: the loop around them is shared by all.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
-            atol``.
-        atol: absolute tolerance beside it.
-        max_steps: most evaluations of f.
         compact: stopped samples leave the batch and cost no more evaluations. For batches whose
-            samples need unlike numbers of steps, and a cell that takes each sample by itself; see
-            :meth:`implicitcore.System.select` for what x may hold.
+            samples need unlike numbers of steps, and a cell that takes each sample by itself. What
+            belongs to all samples in x is marked with :func:`implicitcore.shared`.
     """
 
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
-    max_steps: Count = 50
     compact: bool = False
 
     @abstractmethod
     def init(self, system: System, z: Tensor) -> State:
         """The state before the first step from z: any pytree of tensors with the batch first.
 
-        An object in it that is no such tensor may have a ``select(rows)``, which ``compact`` calls
-        to keep some samples.
+        Where samples leave the batch (``compact``), the rows of the others are kept. A tensor that
+        belongs to all samples is marked with :func:`implicitcore.shared`; a dataclass in it is built
+        anew from its fields; another object may have a ``restrict(rows)``.
         """
 
     @abstractmethod
-    def step(self, system: System, z: Tensor, fz: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, system: System, now: Evaluation, state: State) -> tuple[Tensor, State]:
         """One iteration, for every sample independently.
 
         Arguments:
-            system: ``system.residual(z, fz)`` gives f(z) - z at no cost; the loop has computed it
-                already, in a buffer that is written again after the next step: a solver that needs
-                the residual of an older iterate copies it.
-            z: the iterate, ``[batch, n]``; must not be changed in place.
-            fz: f(z), ``[batch, n]``.
+            system: what is solved.
+            now: the iterate ``now.z`` and ``now.fz``, f there, both ``[batch, n]``, with
+                ``now.residual.value``, f(z) - z, and its norms. None of them may be changed in
+                place. The buffer of a residual is used again after the next step: a solver that
+                needs an older one copies it.
             state: as :meth:`init` or the last step returned it.
 
         Returns:
@@ -66,7 +58,7 @@ class StepwiseRootSolver(Options, RootSolver, Generic[State]):
         """
 
     def restart(self, state: State, grown: Tensor) -> State:
-        """Hear, before a step, that the residual of some samples ``grown`` ``[batch]`` has more than doubled since the last one.
+        """Called before a step where the residual of some samples ``grown`` ``[batch]`` has more than doubled since the last one.
 
         A solver whose memory misled it forgets that memory for them; here nothing is done.
         """
@@ -75,62 +67,39 @@ class StepwiseRootSolver(Options, RootSolver, Generic[State]):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        return iterate(self, system, z0)[0]
+        return self.solve_from(system, system.evaluate(z0))
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """See :meth:`RootSolver.solve_from`."""
+        return iterate(self, system, start)[0]
 
 
-def iterate(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> tuple[Solution, Any]:
-    """Run a stepwise solver from z0 until every sample has stopped or ``max_steps`` evaluations are spent; and its last state."""
-    kind = StopTest if system.scope.group is None else SynchronizedStopTest
-    progress = kind(system, z0, solver.tol, solver.atol)
-    z, state = z0, solver.init(system, z0)
-    buffers: tuple[Tensor, ...] = ()
-    for step in range(solver.max_steps):
-        fz = system.update(z)
-        if system.record_iterates is not None:
-            system.record_iterates.append(z)
-        if not torch.is_grad_enabled():
-            # Two buffers in turn, for a solver keeps a residual until its next step: fresh memory
-            # costs more than the subtraction.
-            buffers = (
-                buffers
-                if buffers and buffers[0].shape == z.shape
-                else z.new_empty(2, *z.shape).unbind(0)
-            )
-            system.residual(z, fz, buffers[step % 2])
-        if progress.observe(z, fz) or step == solver.max_steps - 1:
-            break
-        if progress.grown is not None:
-            state = solver.restart(state, progress.grown)
-        z_next, state = solver.step(system, z, fz, state)
-        z = progress.freeze(z_next, z)
-        if (
-            solver.compact
-            and isinstance(progress, StopTest)
-            and progress.remaining <= system.compact_below * len(progress.active)
-        ):
-            rows = progress.active.nonzero().squeeze(1)
-            system, z, state = system.select(rows), z.index_select(0, rows), select(state, rows)
-            progress = progress.part(system, rows)
-    return progress.solution(), state
+def iterate(
+    solver: StepwiseRootSolver[Any], system: System, start: Evaluation
+) -> tuple[Solution, Any]:
+    """Run a stepwise solver until every sample has stopped or ``max_steps`` evaluations are spent.
 
-
-def select(state: Any, rows: Tensor) -> Any:
-    """The state of some samples.
-
-    Every tensor in it has the batch first, and an object that holds others has its own ``select``.
+    Returns:
+        The solution, and the solver's last state.
     """
-
-    def pick(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return leaf.index_select(0, rows)
-        if hasattr(leaf, "select"):
-            return leaf.select(rows)
-        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            fields = {
-                field.name: select(getattr(leaf, field.name), rows)
-                for field in dataclasses.fields(leaf)
-            }
-            return dataclasses.replace(leaf, **fields)
-        return leaf
-
-    return pytree.tree_map(pick, state)
+    test = stop_criterion(system, start.z, solver.tol, solver.atol)
+    now, z, state = start, start.z, solver.init(system, start.z)
+    buffers: tuple[Tensor, ...] = ()
+    for count in range(solver.max_steps):
+        if count:
+            if not torch.is_grad_enabled() and (not buffers or buffers[0].shape != z.shape):
+                # Two in turn, for a solver keeps a residual until its next step: fresh memory costs
+                # more than the subtraction.
+                buffers = z.new_empty(2, *z.shape).unbind(0)
+            now = system.evaluate(z, buffers[count % 2] if buffers else None)
+        if test.check(now) or count == solver.max_steps - 1:
+            break
+        if test.grown is not None:
+            state = solver.restart(state, test.grown)
+        z_next, state = solver.step(system, now, state)
+        z = test.freeze(z_next, now.z)
+        rows = test.leaving() if solver.compact else None
+        if rows is not None:
+            system, z, state = system.restrict(rows), z.index_select(0, rows), restrict(state, rows)
+            test.narrow(system, rows)
+    return test.solution(), state

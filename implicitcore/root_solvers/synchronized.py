@@ -1,4 +1,4 @@
-"""The progress of a solve whose processes stop together."""
+"""The stop test of a solve whose processes stop together."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.root_solvers.convergence import GROWTH
+from implicitcore.root_solvers.convergence import GROWTH, StopCriterion, StopTest
 from implicitcore.solution import Solution, Status
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, real_dtype
 
 
-class SynchronizedStopTest:
-    """How far each sample is, where all processes of the system's group evaluate f equally often, so that f may communicate.
+class SynchronizedStopTest(StopCriterion):
+    """All processes of the system's group evaluate f equally often, so that f may communicate.
 
     They stop when every sample of every process meets its tolerance in the same iteration. As f may
     couple the samples, one that met its tolerance rests only as long as it does, and the solution
@@ -21,26 +22,24 @@ class SynchronizedStopTest:
     all.
 
     Arguments:
-        system: gives the residual, the scale of the relative tolerance, and the group.
+        system: gives the scale of the relative tolerance, and the group.
         z0: the start, ``[batch, n]``.
         tol: relative tolerance.
         atol: absolute tolerance.
-
-    Attributes:
-        grown: as in :class:`StopTest`.
     """
 
     def __init__(self, system: System, z0: Tensor, tol: float, atol: float) -> None:
-        self.system, self.start, self.tol, self.atol = system, z0, max(tol, system.tol_floor), atol
+        super().__init__()
+        self.system, self.start, self.atol = system, z0, atol
+        self.tol = system.tolerance(tol)
         self.residuals: list[Tensor] = []
-        self.grown: Tensor | None = None
         self.met = torch.zeros(len(z0), dtype=torch.bool, device=z0.device)
         self.z = z0
 
     @torch.no_grad()
-    def observe(self, z: Tensor, fz: Tensor) -> bool:
-        """Take note of the iterate z with fz = f(z); True when all processes have stopped."""
-        self.z, residual = z, self.system.residual(z, fz)
+    def check(self, now: Evaluation) -> bool:
+        """Take in an iterate and its residual; True when all processes have stopped."""
+        self.z, residual = now.z, now.residual
         size = residual.norm.detach()
         grown = size > (GROWTH * self.residuals[-1] if self.residuals else torch.inf)
         self.grown = grown if bool(grown.any()) else None
@@ -65,11 +64,17 @@ class SynchronizedStopTest:
         """z_next for the samples that are above their tolerance, z for the others."""
         return torch.where(column(self.met), z, z_next)
 
+    def narrow(self, system: System, rows: Tensor) -> None:
+        """Never: processes that evaluate equally often keep their samples."""
+        raise NotImplementedError
+
     def solution(self) -> Solution:
         """The last iterate, packed."""
         status = torch.where(self.met, int(Status.CONVERGED), int(Status.MAX_STEPS)).to(torch.int8)
         size = self.residuals[-1].to(real_dtype(self.start))
         status[~size.isfinite()] = int(Status.NON_FINITE)
+        recorder = self.system.context.recorder
+        wanted = recorder is not None and recorder.residuals is not None
         return Solution(
             z=self.z,
             start=self.start,
@@ -77,5 +82,11 @@ class SynchronizedStopTest:
             status=status,
             steps=torch.full_like(status, len(self.residuals), dtype=torch.int64),
             evaluations=self.system.evaluations,
-            trace=None if self.system.trace is None else torch.stack(self.residuals),
+            trace=torch.stack(self.residuals) if wanted else None,
         )
+
+
+def stop_criterion(system: System, z0: Tensor, tol: float, atol: float) -> StopCriterion:
+    """The stop test of a system: alone, or together with the processes of its group."""
+    kind = StopTest if system.scope.group is None else SynchronizedStopTest
+    return kind(system, z0, tol, atol)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from implicitcore.system.evaluation import Evaluation
+
 if TYPE_CHECKING:
     from implicitcore.system.system import System
 
@@ -18,10 +20,11 @@ class Linearization:
         system: counts the products.
         point: ``[batch, n]``, requires a gradient.
         fz: f(point), with its graph.
+        g: f(point) - point, where the dynamics gave it.
     """
 
-    def __init__(self, system: System, point: Tensor, fz: Tensor) -> None:
-        self.system, self.point, self.fz = system, point, fz
+    def __init__(self, system: System, point: Tensor, fz: Tensor, g: Tensor | None = None) -> None:
+        self.system, self.point, self.fz, self.g = system, point, fz, g
         self._transposed: tuple[Tensor, Tensor] | None = None
         self._matrix: Tensor | None = None
 
@@ -57,12 +60,16 @@ class Linearization:
         self._matrix = self._rows(units, torch.is_grad_enabled()).transpose(0, 1)
         return self._matrix
 
-    def select(self, index: Tensor) -> Linearization:
+    def evaluation(self, z: Tensor) -> Evaluation:
+        """What f gave at the point, whose values z has."""
+        return Evaluation(z, self.fz, self.system.residual(z, self.fz, self.g))
+
+    def restrict(self, rows: Tensor) -> Linearization:
         """The products for some samples.
 
-        F is evaluated at them once more, so that a product costs no more than they do.
+        f is evaluated at them once more, so that a product costs no more than they do.
         """
-        return self.system.select(index).linearize(self.point.detach().index_select(0, index))
+        return self.system.restrict(rows).linearize(self.point.detach().index_select(0, rows))
 
     def _rows(self, units: Tensor, graph: bool) -> Tensor:
         """J^T v for each v of ``units``, ``[n, batch, n]``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, Token
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from implicitcore.errors import InputError
+from implicitcore.tensors.restrict import SHARED
+from implicitcore.tensors.shared import unwrapped
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -20,6 +23,7 @@ _T = TypeVar("_T")
 _current: ContextVar[SolveContext | None] = ContextVar("implicitcore_scope", default=None)
 
 
+@dataclass(eq=False)
 class SolveContext:
     """What the evaluations of one solve have in common, those of its backward pass included.
 
@@ -32,11 +36,12 @@ class SolveContext:
             alone.
     """
 
-    def __init__(self, group: ProcessGroup | None = None) -> None:
-        self.group = group
-        self.drawn: dict[Any, Tensor] = {}
-        self.weights: dict[ParametrizationList, Callable[[], Tensor]] = {}
-        self.known: set[nn.Module] = set()
+    group: ProcessGroup | None = field(default=None, metadata=SHARED)
+    drawn: dict[Any, Any] = field(default_factory=dict)
+    weights: dict[ParametrizationList, Callable[[], Tensor]] = field(
+        default_factory=dict, metadata=SHARED
+    )
+    known: set[nn.Module] = field(default_factory=set, metadata=SHARED)
 
     def cache_weights(self, module: nn.Module) -> None:
         """Compute the parametrised weights of a module, each once.
@@ -63,35 +68,21 @@ class SolveContext:
             elif child.training and child._forward_pre_hooks:
                 _refuse_moving(child)
 
-    def draw(self, key: Any, sample: Callable[[], Tensor]) -> Tensor:
-        """The tensor of this key, with the batch first.
+    def draw(self, key: Any, sample: Callable[[], Any]) -> Tensor:
+        """The tensor of this key, with the batch first or marked as shared.
 
         ``sample`` makes it when it is first asked for.
         """
         if key not in self.drawn:
             self.drawn[key] = sample()
-        return self.drawn[key]
+        return unwrapped(self.drawn[key])
 
     def stopping_with(self, group: ProcessGroup | None) -> SolveContext:
-        """The same scope, for solves that stop together with the processes of a group, or (None) alone."""
-        if group is self.group:
-            return self
-        part = SolveContext(group)
-        part.drawn, part.weights, part.known = self.drawn, self.weights, self.known
-        return part
+        """The same scope, for solves that stop together with the processes of a group.
 
-    def select(self, index: Tensor, batch: int) -> SolveContext:
-        """The scope of some samples ``[k]`` of a batch.
-
-        The same weights, their rows of what was drawn.
+        None where they stop alone.
         """
-        part = SolveContext(self.group)
-        part.weights, part.known = self.weights, self.known
-        part.drawn = {
-            key: value.index_select(0, index) if len(value) == batch else value
-            for key, value in self.drawn.items()
-        }
-        return part
+        return self if group is self.group else replace(self, group=group)
 
     def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """What the function returns for the arguments, called inside the scope."""

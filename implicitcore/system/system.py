@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,151 +13,156 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.system.context import Context, Recorder
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
-from implicitcore.system.scope import SolveContext, current
-from implicitcore.tensors.autocast import ambient, restored
+from implicitcore.system.problem import Problem
+from implicitcore.system.scope import SolveContext
+from implicitcore.tensors import restrict
+from implicitcore.tensors.autocast import restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_products
 
 
-@dataclass
-class Counter:
-    """The evaluations of a system and of its parts."""
-
-    evaluations: int = 0
-
-
-def select(tree: Any, index: Tensor, batch: int) -> Any:
-    """Some samples of a pytree.
-
-    Every tensor whose first dimension is as long as the batch is taken to be per sample.
-    """
-
-    def pick(leaf: Any) -> Any:
-        per_sample = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
-        return leaf.index_select(0, index) if per_sample else leaf
-
-    return pytree.tree_map(pick, tree)
-
-
+@dataclass(eq=False)
 class System:
     """Dynamics bound to one x, as functions of a packed state ``[batch, n]``, with the evaluations counted.
 
-    Arguments:
-        dynamics: what is solved.
-        x: the input of this solve, any pytree.
-        packing: how the state is laid out.
-        backend: the kernels that the solvers use.
-        trace: keep the residual of each step.
-
     Attributes:
-        linear: g is affine in z, so that a linear solver may trust its own residuals.
-        record_iterates: where not None, a stepwise root solver leaves its iterates here, one for
-            each evaluation.
+        problem: the dynamics, x and the layout of the state.
+        context: backend, scope, counter and recorder.
         quadrature: the system integrates something along the steps of an ODE solver, and is told of
             each by :meth:`commit`, and of each output time by :meth:`arrive`.
-        tol_floor: the least relative tolerance that the products of a linear system can meet: under
-            autocast they are rounded to its dtype.
-        compact_below: with ``compact``, stopped samples leave the batch when at most this share of
-            it is active: evaluations cost then at most a seventh more than the samples need, and
-            the copies are few.
     """
 
-    linear: ClassVar[bool] = False
     quadrature: ClassVar[bool] = False
-    compact_below: ClassVar[float] = 7 / 8
-    tol_floor: float = 0.0
 
-    def __init__(
-        self,
+    problem: Problem
+    context: Context
+
+    @classmethod
+    def of(
+        cls,
         dynamics: Dynamics,
         x: Any,
         packing: Packing,
         *,
         backend: Backend | None = None,
-        trace: bool = False,
-    ) -> None:
-        self.dynamics = dynamics
-        self.x = x
-        self.packing = packing
-        self.backend = backend or TorchBackend()
-        self.trace: list[Tensor] | None = [] if trace else None
-        self.record_iterates: list[Tensor] | None = None
-        self.scope = current() or SolveContext()
-        self.autocast = ambient()
-        self._counter = Counter()
-        self._has_map = type(dynamics).update is not Dynamics.update
-        self._residual: tuple[Tensor, Tensor, bool, Residual] | None = None
+        recorder: Recorder | None = None,
+    ) -> System:
+        """The system of some dynamics at x.
+
+        Arguments:
+            dynamics: what is solved.
+            x: the input, any pytree; tensors in it have the batch first or are marked as shared
+                (:func:`implicitcore.shared`).
+            packing: how the state is laid out.
+            backend: the kernels that the solvers use; None is torch.
+            recorder: what is kept of the iterates.
+
+        Raises:
+            InputError: a tensor in x is neither per sample nor shared.
+        """
+        context = Context(backend or TorchBackend(), recorder=recorder)
+        return System(Problem.of(dynamics, x, packing), context)
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """What is solved."""
+        return self.problem.dynamics
+
+    @property
+    def x(self) -> Any:
+        """The input, as the dynamics receive it."""
+        return self.problem.x
+
+    @property
+    def packing(self) -> Packing:
+        """How the state is laid out."""
+        return self.problem.packing
+
+    @property
+    def backend(self) -> Backend:
+        """The kernels that the solvers use."""
+        return self.context.backend
+
+    @property
+    def scope(self) -> SolveContext:
+        """What is drawn or computed once a solve."""
+        return self.context.scope
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the dynamics so far; Jacobian products count as one each."""
-        return self._counter.evaluations
+        return self.context.counter.evaluations
 
     @evaluations.setter
     def evaluations(self, count: int) -> None:
-        self._counter.evaluations = count
+        self.context.counter.evaluations = count
 
     def update(self, z: Tensor) -> Tensor:
         """The fixed-point map f(z), ``[batch, n]``: one evaluation."""
-        if self._has_map:
-            return self._evaluate(self.dynamics.update, self.packing.unpack(z), self.x)
-        # The residual is what these dynamics give: taken from z + g, it would be lost in the
-        # rounding of a large z.
-        g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
-        fz = z + g
-        self._residual = z, fz, torch.is_grad_enabled(), Residual(g, norm(g), norm(fz))
-        return fz
+        return self._map(z)[0]
+
+    def evaluate(self, z: Tensor, out: Tensor | None = None) -> Evaluation:
+        """f(z) with its residual: one evaluation.
+
+        Arguments:
+            z: ``[batch, n]``.
+            out: a buffer for the residual, where it has to be computed (without a graph).
+        """
+        fz, g = self._map(z)
+        return Evaluation(z, fz, self.residual(z, fz, g, out))
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
-        broadcastable = t.reshape(-1, *(1,) * len(self.packing.shapes[0]))
-        return self._evaluate(self.dynamics.velocity, broadcastable, self.packing.unpack(z), self.x)
-
-    def residual(self, z: Tensor, fz: Tensor, out: Tensor | None = None) -> Residual:
-        """g = f(z) - z with ``|g|`` and ``|f(z)|`` per sample, from fz = f(z).
-
-        Computed once for the same pair. Where it is not known yet, g is written to ``out``.
-        """
-        memo, graph = self._residual, torch.is_grad_enabled()
-        if memo is None or memo[0] is not z or memo[1] is not fz or (graph and not memo[2]):
-            memo = self._residual = (z, fz, graph, self.backend.residual(fz, z, out))
-        return memo[3]
+        problem = self.problem
+        broadcastable = problem.packing.spread(t)
+        state = problem.packing.unpack(z)
+        return self._evaluate(problem.dynamics.velocity, broadcastable, state, problem.x)
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
-        return self.dynamics.scale(update_norm, start_norm)
+        return self.problem.dynamics.scale(update_norm, start_norm)
+
+    def tolerance(self, tol: float) -> float:
+        """The relative tolerance that a solver is to meet where it was asked for ``tol``."""
+        return tol
+
+    def compacts(self, active: int, batch: int) -> bool:
+        """Whether ``active`` samples of a batch are so few that the others should leave it.
+
+        At most 7/8: evaluations cost then at most a seventh more than the samples need, and the
+        copies are few.
+        """
+        return 8 * active <= 7 * batch
 
     def bind(self, x: Any) -> System:
-        """The same dynamics at another x, counting by itself."""
-        bound = System(self.dynamics, x, self.packing, backend=self.backend)
-        bound.scope, bound.autocast = self.scope, self.autocast
-        return bound
+        """The same dynamics at another x, counting by itself.
 
-    def select(self, index: Tensor) -> System:
-        """The system of some samples ``[k]``, counting with this one.
-
-        Every tensor in x whose first dimension is as long as the batch is taken to be per sample;
-        the rest is shared.
+        Its tensors belong to the samples that those of the system's x, in the same places, belong to.
         """
-        part = copy.copy(self)
-        part.x = select(self.x, index, self.packing.batch)
-        part.packing = replace(self.packing, batch=len(index))
-        part.scope = self.scope.select(index, self.packing.batch)
-        part.trace = part._residual = None
-        return part
+        return System(self.problem.bind(x), self.context.recounted())
+
+    def recorded(self, recorder: Recorder) -> System:
+        """The same system, whose root solvers leave their iterates in a recorder."""
+        return replace(self, context=replace(self.context, recorder=recorder))
+
+    def restrict(self, rows: Tensor) -> Self:
+        """The system of some samples ``[k]``, counting with this one."""
+        return restrict.of_fields(self, rows)
 
     def commit(self, step: Any, dt: Tensor, accept: Tensor | None) -> None:
-        """Hear of a step of an ODE solver: dt ``[batch]``, and which samples accepted it.
+        """Called after each step of an ODE solver: dt ``[batch]``, and which samples accepted it.
 
-        None where those that did not had dt = 0. Only a quadrature listens.
+        None where those that did not had dt = 0. Only for a quadrature.
         """
 
     def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
         """The state to go on from, where samples ``arrived`` at their output times ``which``.
 
-        Only a quadrature is asked.
+        Only for a quadrature.
         """
         del arrived, which
         return z
@@ -174,26 +178,50 @@ class System:
         attached = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
             point = z if attached else z.detach().requires_grad_()
-            return Linearization(self, point, self.update(point))
+            fz, g = self._map(point)
+        return Linearization(self, point, fz, g)
+
+    def _map(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """f(z), and g(z) where f is z + g: the residual is then what the dynamics give.
+
+        Taken from z + g, it would be lost in the rounding of a large z.
+        """
+        problem = self.problem
+        if problem.is_map:
+            return self._evaluate(
+                problem.dynamics.update, problem.packing.unpack(z), problem.x
+            ), None
+        g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
+        return z + g, g
+
+    def residual(
+        self, z: Tensor, fz: Tensor, g: Tensor | None = None, out: Tensor | None = None
+    ) -> Residual:
+        """f(z) - z with its norms, from fz = f(z): g itself, where the dynamics gave it."""
+        if g is None:
+            return self.context.backend.residual(fz, z, out)
+        return Residual(g, norm(g), norm(fz))
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """f under the conditions that the solve began with, also in a backward pass."""
-        if not self.autocast:
-            return self.scope.call(function, *arguments)
-        with restored(self.autocast):
-            value = self.scope.call(function, *arguments)
+        context = self.context
+        if not context.autocast:
+            return context.scope.call(function, *arguments)
+        with restored(context.autocast):
+            value = context.scope.call(function, *arguments)
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
 
     def _evaluate(self, function: Callable[..., Any], *arguments: Any) -> Tensor:
-        self._counter.evaluations += 1
+        self.context.counter.evaluations += 1
+        packing = self.problem.packing
         try:
             value = self._call(function, *arguments)
         except Exception as error:
-            shapes = ", ".join(str([self.packing.batch, *shape]) for shape in self.packing.shapes)
+            shapes = ", ".join(str([*shape]) for shape in packing.full_shapes)
             error.add_note(
                 f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
-                f"{shapes}, {self.packing.dtype}"
+                f"{shapes}, {packing.dtype}"
             )
             raise
-        self.packing.check(value, type(self.dynamics).__name__)
-        return self.packing.pack(value)
+        packing.check(value, type(self.dynamics).__name__)
+        return packing.pack(value)

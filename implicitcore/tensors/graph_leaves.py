@@ -45,4 +45,4 @@ def inputs(x: Any) -> list[Tensor]:
 
 def union(*groups: Iterable[Tensor]) -> list[Tensor]:
     """The tensors of all groups in order, each once."""
-    return list({id(tensor): tensor for group in groups for tensor in group}.values())
+    return list(dict.fromkeys(tensor for group in groups for tensor in group))

@@ -14,28 +14,40 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
+from implicitcore.tensors.restrict import COUNT, SHARED
 
 
 @dataclass(frozen=True)
 class Packing:
     """How a state is laid out in ``[batch, n]``.
 
+    A coupled batch, whose samples depend on each other, is one sample: its states are ``[1, n]``,
+    with one norm, one step and one stop test for all of them.
+
     Attributes:
+        spec: the structure of the state.
+        shapes: of each leaf, without the batch; of the whole leaf where the batch is coupled.
+        batch: samples that are solved apart from each other: 1 where the batch is coupled.
+        dtype: of every leaf.
+        coupled: the samples depend on each other.
         sizes: entries of each leaf per sample.
         plain: the state is one tensor.
-        shape: of the state, where it is one tensor.
+        flat: the state is one tensor ``[batch, n]``, packed as it is.
+        full_shapes: of each leaf, as the user gives and gets it.
     """
 
-    spec: pytree.TreeSpec
-    shapes: tuple[tuple[int, ...], ...]
-    batch: int
+    spec: pytree.TreeSpec = field(metadata=SHARED)
+    shapes: tuple[tuple[int, ...], ...] = field(metadata=SHARED)
+    batch: int = field(metadata=COUNT)
     dtype: torch.dtype
+    coupled: bool = False
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
     plain: bool = field(init=False, repr=False, compare=False)
-    shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    flat: bool = field(init=False, repr=False, compare=False)
+    full_shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, z: Any) -> Packing:
+    def of(cls, z: Any, *, coupled: bool = False) -> Packing:
         """The packing of states shaped like ``z``.
 
         Raises:
@@ -43,43 +55,47 @@ class Packing:
                 an integer dtype.
         """
         leaves, spec = pytree.tree_flatten(z)
-        _check(leaves)
-        return cls(
-            spec,
-            tuple(tuple(leaf.shape[1:]) for leaf in leaves),
-            leaves[0].shape[0],
-            leaves[0].dtype,
-        )
+        _check(leaves, coupled=coupled)
+        shapes = tuple(tuple(leaf.shape) for leaf in leaves)
+        if coupled:
+            return cls(spec, shapes, 1, leaves[0].dtype, coupled=True)
+        return cls(spec, tuple(shape[1:] for shape in shapes), shapes[0][0], leaves[0].dtype)
 
     def __post_init__(self) -> None:
         """What every evaluation asks for; a ``cached_property`` takes a lock."""
-        settle = object.__setattr__
-        settle(self, "sizes", tuple(map(prod, self.shapes)))
-        settle(self, "plain", self.spec.is_leaf())
-        settle(self, "shape", (self.batch, *self.shapes[0]))
+        put = object.__setattr__
+        lead = () if self.coupled else (self.batch,)
+        put(self, "sizes", tuple(map(prod, self.shapes)))
+        put(self, "plain", self.spec.is_leaf())
+        put(self, "flat", self.plain and not self.coupled and len(self.shapes[0]) == 1)
+        put(self, "full_shapes", tuple((*lead, *shape) for shape in self.shapes))
 
     def pack(self, z: Any) -> Tensor:
         """A state as ``[batch, n]``; a view where the state is one tensor."""
-        if isinstance(z, Tensor):
-            return z if z.ndim == 2 else z.reshape(z.shape[0], self.sizes[0])
-        leaves = pytree.tree_leaves(z)
-        flat = [
-            leaf.reshape(leaf.shape[0], size) for leaf, size in zip(leaves, self.sizes, strict=True)
+        if self.flat:
+            return z if isinstance(z, Tensor) else pytree.tree_leaves(z)[0]
+        parts = [
+            leaf.reshape(self.batch, size)
+            for leaf, size in zip(pytree.tree_leaves(z), self.sizes, strict=True)
         ]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def unpack(self, flat: Tensor) -> Any:
         """``[..., batch, n]`` as a state; leading dimensions (times) stay in front of the batch."""
-        if self.plain and len(self.shapes[0]) == 1:
+        if self.flat:
             return flat
-        lead = flat.shape[:-1]
+        lead = flat.shape[:-2]
         if self.plain:
-            return flat.reshape(*lead, *self.shapes[0])
+            return flat.reshape(*lead, *self.full_shapes[0])
         parts = flat.split(list(self.sizes), -1)
         leaves = [
-            part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+            part.reshape(*lead, *shape) for part, shape in zip(parts, self.full_shapes, strict=True)
         ]
         return pytree.tree_unflatten(leaves, self.spec)
+
+    def spread(self, t: Tensor) -> Tensor:
+        """Times ``[batch]`` with as many dimensions as the state's first tensor, to broadcast."""
+        return t.reshape(-1, *(1,) * (len(self.full_shapes[0]) - 1))
 
     def check(self, value: Any, what: str) -> None:
         """Require that ``value`` has this packing's structure, shapes and dtype.
@@ -90,26 +106,27 @@ class Packing:
         if (
             self.plain
             and isinstance(value, Tensor)
-            and value.shape == self.shape
+            and value.shape == self.full_shapes[0]
             and value.dtype == self.dtype
         ):
             return
         leaves, spec = pytree.tree_flatten(value)
         if spec != self.spec:
+            expected = f"the structure of z: {self.spec}"
+            if self.plain:
+                expected = f"one tensor of shape {[self.batch, *self.shapes[0]]}, the next state"
             raise InputError(
-                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected the "
-                f"structure of z: {self.spec}"
+                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected {expected}"
             )
-        for leaf, shape in zip(leaves, self.shapes, strict=True):
+        for leaf, shape in zip(leaves, self.full_shapes, strict=True):
             if not isinstance(leaf, Tensor):
                 raise InputError(
-                    f"{what} returned {_kind(leaf)}, expected a tensor of shape "
-                    f"{[self.batch, *shape]}"
+                    f"{what} returned {_kind(leaf)}, expected a tensor of shape {[*shape]}"
                 )
-            if tuple(leaf.shape[1:]) != shape or leaf.shape[0] != self.batch:
+            if tuple(leaf.shape) != shape:
                 raise InputError(
-                    f"{what} returned shape {list(leaf.shape)}, expected "
-                    f"{[self.batch, *shape]} (the shape of z)"
+                    f"{what} returned shape {list(leaf.shape)}, expected {[*shape]} "
+                    "(the shape of z)"
                 )
             if leaf.dtype != self.dtype:
                 raise InputError(
@@ -121,7 +138,7 @@ def _kind(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _check(leaves: list[Any]) -> None:
+def _check(leaves: list[Any], *, coupled: bool) -> None:
     if not leaves:
         raise InputError(
             "the state z holds no tensors; expected a tensor, or a tuple, list or dict of tensors"
@@ -140,7 +157,7 @@ def _check(leaves: list[Any]) -> None:
                 "expected one"
             )
     batches = {leaf.shape[0] for leaf in leaves}
-    if len(batches) > 1:
+    if len(batches) > 1 and not coupled:
         raise InputError(
             f"the tensors of the state z differ in batch size: {sorted(batches)}; expected "
             "the batch first in each"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from implicitcore.errors import InputError
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.testing.options import with_options
+from implicitcore.testing.options import limited, with_options
 from implicitcore.testing.problems import Cell, inputs
 from implicitcore.testing.subjects import kind_of, label
 
@@ -25,8 +25,8 @@ Inputs = Callable[[int, torch.dtype], Any]
 
 # Options at which a gradient can be compared with differences of values. A root solver that
 # integrates steps as loosely as it likes.
-TIGHT_ROOT = {"tol": 1e-10, "max_steps": 1000}
-TIGHT_WAY = {"rtol": 1e-8, "atol": 1e-10, "dt": 0.01, "max_steps": 2000}
+TIGHT_ROOT = {"tol": 1e-10, **limited(1000)}
+TIGHT_WAY = {"rtol": 1e-8, "atol": 1e-10, "dt": 0.01, **limited(2000)}
 
 
 class AnyCell(nn.Module):

@@ -15,6 +15,15 @@ from implicitcore.testing.expect import NotApplicable
 LEAST = {"tol": 1e-5, "rtol": 1e-5, "atol": 1e-6}
 
 
+LIMITS = ("max_steps", "max_products", "max_evaluations")
+"""The options that bound the work of a solver."""
+
+
+def limited(most: int) -> dict[str, int]:
+    """Options for :func:`with_options` that bound the work of any solver."""
+    return dict.fromkeys(LIMITS, most)
+
+
 def is_part(value: Any) -> bool:
     """Whether it is an object of one of the kinds."""
     return getattr(value, "kind", None) in CLASS_KINDS and not isinstance(value, type)

@@ -116,7 +116,7 @@ class Problem:
     def system(self) -> System:
         """As solvers see it."""
         dynamics = FixedPoint(self.f) if self.times is None else VectorField(self.f)
-        return System(dynamics, self.x, Packing.of(self.z0))
+        return System.of(dynamics, self.x, Packing.of(self.z0))
 
     def solve(self, solver: RootSolver | ODESolver) -> Solution:
         """Without a graph."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.system.system import select
+from implicitcore.tensors.restrict import of_input
 from implicitcore.testing.expect import NotApplicable
 
 
@@ -36,9 +36,9 @@ def require_grad(tree: Any) -> tuple[Any, list[Tensor]]:
     return tree, leaves
 
 
-def rows(tree: Any, index: list[int], batch: int) -> Any:
-    """Some of the samples."""
-    return select(tree, torch.tensor(index), batch)
+def rows(tree: Any, index: list[int]) -> Any:
+    """Some of the samples; what is marked as shared stays."""
+    return of_input(tree, torch.tensor(index))
 
 
 def with_nan(tree: Any, row: int) -> Any:

@@ -13,12 +13,13 @@ from torch.autograd import forward_ad
 
 import implicitcore as ic
 from implicitcore.backends.base import Residual
+from implicitcore.extend import FusedBackend
 
 REFERENCE = ic.TorchBackend()
 
 
 @dataclass(frozen=True)
-class Watched(ic.FusedBackend):
+class Watched(FusedBackend):
     """Kernels that are the reference's, that check what they were promised, and that count."""
 
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)

@@ -24,6 +24,7 @@ from benchmarks.report import machine_line
 from benchmarks.root_problems import Dense, general, posed
 from benchmarks.rows import Row, load, machine, save
 from benchmarks.timing import interleave, keep_memory
+from implicitcore.extend import StepwiseRootSolver, System
 from implicitcore.gradients.base import Solve
 from implicitcore.tensors.packing import Packing
 from implicitcore_lab.memory import peak_bytes
@@ -34,7 +35,8 @@ FORWARD, BOTH = "forward", "forward and backward"
 LIMIT = 1.05
 
 PAGE = """\
-<!-- Written by `make bench-dispatch` from dispatch.json: edit neither this page nor its numbers. -->
+<!-- Written by `make bench-dispatch` from dispatch.json:
+     edit neither this page nor its numbers. -->
 
 # Dispatch
 
@@ -42,18 +44,20 @@ PAGE = """\
 make bench-dispatch
 ```
 
-What names, the layer and the gradient strategy cost over their own solver, on the smallest problem where that could matter: 64 samples
-of tanh(W z + x) with 64 units, |W| = 0.9, float32. Times are of the processor, on one thread: the median of {repetitions} repetitions, each
-of which times all four ways in a new order.
+What names, the layer and the gradient strategy cost over their own solver, on the smallest problem
+where that could matter: 64 samples of tanh(W z + x) with 64 units, |W| = 0.9, float32. Times are of
+the processor, on one thread: the median of {repetitions} repetitions, each of which times all four
+ways in a new order.
 
 - **{NAME}**: `ic.build("deq", f, root_solver=..., gradient=...)`, then `layer.solve`.
 - **{OBJECTS}**: `ic.ImplicitLayer(ic.FixedPoint(f), solver=..., gradient=...)`, then `layer.solve`.
-- **{HAND}**: the solver's own `solve` on a `System` under `no_grad`, and `Implicit.run` for the gradient: what the layers are measured
-  against.
-- **{LOOP}**: the same kernels, `solver.step` and the residual's norms, in a loop that keeps no best iterate and no status, and freezes no
-  sample.
+- **{HAND}**: the solver's own `solve` on a `System` under `no_grad`, and `Implicit.run` for the
+  gradient: what the layers are measured against.
+- **{LOOP}**: the same kernels, `solver.step` and the residual's norms, in a loop that keeps no best
+  iterate and no status, and freezes no sample.
 
-A name is looked up when the layer is built, and never again: the two layers are the same object in all but how they came about.
+A name is looked up when the layer is built, and never again: the two layers are the same object in
+all but how they came about.
 """
 
 
@@ -208,7 +212,7 @@ def _by_hand(
     forward: bool,
 ) -> Outcome:
     packing = Packing.of(problem.z0)
-    system = ic.System(dynamics, problem.x, packing)
+    system = System.of(dynamics, problem.x, packing)
     if forward:
         with torch.no_grad():
             return Outcome(packing.unpack(solver.solve(system, packing.pack(problem.z0)).z), [])
@@ -222,20 +226,19 @@ def _forward_loop(loop: plain.Solve, problem: Problem, tol: float) -> Outcome:
 
 
 def _loop(
-    solver: ic.StepwiseRootSolver[Any],
+    solver: StepwiseRootSolver[Any],
     f: Callable[[Tensor], Tensor],
     z: Tensor,
     tol: float,
     limit: int,
 ) -> Tensor:
-    system = ic.System(ic.FixedPoint(lambda z, _: f(z)), None, Packing.of(z))
+    system = System.of(ic.FixedPoint(lambda z, _: f(z)), None, Packing.of(z))
     state = solver.init(system, z)
     for _ in range(limit):
-        fz = system.update(z)
-        residual = system.residual(z, fz)
-        if (residual.norm <= tol * residual.update_norm).all():
+        now = system.evaluate(z)
+        if (now.residual.norm <= tol * now.residual.update_norm).all():
             break
-        z, state = solver.step(system, z, fz, state)
+        z, state = solver.step(system, now, state)
     return z
 
 

@@ -23,15 +23,17 @@ make test-gpu
 implicitcore bench backend --help
 ```
 
-The first writes this page: whole training steps, a forward solve and the implicit gradient by the same method, float32, with each backend
-that can run and with the cell as it is and under `torch.compile`, against TorchDEQ and the loops that a careful user writes by hand. The
-second is the test suite of the GPU; the third measures the kernels one by one. Problems, columns and errors are those of
-[the benchmark on the CPU](root.md).
+The first writes this page: whole training steps, a forward solve and the implicit gradient by the
+same method, float32, with each backend that can run and with the cell as it is and under
+`torch.compile`, against TorchDEQ and the loops that a careful user writes by hand. The second is
+the test suite of the GPU; the third measures the kernels one by one. Problems, columns and errors
+are those of [the benchmark on the CPU](root.md).
 """
 
 ABSENT = """\
-**Nothing is measured yet: no GPU machine was at hand.** What these programs do was tried on a CPU (`--device cpu`), where the fused
-kernels are only checked, not timed; no time of a GPU stands anywhere in this documentation.
+**Nothing is measured yet: no GPU machine was at hand.** What these programs do was tried on a
+CPU (`--device cpu`), where the fused kernels are only checked, not timed; no time of a GPU
+stands anywhere in this documentation.
 """
 
 

@@ -44,7 +44,8 @@ PRECISE = 1e-3
 SETTLES = 8.0
 
 INTRODUCTION = """\
-<!-- Written by `make bench-ode` from ode.json and tests/benchmarks/ode_tried.md: edit neither this page nor its numbers. -->
+<!-- Written by `make bench-ode` from ode.json and tests/benchmarks/ode_tried.md:
+     edit neither this page nor its numbers. -->
 
 # Trajectories, their gradients and steady states
 
@@ -52,34 +53,41 @@ INTRODUCTION = """\
 make bench-ode
 ```
 
-One step is an integration and the gradient of all parameters and of z0, from a random cotangent at the last time, float32, at the same
-relative and absolute tolerance; or an equilibrium and the gradient of all parameters and of x. Seconds are the median of {repetitions}
-repetitions; each times all contenders of a problem, and f itself, in a new order.
+One step is an integration and the gradient of all parameters and of z0, from a random cotangent at
+the last time, float32, at the same relative and absolute tolerance; or an equilibrium and the
+gradient of all parameters and of x. Seconds are the median of {repetitions} repetitions; each times
+all contenders of a problem, and f itself, in a new order.
 
-- **Floor** of a trajectory: evaluations without a graph x time of f + evaluations with one x time of f with a graph + differentiated
-  evaluations x time of one vjp to z and the parameters. Who takes two products of the same evaluation, one for the state and one for the
-  parameters, as our adjoint does, is granted one. The floor of an implicit gradient is that of the page on root finding. What a
-  step takes beyond its floor is the library's own.
-- **Evaluations** and **vjps** (for a trajectory: differentiated evaluations) are counted at f, forward and backward, the same way for
-  every library, in whole batches: an evaluation of the batch counts for all of its samples. Compiled code shows neither evaluations nor
-  memory; its counts and its peak are those of the eager run of the same solver, its floor the eager one.
-- **Final state error**: the worst sample's error of the last state, relative to that state, in the 2-norm. (In the rows of `ode.json` it
-  is `residual_max`.) At a steady state **residual** is the worst sample's |f(z) - z| / |f(z)|.
-- **Gradient error**: the largest relative 2-norm error of the gradient of any parameter, of z0 or of x. The reference of a trajectory is
-  Tsit5 in float64 at 1e-10, unrolled; that of an equilibrium is solved in float64 to 1e-13.
-- **Peak**: bytes of the tensors alive at the fullest moment of the step, beyond what was there before.
+- **Floor** of a trajectory: evaluations without a graph x time of f + evaluations with one x time
+  of f with a graph + differentiated evaluations x time of one vjp to z and the parameters. Who
+  takes two products of the same evaluation, one for the state and one for the parameters, as our
+  adjoint does, is granted one. The floor of an implicit gradient is that of the page on root
+  finding. What a step takes beyond its floor is the library's own.
+- **Evaluations** and **vjps** (for a trajectory: differentiated evaluations) are counted at f,
+  forward and backward, the same way for every library, in whole batches: an evaluation of the batch
+  counts for all of its samples. Compiled code shows neither evaluations nor memory; its counts and
+  its peak are those of the eager run of the same solver, its floor the eager one.
+- **Final state error**: the worst sample's error of the last state, relative to that state, in the
+  2-norm. (In the rows of `ode.json` it is `residual_max`.) At a steady state **residual** is the
+  worst sample's |f(z) - z| / |f(z)|.
+- **Gradient error**: the largest relative 2-norm error of the gradient of any parameter, of z0 or
+  of x. The reference of a trajectory is Tsit5 in float64 at 1e-10, unrolled; that of an equilibrium
+  is solved in float64 to 1e-13.
+- **Peak**: bytes of the tensors alive at the fullest moment of the step, beyond what was there
+  before.
 
-Ours and torchode's backpropagation control the error of each sample; torchdiffeq and torchode's joint adjoint (`JointBacksolveAdjoint`)
-the root mean square over the batch, where the many hide the few. torchdiffeq also interpolates the last state, where the others end a
-step. So the same tolerance is not the same error: see both columns. torchdiffeq runs with its defaults, and with the seminorm besides,
-in which parameters do not steer the steps, as in ours; torchode with the controller of its documentation. The allocator keeps freed
-memory, for all alike.
+Ours and torchode's backpropagation control the error of each sample; torchdiffeq and torchode's
+joint adjoint (`JointBacksolveAdjoint`) the root mean square over the batch, where the many hide the
+few. torchdiffeq also interpolates the last state, where the others end a step. So the same
+tolerance is not the same error: see both columns. torchdiffeq runs with its defaults, and with the
+seminorm besides, in which parameters do not steer the steps, as in ours; torchode with the
+controller of its documentation. The allocator keeps freed memory, for all alike.
 """
 
 AGAINST = """\
-Against torchdiffeq's dopri5 with the same gradient; figures are ours, then torchdiffeq's. *As exact* is ours at the largest tolerance (by
-factors of two) whose last state is no further off than torchdiffeq's at the tolerance of the problem, and timed beside it; its
-gradient may be."""
+Against torchdiffeq's dopri5 with the same gradient; figures are ours, then torchdiffeq's. *As
+exact* is ours at the largest tolerance (by factors of two) whose last state is no further off
+than torchdiffeq's at the tolerance of the problem, and timed beside it; its gradient may be."""
 
 
 def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:

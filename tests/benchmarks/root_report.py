@@ -19,7 +19,8 @@ ROUNDING = 1.05
 """A residual that was 1e-6 in float32 may be a little more in float64."""
 
 INTRODUCTION = """\
-<!-- Written by `make bench-root` from root.json and tests/benchmarks/root_tried.md: edit neither this page nor its numbers. -->
+<!-- Written by `make bench-root` from root.json and tests/benchmarks/root_tried.md:
+     edit neither this page nor its numbers. -->
 
 # Root finding and its gradients
 
@@ -27,27 +28,32 @@ INTRODUCTION = """\
 make bench-root
 ```
 
-One step is a forward solve and the implicit gradient of all parameters and of x, both to the same relative tolerance, worst sample,
-float32. Seconds are the median of {repetitions} repetitions; each times all contenders of a problem, and f itself, in a new order.
+One step is a forward solve and the implicit gradient of all parameters and of x, both to the same
+relative tolerance, worst sample, float32. Seconds are the median of {repetitions} repetitions; each
+times all contenders of a problem, and f itself, in a new order.
 
-- **Floor**: evaluations x time of f + vjps x time of its vjp, as spent: f without a graph, f with one, the vjps of the backward solve,
-  and the last vjp, which reaches the parameters. What a step takes beyond its floor is the library's own.
+- **Floor**: evaluations x time of f + vjps x time of its vjp, as spent: f without a graph, f with
+  one, the vjps of the backward solve, and the last vjp, which reaches the parameters. What a step
+  takes beyond its floor is the library's own.
 - **Evaluations** and **vjps** are counted at f, the same way for every library, in whole batches.
 - **Residual**: the worst sample's |f(z) - z| / |f(z)| at the z returned, computed in float64.
-- **Gradient error**: the largest relative 2-norm error of the gradient of any parameter or of x, against the equilibrium and its adjoint
-  solved in float64 to 1e-13.
-- **Peak**: bytes of the tensors alive at the fullest moment of the step, beyond what was there before.
+- **Gradient error**: the largest relative 2-norm error of the gradient of any parameter or of x,
+  against the equilibrium and its adjoint solved in float64 to 1e-13.
+- **Peak**: bytes of the tensors alive at the fullest moment of the step, beyond what was there
+  before.
 
-TorchDEQ runs with relative tolerances, the same budget of iterations and else its defaults. The plain loops are what a careful user
-writes by hand (`tests/benchmarks/plain.py`). The allocator keeps freed memory, for all alike: without that, page faults are a third of
-the time on the conv problem.
+TorchDEQ runs with relative tolerances, the same budget of iterations and else its defaults. The
+plain loops are what a careful user writes by hand (`tests/benchmarks/plain.py`). The allocator
+keeps freed memory, for all alike: without that, page faults are a third of the time on the conv
+problem.
 """
 
 AGAINST = """\
-Against TorchDEQ, the same method forward and backward; errors are ours, then TorchDEQ's. A residual in **bold** is above the
-tolerance. TorchDEQ goes on for an evaluation or two after its test and returns a residual below the tolerance that it was given; ours is
-the z whose residual was measured. So the targets are held against ours *as exact*: asked for the residual that TorchDEQ reached (2e-7 at
-least, near the rounding of float32), and timed beside it."""
+Against TorchDEQ, the same method forward and backward; errors are ours, then TorchDEQ's. A
+residual in **bold** is above the tolerance. TorchDEQ goes on for an evaluation or two after its
+test and returns a residual below the tolerance that it was given; ours is the z whose residual
+was measured. So the targets are held against ours *as exact*: asked for the residual that
+TorchDEQ reached (2e-7 at least, near the rounding of float32), and timed beside it."""
 
 
 def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:

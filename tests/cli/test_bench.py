@@ -13,7 +13,8 @@ import implicitcore as ic
 from implicitcore.backends import measure
 
 BACKENDS = """
-from implicitcore import FusedBackend, TorchBackend
+from implicitcore import TorchBackend
+from implicitcore.extend import FusedBackend
 import torch
 
 class Mine(FusedBackend):

@@ -11,7 +11,8 @@ Run = Callable[..., Result]
 
 WRONG = """
 from dataclasses import dataclass
-from implicitcore import RootSolver, Options, Anderson
+from implicitcore import RootSolver, Anderson
+from implicitcore.extend import Options
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong(Options, RootSolver):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from requirements import needs
 from sites import ROOT, Environment, Site, run_python
 
 from implicitcore import __version__
@@ -114,9 +115,10 @@ def test_other_usage_errors(tmp_path):
     assert new_plugin("mine", "--kind", "solver", folder=tmp_path).exit_code == 2
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("kind", CLASS_KINDS)
 def test_what_it_writes_passes_this_repositorys_lint(kind, tmp_path):
-    pytest.importorskip("ruff")
+    needs("ruff")
     new_plugin("a-plugin-with-quite-a-long-name", "--kind", kind, folder=tmp_path)
     for command in (["check"], ["format", "--check"]):
         ruff = [

@@ -13,6 +13,7 @@ from torch import nn
 import implicitcore as ic
 from implicitcore.config import build as config
 from implicitcore.config.auto_backend import candidates, choose
+from implicitcore.extend import Options
 from implicitcore.registry.registry import Registry
 
 
@@ -39,7 +40,7 @@ class Toy(ic.ImplicitLayer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain(ic.Options, ic.RootSolver):
+class Chain(Options, ic.RootSolver):
     solvers: tuple[ic.RootSolver, ...] = (ic.Picard(),)
     norm: Any = None
 

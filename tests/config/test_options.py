@@ -10,16 +10,9 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic import Field
 from torch import nn
 
-from implicitcore import (
-    Anderson,
-    ConfigError,
-    Options,
-    Picard,
-    PluginError,
-    RootSolver,
-    TorchBackend,
-)
+from implicitcore import Anderson, ConfigError, Picard, PluginError, RootSolver, TorchBackend
 from implicitcore.backends.base import Backend
+from implicitcore.extend import Options
 from implicitcore.options.options import options_of
 
 if TYPE_CHECKING:
@@ -57,7 +50,9 @@ def problems(cls: type, **options: Any) -> list[str]:
     ("option", "value", "expected"),
     [
         ("tol", -1.0, "expected a number greater than 0, received -1.0"),
-        ("tol", math.nan, "expected a number greater than 0, received nan"),
+        ("tol", math.nan, "expected a finite number, received nan"),
+        ("tol", math.inf, "expected a finite number, received inf"),
+        ("limit", math.inf, "expected a finite number, received inf"),
         ("tol", "1e-4", "expected a number, received '1e-4'"),
         ("tol", True, "expected a number, received True"),
         ("tol", None, "expected a number, received None"),
@@ -108,15 +103,9 @@ def test_a_copy_is_checked_too():
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (
-            "anderson",
-            "expected a root_solver, received 'anderson'; pass an object, or use "
-            "implicitcore.build or implicitcore.create",
-        ),
-        (
-            {"name": "anderson"},
-            "expected a root_solver, received {'name': 'anderson'}; pass an object",
-        ),
+        ("andersen", "unknown root_solver 'andersen'; did you mean 'anderson'"),
+        ("tsit5", "'tsit5' is an ode_solver, not a root_solver"),
+        ({"depth": 3}, "needs a 'name', the name of a registered root_solver"),
         (
             Anderson,
             "expected a root_solver object, received the class Anderson; call it: Anderson()",
@@ -128,6 +117,26 @@ def test_a_copy_is_checked_too():
 def test_a_slot_takes_objects_of_its_kind(value: Any, expected: str):
     [problem] = problems(Outer, solver=value)
     assert problem.startswith(f"solver: {expected}")
+
+
+def test_a_slot_takes_names_and_mappings_as_a_config_does():
+    outer = Outer(
+        solver="picard",
+        anderson={"name": "anderson", "depth": "3"},
+        chain=["picard", Picard(tol=1.0)],
+    )
+    assert outer == Outer(
+        solver=Picard(), anderson=Anderson(depth=3), chain=(Picard(), Picard(tol=1.0))
+    )
+    assert problems(Outer, solver={"name": "anderson", "toll": 1}, chain=["picard", "newto"])[
+        0
+    ] == (
+        "solver.toll: unknown option of anderson; did you mean 'tol' or 'atol'? (options: atol, compact, "
+        "damping, depth, max_steps, regularization, tol)"
+    )
+    assert problems(Outer, solver="picard", chain=["picard", "newto"])[0].startswith(
+        "chain[1]: unknown root_solver 'newto'; did you mean 'newton'?"
+    )
 
 
 def test_slots_may_be_optional_or_many_or_of_one_class():

@@ -10,6 +10,7 @@ import implicitcore as ic
 from implicitcore.config import build as config
 from implicitcore.config import schema
 from implicitcore.config.schema import config_schema
+from implicitcore.extend import Options
 from implicitcore.options.kinds import CLASS_KINDS
 from implicitcore.registry.registry import REGISTRY, Registry
 
@@ -103,7 +104,7 @@ class Grid(BaseModel, frozen=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Odd(ic.Options, ic.RootSolver):
+class Odd(Options, ic.RootSolver):
     """Has every sort of slot.
 
     Attributes:

@@ -5,9 +5,10 @@ import torch
 from dense import Cell, inputs
 
 import implicitcore as ic
+from implicitcore.extend import FixedPointMap
 
 
-class Model(ic.FixedPointMap):
+class Model(FixedPointMap):
     def __init__(self):
         super().__init__()
         self.cell = Cell()
@@ -28,7 +29,7 @@ def test_it_is_the_fixed_point_of_its_update(solver):
     assert torch.equal(model(x), reference(x))
 
 
-class Half(ic.FixedPointMap):
+class Half(FixedPointMap):
     def update(self, z, x):
         return 0.5 * z + x
 
@@ -42,4 +43,4 @@ def test_the_tolerance_is_relative_to_the_map():
 
 def test_a_model_without_an_update_cannot_be_made():
     with pytest.raises(TypeError, match="update"):
-        type("Empty", (ic.FixedPointMap,), {})()
+        type("Empty", (FixedPointMap,), {})()

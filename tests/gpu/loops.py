@@ -81,10 +81,12 @@ def one_step(
     z = 0.1 * x
     packing = Packing.of(z)
     if name == "tsit5":
-        system = System(ic.VectorField(lambda t, z, x: cell(z, x) - z), x, packing, backend=backend)
+        system = System.of(
+            ic.VectorField(lambda t, z, x: cell(z, x) - z), x, packing, backend=backend
+        )
         t, dt = torch.zeros(len(z), device=device), torch.full((len(z),), 0.1, device=device)
         return lambda z: ic.Tsit5().step(system, t, dt, z, system.velocity(t, z)).z, z
-    solver, system = SOLVERS[name](), System(ic.FixedPoint(cell), x, packing, backend=backend)
+    solver, system = SOLVERS[name](), System.of(ic.FixedPoint(cell), x, packing, backend=backend)
     state = solver.init(system, z)
     for _ in range(4):
         z, state = solver.step(system, z, system.update(z), state)

@@ -71,10 +71,13 @@ def test_a_module_a_pytree_and_what_the_field_captured(solver):
     net, a = Cell(), inputs(seed=3).requires_grad_()
     shift = torch.tanh(inputs(seed=4).requires_grad_() @ net.weight)
     start = inputs(seed=2).requires_grad_()
-    field = lambda t, z, x: {
-        "p": net(z["q"], x["in"]) * torch.cos(t),
-        "q": shift - z["p"] * x["scale"],
-    }  # noqa: E731
+
+    def field(t, z, x):
+        return {
+            "p": net(z["q"], x["in"]) * torch.cos(t),
+            "q": shift - z["p"] * x["scale"],
+        }
+
     found = []
     for gradient in (ic.Unrolled(), ic.Checkpointed(2)):
         x, z0 = {"in": a, "scale": a[:, :1].exp()}, {"p": start, "q": start * 2}
@@ -115,7 +118,10 @@ def test_samples_that_do_not_arrive(budget):
     z0 = problem.z0.detach().clone()
     z0[3, 0] = torch.nan
     z0.requires_grad_()
-    field = lambda t, z, x: torch.where(t < 0.8, z * x, z * x * 1e3)  # noqa: E731
+
+    def field(t, z, x):
+        return torch.where(t < 0.8, z * x, z * x * 1e3)
+
     few = ic.Tsit5(rtol=1e-8, max_steps=12)
     (_, expected, _), (solution, found, _) = both(
         field, z0, problem.x, [z0, problem.x], solver=few, budget=budget

@@ -26,7 +26,7 @@ ROOT_SOLVERS = [
     ic.Homotopy(corrector=ic.Newton(tol=1e-13)),
     ic.Homotopy(ode_solver=ic.RK4(dt=0.5), corrector=ic.Newton(tol=1e-13), dense_below=0),
     ic.Chain((ic.Picard(tol=1e-13, max_steps=12), ic.Newton(tol=1e-13))),
-    ic.Chain((ic.GMRES(tol=1e-13, max_steps=3), ic.GMRES(**TIGHT))),
+    ic.Chain((ic.GMRES(tol=1e-13, max_products=3), ic.GMRES(**TIGHT))),
     ic.GMRES(**TIGHT),
     ic.BiCGSTAB(**TIGHT),
     ic.SteadyState(ode_solver=ic.Tsit5(rtol=1e-3, atol=1e-14), tol=1e-13, max_steps=2000),
@@ -261,7 +261,7 @@ def test_a_third_derivative_through_implicit_is_an_error_not_a_wrong_number(prob
 def test_a_poor_backward_solve_is_seen_and_said(problem):
     cell, x, *_ = problem
     solution = ic.fixed_point(
-        cell, torch.zeros_like(x), x, gradient=ic.Implicit(ic.GMRES(tol=1e-12, max_steps=1))
+        cell, torch.zeros_like(x), x, gradient=ic.Implicit(ic.GMRES(tol=1e-12, max_products=1))
     )
     with pytest.warns(ic.ConvergenceWarning, match="8 of 8 samples"):
         torch.autograd.grad(solution.z.sum(), x)

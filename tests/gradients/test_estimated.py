@@ -7,10 +7,11 @@ import torch
 from dense import Cell, inputs
 
 import implicitcore as ic
+from implicitcore.extend import ApproximateGradient
 
 
 @dataclass(frozen=True)
-class Dense(ic.ApproximateGradient):
+class Dense(ApproximateGradient):
     """u itself, by a dense solve: an estimate without an error."""
 
     def estimate(self, jacobian, v):

@@ -9,6 +9,7 @@ import torch
 from dense import Cell, fixed_point, implicit_gradient, inputs, jacobians, relative_error
 
 import implicitcore as ic
+from implicitcore.extend import System
 from implicitcore.tensors.packing import Packing
 
 FORWARD = ic.Broyden(tol=1e-12, max_steps=200)
@@ -35,7 +36,7 @@ def test_the_estimate_is_the_textbooks_matrix_for_each_sample():
         solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Broyden(tol=1e-6))
     # Samples stop at different times: what the loop does with them later must not count.
     assert len(set(solution.steps.tolist())) > 1
-    system = ic.System(ic.FixedPoint(cell), x, Packing.of(x))
+    system = System.of(ic.FixedPoint(cell), x, Packing.of(x))
     with torch.no_grad():
         _, inverse = ic.Broyden(tol=1e-6).solve_keeping(system, torch.zeros_like(x))
         found = inverse(v)
@@ -62,7 +63,7 @@ def test_it_is_closer_than_jacobian_free_backpropagation_and_says_how_close():
             j = jacobians(lambda z: cell(z, x), z)
             with torch.no_grad():
                 _, inverse = FORWARD.solve_keeping(
-                    ic.System(ic.FixedPoint(cell), x, Packing.of(x)), torch.zeros_like(x)
+                    System.of(ic.FixedPoint(cell), x, Packing.of(x)), torch.zeros_like(x)
                 )
                 u = inverse(v)
                 left = v + torch.einsum("bij,bi->bj", j, u) - u
@@ -95,7 +96,7 @@ def test_what_it_cannot_do_is_refused():
 def test_a_restart_of_the_memory_leaves_an_estimate_of_what_came_after():
     cell, x, v = Cell(), inputs(), inputs(seed=3)
     solver = ic.Broyden(tol=1e-12, max_steps=200, memory=3)
-    system = ic.System(ic.FixedPoint(cell), x, Packing.of(x))
+    system = System.of(ic.FixedPoint(cell), x, Packing.of(x))
     with torch.no_grad(), warnings.catch_warnings(action="error"):
         solution, inverse = solver.solve_keeping(system, torch.zeros_like(x))
         assert solution.converged.all()

@@ -84,7 +84,7 @@ def test_another_start_is_used():
         (lambda z, x: z[:4], r"FixedPoint returned shape \[4, 6\], expected \[8, 6\]"),
         (
             lambda z, x: (z, z),
-            "FixedPoint returned a tuple of 2 tensors, expected the structure of z",
+            r"FixedPoint returned a tuple of 2 tensors, expected one tensor of shape \[8, 6\]",
         ),
         (lambda z, x: z.double(), "FixedPoint returned torch.float64, expected torch.float32"),
         (lambda z, x: 1.0, r"FixedPoint returned a float, expected a tensor of shape \[8, 6\]"),

@@ -52,7 +52,9 @@ def test_the_jacobian_regularizer_is_differentiable():
 
 
 def test_the_jacobian_regularizer_of_a_state_of_parts_and_of_no_samples():
-    f = lambda z, x: (0.5 * z[0] + z[1].mean(2), 0.3 * z[1])  # noqa: E731
+    def f(z, x):
+        return (0.5 * z[0] + z[1].mean(2), 0.3 * z[1])
+
     z = torch.randn(4, 3, generator=generator()), torch.randn(4, 3, 2, generator=generator())
     expected = (3 * 0.25 + 6 * 0.25 + 6 * 0.09) / 9
     assert ic.jacobian_regularizer(
@@ -83,7 +85,10 @@ def test_the_spectral_radius_of_real_eigenvalues(dtype):
 def test_the_spectral_radius_of_complex_pairs():
     matrix = torch.randn(32, 8, 8, generator=generator(), dtype=torch.float64) / 8**0.5
     expected = torch.linalg.eigvals(matrix).abs().amax(1)
-    f = lambda z, x: torch.einsum("bij,bj->bi", x, z)  # noqa: E731
+
+    def f(z, x):
+        return torch.einsum("bij,bj->bi", x, z)
+
     found = ic.spectral_radius(
         f, torch.zeros(32, 8, dtype=torch.float64), matrix, steps=200, generator=generator()
     )
@@ -162,7 +167,10 @@ def test_the_gradient_is_that_of_the_masked_function():
     wrt = [cell.weight, cell.inject, cell.bias, x]
     found = torch.autograd.grad(z, wrt, v)
     mask = cell.masks[0]
-    f = lambda z: Cell.forward(cell, mask * z, x)  # noqa: E731
+
+    def f(z):
+        return Cell.forward(cell, mask * z, x)
+
     assert torch.allclose(f(z), z, atol=1e-8)
     assert relative_error(found, implicit_gradient(f, z.detach(), v, wrt)) < 1e-6
 
@@ -335,9 +343,12 @@ def test_the_power_iteration_does_not_move_during_a_solve(solver):
 
 def test_a_backward_evaluation_has_the_weight_of_its_solve():
     cell, x = NormCell(parametrizations.spectral_norm), inputs(batch=3).requires_grad_()
-    layer = lambda gradient: ic.ImplicitLayer(
-        ic.FixedPoint(cell), solver=ic.Tsit5(rtol=1e-10, atol=1e-12), gradient=gradient
-    )  # noqa: E731
+
+    def layer(gradient):
+        return ic.ImplicitLayer(
+            ic.FixedPoint(cell), solver=ic.Tsit5(rtol=1e-10, atol=1e-12), gradient=gradient
+        )
+
     state = {key: value.clone() for key, value in cell.state_dict().items()}
     expected = torch.autograd.grad(layer(ic.Unrolled())(x).square().sum(), [*cell.parameters(), x])
     cell.load_state_dict(state)

@@ -156,7 +156,10 @@ def test_fewer_evaluations_than_a_runge_kutta_method_for_the_same_error():
 def test_a_step_cut_short_does_not_magnify_rounding(dtype):
     grid = times(0, 0.31, 0.31 + 3e-7, 2, dtype=dtype)
     z0 = torch.tensor([[1.0, 0.0]], dtype=dtype)
-    swing = lambda t, z, x: torch.stack((z[:, 1], -z[:, 0]), 1)  # noqa: E731
+
+    def swing(t, z, x):
+        return torch.stack((z[:, 1], -z[:, 0]), 1)
+
     cut, whole = (
         ic.integrate(
             swing, z0, times=grid[index], solver=ic.Adams(rtol=1e-4, atol=1e-4)
@@ -181,8 +184,9 @@ def test_the_adjoint_needs_another_solver_for_the_way_back():
     problem = linear()
     grid = times(0, 1)
     tight = {"rtol": 1e-9, "atol": 1e-11, "max_steps": 5000}
-    solve = lambda gradient: (
-        ic.integrate(
+
+    def solve(gradient):
+        return ic.integrate(
             problem.field,
             problem.z0,
             problem.x,
@@ -190,7 +194,7 @@ def test_the_adjoint_needs_another_solver_for_the_way_back():
             solver=ic.Adams(**tight),
             gradient=gradient,
         ).z
-    )  # noqa: E731
+
     with pytest.raises(ic.GradientError, match="does not say which stages"):
         torch.autograd.grad(solve(ic.Adjoint()).sum(), problem.leaves)
     found = torch.autograd.grad(solve(ic.Adjoint(ic.Tsit5(**tight)))[-1].sum(), problem.leaves)

@@ -137,7 +137,10 @@ def test_a_batch_equals_single_solves_and_a_nan_stays_alone():
         torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
         torch.linspace(1, 9, 8).double()[:, None],
     )
-    run = lambda z0, omega: ic.integrate(swing, z0, omega, times=SPAN, event=height)  # noqa: E731
+
+    def run(z0, omega):
+        return ic.integrate(swing, z0, omega, times=SPAN, event=height)
+
     together = run(z0, omega)
     assert bool(together.event_times.isfinite().all())
     for i in range(8):
@@ -164,8 +167,13 @@ def test_a_pytree_state_and_a_per_sample_input():
         "speed": torch.zeros(3, 1, 2, dtype=torch.float64),
     }
     level = real(0.9, 0.5, 0.1)
-    field = lambda t, z, x: {"at": z["speed"], "speed": -z["at"]}  # noqa: E731
-    event = lambda t, z, x: z["at"].mean((1, 2)) - x  # noqa: E731
+
+    def field(t, z, x):
+        return {"at": z["speed"], "speed": -z["at"]}
+
+    def event(t, z, x):
+        return z["at"].mean((1, 2)) - x
+
     solution = ic.integrate(
         field, z0, level, times=SPAN, solver=ic.Tsit5(**TIGHT), event=event, dense=True
     ).raise_if_failed()
@@ -232,8 +240,13 @@ def test_without_a_graph(dtype):
 
 def test_an_event_in_a_long_step_is_missed_and_max_step_finds_it():
     """A constant field takes steps that grow tenfold; e is negative for a moment only."""
-    moment = lambda t, z, x: ((t - 2.0) ** 2 - 1e-2).flatten()  # noqa: E731
-    field = lambda t, z, x: torch.ones_like(z)  # noqa: E731
+
+    def moment(t, z, x):
+        return ((t - 2.0) ** 2 - 1e-2).flatten()
+
+    def field(t, z, x):
+        return torch.ones_like(z)
+
     z0 = torch.zeros(1, 1, dtype=torch.float64)
     assert bool(
         ic.integrate(field, z0, times=SPAN, solver=ic.Tsit5(), event=moment)
@@ -246,7 +259,10 @@ def test_an_event_in_a_long_step_is_missed_and_max_step_finds_it():
 
 def test_an_event_that_becomes_nan_is_a_status():
     z0 = real([1.0, 0.0], [1.0, 100.0])
-    broken = lambda t, z, x: torch.sqrt(z[:, 0] - 0.5)  # noqa: E731
+
+    def broken(t, z, x):
+        return torch.sqrt(z[:, 0] - 0.5)
+
     solution = ic.integrate(fall, z0, real([9.81]), times=SPAN / 8, event=broken)
     assert solution.status.tolist() == [ic.Status.NON_FINITE, ic.Status.CONVERGED]
     from_the_start = ic.integrate(
@@ -282,9 +298,12 @@ def test_another_gradient_is_refused():
 @pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch.func.jvp itself
 def test_function_transforms_agree():
     z0, g = real([1.0, 0.0]), real([9.81])
-    when = lambda g: ic.integrate(
-        fall, z0, g, times=SPAN, solver=ic.Tsit5(**TIGHT), event=height
-    ).event_times.sum()  # noqa: E731
+
+    def when(g):
+        return ic.integrate(
+            fall, z0, g, times=SPAN, solver=ic.Tsit5(**TIGHT), event=height
+        ).event_times.sum()
+
     expected = -0.5 * math.sqrt(2) * 9.81**-1.5
     assert torch.func.grad(when)(g).item() == pytest.approx(expected, rel=1e-7)
     assert torch.func.jvp(when, (g,), (torch.ones_like(g),))[1].item() == pytest.approx(
@@ -293,7 +312,9 @@ def test_function_transforms_agree():
 
 
 def test_an_event_without_a_derivative_has_no_gradient():
-    step = lambda t, z, x: torch.sign(z[:, 0].detach())  # noqa: E731
+    def step(t, z, x):
+        return torch.sign(z[:, 0].detach())
+
     z0 = real([1.0, 0.0]).requires_grad_()
     with pytest.raises(ic.GradientError, match="has no derivative"):
         ic.integrate(swing, z0, real([1.0]), times=SPAN, event=step)

@@ -12,6 +12,7 @@ from problems import trajectories
 from torch import Tensor
 
 import implicitcore as ic
+from implicitcore.extend import StepwiseODESolver, System
 from implicitcore.ode_solvers.runge_kutta import RungeKutta
 from implicitcore.ode_solvers.step_size import Fixed
 from implicitcore.registry.registry import REGISTRY
@@ -48,7 +49,7 @@ def exact(t: Tensor) -> Tensor:
 
 
 @functools.cache
-def equal_steps(name: str, dt: float) -> ic.StepwiseODESolver:
+def equal_steps(name: str, dt: float) -> StepwiseODESolver:
     """The method with equal steps, adaptive or not."""
     cls = METHODS[name]
     return type(cls.__name__, (cls,), {"step_size": property(lambda self: Fixed(dt))})()
@@ -116,7 +117,7 @@ def test_the_order_on_other_problems(problem, name):
 
 def test_the_error_estimate_of_dop853_goes_with_the_eighth_power():
     solver, sizes, errors = ic.DOP853(rtol=1e-3, atol=1e-3), [4, 6, 8, 12], []
-    system = ic.System(ic.VectorField(field), None, Packing.of(Z0))
+    system = System.of(ic.VectorField(field), None, Packing.of(Z0))
     t = torch.zeros(3, dtype=torch.float64)
     for n in sizes:
         step = solver.step(system, t, torch.full_like(t, 1 / n), Z0, system.velocity(t, Z0))

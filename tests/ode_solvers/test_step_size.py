@@ -10,6 +10,7 @@ from problems import logistic
 from torch import Tensor
 
 import implicitcore as ic
+from implicitcore.extend import Packing, System
 from implicitcore.ode_solvers.step_size import Adaptive
 
 CONTROLLERS = ["i", "pi", "pid"]
@@ -44,7 +45,7 @@ def sizes(controller: str, errors: list[float]) -> list[float]:
     """The factors of the step after each error, at order 1: safety is 0.9."""
     control = Adaptive(1.0, 0.0, 1, controller=controller)
     one, last, found = torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), []
-    system = ic.System(ic.VectorField(brusselator), None, ic.packing.Packing.of(one[:, None]))
+    system = System.of(ic.VectorField(brusselator), None, Packing.of(one[:, None]))
     for error in errors:
         verdict = control.judge(system, one[:, None], one[:, None], error * one[:, None], one, last)
         last = control.remember(verdict.accept, verdict.error, last)

@@ -11,6 +11,7 @@ from problems import driven, linear, logistic, trajectories
 from torch import Tensor
 
 import implicitcore as ic
+from implicitcore.extend import Step, StepwiseODESolver
 from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.system.system import System
 
@@ -246,7 +247,7 @@ class Half(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counting(ic.StepwiseODESolver[Half]):
+class Counting(StepwiseODESolver[Half]):
     """Somebody's solver: a state of its own, and nothing else."""
 
     @property
@@ -259,9 +260,9 @@ class Counting(ic.StepwiseODESolver[Half]):
     def velocity(self, state: Half) -> Tensor:
         return state.velocity
 
-    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Half) -> ic.Step:
+    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Half) -> Step:
         z_next = z + dt[:, None] * state.velocity
-        return ic.Step(z_next, state=Half(system.velocity(t + dt, z_next), state.taken + 1))
+        return Step(z_next, state=Half(system.velocity(t + dt, z_next), state.taken + 1))
 
 
 def test_a_solver_of_ones_own_is_one_method_and_its_state():

@@ -7,7 +7,8 @@ import pytest
 from sites import HEADER, SOLVER, Site, hook, registers, run_python
 
 import implicitcore
-from implicitcore import PluginError, PluginWarning, Registrar, UnknownPartError
+from implicitcore import PluginError, PluginWarning, UnknownPartError
+from implicitcore.extend import Registrar
 from implicitcore.registry import builtin
 from implicitcore.registry.registry import Registry
 

@@ -25,7 +25,7 @@ packages = ["third_party"]
 SOLVER = """
 from dataclasses import dataclass
 
-from implicitcore import StepwiseRootSolver
+from implicitcore.extend import StepwiseRootSolver
 
 @dataclass(frozen=True, kw_only=True)
 class Halfway(StepwiseRootSolver[None]):
@@ -34,8 +34,8 @@ class Halfway(StepwiseRootSolver[None]):
     def init(self, system, z):
         return None
 
-    def step(self, system, z, fz, state):
-        return (z + fz) / 2, None
+    def step(self, system, now, state):
+        return (now.z + now.fz) / 2, None
 """
 
 USE = """

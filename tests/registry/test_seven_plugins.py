@@ -160,15 +160,15 @@ print(bool(linear.weight.grad.abs().sum() > 0))
 
 HALFWAY = """
 from dataclasses import dataclass
-from implicitcore import StepwiseRootSolver
+from implicitcore.extend import StepwiseRootSolver
 
 @dataclass(frozen=True, kw_only=True)
 class Halfway(StepwiseRootSolver[None]):
     def init(self, system, z):
         return None
 
-    def step(self, system, z, fz, state):
-        return (z + fz) / 2, None
+    def step(self, system, now, state):
+        return (now.z + now.fz) / 2, None
 """
 
 

@@ -7,6 +7,7 @@ import torch
 from dense import Cell, inputs
 
 import implicitcore as ic
+from implicitcore.extend import StepwiseRootSolver, System
 from implicitcore.tensors.packing import Packing
 
 
@@ -58,37 +59,38 @@ def test_the_iterates_are_the_textbooks(damping, graph):
 
 def test_a_sample_whose_residual_doubles_goes_back_and_takes_the_plain_step():
     x = inputs(4)
-    system = ic.System(ic.FixedPoint(Cell()), x, Packing.of(x))
+    system = System.of(ic.FixedPoint(Cell()), x, Packing.of(x))
     solver = ic.Anderson()
     z = inputs(4, seed=3)
     grown = torch.tensor([False, True, False, False])
     with torch.no_grad():
-        state, fz_before = solver.init(system, z), z
+        state, before = solver.init(system, z), system.evaluate(z)
         for _ in range(3):
-            before, fz_before = z, system.update(z)
-            z, state = solver.step(system, before, fz_before, state)
-        fz = system.update(z)
-        z_next, state = solver.step(system, z, fz, solver.restart(state, grown))
-        assert torch.allclose(z_next[1], fz_before[1])
-        assert not torch.allclose(z_next[0], fz[0])
+            before = system.evaluate(z)
+            z, state = solver.step(system, before, state)
+        now = system.evaluate(z)
+        z_next, state = solver.step(system, now, solver.restart(state, grown))
+        assert torch.allclose(z_next[1], before.fz[1])
+        assert not torch.allclose(z_next[0], now.fz[0])
         # Again: a plain step that doubles the residual is gone on from, or it would be taken for
         # ever.
-        fz = system.update(z_next)
-        after, state = solver.step(system, z_next, fz, solver.restart(state, grown))
-        assert torch.allclose(after[1], fz[1])
-        last, state = solver.step(system, after, system.update(after), state)
-    assert not torch.allclose(last[1], system.update(after)[1])  # the next difference counts again
+        now = system.evaluate(z_next)
+        after, state = solver.step(system, now, solver.restart(state, grown))
+        assert torch.allclose(after[1], now.fz[1])
+        now = system.evaluate(after)
+        last, state = solver.step(system, now, state)
+    assert not torch.allclose(last[1], now.fz[1])  # the next difference counts again
 
 
 def test_the_loop_asks_for_a_restart_where_a_residual_has_doubled():
     heard = []
 
-    class Listening(ic.StepwiseRootSolver):
+    class Listening(StepwiseRootSolver):
         def init(self, system, z):
             return None
 
-        def step(self, system, z, fz, state):
-            return fz, state
+        def step(self, system, now, state):
+            return now.fz, state
 
         def restart(self, state, grown):
             heard.append(grown.tolist())

@@ -71,7 +71,7 @@ def test_a_rotation_stagnates_and_is_said_to():
 def test_what_is_called_converged_has_a_true_residual_below_the_tolerance():
     """Ill-conditioned, in float32: the recurrence's own residual drifts away from the true one."""
     a, b = matrix(40, 1.0, seed=3).float(), inputs(batch=16, n=40, dtype=torch.float32)
-    solution = linear(a, b, ic.BiCGSTAB(tol=1e-5, max_steps=2000), torch.float32)
+    solution = linear(a, b, ic.BiCGSTAB(tol=1e-5, max_products=2000), torch.float32)
     residual = (b - solution.z @ a.T).norm(dim=1)
     assert torch.allclose(solution.residual, residual, rtol=1e-2, atol=1e-5)
     size = (solution.z + b - solution.z @ a.T).norm(dim=1)

@@ -75,7 +75,7 @@ def test_what_x_shares_is_shared_and_what_is_per_sample_is_selected():
     x = {
         "growth": growth,
         "shift": torch.tensor(2.0, dtype=T),
-        "row": torch.ones(1, 1, dtype=T),
+        "row": ic.shared(torch.ones(1, 1, dtype=T)),
         "power": 1,
         "name": None,
     }
@@ -95,7 +95,7 @@ def test_the_backward_pass_of_some_samples():
         )
     )
     growth.requires_grad_()
-    gradient = ic.Implicit(ic.Chain((ic.GMRES(tol=1e-12, max_steps=2), ic.Newton(tol=1e-12))))
+    gradient = ic.Implicit(ic.Chain((ic.GMRES(tol=1e-12, max_products=2), ic.Newton(tol=1e-12))))
     solver = ic.Newton(tol=1e-13)
     x = torch.ones(5, 4, dtype=T)
     solution = ic.fixed_point(
@@ -134,7 +134,8 @@ def test_a_chain_of_nothing_is_refused_and_a_config_builds_one():
     with pytest.raises(ic.ConfigError, match="at least one"):
         ic.Chain(())
     with pytest.raises(ic.ConfigError, match=r"solvers\[0\]"):
-        ic.Chain(["anderson"])
+        ic.Chain(["andersen"])
+    assert ic.Chain(["picard"]) == ic.Chain([ic.Picard()])
     chain = ic.create(
         "root_solver", {"name": "chain", "solvers": ["picard", {"name": "newton", "tol": 1e-6}]}
     )

@@ -134,7 +134,7 @@ def test_the_jacobian_is_that_of_each_sample(function):
     weight = torch.randn(4, 4, dtype=T, generator=torch.Generator().manual_seed(0))
     f = lambda z, _=None: function(z @ weight)  # noqa: E731
     z = inputs(n=4)
-    system = System(ic.FixedPoint(f), None, Packing.of(z))
+    system = System.of(ic.FixedPoint(f), None, Packing.of(z))
     assert torch.allclose(
         system.linearize(z).matrix(), jacobians(lambda z: torch.sin(z @ weight), z)
     )

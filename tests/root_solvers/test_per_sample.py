@@ -10,6 +10,7 @@ import torch
 from dense import Cell, fixed_point, inputs
 
 import implicitcore as ic
+from implicitcore.testing.options import limited
 
 SOLVERS = [
     ic.Picard(tol=1e-9, max_steps=300),
@@ -112,7 +113,7 @@ def test_the_worst_sample_meets_the_tolerance(solver, dtype, batch):
 @each_solver
 def test_too_few_steps_are_reported_with_the_best_iterate(solver):
     cell, x = Cell(contraction=0.95), inputs()
-    few = with_options(solver, tol=1e-14, max_steps=3)
+    few = with_options(solver, tol=1e-14, **limited(3))
     solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=few, gradient=ic.Unrolled())
     assert solution.status.tolist() == [ic.Status.MAX_STEPS] * 8
     assert torch.allclose(solution.residual, (cell(solution.z, x) - solution.z).norm(dim=1))
@@ -194,10 +195,13 @@ def test_the_start_is_not_changed_and_the_trace_is_the_residual_of_each_step():
 
 def test_a_pytree_state_is_solved_as_one_vector():
     x = inputs(n=4)
-    cell = lambda z, x: {
-        "a": 0.3 * torch.tanh(z["b"])[:, None, None] + x[:, :2, None],
-        "b": 0.5 * z["a"].sum((1, 2)) + x[:, 3],
-    }  # noqa: E731
+
+    def cell(z, x):
+        return {
+            "a": 0.3 * torch.tanh(z["b"])[:, None, None] + x[:, :2, None],
+            "b": 0.5 * z["a"].sum((1, 2)) + x[:, 3],
+        }
+
     z0 = {"a": x.new_zeros(8, 2, 1), "b": x.new_zeros(8)}
     for solver in SOLVERS:
         z = ic.fixed_point(cell, z0, x, solver=solver).raise_if_failed().z

@@ -13,6 +13,7 @@ from checks_page import PAGE, renewed
 from test_readme import blocks
 
 import implicitcore as ic
+from implicitcore.extend import Options
 from implicitcore.options.kinds import CLASS_KINDS
 from implicitcore.testing import (
     ContractError,
@@ -24,7 +25,7 @@ from implicitcore.testing import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Half(ic.Options, ic.RootSolver):
+class Half(Options, ic.RootSolver):
     """Wrong: half of the way."""
 
     def solve(self, system, z0):
@@ -75,7 +76,7 @@ def test_a_failure_says_what_was_done_received_and_expected():
 
 def test_what_a_part_raises_is_the_cause_of_the_failure():
     @dataclass(frozen=True)
-    class Raises(ic.Options, ic.RootSolver):
+    class Raises(Options, ic.RootSolver):
         def solve(self, system, z0):
             raise KeyError("depth")
 

@@ -10,13 +10,14 @@ import torch
 from failing import failed
 
 import implicitcore as ic
+from implicitcore.extend import Options
 from implicitcore.gradients.base import equilibrium
 
 EXACT = ic.Implicit(ic.GMRES(tol=1e-8))
 
 
 @dataclass(frozen=True)
-class Mine(ic.Options, ic.GradientStrategy):
+class Mine(Options, ic.GradientStrategy):
     """A right one, for roots: the implicit gradient."""
 
     def run(self, solve, system, z0):
@@ -85,7 +86,7 @@ class OneParameter(Mine):
 
 class AbsoluteTolerance(Mine):
     def run(self, solve, system, z0):
-        return ic.Implicit(ic.GMRES(tol=0.0, atol=1e-5, max_steps=10)).run(solve, system, z0)
+        return ic.Implicit(ic.GMRES(tol=0.0, atol=1e-5, max_products=10)).run(solve, system, z0)
 
 
 class CallsBackward(Mine):

@@ -11,6 +11,7 @@ from failing import failed
 from torch import Tensor
 
 import implicitcore as ic
+from implicitcore.extend import LinearSystem, Options
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.runge_kutta import AdaptiveRungeKutta, FixedRungeKutta
 from implicitcore.options.types import Count, Tolerance
@@ -18,7 +19,7 @@ from implicitcore.system.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plain(ic.Options, ic.RootSolver):
+class Plain(Options, ic.RootSolver):
     """A right one: a fixed-point iteration with a loop of its own."""
 
     tol: Tolerance = 1e-5
@@ -119,7 +120,9 @@ class Remembers(Plain):
         solution = super().solve(
             system,
             warm
-            if warm.dtype == z0.dtype and not torch.is_grad_enabled() and not system.linear
+            if warm.dtype == z0.dtype
+            and not torch.is_grad_enabled()
+            and not isinstance(system, LinearSystem)
             else z0,
         )
         self.last[z0.shape] = solution.z.detach().nan_to_num()
@@ -128,7 +131,11 @@ class Remembers(Plain):
 
 class Uncounted(Plain):
     def evaluate(self, system, z):
-        return system.update(z) if system.linear else system.dynamics.update(z, system.x)
+        return (
+            system.update(z)
+            if isinstance(system, LinearSystem)
+            else system.dynamics.update(z, system.x)
+        )
 
 
 class UnrolledInSilence(Plain):

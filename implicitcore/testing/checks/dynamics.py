@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.tensors.shared import unwrapped
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
 from implicitcore.testing.factory import Maker
@@ -94,9 +95,9 @@ def per_sample(maker: Maker) -> None:
     """The velocity of a sample is the one that it has alone, at a time of its own."""
     dynamics, (z, x) = maker.make(), maker.inputs()
     t = _times(z, None)
-    together = flat(dynamics.velocity(t, z, x))
+    together = flat(dynamics.velocity(t, z, unwrapped(x)))
     for i in range(len(t)):
-        alone = flat(dynamics.velocity(t[i : i + 1], rows(z, [i], len(t)), rows(x, [i], len(t))))
+        alone = flat(dynamics.velocity(t[i : i + 1], rows(z, [i]), unwrapped(rows(x, [i]))))
         expect_close(
             together[i : i + 1],
             alone,

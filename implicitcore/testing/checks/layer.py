@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.config.build import build
-from implicitcore.errors import UnknownPartError
+from implicitcore.config.build import build, describe
+from implicitcore.errors import ConfigError, UnknownPartError
+from implicitcore.layers.base import ImplicitLayer
+from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.solution import Solution, SolveError
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
 from implicitcore.testing.factory import Maker
+from implicitcore.testing.options import LIMITS, with_options
 from implicitcore.testing.tensors import (
     copied,
     flat,
@@ -81,7 +84,7 @@ def per_sample(maker: Maker) -> None:
     for i in range(4):
         expect_close(
             together[i : i + 1],
-            flat(layer(rows(x, [i], 4))),
+            flat(layer(rows(x, [i]))),
             f"compared sample {i} of 4 with the same sample alone",
             ALONE,
         )
@@ -299,6 +302,37 @@ def round_trips_through_a_config(maker: Maker) -> None:
         flat(layer(copied(x))),
         "built a layer from the config, and loaded the state_dict",
     )
+
+
+@contract("layer")
+def follows_its_options(maker: Maker) -> None:
+    """What is assigned to an option is what solves and what the configuration says."""
+    layer = maker.make()
+    if not isinstance(layer, ImplicitLayer):
+        raise NotApplicable("it is no ImplicitLayer")
+    try:
+        before = layer.config
+    except ConfigError as error:
+        raise NotApplicable(str(error)) from error
+    solver = with_options(layer.solver, **{name: _one_more for name in LIMITS})
+    names = [name for name in options_of(type(layer)) if getattr(layer, name) is layer.solver]
+    for name in {"solver", *names}:
+        layer = maker.make()
+        setattr(layer, name, solver)
+        expect(layer.solver == solver, f"assigned another {name}", layer.solver, solver)
+        expect(layer.config != before, f"assigned another {name}", "the same config", "its options")
+        for alias in names:
+            told = layer.config[alias]
+            expect(told == describe(solver), f"assigned {name}, read config", told, solver)
+    try:
+        layer.on_failure = "no such choice"
+    except ConfigError:
+        return
+    expect(False, "assigned an on_failure that there is not", "no error", "a ConfigError")
+
+
+def _one_more(limit: int) -> int:
+    return limit + 1
 
 
 def _loss(layer: Any, x: Any) -> Tensor:

@@ -15,7 +15,7 @@ from implicitcore.tensors.packing import Packing
 from implicitcore.testing.check import contract
 from implicitcore.testing.dense import fixed_point
 from implicitcore.testing.expect import expect, expect_close
-from implicitcore.testing.options import for_dtype, needed, stated, with_options
+from implicitcore.testing.options import for_dtype, limited, needed, stated, with_options
 from implicitcore.testing.problems import Linear, Problem, inputs, root
 
 
@@ -69,7 +69,7 @@ def finds_the_root_of_a_vector_field(solver: RootSolver) -> None:
     problem = root()
     dynamics = VectorField(lambda z, x: problem.f(z, x) - z, autonomous=True)
     with torch.no_grad():
-        solution = solver.solve(System(dynamics, problem.x, Packing.of(problem.z0)), problem.z0)
+        solution = solver.solve(System.of(dynamics, problem.x, Packing.of(problem.z0)), problem.z0)
     start = problem.f(problem.z0, problem.x).norm(dim=1).clamp(min=1)
     bound = 20 * max(_tolerance(solver), 1e-12) * start.max().item()
     expect_close(
@@ -90,7 +90,8 @@ def stays_at_a_root(solver: RootSolver) -> None:
 def states_the_true_residual(solver: RootSolver) -> None:
     """The residual of the solution is the one that f has there, whatever the status."""
     for steps in (2, None):
-        chosen = solver if steps is None else with_options(solver, max_steps=steps, tol=1e-12)
+        few = {} if steps is None else {**limited(steps), "tol": 1e-12}
+        chosen = with_options(solver, **few) if few else solver
         problem = root()
         solution = problem.solve(chosen)
         expect(
@@ -139,7 +140,7 @@ def meets_its_tolerance(solver: RootSolver) -> None:
 def reaches_a_tight_tolerance(solver: RootSolver) -> None:
     """With tol=1e-8 and steps enough every sample of a contraction by 0.4 converges."""
     needed(solver, "tol")
-    solution = root().solve(with_options(solver, tol=1e-8, max_steps=500))
+    solution = root().solve(with_options(solver, tol=1e-8, **limited(500)))
     expect(
         bool(solution.converged.all()),
         "solved to tol=1e-8 with 500 steps",

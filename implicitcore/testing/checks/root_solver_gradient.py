@@ -16,7 +16,7 @@ from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.testing.check import contract
 from implicitcore.testing.dense import relative_error
 from implicitcore.testing.expect import NotApplicable, expect
-from implicitcore.testing.options import stated, with_options
+from implicitcore.testing.options import limited, stated, with_options
 from implicitcore.testing.problems import inputs, root
 
 
@@ -40,7 +40,7 @@ def _tight(solver: RootSolver) -> tuple[RootSolver, float]:
     """The solver at a tight tolerance, and how exact a gradient can be expected to be."""
     if stated(solver, "tol") is None:
         return solver, 1e-2
-    return with_options(solver, tol=1e-9, max_steps=500), 1e-5
+    return with_options(solver, tol=1e-9, **limited(500)), 1e-5
 
 
 @contract("root_solver")

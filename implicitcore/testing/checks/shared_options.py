@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import pickle
 from typing import Any
 
 from implicitcore.config.build import create, describe
-from implicitcore.errors import UnknownPartError
+from implicitcore.errors import ConfigError, UnknownPartError
 from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing.check import contract
@@ -69,6 +70,42 @@ def refuses_a_value_of_another_type(part: Any) -> None:
             "no error",
             f"a ConfigError that asks for {option.type_text}; derive from Options",
         )
+
+
+@contract("root_solver", "ode_solver", "gradient", "backend")
+def refuses_an_unknown_option(part: Any) -> None:
+    """A misspelt option, and one value too many, are a ConfigError that says so."""
+    cls = type(part)
+    extra = (object(),) * (1 + len(options_of(cls)))
+    for did, args, options in (
+        ("gave it no_such_option=1", (), {"no_such_option": 1}),
+        ("gave it more values than it has options", extra, {}),
+    ):
+        try:
+            cls(*args, **options)
+        except ConfigError:
+            continue
+        except TypeError as error:
+            found: object = f"a TypeError: {error}"
+        else:
+            found = "no error"
+        expect(False, did, found, "a ConfigError; derive from the base class of its kind")
+
+
+@contract("root_solver", "ode_solver", "gradient", "backend")
+def refuses_an_infinite_value(part: Any) -> None:
+    """No option is infinite: such a tolerance is met by anything, such a step has no end."""
+    cls = type(part)
+    options = [item for item in options_of(cls).values() if "float" in item.type_text]
+    if not options:
+        raise NotApplicable(f"{cls.__name__} has no option that is a float")
+    for option in options:
+        values = {name: getattr(part, name) for name in options_of(cls)}
+        try:
+            cls(**{**values, option.name: math.inf})
+        except ConfigError:
+            continue
+        expect(False, f"gave {option.name} an infinity", "no error", "a ConfigError")
 
 
 def _same(a: Any, b: Any) -> bool:

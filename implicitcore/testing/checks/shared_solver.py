@@ -11,8 +11,8 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, Status
 from implicitcore.testing.check import contract
-from implicitcore.testing.expect import expect, expect_close, expect_equal
-from implicitcore.testing.options import for_dtype, needed, with_options
+from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
+from implicitcore.testing.options import LIMITS, for_dtype, limited, stated, with_options
 from implicitcore.testing.problems import Problem, problem_for
 
 Solver = RootSolver | ODESolver
@@ -194,8 +194,9 @@ def leaves_no_graph(solver: Solver) -> None:
 @contract("root_solver", "ode_solver")
 def reports_too_few_steps(solver: Solver) -> None:
     """Out of steps is a status: never an error, and never called convergence."""
-    needed(solver, "max_steps")
-    few = with_options(solver, max_steps=1, tol=1e-13, dt=0.05, rtol=1e-9, atol=1e-12)
+    if all(stated(solver, limit) is None for limit in LIMITS):
+        raise NotApplicable(f"{type(solver).__name__} has none of {', '.join(LIMITS)}")
+    few = with_options(solver, **limited(1), tol=1e-13, dt=0.05, rtol=1e-9, atol=1e-12)
     problem = problem_for(few)
     solution = problem.solve(few)
     wrong = int((solution.converged & ~_is_solved(problem, solution)).sum())
@@ -211,6 +212,17 @@ def reports_too_few_steps(solver: Solver) -> None:
         "values that are not finite",
         "the best state so far",
     )
+
+
+@contract("root_solver", "ode_solver")
+def takes_at_most_max_steps(solver: Solver) -> None:
+    """No sample takes more than ``max_steps`` steps: iterates of a root solver, the start included."""
+    if getattr(solver, "max_steps", None) is None:
+        raise NotApplicable(f"{type(solver).__name__} has no max_steps of its own")
+    for most in (1, 3):
+        few = with_options(solver, **limited(most), tol=1e-13, dt=0.05, rtol=1e-9, atol=1e-12)
+        steps = int(problem_for(few).solve(few).steps.max())
+        expect(steps <= most, f"allowed max_steps={most}", f"{steps} steps", f"{most} at most")
 
 
 def _is_solved(problem: Problem, solution: Solution) -> Tensor:

@@ -10,10 +10,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.backends.base import Residual
-from implicitcore.backends.fused import FusedBackend
-from implicitcore.backends.torch import TorchBackend
-from implicitcore.tensors.norms import real_dtype
+from implicitcore import TorchBackend
+from implicitcore.extend import FusedBackend, Residual, real_dtype
 from implicitcore_cupy.availability import unavailable_reason
 from implicitcore_cupy.geometry import WARP, geometry, threads_for
 from implicitcore_cupy.launcher import GROUPS, NAMES, CupyLauncher, Launcher

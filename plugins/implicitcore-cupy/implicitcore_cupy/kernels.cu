@@ -1,9 +1,11 @@
-// The fused kernels. NVRTC compiles this file on the user's machine, and g++ in the tests: it includes nothing.
+// The fused kernels. NVRTC compiles this file on the user's machine, and g++ in the tests: it
+// includes nothing.
 //
-// States are [batch, n]. A block works on one span of one sample: blockIdx.x is the sample, blockIdx.y the span. Which block adds up what
-// depends on n alone, and no sum is atomic: results are the same in every run and, where a sample fills whole 16 bytes, in every batch.
-// Sums are in Sum<T>: double for double, else float. Each kernel takes one struct whose members are all eight bytes wide (or arrays that
-// end on eight), so that the host packs it without padding.
+// States are [batch, n]. A block works on one span of one sample: blockIdx.x is the sample,
+// blockIdx.y the span. Which block adds up what depends on n alone, and no sum is atomic: results
+// are the same in every run and, where a sample fills whole 16 bytes, in every batch. Sums are in
+// Sum<T>: double for double, else float. Each kernel takes one struct whose members are all eight
+// bytes wide (or arrays that end on eight), so that the host packs it without padding.
 
 using int64 = long long;
 
@@ -26,11 +28,14 @@ using Sum = typename Summed<T>::type;
 
 __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }
-__device__ inline float widen(bfloat16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+__device__ inline float widen(bfloat16 x) {
+    return __uint_as_float(static_cast<unsigned>(x.bits) << 16);
+}
 
 __device__ inline void narrow(float x, float& to) { to = x; }
 __device__ inline void narrow(double x, double& to) { to = x; }
-__device__ inline void narrow(float x, bfloat16& to) {  // to the nearest, halves to even; a NaN stays one
+// To the nearest, halves to even; a NaN stays one.
+__device__ inline void narrow(float x, bfloat16& to) {
     const unsigned bits = __float_as_uint(x);
     to.bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
@@ -73,7 +78,8 @@ __device__ bool aligned(const T*... rows) {
     return ((reinterpret_cast<unsigned long long>(rows) | ... | 0) & 15) == 0;
 }
 
-// work(Width<w>, i) for the entries i to i + w - 1 of the block's span: 16 bytes at a time where every row allows it, then one by one.
+// work(Width<w>, i) for the entries i to i + w - 1 of the block's span: 16 bytes at a time where
+// every row allows it, then one by one.
 template <typename T, typename Work>
 __device__ void sweep(int64 n, int64 span, bool wide, Work work) {
     constexpr int width = 16 / sizeof(T);
@@ -81,7 +87,8 @@ __device__ void sweep(int64 n, int64 span, bool wide, Work work) {
     int64 rest = first;
     if (wide) {
         rest = last - (last - first) % width;
-        for (int64 i = first + threadIdx.x * width; i < rest; i += blockDim.x * width) work(Width<width>(), i);
+        for (int64 i = first + threadIdx.x * width; i < rest; i += blockDim.x * width)
+            work(Width<width>(), i);
     }
     for (int64 i = rest + threadIdx.x; i < last; i += blockDim.x) work(Width<1>(), i);
 }
@@ -95,7 +102,8 @@ __device__ S block_sum(S (&values)[count]) {
 #pragma unroll
     for (int k = 0; k < count; ++k) {
 #pragma unroll
-        for (int step = WARP / 2; step; step /= 2) values[k] += __shfl_down_sync(0xffffffff, values[k], step);
+        for (int step = WARP / 2; step; step /= 2)
+            values[k] += __shfl_down_sync(0xffffffff, values[k], step);
         if (lane == 0) sums[warp * count + k] = values[k];
     }
     __syncthreads();
@@ -108,10 +116,10 @@ __device__ S block_sum(S (&values)[count]) {
 // Where the sums of the samples go.
 template <typename T>
 struct Totals {
-    T* out;              // sum k of sample b has its place at out[b * sample_step + k * sum_step]
-    Sum<T>* partial;     // [batch, count, spans]: the sums of the spans, where a sample has several; finish() adds them up
+    T* out;           // sum k of sample b has its place at out[b * sample_step + k * sum_step]
+    Sum<T>* partial;  // [batch, count, spans]: of the spans of long samples, which finish() adds up
     int64 sample_step, sum_step, count;
-    double scale;        // above zero for a norm, sqrt(scale * sum); zero for the sum itself
+    double scale;  // above zero for a norm, sqrt(scale * sum); zero for the sum itself
 };
 
 template <typename T>
@@ -136,7 +144,8 @@ struct Finish {
 
 template <typename T>
 __global__ void __launch_bounds__(MAX_THREADS) finish(Finish<T> a) {  // blockIdx.y is the sum
-    const Sum<T>* const partial = a.totals.partial + (blockIdx.x * a.totals.count + blockIdx.y) * a.spans;
+    const int64 place = (blockIdx.x * a.totals.count + blockIdx.y) * a.spans;
+    const Sum<T>* const partial = a.totals.partial + place;
     Sum<T> sums[1] = {0};
     for (int64 i = threadIdx.x; i < a.spans; i += blockDim.x) sums[0] += partial[i];
     const Sum<T> sum = block_sum(sums);
@@ -151,8 +160,8 @@ struct Residual {
     Totals<Sum<T>> norms;
 };
 
-template <typename T>
-__global__ void __launch_bounds__(MAX_THREADS) residual(Residual<T> a) {  // g = f(z) - z, |g| and |f(z)|
+template <typename T>  // g = f(z) - z, |g| and |f(z)|
+__global__ void __launch_bounds__(MAX_THREADS) residual(Residual<T> a) {
     const T *const fz = a.fz + blockIdx.x * a.n, *const z = a.z + blockIdx.x * a.n;
     T* const g = a.g + blockIdx.x * a.n;
     Sum<T> sums[2] = {0, 0};
@@ -180,13 +189,15 @@ struct ErrorNorm {
     Totals<Sum<T>> norms;
 };
 
-template <typename T>
-__global__ void __launch_bounds__(MAX_THREADS) error_norm(ErrorNorm<T> a) {  // error / (atol + rtol max(|z|, |z_next|))
-    const T *const error = a.error + blockIdx.x * a.n, *const z = a.z + blockIdx.x * a.n, *const z_next = a.z_next + blockIdx.x * a.n;
+template <typename T>  // error / (atol + rtol max(|z|, |z_next|))
+__global__ void __launch_bounds__(MAX_THREADS) error_norm(ErrorNorm<T> a) {
+    const T* const error = a.error + blockIdx.x * a.n;
+    const T *const z = a.z + blockIdx.x * a.n, *const z_next = a.z_next + blockIdx.x * a.n;
     const Sum<T> rtol = a.rtol, atol = a.atol;
     Sum<T> sums[1] = {0};
     sweep<T>(a.n, a.span, aligned(error, z, z_next), [&](auto w, int64 i) {
-        const auto e = load<w.width>(error + i), before = load<w.width>(z + i), after = load<w.width>(z_next + i);
+        const auto e = load<w.width>(error + i);
+        const auto before = load<w.width>(z + i), after = load<w.width>(z_next + i);
 #pragma unroll
         for (int j = 0; j < w.width; ++j) {
             const Sum<T> p = fabs(before.at[j]), q = fabs(after.at[j]);
@@ -202,14 +213,17 @@ __global__ void __launch_bounds__(MAX_THREADS) error_norm(ErrorNorm<T> a) {  // 
 template <typename T>
 struct InnerProducts {
     const T *row, *history;
-    int64 row_step, sample_step, history_step;  // from sample to sample, in the row and in the history, and from row to row there
+    int64 row_step, sample_step;  // from sample to sample, in the row and in the history
+    int64 history_step;           // from row to row of the history
     int64 depth, n, span;
     Totals<T> products;
 };
 
-template <typename T, int group>  // the row is read once for `group` rows of the history, whose sums are in registers
+// The row is read once for `group` rows of the history, whose sums are in registers.
+template <typename T, int group>
 __global__ void __launch_bounds__(MAX_THREADS) inner_products(InnerProducts<T> a) {
-    const T *const row = a.row + blockIdx.x * a.row_step, *const history = a.history + blockIdx.x * a.sample_step;
+    const T* const row = a.row + blockIdx.x * a.row_step;
+    const T* const history = a.history + blockIdx.x * a.sample_step;
     const bool wide = aligned(row, history) && a.history_step * sizeof(T) % 16 == 0;
     for (int64 first = 0; first < a.depth; first += group) {
         Sum<T> sums[group] = {};
@@ -225,7 +239,8 @@ __global__ void __launch_bounds__(MAX_THREADS) inner_products(InnerProducts<T> a
             }
         });
         const Sum<T> sum = block_sum(sums);
-        if (threadIdx.x < group && first + threadIdx.x < a.depth) hand_in(a.products, first + threadIdx.x, sum);
+        const int64 mine = first + threadIdx.x;
+        if (threadIdx.x < group && mine < a.depth) hand_in(a.products, mine, sum);
         __syncthreads();  // the next group writes where this one is read
     }
 }
@@ -239,10 +254,11 @@ struct AxpyHistory {
     int64 depth, n, span;
 };
 
-template <typename T>
-__global__ void __launch_bounds__(MAX_THREADS) axpy_history(AxpyHistory<T> a) {  // row + scale sum_k weights_k history_k
+template <typename T>  // row + scale sum_k weights_k history_k
+__global__ void __launch_bounds__(MAX_THREADS) axpy_history(AxpyHistory<T> a) {
     const T* const row = a.row ? a.row + blockIdx.x * a.row_step : nullptr;
-    const T *const weights = a.weights + blockIdx.x * a.depth, *const history = a.history + blockIdx.x * a.sample_step;
+    const T* const weights = a.weights + blockIdx.x * a.depth;
+    const T* const history = a.history + blockIdx.x * a.sample_step;
     T* const out = a.out + blockIdx.x * a.out_step;
     const Sum<T> scale = a.scale;
     const bool wide = aligned(row, history, out) && a.history_step * sizeof(T) % 16 == 0;
@@ -273,8 +289,8 @@ struct StageCombination {
     Sum<T> weights[MAX_STAGES];
 };
 
-template <typename T, typename Time>
-__global__ void __launch_bounds__(MAX_THREADS) stage_combination(StageCombination<T, Time> a) {  // z + dt sum_s weights_s stages_s
+template <typename T, typename Time>  // z + dt sum_s weights_s stages_s
+__global__ void __launch_bounds__(MAX_THREADS) stage_combination(StageCombination<T, Time> a) {
     const int64 begin = blockIdx.x * a.n;
     const Sum<T> dt = a.dt[blockIdx.x];
     bool wide = aligned(a.out + begin, a.z ? a.z + begin : nullptr);

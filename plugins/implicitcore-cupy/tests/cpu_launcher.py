@@ -1,11 +1,12 @@
-"""The kernels' source on the CPU: built by g++, its threads in turns, behind the backend's own host
-side."""
+"""The kernels' source on the CPU, behind the backend's own host side.
+
+Built by g++; its threads take turns.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import shutil
 import struct
 import subprocess
@@ -14,10 +15,10 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
-import pytest
 import torch
+from requirements import missing
 from torch import Tensor
 
 import implicitcore_cupy.launcher as launcher
@@ -25,13 +26,6 @@ from implicitcore_cupy import CupyBackend
 
 FORWARD, REVERSE, SHUFFLED = 0, 1, 2
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
-
-
-def missing(tool: str) -> NoReturn:
-    """Skip, but not where the tests are the gate."""
-    if "CI" in os.environ:
-        pytest.fail(f"{tool} is missing")
-    pytest.skip(f"{tool} is missing")
 
 
 def build(source: str, names: tuple[str, ...], folder: Path, compiler: str) -> ctypes.PyDLL:

@@ -1,9 +1,11 @@
-// CUDA C++ for g++: a block's threads are fibers that take turns, each running until a barrier or a shuffle.
+// CUDA C++ for g++: a block's threads are fibers that take turns, each running until a barrier or a
+// shuffle.
 //
-// Who runs first is chosen by the caller. With the threads in order or reversed, a warp goes on until the block's next barrier before
-// another one moves; shuffled, the warps take turns. Where a barrier is missing, one of them reads what is not there yet, or no longer.
-// Shared memory holds NaNs before a block begins, and a pattern behind its end that must survive. g++ is asked to check the alignment of
-// every access (-fsanitize=alignment), and its report ends here.
+// Who runs first is chosen by the caller. With the threads in order or reversed, a warp goes on
+// until the block's next barrier before another one moves; shuffled, the warps take turns. Where a
+// barrier is missing, one of them reads what is not there yet, or no longer. Shared memory holds
+// NaNs before a block begins, and a pattern behind its end that must survive. g++ is asked to check
+// the alignment of every access (-fsanitize=alignment), and its report ends here.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -26,7 +28,8 @@ struct dim3 {
 };
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-constexpr unsigned LANES = 32, MOST_THREADS = 1024, STACK = 1 << 16, SHARED = 48 << 10, MARGIN = 1 << 10;
+constexpr unsigned LANES = 32, MOST_THREADS = 1024, STACK = 1 << 16;
+constexpr unsigned SHARED = 48 << 10, MARGIN = 1 << 10;
 alignas(16) double shared[(SHARED + MARGIN) / sizeof(double)];
 
 namespace cpu {
@@ -117,11 +120,13 @@ static const char* run_block(std::vector<unsigned>& order, bool random) {
                     release(warp, warp + LANES);
                 }
             }
-            if (!random && i % LANES == LANES - 1 && any(State::ready, warp, warp + LANES)) i -= LANES;  // the same warp again
+            if (!random && i % LANES == LANES - 1 && any(State::ready, warp, warp + LANES))
+                i -= LANES;  // the same warp again
         }
         if (moved) continue;
         if (all(State::done, 0, threads)) return nullptr;
-        if (!all(State::at_block, 0, threads)) return "a barrier or a shuffle that not all threads reach";
+        if (!all(State::at_block, 0, threads))
+            return "a barrier or a shuffle that not all threads reach";
         release(0, threads);
     }
 }
@@ -136,7 +141,8 @@ static std::map<std::string, Entry>& table() {
 }
 template <auto kernel, typename Arguments>
 Entry entry(void (*)(Arguments)) {
-    return {[](const void* from) { kernel(*static_cast<const Arguments*>(from)); }, sizeof(Arguments)};
+    const auto call = [](const void* from) { kernel(*static_cast<const Arguments*>(from)); };
+    return {call, sizeof(Arguments)};
 }
 
 }  // namespace cpu
@@ -145,7 +151,8 @@ inline void __syncthreads() { cpu::pause(cpu::State::at_block); }
 
 template <typename T>
 T __shfl_down_sync(unsigned, T value, unsigned delta) {
-    const unsigned thread = threadIdx.x, from = thread % LANES + delta < LANES ? thread + delta : thread;
+    const unsigned thread = threadIdx.x;
+    const unsigned from = thread % LANES + delta < LANES ? thread + delta : thread;
     double* const slots = cpu::exchanged[cpu::fibers[thread].shuffles++ % 2];
     slots[thread] = value;
     cpu::pause(cpu::State::at_warp);
@@ -173,8 +180,10 @@ REPORT(__ubsan_handle_type_mismatch_v1)
 REPORT(__ubsan_handle_type_mismatch_v1_abort)
 
 struct Launch {
-    unsigned grid[2], threads, order;  // of the threads and blocks: 0 is one after the other, 1 the reverse, else the seed of a random one
-    size_t shared, bytes;              // of shared memory, and of the kernel's struct
+    // order: of the threads and blocks; 0 is one after the other, 1 the reverse, else the seed of a
+    // random one
+    unsigned grid[2], threads, order;
+    size_t shared, bytes;  // of shared memory, and of the kernel's struct
 };
 
 // Run a kernel; what comes back is what went wrong.
@@ -183,8 +192,10 @@ extern "C" const char* run(const char* name, const Launch* launch, const void* a
     const auto found = cpu::table().find(name);
     if (found == cpu::table().end()) return "an unknown kernel";
     if (found->second.bytes != bytes) return "a struct of another size";
-    if (threads == 0 || threads > MOST_THREADS || threads % LANES || size > SHARED) return "a block that cannot be";
-    if (grid[0] == 0 || grid[1] == 0 || grid[0] > 0x7fffffff || grid[1] > 65535) return "a grid that cannot be";
+    if (threads == 0 || threads > MOST_THREADS || threads % LANES || size > SHARED)
+        return "a block that cannot be";
+    if (grid[0] == 0 || grid[1] == 0 || grid[0] > 0x7fffffff || grid[1] > 65535)
+        return "a grid that cannot be";
     cpu::body = found->second.body;
     cpu::arguments = arguments;
     cpu::seed = order;
@@ -201,7 +212,8 @@ extern "C" const char* run(const char* name, const Launch* launch, const void* a
         char* const end = reinterpret_cast<char*>(shared) + size;
         std::memset(end, 0x5a, MARGIN);
         if (const char* error = cpu::run_block(turns, order > 1)) {
-            for (cpu::Fiber& fiber : cpu::fibers) fiber.begun = false, fiber.shuffles = 0;  // they stand in the middle of the kernel
+            // the fibers stand in the middle of the kernel
+            for (cpu::Fiber& fiber : cpu::fibers) fiber.begun = false, fiber.shuffles = 0;
             std::memset(cpu::waiting, 0, sizeof cpu::waiting);
             return error;
         }

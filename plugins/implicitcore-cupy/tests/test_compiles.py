@@ -6,9 +6,12 @@ import importlib
 from importlib.util import find_spec
 
 import pytest
-from cpu_launcher import DTYPES, missing
+from cpu_launcher import DTYPES
+from requirements import missing
 
 from implicitcore_cupy.launcher import OPTIONS, instances, source
+
+pytestmark = pytest.mark.extras
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from implicitcore import hookimpl
 
 if TYPE_CHECKING:
-    from implicitcore import Registrar
+    from implicitcore.extend import Registrar
 
 IMPLICITCORE_API = 1
 

@@ -8,8 +8,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from implicitcore import StepwiseRootSolver, System
-from implicitcore.options.types import Fraction, Positive
+from implicitcore.extend import Evaluation, Fraction, Positive, StepwiseRootSolver, System
 
 
 class State(NamedTuple):
@@ -22,7 +21,7 @@ class State(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Relaxation(StepwiseRootSolver[State]):
-    """The iteration z <- z + w g, g = f(z) - z, whose factor w follows from the last two residuals, per sample.
+    """z <- z + w g with g = f(z) - z; the factor w follows from the last two residuals, per sample.
 
     w <- -w g_last (g - g_last) / ``|g - g_last|^2``: the factor with which the last step would have
     left the least residual, were f linear. It keeps two vectors where Anderson acceleration keeps a
@@ -44,16 +43,16 @@ class Relaxation(StepwiseRootSolver[State]):
         """No step has been taken: the residual is zero."""
         return State(torch.zeros_like(z[:, :1].real), torch.zeros_like(z))
 
-    def step(self, system: System, z: Tensor, fz: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, system: System, now: Evaluation, state: State) -> tuple[Tensor, State]:
         """See :meth:`StepwiseRootSolver.step`."""
-        g = system.residual(z, fz).value
+        g = now.residual.value
         change = g - state.residual
-        least = torch.finfo(z.dtype).tiny
+        least = torch.finfo(g.dtype).tiny
         factor = (
             -state.factor * _inner(state.residual, change) / _inner(change, change).clamp(min=least)
         )
         factor = torch.where(factor == 0, self.first, factor.clamp(-self.largest, self.largest))
-        return z + factor * g, State(factor, g)
+        return now.z + factor * g, State(factor, g)
 
     def restart(self, state: State, grown: Tensor) -> State:
         """See :meth:`StepwiseRootSolver.restart`."""

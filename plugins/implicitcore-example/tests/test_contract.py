@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from implicitcore.registry.registry import REGISTRY
+from implicitcore.extend import REGISTRY
 from implicitcore.testing import parametrize_with_checks
 from implicitcore_example.relaxation import Relaxation
 
@@ -13,4 +13,5 @@ def test_contract(part: Any, check: Any) -> None:
 
 
 def test_the_plugin_is_installed_and_registers_the_name() -> None:
-    assert REGISTRY.find("root_solver", "example-relaxation").load() is Relaxation
+    found = REGISTRY.find("root_solver", "example-relaxation")
+    assert found.load() is Relaxation

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 LAYERS = ("deq", "continuous_deq", "skip_deq", "skip_reg_deq", "neural_ode", "homoode")
+TOLERANCE = "1e-4"
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 # All texts: their types and bounds are checked together with those of a configuration file, in one
@@ -48,6 +49,7 @@ SETTINGS = {
     "strategy": ("NAME", "Of several processes: ddp (default) or fsdp."),
     "precision": ("NAME", "32 (default), bf16-mixed or 16-mixed."),
     "compile": ("true|false", "Compile encoder, cell and head with torch.compile."),
+    "tolerance": ("TOL", "Of every solve; default 1e-4 in compare, else the layer's own."),
     "threads": ("N", "CPU threads of torch."),
     "checkpoint_minutes": ("MINUTES", "Between two checkpoints in an epoch (default 10)."),
 }
@@ -177,12 +179,14 @@ def evaluate(run: Path, **options: str | None) -> None:
     help="For results.json and the PNG.",
 )
 def compare(layers: str, out: Path, seeds: tuple[int, ...], **options: str | None) -> None:
-    """Train several layers on the same data with the same cell: one table, one picture."""
+    """Train several layers on the same data with the same cell, and compare them.
+
+    All solve to the same tolerance. Prints one table and draws one picture.
+    """
     from implicitcore_lab.jobs import compare_layers
 
-    compare_layers(
-        _given(**options), [name.strip() for name in layers.split(",") if name.strip()], out, seeds
-    )
+    names = [name.strip() for name in layers.split(",") if name.strip()]
+    compare_layers({"tolerance": TOLERANCE} | _given(**options), names, out, seeds)
 
 
 def _given(**options: str | None) -> dict[str, str]:

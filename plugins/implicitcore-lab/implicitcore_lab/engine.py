@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from implicitcore.errors import ConfigError, ImplicitCoreError
+from implicitcore import ConfigError, ImplicitCoreError
 from implicitcore_lab.errors import TrainingError
 from implicitcore_lab.settings import Settings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from implicitcore.errors import ImplicitCoreError, InputError
+from implicitcore import ImplicitCoreError, InputError
 
 
 class DataError(InputError):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from implicitcore.errors import ConfigError
+from implicitcore import ConfigError
 from implicitcore_lab.data import Dataset
 from implicitcore_lab.display import Display
 from implicitcore_lab.engine import Engine
@@ -71,9 +71,7 @@ def check_settings(
     for layer in layers:
         try:
             check_size(settings)
-            build_classifier(
-                read_settings({"layer": layer, "hidden": settings.hidden}), PLACEHOLDER_SHAPE, 1
-            )
+            build_classifier(settings.with_layer(layer), PLACEHOLDER_SHAPE, 1)
         except ConfigError as error:
             problems += error.problems
     if problems:

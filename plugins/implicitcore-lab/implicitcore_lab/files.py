@@ -61,7 +61,9 @@ def check_md5(path: Path, expected: str) -> None:
 
 
 def fetch(file: PublicFile, folder: Path) -> Path:
-    """The checked file in ``folder``, downloaded from the first of its homes that answers when it is not there yet.
+    """The checked file in ``folder``.
+
+    Where it is not there yet, it is downloaded from the first of its homes that answers.
 
     Arguments:
         file: what to fetch.

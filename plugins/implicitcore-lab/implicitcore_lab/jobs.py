@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from implicitcore.errors import ConfigError
+from implicitcore import ConfigError
 from implicitcore_lab.data import Dataset, load
 from implicitcore_lab.display import make_console
 from implicitcore_lab.engine import Engine, choose_device
@@ -180,7 +180,9 @@ def evaluate_run(path: Path, overrides: dict[str, str]) -> bool:
 def compare_layers(
     values: dict[str, Any], layers: list[str], out: Path, seeds: Sequence[int] = ()
 ) -> None:
-    """Train several layers alike, print one table, write ``results.json`` and ``comparison.png``.
+    """Train several layers alike, print one table, and write two files.
+
+    They are ``results.json`` and ``comparison.png``.
 
     Arguments:
         values: the settings but for the layer, as the command line gives them.
@@ -222,6 +224,6 @@ def compare_layers(
 def _title(settings: Settings, data: Dataset, seeds: Sequence[int] = ()) -> str:
     named = ", ".join(map(str, seeds or (settings.seed,)))
     return (
-        f"{data.name}: {len(data.train):,} training images, {settings.epochs} epochs, cell of "
-        f"{settings.hidden}, seed {named}"
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, "
+        f"{settings.epochs} epochs, cell of {settings.hidden}, seed {named}"
     )

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from implicitcore import ImplicitLayer, Solution, UnknownPartError, create
-from implicitcore.errors import ConfigError
-from implicitcore.registry.registry import REGISTRY
+from implicitcore import ConfigError, ImplicitLayer, Solution, UnknownPartError, create
+from implicitcore.extend import REGISTRY
 from implicitcore_lab.settings import Settings
+from implicitcore_lab.tolerance import at_tolerance
 
 COLOUR = 3
 GROUPS = 4
@@ -113,9 +113,17 @@ def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -
         torch.manual_seed(settings.seed)
         parts = _convolutional if shape[0] == COLOUR else _dense
         encoder, cell, head, predictor = parts(settings.hidden, shape, classes)
-        return Classifier(
-            encoder, _build_layer(settings.layer, cell, predictor, settings.hidden), head
-        )
+        spec = _spec(settings)
+        return Classifier(encoder, _build_layer(spec, cell, predictor, settings.hidden), head)
+
+
+def _spec(settings: Settings) -> str | dict[str, Any]:
+    """The layer to build: where a tolerance is set, with all its options, for the cell to come."""
+    if settings.tolerance is None:
+        return settings.layer
+    with torch.random.fork_rng(devices=[]):
+        model = _build_layer(settings.layer, nn.Identity(), nn.Identity(), settings.hidden)
+    return at_tolerance(model.config, settings.tolerance)
 
 
 def check_size(settings: Settings) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from implicitcore import Solution, jacobian_regularizer
+from implicitcore import RootSolver, Solution, jacobian_regularizer
 from implicitcore_lab.errors import TrainingError
 from implicitcore_lab.models import Classifier
 from implicitcore_lab.settings import Settings
@@ -101,8 +101,6 @@ def check_unrolled(model: Classifier, settings: Settings) -> None:
     Raises:
         TrainingError: the layer integrates to a fixed time.
     """
-    from implicitcore import RootSolver
-
     if settings.unrolled_steps and not isinstance(model.layer.solver, RootSolver):
         raise TrainingError(
             f"{settings.layer_name}: unrolled_steps needs a layer with a root solver; "

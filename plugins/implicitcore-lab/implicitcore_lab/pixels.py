@@ -57,4 +57,7 @@ class Pixels:
 
 
 Parts = tuple[Pixels, Pixels, str]
-"""Train pixels, test pixels and what a report must say about them (nothing where they are the original ones)."""
+"""Train pixels, test pixels and what a report must say about them.
+
+Nothing where they are the original ones.
+"""

@@ -44,16 +44,16 @@ def draw(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
         )
         if outcome.residuals:
             right.semilogy(range(len(outcome.residuals)), outcome.residuals, **style)
-    _finish_accuracy(left)
+    _finish_accuracy(left, outcomes[0].test.samples)
     _finish_residual(right, [outcome.layer for outcome in outcomes if not outcome.residuals])
     figure.savefig(path, dpi=120)
 
 
-def _finish_accuracy(axes: Axes) -> None:
+def _finish_accuracy(axes: Axes, images: int) -> None:
     axes.set(
         title="Test accuracy against training time",
         xlabel="training time (s), a mark per epoch",
-        ylabel="test accuracy",
+        ylabel=f"test accuracy, of {images:,} images",
     )
     axes.set_xscale("log")  # the layers differ by factors
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -18,9 +19,9 @@ from rich.table import Table
 from implicitcore_lab.experiment import Outcome
 from implicitcore_lab.settings import Settings
 from implicitcore_lab.storage import write_atomic
+from implicitcore_lab.tolerance import tolerance_of
 
 COLUMNS = (
-    "test\naccuracy",
     "train ms\nper step",
     "evals\nforward",
     "evals\nbackward",
@@ -46,15 +47,15 @@ def show(console: Console, groups: Sequence[Sequence[Outcome]], title: str, data
     table = Table(
         "layer", title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False
     )
-    for column in COLUMNS:
+    outcomes = [outcome for group in groups for outcome in group]
+    for column in (f"test\naccuracy\nof {outcomes[0].test.samples:,}", *COLUMNS):
         table.add_column(column, justify="right")
     for group in groups:
         table.add_row(group[0].layer, *_cells(group))
     console.print(table)
     seeds = max(len(group) for group in groups)
     legend = (*LEGEND, f"mean +- standard deviation of {seeds} seeds") if seeds > 1 else LEGEND
-    outcomes = [outcome for group in groups for outcome in group]
-    for line in (*legend, *_notes(outcomes, data_note)):
+    for line in (_chance(outcomes), _tolerances(outcomes), *legend, *_notes(outcomes, data_note)):
         console.print(line, style="dim")
 
 
@@ -65,6 +66,7 @@ def row(outcome: Outcome) -> dict[str, Any]:
         "test_accuracy": outcome.test.accuracy,
         "test_correct": outcome.test.correct,
         "test_samples": outcome.test.samples,
+        "tolerance": tolerance_of(outcome.config),
         "seconds_per_step": outcome.history.seconds_per_step,
         "evaluations": outcome.history.mean("evaluations"),
         "evaluations_backward": outcome.history.mean("backward"),
@@ -119,6 +121,32 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _chance(outcomes: Sequence[Outcome]) -> str:
+    """What so many test images can tell: a 95 % interval, by Agresti and Coull."""
+    count = outcomes[0].test.samples
+    share = (min(outcome.test.correct for outcome in outcomes) + 2) / (count + 4)
+    width = 1.96 * sqrt(share * (1 - share) / (count + 4))
+    return (
+        f"accuracy: of {count:,} test images, one is {1 / count:.2%}; 95% confidence interval: "
+        f"+-{width:.1%}"
+    )
+
+
+def _tolerances(outcomes: Sequence[Outcome]) -> str:
+    """Which tolerance each layer solved to, as its configuration has it."""
+    texts = {outcome.layer: _tolerance(outcome) for outcome in outcomes}
+    if len(set(texts.values())) == 1:
+        which = f"{_tolerance(outcomes[0])} for every layer"
+    else:
+        which = ", ".join(f"{layer} {text}" for layer, text in texts.items())
+    return f"tolerance: {which} (of the residual, or of a step's error along a trajectory)"
+
+
+def _tolerance(outcome: Outcome) -> str:
+    found = tolerance_of(outcome.config)
+    return "none" if found is None else f"{found:.0e}"
 
 
 def _notes(outcomes: Sequence[Outcome], data_note: str) -> Iterator[str]:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from implicitcore.errors import ConfigError, did_you_mean
-from implicitcore.options.options import Options, options_of
+from implicitcore import ConfigError
+from implicitcore.extend import Options, did_you_mean, options_of
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -79,6 +79,7 @@ class Settings(Options):
         strategy: ddp (each process has all weights) or fsdp (each has a part; FSDP2).
         precision: 32, or with torch.autocast bf16-mixed or 16-mixed.
         compile: compile encoder, cell and head with ``torch.compile``.
+        tolerance: of every solve, forward and backward; None leaves each layer its own.
         threads: CPU threads of torch; None leaves it the choice. The products of the small images
             gain nothing from a second one, and lose much where another process wants its core.
         checkpoint_minutes: write a checkpoint after so many minutes, besides that of each epoch.
@@ -123,6 +124,7 @@ class Settings(Options):
     strategy: StrategyName = "ddp"
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     compile: bool = False
+    tolerance: Annotated[float, Gt(0), Lt(1)] | None = None
     threads: Size | None = None
     checkpoint_minutes: Annotated[float, Gt(0), Le(1e6)] = 10.0
 

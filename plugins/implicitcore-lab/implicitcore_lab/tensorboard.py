@@ -10,14 +10,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from implicitcore import ConfigError, ImplicitLayer, Solution, Status
-from implicitcore.layers.observers import ObserverHandle, observe
+from implicitcore import ConfigError, ImplicitLayer, ObserverHandle, Solution, Status, observe
 from implicitcore_lab.records import Epoch, Step
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from implicitcore.solution import Backward
+    from implicitcore.extend import Backward
 
 
 def open_writer(folder: Path | str) -> SummaryWriter:
@@ -104,7 +103,9 @@ class TensorBoardObserver:
 
 
 class TensorBoardLog:
-    """A watcher that writes a training's loss, accuracies and solves, and closes the writer when the training ends.
+    """A watcher that writes a training's loss, accuracies and solves.
+
+    It closes the writer when the training ends.
 
     Arguments:
         writer: a ``torch.utils.tensorboard.SummaryWriter``.

@@ -47,6 +47,9 @@ def test_compare(run, tmp_path):
         deq["parameters"] == 8 * 65 + 2 * 8 + 8 * 9 + 10 * 9
     )  # encoder, its normalisation, cell, head
     assert homoode["parameters"] == deq["parameters"] + 8  # the learned start
+    assert deq["tolerance"] == homoode["tolerance"] == 1e-4
+    assert "accuracy: of 360 test images, one is 0.28%; 95% confidence interval: +-" in output
+    assert "tolerance: 1e-04 for every layer" in output
     assert deq["worst_residual"] < 1e-2
     assert homoode["worst_residual"] is None
     assert deq["residuals"]
@@ -76,6 +79,19 @@ def test_compare_finds_every_problem_before_it_trains(run, tmp_path):
         assert f"  {name}: " in output
     assert "did you mean 'homoode'" in output
     assert not (tmp_path / "here").exists()
+
+
+def test_compare_at_another_tolerance(run, tmp_path):
+    output = run("compare", "--layers", "deq", "--tolerance", "1e-2", *SMALL).output
+    assert "tolerance: 1e-02 for every layer" in output
+    (deq,) = json.loads((tmp_path / "comparison" / "results.json").read_text())["layers"]
+    assert deq["config"]["gradient"]["solver"]["tol"] == deq["tolerance"] == 1e-2
+
+
+def test_a_saved_run_keeps_its_tolerance(run, tmp_path):
+    run("train", "--layer", "neural_ode", "--tolerance", "1e-2", "--out", "run", *SMALL)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["tolerance"] == 1e-2
+    assert "the saved accuracy, exactly" in run("evaluate", "run").output
 
 
 def test_compare_needs_a_layer(run):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from implicitcore.errors import ConfigError
+from implicitcore import ConfigError
 from implicitcore_lab.experiment import check_settings, cpu_threads
 from implicitcore_lab.settings import DEFAULTS, Settings, read_settings
 

@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicitcore as ic
 from implicitcore.cli import cli
-from implicitcore.layers import observers
 from implicitcore_lab.tensorboard import TensorBoardObserver, open_writer
 
 SMALL = [
@@ -160,10 +159,19 @@ def test_only_one_solve_of_every_so_many_is_read(writer, tmp_path):
 
 def test_train_writes_the_training_and_the_solves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = observers.active
+    write, solves = TensorBoardObserver.implicitcore_after_solve, []
+
+    def counted(self, layer, solution):
+        solves.append(solution)
+        write(self, layer, solution)
+
+    monkeypatch.setattr(TensorBoardObserver, "implicitcore_after_solve", counted)
     result = CliRunner().invoke(cli, ["train", *SMALL, "--out", "run", "--tensorboard", "events"])
     assert result.exit_code == 0, result.output
-    assert observers.active == before
+    assert solves
+    solves.clear()
+    ic.ImplicitLayer(ic.FixedPoint(lambda z, x: z / 2 + x), solver=ic.Picard()).solve(X)
+    assert not solves  # the observer ended with the command
     epochs = json.loads((tmp_path / "run" / "result.json").read_text())["epochs"]
     events = Events("events")
     losses = events.scalars("train/loss")

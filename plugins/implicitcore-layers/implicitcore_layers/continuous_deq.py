@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Unpack, final
 
 from implicitcore import RootSolver, SteadyState
-from implicitcore_layers.deq import DEQ
+from implicitcore.extend import Spec
+from implicitcore_layers.deq import DEQ, DEQOptions
 
 
 @final
@@ -21,7 +22,7 @@ class ContinuousDEQ(DEQ):
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
         root_solver: ``SteadyState`` with any ODE solver.
-        **options: those of :class:`DEQ`.
+        **options: the others of :class:`DEQ`.
 
     Reference:
         Pal, Edelman, Rackauckas, Continuous Deep Equilibrium Models, arXiv 2201.12240.
@@ -31,7 +32,7 @@ class ContinuousDEQ(DEQ):
         self,
         cell: Callable[[Any, Any], Any],
         *,
-        root_solver: RootSolver = SteadyState(),
-        **options: Any,
+        root_solver: RootSolver | Spec = SteadyState(),
+        **options: Unpack[DEQOptions],
     ) -> None:
         super().__init__(cell, root_solver=root_solver, **options)

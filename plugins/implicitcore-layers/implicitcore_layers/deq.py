@@ -3,23 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 from implicitcore import (
     Anderson,
-    Backend,
     FixedPoint,
     GradientStrategy,
     Implicit,
     ImplicitLayer,
+    InitialGuess,
     RootSolver,
-    TorchBackend,
     Zeros,
 )
-from implicitcore.layers.base import OnFailure
+from implicitcore.extend import CallOptions, LayerOption, LayerOptions, OptionOf, Spec
 
 
-class DEQ(ImplicitLayer):
+class Equilibrium(ImplicitLayer):
+    """z = f(z, x), found by a root solver: what the layers of this family share.
+
+    Arguments:
+        cell: f, a module or function of (z, x) that returns a state shaped like z.
+        start: where z0 comes from.
+        root_solver: finds the equilibrium; its tolerance is ``|f(z) - z| / |f(z)|`` per sample, in
+            the 2-norm.
+        gradient: default the implicit gradient.
+        **options: those of every layer.
+    """
+
+    cell = OptionOf("dynamics", "cell")
+    solver = root_solver = LayerOption[RootSolver]("root_solver")
+
+    def __init__(
+        self,
+        cell: Callable[[Any, Any], Any],
+        start: InitialGuess,
+        *,
+        root_solver: RootSolver | Spec = Anderson(),
+        gradient: GradientStrategy | Spec | None = Implicit(),
+        **options: Unpack[CallOptions],
+    ) -> None:
+        super().__init__(
+            FixedPoint(cell), solver=root_solver, gradient=gradient, start=start, **options
+        )
+
+
+class DEQOptions(LayerOptions, total=False):
+    """The options of :class:`DEQ` beside its root solver."""
+
+    shape: tuple[int, ...] | None
+
+
+class DEQ(Equilibrium):
     """z = f(z, x), found by a root solver from z0 = 0.
 
     Arguments:
@@ -39,24 +73,14 @@ class DEQ(ImplicitLayer):
         Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv 1909.01377.
     """
 
+    shape = OptionOf("start", "shape")
+
     def __init__(
         self,
         cell: Callable[[Any, Any], Any],
         *,
-        root_solver: RootSolver = Anderson(),
-        gradient: GradientStrategy = Implicit(),
+        root_solver: RootSolver | Spec = Anderson(),
         shape: tuple[int, ...] | None = None,
-        backend: Backend = TorchBackend(),
-        on_failure: OnFailure = "warn",
+        **options: Unpack[LayerOptions],
     ) -> None:
-        dynamics = FixedPoint(cell)
-        super().__init__(
-            dynamics,
-            solver=root_solver,
-            gradient=gradient,
-            start=Zeros(shape),
-            backend=backend,
-            on_failure=on_failure,
-        )
-        self.root_solver = root_solver
-        self.shape = shape
+        super().__init__(cell, Zeros(shape), root_solver=root_solver, **options)

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Unpack, final
 
 from torch import Tensor
 
-from implicitcore import (
-    Adjoint,
-    Backend,
-    GradientStrategy,
-    ImplicitLayer,
-    LearnedInitialGuess,
-    ODESolver,
-    Solution,
-    TorchBackend,
-    Tsit5,
-    VectorField,
-    start_loss,
-)
-from implicitcore.layers.base import OnFailure
-from implicitcore.options.types import Count, Positive
+from implicitcore import LearnedInitialGuess, Solution, VectorField, start_loss
+from implicitcore.extend import Count, OptionOf
+from implicitcore_layers.neural_ode import Flow, FlowOptions
 
 
 @final
-class HomoODE(ImplicitLayer):
+class HomoODE(Flow):
     """dz/dt = F(z; c) for t from 0 to the horizon, from a learned z0 that all samples share.
 
     The output is z(horizon). c = g(x), the features of a stem, is what the layer is called with. z0
@@ -45,36 +33,24 @@ class HomoODE(ImplicitLayer):
             :class:`ImplicitLayer`.
 
     Reference:
-        Ding, Cui, Han, Zhao, Two Sides of The Same Coin: Bridging Deep Equilibrium Models and
+        Ding, Cui, Wang, Shi, Two Sides of The Same Coin: Bridging Deep Equilibrium Models and
         Neural ODEs via Homotopy Continuation, arXiv 2310.09583.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword options
+    cell = OptionOf("dynamics", "cell", "field")
+    channels = OptionOf("start", "channels")
+    shape = OptionOf("start", "shape")
+
+    def __init__(
         self,
         cell: Callable[[Any, Any], Any],
         *,
         channels: Count,
-        ode_solver: ODESolver = Tsit5(),
-        gradient: GradientStrategy = Adjoint(),
-        horizon: Positive = 1.0,
         shape: tuple[int, ...] | None = None,
-        backend: Backend = TorchBackend(),
-        on_failure: OnFailure = "warn",
+        **options: Unpack[FlowOptions],
     ) -> None:
-        dynamics = VectorField(cell, autonomous=True)
         start = LearnedInitialGuess(channels, shape)
-        super().__init__(
-            dynamics,
-            solver=ode_solver,
-            gradient=gradient,
-            start=start,
-            horizon=horizon,
-            backend=backend,
-            on_failure=on_failure,
-        )
-        self.ode_solver = ode_solver
-        self.channels = channels
-        self.shape = shape
+        super().__init__(VectorField(cell, autonomous=True), start, **options)
 
     def regularizer(self, solution: Solution) -> Tensor:
         """smooth-L1 of z0 to the detached z(horizon)."""

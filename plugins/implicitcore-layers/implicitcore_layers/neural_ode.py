@@ -3,25 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Unpack, final
 
 from implicitcore import (
     Adjoint,
-    Backend,
     GradientStrategy,
     Identity,
     ImplicitLayer,
+    InitialGuess,
     ODESolver,
-    TorchBackend,
     Tsit5,
     VectorField,
 )
-from implicitcore.layers.base import OnFailure
-from implicitcore.options.types import Positive
+from implicitcore.extend import CallOptions, LayerOption, LayerOptions, OptionOf, Positive, Spec
+
+
+class FlowOptions(LayerOptions, total=False):
+    """The options of every layer that integrates a vector field."""
+
+    ode_solver: ODESolver | Spec
+    horizon: float
+
+
+class Flow(ImplicitLayer):
+    """dz/dt = v(t, z, x) from t = 0 to the horizon: what the layers of this family share.
+
+    Arguments:
+        dynamics: the vector field.
+        start: where z0 comes from.
+        ode_solver: integrates.
+        gradient: default the adjoint, whose memory does not grow with the steps.
+        horizon: the end time.
+        **options: those of every layer.
+    """
+
+    solver = ode_solver = LayerOption[ODESolver]("ode_solver")
+
+    def __init__(  # noqa: PLR0913 - keyword options
+        self,
+        dynamics: VectorField,
+        start: InitialGuess,
+        *,
+        ode_solver: ODESolver | Spec = Tsit5(),
+        gradient: GradientStrategy | Spec | None = Adjoint(),
+        horizon: Positive = 1.0,
+        **options: Unpack[CallOptions],
+    ) -> None:
+        super().__init__(
+            dynamics, solver=ode_solver, gradient=gradient, start=start, horizon=horizon, **options
+        )
 
 
 @final
-class NeuralODE(ImplicitLayer):
+class NeuralODE(Flow):
     """dz/dt = f(z, x) from z(0) = x; the output is z(horizon).
 
     Arguments:
@@ -40,26 +74,14 @@ class NeuralODE(ImplicitLayer):
         1806.07366.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword options
+    cell = OptionOf("dynamics", "cell", "field")
+    autonomous = OptionOf("dynamics", "autonomous")
+
+    def __init__(
         self,
         cell: Callable[..., Any],
         *,
-        ode_solver: ODESolver = Tsit5(),
-        gradient: GradientStrategy = Adjoint(),
-        horizon: Positive = 1.0,
         autonomous: bool = True,
-        backend: Backend = TorchBackend(),
-        on_failure: OnFailure = "warn",
+        **options: Unpack[FlowOptions],
     ) -> None:
-        dynamics = VectorField(cell, autonomous=autonomous)
-        super().__init__(
-            dynamics,
-            solver=ode_solver,
-            gradient=gradient,
-            start=Identity(),
-            horizon=horizon,
-            backend=backend,
-            on_failure=on_failure,
-        )
-        self.ode_solver = ode_solver
-        self.autonomous = autonomous
+        super().__init__(VectorField(cell, autonomous=autonomous), Identity(), **options)

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Unpack, final
 
 from torch import Tensor
 
-from implicitcore import OneStep, Predictor, RootSolver, Solution, SteadyState, skip_loss
-from implicitcore.options.types import Tolerance
-from implicitcore_layers.deq import DEQ
+from implicitcore import (
+    InitialGuess,
+    OneStep,
+    Predictor,
+    RootSolver,
+    Solution,
+    SteadyState,
+    skip_loss,
+)
+from implicitcore.extend import LayerOption, LayerOptions, OptionOf, Spec, Tolerance
+from implicitcore_layers.deq import Equilibrium
 
 
-class _Skip(DEQ):
-    """A DEQ whose loss gains weight x mean ``|z - z0|``, with gradient to both ends."""
+class SkipOptions(LayerOptions, total=False):
+    """The options of the Skip DEQs beside their start."""
+
+    root_solver: RootSolver | Spec
+    weight: float
+
+
+class _Skip(Equilibrium):
+    """An equilibrium whose loss gains weight x mean ``|z - z0|``, with gradient to both ends."""
+
+    weight = LayerOption[float]("weight")
 
     def __init__(
         self,
         cell: Callable[[Any, Any], Any],
+        start: InitialGuess,
         *,
-        root_solver: RootSolver = SteadyState(),
+        root_solver: RootSolver | Spec = SteadyState(),
         weight: Tolerance = 0.01,
-        **options: Any,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(cell, root_solver=root_solver, **options)
+        super().__init__(cell, start, root_solver=root_solver, **options)
         self.weight = weight
 
     def regularizer(self, solution: Solution) -> Tensor:
@@ -42,34 +60,53 @@ class SkipDEQ(_Skip):
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
         predictor: a module of x that returns z0.
-        **options: root_solver (default: to the steady state; any root solver will do), weight (of
-            the regulariser, default 0.01), and those of :class:`DEQ`.
+        root_solver: default: to the steady state; any root solver will do.
+        weight: of the regulariser.
+        **options: those of every layer.
 
     Reference:
         Pal, Edelman, Rackauckas, Continuous Deep Equilibrium Models, arXiv 2201.12240.
     """
 
+    predictor = OptionOf("start", "predictor")
+
     def __init__(
-        self, cell: Callable[[Any, Any], Any], predictor: Callable[[Any], Any], **options: Any
+        self,
+        cell: Callable[[Any, Any], Any],
+        predictor: Callable[[Any], Any],
+        **options: Unpack[SkipOptions],
     ) -> None:
-        super().__init__(cell, **options)
-        self.start = Predictor(predictor)
+        super().__init__(cell, Predictor(predictor), **options)
 
 
 @final
 class SkipRegDEQ(_Skip):
     """Skip DEQ without a predictor.
 
-    Z0 = f(0, x), and the same term weight x mean ``|z - z0|`` in the loss.
+    z0 = f(0, x), and the same term weight x mean ``|z - z0|`` in the loss.
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
-        **options: those of :class:`SkipDEQ`.
+        shape: of one sample's state; None is that of x.
+        root_solver: default: to the steady state; any root solver will do.
+        weight: of the regulariser.
+        **options: those of every layer.
 
     Reference:
         Pal, Edelman, Rackauckas, Continuous Deep Equilibrium Models, arXiv 2201.12240.
     """
 
-    def __init__(self, cell: Callable[[Any, Any], Any], **options: Any) -> None:
-        super().__init__(cell, **options)
-        self.start = OneStep(self.dynamics.update, self.shape)
+    shape = OptionOf("start", "shape")
+
+    def __init__(
+        self,
+        cell: Callable[[Any, Any], Any],
+        *,
+        shape: tuple[int, ...] | None = None,
+        **options: Unpack[SkipOptions],
+    ) -> None:
+        super().__init__(cell, OneStep(self._update, shape), **options)
+
+    def _update(self, z: Any, x: Any) -> Any:
+        """f(z, x) of the layer's dynamics, whichever they are by then."""
+        return self.dynamics.update(z, x)

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import nn
 
-from implicitcore.registry.registry import REGISTRY
+from implicitcore.extend import REGISTRY
 from implicitcore.testing import parametrize_with_checks
 
 GIVEN = {"skip_deq": {"predictor": nn.Linear(6, 6)}, "homoode": {"channels": 6}}

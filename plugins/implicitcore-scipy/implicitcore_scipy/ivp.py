@@ -10,10 +10,8 @@ import torch
 from scipy.integrate import OdeSolver
 from torch import Tensor
 
-from implicitcore import GradientError, ODESolver, Options, Solution, Status, System
-from implicitcore.ode_solvers.base import Stop
-from implicitcore.ode_solvers.integration import check_times
-from implicitcore.options.types import Count, Positive
+from implicitcore import GradientError, ODESolver, Solution, Status
+from implicitcore.extend import ErrorTolerance, Positive, StepLimit, Stop, System, check_times
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
 CURE = (
@@ -25,7 +23,7 @@ PATIENCE = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class IVPSolver(Options, ODESolver):
+class IVPSolver(ErrorTolerance, StepLimit, ODESolver):
     """A method of ``scipy.integrate.solve_ivp``, run for each sample by itself.
 
     Every sample has its own steps. The state goes through NumPy in float64, on the CPU, and there
@@ -36,17 +34,11 @@ class IVPSolver(Options, ODESolver):
     is to be reached.
 
     Attributes:
-        rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step, in the units of z.
         first_step: the first step, in the units of the times; None leaves it to SciPy.
-        max_steps: most steps of a sample, over all output times.
     """
 
     stepper: ClassVar[type[OdeSolver]]
-    rtol: Positive = 1e-3
-    atol: Positive = 1e-6
     first_step: Positive | None = None
-    max_steps: Count = 1000
 
     def settings(self, path: Stretch) -> dict[str, Any]:
         """More arguments of SciPy's class."""

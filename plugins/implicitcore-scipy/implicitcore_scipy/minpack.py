@@ -13,7 +13,7 @@ class Minpack(SciPyRoot):
     """A method that holds the Jacobian of a sample as a matrix.
 
     Attributes:
-        jacobian: it is that of autograd, n products of which ``max_steps`` counts none; else
+        jacobian: it is that of autograd, n products of which ``max_evaluations`` counts none; else
             MINPACK takes finite differences, n evaluations.
     """
 
@@ -33,7 +33,9 @@ class Minpack(SciPyRoot):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Hybr(Minpack):
-    """``method="hybr"``: Powell's hybrid of Newton's and the gradient's direction, with Broyden updates of the Jacobian.
+    """``method="hybr"``: Powell's hybrid of Newton's and the gradient's direction.
+
+    The Jacobian is updated by Broyden's formula.
 
     The classic for small dense systems. ``implicitcore.Newton`` solves the whole batch at once.
 

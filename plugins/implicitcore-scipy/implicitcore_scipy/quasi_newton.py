@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
-from implicitcore.options.types import Count
+from implicitcore.extend import Count
 from implicitcore_scipy.root import SciPyRoot, Search
 
 

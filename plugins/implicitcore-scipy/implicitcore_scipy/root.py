@@ -10,10 +10,8 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from implicitcore import Options, RootSolver, Solution, System
-from implicitcore.options.types import Count, Tolerance
-from implicitcore.root_solvers.convergence import StopTest
-from implicitcore.tensors.norms import real_dtype
+from implicitcore import RootSolver, Solution
+from implicitcore.extend import Count, ResidualTolerance, StopTest, System, real_dtype
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
 CURE = (
@@ -22,7 +20,7 @@ CURE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SciPyRoot(Options, RootSolver):
+class SciPyRoot(ResidualTolerance, RootSolver):
     """A method of ``scipy.optimize.root`` on g(z) = f(z) - z, run for each sample by itself.
 
     The stop test is that of every root solver and not SciPy's: each evaluation is measured, the
@@ -34,16 +32,11 @@ class SciPyRoot(Options, RootSolver):
     reference, or for what implicitcore lacks; it is slow.
 
     Attributes:
-        tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
-            atol``.
-        atol: absolute tolerance beside it.
-        max_steps: most evaluations of f for a sample.
+        max_evaluations: most evaluations of f for a sample, those of a line search included.
     """
 
     method: ClassVar[str]
-    tol: Tolerance = 1e-4
-    atol: Tolerance = 0.0
-    max_steps: Count = 1000
+    max_evaluations: Count = 1000
 
     def arguments(self, search: Search) -> dict[str, Any]:
         """More arguments of ``scipy.optimize.root``, none of which may stop it early."""
@@ -92,9 +85,9 @@ class Search:
 
     def __init__(self, solver: SciPyRoot, sample: Sample) -> None:
         self.solver, self.sample = solver, sample
-        self.progress = StopTest(sample.system, sample.z0, solver.tol, solver.atol)
+        self.test = StopTest(sample.system, sample.z0, solver.tol, solver.atol)
         self.eps = float(torch.finfo(real_dtype(sample.z0)).eps)
-        self.most = solver.max_steps
+        self.most = solver.max_evaluations
         self.unit = 1.0
         self.first: Array | None = None
 
@@ -115,7 +108,7 @@ class Search:
         except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
             if error is self.sample.foreign:
                 raise
-        return self.progress.solution()
+        return self.test.solution()
 
     def residual(self, y: Array) -> Array:
         """The residual at y, both in units.
@@ -138,12 +131,12 @@ class Search:
                 left.
         """
         system = self.sample.system
-        fz = self.sample.call(system.update, z)
-        stopped = self.progress.observe(z, fz)
+        now = self.sample.call(system.evaluate, z)
+        stopped = self.test.check(now)
         self.most -= 1
         if stopped or not self.most:
             raise _Done
-        return self.sample.array(system.residual(z, fz).value)
+        return self.sample.array(now.residual.value)
 
     def jacobian(self, y: Array) -> Array:
         """J - I, by autograd: one evaluation and n products."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from implicitcore import GradientError, InputError, System
+from implicitcore import GradientError, InputError
+from implicitcore.extend import Evaluation, LinearSystem, System
 
+_Value = TypeVar("_Value", Tensor, Evaluation)
 Array = NDArray[np.float64]
 
 
@@ -31,7 +34,7 @@ class Sample:
 
     def __init__(self, system: System, z0: Tensor, row: int, cure: str) -> None:
         rows = torch.tensor([row], device=z0.device)
-        self.system = system if len(z0) == 1 else system.select(rows)
+        self.system = system if len(z0) == 1 else system.restrict(rows)
         self.z0 = z0 if len(z0) == 1 else z0.index_select(0, rows)
         self.cure = cure
         self.foreign: Exception | None = None  # an error of the user's function, not of SciPy
@@ -45,7 +48,7 @@ class Sample:
         """``[1, n] -> [n]``."""
         return z.detach()[0].to("cpu", torch.float64).numpy()
 
-    def call(self, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    def call(self, function: Callable[..., _Value], *arguments: Tensor) -> _Value:
         """A function of the system.
 
         Raises:
@@ -56,7 +59,7 @@ class Sample:
         except Exception as error:
             self.foreign = error
             raise
-        self._refuse(value)
+        self._refuse(value.fz if isinstance(value, Evaluation) else value)
         return value
 
     def _refuse(self, value: Tensor) -> None:
@@ -84,14 +87,15 @@ def check_real(z0: Tensor) -> None:
 
 @contextmanager
 def one_by_one(system: System, batch: int) -> Iterator[None]:
-    """Count the evaluations inside, which are of one sample each, as evaluations of the whole batch, rounded up; and keep SciPy quiet.
+    """Count evaluations of one sample each as evaluations of the batch, rounded up.
 
-    A product with the matrix of a backward pass is one of the whole batch already.
+    SciPy's warnings are silenced meanwhile. A product with the matrix of a backward pass is one of
+    the whole batch already.
     """
     before = system.evaluations
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # What SciPy and NumPy say about a failure, the status says.
         warnings.filterwarnings("ignore", module=r"(scipy|numpy)\.")
         yield
-    if not system.linear:
+    if not isinstance(system, LinearSystem):
         system.evaluations = before - (before - system.evaluations) // batch

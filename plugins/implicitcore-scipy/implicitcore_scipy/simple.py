@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from implicitcore.options.types import Positive
+from implicitcore.extend import Positive
 from implicitcore_scipy.quasi_newton import LineSearched
 from implicitcore_scipy.root import SciPyRoot, Search
 

@@ -10,9 +10,8 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from implicitcore import InputError, Solution, System
-from implicitcore.ode_solvers.base import Stop
-from implicitcore.system.linearization import Linearization
+from implicitcore import InputError, Solution
+from implicitcore.extend import Linearization, Stop, System
 from implicitcore_scipy.ivp import IVPSolver, Stretch
 from implicitcore_scipy.sample import Array
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import implicitcore as ic
-from implicitcore.registry.registry import REGISTRY
+from implicitcore.extend import REGISTRY
 from implicitcore.testing import parametrize_with_checks
 
 PARTS = [

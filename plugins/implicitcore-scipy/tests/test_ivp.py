@@ -26,9 +26,12 @@ SOLVERS = [
     sp.BDF(jacobian=False),
 ]
 SETTLING = [solver for solver in SOLVERS if not isinstance(solver, sp.LSODA)]
-name = lambda value: (
-    type(value).__name__ + ("" if getattr(value, "jacobian", True) else "-differences")
-)  # noqa: E731
+
+
+def name(value):
+    return type(value).__name__ + ("" if getattr(value, "jacobian", True) else "-differences")
+
+
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=name)
 
 

@@ -46,7 +46,7 @@ def test_a_large_residual_does_not_drown_the_differences(cls):
         lambda z, x: size * cell(z / size, x),
         torch.zeros_like(x),
         x,
-        solver=cls(tol=1e-3, max_steps=100),
+        solver=cls(tol=1e-3, max_evaluations=100),
     )
     assert solution.converged.all(), solution.summary()
 
@@ -99,9 +99,11 @@ def test_the_other_strategies(method, gradient):
 def test_unrolled_is_refused_and_nothing_comes_back_detached(method, leaf):
     tensors = {"z0": torch.zeros(2, 3), "x": torch.ones(2, 3), "captured": torch.tensor(0.3)}
     f = lambda z, x: torch.tanh(tensors["captured"] * z + x)  # noqa: E731
-    run = lambda: ic.fixed_point(
-        f, tensors["z0"], tensors["x"], solver=make(method), gradient=ic.Unrolled()
-    )  # noqa: E731
+
+    def run():
+        solver = make(method)
+        return ic.fixed_point(f, tensors["z0"], tensors["x"], solver=solver, gradient=ic.Unrolled())
+
     assert run().raise_if_failed().z.shape == (2, 3)
     tensors[leaf].requires_grad_()
     with pytest.raises(
@@ -163,7 +165,7 @@ def test_no_root_is_a_status_and_the_budget_is_kept(method):
 
     with torch.no_grad():
         solution = ic.find_root(
-            g, torch.full((1, 2), 0.5, dtype=torch.float64), solver=make(method, max_steps=20)
+            g, torch.full((1, 2), 0.5, dtype=torch.float64), solver=make(method, max_evaluations=20)
         )
     assert solution.status[0] in (ic.Status.MAX_STEPS, ic.Status.DIVERGED)
     assert solution.steps[0] <= 20
@@ -229,14 +231,16 @@ def test_a_layer_trains_a_step():
     ids=["grad", "jvp"],
 )
 def test_torch_func_is_refused(transform):
-    solve = lambda x: ic.fixed_point(
-        Cell(), torch.zeros_like(x), x, solver=sp.Hybr(), gradient=ic.Unrolled()
-    ).z.sum()  # noqa: E731
+    def solve(x):
+        z0 = torch.zeros_like(x)
+        return ic.fixed_point(Cell(), z0, x, solver=sp.Hybr(), gradient=ic.Unrolled()).z.sum()
+
+    def flow(x):
+        times = torch.tensor([0.0, 1.0])
+        return ic.integrate(lambda t, z, x: -z * x, x, x, times=times, solver=sp.RK45()).z.sum()
+
     with pytest.raises(ic.GradientError, match="no graph"):
         transform(solve)(inputs(2))
-    flow = lambda x: ic.integrate(
-        lambda t, z, x: -z * x, x, x, times=torch.tensor([0.0, 1.0]), solver=sp.RK45()
-    ).z.sum()  # noqa: E731
     with pytest.raises(ic.GradientError, match="no graph"):
         transform(flow)(inputs(2))
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field as Bounds
 from torch import Tensor
 
-from implicitcore.options.types import Count, Positive
+from implicitcore.extend import Count, Positive
 from implicitcore_torchdiffeq.base import TorchdiffeqSolver, equal_parts
 from implicitcore_torchdiffeq.field import Field
 

@@ -8,21 +8,19 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from implicitcore.options.types import Positive
+from implicitcore.extend import ErrorTolerance, Positive
 from implicitcore_torchdiffeq.base import TorchdiffeqSolver
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveSolver(TorchdiffeqSolver):
+class AdaptiveSolver(ErrorTolerance, TorchdiffeqSolver):
     """Steps chosen for the batch.
 
-    The local error of its worst sample stays below atol + rtol ``|z|``, in the root mean square. A
-    step ends at each output time: torchdiffeq would interpolate there by a polynomial of order 4,
-    whatever the method's.
+    The local error of its worst sample stays below atol + rtol ``|z|``, in the root mean square; the
+    default tolerances are torchdiffeq's. A step ends at each output time: torchdiffeq would
+    interpolate there by a polynomial of order 4, whatever the method's.
 
     Attributes:
-        rtol: relative tolerance of a step; the default is torchdiffeq's.
-        atol: absolute tolerance of a step, in the units of z; the default is torchdiffeq's.
         first_step: the first step, in the units of the times; None estimates it, at one evaluation.
     """
 

@@ -11,10 +11,8 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from implicitcore import GradientError, InputError, ODESolver, Options, Solution, System
-from implicitcore.ode_solvers.base import Stop
-from implicitcore.ode_solvers.integration import check_times
-from implicitcore.options.types import Count
+from implicitcore import GradientError, InputError, ODESolver, Solution
+from implicitcore.extend import Count, StepLimit, Stop, System, check_times
 from implicitcore_torchdiffeq.field import Field
 from implicitcore_torchdiffeq.settle import settle
 from implicitcore_torchdiffeq.trajectory import trajectory
@@ -26,7 +24,7 @@ _QUADRATURE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchdiffeqSolver(Options, ODESolver):
+class TorchdiffeqSolver(StepLimit, ODESolver):
     """A method of torchdiffeq.
 
     torchdiffeq has one step size for the whole batch: a sample's values depend on the others within
@@ -46,7 +44,7 @@ class TorchdiffeqSolver(Options, ODESolver):
 
     @abstractmethod
     def settings(self, grid: Tensor | None) -> dict[str, Any]:
-        """torchdiffeq's options, over the output times ``grid``, or without an end where it is None."""
+        """torchdiffeq's options, over the output times ``grid``; None has no end."""
 
     def tolerances(self) -> Mapping[str, float]:
         """The arguments rtol and atol; of no meaning for fixed steps."""
@@ -82,7 +80,10 @@ class TorchdiffeqSolver(Options, ODESolver):
 
 
 def equal_parts(grid: Tensor, dt: float) -> Tensor:
-    """The output times, and between them equal steps no longer than dt (but for a hundredth: t is rounded)."""
+    """The output times, and between them equal steps no longer than dt.
+
+    They may be longer by a hundredth, since t is rounded.
+    """
     spans = zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True)
     inner = [
         torch.linspace(a, b, _parts(b - a, dt) + 1, dtype=grid.dtype, device=grid.device)[1:-1]

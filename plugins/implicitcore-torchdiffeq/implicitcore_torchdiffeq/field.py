@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from implicitcore import Status, System
-from implicitcore.tensors.norms import real_dtype, rms_norm
+from implicitcore import Status
+from implicitcore.extend import System, real_dtype, rms_norm
 
 # Steps in a row that may be rejected for a NaN: a smaller one may avoid it.
 PATIENCE = 12

@@ -7,13 +7,15 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from implicitcore.options.types import Positive
+from implicitcore.extend import Positive
 from implicitcore_torchdiffeq.base import TorchdiffeqSolver, equal_parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedSolver(TorchdiffeqSolver):
-    """Equal steps: each span between output times in equal parts no longer than dt, so that no output is interpolated.
+    """Equal steps: each span between output times in equal parts no longer than dt.
+
+    So no output is interpolated.
 
     Attributes:
         dt: the longest step, in the units of the times.

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from implicitcore import Solution, Status, System
-from implicitcore.ode_solvers.base import Stop
-from implicitcore.tensors.norms import column
+from implicitcore import Solution, Status
+from implicitcore.extend import Stop, System, column
 from implicitcore_torchdiffeq.field import Field, OutOfSteps
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def settle(
 class _Settling(Field):
     """The vector field of the samples that go on.
 
-    ``stop`` hears of each accepted state as torchdiffeq's event function does.
+    ``stop`` is called with each accepted state, as torchdiffeq's event function is.
     """
 
     def __init__(self, system: System, most: int, stop: Stop, z0: Tensor, t0: Tensor) -> None:

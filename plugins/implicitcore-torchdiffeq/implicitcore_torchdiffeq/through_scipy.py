@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
 from implicitcore import GradientError, InputError
-from implicitcore.options.types import Positive
+from implicitcore.extend import ErrorTolerance, Positive
 from implicitcore_torchdiffeq.base import TorchdiffeqSolver
 from implicitcore_torchdiffeq.field import PATIENCE, Field
 
@@ -24,17 +24,16 @@ _NO_GRAPH = (
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ScipySolver(TorchdiffeqSolver):
+class ScipySolver(ErrorTolerance, TorchdiffeqSolver):
     """torchdiffeq's ``scipy_solver``.
 
     One call of ``scipy.integrate.solve_ivp`` for the whole batch, as one system on the CPU. Without
     a graph: it trains through ``Adjoint(solver=Tsit5())``, and ``Unrolled`` is refused. It cannot
     tell which sample a failure belongs to, and it counts no steps. The plugin
-    ``implicitcore-scipy`` calls SciPy for each sample: prefer that.
+    ``implicitcore-scipy`` calls SciPy for each sample: prefer that. The default tolerances are
+    torchdiffeq's.
 
     Attributes:
-        rtol: relative tolerance of a step; the default is torchdiffeq's.
-        atol: absolute tolerance of a step, in the units of z; the default is torchdiffeq's.
         solver: SciPy's method.
 
     Reference:

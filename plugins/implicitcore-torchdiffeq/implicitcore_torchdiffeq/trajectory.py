@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from implicitcore import Solution, Status, System
+from implicitcore import Solution, Status
+from implicitcore.extend import System
 from implicitcore_torchdiffeq.field import Field, OutOfSteps
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class _Run:
             self._keep(rows, self.z0.index_select(0, rows).unsqueeze(0))
             return
         whole = len(rows) == len(self.z0)
-        field = Field(self.system if whole else self.system.select(rows), self.solver.max_steps)
+        field = Field(self.system if whole else self.system.restrict(rows), self.solver.max_steps)
         z0 = self.z0 if whole else self.z0.index_select(0, rows)
         try:
             z = self.solver.odeint(field, z0, self.grid[:count])

@@ -12,7 +12,7 @@ from problems import driven, linear, logistic, trajectories
 
 import implicitcore as ic
 import implicitcore_torchdiffeq as td
-from implicitcore.tensors.packing import Packing
+from implicitcore.extend import Options, Packing, System
 from implicitcore_torchdiffeq.plugin import _METHODS
 
 torchdiffeq = pytest.importorskip("torchdiffeq")
@@ -39,7 +39,7 @@ GRAPHS = {
     solver: error for solver, error in SOLVERS.items() if not isinstance(solver, td.ScipySolver)
 }
 ADAPTIVE = [td.Dopri8(), td.Dopri5(), td.Fehlberg2(rtol=1e-4, atol=1e-5)]
-name = lambda value: type(value).__name__ if isinstance(value, ic.Options) else str(value)  # noqa: E731
+name = lambda value: type(value).__name__ if isinstance(value, Options) else str(value)  # noqa: E731
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=name)
 each_adaptive = pytest.mark.parametrize("solver", ADAPTIVE, ids=name)
 
@@ -149,7 +149,7 @@ def test_the_states_told_to_stop_have_their_own_velocity():
             seen.append((z, velocity))
             return velocity.norm(dim=1) > 1e-2
 
-        system = ic.System(ic.FixedPoint(cell), x, Packing.of(x))
+        system = System.of(ic.FixedPoint(cell), x, Packing.of(x))
         with torch.no_grad():
             solution = solver.solve(
                 system, torch.zeros_like(x), torch.tensor([0.0, torch.inf]), stop
@@ -304,7 +304,7 @@ def test_what_it_cannot_do_is_a_clear_error():
     def stop(t, z, v):
         return torch.ones(len(z), dtype=torch.bool)
 
-    system = ic.System(ic.VectorField(lambda t, z, x: -z), None, Packing.of(torch.ones(2, 1)))
+    system = System.of(ic.VectorField(lambda t, z, x: -z), None, Packing.of(torch.ones(2, 1)))
     with pytest.raises(ic.InputError, match="infinite time"):
         td.Dopri5().solve(system, torch.ones(2, 1), torch.tensor([0.0, 1.0]), stop)
     with pytest.raises(ic.InputError, match="scipy-bdf"):

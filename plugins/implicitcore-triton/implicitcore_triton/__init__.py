@@ -5,13 +5,6 @@ The backend is imported when it is first used, and Triton when its first kernel 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from implicitcore.extend import attach_stub
 
-from implicitcore.lazy import attributes
-
-if TYPE_CHECKING:
-    from implicitcore_triton.backend import TritonBackend as TritonBackend
-
-__all__ = ["TritonBackend"]  # pyright: ignore[reportUnsupportedDunderAll]
-
-__getattr__ = attributes(__name__, {"TritonBackend": "backend"})
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -13,9 +13,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from implicitcore import FusedBackend, Options
-from implicitcore.backends.base import Residual
-from implicitcore.tensors.norms import real_dtype
+from implicitcore.extend import FusedBackend, Options, Residual, real_dtype
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 """Triton compiles nothing in this process.

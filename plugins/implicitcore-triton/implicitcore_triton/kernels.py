@@ -22,7 +22,10 @@ import triton.language as tl
 
 @triton.jit
 def _tile(batch, n, chunks, CHUNK: tl.constexpr, SAMPLES: tl.constexpr):
-    """The samples of this program, ``[SAMPLES, 1]``, which of them there are, and its first column and the one after its last."""
+    """The samples of this program, ``[SAMPLES, 1]``, and which of them there are; its columns.
+
+    Of the columns the first, and the one after the last.
+    """
     program = tl.program_id(0)
     sample = (program // chunks * SAMPLES + tl.arange(0, SAMPLES)).to(tl.int64)[:, None]
     first = program % chunks * CHUNK
@@ -32,7 +35,8 @@ def _tile(batch, n, chunks, CHUNK: tl.constexpr, SAMPLES: tl.constexpr):
 @triton.jit(do_not_specialize=["batch", "chunks"])
 def residual(
     fz, z, out, norms, batch, n, chunks,
-    CHUNK: tl.constexpr, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, ROOT: tl.constexpr, ACC: tl.constexpr,
+    CHUNK: tl.constexpr, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr,
+    ROOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """``out = fz - z``; ``norms [2, batch, chunks]``.
 
@@ -59,7 +63,8 @@ def residual(
 @triton.jit(do_not_specialize=["batch", "chunks", "rtol", "atol"])
 def error_norm(
     error, z, z_next, norms, batch, n, chunks, rtol: tl.float64, atol: tl.float64,
-    CHUNK: tl.constexpr, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, ROOT: tl.constexpr, ACC: tl.constexpr,
+    CHUNK: tl.constexpr, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr,
+    ROOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """``norms [batch, chunks]``.
 
@@ -72,14 +77,11 @@ def error_norm(
         column = start + tl.arange(0, COLUMNS)[None, :]
         where = sample * n + column
         mask = there & (column < end)
-        before, after = (
-            tl.load(z + where, mask, 0).to(ACC),
-            tl.load(z_next + where, mask, 0).to(ACC),
-        )
+        before = tl.load(z + where, mask, 0).to(ACC)
+        after = tl.load(z_next + where, mask, 0).to(ACC)
         size = tl.maximum(tl.abs(before), tl.abs(after), propagate_nan=tl.PropagateNan.ALL)
-        scale = tl.where(
-            mask, size * tl.full((), rtol, ACC) + tl.full((), atol, ACC), 1
-        )  # atol may be zero
+        allowed = size * tl.full((), rtol, ACC) + tl.full((), atol, ACC)
+        scale = tl.where(mask, allowed, 1)  # atol may be zero
         ratio = tl.load(error + where, mask, 0).to(ACC) / scale
         total += ratio * ratio
     _put(norms + sample * chunks + tl.program_id(0) % chunks, total, there, ROOT, n)
@@ -104,7 +106,10 @@ def finish(
     COLUMNS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """``out [rows]``: the sums of ``parts [rows, chunks]``, or the roots of their means over ``count`` (ROOT)."""
+    """``out [rows]``: the sums of ``parts [rows, chunks]``.
+
+    With ROOT the roots of their means over ``count``.
+    """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     total = tl.zeros((ROWS, COLUMNS), ACC)
     for start in range(0, chunks, COLUMNS):
@@ -135,7 +140,8 @@ def inner_products(
 
 @triton.jit(do_not_specialize=["depth", "blocks", "scale"])
 def axpy_history(
-    row, weights, history, out, scale: tl.float64, depth, n, blocks, row_stride, sample_stride, line_stride, out_stride,
+    row, weights, history, out, scale: tl.float64, depth, n, blocks,
+    row_stride, sample_stride, line_stride, out_stride,
     LINES: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """``out = row + scale sum_i weights_i history_i`` in one block of columns; no row is zero."""
@@ -146,9 +152,8 @@ def axpy_history(
     for start in range(0, depth, LINES):
         line = (start + tl.arange(0, LINES)).to(tl.int64)[:, None]
         weight = tl.load(weights + sample * depth + line, line < depth, 0).to(ACC)
-        total += weight * tl.load(
-            history + line * line_stride, (line < depth) & (column < n), 0
-        ).to(ACC)
+        mask = (line < depth) & (column < n)
+        total += weight * tl.load(history + line * line_stride, mask, 0).to(ACC)
     mixed = tl.sum(total, 0, keep_dims=True) * tl.full((), scale, ACC)
     if row is not None:
         mixed += tl.load(row + sample * row_stride + column, column < n, 0).to(ACC)

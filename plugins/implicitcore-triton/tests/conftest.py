@@ -1,9 +1,9 @@
 """What is collected where: Triton decides once in a process whether it compiles or interprets."""
 
 import os
-from importlib.util import find_spec
 
 import pytest
+from requirements import needs
 
 # test_processes.py runs them, each in a process of its own.
 collect_ignore = [
@@ -14,8 +14,4 @@ collect_ignore = [
 
 @pytest.fixture
 def needs_triton() -> None:
-    if find_spec("triton") is None:
-        assert "CI" not in os.environ, (
-            "the tests need the package triton, which has no torch in it: pip install triton"
-        )
-        pytest.skip("the package triton is not installed")
+    needs("triton")

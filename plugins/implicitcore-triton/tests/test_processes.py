@@ -9,7 +9,7 @@ import pytest
 from sites import run_python
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.usefixtures("needs_triton")
+pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("needs_triton")]
 
 
 @pytest.mark.slow

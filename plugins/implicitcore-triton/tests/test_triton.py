@@ -43,6 +43,7 @@ def test_it_is_registered():
     assert isinstance(ic.create("backend", "triton"), backend.TritonBackend)
 
 
+@pytest.mark.extras
 def test_auto_takes_no_interpreter(needs_triton):
     done = run_python("-c", AUTO, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     assert done.stdout == "None\n", done.stderr

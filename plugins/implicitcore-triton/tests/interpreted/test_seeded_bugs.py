@@ -14,40 +14,59 @@ import implicitcore_triton
 from implicitcore_triton import TritonBackend, kernels
 
 BACKEND = TritonBackend(interpret=True)
+MEAN = "_put(norms + sample * chunks + tl.program_id(0) % chunks, total, there, ROOT, n)"
 BUGS = {
-    "the last column left out": ("mask = there & (column < end)", "mask = there & (column < end - 1)"),
+    "the last column left out": (
+        "mask = there & (column < end)",
+        "mask = there & (column < end - 1)",
+    ),
     "columns beyond the chunk": ("end = tl.minimum(n, (chunk + 1) * CHUNK)", "end = n"),
-    "the first tile alone": ("for start in range(first, "
-    "end, COLUMNS):", "for start in range(first, first + "
-    "COLUMNS, COLUMNS):"),
-    "the norm of f(z) for that of the difference": ("_put(norms + place, differences", "_put(norms + place, values"),
+    "the first tile alone": (
+        "for start in range(first, end, COLUMNS):",
+        "for start in range(first, first + COLUMNS, COLUMNS):",
+    ),
+    "the norm of f(z) for that of the difference": (
+        "_put(norms + place, differences",
+        "_put(norms + place, values",
+    ),
     "the norm of what was not written": ("rounded = difference.to(ACC)", "rounded = value"),
-    "no root of a sum of parts": ("_put(out + row, total, row < rows, "
-    "ROOT, count)", "_put(out + row, total, row < rows, "
-    "False, count)"),
-    "no mean": ("_put(norms + sample * chunks + tl.program_id(0) % chunks, total, there, ROOT, n)",
-                "_put(norms + sample * chunks + tl.program_id(0) % chunks, total, there, ROOT)"),
+    "no root of a sum of parts": (
+        "_put(out + row, total, row < rows, ROOT, count)",
+        "_put(out + row, total, row < rows, False, count)",
+    ),
+    "no mean": (MEAN, MEAN.replace(", n)", ")")),
     "parts of the next sample": ("(row < rows) & (column < chunks)", "row < rows"),
     "maximum without nan": (", propagate_nan=tl.PropagateNan.ALL", ""),
     "zero over zero beyond the end": ("scale = tl.where(mask, ", "scale = tl.where(there, "),
-    "the state before alone": ("tl.maximum(tl.abs(before), "
-    "tl.abs(after)", "tl.maximum(tl.abs(before), "
-    "tl.abs(before)"),
-    "contiguous samples": ("history += sample * sample_stride + line "
-    "* line_stride", "history += sample * n + line "
-    "* line_stride"),
-    "contiguous lines": ("tl.load(history + line * line_stride,", "tl.load(history + line * n,"),
+    "the state before alone": (
+        "tl.maximum(tl.abs(before), tl.abs(after)",
+        "tl.maximum(tl.abs(before), tl.abs(before)",
+    ),
+    "contiguous samples": (
+        "history += sample * sample_stride + line * line_stride",
+        "history += sample * n + line * line_stride",
+    ),
+    "contiguous lines": (
+        "tl.load(history + line * line_stride,",
+        "tl.load(history + line * n,",
+    ),
     "a contiguous row": ("row += sample * row_stride", "row += sample * n"),
-    "eight lines alone": ("for start in range(0, "
-    "depth, LINES):", "for start in range(0, "
-    "LINES, LINES):"),
+    "eight lines alone": (
+        "for start in range(0, depth, LINES):",
+        "for start in range(0, LINES, LINES):",
+    ),
     "no scale": (" * tl.full((), scale, ACC)\n", "\n"),
     "the first weight for all": ("weights[i]", "weights[0]"),
-    "weights in float32": (".to(tl.float64, bitcast=True)", ".to(tl.float64, bitcast=True).to(tl.float32)"),
-    "the first dt for all": ("tl.load(dt + sample, there, 0)", "tl.load(dt + sample * "
-    "0, there, 0)"),
+    "weights in float32": (
+        ".to(tl.float64, bitcast=True)",
+        ".to(tl.float64, bitcast=True).to(tl.float32)",
+    ),
+    "the first dt for all": (
+        "tl.load(dt + sample, there, 0)",
+        "tl.load(dt + sample * 0, there, 0)",
+    ),
     "no z": ("if z is not None:", "if z is None:\n        moved += 0\n    if False:"),
-}  # fmt: skip
+}
 
 
 def check_all() -> None:

@@ -1,0 +1,143 @@
+"""The options of a layer: each lives in one place, and is checked when it is assigned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Self, TypeVar, overload
+
+from torch import nn
+
+from implicitcore.errors import ConfigError, PluginError, show
+from implicitcore.options.option import Option
+from implicitcore.options.options import PartMeta, options_of
+
+T = TypeVar("T")
+
+
+class LayerMeta(PartMeta):
+    """The class of the classes of layers: a new layer remembers what its configuration builds."""
+
+    def __call__(cls: type[T], *args: Any, **options: Any) -> T:
+        layer = super().__call__(*args, **options)  # pyright: ignore[reportAttributeAccessIssue]
+        built = {name: type(getattr(layer, name)) for name in UNSAID}
+        object.__setattr__(layer, "_built_with", built)
+        return layer
+
+    def checked_options(cls) -> Mapping[str, Option]:
+        """Those that are kept by a :class:`LayerOption` or an :class:`OptionOf`."""
+        try:
+            known = options_of(cls)
+        except PluginError:
+            return {}
+        return {
+            name: option
+            for name, option in known.items()
+            if isinstance(getattr(cls, name, None), OPTIONS)
+        }
+
+
+UNSAID = ("dynamics", "start")
+"""The parts of a layer that its configuration does not say: its class says them."""
+
+
+class LayerOption(Generic[T]):
+    """An option whose value is kept on the layer; it can be assigned under any of its attributes.
+
+    A value of another type or out of bounds is a :class:`ConfigError`, and names and mappings
+    become the parts that they name.
+
+    Arguments:
+        name: the option, as the ``__init__`` of the class with this attribute has it.
+        default: what None stands for, from the layer.
+    """
+
+    def __init__(self, name: str, default: Callable[[Any], T] | None = None) -> None:
+        self.name, self.default = name, default
+        self.owner: type = object
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.owner = owner
+
+    @overload
+    def __get__(self, layer: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, layer: nn.Module, owner: type) -> T: ...
+
+    def __get__(self, layer: nn.Module | None, owner: type) -> Self | T:
+        if layer is None:
+            return self
+        kept = vars(layer)
+        if self.name in kept:
+            return kept[self.name]
+        if self.name in kept["_modules"]:
+            return kept["_modules"][self.name]
+        raise AttributeError(f"{type(layer).__name__} has no {self.name} yet")
+
+    def __set__(self, layer: nn.Module, value: Any) -> None:
+        value = checked(self.owner, self.name, value)
+        if value is None and self.default is not None:
+            value = self.default(layer)
+        if isinstance(value, nn.Module):
+            nn.Module.__setattr__(layer, self.name, value)
+        else:
+            vars(layer)[self.name] = value
+
+
+class OptionOf:
+    """An option that is an attribute of a part of the layer, and kept there alone.
+
+    Arguments:
+        part: the layer's attribute that holds the part.
+        name: the option.
+        attribute: of the part; by default the same name.
+    """
+
+    def __init__(self, part: str, name: str, attribute: str = "") -> None:
+        self.part, self.name, self.attribute = part, name, attribute or name
+        self.owner: type = object
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.owner = owner
+
+    def __get__(self, layer: nn.Module | None, owner: type) -> Any:
+        return self if layer is None else getattr(self._holder(layer), self.attribute)
+
+    def __set__(self, layer: nn.Module, value: Any) -> None:
+        value, holder = checked(self.owner, self.name, value), self._holder(layer)
+        if getattr(getattr(type(holder), self.attribute, None), "fset", self) is None:
+            raise ConfigError(
+                [f"{self.name}: belongs to the learned {self.part} and cannot be changed"]
+            )
+        if self.attribute in getattr(holder, "_modules", ()):
+            delattr(holder, self.attribute)  # a function may follow a module
+        setattr(holder, self.attribute, value)
+
+    def _holder(self, layer: nn.Module) -> Any:
+        holder = getattr(layer, self.part)
+        if not hasattr(holder, self.attribute):
+            raise ConfigError([f"{self.name}: {replaced(layer, self.part)}"])
+        return holder
+
+
+OPTIONS = (LayerOption, OptionOf)
+"""The descriptors of options."""
+
+
+def replaced(layer: nn.Module, part: str) -> str:
+    """What is said of an option of a part that was replaced."""
+    return (
+        f"the layer's {part} was replaced by {show(getattr(layer, part))}, and no option of "
+        f"{type(layer).__name__} says so"
+    )
+
+
+def checked(owner: type, name: str, value: Any) -> Any:
+    """The value of an option of a class, read.
+
+    Raises:
+        ConfigError: it is of another type or out of bounds.
+    """
+    value, problems = options_of(owner)[name].read(value)
+    if problems:
+        raise ConfigError(problems)
+    return value

@@ -1,0 +1,62 @@
+"""With what a solve is done: kernels, scope, autocast, and the record of what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from implicitcore.backends.base import Backend
+from implicitcore.system.scope import SolveContext, current
+from implicitcore.tensors.autocast import Autocast, ambient
+from implicitcore.tensors.restrict import SHARED, rule
+
+
+@dataclass
+class Counter:
+    """The evaluations of a system and of its parts."""
+
+    evaluations: int = 0
+
+
+@dataclass
+class Recorder:
+    """What a root solver leaves of its way.
+
+    Attributes:
+        residuals: ``[batch]`` after each evaluation; None where they are not wanted.
+        iterates: ``[batch, n]`` at each evaluation, with their graph; None where they are not wanted.
+    """
+
+    residuals: list[Tensor] | None = None
+    iterates: list[Tensor] | None = None
+
+    def record(self, z: Tensor, residual: Tensor) -> None:
+        """Keep an iterate and the norms of its residual."""
+        if self.residuals is not None:
+            self.residuals.append(residual)
+        if self.iterates is not None:
+            self.iterates.append(z)
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What all evaluations of a solve have in common.
+
+    Attributes:
+        backend: the kernels that the solvers use.
+        scope: what is drawn or computed once a solve.
+        autocast: what f is evaluated under.
+        counter: of evaluations; a system of some samples counts with the whole.
+        recorder: of the iterates, if any.
+    """
+
+    backend: Backend = field(metadata=SHARED)
+    scope: SolveContext = field(default_factory=lambda: current() or SolveContext())
+    autocast: Autocast = field(default_factory=ambient, metadata=SHARED)
+    counter: Counter = field(default_factory=Counter, metadata=SHARED)
+    recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
+
+    def recounted(self) -> Context:
+        """The same for another system, which counts by itself and records nothing."""
+        return replace(self, counter=Counter(), recorder=None)

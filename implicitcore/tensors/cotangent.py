@@ -1,0 +1,66 @@
+"""A value and its pullback: the one way by which a solution that was found without a graph is differentiated."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Pullback(ABC):
+    """What becomes of the incoming gradient v of a solution z, before it enters the graph of f(z)."""
+
+    @abstractmethod
+    def __call__(self, v: Tensor) -> Tensor:
+        """The cotangent u of f(z), ``[batch, n]``, for v = dL/dz, ``[batch, n]``."""
+
+    @abstractmethod
+    def differentiable(
+        self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        """u^T df/dinputs with a graph to v, z and the inputs.
+
+        Raises:
+            GradientError: there is no second derivative.
+        """
+
+
+def attach(fz: Tensor, z: Tensor, pullback: Pullback, inputs: Sequence[Tensor] = ()) -> Tensor:
+    """The value z, whose gradient v reaches the graph of fz as pullback(v).
+
+    A second derivative takes another way: fz hangs on a detached z, which hides that z itself
+    moves. So u^T df is then computed afresh at the attached z.
+
+    Arguments:
+        fz: f(z) with its graph, ``[batch, n]``.
+        z: ``[batch, n]``, without a graph.
+        pullback: v -> u.
+        inputs: all that f depends on, where there is a second derivative.
+    """
+    return _Cotangent.apply(fz, z, pullback, *inputs)
+
+
+class _Cotangent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, fz: Tensor, z: Tensor, pullback: Pullback, *inputs: Tensor) -> Tensor:
+        del fz
+        value = z.view_as(z)
+        ctx.pullback, ctx.count = pullback, len(inputs)
+        ctx.set_materialize_grads(False)
+        if inputs:
+            ctx.save_for_backward(value, *inputs)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        v, nothing = grad_outputs[0], (None,) * ctx.count
+        # Asked for in a first derivative too: autograd says where one was changed in place since.
+        z, *inputs = ctx.saved_tensors or (None,)
+        if v is None:
+            return None, None, None, *nothing
+        if torch.is_grad_enabled():
+            return None, None, None, *ctx.pullback.differentiable(v, z, inputs)
+        return ctx.pullback(v), None, None, *nothing

@@ -1,0 +1,88 @@
+"""The house: CONTRIBUTING's map is complete, and plugins come in by the public doors."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sites import ROOT
+
+from implicitcore.cli.new_plugin import render
+from implicitcore.lazy import read_stub
+from implicitcore.options.kinds import CLASS_KINDS
+
+DOORS = {"implicitcore", "implicitcore.extend", "implicitcore.testing"}
+COMMAND_LINE = "implicitcore.cli"  # a test of a command runs it in its own process
+PLUGINS = sorted(ROOT.glob("plugins/*/**/*.py"))
+
+
+def floors() -> list[list[str]]:
+    """The floors of the import contract, from the top."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    [house] = [
+        contract
+        for contract in settings["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers" and contract.get("containers") == ["implicitcore"]
+    ]
+    assert house["exhaustive"]
+    return [re.split(r" *[:|] *", floor) for floor in house["layers"]]
+
+
+def test_the_map_has_every_floor_in_the_order_of_the_import_contract():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page.partition("| floor |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.M)
+    assert [re.findall(r"`(\w+)`", row) for row in rows] == floors()
+
+
+def test_the_map_names_every_room():
+    rooms = {
+        path.stem
+        for path in (ROOT / "implicitcore").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert rooms - {"__init__", "__main__"} == {room for floor in floors() for room in floor}
+
+
+def imported(source: str) -> Iterator[str]:
+    """The modules of implicitcore that a source imports, for type checkers too."""
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "implicitcore":
+                public = {name for name, *_ in read_stub(str(ROOT / "implicitcore/__init__.py"))}
+                names += [
+                    f"implicitcore.{alias.name}"
+                    for alias in node.names
+                    if alias.name not in public | {"__version__"}
+                ]
+        yield from (name for name in names if name.split(".")[0] == "implicitcore")
+
+
+@pytest.mark.parametrize("file", PLUGINS, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_a_plugin_imports_the_public_pages_only(file: Path):
+    allowed = DOORS | {COMMAND_LINE} if "tests" in file.parts else DOORS
+    assert set(imported(file.read_text(encoding="utf-8"))) <= allowed
+
+
+@pytest.mark.parametrize("kind", CLASS_KINDS)
+def test_a_new_plugin_imports_the_public_pages_only(kind: str):
+    sources = [text for path, text in render("fast", kind).items() if path.endswith(".py")]
+    found = {name for source in sources for name in imported(source)}
+    assert {"implicitcore", "implicitcore.extend"} <= found <= DOORS
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from implicitcore.tensors.norms import norm", ["implicitcore.tensors.norms"]),
+        ("def f():\n    import implicitcore.lazy", ["implicitcore.lazy"]),
+        ("from implicitcore import Picard, tensors", ["implicitcore", "implicitcore.tensors"]),
+        ("from implicitcore_scipy import Hybr", []),
+    ],
+)
+def test_a_deep_import_is_seen(source: str, found: list[str]):
+    assert list(imported(source)) == found
