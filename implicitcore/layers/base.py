@@ -207,7 +207,9 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             >>> import torch, implicitcore as ic
             >>> cell = torch.nn.Linear(4, 4)
             >>> layer = ic.ImplicitLayer(
-            ...     ic.FixedPoint(lambda z, x: 0.1 * z + x), solver=ic.Picard(tol=1e-3), start=ic.Predictor(cell)
+            ...     ic.FixedPoint(lambda z, x: 0.1 * z + x),
+            ...     solver=ic.Picard(tol=1e-3),
+            ...     start=ic.Predictor(cell),
             ... )
             >>> [(group["role"], len(group["params"])) for group in layer.parameter_groups()]
             [('start', 2)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SETTINGS = ["--hidden", "8", "--epochs", "4", "--batch-size", "256", "--device", "cpu"]
@@ -33,30 +35,54 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["implicitcore.cli", "implicitcore_lab.jobs", "sklearn.datasets"])
 
 
-def command(words: list[str], output: Path, file_size: int = 0) -> None:
+@dataclass(frozen=True)
+class Around:
+    """What a command runs in.
+
+    Attributes:
+        log: where its output goes.
+        file_size: no file can be larger; 0 for any size.
+        environment: variables, above those that there are.
+        counts: where the evaluations of its solves are written, as JSON.
+    """
+
+    log: Path
+    file_size: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    counts: Path | None = None
+
+
+def command(words: list[str], around: Around) -> None:
     """Run the command line, in a process that was forked for it."""
-    if file_size:
+    if around.file_size:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (around.file_size, around.file_size))
+    os.environ.update(around.environment)
+    stream = os.open(around.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     import torch
 
+    import implicitcore as ic
     from implicitcore.cli import cli
 
     torch.set_num_threads(1)
-    cli(words, prog_name="implicitcore")
+    found: list[int] = []
+    with ic.observe(lambda solution: found.append(solution.evaluations)):
+        try:
+            cli(words, prog_name="implicitcore")
+        finally:
+            if around.counts:
+                around.counts.write_text(json.dumps(found))
 
 
 class Command:
     """A command that runs; ``status`` waits for its end."""
 
-    def __init__(self, *words: object, log: Path, file_size: int = 0) -> None:
-        self.log = log
+    def __init__(self, *words: object, around: Around) -> None:
+        self.around = around
         self.begin = time.monotonic()
-        arguments = list(map(str, words)), log, file_size
-        self.process = context.Process(target=command, args=arguments)
+        self.process = context.Process(target=command, args=(list(map(str, words)), around))
         self.process.start()
 
     def send_after(self, number: int, seconds: float) -> bool:
@@ -77,7 +103,7 @@ class Command:
     @property
     def output(self) -> str:
         """What it has written."""
-        return self.log.read_text()
+        return self.around.log.read_text()
 
 
 class Bench:
@@ -98,7 +124,7 @@ class Bench:
     def train(self, layer: str, out: Path, *more: object, file_size: int = 0) -> Command:
         """Begin a training; with a ``file_size`` no file can be larger."""
         words = ["train", "--layer", layer, *SETTINGS, "--out", out, *more]
-        return Command(*words, log=self.folder / "log", file_size=file_size)
+        return Command(*words, around=Around(self.folder / "log", file_size))
 
     def ended(self, number: int, out: Path, index: int) -> tuple[str, Command]:
         """A training that a signal has ended at a random moment, 30 to 95 % of its time."""
@@ -172,7 +198,7 @@ def bit_flip(bench: Bench, index: int) -> bool:
     bit = bench.random.randrange(8 * len(content))
     flipped[bit // 8] ^= 1 << bit % 8
     path.write_bytes(flipped)
-    run = Command("evaluate", path.parent, log=bench.folder / "log")
+    run = Command("evaluate", path.parent, around=Around(bench.folder / "log"))
     refused = run.status == 1 and "damaged" in run.output and "Traceback" not in run.output
     path.write_bytes(content)
     return refused

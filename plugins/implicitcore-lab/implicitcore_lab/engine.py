@@ -136,7 +136,10 @@ class Engine:
         return found
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Do something on the first process alone, and give its result, or its error, to all."""
+        """Do something on the first process alone, and give its result to all.
+
+        Where it fails the others end without a word.
+        """
         if self.world == 1:
             return work()
         outcome: list[Any] = [None, None]
@@ -146,8 +149,10 @@ class Engine:
             except ImplicitCoreError as error:
                 outcome[1] = error
         dist.broadcast_object_list(outcome)
-        if outcome[1] is not None:
+        if outcome[1] is not None and self.rank == 0:
             raise outcome[1]
+        if outcome[1] is not None:
+            raise SystemExit(LOST)  # the first process tells
         return outcome[0]
 
     def on_main_first(self, work: Callable[[], Result]) -> Result:
