@@ -130,7 +130,9 @@ class Bench:
         """A training that a signal has ended at a random moment, 30 to 95 % of its time."""
         layer = self.layers[index % len(self.layers)]
         while True:
-            run = self.train(layer, out, "--overwrite")
+            for left in (out, out.with_name(out.name + ".partial")):
+                shutil.rmtree(left, ignore_errors=True)
+            run = self.train(layer, out)
             moment = self.random.uniform(0.3, 0.95) * self.seconds[layer]
             if run.send_after(number, moment) and not (out / "result.json").exists():
                 return layer, run
@@ -252,6 +254,12 @@ FAULTS: dict[str, tuple[Callable[[Bench, int], bool], int]] = {
 }
 
 
+def _noted(right: bool) -> bool:
+    """The same, with a mark for whoever waits."""
+    print("." if right else "F", end="", file=sys.stderr, flush=True)
+    return right
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -267,7 +275,7 @@ def main() -> int:
                 continue
             try:
                 count = options.times or count
-                right = sum(fault(bench, index) for index in range(count))
+                right = sum(_noted(fault(bench, index)) for index in range(count))
             except PermissionError as error:
                 print(f"{name:40} skipped: {error}", flush=True)
                 continue

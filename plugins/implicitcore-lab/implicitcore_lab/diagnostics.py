@@ -11,6 +11,7 @@ import torch
 from implicitcore import RootSolver, spectral_radius
 from implicitcore_lab.data import Split
 from implicitcore_lab.evaluation import evaluation_mode
+from implicitcore_lab.measures import start_distance
 from implicitcore_lab.models import Classifier
 
 SAMPLES = 64
@@ -42,12 +43,10 @@ def diagnose(model: Classifier, batch: Split) -> dict[str, Any]:
                 model.layer, solution, x, steps=POWER_STEPS, generator=generator
             )
             radius = found.max().item()
-    moved = (solution.z - solution.start).flatten(1).norm(dim=1)
-    size = solution.z.flatten(1).norm(dim=1).clamp(min=torch.finfo(solution.z.dtype).tiny)
     return {
         "peak_bytes": _peak_bytes(part.labels.device),
         "spectral_radius": radius,
-        "start_distance": (moved / size).mean().item(),
+        "start_distance": start_distance(solution).mean().item(),
         "explicit_accuracy": (explicit.argmax(1) == part.labels).float().mean().item(),
     }
 
