@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from implicitcore_lab.errors import TrainingError
 from implicitcore_lab.settings import Settings
 
 SEEDS, BATCHES, PROCESSES = 1_000_000_007, 1_009, 1_021
@@ -26,6 +27,11 @@ def augmented(images: Tensor, settings: Settings, place: tuple[int, int, int]) -
     """
     if not settings.flip and not settings.crop:
         return images
+    if images.ndim != 4:
+        raise TrainingError(
+            f"flip and crop are for images; samples of {settings.dataset_name} have the shape "
+            f"{list(images.shape[1:])}"
+        )
     step, batch, process = place
     draw = ((settings.seed * SEEDS + step) * BATCHES + batch) * PROCESSES + process
     generator = torch.Generator().manual_seed(draw % 2**63)

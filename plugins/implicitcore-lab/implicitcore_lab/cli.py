@@ -15,7 +15,8 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 # All texts: their types and bounds are checked together with those of a configuration file, in one
 # error. The metavariable and the help of each setting, by its name.
 SETTINGS = {
-    "dataset": ("NAME", "digits (default), mnist, fashion-mnist or cifar10."),
+    "dataset": ("NAME", "A registered data set; digits by default."),
+    "model": ("NAME", "A registered model around the layer; by the data's channels by default."),
     "data_dir": ("DIR", "Folder with the data files; without it they are downloaded once."),
     "hidden": ("N", "Features of the state (channels, for cifar10)."),
     "epochs": ("N", "Passes over the training images."),

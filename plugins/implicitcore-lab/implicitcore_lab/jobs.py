@@ -46,7 +46,7 @@ class Target:
 
     def path(self, settings: Settings) -> Path:
         """The run directory."""
-        name = f"{settings.dataset}-{settings.layer_name.replace(':', '-')}"
+        name = f"{settings.dataset_name}-{settings.layer_name.replace(':', '-')}"
         return self.out or Path("runs") / name
 
     def of_seed(self, settings: Settings, seed: int) -> Target:
@@ -89,7 +89,9 @@ def train_one(values: dict[str, Any], target: Target, seeds: Sequence[int] = ())
         ]
     outcomes = [outcome for outcome in found if outcome]
     if len(outcomes) > 1:
-        show(console, [outcomes], f"{settings.dataset}, seeds {', '.join(map(str, seeds))}", "")
+        show(
+            console, [outcomes], f"{settings.dataset_name}, seeds {', '.join(map(str, seeds))}", ""
+        )
     engine.close()
 
 
@@ -165,7 +167,7 @@ def evaluate_run(path: Path, overrides: dict[str, str]) -> bool:
     console = make_console()
     counts = f"{result.correct:,} of {result.samples:,}"
     console.print(
-        f"{settings.layer_name} on {settings.dataset}: test accuracy "
+        f"{settings.layer_name} on {settings.dataset_name}: test accuracy "
         f"{result.accuracy:.2%} ({counts})"
     )
     same = result.correct == expected

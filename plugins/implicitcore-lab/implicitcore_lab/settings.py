@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from implicitcore import ConfigError
+from implicitcore import ConfigError, create
 from implicitcore.extend import Options, did_you_mean, options_of
 
-DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
 StrategyName = Literal["ddp", "fsdp"]
@@ -26,13 +25,6 @@ Steps = Annotated[int, Ge(0), Le(1_000_000_000)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 RUN_ONLY = ("data_dir", "device", "checkpoint_minutes", "threads")
 """What a run that goes on may have otherwise than before: where it runs, not what is trained."""
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"hidden": 64, "threads": 1},
-    "mnist": {"epochs": 3, "threads": 1},
-    "fashion-mnist": {"epochs": 5, "threads": 1},
-    "cifar10": {"hidden": 32, "epochs": 10},
-}
-"""Where a data set is trained with other settings than the usual ones; the same for every layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +33,9 @@ class Settings(Options):
 
     Attributes:
         layer: a registered layer, or a mapping with its ``name`` and options.
-        dataset: what to train on.
+        dataset: a registered data set, or a mapping with its ``name`` and options.
+        model: a registered model, or a mapping with its ``name`` and options: what is around the
+            layer; None is ``convolutional`` for images of three channels, else ``dense``.
         data_dir: folder with the data files; without it they are downloaded once.
         hidden: features of the state (channels, for cifar10).
         epochs: passes over the training images.
@@ -90,7 +84,8 @@ class Settings(Options):
     """
 
     layer: str | dict[str, Any] = "deq"
-    dataset: DatasetName = "digits"
+    dataset: str | dict[str, Any] = "digits"
+    model: str | dict[str, Any] | None = None
     data_dir: Path | None = None
     hidden: Size = 128
     epochs: Size = 20
@@ -139,6 +134,11 @@ class Settings(Options):
         """The layer's name, without its options."""
         return self.layer if isinstance(self.layer, str) else str(self.layer.get("name"))
 
+    @property
+    def dataset_name(self) -> str:
+        """The data set's name, without its options."""
+        return self.dataset if isinstance(self.dataset, str) else str(self.dataset.get("name"))
+
     def with_layer(self, layer: str | dict[str, Any]) -> Settings:
         """The same settings for another layer."""
         return replace(self, layer=layer)
@@ -175,9 +175,14 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
         given = str(value) if name == "precision" else value  # YAML reads 32 as a number
         read[name], found = known[name].read(given, from_config=True)
         problems += found
+    defaults: Mapping[str, Any] = {}
+    try:
+        defaults = create("dataset", read.get("dataset", "digits"), path="dataset").defaults
+    except ConfigError as error:
+        problems += [] if any(line.startswith("dataset:") for line in problems) else error.problems
     if problems:
         raise ConfigError(problems)
-    return Settings(**DEFAULTS[read.get("dataset", "digits")] | read)
+    return Settings(**{**defaults, **read})
 
 
 def _conflicts(settings: Settings) -> Iterator[str]:
