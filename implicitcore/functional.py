@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import ConfigError, GradientError
+from implicitcore.errors import ConfigError, GradientError, InputError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
@@ -25,14 +26,17 @@ from implicitcore.options.types import Spec
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.context import Recorder
+from implicitcore.system.memory import apart
+from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager
 
+_Result = TypeVar("_Result", Solution, Trajectory)
 _SOLVERS = ("root_solver", "ode_solver")
 _ROOT = PartType(("root_solver",), optional=True)
 _TRAJECTORY = PartType(("ode_solver",), optional=True)
@@ -82,8 +86,9 @@ def fixed_point(
         -0.297474
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
-    solve = Solve(chosen or Anderson())
-    return run(FixedPoint(f), z0, x, solve, strategy or Implicit(), backend=kernels)
+    solve, strategy = Solve(chosen or Anderson()), strategy or Implicit()
+    found = run(FixedPoint(f), z0, x, solve, strategy, backend=kernels)
+    return _returned(Solution, found, strategy)
 
 
 def find_root(
@@ -117,7 +122,9 @@ def find_root(
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
     dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
-    return run(dynamics, z0, x, solve, strategy or Implicit(), backend=kernels)
+    strategy = strategy or Implicit()
+    found = run(dynamics, z0, x, solve, strategy, backend=kernels)
+    return _returned(Solution, found, strategy)
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -131,7 +138,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     dense: bool = False,
     event: Event | None = None,
     backend: Backend | Spec | None = None,
-) -> Solution:
+) -> Trajectory:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
 
     Arguments:
@@ -144,15 +151,15 @@ def integrate(  # noqa: PLR0913 - keyword options
             solution and is an error.
         solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
-        dense: keep the trajectory between the times too: ``solution.interpolate(t)``.
+        dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
         event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
             start is no change). Two changes within one step are not seen: ``max_step`` of an
             adaptive solver bounds the steps.
         backend: default torch.
 
     Returns:
-        The solution; ``solution.z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
-        happened, ``solution.event_times`` has its time, and z at the later times is the state
+        The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
+        happened, ``event_times`` has its time, and z at the later times is the state
         there: so ``z[-1]`` is the state at the event. Both have the gradient of the implicit
         function that e(t, z(t), x) = 0 defines.
 
@@ -172,10 +179,10 @@ def integrate(  # noqa: PLR0913 - keyword options
         >>> g = torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
         >>> fall = lambda t, z, g: torch.cat((z[:, 1:], -g), 1)
         >>> times, ground = torch.tensor([0.0, 5.0]), lambda t, z, g: z[:, 0]
-        >>> solution = ic.integrate(fall, z0, g, times=times, event=ground)
-        >>> round(solution.event_times.item(), 6)  # sqrt(2 / g)
+        >>> trajectory = ic.integrate(fall, z0, g, times=times, event=ground)
+        >>> round(trajectory.event_times.item(), 6)  # sqrt(2 / g)
         0.451524
-        >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
+        >>> round(torch.autograd.grad(trajectory.event_times.sum(), g)[0].item(), 6)
         -0.023013
     """
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
@@ -187,7 +194,8 @@ def integrate(  # noqa: PLR0913 - keyword options
             "need gradient=Unrolled()"
         )
     solve = Solve(chosen or Tsit5(), times, dense, event)
-    return run(VectorField(v), z0, x, solve, strategy, backend=kernels)
+    found = run(VectorField(v), z0, x, solve, strategy, backend=kernels)
+    return _returned(Trajectory, found, strategy)
 
 
 @eager
@@ -200,7 +208,7 @@ def run(  # noqa: PLR0913 - keyword options
     *,
     backend: Backend | None = None,
     trace: bool = False,
-) -> Solution:
+) -> Solution | Trajectory:
     """Pack the start, solve with the gradient attached, and unpack.
 
     The one edge between pytrees and packed states.
@@ -210,13 +218,34 @@ def run(  # noqa: PLR0913 - keyword options
     autocast = ambient()
     begin = promoted(z0, autocast)
     packing = Packing.of(begin)
-    with solving(dynamics):
+    with solving(dynamics) as scope:
+        if scope.random:
+            noise = solve.times is not None and isinstance(gradient, Unrolled)
+            check_random(dynamics, scope.random, required=not noise)
         recorder = Recorder(residuals=[]) if trace else None
         system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
+        if torch.is_grad_enabled():
+            system = system.with_function_state()
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
-    iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
-    return solution.amended(z=packing.unpack(solution.z), start=z0, iterates=iterates)
+    system.context.end()
+    z = packing.unpack(apart(solution.z, begin, system.x))
+    found: dict[str, Any] = {"z": z, "start": z0}
+    if isinstance(solution, Solution) and solution.iterates is not None:
+        found["iterates"] = packing.unpack(solution.iterates)
+    return solution.amended(**found)
+
+
+def _returned(
+    kind: type[_Result], found: Solution | Trajectory, strategy: GradientStrategy
+) -> _Result:
+    """What a strategy returned, which is of this kind."""
+    if not isinstance(found, kind):
+        raise InputError(
+            f"{type(strategy).__name__}.run returned a {type(found).__name__}: expected a "
+            f"{kind.__name__}"
+        )
+    return found
 
 
 def _parts(kind: PartType, solver: Any, gradient: Any, backend: Any) -> tuple[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""The abstract dynamics: what is solved."""
+"""The abstract dynamics."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Dynamics(nn.Module, ABC):
         """The vector field g(t, z, x).
 
         Arguments:
-            t: the time of each sample, ``[batch, 1, ..., 1]``: it broadcasts against z (against its
-                first tensor).
+            t: the time of each sample, ``[batch, 1, ..., 1]``, which broadcasts with the first
+                tensor of z.
             z: the state.
             x: the input.
 
@@ -49,9 +49,7 @@ class Dynamics(nn.Module, ABC):
         return type(self).update is not Dynamics.update
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
-        """What the relative tolerance ``tol`` is relative to, ``[batch]``.
-
-        Here max(1, ``|g(z0)|``).
+        """The norm that the tolerance ``tol`` is relative to, ``[batch]``: max(1, ``|g(z0)|``).
 
         Arguments:
             update_norm: ``|z + g(z)|`` at the current iterate, ``[batch]``.

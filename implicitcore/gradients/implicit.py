@@ -111,6 +111,7 @@ class BackwardSolve(Pullback):
             raise GradientError(
                 "implicit gives first and second derivatives; use unrolled for a third"
             )
+        self.system.check_function()
         switch = [False]
         x = self.system.x
         own: dict[Any, Tensor] = {tensor: _Cut.apply(tensor, switch) for tensor in _own(x)}

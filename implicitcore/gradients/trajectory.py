@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError
-from implicitcore.solution import Solution
+from implicitcore.solution import Backward, Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
+from implicitcore.tensors.restrict import SHARED
 
 
 class Bound(NamedTuple):
@@ -30,33 +32,126 @@ class Bound(NamedTuple):
 
 
 Pullback = Callable[[Bound, Tensor], tuple[Tensor | None, Sequence[Tensor | None]]]
-"""dL/dz0 ``[batch, n]`` and the gradients of the inputs, from v = dL/dz at each output time, ``[T, batch, n]``."""
+"""From v = dL/dz at each output time, ``[T, batch, n]``: dL/dz0 and the gradients of the inputs."""
 
 
 def attach(
-    strategy: object, pullback: Pullback, system: System, solution: Solution, z0: Tensor
-) -> Solution:
-    """The solution, solved without a graph, whose z is differentiated by ``pullback``.
+    strategy: object,
+    pullback: Pullback,
+    system: System,
+    solution: Trajectory,
+    z0: Tensor,
+    *,
+    replays: bool = False,
+) -> Trajectory:
+    """The trajectory, solved without a graph, whose z is differentiated by ``pullback``.
 
     Gradients reach z0, the tensors of x, the parameters of the dynamics, and the leaves that the
-    vector field depends on at the first time: one evaluation finds those that no module lists.
+    vector field depends on at the first or the last time: an evaluation at each finds those that no
+    module lists, and is compared with the field of the backward pass. A pullback that ``replays``
+    the steps compares them itself: its leaves are looked for at the first time.
     """
-    if solution.times is None:
-        return solution
-    own = union(inputs(system.x))
-    captured = _captured(system, solution.times, solution.z)
-    call = _Call(type(strategy).__name__, pullback, system, own, captured)
-    return solution.amended(
-        z=_Trajectory.apply(call, solution.z, z0, *own, *captured), evaluations=system.evaluations
+    ends = slice(0, 1) if replays else slice(None, None, max(len(solution.times) - 1, 1))
+    probe = _Probe(solution.times[ends], solution.z[ends])
+    captured = probe.record(system.bind(pytree.tree_map_only(Tensor, torch.detach, system.x)))
+    system.evaluations += len(probe.times)
+    listed = (p for p in system.dynamics.parameters() if p.requires_grad)
+    captured = union(listed, captured)
+    name, record = type(strategy).__name__, solution.backward
+    call = _Call(name, pullback, system, captured, probe, replays, record)
+    z = _Attached.apply(call, solution.z, z0, *inputs(system.x), *captured)
+    return solution.amended(z=z, evaluations=system.evaluations)
+
+
+class _Probe:
+    """The vector field at the ends of a trajectory, to tell whether backward meets the same one."""
+
+    def __init__(self, times: Tensor, z: Tensor) -> None:
+        self.times, self.z = times, z
+        self.velocities: list[Tensor] = []
+
+    def record(self, system: System) -> list[Tensor]:
+        """Evaluate the field; the leaves that it depends on."""
+        with torch.enable_grad():
+            found = self._evaluate(system)
+        self.velocities = [velocity.detach() for velocity in found]
+        return union(*map(graph_leaves, found))
+
+    def check(self, system: System) -> None:
+        """Require that the field is the same.
+
+        Raises:
+            GradientError: it is not.
+        """
+        with torch.no_grad():
+            found = self._evaluate(system)
+        require_same([agrees(*pair) for pair in zip(found, self.velocities, strict=True)])
+
+    def _evaluate(self, system: System) -> list[Tensor]:
+        batch = self.z.shape[1]
+        return [
+            system.velocity(t.expand(batch), z.detach())
+            for t, z in zip(self.times, self.z, strict=True)
+        ]
+
+
+def agrees(found: Tensor, expected: Tensor) -> Tensor:
+    """Whether a state or velocity ``[..., n]`` of the backward pass is that of the forward, a bool.
+
+    Up to the square root of the precision, relative to its norm: sums may have another order. What
+    is not finite cannot be compared.
+    """
+    bound = torch.finfo(expected.dtype).eps ** 0.5 * _size(expected)
+    return ~(_size(found - expected) > bound).any()
+
+
+def require_same(same: Sequence[Tensor]) -> None:
+    """Require that the field is that of the forward pass.
+
+    Raises:
+        GradientError: one of the comparisons says that it is not.
+    """
+    if same and not bool(torch.stack(list(same)).all()):
+        raise GradientError(_CHANGED)
+
+
+def _size(z: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(z, dim=-1)
+
+
+_CHANGED = (
+    "the vector field of the backward pass is not that of the solve: an attribute or a tensor that "
+    "it reads was changed since, or it draws random numbers; give what changes in x, call backward "
+    "first, or use Unrolled"
+)
+
+
+@dataclass(eq=False)
+class _Again(System):
+    """The forward system in a backward pass: it may depend on no other leaves than the inputs."""
+
+    inputs: Sequence[Tensor] = field(metadata=SHARED)
+
+    def velocity(self, t: Tensor, z: Tensor) -> Tensor:
+        """See :meth:`System.velocity`.
+
+        Raises:
+            GradientError: the field depends on a leaf that would get no gradient.
+        """
+        velocity = super().velocity(t, z)
+        if velocity.grad_fn is not None:
+            listed = {z, *self.inputs}
+            for leaf in graph_leaves(velocity, [z]):
+                if leaf not in listed:
+                    raise GradientError(_unlisted(leaf))
+        return velocity
+
+
+def _unlisted(leaf: Tensor) -> str:
+    return (
+        f"the vector field depends on a tensor of shape {list(leaf.shape)} at some times, and not "
+        "where its tensors were looked for: give it in x, or make it a parameter of the dynamics"
     )
-
-
-def _captured(system: System, times: Tensor, z: Tensor) -> list[Tensor]:
-    detached = system.bind(pytree.tree_map_only(Tensor, torch.detach, system.x))
-    with torch.enable_grad():
-        found = graph_leaves(detached.velocity(times[:1].expand(z.shape[1]), z[0].detach()))
-    system.evaluations += 1
-    return union((p for p in system.dynamics.parameters() if p.requires_grad), found)
 
 
 class _Call(NamedTuple):
@@ -65,19 +160,24 @@ class _Call(NamedTuple):
     strategy: str
     pullback: Pullback
     system: System
-    own: list[Tensor]
     captured: list[Tensor]
+    probe: _Probe
+    replays: bool
+    record: Backward
 
     def bound(self) -> Bound:
-        own = {id(tensor): tensor.detach().requires_grad_() for tensor in self.own}
-        x = pytree.tree_map_only(
-            Tensor, lambda tensor: own.get(id(tensor), tensor.detach()), self.system.x
-        )
-        return Bound(self.system.bind(x), [*own.values(), *self.captured])
+        x = pytree.tree_map_only(Tensor, _leaf, self.system.x)
+        listed, system = [*inputs(x), *self.captured], self.system.bind(x)
+        return Bound(_Again(system.problem, system.context, listed), listed)
 
 
-class _Trajectory(torch.autograd.Function):
-    """The stored trajectory, differentiable with respect to z0 and the tensors of the vector field."""
+def _leaf(tensor: Tensor) -> Tensor:
+    """The tensor as a leaf of its own, in its place of x: a gradient is found for each place."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+class _Attached(torch.autograd.Function):
+    """The stored trajectory, differentiable in z0 and the tensors of the vector field."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, z: Tensor, *tensors: Tensor) -> Tensor:
@@ -93,9 +193,14 @@ class _Trajectory(torch.autograd.Function):
                 f"{call.strategy} gives first derivatives only; use Unrolled for a second "
                 "derivative (create_graph=True)"
             )
+        call.system.check_function()
         _ = ctx.saved_tensors  # autograd's own error, where one of them was changed in place since
         with call.system.scope.entered(), suspended():
-            z0, gradients = call.pullback(call.bound(), grad_outputs[0])
+            bound = call.bound()
+            if not call.replays:
+                call.probe.check(bound.system)
+                call.record.evaluations += len(call.probe.times)
+            z0, gradients = call.pullback(bound, grad_outputs[0])
         return None, None, z0, *gradients
 
 

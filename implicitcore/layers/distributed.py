@@ -1,4 +1,4 @@
-"""Which processes stop together."""
+"""Process groups whose solves stop at the same iteration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SharedGroup:
-    """A process group on a layer: copies of the layer share it, and no file can hold it."""
+    """A process group of a layer: copies of the layer share it, and it cannot be pickled."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
@@ -29,12 +29,12 @@ class SharedGroup:
     def __reduce__(self) -> NoReturn:
         raise InputError(
             "a process group cannot be saved: set layer.sync_steps = True (all processes) "
-            "or False before, and again after"
+            "or False before saving, and the group again after loading"
         )
 
 
 def group_of(layer: ImplicitLayer) -> ProcessGroup | None:
-    """The processes that a layer's solves stop with; None where it is alone.
+    """The process group that a layer's solves stop with; None where ``sync_steps`` is False.
 
     Raises:
         InputError: there are no processes, or a part of the layer cannot stop in step with others;
@@ -47,21 +47,21 @@ def group_of(layer: ImplicitLayer) -> ProcessGroup | None:
         return None
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         raise InputError(
-            "sync_steps needs the processes: call torch.distributed.init_process_group "
+            "sync_steps needs a process group: call torch.distributed.init_process_group "
             "first (torchrun)"
         )
     for part in (layer.solver, getattr(layer.gradient, "solver", None)):
         if part is not None and not isinstance(part, StepwiseRootSolver):
             raise InputError(
-                f"{type(part).__name__} cannot stop in step with other processes, for its "
-                "iterations differ in their evaluations: with "
-                "sync_steps use Picard, Anderson or Broyden, as the layer's solver and in "
-                "its gradient, as Implicit(Anderson(tol=1e-5))"
+                f"{type(part).__name__} cannot stop at the same step as other processes: its "
+                "iterations differ in their number of evaluations. With sync_steps use Picard, "
+                "Anderson or Broyden as the layer's solver and in its gradient, as in "
+                "Implicit(Anderson(tol=1e-5))"
             )
     if layer.on_failure == "mask":
         raise InputError(
-            "on_failure='mask' solves again on the process whose samples failed, and "
-            "others would not: not with sync_steps"
+            "on_failure='mask' solves again only on the process whose samples failed, so it "
+            "cannot be combined with sync_steps"
         )
     return torch.distributed.group.WORLD if setting is True else setting
 

@@ -12,6 +12,7 @@ from implicitcore.options.option import Option
 from implicitcore.options.options import PartMeta, options_of
 
 T = TypeVar("T")
+Value = TypeVar("Value", covariant=True)
 
 
 class LayerMeta(PartMeta):
@@ -40,7 +41,7 @@ UNSAID = ("dynamics", "start")
 """The parts of a layer that its configuration does not say: its class says them."""
 
 
-class LayerOption(Generic[T]):
+class LayerOption(Generic[Value]):
     """An option whose value is kept on the layer; it can be assigned under any of its attributes.
 
     A value of another type or out of bounds is a :class:`ConfigError`, and names and mappings
@@ -51,7 +52,7 @@ class LayerOption(Generic[T]):
         default: what None stands for, from the layer.
     """
 
-    def __init__(self, name: str, default: Callable[[Any], T] | None = None) -> None:
+    def __init__(self, name: str, default: Callable[[Any], Value] | None = None) -> None:
         self.name, self.default = name, default
         self.owner: type = object
 
@@ -61,9 +62,9 @@ class LayerOption(Generic[T]):
     @overload
     def __get__(self, layer: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, layer: nn.Module, owner: type) -> T: ...
+    def __get__(self, layer: nn.Module, owner: type) -> Value: ...
 
-    def __get__(self, layer: nn.Module | None, owner: type) -> Self | T:
+    def __get__(self, layer: nn.Module | None, owner: type) -> Self | Value:
         if layer is None:
             return self
         kept = vars(layer)

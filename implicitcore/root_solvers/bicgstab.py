@@ -84,7 +84,7 @@ class _Recurrence:
         self._keep()
 
     def _turn(self, v: Tensor, alpha: Tensor, omega: Tensor) -> None:
-        """The next direction; a sample whose recurrence broke down begins anew from its residual."""
+        """The next direction; a sample whose recurrence broke down restarts from its residual."""
         rho = _dot(self.shadow, self.r)
         with torch.no_grad():
             size = norm(self.shadow) * norm(self.r)

@@ -36,7 +36,9 @@ INNER, MOST = 1e-3, 30
 @final
 @dataclass(frozen=True, kw_only=True)
 class Homotopy(Options, RootSolver):
-    """Follow the zero path of H(z, s) = s (z - f(z)) + (1 - s)(z - a) from s = 0, where z = a = z0, to s = 1, then correct.
+    """Follow the zero path of a homotopy to the root, then correct.
+
+    The path is H(z, s) = s (z - f(z)) + (1 - s)(z - a) = 0 from s = 0, where z = a = z0, to s = 1.
 
     Any ODE solver integrates along the path, per sample. Where n <= ``dense_below`` the path is
     followed by its arc length: with v = (I - s J)^-1 (f(z) - a) its tangent is sign(det(I - s J))
@@ -107,9 +109,7 @@ class Homotopy(Options, RootSolver):
     def _correct(self, system: System, z: Tensor, limit: Callable[[Tensor], Tensor]) -> Solution:
         """The corrector's solution from z, with residuals below the limit for its size."""
         first = self.corrector.solve(system, z)
-        loose = first.converged
-        if first.residual is not None:
-            loose = loose & (first.residual > limit(norm(first.z)))
+        loose = first.converged & (first.residual > limit(norm(first.z)))
         if not bool(loose.any()):
             return first
         first = replace(
@@ -218,7 +218,10 @@ class _LengthPath(_Path):
 
 
 def _solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The solutions for the right sides ``[batch, n, k]``, and the sign of the determinant ``[batch, 1]``; a zero pivot becomes tiny."""
+    """The solutions for the right sides ``[batch, n, k]``, and det's sign ``[batch, 1]``.
+
+    A zero pivot becomes tiny.
+    """
     lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
     diagonal = lu.diagonal(dim1=1, dim2=2)
     tiny = torch.finfo(lu.dtype).eps * torch.linalg.matrix_norm(matrix.detach()).unsqueeze(1)

@@ -135,7 +135,7 @@ class _Run:
         return point.krylov(1.0, self._limit(point.size), self.solver.restart)
 
     def _search(self, point: Point, s: Tensor) -> Point:
-        """The point z + a s of each sample, with the evaluation and the Jacobian that accepting it needs anyway."""
+        """The point z + a s of each sample, with the Jacobian that accepting it needs anyway."""
         a = torch.ones_like(point.size)
         trial = self._trial(point, s, a, self.active)
         if self.solver.backtracks == 0:

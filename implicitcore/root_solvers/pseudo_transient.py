@@ -28,7 +28,7 @@ INNER = 0.1
 @final
 @dataclass(frozen=True, kw_only=True)
 class PseudoTransient(Stopping, RootSolver):
-    """Implicit Euler steps of dz/dt = g(z) = f(z) - z whose length grows as the residual falls, per sample.
+    """Implicit Euler steps of dz/dt = f(z) - z, longer as the residual falls, per sample.
 
     (I / dt - G) s = g with G = dg/dz = J - I, then z + s, and dt <- dt ``|g|`` / ``|g of z + s|``
     (switched evolution relaxation). Small steps follow the flow of g, long ones are Newton's: it

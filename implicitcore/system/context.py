@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
-from implicitcore.system.scope import SolveContext, current
+from implicitcore.system.current import current
+from implicitcore.system.function_state import FunctionState
+from implicitcore.system.memory import Memory
+from implicitcore.system.scope import SolveContext
 from implicitcore.tensors.autocast import Autocast, ambient
 from implicitcore.tensors.restrict import SHARED, rule
 
@@ -25,7 +28,7 @@ class Recorder:
 
     Attributes:
         residuals: ``[batch]`` after each evaluation; None where they are not wanted.
-        iterates: ``[batch, n]`` at each evaluation, with their graph; None where they are not wanted.
+        iterates: ``[batch, n]`` at each evaluation, with their graph; None where not wanted.
     """
 
     residuals: list[Tensor] | None = None
@@ -48,6 +51,8 @@ class Context:
         scope: what is drawn or computed once a solve.
         autocast: what f is evaluated under.
         counter: of evaluations; a system of some samples counts with the whole.
+        memory: how f uses memory.
+        function: what f read when the solve began; None where there is no backward pass.
         recorder: of the iterates, if any.
     """
 
@@ -55,8 +60,16 @@ class Context:
     scope: SolveContext = field(default_factory=lambda: current() or SolveContext())
     autocast: Autocast = field(default_factory=ambient, metadata=SHARED)
     counter: Counter = field(default_factory=Counter, metadata=SHARED)
+    memory: Memory = field(default_factory=Memory, metadata=SHARED)
+    function: FunctionState | None = field(default=None, metadata=SHARED)
     recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""
-        return replace(self, counter=Counter(), recorder=None)
+        return replace(self, counter=Counter(), memory=self.memory.fork(), recorder=None)
+
+    def end(self) -> None:
+        """The forward solve has ended: let go of what only further evaluations need."""
+        self.memory.release()
+        if self.function is not None:
+            self.function.settle()

@@ -16,9 +16,10 @@ from implicitcore.tensors.norms import norm
 
 @dataclass(eq=False)
 class LinearSystem(System):
-    """The linear fixed point u = J^T u + v of a backward pass, whose evaluations are vector-Jacobian products.
+    """The linear fixed point u = J^T u + v of a backward pass.
 
-    Its tolerance is relative to ``|v|``, so that a scaled loss gets an equally accurate gradient. A
+    Its evaluations are vector-Jacobian products. Its tolerance is relative to ``|v|``, so that a
+    scaled loss gets an equally accurate gradient. A
     solver that is given one may trust its own residuals, for g is affine in u.
 
     Attributes:
@@ -74,7 +75,10 @@ class LinearSystem(System):
         return self.v_norm
 
     def tolerance(self, tol: float) -> float:
-        """``tol``, but no less than the products can meet: under autocast they are rounded to its dtype."""
+        """``tol``, but no less than the products can meet.
+
+        Under autocast they are rounded to its dtype.
+        """
         floors = (torch.finfo(dtype).eps / 2 for _, dtype in self.context.autocast)
         return max(tol, *floors, 0.0)
 

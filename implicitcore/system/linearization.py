@@ -69,6 +69,7 @@ class Linearization:
 
         f is evaluated at them once more, so that a product costs no more than they do.
         """
+        self.system.check_function()
         return self.system.restrict(rows).linearize(self.point.detach().index_select(0, rows))
 
     def _rows(self, units: Tensor, graph: bool) -> Tensor:

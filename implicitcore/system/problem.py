@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.dynamics.fixed_point import FixedPointMap
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.restrict import SHARED, of_input, rule
 from implicitcore.tensors.shared import check_batch, marked_like, shared, unwrapped
@@ -21,6 +22,7 @@ class Problem:
         packing: how the state is laid out.
         x: the input without its marks: what the dynamics receive.
         is_map: see :meth:`Dynamics.is_map`.
+        subtracts: the vector field is f(z) - z.
     """
 
     dynamics: Dynamics = field(metadata=SHARED)
@@ -28,10 +30,13 @@ class Problem:
     packing: Packing
     x: Any = field(init=False)
     is_map: bool = field(init=False)
+    subtracts: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", unwrapped(self.marked))
         object.__setattr__(self, "is_map", self.dynamics.is_map())
+        subtracts = type(self.dynamics).velocity is FixedPointMap.velocity
+        object.__setattr__(self, "subtracts", subtracts)
 
     @classmethod
     def of(cls, dynamics: Dynamics, x: Any, packing: Packing) -> Problem:
@@ -46,5 +51,5 @@ class Problem:
         return cls(dynamics, x, packing)
 
     def bind(self, x: Any) -> Problem:
-        """The same dynamics at another x without marks, whose tensors belong to the same samples as those of this one."""
+        """The same dynamics at another x, given without marks and marked in the same places."""
         return replace(self, marked=marked_like(self.marked, x))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import is_parametrized
 
 from implicitcore.errors import InputError
+from implicitcore.system.cached_weights import Weights, compute_weights
+from implicitcore.system.captured_modules import captured_modules
+from implicitcore.system.current import Block, current, running
+from implicitcore.system.function_state import FunctionState
+from implicitcore.system.random_modules import draws_anew
 from implicitcore.tensors.restrict import SHARED
 from implicitcore.tensors.shared import unwrapped
 
@@ -20,53 +23,70 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _T = TypeVar("_T")
-_current: ContextVar[SolveContext | None] = ContextVar("implicitcore_scope", default=None)
 
 
 @dataclass(eq=False)
 class SolveContext:
     """What the evaluations of one solve have in common, those of its backward pass included.
 
-    While it is entered, dropout masks are drawn once, and a weight under
-    ``torch.nn.utils.parametrize`` is the one computed when the module was held, with its graph: the
-    power iteration of a spectral norm does not move, and f is one function.
+    Inside it, dropout masks are drawn once, and a weight under ``torch.nn.utils.parametrize`` is
+    the one computed when the solve began, with its graph: the power iteration of a spectral norm
+    does not move, and f is one function. Nothing of it is written on a module, so that threads,
+    tasks and generators may share one.
 
     Arguments:
         group: the processes that stop together (see ``sync_steps`` of the layer); None is this one
             alone.
+
+    Attributes:
+        drawn: what was drawn, by the keys of :meth:`draw`.
+        weights: the parametrised weights, by module and name.
+        modes: whether a module was in training when it was first asked.
+        known: the modules whose weights are cached.
+        members: those of them that belong to each module that was given.
+        random: those of them that draw anew at each evaluation.
     """
 
     group: ProcessGroup | None = field(default=None, metadata=SHARED)
     drawn: dict[Any, Any] = field(default_factory=dict)
-    weights: dict[ParametrizationList, Callable[[], Tensor]] = field(
-        default_factory=dict, metadata=SHARED
-    )
+    weights: Weights = field(default_factory=dict, metadata=SHARED)
+    modes: dict[nn.Module, bool] = field(default_factory=dict, metadata=SHARED)
     known: set[nn.Module] = field(default_factory=set, metadata=SHARED)
+    members: dict[nn.Module, list[nn.Module]] = field(default_factory=dict, metadata=SHARED)
+    random: list[nn.Module] = field(default_factory=list, metadata=SHARED)
 
     def cache_weights(self, module: nn.Module) -> None:
         """Compute the parametrised weights of a module, each once.
 
-        Those that are held already stay.
+        Those that are cached already stay. Modules that a function of the module captured count.
 
         Raises:
             InputError: a weight has the older spectral norm, which would make f another function at
                 each evaluation.
         """
-        children = [module]
+        if module in self.known:
+            return
+        children = [module, *captured_modules(module)]
+        members = self.members[module] = []
         while children:
             child = children.pop()
             if child in self.known:
                 continue
-            # By hand: every solve comes here, and Module.modules() takes four times as long.
-            children += (part for part in child._modules.values() if part is not None)
             self.known.add(child)
-            if isinstance(child, ParametrizationList):
-                if child not in self.weights:
-                    with torch.enable_grad():
-                        weight = child()
-                    self.weights[child] = lambda weight=weight: weight
-            elif child.training and child._forward_pre_hooks:
-                _refuse_moving(child)
+            members.append(child)
+            # By hand: every solve comes here, and Module.modules() takes four times as long.
+            for name, part in child._modules.items():
+                if name == "parametrizations" and part is not None and is_parametrized(child):
+                    self.weights[child] = compute_weights(child, part)
+                elif part is not None:
+                    children.append(part)
+            if child.training:
+                self._check(child)
+
+    def function_state(self, dynamics: nn.Module, x: Any) -> FunctionState:
+        """What f reads, as it is now."""
+        # Dynamics that are part of other dynamics have no list of their own.
+        return FunctionState(self.members.get(dynamics) or dynamics.modules(), x)
 
     def draw(self, key: Any, sample: Callable[[], Any]) -> Tensor:
         """The tensor of this key, with the batch first or marked as shared.
@@ -78,43 +98,47 @@ class SolveContext:
         return unwrapped(self.drawn[key])
 
     def stopping_with(self, group: ProcessGroup | None) -> SolveContext:
-        """The same scope, for solves that stop together with the processes of a group.
+        """The same context, for solves that stop together with the processes of a group.
 
         None where they stop alone.
         """
         return self if group is self.group else replace(self, group=group)
 
     def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """What the function returns for the arguments, called inside the scope."""
-        if _current.get() is self:
+        """What the function returns for the arguments, called inside the context."""
+        before = running.context
+        if before is self:
             return function(*arguments)
-        with self.entered():
+        try:
+            running.switch(self)
             return function(*arguments)
+        finally:
+            running.switch(before)
 
     @contextmanager
     def entered(self) -> Iterator[SolveContext]:
-        """Make this the current scope."""
-        if _current.get() is self and not self.weights:
-            yield self
-            return
-        before = {child: vars(child).get("forward") for child in self.weights}
-        token: Token[SolveContext | None] = _current.set(self)
+        """Make this the context of the solve that runs: a block that gives way to no other task."""
+        before = running.context
         try:
-            for child, weight in self.weights.items():
-                vars(child)["forward"] = weight
+            running.switch(self)
             yield self
         finally:
-            _current.reset(token)
-            for child, forward in before.items():
-                if forward is None:
-                    vars(child).pop("forward", None)
-                else:
-                    vars(child)["forward"] = forward
+            running.switch(before)
+
+    def _check(self, module: nn.Module) -> None:
+        if draws_anew(module):
+            self.random.append(module)
+        elif module._forward_pre_hooks:
+            _refuse_moving(module)
 
 
-def current() -> SolveContext | None:
-    """The scope of the solve that is running, if any."""
-    return _current.get()
+def in_training(module: nn.Module) -> bool:
+    """Whether the module is in training: inside a solve, whether it was when first asked.
+
+    ``train()`` and ``eval()`` between a solve and its backward pass change nothing then.
+    """
+    context = current()
+    return module.training if context is None else context.modes.setdefault(module, module.training)
 
 
 @contextmanager
@@ -123,10 +147,12 @@ def frozen_randomness(module: Callable[..., Any] | None = None) -> Iterator[Solv
 
     Dropout masks are drawn once, parametrised weights computed once. Every solve does this by
     itself. Around a solve and what comes after it, both see the same f; the outermost block counts.
+    Other threads and other asyncio tasks see nothing of it; in a generator it counts while the
+    generator runs, and not while it is paused.
 
     Arguments:
-        module: a layer, its dynamics or its cell, whose parametrised weights are held; a function
-            has none.
+        module: a layer, its dynamics or its cell, whose parametrised weights are cached at once;
+            those of a function are at its solve.
 
     Raises:
         InputError: a weight of the module has the older ``torch.nn.utils.spectral_norm``.
@@ -143,26 +169,27 @@ def frozen_randomness(module: Callable[..., Any] | None = None) -> Iterator[Solv
         >>> layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-6))
         >>> with ic.frozen_randomness(layer):
         ...     solution = layer.solve(torch.ones(2, 3))
-        ...     loss = ic.jacobian_regularizer(layer, solution, torch.ones(2, 3))  # of the f that was solved
+        ...     # of the f that was solved:
+        ...     loss = ic.jacobian_regularizer(layer, solution, torch.ones(2, 3))
     """
-    scope = _current.get() or SolveContext()
+    context = current() or SolveContext()
     if isinstance(module, nn.Module):
-        scope.cache_weights(module)
-    with scope.entered():
-        yield scope
+        context.cache_weights(module)
+    block = Block(context)
+    try:
+        yield context
+    finally:
+        block.close()
 
 
 def solving(module: nn.Module) -> AbstractContextManager[SolveContext]:
-    """As :func:`frozen_randomness`, for a solve that may be a layer's.
-
-    That has entered a scope and held its dynamics.
-    """
-    scope = _current.get()
-    return (
-        frozen_randomness(module)
-        if scope is None or module not in scope.known
-        else nullcontext(scope)
-    )
+    """The context of a solve of these dynamics: of the layer or block around it, or a new one."""
+    context = running.context
+    if context is not None and module in context.known:
+        return nullcontext(context)
+    context = current() or SolveContext()
+    context.cache_weights(module)
+    return context.entered()
 
 
 def _refuse_moving(module: nn.Module) -> None:

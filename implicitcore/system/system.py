@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from implicitcore.dynamics.base import Dynamics
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
+from implicitcore.system.memory import versions_of
 from implicitcore.system.problem import Problem
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
@@ -27,16 +28,12 @@ from implicitcore.tensors.transforms import check_products
 
 @dataclass(eq=False)
 class System:
-    """Dynamics bound to one x, as functions of a packed state ``[batch, n]``, with the evaluations counted.
+    """Dynamics bound to one x, as functions of a packed state ``[batch, n]``; evaluations count.
 
     Attributes:
         problem: the dynamics, x and the layout of the state.
         context: backend, scope, counter and recorder.
-        quadrature: the system integrates something along the steps of an ODE solver, and is told of
-            each by :meth:`commit`, and of each output time by :meth:`arrive`.
     """
-
-    quadrature: ClassVar[bool] = False
 
     problem: Problem
     context: Context
@@ -118,9 +115,9 @@ class System:
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
         problem = self.problem
-        broadcastable = problem.packing.spread(t)
-        state = problem.packing.unpack(z)
-        return self._evaluate(problem.dynamics.velocity, broadcastable, state, problem.x)
+        if problem.subtracts:  # here: f may have written into the z that it was given
+            return self._evaluate(problem.dynamics.update, z) - z
+        return self._evaluate(problem.dynamics.velocity, z, problem.packing.spread(t))
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
@@ -138,10 +135,24 @@ class System:
         """
         return 8 * active <= 7 * batch
 
+    def with_function_state(self) -> System:
+        """The same system, with what f reads now: for backward passes that evaluate f again."""
+        function = self.scope.function_state(self.dynamics, self.x)
+        return replace(self, context=replace(self.context, function=function))
+
+    def check_function(self) -> None:
+        """Require, before a backward pass evaluates f again, that f is still what was solved.
+
+        Raises:
+            GradientError: a tensor or a mode that f reads has changed since.
+        """
+        if self.context.function is not None:
+            self.context.function.check()
+
     def bind(self, x: Any) -> System:
         """The same dynamics at another x, counting by itself.
 
-        Its tensors belong to the samples that those of the system's x, in the same places, belong to.
+        What is shared in it is in the same places as in the x of this system.
         """
         return System(self.problem.bind(x), self.context.recounted())
 
@@ -152,20 +163,6 @@ class System:
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""
         return restrict.of_fields(self, rows)
-
-    def commit(self, step: Any, dt: Tensor, accept: Tensor | None) -> None:
-        """Called after each step of an ODE solver: dt ``[batch]``, and which samples accepted it.
-
-        None where those that did not had dt = 0. Only for a quadrature.
-        """
-
-    def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
-        """The state to go on from, where samples ``arrived`` at their output times ``which``.
-
-        Only for a quadrature.
-        """
-        del arrived, which
-        return z
 
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products.
@@ -188,9 +185,7 @@ class System:
         """
         problem = self.problem
         if problem.is_map:
-            return self._evaluate(
-                problem.dynamics.update, problem.packing.unpack(z), problem.x
-            ), None
+            return self._evaluate(problem.dynamics.update, z), None
         g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
         return z + g, g
 
@@ -211,17 +206,27 @@ class System:
             value = context.scope.call(function, *arguments)
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
 
-    def _evaluate(self, function: Callable[..., Any], *arguments: Any) -> Tensor:
-        self.context.counter.evaluations += 1
-        packing = self.problem.packing
+    def _evaluate(self, function: Callable[..., Any], z: Tensor, *time: Tensor) -> Tensor:
+        context, problem = self.context, self.problem
+        context.counter.evaluations += 1
+        memory, packing, point, versions = context.memory, problem.packing, z, ()
+        if memory.copies_state is not False:
+            point, versions = z.clone(), versions_of(problem.x)
+        version = point._version
         try:
-            value = self._call(function, *arguments)
+            value = self._call(function, *time, packing.unpack(point), problem.x)
         except Exception as error:
-            shapes = ", ".join(str([*shape]) for shape in packing.full_shapes)
-            error.add_note(
-                f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
-                f"{shapes}, {packing.dtype}"
-            )
+            self._explain(error)
             raise
-        packing.check(value, type(self.dynamics).__name__)
-        return packing.pack(value)
+        if point._version != version or memory.copies_state is None:
+            memory.note_state(point._version != version, problem.x, versions)
+        packing.check(value, type(problem.dynamics).__name__)
+        return memory.own(packing.pack(value))
+
+    def _explain(self, error: Exception) -> None:
+        packing = self.problem.packing
+        shapes = ", ".join(str([*shape]) for shape in packing.full_shapes)
+        error.add_note(
+            f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
+            f"{shapes}, {packing.dtype}"
+        )

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 from click.testing import Result
-from sites import Site, hook
+from support.sites import Site, hook
 
 from implicitcore.cli.info import brief
 from implicitcore.options.kinds import CLASS_KINDS
@@ -28,8 +28,17 @@ class Skip(ic.ImplicitLayer):
         mode (str): of working.
     \"\"\"
 
-    def __init__(self, cell: ic.Dynamics | Any, /, channels: int, *, root_solver: ic.RootSolver = ic.SteadyState(
-        ode_solver=Adams(rtol=0.5)), chain: tuple[ic.RootSolver, ...] = (ic.Picard(tol=1.0),), mode: str = "mean", **options: Any) -> None:
+    def __init__(
+        self,
+        cell: ic.Dynamics | Any,
+        /,
+        channels: int,
+        *,
+        root_solver: ic.RootSolver = ic.SteadyState(ode_solver=Adams(rtol=0.5)),
+        chain: tuple[ic.RootSolver, ...] = (ic.Picard(tol=1.0),),
+        mode: str = "mean",
+        **options: Any,
+    ) -> None:
         super().__init__(ic.FixedPoint(cell), solver=root_solver, **options)
 """
 
@@ -87,7 +96,7 @@ def test_the_signature_of_every_part_can_be_called(kind: str, run: Run):
             if line.startswith("signature: ")
         )
         call = line.removeprefix("signature: ").replace("(*, ", "(")
-        names = {name: getattr(ic, name) for name in ic.__all__}
+        names = {name: getattr(ic, name) for name in dir(ic)}
         assert (
             eval(call, names | {part.load().__name__: part.load()}) == part.load()()
             or kind == "backend"

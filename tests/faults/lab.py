@@ -85,13 +85,14 @@ class Command:
         self.process = context.Process(target=command, args=(list(map(str, words)), around))
         self.process.start()
 
-    def send_after(self, number: int, seconds: float) -> bool:
-        """Send a signal at that time of its life; whether it was still alive."""
+    def send_after(self, number: int, seconds: float, *, wait: bool = True) -> bool:
+        """Send a signal at that time of its life, and await its end; whether it was still alive."""
         self.process.join(max(self.begin + seconds - time.monotonic(), 0))
         alive = self.process.is_alive()
         if alive and self.process.pid:
             os.kill(self.process.pid, number)
-        self.process.join()
+        if wait:
+            self.process.join()
         return alive
 
     @property

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from dense import Cell, inputs
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import implicitcore as ic
 from implicitcore.system.system import System
 from implicitcore.tensors.packing import Packing
+from implicitcore.testing.problems import Cell, inputs
 
 N = 64
 SOLVERS = {"anderson": ic.Anderson, "broyden": ic.Broyden, "tsit5": ic.Tsit5}
@@ -48,7 +48,7 @@ def problem(device: str = "cuda") -> tuple[Cell, Tensor]:
 
 def solve(
     name: str, backend: ic.Backend, cell: nn.Module, x: Tensor, steps: int = 50
-) -> ic.Solution:
+) -> ic.Solution | ic.Trajectory:
     """At most so many steps, without a graph."""
     with torch.no_grad():
         if name == "tsit5":

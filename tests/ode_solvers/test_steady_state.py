@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, fixed_point, inputs
 
 import implicitcore as ic
+from implicitcore.testing.dense import fixed_point
+from implicitcore.testing.problems import Cell, inputs
 
 ODE_SOLVERS = [
     ic.Euler(dt=0.5),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from order_conditions import defects, trees
+from support.order_conditions import defects, trees
 from torch import Tensor
 
 from implicitcore.ode_solvers import tableaus

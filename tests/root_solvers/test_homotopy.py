@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, fixed_point, implicit_gradient, inputs, relative_error
 
 import implicitcore as ic
+from implicitcore.testing.dense import fixed_point, implicit_gradient, relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 T = torch.float64
 CORRECTOR = ic.Newton(tol=1e-10)

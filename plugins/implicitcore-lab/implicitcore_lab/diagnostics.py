@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from implicitcore import RootSolver, spectral_radius
+from implicitcore import Solution, spectral_radius
 from implicitcore_lab.data import Split
 from implicitcore_lab.evaluation import evaluation_mode
 from implicitcore_lab.measures import start_distance
@@ -37,7 +37,7 @@ def diagnose(model: Classifier, batch: Split) -> dict[str, Any]:
         solution = model.layer.solve(x)
         explicit = model.head(solution.start)
         radius = None
-        if isinstance(model.layer.solver, RootSolver):
+        if isinstance(solution, Solution):
             generator = torch.Generator(part.labels.device).manual_seed(SEED)
             found = spectral_radius(
                 model.layer, solution, x, steps=POWER_STEPS, generator=generator

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from implicitcore import Solution
+from implicitcore import Solution, SolveResult
 from implicitcore_lab.data import Split
 from implicitcore_lab.engine import Engine
 from implicitcore_lab.memory import peak_bytes
 from implicitcore_lab.models import Classifier
 from implicitcore_lab.records import Evaluation
 
-Solve = Callable[[Tensor], tuple[Tensor, Solution]]
+Solve = Callable[[Tensor], tuple[Tensor, SolveResult]]
 """Images to logits and the solution they were read from."""
 
 
@@ -53,7 +53,7 @@ def evaluate(
             counts[0] += (logits.argmax(1) == labels).sum()
             counts[1] += (~solution.converged[:count]).sum()
             counts[2] += cross_entropy(logits, labels, reduction="sum")
-            if solution.residual is not None:
+            if isinstance(solution, Solution):
                 has_residual = True
                 residuals.append(relative_residual(solution, solution.residual)[:count])
     correct, unconverged, loss = (engine.total(counts) if engine else counts).tolist()
@@ -74,7 +74,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(before)
 
 
-def relative_residual(solution: Solution, residual: Tensor) -> Tensor:
+def relative_residual(solution: SolveResult, residual: Tensor) -> Tensor:
     """``[..., batch]`` residuals over the size of each sample's state."""
     return residual / solution.z.flatten(1).norm(dim=1).clamp(min=torch.finfo(residual.dtype).tiny)
 
@@ -86,11 +86,9 @@ def residual_curve(model: Classifier, images: Tensor) -> list[float]:
     """
     with torch.no_grad(), evaluation_mode(model):
         _, solution = model.solve(images, trace=True)
-    return (
-        []
-        if solution.trace is None
-        else relative_residual(solution, solution.trace).amax(1).tolist()
-    )
+    if not isinstance(solution, Solution) or solution.trace is None:
+        return []
+    return relative_residual(solution, solution.trace).amax(1).tolist()
 
 
 def step_memory(model: Classifier, images: Tensor, labels: Tensor) -> int:

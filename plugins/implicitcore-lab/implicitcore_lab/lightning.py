@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 
-from implicitcore import ImplicitLayer, ObserverHandle, Solution, observe
+from implicitcore import ImplicitLayer, ObserverHandle, SolveResult, observe
 from implicitcore_lab.measures import solve_figures
 
 
@@ -24,7 +24,7 @@ class SolveLogger(lightning.Callback):
     """
 
     def __init__(self) -> None:
-        self._last: dict[ImplicitLayer, Solution] = {}
+        self._last: dict[ImplicitLayer, SolveResult] = {}
         self._handle: ObserverHandle | None = None
 
     def on_train_start(
@@ -64,7 +64,7 @@ class SolveLogger(lightning.Callback):
                 figures = solve_figures(self._last[module])
                 pl_module.log_dict({f"{name}/{key}": value for key, value in figures.items()})
 
-    def _keep(self, layer: ImplicitLayer, solution: Solution) -> None:
+    def _keep(self, layer: ImplicitLayer, solution: SolveResult) -> None:
         if layer.training:
             self._last[layer] = solution
 

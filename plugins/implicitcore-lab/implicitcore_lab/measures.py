@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore import Solution
+from implicitcore import Solution, SolveResult
 
 
 @torch.no_grad()
-def solve_figures(solution: Solution) -> dict[str, float]:
+def solve_figures(solution: SolveResult) -> dict[str, float]:
     """The figures of a solve; reading them waits for the device once.
 
     Arguments:
@@ -37,7 +37,7 @@ def solve_figures(solution: Solution) -> dict[str, float]:
         solution.steps.float().mean(),
         start_distance(solution).mean().float(),
     ]
-    if solution.residual is not None:
+    if isinstance(solution, Solution):
         rows.append((solution.residual / size).max().float())
     names = ("unconverged", "steps", "start_distance", "residual")
     read = dict(zip(names, torch.stack(rows).tolist(), strict=False))
@@ -45,7 +45,7 @@ def solve_figures(solution: Solution) -> dict[str, float]:
     return {"evaluations": float(solution.evaluations), "backward": float(backward), **read}
 
 
-def start_distance(solution: Solution) -> Tensor:
+def start_distance(solution: SolveResult) -> Tensor:
     """``|z* - z0| / |z*|`` of each sample, ``[batch]``."""
     moved = pytree.tree_map(lambda z, z0: z - z0, solution.z, solution.start)
     return norms(moved, floor=False) / norms(solution.z)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicitcore import Solution, Status
+from implicitcore import SolveResult, Status
 from implicitcore_lab.engine import Engine
 from implicitcore_lab.records import Step
 
@@ -85,7 +85,7 @@ class Meter:
         """Before the forward pass, between it and the backward pass, and after that."""
         self.marks.append(self.clock.mark())
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, solution: Solution) -> None:
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, solution: SolveResult) -> None:
         """Add one batch whose backward pass has been run; empty labels count for nothing."""
         count = len(labels)
         self.evaluations += solution.evaluations

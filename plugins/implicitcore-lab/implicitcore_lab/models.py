@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from implicitcore import ConfigError, ImplicitLayer, Solution, UnknownPartError, create
+from implicitcore import ConfigError, ImplicitLayer, SolveResult, UnknownPartError, create
 from implicitcore.extend import REGISTRY, Options
 from implicitcore_lab.settings import Settings
 from implicitcore_lab.tolerance import at_tolerance
@@ -88,8 +88,8 @@ class Classifier(nn.Module):
         """Logits ``[batch, classes]`` of images ``[batch, channels, height, width]``."""
         return self.head(self.layer(self.encoder(images)))
 
-    def solve(self, images: Tensor, *, trace: bool = False) -> tuple[Tensor, Solution]:
-        """Logits ``[batch, classes]``, and the solution they were read from."""
+    def solve(self, images: Tensor, *, trace: bool = False) -> tuple[Tensor, SolveResult]:
+        """Logits ``[batch, classes]``, and the result they were read from."""
         solution = self.layer.solve(self.encoder(images), trace=trace)
         return self.head(solution.z), solution
 

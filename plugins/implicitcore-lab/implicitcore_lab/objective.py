@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from implicitcore import RootSolver, Solution, jacobian_regularizer
+from implicitcore import RootSolver, Solution, SolveResult, jacobian_regularizer
 from implicitcore_lab.errors import TrainingError
 from implicitcore_lab.models import Classifier
 from implicitcore_lab.settings import Settings
@@ -17,7 +17,7 @@ from implicitcore_lab.settings import Settings
 class Held:
     """A solution on its way through wrappers that would copy a dataclass."""
 
-    def __init__(self, solution: Solution) -> None:
+    def __init__(self, solution: SolveResult) -> None:
         self.solution = solution
 
 
@@ -68,11 +68,11 @@ class Objective(nn.Module):
         loss = cross_entropy(logits, labels, label_smoothing=self.smoothing)
         if self.regularizer_weight:
             loss = loss + self.regularizer_weight * self.model.layer.regularizer(solution)
-        if self.jacobian_weight and self.training and not unrolled:
+        if self.jacobian_weight and self.training and isinstance(solution, Solution):
             loss = loss + self.jacobian_weight * jacobian_regularizer(self.model.layer, solution, x)
         return Losses(loss, logits, Held(solution))
 
-    def _unrolled(self, x: Tensor) -> Solution:
+    def _unrolled(self, x: Tensor) -> SolveResult:
         """The state after a few plain iterations, with their graph.
 
         Reference:
@@ -85,10 +85,9 @@ class Objective(nn.Module):
         for _ in range(self.depth):
             z = layer.dynamics.update(z, x)
         none = torch.zeros(len(z), dtype=torch.int8, device=z.device)
-        return Solution(
+        return SolveResult(
             z=z,
             start=start,
-            residual=None,
             status=none,
             steps=torch.full_like(none, self.depth, dtype=torch.int64),
             evaluations=self.depth + layer.start.evaluations,

@@ -141,7 +141,7 @@ def _tolerances(outcomes: Sequence[Outcome]) -> str:
         which = f"{_tolerance(outcomes[0])} for every layer"
     else:
         which = ", ".join(f"{layer} {text}" for layer, text in texts.items())
-    return f"tolerance: {which} (of the residual, or of a step's error along a trajectory)"
+    return f"tolerance: {which}, of a residual or of a trajectory's steps"
 
 
 def _tolerance(outcome: Outcome) -> str:

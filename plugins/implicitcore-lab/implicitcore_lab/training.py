@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from implicitcore import Solution
+from implicitcore import SolveResult
 from implicitcore_lab.augment import augmented
 from implicitcore_lab.data import Dataset, Split
 from implicitcore_lab.diagnostics import diagnose
@@ -196,7 +196,7 @@ class Training:
         for optimizer, rate in zip(self.optimizers, rates, strict=False):
             set_rate(optimizer, rate * factor)
 
-    def _check(self, loss: Tensor, solution: Solution) -> None:
+    def _check(self, loss: Tensor, solution: SolveResult) -> None:
         """Before the backward pass, where looking makes no device wait."""
         if loss.device.type == "cpu":
             with self._naming_the_step():

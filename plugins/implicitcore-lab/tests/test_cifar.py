@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_jpeg_npz_is_labelled(tmp_path):
     smooth = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8), (3, 3, 32, 32)).copy()
     stream, offsets = jpeg_arrays(smooth)
     labels = np.array([1, 2, 3])
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{split}_{key}": value
         for split in ("train", "test")
         for key, value in (("jpeg", stream), ("off", offsets))
@@ -137,12 +138,14 @@ def test_jpeg_npz_is_labelled(tmp_path):
     assert train.images.shape == test.images.shape == (3, 3, 32, 32)
     assert np.abs(train.images.astype(int) - smooth).max() < 8
     assert "recompressed" in note
-    np.savez(path, **arrays | {"train_jpeg": stream[:-1]}, y_train=labels, y_test=labels)
+    arrays["train_jpeg"] = stream[:-1]
+    np.savez(path, **arrays, y_train=labels, y_test=labels)
     with pytest.raises(
         DataError, match=f"train_jpeg {len(stream) - 1} bytes, expected {len(stream)}"
     ):
         read_cifar10(path)
-    np.savez(path, **arrays | {"test_jpeg": np.zeros_like(stream)}, y_train=labels, y_test=labels)
+    arrays |= {"train_jpeg": stream, "test_jpeg": np.zeros_like(stream)}
+    np.savez(path, **arrays, y_train=labels, y_test=labels)
     with pytest.raises(DataError, match=r"jpeg\.npz:test\[0\]: not a JPEG image"):
         read_cifar10(path)
 

@@ -39,10 +39,10 @@ def test_digits_are_split_alike_every_time():
 
 def test_digits_are_stratified():
     dataset = data.load("digits")
-    fractions = [
+    train, test = (
         split.labels.bincount(minlength=10) / len(split) for split in (dataset.train, dataset.test)
-    ]
-    assert torch.allclose(*fractions, atol=0.003)
+    )
+    assert torch.allclose(train, test, atol=0.003)
 
 
 def test_standardised_with_the_training_images(tiny_mnist):

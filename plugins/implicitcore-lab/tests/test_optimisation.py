@@ -86,14 +86,20 @@ def test_each_layer_says_its_roles(data):
 
 
 def test_a_layer_with_roles_of_its_own_is_asked():
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, z, x):
+            return torch.tanh(self.linear(z) + x)
+
     class Layer(ic.ImplicitLayer):
         def parameter_groups(self):
             return [{"role": "slow", "params": list(self.dynamics.parameters())}]
 
-    cell = nn.Module()
-    cell.linear = nn.Linear(2, 2)
-    cell.forward = lambda z, x: torch.tanh(cell.linear(z) + x)
-    model = nn.Sequential(nn.Linear(2, 2), Layer(ic.FixedPoint(cell), solver=ic.Picard()))
+    layer = Layer(ic.FixedPoint(Cell()), solver=ic.Picard())
+    model = nn.Sequential(nn.Linear(2, 2), layer)
     assert [group["role"] for group in parameter_groups(model)] == ["slow", "model"]
 
 
@@ -162,7 +168,7 @@ def test_unrolled_steps_iterate_the_cell(data):
     x = model.encoder(images)
     z = torch.zeros_like(x)
     for _ in range(3):
-        z = model.layer.dynamics.cell(z, x)
+        z = model.layer.dynamics.update(z, x)
     assert torch.equal(logits, model.head(z))
     assert held.solution.evaluations == 3
     _, history = train(settings, data)
@@ -206,6 +212,7 @@ def test_averaged_weights():
 
 def test_the_averaged_weights_are_those_that_are_left(data):
     training, _ = train(replace(SETTINGS, ema=0.9), data)
+    assert training.average
     for name, value in training.model.state_dict().items():
         assert torch.equal(value, training.average.weights[name])
     plain, _ = train(SETTINGS, data)
@@ -216,7 +223,7 @@ def test_the_averaged_weights_are_those_that_are_left(data):
 def test_training_ends_without_progress_and_keeps_the_best_weights(data):
     settings = replace(SETTINGS, epochs=50, validation=0.25, patience=2, learning_rate=1e-6)
     training, history = train(settings, data)
-    accuracies = [epoch.validation_accuracy for epoch in history.epochs]
+    accuracies = [epoch.validation_accuracy or 0.0 for epoch in history.epochs]
     assert len(history.epochs) == training.best.epoch + 2 < 50
     assert training.best.accuracy == max(accuracies) == accuracies[training.best.epoch - 1]
     held_out = data.holding_out(0.25).validation

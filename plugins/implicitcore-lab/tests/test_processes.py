@@ -1,7 +1,6 @@
 """Several processes train what one trains."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -60,7 +59,7 @@ def test_a_process_that_dies_ends_the_others(tmp_path, dead):
         assert ranks[0].process.is_alive(), ranks[0].output
         time.sleep(0.05)
     begin = time.monotonic()
-    os.kill(ranks[dead].process.pid, signal.SIGKILL)
+    ranks[dead].send_after(signal.SIGKILL, 0)
     left = ranks[1 - dead]
     assert left.status == 1
     assert time.monotonic() - begin < 60
@@ -77,7 +76,7 @@ def test_a_signal_to_one_stops_all_and_they_go_on(tmp_path):
     while not (steps.exists() and steps.stat().st_size):
         assert ranks[0].process.is_alive(), ranks[0].output
         time.sleep(0.01)
-    os.kill(ranks[1].process.pid, signal.SIGTERM)
+    ranks[1].send_after(signal.SIGTERM, 0, wait=False)
     assert [rank.status for rank in ranks] == [1, 128 + signal.SIGTERM]
     assert [rank.status for rank in launch([*words, "--resume"], tmp_path)] == [0, 0]
     assert difference(tmp_path / "run", tmp_path / "whole") == 0

@@ -24,7 +24,8 @@ class StopAfter:
     """A keeper that stops after a step and keeps what it is given in memory."""
 
     def __init__(self, step):
-        self.step, self.calls, self.kept = step, 0, None
+        self.step, self.calls = step, 0
+        self.kept = State()
 
     def due(self):
         return False

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from sites import Site, hook
+from support.sites import Site, hook
 from torch import nn
 
 import implicitcore as ic

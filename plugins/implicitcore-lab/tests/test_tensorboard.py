@@ -108,11 +108,11 @@ def test_a_trajectory_has_no_residual_and_an_empty_batch_nothing(writer, tmp_pat
 
 
 def test_layers_have_names_of_their_own(writer, tmp_path):
-    model = torch.nn.Sequential(make(), make())
-    others = make(), make()
+    layers = make(), make()
+    model, others = torch.nn.Sequential(*layers), (make(), make())
     observer = TensorBoardObserver(writer, model=model)
     with ic.observe(observer):
-        for layer in (*model, *others, *model):
+        for layer in (*layers, *others, *layers):
             layer.solve(X)
         others[0].eval().solve(X)
     observer.flush()

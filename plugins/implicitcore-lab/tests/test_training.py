@@ -73,7 +73,7 @@ def test_the_layers_own_loss_term_is_learnt(data):
 def test_a_loss_that_is_not_a_number_names_the_step(data):
     model = build("deq", data)
     with torch.no_grad():
-        model.head.bias[0] = math.nan
+        model.get_parameter("head.bias")[0] = math.nan
     with pytest.raises(TrainingError, match=r"deq: the loss is nan at step 1 \(epoch 1\)"):
         fit(model, data, SETTINGS)
 

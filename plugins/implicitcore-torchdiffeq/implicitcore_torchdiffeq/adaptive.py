@@ -16,8 +16,8 @@ from implicitcore_torchdiffeq.base import TorchdiffeqSolver
 class AdaptiveSolver(ErrorTolerance, TorchdiffeqSolver):
     """Steps chosen for the batch.
 
-    The local error of its worst sample stays below atol + rtol ``|z|``, in the root mean square; the
-    default tolerances are torchdiffeq's. A step ends at each output time: torchdiffeq would
+    The local error of its worst sample stays below atol + rtol ``|z|``, in the root mean square.
+    The default tolerances are torchdiffeq's. A step ends at each output time: torchdiffeq would
     interpolate there by a polynomial of order 4, whatever the method's.
 
     Attributes:

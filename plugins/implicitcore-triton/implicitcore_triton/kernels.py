@@ -11,8 +11,9 @@ the strides are, for whether 16 divides them decides how wide a load may be.
 """
 
 # Triton gives the arguments of a kernel their types, and the code a meaning that Python does not
-# know. ruff: noqa: ANN001, ANN201, ANN202, PLR0913 pyright: reportGeneralTypeIssues=false,
-# reportInvalidTypeForm=false, reportOperatorIssue=false
+# know.
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0913
+# pyright: reportGeneralTypeIssues=false, reportInvalidTypeForm=false, reportOperatorIssue=false
 
 from __future__ import annotations
 

@@ -10,16 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from dense import Cell, inputs
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import implicitcore as ic
+from implicitcore.testing.problems import Cell, inputs
 
 WORLD = 2
 
@@ -35,7 +35,7 @@ def run(worker: Callable[[int], Any], folder: Path, timeout: float = 90) -> list
             assert time.monotonic() < end, f"{worker.__name__} hangs"
     finally:
         for process in context.processes:
-            if process.is_alive():
+            if process is not None and process.is_alive():
                 process.kill()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
@@ -187,12 +187,12 @@ def communicating(rank: int) -> dict[str, Any]:
             *([ic.Unrolled()] if name == "picard" else []),
         ):
             for sizes in ((4, 4), (4, 0)):
-                layer = ic.ImplicitLayer(
-                    ic.FixedPoint(MeanCell()), solver=solver, gradient=gradient
-                )
+                cell = MeanCell()
+                layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=solver, gradient=gradient)
                 layer.sync_steps = True
                 x = samples(rank, sizes).requires_grad_()
                 solution = layer.solve(x, trace=True)
+                assert isinstance(solution, ic.Solution)
                 gradients = torch.autograd.grad(solution.z.square().sum(), [*layer.parameters(), x])
                 found[name, type(gradient).__name__, sizes] = {
                     "z": solution.z.detach(),
@@ -200,10 +200,8 @@ def communicating(rank: int) -> dict[str, Any]:
                     "x": gradients[-1],
                     "converged": solution.converged,
                     "residual": solution.residual.detach(),
-                    "measured": (layer.dynamics.cell(solution.z, x) - solution.z)
-                    .norm(dim=1)
-                    .detach(),
-                    "calls": layer.dynamics.cell.calls,
+                    "measured": (cell(solution.z, x) - solution.z).norm(dim=1).detach(),
+                    "calls": cell.calls,
                     "trace": solution.trace,
                 }
     return found
@@ -229,7 +227,7 @@ def copies(rank: int) -> dict[str, Any]:
         ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-8, max_steps=100), gradient=ic.Unrolled()
     )
     pickle.dumps(layer)
-    layer.sync_steps = group if rank == 0 else False
+    layer.sync_steps = cast(dist.ProcessGroup, group) if rank == 0 else False
     found: dict[str, Any] = {"shared": copy.deepcopy(layer).sync_steps is layer.sync_steps}
     found["converged"] = bool(layer.solve(inputs()).converged.all())  # the other rank takes no part
     if rank == 0:

@@ -1,0 +1,106 @@
+"""What f reads beside its arguments, to tell in a backward pass whether f is still the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from implicitcore.errors import GradientError
+from implicitcore.system.random_modules import draws_anew, is_random
+
+_BETWEEN = "between the solve and its backward pass, which evaluates f again"
+
+
+class _Read(NamedTuple):
+    """A tensor that f may read: where it is kept, and its version."""
+
+    store: dict[str, Any] | None
+    name: str
+    tensor: Tensor
+    version: int
+
+    @property
+    def replaced(self) -> bool:
+        return self.store is not None and self.store.get(self.name) is not self.tensor
+
+    @property
+    def changed(self) -> bool:
+        return self.tensor._version != self.version or self.replaced
+
+
+class FunctionState:
+    """The tensors and the modes of modules that f reads, as they are now.
+
+    A backward pass that evaluates f again differentiates another function where one of them has
+    changed since. Modules that depend on their mode are told by their code.
+
+    Arguments:
+        modules: those of the dynamics.
+        x: the input of the solve.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], x: Any) -> None:
+        self.settled = False
+        self.modes = [(module, module.training) for module in modules]
+        self.reads = [
+            _Read(store, name, tensor, tensor._version)
+            for module, _ in self.modes
+            for store in (module._parameters, module._buffers)
+            for name, tensor in store.items()
+            if tensor is not None
+        ]
+        leaves = (x,) if isinstance(x, Tensor) else pytree.tree_leaves(x)
+        self.reads += [
+            _Read(None, "x", leaf, leaf._version) for leaf in leaves if isinstance(leaf, Tensor)
+        ]
+
+    def settle(self) -> None:
+        """The solve has ended: leave out what it wrote itself, as the statistics of a norm."""
+        self.settled = True
+        self.reads = [read for read in self.reads if not read.changed]
+
+    def check(self) -> None:
+        """Require that nothing has changed since the solve ended.
+
+        Raises:
+            GradientError: says what did.
+        """
+        for read in self.reads if self.settled else ():
+            if read.changed:
+                raise GradientError(_changed(read))
+        for module, training in self.modes:
+            if module.training != training and _depends_on_mode(module):
+                now, then = ("train()", "eval()") if module.training else ("eval()", "train()")
+                raise GradientError(
+                    f"the mode of {type(module).__name__} was changed from {then} to {now} "
+                    f"{_BETWEEN}: call backward first"
+                )
+
+
+def _changed(read: _Read) -> str:
+    shape = list(read.tensor.shape)
+    if read.replaced:
+        return (
+            f"{read.name} {shape} of the dynamics was changed for another tensor {_BETWEEN}: call "
+            "backward first, or use Unrolled (as under torch.func.functional_call)"
+        )
+    return (
+        f"{read.name} {shape} was changed in place {_BETWEEN}: call backward first, or change a "
+        "clone"
+    )
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    if is_random(module):
+        return draws_anew(module)
+    return any(
+        "training" in function.__code__.co_names
+        for kind in type(module).__mro__
+        if kind not in nn.Module.__mro__
+        for function in vars(kind).values()
+        if isinstance(function, FunctionType)
+    )

@@ -1,0 +1,62 @@
+"""Modules that make f another function at each evaluation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from implicitcore.errors import InputError, InputWarning
+from implicitcore.system.captured_modules import captured_modules
+
+_DRAWING = (_DropoutNd, nn.RReLU, nn.MultiheadAttention, nn.RNNBase)
+_ELSEWHERE = frozenset({"DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d"})
+
+
+def is_random(module: nn.Module) -> bool:
+    """Whether a module is one that may draw random numbers in training."""
+    return isinstance(module, _DRAWING) or type(module).__name__ in _ELSEWHERE
+
+
+def draws_anew(module: nn.Module) -> bool:
+    """Whether a module draws random numbers at each call in training, with the options it has."""
+    if not isinstance(module, _DRAWING):
+        return type(module).__name__ in _ELSEWHERE
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.RReLU):
+        return module.lower < module.upper
+    layers = module.num_layers if isinstance(module, nn.RNNBase) else 2
+    return module.dropout > 0 and layers > 1
+
+
+def check_random(dynamics: nn.Module, random: Sequence[nn.Module], *, required: bool) -> None:
+    """Refuse dynamics whose evaluations differ at random.
+
+    Arguments:
+        dynamics: what is solved.
+        random: modules that draw anew, those of others than the dynamics included.
+        required: whether the solve or its gradient is wrong where f differs. Where it is not,
+            for an integral whose steps are differentiated as they were taken, a warning is given.
+
+    Raises:
+        InputError: the dynamics have such a module, and ``required``.
+    """
+    for root in (dynamics, *captured_modules(dynamics)):
+        for name, module in root.named_modules():
+            if module in random:
+                _tell(module, name, required)
+                return
+
+
+def _tell(module: nn.Module, name: str, required: bool) -> None:
+    where = f" ({name})" if name else ""
+    message = (
+        f"{type(module).__name__}{where} draws anew at each evaluation, so that f is not one "
+        "function: use implicitcore.VariationalDropout, whose mask is drawn once a solve, or eval()"
+    )
+    if required:
+        raise InputError(message)
+    warnings.warn(message, InputWarning, stacklevel=2)
