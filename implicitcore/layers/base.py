@@ -198,6 +198,33 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         """The layer's own loss term, a scalar: 0 here."""
         return pytree.tree_leaves(solution.z)[0].new_zeros(())
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The layer's parameters by the role they have, as ``torch.optim`` takes them.
+
+        A layer with roles of its own overrides it.
+
+        Returns:
+            One ``{"role": ..., "params": [...]}`` for each role that has parameters: ``dynamics``,
+            and ``start`` for those that only the initial guess has.
+
+        Example:
+            >>> import torch, implicitcore as ic
+            >>> cell = torch.nn.Linear(4, 4)
+            >>> layer = ic.ImplicitLayer(
+            ...     ic.FixedPoint(lambda z, x: 0.1 * z + x),
+            ...     solver=ic.Picard(tol=1e-3),
+            ...     start=ic.Predictor(cell),
+            ... )
+            >>> [(group["role"], len(group["params"])) for group in layer.parameter_groups()]
+            [('start', 2)]
+        """
+        learned = set(self.dynamics.parameters())
+        start = [parameter for parameter in self.start.parameters() if parameter not in learned]
+        others = set(start)
+        rest = [parameter for parameter in self.parameters() if parameter not in others]
+        groups = {"dynamics": rest, "start": start}
+        return [{"role": role, "params": params} for role, params in groups.items() if params]
+
     @property
     def config(self) -> dict[str, Any]:
         """The layer as data: ``implicitcore.build(layer.config, cell)`` builds its equal.

@@ -32,6 +32,20 @@ def test_data_parallel_gradients_are_those_of_one_process(tmp_path):
         assert relative_error(second[name, sizes][1], expected) < 1e-8
 
 
+def test_weights_divided_among_processes_have_the_gradients_of_one(tmp_path):
+    first, second = ranks.run(ranks.divided, tmp_path)
+    builders = {name: (ranks.model, gradient) for name, gradient in ranks.GRADIENTS.items()}
+    builders |= {name: (ranks.flow, gradient) for name, gradient in ranks.FLOWS.items()}
+    for name, (build, gradient) in [*builders.items(), ("together", builders["implicit"])]:
+        model = build(gradient)
+        model(ranks.samples()).square().sum().backward()
+        expected = [p.grad.div(ranks.WORLD) for p in model.parameters()]
+        assert relative_error(first[name], expected) < 1e-8, name
+    for name in builders:
+        for found in (first, second):
+            assert "divide the whole model, fully_shard(model)" in found[name, "apart"], name
+
+
 def test_a_cell_that_communicates_stops_with_the_others(tmp_path):
     first, second = ranks.run(ranks.communicating, tmp_path)
     for (solver, gradient, sizes), mine in first.items():

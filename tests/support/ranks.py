@@ -93,6 +93,51 @@ def data_parallel(rank: int) -> dict[str, Any]:
     return found
 
 
+# --- weights divided among the processes
+# --------------------------------------------------------------------------------------------------
+
+FLOWS = {"adjoint": ic.Adjoint(), "checkpointed": ic.Checkpointed()}
+
+
+def flow(gradient: ic.GradientStrategy) -> nn.Module:
+    torch.manual_seed(0)
+    layer = ic.ImplicitLayer(
+        ic.VectorField(Cell(contraction=0.8), autonomous=True),
+        solver=ic.RK4(dt=0.25),
+        gradient=gradient,
+    )
+    return nn.Sequential(nn.Linear(6, 6), layer, nn.Linear(6, 2)).double()
+
+
+def divided(rank: int) -> dict[str, Any]:
+    """Gradients with the whole model divided; what is said of a cell divided on its own."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    found: dict[str, Any] = {}
+    for build, gradients in ((model, GRADIENTS), (flow, FLOWS)):
+        for name, gradient in gradients.items():
+            whole = build(gradient)
+            fully_shard(whole, mesh=mesh)
+            whole(samples(rank)).square().sum().backward()
+            found[name] = [p.grad.full_tensor() for p in whole.parameters()]
+            apart = build(gradient)
+            fully_shard(list(apart[1].dynamics.children())[0], mesh=mesh)
+            try:
+                apart(samples(rank))
+                found[name, "apart"] = ""
+            except ic.InputError as error:
+                found[name, "apart"] = str(error)
+    together = model(ic.Implicit(ic.Anderson(tol=1e-12, max_steps=100)))
+    together[1].sync_steps = True
+    fully_shard(together[1].dynamics.cell, mesh=mesh)
+    fully_shard(together, mesh=mesh)
+    together(samples(rank)).square().sum().backward()
+    found["together"] = [p.grad.full_tensor() for p in together.parameters()]
+    return found
+
+
 # --- f communicates
 # -------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,10 @@
 import hashlib
 import io
 import pickle
+import struct
 import tarfile
+import zipfile
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from implicitcore_lab import cifar
+from implicitcore_lab import arrays, cifar
 from implicitcore_lab.cifar import read_cifar10
 from implicitcore_lab.errors import DataError
 
@@ -186,6 +189,41 @@ def test_damaged_npz(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.npz: not a whole npz file"):
         read_cifar10(tmp_path)
+
+
+def test_arrays_that_claim_more_than_the_file_has(tmp_path):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "|u1", "fortran_order": False, "shape": (10**15,)}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x_train.npy", stream.getvalue())
+    with pytest.raises(DataError, match=r"x_train\.npy: \[1000000000000000\] of uint8 are more"):
+        read_cifar10(tmp_path)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "LARGEST", 1000)
+    np.savez_compressed(tmp_path / "a.npz", x_train=np.zeros(10_000, np.uint8))
+    with pytest.raises(DataError, match="bytes unpacked, more than 1,000, the most that is read"):
+        read_cifar10(tmp_path)
+
+
+def test_an_image_bomb_is_not_decoded():
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    def png(side):
+        head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b""))
+
+    for side, message in (
+        (33, r"source: image \[33, 33\], expected \[32, 32\]"),
+        (20_000, "source: not a JPEG image .* decompression bomb"),
+    ):
+        with pytest.raises(DataError, match=message):
+            cifar._decode(png(side), "source")
 
 
 def test_nothing_there(tmp_path):

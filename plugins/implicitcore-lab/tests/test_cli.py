@@ -107,6 +107,7 @@ def test_train_then_evaluate(run, tmp_path, layer):
         "config.json",
         "metrics.jsonl",
         "result.json",
+        "steps.jsonl",
         "weights.safetensors",
     ]
     result = json.loads((folder / "result.json").read_text())
@@ -183,7 +184,7 @@ def test_a_run_is_not_overwritten_by_accident(run):
 
 
 def test_evaluate_without_a_run(run, tmp_path):
-    assert "config.json: no such file" in run("evaluate", "nowhere", status=1).output
+    assert "result.json: no such file" in run("evaluate", "nowhere", status=1).output
 
 
 @pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "result.json"])
@@ -195,10 +196,12 @@ def test_evaluate_a_damaged_run(run, tmp_path, name):
     assert f"{name}: no such file" in run("evaluate", "run", status=1).output
 
 
-def test_weights_of_another_configuration(run, tmp_path):
+def test_weights_of_another_configuration(run, tmp_path, sign):
     run("train", "--out", "run", *SMALL)
     path = tmp_path / "run" / "config.json"
     path.write_text(path.read_text().replace('"hidden": 8', '"hidden": 9'))
+    assert "run/config.json: damaged" in run("evaluate", "run", status=1).output
+    sign(tmp_path / "run")
     assert "not the weights of this configuration" in run("evaluate", "run", status=1).output
 
 

@@ -192,8 +192,8 @@ def test_train_writes_the_training_and_the_solves(tmp_path, monkeypatch):
         (epochs[0]["backward"] + epochs[1]["backward"]) / 2
     )
     assert set(events.scalars("DEQ/evaluation/steps")) == set(
-        range(4)
-    )  # 360 images in batches of 256, twice
+        range(6)
+    )  # 360 images in batches of 256 and one batch more for the figures of the epoch, twice
 
 
 def test_without_tensorboard_nothing_is_trained_and_the_message_says_what_to_install(
