@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.root_solvers.stop_criterion import StopCriterion
+from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
 from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
@@ -26,13 +26,6 @@ DIVERGENCE = 1e8
 # |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
 # that met the tolerance, too.
 TRUST = 0.1
-
-# A residual this many times that of the step before shows that what a solver remembers misleads it.
-GROWTH = 2.0
-
-# On an accelerator, iterations between two checks of which samples are done: a check waits for all
-# that is queued.
-CHECK_EVERY = 4
 
 
 class StopTest(StopCriterion):

@@ -10,6 +10,13 @@ from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 
+# A residual this many times that of the step before shows that what a solver remembers misleads it.
+GROWTH = 2.0
+
+# On an accelerator, iterations between two checks of which samples are done: a check waits for all
+# that is queued.
+CHECK_EVERY = 4
+
 
 class StopCriterion(ABC):
     """Says when the loop of a stepwise root solver is over, and what its solution is.

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.root_solvers.convergence import GROWTH, StopTest
-from implicitcore.root_solvers.stop_criterion import StopCriterion
+from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.stop_criterion import GROWTH, StopCriterion
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System

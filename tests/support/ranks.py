@@ -109,27 +109,27 @@ def flow(gradient: ic.GradientStrategy) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 6), layer, nn.Linear(6, 2)).double()
 
 
-def divided(rank: int) -> dict[str, Any]:
+def divided(rank: int) -> dict[Any, Any]:
     """Gradients with the whole model divided; what is said of a cell divided on its own."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (WORLD,))
-    found: dict[str, Any] = {}
+    found: dict[Any, Any] = {}
     for build, gradients in ((model, GRADIENTS), (flow, FLOWS)):
         for name, gradient in gradients.items():
-            whole = build(gradient)
+            whole: Any = build(gradient)
             fully_shard(whole, mesh=mesh)
             whole(samples(rank)).square().sum().backward()
             found[name] = [p.grad.full_tensor() for p in whole.parameters()]
-            apart = build(gradient)
+            apart: Any = build(gradient)
             fully_shard(list(apart[1].dynamics.children())[0], mesh=mesh)
             try:
                 apart(samples(rank))
                 found[name, "apart"] = ""
             except ic.InputError as error:
                 found[name, "apart"] = str(error)
-    together = model(ic.Implicit(ic.Anderson(tol=1e-12, max_steps=100)))
+    together: Any = model(ic.Implicit(ic.Anderson(tol=1e-12, max_steps=100)))
     together[1].sync_steps = True
     fully_shard(together[1].dynamics.cell, mesh=mesh)
     fully_shard(together, mesh=mesh)
