@@ -6,14 +6,14 @@ ImplicitCoreError
 ├── RegistryError
 │   ├── UnknownPartError (LookupError)     no such name (or kind); lists the near matches
 │   ├── AmbiguousPartError (LookupError)   two distributions provide the name
-│   └── PluginError                        a plugin that cannot be used, and why
-├── SolveError (RuntimeError)        a solve ended without an answer; has the Solution (solution.py)
-└── GradientError (RuntimeError)     a gradient that cannot be computed exactly as asked
+│   └── PluginError                        a plugin that cannot be used
+├── SolveError (RuntimeError)        a solve failed; holds the Solution (solution.py)
+└── GradientError (RuntimeError)     a gradient that these parts cannot compute
 
 ImplicitCoreWarning (UserWarning)
 ├── ConvergenceWarning               a tolerance was not met
 ├── InputWarning                     an input that can be used, and may not be what was meant
-└── PluginWarning                    a plugin was left out
+└── PluginWarning                    a plugin was skipped
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ConfigError(ImplicitCoreError, ValueError):
 
 
 class RegistryError(ImplicitCoreError):
-    """The registry cannot give what was asked for."""
+    """Base of the errors of the registry."""
 
 
 class UnknownPartError(RegistryError, LookupError):
@@ -65,7 +65,7 @@ class PluginError(RegistryError):
 
 
 class GradientError(ImplicitCoreError, RuntimeError):
-    """The gradient asked for cannot be computed exactly with these parts."""
+    """These parts cannot compute the requested gradient, or not exactly."""
 
 
 class ImplicitCoreWarning(UserWarning):
@@ -81,7 +81,7 @@ class InputWarning(ImplicitCoreWarning):
 
 
 class PluginWarning(ImplicitCoreWarning):
-    """A plugin was left out; the message names it, the cause and how to silence it."""
+    """A plugin was skipped; the message names it, the cause and how to silence it."""
 
 
 def did_you_mean(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
@@ -89,18 +89,18 @@ def did_you_mean(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> 
 
     Arguments:
         word: what was given.
-        known: what could have been given.
-        cutoff: how near a match must be, from 0 to 1.
+        known: the valid names.
+        cutoff: the least similarity of a match, from 0 to 1.
 
     Returns:
-        ``"; did you mean 'anderson'?"``, or an empty string where nothing is near.
+        ``"; did you mean 'anderson'?"``, or an empty string without a match.
 
     >>> did_you_mean("andersen", ["anderson", "broyden"])
     "; did you mean 'anderson'?"
     >>> did_you_mean("tolerance", ["tol", "depth"])
     "; did you mean 'tol'?"
     """
-    from difflib import get_close_matches  # only ever needed for an error
+    from difflib import get_close_matches  # imported for errors alone
 
     spelling = {name.casefold(): name for name in known}
     given = str(word).casefold()
@@ -122,7 +122,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as messages show it: short."""
+    """A short representation of a value, for messages."""
     if value is None or isinstance(value, str | int | float | list | tuple | dict):
         return reprlib.repr(value)
     if isinstance(value, type):

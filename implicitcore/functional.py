@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import ConfigError, GradientError
+from implicitcore.errors import ConfigError, GradientError, InputError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
@@ -26,7 +26,7 @@ from implicitcore.options.types import Spec
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.context import Recorder
 from implicitcore.system.memory import apart
 from implicitcore.system.random_modules import check_random
@@ -36,6 +36,7 @@ from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager
 
+_Result = TypeVar("_Result", Solution, Trajectory)
 _SOLVERS = ("root_solver", "ode_solver")
 _ROOT = PartType(("root_solver",), optional=True)
 _TRAJECTORY = PartType(("ode_solver",), optional=True)
@@ -85,8 +86,9 @@ def fixed_point(
         -0.297474
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
-    solve = Solve(chosen or Anderson())
-    return run(FixedPoint(f), z0, x, solve, strategy or Implicit(), backend=kernels)
+    solve, strategy = Solve(chosen or Anderson()), strategy or Implicit()
+    found = run(FixedPoint(f), z0, x, solve, strategy, backend=kernels)
+    return _returned(Solution, found, strategy)
 
 
 def find_root(
@@ -101,12 +103,16 @@ def find_root(
     """Solve g(z, x) = 0 for each sample of a batch.
 
     Arguments:
-        g: the residual, a module or function; returns a state shaped like z.
+        g: the residual, a module or function; returns a state shaped like z. Its sign is
+            that of dz/dt: ``Picard``, ``Anderson``, ``SteadyState`` and ``PseudoTransient`` follow
+            g to a root that it points to (dg/dz negative: ``a - z``, not ``z - a``; else give -g);
+            to ``Newton`` both signs are one problem.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
         solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <=
-            tol max(1, |g(z0, x)|)``, per sample, in the 2-norm.
+            tol max(1, min(|g(z0, x)|, |z + g(z, x)|)) + atol``, per sample, in the 2-norm: give
+            ``tol=0`` and an ``atol`` where g has units of its own.
         gradient: default ``Implicit()``.
         backend: default torch.
 
@@ -120,7 +126,9 @@ def find_root(
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
     dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
-    return run(dynamics, z0, x, solve, strategy or Implicit(), backend=kernels)
+    strategy = strategy or Implicit()
+    found = run(dynamics, z0, x, solve, strategy, backend=kernels)
+    return _returned(Solution, found, strategy)
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -134,7 +142,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     dense: bool = False,
     event: Event | None = None,
     backend: Backend | Spec | None = None,
-) -> Solution:
+) -> Trajectory:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
 
     Arguments:
@@ -147,15 +155,15 @@ def integrate(  # noqa: PLR0913 - keyword options
             solution and is an error.
         solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
-        dense: keep the trajectory between the times too: ``solution.interpolate(t)``.
+        dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
         event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
             start is no change). Two changes within one step are not seen: ``max_step`` of an
             adaptive solver bounds the steps.
         backend: default torch.
 
     Returns:
-        The solution; ``solution.z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
-        happened, ``solution.event_times`` has its time, and z at the later times is the state
+        The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
+        happened, ``event_times`` has its time, and z at the later times is the state
         there: so ``z[-1]`` is the state at the event. Both have the gradient of the implicit
         function that e(t, z(t), x) = 0 defines.
 
@@ -175,10 +183,10 @@ def integrate(  # noqa: PLR0913 - keyword options
         >>> g = torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
         >>> fall = lambda t, z, g: torch.cat((z[:, 1:], -g), 1)
         >>> times, ground = torch.tensor([0.0, 5.0]), lambda t, z, g: z[:, 0]
-        >>> solution = ic.integrate(fall, z0, g, times=times, event=ground)
-        >>> round(solution.event_times.item(), 6)  # sqrt(2 / g)
+        >>> trajectory = ic.integrate(fall, z0, g, times=times, event=ground)
+        >>> round(trajectory.event_times.item(), 6)  # sqrt(2 / g)
         0.451524
-        >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
+        >>> round(torch.autograd.grad(trajectory.event_times.sum(), g)[0].item(), 6)
         -0.023013
     """
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
@@ -190,7 +198,8 @@ def integrate(  # noqa: PLR0913 - keyword options
             "need gradient=Unrolled()"
         )
     solve = Solve(chosen or Tsit5(), times, dense, event)
-    return run(VectorField(v), z0, x, solve, strategy, backend=kernels)
+    found = run(VectorField(v), z0, x, solve, strategy, backend=kernels)
+    return _returned(Trajectory, found, strategy)
 
 
 @eager
@@ -203,7 +212,7 @@ def run(  # noqa: PLR0913 - keyword options
     *,
     backend: Backend | None = None,
     trace: bool = False,
-) -> Solution:
+) -> Solution | Trajectory:
     """Pack the start, solve with the gradient attached, and unpack.
 
     The one edge between pytrees and packed states.
@@ -216,7 +225,7 @@ def run(  # noqa: PLR0913 - keyword options
     with solving(dynamics) as scope:
         if scope.random:
             noise = solve.times is not None and isinstance(gradient, Unrolled)
-            check_random(dynamics, scope.random, one_function=not noise)
+            check_random(dynamics, scope.random, required=not noise)
         recorder = Recorder(residuals=[]) if trace else None
         system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
         if torch.is_grad_enabled():
@@ -224,9 +233,23 @@ def run(  # noqa: PLR0913 - keyword options
         with suspended() if autocast else nullcontext():
             solution = gradient.run(solve, system, packing.pack(begin))
     system.context.end()
-    iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
     z = packing.unpack(apart(solution.z, begin, system.x))
-    return solution.amended(z=z, start=z0, iterates=iterates)
+    found: dict[str, Any] = {"z": z, "start": z0}
+    if isinstance(solution, Solution) and solution.iterates is not None:
+        found["iterates"] = packing.unpack(solution.iterates)
+    return solution.amended(**found)
+
+
+def _returned(
+    kind: type[_Result], found: Solution | Trajectory, strategy: GradientStrategy
+) -> _Result:
+    """What a strategy returned, which is of this kind."""
+    if not isinstance(found, kind):
+        raise InputError(
+            f"{type(strategy).__name__}.run returned a {type(found).__name__}: expected a "
+            f"{kind.__name__}"
+        )
+    return found
 
 
 def _parts(kind: PartType, solver: Any, gradient: Any, backend: Any) -> tuple[Any, Any, Any]:

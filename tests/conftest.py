@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from sites import Site
+from support.sites import Site
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 import pytest
-from product import Combination, combinations, pairwise, train
-from sites import distributions
+from support.product import Combination, combinations, pairwise, train
+from support.sites import distributions
 
 CORE = {"implicitcore", "implicitcore-layers"}
 REASONS = ("GradientError: ", "InputError: ", "SolveError: ", "ConfigError: backend")

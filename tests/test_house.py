@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sites import ROOT
+from support.sites import ROOT
 
 from implicitcore.cli.new_plugin import render
 from implicitcore.lazy import read_stub
@@ -64,8 +64,28 @@ def imported(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", PLUGINS, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_a_plugin_imports_the_public_pages_only(file: Path):
-    allowed = DOORS | {COMMAND_LINE} if "tests" in file.parts else DOORS
-    assert set(imported(file.read_text(encoding="utf-8"))) <= allowed
+    found = set(imported(file.read_text(encoding="utf-8")))
+    if "tests" in file.parts or file.name == "conftest.py":  # the modules of implicitcore.testing
+        found = {name for name in found if not name.startswith("implicitcore.testing.")}
+        found -= {COMMAND_LINE}
+    assert found <= DOORS
+
+
+@pytest.mark.parametrize("file", PLUGINS, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_a_plugin_uses_no_helper_of_this_repository(file: Path):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    froms = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert not {str(name).split(".")[0] for name in froms | names} & {
+        "support",
+        "benchmarks",
+        "tests",
+    }
 
 
 @pytest.mark.parametrize("kind", CLASS_KINDS)

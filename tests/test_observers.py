@@ -3,7 +3,7 @@ import threading
 import pluggy
 import pytest
 import torch
-from sites import HEADER, Site, registers, run_python
+from support.sites import HEADER, Site, registers, run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicitcore as ic

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sites import ROOT, SOLVER, Site, distributions, registers, run_python
+from support.sites import ROOT, SOLVER, Site, distributions, registers, run_python
 
 from implicitcore.cli.reference_page import _text, reference_page
 from implicitcore.registry.registry import REGISTRY

@@ -1,1 +1,1 @@
-"""The fused array kernels that the inner loops of the solvers call."""
+"""Backends: the array kernels of the solvers' inner loops."""

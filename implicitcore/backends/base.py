@@ -1,4 +1,4 @@
-"""The abstract backend: the few array kernels in the inner loops of the solvers."""
+"""The abstract backend: the array kernels of the solvers' inner loops."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Residual(NamedTuple):
 
 
 class Backend(metaclass=PartMeta):
-    """Torch tensors in, torch tensors out, on torch's current stream and without a host sync.
+    """Kernels from torch tensors to torch tensors, on torch's current stream, without a host sync.
 
-    The torch backend is the reference: it defines the meaning of each kernel. States are ``[batch,
-    n]``, histories ``[batch, depth, n]``, and a state that meets a history is one row of it; norms
-    are per sample, in float32 at least.
+    :class:`TorchBackend` is the reference: it defines the result of each kernel. States are
+    ``[batch, n]``, histories ``[batch, depth, n]``, and a state beside a history is a row of one,
+    ``[batch, 1, n]``. Norms are per sample, in float32 at least.
 
     Attributes:
-        device_types: the torch device types it runs on.
-        dtypes: the state dtypes it takes.
-        differentiable: autograd may pass through its kernels.
+        device_types: the torch device types that it runs on.
+        dtypes: the dtypes of states that it takes.
+        differentiable: autograd can differentiate its kernels.
     """
 
     kind: ClassVar[str] = "backend"
@@ -42,19 +42,19 @@ class Backend(metaclass=PartMeta):
     def unavailable_reason(self) -> str | None:
         """None where the backend can run.
 
-        Else which of package, driver, CUDA build or device is missing.
+        Else the package, driver, CUDA build or device that is missing.
         """
 
     @abstractmethod
     def residual(self, fz: Tensor, z: Tensor, out: Tensor | None = None) -> Residual:
         """f(z) - z, its 2-norm and that of f(z), per sample.
 
-        The difference is written to ``out``, where given (without a graph).
+        The difference is written to ``out``, where given; then nothing records a graph.
         """
 
     @abstractmethod
     def inner_products(self, history: Tensor, row: Tensor) -> Tensor:
-        """Inner products of a row with each of the history.
+        """Inner products of a row with each row of the history.
 
         ``[batch, depth, n], [batch, 1, n] -> [batch, 1, depth]``.
         """
@@ -69,10 +69,10 @@ class Backend(metaclass=PartMeta):
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """row + scale sum_i weights_i history_i; no row is zero.
+        """row + scale sum_i weights_i history_i, without the first term where ``row`` is None.
 
-        Written to ``out``, where given (without a graph), which may be the row. ``[batch, 1, n],
-        [batch, 1, depth], [batch, depth, n] -> [batch, 1, n]``.
+        Written to ``out``, where given, which may be the row; then nothing records a graph.
+        ``[batch, 1, n], [batch, 1, depth], [batch, depth, n] -> [batch, 1, n]``.
         """
 
     @abstractmethod
@@ -81,7 +81,7 @@ class Backend(metaclass=PartMeta):
     ) -> Tensor:
         """The Runge-Kutta stage combination z + dt sum_i weights_i stages_i, with dt ``[batch]``.
 
-        No z is zero.
+        Without the first term where ``z`` is None.
         """
 
     @abstractmethod

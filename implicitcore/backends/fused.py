@@ -1,7 +1,4 @@
-"""The base of the backends with kernels of their own.
-
-A kernel runs where it can, plain torch everywhere else.
-"""
+"""The base of backends with kernels of their own, which fall back to plain torch."""
 
 from __future__ import annotations
 
@@ -20,19 +17,20 @@ _REFERENCE = TorchBackend()
 
 
 class FusedBackend(Backend):
-    """Kernels that autograd never meets.
+    """Kernels that are used where no graph is recorded, with plain torch for all other calls.
 
-    A derived class declares ``device_types`` and ``dtypes`` and writes the kernels, each for
-    tensors that are
+    A derived class declares ``device_types`` and ``dtypes`` and implements the kernels. Each is
+    called with tensors that
 
-    * of one of those dtypes and on one device of those types, all of them, and none of them empty;
-    * contiguous, but for what is ``[batch, depth, n]`` or ``[batch, 1, n]``, ``out`` of
-      :meth:`axpy_history` among them: there only the last dimension is, for a history is often a
-      part of a larger one, and a row is one of its rows;
-    * outside of autograd: where a graph is recorded, a transform of ``torch.func`` is under way or
-      a state is of another kind, the torch backend computes the same, so that derivatives of any
-      order are right. Solvers loop without a graph but under ``Unrolled`` and in double backward,
-      so that is seldom the hot path.
+    * have one of these dtypes, are on one device of these types, and are not empty;
+    * are contiguous, except those of shape ``[batch, depth, n]`` or ``[batch, 1, n]`` (``out`` of
+      :meth:`axpy_history` too), which are contiguous in the last dimension: a history is often a
+      view into a larger one, and a row a view into a history;
+    * are not seen by autograd.
+
+    Where a graph is recorded, in a transform of ``torch.func``, or for any other tensor, the torch
+    backend computes the result, so that derivatives of any order are right. Solvers record a graph
+    only under ``Unrolled`` and in double backward, so this is seldom the hot path.
     """
 
     differentiable: ClassVar[bool] = True
@@ -96,7 +94,7 @@ class FusedBackend(Backend):
         return self._error_norm(error.contiguous(), z.contiguous(), z_next.contiguous(), rtol, atol)
 
     def _takes(self, first: Tensor, *others: Tensor) -> bool:
-        """Whether the kernels may have these tensors."""
+        """Whether the kernels take these tensors."""
         if (
             first.dtype not in self.dtypes
             or first.device.type not in self.device_types
@@ -135,7 +133,7 @@ class FusedBackend(Backend):
     def _stage_combination(
         self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
     ) -> Tensor:
-        """The stage combination; no weight is zero, and dt may be of another real dtype."""
+        """The stage combination; no weight is zero, and dt may have another real dtype."""
 
     @abstractmethod
     def _error_norm(
@@ -145,5 +143,5 @@ class FusedBackend(Backend):
 
 
 def _rows(history: Tensor) -> Tensor:
-    """The history with each row in one piece."""
+    """The history with contiguous rows."""
     return history if history.stride(2) == 1 else history.contiguous()

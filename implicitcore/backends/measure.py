@@ -1,4 +1,4 @@
-"""How fast a backend's kernels are on a device: ``implicitcore bench backend``."""
+"""Timings of a backend's kernels on a device, for ``implicitcore bench backend``."""
 
 from __future__ import annotations
 
@@ -22,19 +22,13 @@ Work = Callable[[], object]
 Timer = Callable[[Work, int], float]
 
 DEPTH, STAGES = 8, 6
-"""Rows of a history, and stages of a step.
-
-Those of a default Anderson or Broyden iteration, and of the last row of Tsit5.
-"""
+"""Rows of a history (those of a default Anderson or Broyden), and stages of a step (of Tsit5)."""
 
 COMPILED = "torch.compile"
 
 
 class Case(NamedTuple):
-    """A kernel on tensors of one shape.
-
-    What a backend is asked for, and the bytes that it reads and writes at least.
-    """
+    """A kernel on tensors of one shape, and the least number of bytes that it reads and writes."""
 
     run: Callable[[Backend], object]
     bytes: int
@@ -50,10 +44,10 @@ class Measured:
         batch: samples.
         n: entries of a sample.
         dtype: of the state.
-        seconds: of a call, the median over the repetitions.
-        gigabytes_per_second: the least bytes that it reads and writes, by the time; what fits a
-            cache can be above the memory's.
-        faster: seconds of torch, eager, over these.
+        seconds: of one call, the median over the repetitions.
+        gigabytes_per_second: the least bytes read and written, per second; above the bandwidth of
+            the memory where the tensors fit a cache.
+        faster: the speed-up over eager torch.
     """
 
     kernel: str
@@ -71,12 +65,12 @@ class Plan:
     """What is measured, and how.
 
     Attributes:
-        device: where.
+        device: where the kernels run.
         shapes: pairs of batch and n.
         dtypes: of the states.
-        repetitions: each times all that is compared, in an order of its own.
-        window: seconds that the calls of one backend in one repetition take, about.
-        compiled: measure the torch backend's kernels under ``torch.compile`` too.
+        repetitions: each times everything, in a random order.
+        window: the seconds that the calls of one backend take in one repetition.
+        compiled: also measure the torch backend's kernels under ``torch.compile``.
     """
 
     device: torch.device
@@ -88,7 +82,7 @@ class Plan:
 
 
 def cases(batch: int, n: int, dtype: torch.dtype, device: torch.device) -> dict[str, Case]:
-    """Every kernel on states ``[batch, n]``, and Broyden's step, which is made of two."""
+    """Every kernel on states ``[batch, n]``, and Broyden's step, which consists of two."""
     draw = partial(torch.randn, dtype=dtype, device=device)
     z, fz, error = draw(3, batch, n).unbind()
     stages, history, weights = (
@@ -124,17 +118,17 @@ def cases(batch: int, n: int, dtype: torch.dtype, device: torch.device) -> dict[
 
 @torch.no_grad()
 def measure(backends: Mapping[str, Backend], plan: Plan) -> Iterator[Measured]:
-    """Every kernel of every backend, beside the torch backend's."""
+    """Time every kernel of every backend, and of the torch backend."""
     reference = TorchBackend()
     for batch, n in plan.shapes:
         for dtype in plan.dtypes:
-            able = {
+            supported = {
                 "torch": reference,
                 **{name: backend for name, backend in backends.items() if dtype in backend.dtypes},
             }
             for kernel, case in cases(batch, n, dtype, plan.device).items():
                 works: dict[str, Work] = {
-                    name: partial(case.run, backend) for name, backend in able.items()
+                    name: partial(case.run, backend) for name, backend in supported.items()
                 }
                 if plan.compiled:
                     works[COMPILED] = _compiled(case)
@@ -157,14 +151,14 @@ def alternate(
 ) -> dict[_Key, float]:
     """Median seconds of one call of each work.
 
-    A repetition times them all, in an order of its own, so that a slow minute slows all alike.
+    Each repetition times all of them, in a random order, so that a slow minute affects all alike.
 
     Arguments:
         works: what is compared.
-        repetitions: of the whole.
-        seconds: (work, calls) -> seconds of one of so many calls in a row.
+        repetitions: of the timings.
+        seconds: (work, calls) -> seconds per call of so many calls in a row.
         window: seconds; a shorter work is called as often as fills it.
-        seed: of the orders.
+        seed: of the random orders.
     """
     calls = {key: _calls(work, seconds, window) for key, work in works.items()}
     samples: dict[_Key, list[float]] = {key: [] for key in works}
@@ -177,13 +171,13 @@ def alternate(
 
 
 def _calls(work: Work, seconds: Timer, window: float) -> int:
-    """How many calls fill the window; the first one warms up."""
+    """How many calls fill the window, after one that warms up."""
     seconds(work, 1)
     return max(1, math.ceil(window / seconds(work, 1)))
 
 
 def _seconds(device: torch.device, work: Work, calls: int) -> float:
-    """Seconds of a call; on CUDA between two events of the stream, so that no wait is needed for each call."""
+    """Seconds per call; on CUDA between two events of the stream, without a wait for each call."""
     if device.type == "cpu":
         begin = time.perf_counter()
         for _ in range(calls):
@@ -201,8 +195,7 @@ def _seconds(device: torch.device, work: Work, calls: int) -> float:
 
 def _compiled(case: Case) -> Work:
     """The torch backend's kernel, compiled for this shape alone."""
-    # else dynamo takes the next kernel for the same code with other tensors, and gives up after
-    # eight
+    # Otherwise dynamo sees one function with ever new tensors, and stops compiling after eight.
     torch.compiler.reset()
     work: Any = torch.compile(lambda: case.run(TorchBackend()), dynamic=False)
     return work

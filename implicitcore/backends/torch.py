@@ -1,4 +1,4 @@
-"""The reference backend, in plain torch operations."""
+"""The reference backend: plain torch operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from implicitcore.tensors.norms import column, norm, real_dtype, rms_norm
 
 @final
 class TorchBackend(Backend):
-    """Any device and floating-point dtype that torch has, and differentiable."""
+    """Runs on any device and floating-point dtype of torch, and is differentiable."""
 
     device_types: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps", "xpu")
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (
@@ -28,7 +28,7 @@ class TorchBackend(Backend):
     differentiable: ClassVar[bool] = True
 
     def unavailable_reason(self) -> str | None:
-        """None: torch is always here."""
+        """None: it can always run."""
         return None
 
     def residual(self, fz: Tensor, z: Tensor, out: Tensor | None = None) -> Residual:
@@ -38,8 +38,7 @@ class TorchBackend(Backend):
 
     def inner_products(self, history: Tensor, row: Tensor) -> Tensor:
         """See :meth:`Backend.inner_products`."""
-        # As a row times a matrix: the product with a column was measured 5 to 15 times slower on a
-        # CPU.
+        # As row times matrix: matrix times column was measured 5 to 15 times slower on a CPU.
         return torch.bmm(row, history.mH)
 
     def axpy_history(
@@ -52,8 +51,8 @@ class TorchBackend(Backend):
         out: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Backend.axpy_history`."""
-        # Weights from a batched solve lie column by column, for which bmm was measured nine times
-        # slower on a CPU.
+        # Weights from a batched solve are column-major, for which bmm was measured 9 times slower
+        # on a CPU.
         weights = weights.contiguous()
         if row is None:
             return torch.bmm(weights * scale, history, out=out)
@@ -63,8 +62,8 @@ class TorchBackend(Backend):
         self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
     ) -> Tensor:
         """See :meth:`Backend.stage_combination`."""
-        # In place, and relative to the largest weight, which joins the last product: fewer passes
-        # over the memory, and little of it fresh.
+        # In place and relative to the largest weight, which the last product multiplies by: fewer
+        # passes over memory, and fewer allocations.
         used = sorted(
             ((weight, stage) for stage, weight in zip(stages, weights, strict=True) if weight),
             key=lambda pair: -abs(pair[0]),

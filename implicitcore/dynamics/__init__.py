@@ -1,1 +1,1 @@
-"""What is solved."""
+"""Dynamics: what is solved."""

@@ -1,4 +1,4 @@
-"""The abstract dynamics: what is solved."""
+"""The abstract dynamics."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Dynamics(nn.Module, ABC):
         """The vector field g(t, z, x).
 
         Arguments:
-            t: the time of each sample, ``[batch, 1, ..., 1]``: it broadcasts against z (against its
-                first tensor).
+            t: the time of each sample, ``[batch, 1, ..., 1]``, which broadcasts with the first
+                tensor of z.
             z: the state.
             x: the input.
 
@@ -51,11 +51,12 @@ class Dynamics(nn.Module, ABC):
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance ``tol`` is relative to, ``[batch]``.
 
-        Here max(1, ``|g(z0)|``).
+        Here max(1, min(``|g(z0)|``, ``|z + g(z)|``)): a bad start, with a large residual, does not
+        loosen it beyond the size of the state.
 
         Arguments:
             update_norm: ``|z + g(z)|`` at the current iterate, ``[batch]``.
             start_norm: ``|g(z0)|``, ``[batch]``.
         """
-        del update_norm
-        return start_norm.clamp(min=1)
+        # A NaN at the start stays one, and meets nothing.
+        return torch.minimum(start_norm, update_norm).clamp(min=1)

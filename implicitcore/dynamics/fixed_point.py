@@ -14,19 +14,19 @@ from implicitcore.dynamics.cells import check_call, check_cell
 
 
 class FixedPointMap(Dynamics):
-    """dz/dt = f(z, x) - z for a model that is its map f: a subclass has an :meth:`update`."""
+    """dz/dt = f(z, x) - z for subclasses that define the map f as :meth:`update`."""
 
     @abstractmethod
     def update(self, z: Any, x: Any) -> Any:
         """f(z, x), shaped like z."""
 
     def velocity(self, t: Tensor, z: Any, x: Any) -> Any:
-        """f(z, x) - z; the time is not used."""
+        """f(z, x) - z; t is not used."""
         del t
         return pytree.tree_map(lambda f, z: f - z, self.update(z, x), z)
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
-        """``|f(z)|``: the tolerance is met where ``|f(z) - z| <= tol |f(z)|``."""
+        """``|f(z)|``: a sample has converged where ``|f(z) - z| <= tol |f(z)|``."""
         del start_norm
         return update_norm
 

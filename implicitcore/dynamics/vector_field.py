@@ -15,9 +15,9 @@ class VectorField(Dynamics):
     """dz/dt = v(t, z, x), or dz/dt = v(z, x) where ``autonomous``.
 
     Arguments:
-        field: v, a module or function that returns a state shaped like z; t comes as ``[batch, 1,
-            ..., 1]``.
-        autonomous: v takes (z, x) and not the time.
+        field: v, a module or function that returns a state shaped like z; t is ``[batch, 1, ...,
+            1]``.
+        autonomous: v is called with (z, x).
 
     Reference:
         Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv

@@ -16,6 +16,7 @@ from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.options.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
+from implicitcore.root_solvers.judgement import solve_from
 from implicitcore.solution import Backward, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem, Transposed
@@ -91,9 +92,9 @@ class BackwardSolve(Pullback):
     def __call__(self, v: Tensor) -> Tensor:
         """u, ``[batch, n]``."""
         linear = LinearSystem.transposed(self.system, self.jacobian, v)
-        solution = self.solver.solve_from(linear, self.start(linear))
+        solution = solve_from(self.solver, linear, self.start(linear))
         self._write_down(linear, solution)
-        return solution.z
+        return linear.solution(solution.z)
 
     def start(self, linear: LinearSystem) -> Evaluation:
         """Where the solve begins: at zero, whose residual is known."""

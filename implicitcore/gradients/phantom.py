@@ -20,7 +20,7 @@ from implicitcore.tensors.transforms import transformed
 @final
 @dataclass(frozen=True)
 class Phantom(Options, GradientStrategy):
-    """Solve without a graph, then differentiate ``steps`` damped fixed-point steps taken from the solution.
+    """Differentiate ``steps`` damped fixed-point steps, taken from a solution without a graph.
 
     The gradient is v^T sum_{i<k} (tau J + (1 - tau) I)^i tau df/dtheta: the Neumann series of the
     implicit gradient cut after k = ``steps`` terms, each damped by tau. With k = 1, tau = 1 it is

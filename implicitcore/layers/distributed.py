@@ -1,12 +1,14 @@
-"""Which processes stop together."""
+"""Process groups whose solves stop at the same iteration."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from implicitcore.errors import InputError
+from implicitcore.gradients.implicit import Implicit
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SharedGroup:
-    """A process group on a layer: copies of the layer share it, and no file can hold it."""
+    """A process group of a layer: copies of the layer share it, and it cannot be pickled."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
@@ -27,35 +29,58 @@ class SharedGroup:
     def __reduce__(self) -> NoReturn:
         raise InputError(
             "a process group cannot be saved: set layer.sync_steps = True (all processes) "
-            "or False before, and again after"
+            "or False before saving, and the group again after loading"
         )
 
 
 def group_of(layer: ImplicitLayer) -> ProcessGroup | None:
-    """The processes that a layer's solves stop with; None where it is alone.
+    """The process group that a layer's solves stop with; None where ``sync_steps`` is False.
 
     Raises:
-        InputError: there are no processes, or a part of the layer cannot stop in step with others.
+        InputError: there are no processes, or a part of the layer cannot stop in step with others;
+            the dynamics are divided among the processes where they cannot be.
     """
     setting = layer.sync_steps
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _check_sharding(layer, setting is not False)
     if setting is False:
         return None
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         raise InputError(
-            "sync_steps needs the processes: call torch.distributed.init_process_group "
+            "sync_steps needs a process group: call torch.distributed.init_process_group "
             "first (torchrun)"
         )
     for part in (layer.solver, getattr(layer.gradient, "solver", None)):
         if part is not None and not isinstance(part, StepwiseRootSolver):
             raise InputError(
-                f"{type(part).__name__} cannot stop in step with other processes, for its "
-                "iterations differ in their evaluations: with "
-                "sync_steps use Picard, Anderson or Broyden, as the layer's solver and in "
-                "its gradient, as Implicit(Anderson(tol=1e-5))"
+                f"{type(part).__name__} cannot stop at the same step as other processes: its "
+                "iterations differ in their number of evaluations. With sync_steps use Picard, "
+                "Anderson or Broyden as the layer's solver and in its gradient, as in "
+                "Implicit(Anderson(tol=1e-5))"
             )
     if layer.on_failure == "mask":
         raise InputError(
-            "on_failure='mask' solves again on the process whose samples failed, and "
-            "others would not: not with sync_steps"
+            "on_failure='mask' solves again only on the process whose samples failed, so it "
+            "cannot be combined with sync_steps"
         )
     return torch.distributed.group.WORLD if setting is True else setting
+
+
+def _check_sharding(layer: ImplicitLayer, together: bool) -> None:
+    """Refuse a cell that gathers its weights at each call, unless all processes call it alike.
+
+    ``fully_shard(model)`` gathers once for the whole pass, and is right with every solver and
+    gradient. ``fully_shard(cell)`` gathers at each call of the cell: processes that iterate a
+    different number of times wait for each other forever, and a gradient that calls the cell in
+    its own backward pass is that of one process alone.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing is divided
+    if fsdp is None or (together and type(layer.gradient) is Implicit):
+        return
+    for name, module in layer.dynamics.named_modules():
+        if isinstance(module, fsdp.FSDPModule):
+            raise InputError(
+                f"dynamics.{name} is divided among the processes on its own (fully_shard), and "
+                "gathers its weights at each evaluation: divide the whole model, "
+                "fully_shard(model), or set layer.sync_steps = True with the gradient Implicit"
+            )

@@ -1,4 +1,4 @@
-"""Dropout that is one function for a whole solve."""
+"""Dropout with one mask per solve."""
 
 from __future__ import annotations
 
@@ -16,19 +16,16 @@ from implicitcore.tensors.transforms import eager
 
 @final
 class VariationalDropout(nn.Module):
-    """y = m z / (1 - p), where the mask m of zeros and ones is drawn once a solve.
+    """y = m z / (1 - p) with a mask m of zeros and ones that is drawn once per solve.
 
-    It is kept for all evaluations of the solve.
-
-    With a fresh mask at each evaluation, as ``torch.nn.Dropout`` draws, f has no fixed point; with
-    one, the solve, its residual and its gradient are of the same f. Each solve draws its own;
-    nothing is kept on the module, and ``train()`` or ``eval()`` after a solve does not change its
-    backward pass. Used twice in one f on tensors of one shape, it drops the same
-    entries of both: take a module for each place. Off in ``eval()``, and an ordinary dropout
-    outside a solve.
+    ``torch.nn.Dropout`` draws a mask at each evaluation, and such an f has no fixed point. With one
+    mask the solve, its residual and its gradient are of the same f. Nothing is stored on the
+    module, and ``train()`` or ``eval()`` after a solve does not change its backward pass. Used
+    twice in one f on tensors of the same shape, it drops the same entries of both: use one module
+    for each place. It does nothing in ``eval()``, and is an ordinary dropout outside a solve.
 
     Arguments:
-        p: share of the entries that are dropped, in [0, 1).
+        p: the probability that an entry is dropped, in [0, 1).
         shared: dimensions along which the mask is constant: ``(2, 3)`` drops whole channels of
             ``[batch, channels, height, width]``.
 
@@ -62,8 +59,8 @@ class VariationalDropout(nn.Module):
         scope = current()
         if scope is None:
             return z * self._sample(z)
-        # On its own shape: in one f the module may see several. The batch is left out: samples may
-        # leave it during a solve.
+        # Keyed by the shape, of which one f may have several, without the batch, which shrinks
+        # where converged samples are compacted.
         return z * scope.draw((self, z.shape[1:]), lambda: self._drawn(z)).to(z.dtype)
 
     def _drawn(self, z: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Where z0 comes from."""
+"""Initial guesses: where the z0 of a solve comes from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from implicitcore.options.types import Count
 
 
 class InitialGuess(nn.Module, metaclass=PartMeta):
-    """Gives z0 for an input x.
+    """The abstract initial guess: z0 for an input x.
 
     Attributes:
-        detached: the solve begins from z0 without its graph, so that z0 learns from the layer's
-            regulariser alone.
-        evaluations: of f that it spends; they count in the solution.
+        detached: the solve starts from z0 without its graph, so that parameters of z0 are trained
+            by the layer's regularizer alone.
+        evaluations: the evaluations of f that z0 costs; the solution counts them.
     """
 
     detached: ClassVar[bool] = False
@@ -35,7 +35,7 @@ class InitialGuess(nn.Module, metaclass=PartMeta):
 
     @abstractmethod
     def forward(self, x: Any) -> Any:
-        """z0, any pytree of tensors ``[batch, ...]``."""
+        """z0: any pytree of tensors ``[batch, ...]``."""
 
 
 @final
@@ -43,7 +43,7 @@ class Zeros(InitialGuess):
     """z0 = 0.
 
     Arguments:
-        shape: of one sample's state; None is that of x, where x is one tensor.
+        shape: of the state of one sample; None: the shape of x, which is then one tensor.
     """
 
     def __init__(self, shape: tuple[int, ...] | None = None) -> None:
@@ -53,26 +53,25 @@ class Zeros(InitialGuess):
     def forward(self, x: Any) -> Tensor:
         """Zeros ``[batch, *shape]`` of x's dtype and device."""
         like = first_tensor(x, self.shape)
-        return like.new_zeros(
-            like.shape[0], *(like.shape[1:] if self.shape is None else self.shape)
-        )
+        shape = like.shape[1:] if self.shape is None else self.shape
+        return like.new_zeros(like.shape[0], *shape)
 
 
 @final
 class Identity(InitialGuess):
-    """z0 = x: the flow of a Neural ODE carries the input itself."""
+    """z0 = x, as in a Neural ODE, whose flow maps the input to the output."""
 
     def forward(self, x: Any) -> Any:
-        """X itself."""
+        """x, unchanged."""
         return x
 
 
 @final
 class Predictor(InitialGuess):
-    """z0 = predictor(x), which learns from the regulariser alone (Skip DEQ).
+    """z0 = predictor(x), trained by the regularizer alone (Skip DEQ).
 
     Arguments:
-        predictor: a module of x.
+        predictor: a module or function of x that returns a state.
     """
 
     detached: ClassVar[bool] = True
@@ -82,18 +81,18 @@ class Predictor(InitialGuess):
         self.predictor = predictor
 
     def forward(self, x: Any) -> Any:
-        """predictor(x)."""
+        """predictor(x), a state."""
         return self.predictor(x)
 
 
 @final
 class OneStep(InitialGuess):
-    """z0 = f(0, x): the cell predicts for itself (Skip Reg DEQ).
+    """z0 = f(0, x): one fixed-point step from zero (Skip Reg DEQ).
 
     Arguments:
-        update: f, as the method of the layer's dynamics: as a module it would stand twice in the
-            state_dict.
-        shape: of one sample's state; None is that of x.
+        update: f, as the bound method ``update`` of the layer's dynamics. A module here would
+            appear twice in the layer's state_dict.
+        shape: of the state of one sample; None: the shape of x.
     """
 
     evaluations: ClassVar[int] = 1
@@ -115,19 +114,19 @@ class OneStep(InitialGuess):
         self.zeros.shape = shape
 
     def forward(self, x: Any) -> Any:
-        """f(0, x): one evaluation."""
+        """f(0, x), at the cost of one evaluation."""
         return self.update(self.zeros(x), x)
 
 
 @final
 class LearnedInitialGuess(InitialGuess):
-    """One learned value per channel, shared by all samples and positions (HomoODE).
+    """z0 is one learned value per channel, the same for all samples and positions (HomoODE).
 
-    It is part of the state_dict.
+    The values are a parameter, so part of the state_dict.
 
     Arguments:
-        channels: of the state, its first dimension after the batch.
-        shape: of one sample's state, ``(channels, ...)``; None is that of x.
+        channels: the size of the first dimension of the state after the batch.
+        shape: of the state of one sample, ``(channels, ...)``; None: the shape of x.
     """
 
     detached: ClassVar[bool] = True
@@ -143,7 +142,7 @@ class LearnedInitialGuess(InitialGuess):
         return len(self.value)
 
     def forward(self, x: Any) -> Tensor:
-        """``[batch, channels, ...]``: the value of each channel everywhere.
+        """``[batch, channels, ...]``: each channel filled with its value.
 
         Raises:
             InputError: the state has another number of channels.
@@ -153,7 +152,7 @@ class LearnedInitialGuess(InitialGuess):
         channels = self.channels
         if not shape or shape[0] != channels:
             raise InputError(
-                f"the learned start has {channels} channels, but the state of one sample "
+                f"the learned initial guess has {channels} channels, but the state of one sample "
                 f"has shape {list(shape)}"
             )
         value = self.value.reshape(channels, *(1,) * (len(shape) - 1)).to(like.dtype)
@@ -161,7 +160,7 @@ class LearnedInitialGuess(InitialGuess):
 
 
 def first_tensor(x: Any, shape: tuple[int, ...] | None) -> Tensor:
-    """The tensor of x that tells the batch size, dtype and device of the state.
+    """The tensor of x that has the batch size, dtype and device of the state.
 
     And its shape, where ``shape`` is None.
 

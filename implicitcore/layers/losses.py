@@ -1,4 +1,4 @@
-"""The loss terms that layers add to the task's."""
+"""The regularizers of layers: loss terms that are added to the task's loss."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.solution import Solution
+from implicitcore.solution import SolveResult
 
 
-def skip_loss(solution: Solution) -> Tensor:
-    """mean ``|z - z0|`` over all entries, with gradient to both (Skip DEQ, arXiv 2201.12240)."""
+def skip_loss(solution: SolveResult) -> Tensor:
+    """Mean ``|z - z0|`` over all entries, differentiable in both (Skip DEQ, arXiv 2201.12240)."""
     return _mean(solution.z, solution.start, torch.nn.functional.l1_loss)
 
 
-def start_loss(solution: Solution) -> Tensor:
-    """smooth-L1 of z0 to the detached z: gradient to z0 alone (HomoODE, arXiv 2310.09583)."""
+def start_loss(solution: SolveResult) -> Tensor:
+    """Smooth L1 loss of z0 with the detached z as its target (HomoODE, arXiv 2310.09583)."""
     target = pytree.tree_map(torch.detach, solution.z)
     return _mean(solution.start, target, torch.nn.functional.smooth_l1_loss)
 
 
 def _mean(left: Any, right: Any, loss: Any) -> Tensor:
-    """The loss over all entries of two states."""
+    """The mean loss over all entries of two states."""
     pairs = list(zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True))
     entries = sum(a.numel() for a, _ in pairs)
     total = torch.stack([loss(a, b, reduction="sum") for a, b in pairs]).sum()

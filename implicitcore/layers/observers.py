@@ -1,6 +1,7 @@
-"""Who hears of each solve of a layer: the observers of the program, and those of the plugins.
+"""Observers, which are called after each solve of a layer.
 
-Low on purpose: a layer asks this module, which knows neither layers nor plugins.
+The program registers some, plugins others. This module imports neither layers nor plugins: layers
+import it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from implicitcore.errors import InputError, did_you_mean, show
 
 if TYPE_CHECKING:
     from implicitcore.layers.base import ImplicitLayer
-    from implicitcore.solution import Solution
+    from implicitcore.solution import SolveResult
 
 METHOD = "implicitcore_after_solve"
 """The method of an observer; a plugin's hook has the same name."""
 
 ARGUMENTS = ("layer", "solution")
-"""What an observer may take, by these names."""
+"""The arguments that an observer may take, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Observer:
-    """A function that hears of solves.
+    """A function that is called after each solve.
 
     Attributes:
         name: for the note on an error.
@@ -42,13 +43,13 @@ class Observer:
 
 
 class ObserverHandle:
-    """Ends what :func:`observe` began: by :meth:`remove`, or at the end of a ``with`` block."""
+    """Removes an observer: by :meth:`remove`, or at the end of a ``with`` block."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
     def remove(self) -> None:
-        """The observer hears of no further solve; a second call does nothing."""
+        """Remove the observer; a second call does nothing."""
         global active
         with _lock:
             active = tuple(other for other in active if other is not self._observer)
@@ -66,27 +67,27 @@ class ObserverHandle:
 
 
 active: tuple[Observer, ...] = ()
-"""Who hears of the next solve.
+"""The observers that the next solve calls.
 
-Replaced and never changed: a solve in another thread may be going through it.
+It is replaced and never mutated: a solve in another thread may be iterating over it.
 """
 
 _of_plugins: tuple[Observer, ...] = ()
 _lock = threading.Lock()
-_telling: ContextVar[bool] = ContextVar("implicitcore_telling", default=False)
+_notifying: ContextVar[bool] = ContextVar("implicitcore_notifying", default=False)
 
 
 def observe(observer: object) -> ObserverHandle:
-    """Tell an observer of every solve of a layer from now on, whichever thread solves.
+    """Call an observer after every solve of a layer from now on, in any thread.
 
     Arguments:
         observer: an object with a method ``implicitcore_after_solve(layer, solution)``, or a
-            function; either takes both arguments or one of them, by these names. What they are, and
-            when it is called: :func:`implicitcore.registry.hookspecs.implicitcore_after_solve`.
+            function; either takes both arguments or one of them, by these names. See
+            :func:`implicitcore.registry.hookspecs.implicitcore_after_solve`.
 
     Returns:
-        A handle, as torch's hooks have it: ``handle.remove()`` ends it, and so does the end of
-        ``with observe(observer):``.
+        A handle, like those of torch's hooks: ``handle.remove()`` removes the observer, and so
+        does the end of ``with observe(observer):``.
 
     Raises:
         InputError: it cannot be called, or takes another argument.
@@ -95,10 +96,9 @@ def observe(observer: object) -> ObserverHandle:
         >>> import torch, implicitcore as ic
         >>> dynamics = ic.FixedPoint(lambda z, x: 0.5 * z + x)
         >>> layer = ic.ImplicitLayer(dynamics, solver=ic.Picard(tol=1e-3))
-        >>> tell = lambda solution: print(solution.evaluations, solution.converged.tolist())
-        >>> with ic.observe(tell):
+        >>> with ic.observe(lambda solution: print(solution.evaluations)):
         ...     z = layer(torch.ones(2, 3))
-        11 [True, True]
+        11
     """
     global active
     found = _observer(observer)
@@ -108,7 +108,7 @@ def observe(observer: object) -> ObserverHandle:
 
 
 def observe_from_plugins(observers: Iterable[Observer]) -> None:
-    """Tell the observers of the plugins, in place of those that an earlier discovery found."""
+    """Replace the observers of plugins by those that a new discovery found."""
     global active, _of_plugins
     with _lock:
         own = [observer for observer in active if observer not in _of_plugins]
@@ -116,12 +116,12 @@ def observe_from_plugins(observers: Iterable[Observer]) -> None:
         active = (*_of_plugins, *own)
 
 
-def notify(layer: ImplicitLayer, solution: Solution) -> None:
-    """Tell the active observers of a solve, but of none that an observer makes itself."""
-    if _telling.get():
+def notify(layer: ImplicitLayer, solution: SolveResult) -> None:
+    """Call the active observers after a solve, unless an observer made the solve."""
+    if _notifying.get():
         return
     given = {"layer": layer, "solution": solution}
-    token = _telling.set(True)
+    token = _notifying.set(True)
     try:
         for observer in active:
             try:
@@ -132,7 +132,7 @@ def notify(layer: ImplicitLayer, solution: Solution) -> None:
                 )
                 raise
     finally:
-        _telling.reset(token)
+        _notifying.reset(token)
 
 
 def _observer(observer: object) -> Observer:

@@ -1,4 +1,4 @@
-"""How contractive f is at an equilibrium, as a loss term and as a figure."""
+"""How contractive f is at an equilibrium: a loss term and a diagnostic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import eager
 
 Function = ImplicitLayer | Dynamics | Callable[[Any, Any], Any]
-"""What has an f(z, x): a layer, its dynamics, or the function itself."""
+"""A layer, its dynamics, or f(z, x) itself."""
 
 
 @eager
@@ -29,16 +29,16 @@ def jacobian_regularizer(
 ) -> Tensor:
     """Hutchinson's estimate of ``|J|_F^2`` / n, averaged over the batch, J = df/dz.
 
-    E ``|v^T J|^2`` = ``|J|_F^2`` for random signs v. Added to the loss (times 0.1 to 2), it keeps f
-    contractive as training goes on: fewer steps, and a gradient that can be solved for. Unbiased
-    and differentiable with respect to the parameters and x; z is held where it is. One evaluation
-    of f and ``samples`` products.
+    E ``|v^T J|^2`` = ``|J|_F^2`` for random signs v. Added to the loss with a weight of 0.1 to 2,
+    it keeps f contractive during training: solves take fewer steps, and the backward system stays
+    well-conditioned. Unbiased, and differentiable in the parameters and x; z is a constant. It
+    costs one evaluation of f and ``samples`` vector-Jacobian products.
 
     Arguments:
         f: a layer, its dynamics, or a function of (z, x).
-        z: where J is taken: a :class:`Solution`, or a state ``[batch, ...]``.
-        x: the input that was solved for.
-        samples: random vectors.
+        z: the point of J: a :class:`Solution`, or a state ``[batch, ...]``.
+        x: the input of the solve.
+        samples: the number of random vectors.
         generator: of the signs, on the device of z.
 
     Returns:
@@ -68,19 +68,20 @@ def jacobian_regularizer(
 def spectral_radius(
     f: Function, z: Any, x: Any = None, *, steps: int = 40, generator: Generator | None = None
 ) -> Tensor:
-    """The spectral radius of J = df/dz of each sample by power iteration.
+    """The spectral radius of J = df/dz of each sample, by power iteration.
 
-    Picard's rate of convergence; below one, it converges. With w_k = (J^T)^k w_0, the radius is the
-    growth of ``|w_k|`` over the second half of the steps, as the slope of a least squares line
-    through log ``|w_k|``. A complex pair of largest eigenvalues turns w_k and makes its norm swing:
-    the line averages that out, with an error of a few per cent at 40 steps, which falls as
-    steps^-2. One evaluation of f and ``steps`` products.
+    It is the linear rate of convergence of Picard's iteration, which converges where it is below 1.
+    With w_k = (J^T)^k w_0 the radius is the growth of ``|w_k|`` over the second half of the steps:
+    the slope of a least squares line through log ``|w_k|``. With a complex pair of dominant
+    eigenvalues ``|w_k|`` oscillates; the line averages over it, with an error of a few per cent at
+    40 steps that falls as steps^-2. It costs one evaluation of f and ``steps`` vector-Jacobian
+    products.
 
     Arguments:
         f: a layer, its dynamics, or a function of (z, x). It must not mix samples.
-        z: where J is taken: a :class:`Solution`, or a state ``[batch, ...]``.
-        x: the input that was solved for.
-        steps: products, at least 4.
+        z: the point of J: a :class:`Solution`, or a state ``[batch, ...]``.
+        x: the input of the solve.
+        steps: the number of products, at least 4.
         generator: of w_0, on the device of z.
 
     Returns:
@@ -104,7 +105,7 @@ def spectral_radius(
             w = jacobian.vjp(w)
             growth.append(norm(w).clamp(min=tiny))
             w = w / column(growth[-1]).to(w.dtype)
-    # log |w_k| over the second half, from zero at its begin.
+    # log |w_k| over the second half, up to a constant.
     logs = torch.stack(growth[steps // 2 :]).log().cumsum(0)
     times = torch.arange(len(logs), dtype=logs.dtype, device=logs.device)
     times = times - times.mean()
@@ -113,13 +114,9 @@ def spectral_radius(
 
 def _bind(f: Function, z: Any, x: Any) -> tuple[System, Tensor]:
     """The system of f at x, and the packed point."""
-    dynamics = (
-        f.dynamics
-        if isinstance(f, ImplicitLayer)
-        else f
-        if isinstance(f, Dynamics)
-        else FixedPoint(f)
-    )
+    if isinstance(f, ImplicitLayer):
+        f = f.dynamics
+    dynamics = f if isinstance(f, Dynamics) else FixedPoint(f)
     state = z.z if isinstance(z, Solution) else z
     packing = Packing.of(state)
     return System.of(dynamics, x, packing), packing.pack(state).detach()

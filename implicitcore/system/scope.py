@@ -169,7 +169,8 @@ def frozen_randomness(module: Callable[..., Any] | None = None) -> Iterator[Solv
         >>> layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-6))
         >>> with ic.frozen_randomness(layer):
         ...     solution = layer.solve(torch.ones(2, 3))
-        ...     loss = ic.jacobian_regularizer(layer, solution, torch.ones(2, 3))  # of the f that was solved
+        ...     # of the f that was solved:
+        ...     loss = ic.jacobian_regularizer(layer, solution, torch.ones(2, 3))
     """
     context = current() or SolveContext()
     if isinstance(module, nn.Module):

@@ -1,7 +1,4 @@
-"""Dense float64 computations that the checks compare with.
-
-Jacobians as matrices, linear systems by LU.
-"""
+"""Dense float64 references: Jacobians as matrices, linear systems by LU."""
 
 from __future__ import annotations
 
@@ -42,6 +39,13 @@ def differentiable_root(f: Map, z: Tensor) -> Tensor:
     Two steps from the root have them exactly.
     """
     return newton_step(f, newton_step(f, fixed_point(f, z)))
+
+
+def implicit_gradient(f: Map, z: Tensor, v: Tensor, wrt: Sequence[Tensor]) -> list[Tensor]:
+    """The implicit gradient by LU: u^T df/d(wrt) with (I - J)^T u = v, at the fixed point z."""
+    identity = torch.eye(z.shape[1], dtype=z.dtype)
+    u = torch.linalg.solve((identity - jacobians(f, z).detach()).transpose(1, 2), v)
+    return list(torch.autograd.grad(f(z), wrt, u, retain_graph=True))
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -1,15 +1,14 @@
-"""What checks are written with.
-
-An expectation that fails with what was done, what was received and what was expected.
-"""
+"""Expectations of checks: a failure says what was done, received and expected."""
 
 from __future__ import annotations
 
 import unittest
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 
 class ContractError(AssertionError):
@@ -41,7 +40,7 @@ def expect_equal(found: Tensor, expected: Tensor, did: str) -> None:
 
 
 def expect_close(found: Tensor, expected: Tensor, did: str, bound: float) -> None:
-    """Equal up to an error of ``bound``, relative to the largest entry (to 1, where that is less)."""
+    """Equal up to an error of ``bound``, relative to the largest entry, or to 1 if that is less."""
     if found.shape != expected.shape:
         expect(False, did, f"shape {list(found.shape)}", f"shape {list(expected.shape)}")
     error = (found.to(expected.dtype) - expected).abs().max().item() if expected.numel() else 0.0
@@ -62,3 +61,9 @@ def _summary(found: Tensor, expected: Tensor) -> str:
         return "no entries"
     place = int((found.to(expected.dtype) - expected).abs().nan_to_num(torch.inf).argmax())
     return f"{found.flatten()[place].item():.6g} for {expected.flatten()[place].item():.6g}"
+
+
+def known(value: _T | None) -> _T:
+    """A value that may be None, and here is not: for a type checker."""
+    assert value is not None, "expected a value, received None"
+    return value

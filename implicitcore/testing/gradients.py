@@ -17,8 +17,7 @@ from implicitcore.testing.expect import expect
 from implicitcore.testing.options import for_dtype, with_options
 from implicitcore.testing.problems import Problem, inputs, problem_for
 
-# A root solver that every strategy for roots can take (Shine reuses what Broyden estimates), and an
-# ODE solver likewise.
+# Solvers that every strategy takes: Shine needs the inverse that Broyden estimates.
 SOLVERS = (Broyden(tol=1e-11, max_steps=100), Tsit5(rtol=1e-6, atol=1e-8))
 
 
@@ -46,7 +45,7 @@ class Case:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """What is to get a gradient."""
+        """The tensors that get a gradient."""
         start = [] if self.problem.times is None else [self.problem.z0]
         return [*start, self.problem.x, *self.parameters]
 
@@ -61,8 +60,8 @@ class Case:
         )
         return z
 
-    def take(self, wrt: Sequence[Tensor], scale: float = 1.0) -> list[Tensor]:
-        """The gradient; zero for what got none."""
+    def gradients(self, wrt: Sequence[Tensor], scale: float = 1.0) -> list[Tensor]:
+        """The gradients of these tensors; zero where autograd gives none."""
         return _take(self.z(), wrt, self.v * scale)
 
     def expected(self, wrt: Sequence[Tensor]) -> list[Tensor]:
@@ -70,20 +69,20 @@ class Case:
         return list(torch.autograd.grad(self.problem.exact(), wrt, self.v))
 
 
-def case(
+def make_case(
     gradient: GradientStrategy,
     solver: RootSolver | ODESolver,
     batch: int = 8,
     dtype: torch.dtype = torch.float64,
     *,
-    x_learns: bool = True,
+    x_requires_grad: bool = True,
 ) -> Case:
     """The problem that the solver is for."""
     problem = problem_for(solver, batch, dtype)
     problem = replace(
         problem,
-        x=problem.x.requires_grad_(x_learns),
-        z0=problem.z0.requires_grad_(problem.times is not None and x_learns),
+        x=problem.x.requires_grad_(x_requires_grad),
+        z0=problem.z0.requires_grad_(problem.times is not None and x_requires_grad),
     )
     shape = problem.z0.shape if problem.times is None else (len(problem.times), *problem.z0.shape)
     v = torch.stack([inputs(batch, seed=seed, dtype=dtype) for seed in range(10, 13)])
@@ -93,8 +92,8 @@ def case(
 def refusal(gradient: GradientStrategy, solver: RootSolver | ODESolver) -> Exception | None:
     """The error with which the strategy meets such a solver; None where it serves it."""
     try:
-        made = case(gradient, with_options(solver, rtol=1e-2, atol=1e-2), 1)
-        torch.autograd.grad(made.z(), made.leaves, made.v, allow_unused=True)
+        case = make_case(gradient, with_options(solver, rtol=1e-2, atol=1e-2), 1)
+        torch.autograd.grad(case.z(), case.leaves, case.v, allow_unused=True)
     except Exception as error:
         return error
     return None
@@ -111,7 +110,7 @@ def served(
     """The root and the trajectory, where the strategy is for them."""
     for solver in SOLVERS:
         if serves(gradient, solver):
-            yield case(gradient, for_dtype(solver, dtype), batch, dtype)
+            yield make_case(gradient, for_dtype(solver, dtype), batch, dtype)
 
 
 def _take(z: Tensor, wrt: Sequence[Tensor], v: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The kernels of a backend, each called with drawn arguments."""
+"""The kernels of a backend, each called with random arguments."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend
 from implicitcore.tensors.norms import real_dtype
-from implicitcore.testing.expect import NotApplicable
+from implicitcore.testing.expect import NotApplicable, expect_close
 
-# Around the block of 128 threads or lanes that kernels like; and nothing at all.
+# Around a block of 128 threads or lanes, and no entries.
 SIZES = (0, 1, 127, 128, 129, 1000)
 BATCHES = (0, 1, 3)
 WEIGHTS = (0.5, 0.0, -1.25, 2.0)
+# How far rounding may move a result, in units in the last place of its dtype.
+ULPS = 8
 
 
 class Draw:
-    """Random arguments: the same ones for each of the same seed.
+    """Random arguments, the same in each instance.
 
     Arguments:
         dtype: of states.
         device: where they are.
-        rounded: the dtype to which the values are rounded first, for a reference without rounding
-            of its own.
-        learns: they require a gradient.
+        rounded: the dtype to which the values are rounded first, for the arguments of a
+            reference in a wider dtype.
+        requires_grad: of the arguments.
 
     Attributes:
-        drawn: all of them, in order.
+        drawn: all arguments, in order.
     """
 
     def __init__(
@@ -37,28 +39,29 @@ class Draw:
         device: str,
         *,
         rounded: torch.dtype | None = None,
-        learns: bool = False,
+        requires_grad: bool = False,
     ) -> None:
-        self.dtype, self.device, self.rounded, self.learns = dtype, device, rounded or dtype, learns
+        self.dtype, self.device, self.rounded = dtype, device, rounded or dtype
+        self.requires_grad = requires_grad
         self.generator = torch.Generator().manual_seed(0)
         self.drawn: list[Tensor] = []
 
     def __call__(self, *shape: int) -> Tensor:
         """A state or a history."""
-        return self._give(shape, self.dtype, self.rounded)
+        return self._next(shape, self.dtype, self.rounded)
 
     def dt(self, batch: int) -> Tensor:
         """Step sizes, in the dtype in which solvers keep them."""
-        return self._give((batch,), _real(self.dtype), _real(self.rounded))
+        return self._next((batch,), _real(self.dtype), _real(self.rounded))
 
-    def _give(self, shape: tuple[int, ...], dtype: torch.dtype, rounded: torch.dtype) -> Tensor:
+    def _next(self, shape: tuple[int, ...], dtype: torch.dtype, rounded: torch.dtype) -> Tensor:
         widest = torch.complex128 if rounded.is_complex else torch.float64
         value = (
             torch.randn(*shape, generator=self.generator, dtype=widest)
             .to(rounded)
             .to(self.device, dtype)
         )
-        self.drawn.append(value.requires_grad_(self.learns))
+        self.drawn.append(value.requires_grad_(self.requires_grad))
         return value
 
 
@@ -100,7 +103,7 @@ def stage_combination(backend: Backend, draw: Draw, batch: int, n: int) -> tuple
 
 
 def error_norm(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, ...]:
-    """At unlike tolerances."""
+    """At two pairs of tolerances."""
     error, z, z_next = draw(batch, n), draw(batch, n), draw(batch, n)
     return backend.error_norm(error, z, z_next, 0.1, 0.5), backend.error_norm(
         error, z, z_next, 0.5, 0.1
@@ -116,8 +119,25 @@ KERNELS: tuple[Kernel, ...] = (
 )
 
 
+def rounding(dtype: torch.dtype, terms: int = 0) -> float:
+    """How far a result may be off, relative.
+
+    It is rounded to the dtype; its sums, of so many terms, are rounded to the dtype of norms, and
+    their errors add up as a random walk.
+    """
+    return ULPS * torch.finfo(dtype).eps + terms**0.5 * torch.finfo(_real(dtype)).eps
+
+
+def expect_results(
+    found: tuple[Tensor, ...], expected: tuple[Tensor, ...], did: str, bound: float
+) -> None:
+    """The results of a kernel, up to an error of ``bound`` in each."""
+    for place, (a, b) in enumerate(zip(found, expected, strict=True)):
+        expect_close(a.detach().to(b), b.detach(), f"{did}, result {place}", bound)
+
+
 def device_of(backend: Backend) -> str:
-    """A device that is here and that it runs on.
+    """A device of this machine that the backend runs on.
 
     Raises:
         NotApplicable: it cannot run here.
@@ -125,13 +145,13 @@ def device_of(backend: Backend) -> str:
     reason = backend.unavailable_reason()
     if reason is not None:
         raise NotApplicable(f"it cannot run here: {reason}")
-    here = ["cpu"] + (
-        [torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else []
-    )  # pyright: ignore
-    found = [device for device in here if device in backend.device_types]
+    available = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if available else None
+    present = ["cpu", *([] if accelerator is None else [accelerator.type])]
+    found = [device for device in present if device in backend.device_types]
     if not found:
         raise NotApplicable(
-            f"it runs on {', '.join(backend.device_types)}, and here is {', '.join(here)}"
+            f"it runs on {', '.join(backend.device_types)}, this machine has {', '.join(present)}"
         )
     return found[-1]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.packing import Packing
 from implicitcore.testing.dense import differentiable_root
@@ -44,7 +44,7 @@ class Cell(nn.Module):
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
-        draw = _draws(seed)
+        draw = draws(seed)
         weight = draw(n, n)
         self.weight = nn.Parameter(
             (contraction * weight / torch.linalg.matrix_norm(weight, 2)).to(dtype)
@@ -62,7 +62,7 @@ class Linear(nn.Module):
 
     def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        weight = _draws(3)(n, n)
+        weight = draws(3)(n, n)
         self.weight = nn.Parameter((0.5 * weight / torch.linalg.matrix_norm(weight, 2)).to(dtype))
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
@@ -73,27 +73,30 @@ class Linear(nn.Module):
 class Driven(nn.Module):
     """dz/dt = theta cos(t) z + x exp(theta sin(t)).
 
-    The time matters, and going back is as easy as going on.
+    It depends on the time, and backward integration is as stable as forward.
     """
 
-    def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64, seed: int = 4) -> None:
         super().__init__()
-        self.theta = nn.Parameter(_draws(4)(1, n).to(dtype))
+        self.theta = nn.Parameter(draws(seed)(1, n).to(dtype))
 
     def forward(self, t: Tensor, z: Tensor, x: Tensor) -> Tensor:
         """The velocity, ``[batch, n]``."""
         return self.theta * torch.cos(t) * z + x * torch.exp(self.theta * torch.sin(t))
 
+    def state(self, t: Tensor, z0: Tensor, x: Tensor, t0: Tensor | float = 0.0) -> Tensor:
+        """z(t) with z(t0) = z0; t broadcasts with the state."""
+        start = z0 * torch.exp(-self.theta * torch.sin(torch.as_tensor(t0)))
+        return torch.exp(self.theta * torch.sin(t)) * (start + x * (t - t0))
+
     def exact(self, times: Tensor, z0: Tensor, x: Tensor) -> Tensor:
-        """The states ``[T, batch, n]``."""
-        t = times[:, None, None]
-        growth = torch.exp(self.theta * torch.sin(t))
-        return growth * (z0 * torch.exp(-self.theta * torch.sin(t[0])) + x * (t - t[0]))
+        """The states at the times, the first of which has z0, ``[T, batch, n]``."""
+        return self.state(times[:, None, None], z0, x, times[0])
 
 
 def inputs(batch: int = 8, n: int = 6, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
     """Samples of the normal distribution, ``[batch, n]``."""
-    return _draws(seed)(batch, n).to(dtype)
+    return draws(seed)(batch, n).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +121,27 @@ class Problem:
         dynamics = FixedPoint(self.f) if self.times is None else VectorField(self.f)
         return System.of(dynamics, self.x, Packing.of(self.z0))
 
-    def solve(self, solver: RootSolver | ODESolver) -> Solution:
+    @overload
+    def solve(self, solver: RootSolver) -> Solution: ...
+
+    @overload
+    def solve(self, solver: ODESolver) -> Trajectory: ...
+
+    @overload
+    def solve(self, solver: RootSolver | ODESolver) -> Solution | Trajectory: ...
+
+    def solve(self, solver: RootSolver | ODESolver) -> Solution | Trajectory:
         """Without a graph."""
         with torch.no_grad():
             return Solve(solver, self.times)(self.system, self.z0)
 
     def attach(
         self, solver: RootSolver | ODESolver, gradient: GradientStrategy | None = None
-    ) -> Solution:
+    ) -> Solution | Trajectory:
         """With the gradient of a strategy."""
         return (gradient or Unrolled()).run(Solve(solver, self.times), self.system, self.z0)
 
-    def states(self, solution: Solution) -> Tensor:
+    def states(self, solution: Solution | Trajectory) -> Tensor:
         """What was found, with the batch first."""
         return solution.z if self.times is None else solution.z.transpose(0, 1)
 
@@ -169,6 +181,7 @@ def problem_for(
     return (root if isinstance(solver, RootSolver) else trajectory)(batch, dtype)
 
 
-def _draws(seed: int) -> Callable[..., Tensor]:
+def draws(seed: int) -> Callable[..., Tensor]:
+    """Samples of the normal distribution in float64, ``draws(seed)(*shape)``."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from requirements import missing
+
+from implicitcore.testing.requirements import missing
 
 KERNELS = Path(__file__).parent / "implicitcore_triton" / "kernels.py"
 Collectors = list[pytest.Collector]

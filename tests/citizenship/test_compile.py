@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
-from dense import Cell, inputs, relative_error
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 # torch's own: Dynamo looks at the .grad of what is no leaf, Inductor uses torch.jit.
 pytestmark = [
@@ -139,7 +140,7 @@ def test_what_a_solve_holds_is_held_in_a_compiled_cell(backend):
             results.append(
                 [
                     *values(layer, list(cell.parameters()), x),
-                    cell.linear.parametrizations.weight[0]._u.clone(),
+                    cell.get_buffer("linear.parametrizations.weight.0._u").clone(),
                 ]
             )
     assert relative_error(results[2] + results[3], results[0] + results[1]) < 1e-8

@@ -8,15 +8,15 @@ import pickle
 
 import pytest
 import torch
-from dense import Cell, inputs
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import implicitcore as ic
+from implicitcore.testing.problems import Cell, inputs
 
 LAYERS = {
     "root": lambda: ic.ImplicitLayer(
-        ic.FixedPoint(Cell()), solver=ic.Chain([ic.Anderson(), ic.Newton()])
+        ic.FixedPoint(Cell()), solver=ic.Chain((ic.Anderson(), ic.Newton()))
     ),
     "steady": lambda: ic.ImplicitLayer(
         ic.FixedPoint(Cell()), solver=ic.SteadyState(), gradient=ic.Phantom(steps=2)

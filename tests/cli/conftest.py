@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from click.testing import CliRunner, Result
-from sites import Site
+from support.sites import Site
 
 from implicitcore.cli import cli
 from implicitcore.registry.registry import REGISTRY

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 from click.testing import Result
-from sites import Site, registers
+from support.sites import Site, registers
 
 from implicitcore.cli.check import nested
 from implicitcore.testing import checks_for
@@ -120,9 +120,12 @@ def test_a_check_that_is_expected_to_fail_must(run: Run):
     assert result.exit_code == 0, result.output
     assert rows(result)["gives_the_gradient_of_the_input"][1].startswith("one step of the series (")
     assert "2 expected" in result.stdout
-    result = run("check", "gradient", "phantom", *inexact, "-x", "points_downhill=no")
+    result = run("check", "gradient", "phantom", *inexact, "-x", "descent_direction=no")
     assert result.exit_code == 1
-    assert rows(result)["points_downhill"] == ["failed", "it was expected to fail (no), and passed"]
+    assert rows(result)["descent_direction"] == [
+        "failed",
+        "it was expected to fail (no), and passed",
+    ]
 
 
 def test_options_of_parts_within_parts():

@@ -4,7 +4,7 @@ from resource import RUSAGE_CHILDREN, getrusage
 
 import click
 import pytest
-from sites import SOLVER, Site, registers, run_python
+from support.sites import SOLVER, Site, registers, run_python
 
 from implicitcore.cli import cli
 

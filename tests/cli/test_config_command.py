@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from click.testing import Result
-from sites import SOLVER, Site, registers
+from support.sites import SOLVER, Site, registers
 from torch import nn
 
 import implicitcore as ic

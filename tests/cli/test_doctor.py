@@ -6,7 +6,7 @@ import click
 import pytest
 import torch
 from click.testing import Result
-from sites import SOLVER, Site, hook, registers, run_python
+from support.sites import SOLVER, Site, hook, registers, run_python
 
 Run = Callable[..., Result]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from requirements import needs
-from sites import ROOT, Environment, Site, run_python
+from support.sites import ROOT, Environment, Site, run_python
 
 from implicitcore import __version__
 from implicitcore.cli import cli
 from implicitcore.cli.new_plugin import render
 from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.testing.requirements import needs
 
 NO_TORCH = (
     "-c",

@@ -1,3 +1,6 @@
+# Options that are wrong on purpose are what these tests are about.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import math
 import pickle
 from collections.abc import Callable
@@ -87,7 +90,8 @@ def test_all_problems_come_in_one_error():
 
 
 def test_numbers_are_converted_where_nothing_is_lost():
-    options = Numbers(tol=1, depth=np.int64(3), steps=[1, 2], limit=np.float32(0.5))  # type: ignore[arg-type]
+    given: dict[str, Any] = {"tol": 1, "depth": np.int64(3), "steps": [1, 2]}
+    options = Numbers(**given, limit=np.float32(0.5))
     assert options == Numbers(tol=1.0, depth=3, steps=(1, 2), limit=0.5)
     assert [
         type(value) for value in (options.tol, options.depth, options.steps, options.limit)
@@ -131,8 +135,8 @@ def test_a_slot_takes_names_and_mappings_as_a_config_does():
     assert problems(Outer, solver={"name": "anderson", "toll": 1}, chain=["picard", "newto"])[
         0
     ] == (
-        "solver.toll: unknown option of anderson; did you mean 'tol' or 'atol'? (options: atol, compact, "
-        "damping, depth, max_steps, regularization, tol)"
+        "solver.toll: unknown option of anderson; did you mean 'tol' or 'atol'? (options: atol, "
+        "compact, damping, depth, max_steps, regularization, tol)"
     )
     assert problems(Outer, solver="picard", chain=["picard", "newto"])[0].startswith(
         "chain[1]: unknown root_solver 'newto'; did you mean 'newton'?"
@@ -221,7 +225,11 @@ def test_a_type_that_is_not_there_at_run_time_is_an_error():
 
 
 class Unreadable:
-    def __init__(self, *, number: "nn.NoSuchModule | None") -> None: ...
+    def __init__(
+        self,
+        *,
+        number: "nn.NoSuchModule | None",  # pyright: ignore[reportAttributeAccessIssue]
+    ) -> None: ...
 
 
 def test_a_type_that_cannot_be_read_is_an_error_that_names_the_class():

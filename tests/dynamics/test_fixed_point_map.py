@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from dense import Cell, inputs
 
 import implicitcore as ic
 from implicitcore.extend import FixedPointMap
+from implicitcore.testing.problems import Cell, inputs
 
 
 class Model(FixedPointMap):

@@ -7,14 +7,15 @@ from math import comb
 
 import pytest
 import torch
-from dense import Cell, inputs, relative_error
-from problems import driven, linear, logistic
+from support.trajectory_solvers import BlackBox, stepwise
 from torch import nn
 from torch.nn.utils import parametrizations
-from trajectory_solvers import BlackBox, stepwise
 
 import implicitcore as ic
 from implicitcore.gradients.checkpoints import Checkpoints, split
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
+from implicitcore.testing.trajectories import driven, linear, logistic
 from implicitcore_lab.memory import peak_bytes
 
 BUDGETS = [None, 1, 3]
@@ -199,8 +200,9 @@ def walk(steps: int, budget: int | None) -> tuple[int, int]:
     own index."""
     kept, taken, most = Checkpoints[int](budget), 0, 0
 
-    def advance(state: int, ahead: int) -> int:
+    def advance(state: int, step: int, ahead: int) -> int:
         nonlocal taken
+        assert state == step
         taken += ahead
         return state + ahead
 
@@ -292,14 +294,12 @@ def spent(gradient, dt):
 STATE = 16 * 64 * 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [ic.Adjoint(), ic.Implicit()], ids=lambda g: type(g).__name__)
 def test_memory_does_not_grow_with_the_steps(gradient):
     few, many = spent(gradient, 0.1), spent(gradient, 0.001)
     assert many <= few + STATE
 
 
-@pytest.mark.slow
 def test_memory_stays_within_the_budget():
     few, many = spent(ic.Checkpointed(1), 0.1), spent(ic.Checkpointed(16), 0.001)
     choices = 1000 * 16 * (8 + 1 + 1)  # dt, arrives and accept of each sample

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from dense import Cell, inputs
 
 import implicitcore as ic
 from implicitcore.extend import ApproximateGradient
+from implicitcore.testing.problems import Cell, inputs
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, fixed_point, implicit_gradient, inputs
 
 import implicitcore as ic
 from implicitcore.registry.registry import REGISTRY
+from implicitcore.testing.dense import fixed_point, implicit_gradient
+from implicitcore.testing.problems import Cell, inputs
 
 SOLVERS = sorted(
     part.name for part in REGISTRY.parts("root_solver") if part.provider == "implicitcore"

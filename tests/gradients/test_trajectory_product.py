@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, inputs, relative_error
+from support.trajectory_solvers import NAMES, make
 from torch import nn
-from trajectory_solvers import NAMES, make
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
 
 GRID = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
 # The adjoint differs by the error of both integrations, which at steps of 1e-2 is large for a
@@ -36,7 +37,7 @@ def tight(name):
 
 def gradients(solve, gradient, wrt):
     solution = solve(gradient).raise_if_failed()
-    z = solution.z if solution.times is None else solution.z[1:]
+    z = solution.z[1:] if isinstance(solution, ic.Trajectory) else solution.z
     return torch.autograd.grad(z.square().sum(), wrt)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import driven, logistic, trajectories
 
 import implicitcore as ic
+from implicitcore.testing.trajectories import driven, logistic, trajectories
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12, "max_steps": 5000}
 SOLVERS = [

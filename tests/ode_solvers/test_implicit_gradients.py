@@ -8,14 +8,15 @@ from typing import ClassVar
 
 import pytest
 import torch
-from dense import Cell, fixed_point, implicit_gradient, inputs, relative_error
-from problems import driven, linear, logistic
 from torch import Tensor
 
 import implicitcore as ic
 from implicitcore.ode_solvers import implicit_tableaus as tableaus
 from implicitcore.ode_solvers.implicit_runge_kutta import FixedImplicitRungeKutta
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
+from implicitcore.testing.dense import fixed_point, implicit_gradient, relative_error
+from implicitcore.testing.problems import Cell, inputs
+from implicitcore.testing.trajectories import driven, linear, logistic
 
 
 @dataclass(frozen=True, kw_only=True)

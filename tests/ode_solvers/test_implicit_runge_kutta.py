@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import pytest
 import torch
-from problems import logistic
 from torch import Tensor
 
 import implicitcore as ic
 from implicitcore.ode_solvers import implicit_tableaus as tableaus
 from implicitcore.ode_solvers.implicit_runge_kutta import FixedImplicitRungeKutta
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
+from implicitcore.testing.trajectories import logistic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from order_conditions import defects
+from support.order_conditions import defects
 from torch import Tensor
 
 from implicitcore.ode_solvers import implicit_tableaus as tableaus

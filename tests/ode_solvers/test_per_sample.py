@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from problems import logistic
 
 import implicitcore as ic
+from implicitcore.testing.trajectories import logistic
 
 FIXED = [ic.Euler(), ic.Midpoint(), ic.Heun(), ic.Heun3(), ic.RK4()]
 ADAPTIVE = [

@@ -4,7 +4,7 @@ import threading
 import warnings
 
 import pytest
-from sites import HEADER, SOLVER, Site, hook, registers, run_python
+from support.sites import HEADER, SOLVER, Site, hook, registers, run_python
 
 import implicitcore
 from implicitcore import PluginError, PluginWarning, UnknownPartError

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from sites import Site, registers, run_python
+from support.sites import Site, registers, run_python
 
 PROJECT = """
 [build-system]
@@ -44,7 +44,8 @@ import implicitcore as ic
 
 solver = ic.create("root_solver", {"name": "third-party-halfway", "tol": "1e-6", "max_steps": 100})
 x = torch.tensor([[1.0], [2.0]], dtype=torch.float64, requires_grad=True)
-solution = ic.fixed_point(lambda z, x: z / 3 + x, torch.zeros_like(x), x, solver=solver, gradient=ic.Implicit(solver))
+options = {"solver": solver, "gradient": ic.Implicit(solver)}
+solution = ic.fixed_point(lambda z, x: z / 3 + x, torch.zeros_like(x), x, **options)
 solution.z.sum().backward()
 assert torch.allclose(solution.z, 1.5 * x, rtol=1e-5), solution
 assert torch.allclose(x.grad, torch.full_like(x, 1.5), rtol=1e-5), x.grad

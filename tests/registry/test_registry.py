@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 
 import pytest
-from sites import SOLVER, Site, hook, registers
+from support.sites import SOLVER, Site, hook, registers
 
 from implicitcore import (
     AmbiguousPartError,

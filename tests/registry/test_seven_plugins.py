@@ -2,9 +2,10 @@
 whatever the order of things."""
 
 import subprocess
+from typing import Any
 
 import pytest
-from sites import HEADER, SOLVER, Site, hook, registers, run_python
+from support.sites import HEADER, SOLVER, Site, hook, registers, run_python
 
 DISCOVER = """
 import sys, threading, warnings
@@ -67,7 +68,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Site]:
 
 
 def discover(
-    sites: tuple[Site, ...], seed: int = 0, **environment: str
+    sites: tuple[Site, ...], seed: int = 0, **environment: Any
 ) -> subprocess.CompletedProcess[str]:
     return run_python("-c", DISCOVER, path=sites, PYTHONHASHSEED=str(seed), **environment)
 
@@ -137,7 +138,8 @@ warnings.simplefilter("error")
 import implicitcore as ic
 assert not {"torch", "pluggy"} & set(sys.modules)
 ic.Anderson(), ic.ImplicitLayer(ic.FixedPoint(abs), solver=ic.Picard())
-assert not {"pluggy", "a_train_plugin", "train_code"} & set(sys.modules)  # discovery waits for a name
+# Discovery runs at the first use of a name.
+assert not {"pluggy", "a_train_plugin", "train_code"} & set(sys.modules)
 
 import pluggy, torch
 from implicitcore.registry.registry import Registry

@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
-from sites import ROOT, Site, run_python
+from support.sites import ROOT, Site, run_python
 
 NAMES = {
     "scipy": {
@@ -48,7 +48,8 @@ LIST = """
 import sys
 from implicitcore.registry.registry import REGISTRY
 for kind in ("ode_solver", "root_solver"):
-    print(kind, *[part.name for part in REGISTRY.parts(kind) if part.provider == "implicitcore-{name}"])
+    parts = REGISTRY.parts(kind)
+    print(kind, *[part.name for part in parts if part.provider == "implicitcore-{name}"])
 print("heavy", *({{"torch", "scipy", "torchdiffeq"}} & set(sys.modules)))
 """
 
@@ -63,7 +64,9 @@ for kind in ("ode_solver", "root_solver"):
             described = ic.describe(solver)
             assert described["name"] == part.name and described["max_steps"] == 77, described
             assert ic.create(kind, described) == solver
-            assert type(solver).__doc__ and all(name in described or getattr(solver, name) is None for name in options_of(type(solver)))
+            assert type(solver).__doc__
+            for name in options_of(type(solver)):
+                assert name in described or getattr(solver, name) is None
 print("done")
 """
 
@@ -143,7 +146,8 @@ import torch
 import implicitcore as ic
 weight = torch.tensor(0.3, requires_grad=True)
 solver = ic.create("ode_solver", "{name}-{NAMES[name]["ode_solver"][1]}")
-layer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: torch.tanh(weight * z + x)), solver=solver, gradient=ic.Adjoint(ic.Tsit5()))
+dynamics = ic.FixedPoint(lambda z, x: torch.tanh(weight * z + x))
+layer = ic.ImplicitLayer(dynamics, solver=solver, gradient=ic.Adjoint(ic.Tsit5()))
 layer(torch.ones(2, 3)).sum().backward()
 print(bool(weight.grad > 0))
 """

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import Cell, inputs
 
 import implicitcore as ic
 from implicitcore.extend import StepwiseRootSolver, System
 from implicitcore.tensors.packing import Packing
+from implicitcore.testing.problems import Cell, inputs
 
 
 def textbook(f, z, steps, damping):

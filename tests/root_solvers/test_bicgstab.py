@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import inputs
 
 import implicitcore as ic
+from implicitcore.testing.problems import inputs
 
 T = torch.float64
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hard_systems import NO_ROOT, SYSTEMS
 
 import implicitcore as ic
+from implicitcore.testing.hard_systems import NO_ROOT, SYSTEMS
 
 TOL = 1e-10
 NEWTON = ic.Newton(tol=TOL, max_steps=100)

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dense import Cell, fixed_point, inputs
 
 import implicitcore as ic
+from implicitcore.extend import options_of
+from implicitcore.testing.dense import fixed_point
 from implicitcore.testing.options import limited
+from implicitcore.testing.problems import Cell, inputs
 
 SOLVERS = [
     ic.Picard(tol=1e-9, max_steps=300),
@@ -56,7 +58,8 @@ def with_options(solver, **options):
         return ic.Chain(tuple(with_options(part, **options) for part in solver.solvers))
     if isinstance(solver, ic.Homotopy):
         return replace(solver, corrector=with_options(solver.corrector, **options))
-    return replace(solver, **options)
+    own = options.keys() & set(options_of(type(solver)))
+    return replace(solver, **{name: options[name] for name in own})
 
 
 @each_solver
@@ -187,10 +190,12 @@ def test_the_start_is_not_changed_and_the_trace_is_the_residual_of_each_step():
     z0 = torch.zeros_like(x)
     solution = layer.solve(x, z0, trace=True)
     assert not z0.any()
+    assert isinstance(solution, ic.Solution) and solution.trace is not None
     assert solution.trace.shape == (int(solution.steps.max()), 8)
     assert torch.allclose(solution.trace[0], cell(z0, x).norm(dim=1))
     assert torch.allclose(solution.trace[-1], solution.residual)
-    assert layer.solve(x).trace is None
+    plain = layer.solve(x)
+    assert isinstance(plain, ic.Solution) and plain.trace is None
 
 
 def test_a_pytree_state_is_solved_as_one_vector():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from dense import inputs, relative_error
 from torch import nn
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import inputs
 
 ROOT_SOLVERS = [
     ic.Picard(tol=1e-10, max_steps=300),
@@ -77,7 +80,7 @@ class Buffer(Plain):
 
     def __init__(self):
         super().__init__()
-        self.out = None
+        self.out: Any = None
 
     def last(self, out):
         if self.out is None or self.out.shape != out.shape:

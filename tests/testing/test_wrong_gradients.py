@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from failing import failed
+from support.failing import failed
 
 import implicitcore as ic
 from implicitcore.extend import Options
@@ -20,7 +20,7 @@ EXACT = ic.Implicit(ic.GMRES(tol=1e-8))
 class Mine(Options, ic.GradientStrategy):
     """A right one, for roots: the implicit gradient."""
 
-    def run(self, solve, system, z0):
+    def run(self, solve, system, z0) -> ic.Solution | ic.Trajectory:
         return EXACT.run(solve, system, z0)
 
 
@@ -163,16 +163,16 @@ GRADIENTS = [
     (Mine(), set()),
     (DropsTheInput(), {INPUT, SECOND}),
     (HalfTheInput(), {INPUT}),
-    (WrongSign(), {INPUT, PARAMETERS, "points_downhill"}),
+    (WrongSign(), {INPUT, PARAMETERS, "descent_direction"}),
     (OneParameter(), {PARAMETERS, SECOND}),
     (AbsoluteTolerance(), {"scales_with_the_loss"}),
-    (CallsBackward(), {"leaves_grad_to_the_caller"}),
-    (ChangesTheSolution(), {"keeps_the_solution"}),
+    (CallsBackward(), {"leaves_grad_alone"}),
+    (ChangesTheSolution(), {"solution_unchanged"}),
     (WrongSecondDerivative(), {SECOND}),
     (MixesSamples(), {INPUT, PARAMETERS, SECOND, "per_sample"}),
     (RaisesAnotherError(), {"serves_a_root_or_a_trajectory", "serves_or_refuses_every_solver"}),
-    (AlwaysAGraph(), {"records_nothing_under_no_grad"}),
-    (OnlyTheLastTime(), {INPUT, PARAMETERS, "gives_the_gradient_of_the_start"}),
+    (AlwaysAGraph(), {"no_grad_mode"}),
+    (OnlyTheLastTime(), {INPUT, PARAMETERS, "gives_the_gradient_of_z0"}),
 ]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from failing import failed
+from support.failing import failed
 from torch import nn
 
 import implicitcore as ic
@@ -55,7 +55,9 @@ class DropsTheInput(Mine):
 
 class DropsAParameter(Mine):
     def solve(self, x, z0=None, *, trace=False):
-        return super().solve(x + self.dynamics.inject.weight.detach().sum(1), z0, trace=trace)
+        return super().solve(
+            x + self.get_parameter("dynamics.inject.weight").detach().sum(1), z0, trace=trace
+        )
 
 
 class ScalesItsGradient(Mine):
@@ -118,25 +120,25 @@ class UnusedParameter(Mine):
         self.unused = nn.Parameter(torch.zeros(3))
 
 
-LEARNING = {"trains_a_step", "teaches_every_parameter"}
+LEARNING = {"trains_a_step", "every_parameter_gets_a_gradient"}
 LAYERS = [
     (Mine, set()),
     (partial(Mine, gradient=ic.Unrolled()), set()),
     (partial(Mine, on_failure="mask"), set()),
-    (partial(Mine, gradient=ic.Phantom()), {"gives_the_gradient"}),
-    (Remembers, {"remembers_nothing", "per_sample"}),
+    (partial(Mine, gradient=ic.Phantom()), {"gradient_matches_differences"}),
+    (Remembers, {"stateless", "no_hidden_state", "per_sample"}),
     (MixesSamples, {"per_sample"}),
-    (DropsTheInput, {"gives_the_gradient"}),
-    (DropsAParameter, {"gives_the_gradient"}),
-    (ScalesItsGradient, {"gives_the_gradient"}),
-    (HidesAWeight, {"reloads_its_state"}),
+    (DropsTheInput, {"gradient_matches_differences"}),
+    (DropsAParameter, {"gradient_matches_differences"}),
+    (ScalesItsGradient, {"gradient_matches_differences"}),
+    (HidesAWeight, {"state_dict_round_trip"}),
     (RegularizerOfEachSample, {"has_a_scalar_regularizer"} | LEARNING),
     (Single, {"maps_a_batch"}),
     (ChangesItsInput, {"no_input_mutation"} | LEARNING),
-    (SilentNaN, {"reports_a_nan"}),
-    (NoEmptyBatch, {"maps_an_empty_batch"}),
-    (ForgetsEval, {"works_without_a_graph"}),
-    (UnusedParameter, {"teaches_every_parameter"}),
+    (SilentNaN, {"reports_nan"}),
+    (NoEmptyBatch, {"empty_batch"}),
+    (ForgetsEval, {"no_grad_mode"}),
+    (UnusedParameter, {"every_parameter_gets_a_gradient"}),
 ]
 
 
@@ -208,21 +210,21 @@ class Counts(Relaxed):
 
     def velocity(self, t, z, x):
         self.calls += 1
-        return super().velocity(t, z, x) * (1 + 1e-13 * self.calls)
+        return super().velocity(t, z, x) * (1 + 1e-14 * self.calls)
 
 
 DYNAMICS = [
     (Relaxed, set()),
     (AnotherUpdate, {"update_is_the_state_plus_the_velocity"}),
-    (MixesStates, {"per_sample", "keeps_a_nan_in_its_sample"}),
+    (MixesStates, {"per_sample", "nan_isolation"}),
     (OneTime, {"per_sample"}),
     (HidesItsCell, {"is_a_module"}),
-    (DetachesItsState, {"differentiates"}),
-    (DetachesItsInput, {"differentiates"}),
+    (DetachesItsState, {"gradient_matches_differences"}),
+    (DetachesItsInput, {"gradient_matches_differences"}),
     (ChangesItsState, {"no_input_mutation"}),
     (OneScale, {"scales_each_sample"}),
     (FlatVelocity, {"velocity_is_shaped_like_the_state"}),
-    (Counts, {"remembers_nothing"}),
+    (Counts, {"stateless"}),
 ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from failing import failed
+from support.failing import failed
 from torch import Tensor
 
 import implicitcore as ic
@@ -206,20 +206,21 @@ FINDS = {
 }
 GRADIENTS = {"trains_through_the_implicit_gradient", "solves_a_backward_pass"}
 TOLD = {
-    "states_the_true_residual",
+    "reports_the_true_residual",
     "meets_its_tolerance",
     "returns_its_best_iterate",
     "reports_divergence",
 }
+UNCHECKED = {"refuses_a_value_of_another_type", "refuses_an_infinite_value"}
 FAILURES = {
     "reports_too_few_steps",
     "reports_divergence",
     "claims_no_root_where_there_is_none",
-    "keeps_a_nan_in_its_sample",
+    "reports_nan",
 }
 ROOT_SOLVERS = [
     (Plain(), set()),
-    (WrongRoot(), FINDS | GRADIENTS | TOLD | {"stays_at_a_root"}),
+    (WrongRoot(), FINDS | GRADIENTS | TOLD | {"keeps_a_start_at_a_root"}),
     (
         IgnoresItsTolerance(tol=1e-3),
         GRADIENTS | {"meets_its_tolerance", "can_be_unrolled_or_refuses"},
@@ -227,7 +228,7 @@ ROOT_SOLVERS = [
     (WrongDtype(), {"returns_a_whole_solution"}),
     (ChangesItsStart(), {"no_input_mutation"}),
     (LiesAboutConvergence(), FAILURES),
-    (LiesAboutItsResidual(), {"states_the_true_residual"}),
+    (LiesAboutItsResidual(), {"reports_the_true_residual"}),
     (MeanOfTheBatch(), {"per_sample", "meets_its_tolerance", "claims_no_root_where_there_is_none"}),
     (
         RaisesOutOfSteps(),
@@ -235,14 +236,14 @@ ROOT_SOLVERS = [
             "takes_at_most_max_steps",
             "reports_too_few_steps",
             "reports_divergence",
-            "states_the_true_residual",
+            "reports_the_true_residual",
             "returns_its_best_iterate",
         },
     ),
-    (Remembers(), {"remembers_nothing", "per_sample"}),
+    (Remembers(), {"stateless", "per_sample"}),
     (Uncounted(), {"counts_its_evaluations"}),
     (UnrolledInSilence(), {"can_be_unrolled_or_refuses"}),
-    (LeavesAGraph(), {"leaves_no_graph"}),
+    (LeavesAGraph(), {"no_grad_mode"}),
     (LastIterate(), {"returns_its_best_iterate"}),
     (
         NotFrozen(),
@@ -279,7 +280,7 @@ class IgnoresTheTime(SecondOrder):
 
 class _AtZero(System):
     def __init__(self, system):
-        super().__init__(system.dynamics, system.x, system.packing, backend=system.backend)
+        super().__init__(system.problem, system.context)
         self.velocity = lambda t, z: system.velocity(torch.zeros_like(t), z)
 
 
@@ -340,36 +341,36 @@ class IgnoresItsTolerances(AdaptiveRungeKutta):
         return ic.Bosh3(rtol=1e-2, atol=1e-3).step_size
 
 
-TIMED = {"follows_a_field_of_the_time", "follows_it_in_float32", "goes_back_in_time"}
-FOLLOWS = TIMED | {"follows_an_exponential", "follows_an_oscillator"}
+TIMED = {"integrates_a_time_dependent_field", "integrates_in_float32", "integrates_backward"}
+FOLLOWS = TIMED | {"integrates_an_exponential", "integrates_an_oscillator"}
 BACK = {
     "can_be_unrolled_or_refuses",
-    "goes_back_for_the_adjoint_or_refuses",
+    "integrates_the_adjoint_or_refuses",
     "trains_through_an_adjoint",
 }
 ODE_SOLVERS = [
     (SecondOrder(), set()),
-    (LowerOrder(), {"has_its_stated_order"}),
-    (WrongSlope(), FOLLOWS | BACK | {"returns_every_time", "has_its_stated_order"}),
-    (IgnoresTheTime(), TIMED | BACK | {"has_its_stated_order"}),
-    (OnlyForward(), {"goes_back_in_time", "goes_back_for_the_adjoint_or_refuses"}),
+    (LowerOrder(), {"has_its_order"}),
+    (WrongSlope(), FOLLOWS | BACK | {"returns_every_time", "has_its_order"}),
+    (IgnoresTheTime(), TIMED | BACK | {"has_its_order"}),
+    (OnlyForward(), {"integrates_backward", "integrates_the_adjoint_or_refuses"}),
     (
         WrongTimeOrder(),
-        FOLLOWS | BACK | {"returns_every_time", "returns_the_start", "has_its_stated_order"},
+        FOLLOWS | BACK | {"returns_every_time", "returns_z0_at_the_first_time", "has_its_order"},
     ),
-    (NoStart(), {"returns_the_start"}),
+    (NoStart(), {"returns_z0_at_the_first_time"}),
     (
         NeverFails(),
         {
             "reports_too_few_steps",
             "reports_a_field_that_is_not_finite",
-            "keeps_a_nan_in_its_sample",
+            "reports_nan",
         },
     ),
     (TakesAnyTimes(), {"refuses_times_that_cannot_be_used"}),
-    (NeverSettles(), {"settles_where_it_is_told_to"}),
-    (LeaksBetweenSamples(), {"per_sample", "keeps_a_nan_in_its_sample"}),
-    (IgnoresItsTolerances(), {"follows_its_tolerance"}),
+    (NeverSettles(), {"stops_at_a_steady_state"}),
+    (LeaksBetweenSamples(), {"per_sample", "nan_isolation"}),
+    (IgnoresItsTolerances(), {"error_follows_rtol"}),
 ]
 
 

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.tensors.shared import unwrapped
+from implicitcore.testing.calls import times_like
 from implicitcore.testing.check import contract
-from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
+from implicitcore.testing.expect import expect, expect_close
 from implicitcore.testing.factory import Maker
 from implicitcore.testing.tensors import (
-    copied,
     flat,
     parameters,
     require_grad,
-    rows,
     slope,
-    with_nan,
 )
 
 # Results of the same formula, in another order of operations.
 ROUNDING = 1e-12
 
 
-def _times(z: Any, value: float | None = 0.0) -> Tensor:
-    """[batch, 1, ..., 1]; another time for each sample where there is no value."""
-    first = pytree.tree_leaves(z)[0]
-    t = torch.linspace(0.1, 0.9, len(first)) if value is None else torch.full((len(first),), value)
-    return t.to(first.dtype).reshape(-1, *(1,) * (first.ndim - 1))
-
-
 @contract("dynamics")
 def is_a_module(maker: Maker) -> None:
-    """Is a Dynamics, so a module that owns the parameters of what it is made of."""
+    """Is a Dynamics: a module that owns the parameters of its parts."""
     dynamics = maker.make()
     expect(
         isinstance(dynamics, Dynamics),
@@ -59,14 +46,11 @@ def is_a_module(maker: Maker) -> None:
 
 @contract("dynamics")
 def velocity_is_shaped_like_the_state(maker: Maker) -> None:
-    """The velocity is a state.
-
-    Of the same structure, shapes and dtype, also in float32 and for an empty batch.
-    """
+    """The velocity has the structure, shapes and dtype of z, in float32 and for no samples too."""
     for dtype in (torch.float32, torch.float64):
         for batch in (0, 3):
             z, x = maker.inputs(batch, dtype)
-            velocity = maker.make(dtype).velocity(_times(z), z, x)
+            velocity = maker.make(dtype).velocity(times_like(z, 0.0), z, x)
             found, wanted = (
                 [(list(leaf.shape), leaf.dtype) for leaf in pytree.tree_leaves(tree)]
                 for tree in (velocity, z)
@@ -76,12 +60,9 @@ def velocity_is_shaped_like_the_state(maker: Maker) -> None:
 
 @contract("dynamics")
 def update_is_the_state_plus_the_velocity(maker: Maker) -> None:
-    """``update(z, x)`` is z + velocity(0, z, x).
-
-    Root solvers and ODE solvers see the same equilibria.
-    """
+    """``update(z, x)`` is z + velocity(0, z, x): one equilibrium for both families of solvers."""
     dynamics, (z, x) = maker.make(), maker.inputs()
-    expected = flat(z) + flat(dynamics.velocity(_times(z), z, x))
+    expected = flat(z) + flat(dynamics.velocity(times_like(z, 0.0), z, x))
     expect_close(
         flat(dynamics.update(z, x)),
         expected,
@@ -91,42 +72,15 @@ def update_is_the_state_plus_the_velocity(maker: Maker) -> None:
 
 
 @contract("dynamics")
-def per_sample(maker: Maker) -> None:
-    """The velocity of a sample is the one that it has alone, at a time of its own."""
-    dynamics, (z, x) = maker.make(), maker.inputs()
-    t = _times(z, None)
-    together = flat(dynamics.velocity(t, z, unwrapped(x)))
-    for i in range(len(t)):
-        alone = flat(dynamics.velocity(t[i : i + 1], rows(z, [i]), unwrapped(rows(x, [i]))))
-        expect_close(
-            together[i : i + 1],
-            alone,
-            f"compared sample {i} of {len(t)} with the same sample alone",
-            ROUNDING,
-        )
+def gradient_matches_differences(maker: Maker) -> None:
+    """Derivatives by the inputs and by the parameters agree with central differences.
 
-
-@contract("dynamics")
-def keeps_a_nan_in_its_sample(maker: Maker) -> None:
-    """A NaN in the state of one sample leaves the velocities of the others as they are."""
-    dynamics, (z, x) = maker.make(), maker.inputs()
-    clean, found = (flat(dynamics.velocity(_times(z), state, x)) for state in (z, with_nan(z, 1)))
-    others = [i for i in range(len(clean)) if i != 1]
-    expect_close(
-        found[others],
-        clean[others],
-        "put a NaN into the state of sample 1, compared the others",
-        ROUNDING,
-    )
-
-
-@contract("dynamics")
-def differentiates(maker: Maker) -> None:
-    """Autograd passes through the velocity: to z, to x and to every parameter, and right."""
+    Of the velocity: by z, by x and by every parameter, none of which is left out.
+    """
     dynamics, inputs = maker.make(), maker.inputs()
     (z, x), leaves = require_grad(inputs)
     v = torch.randn_like(flat(z))
-    f = lambda: (flat(dynamics.velocity(_times(z, 0.3), z, x)) * v).sum()  # noqa: E731
+    f = lambda: (flat(dynamics.velocity(times_like(z, 0.3), z, x)) * v).sum()  # noqa: E731
     wrt = [*leaves, *parameters(dynamics)]
     expect(
         f().requires_grad,
@@ -153,35 +107,8 @@ def differentiates(maker: Maker) -> None:
 
 
 @contract("dynamics")
-def no_input_mutation(maker: Maker) -> None:
-    """Neither t nor z nor x is changed."""
-    dynamics, (z, x) = maker.make(), maker.inputs()
-    t = _times(z, None)
-    before = copied((t, z, x))
-    dynamics.velocity(t, z, x)
-    dynamics.update(z, x)
-    for found, expected in zip(
-        pytree.tree_leaves((t, z, x)), pytree.tree_leaves(before), strict=True
-    ):
-        expect_equal(found, expected, "looked at t, z and x after the call")
-
-
-@contract("dynamics")
-def remembers_nothing(maker: Maker) -> None:
-    """The same call gives the same velocity, whatever was asked in between."""
-    dynamics, (z, x) = maker.make(), maker.inputs()
-    first = flat(dynamics.velocity(_times(z), *copied((z, x))))
-    dynamics.velocity(_times(z, 0.5), pytree.tree_map(lambda leaf: 0.5 * leaf, z), x)
-    expect_equal(
-        flat(dynamics.velocity(_times(z), *copied((z, x)))),
-        first,
-        "asked for the velocity again, after another one",
-    )
-
-
-@contract("dynamics")
 def scales_each_sample(maker: Maker) -> None:
-    """What ``tol`` is relative to is a finite number for each sample, and not negative."""
+    """``scale``, which ``tol`` is relative to, is finite and not negative for each sample."""
     norms = torch.tensor([0.0, 1e-3, 2.0, 50.0], dtype=torch.float64)
     scale = maker.make().scale(norms, norms.flip(0))
     expect(
@@ -195,23 +122,4 @@ def scales_each_sample(maker: Maker) -> None:
         "asked for the scale of 4 samples",
         scale.tolist(),
         "finite, at least 0",
-    )
-
-
-@contract("dynamics")
-def copies_and_reloads(maker: Maker) -> None:
-    """A deep copy, and another one with the same state_dict, have the same velocities."""
-    dynamics, (z, x) = maker.make(), maker.inputs()
-    velocity = flat(dynamics.velocity(_times(z), *copied((z, x))))
-    found = copy.deepcopy(dynamics).velocity(_times(z), *copied((z, x)))
-    expect_close(flat(found), velocity, "copied it", ROUNDING)
-    if not dynamics.state_dict():
-        raise NotApplicable("it has no state to reload")
-    twin = maker.make(seed=1)
-    twin.load_state_dict(dynamics.state_dict())
-    expect_close(
-        flat(twin.velocity(_times(z), z, x)),
-        velocity,
-        "loaded its state_dict into another one",
-        ROUNDING,
     )

@@ -22,7 +22,7 @@ FINE = {"dt": 0.01, "rtol": 1e-5, "atol": 1e-7, "max_steps": 4000}
 RIGHT = 2e-2
 
 
-def _follows(solver: ODESolver, problem: Problem, exact: Tensor, what: str) -> None:
+def _integrates(solver: ODESolver, problem: Problem, exact: Tensor, what: str) -> None:
     fine = for_dtype(with_options(solver, **FINE), problem.z0.dtype)
     solution = problem.solve(fine)
     expect(
@@ -45,17 +45,17 @@ def _error(solver: ODESolver, problem: Problem) -> float:
 
 
 @contract("ode_solver")
-def follows_an_exponential(solver: ODESolver) -> None:
-    """dz/dt = -x z, each sample with a rate of its own."""
+def integrates_an_exponential(solver: ODESolver) -> None:
+    """Integrates dz/dt = -x z, each sample with a rate of its own."""
     rate, z0 = inputs(seed=2).abs().add(0.1), inputs()
     times = torch.linspace(0, 1, 3, dtype=torch.float64)
     problem = Problem(f=lambda t, z, x: -x * z, z0=z0, x=rate, times=times)
-    _follows(solver, problem, z0 * torch.exp(-rate * times[:, None, None]), "dz/dt = -x z")
+    _integrates(solver, problem, z0 * torch.exp(-rate * times[:, None, None]), "dz/dt = -x z")
 
 
 @contract("ode_solver")
-def follows_an_oscillator(solver: ODESolver) -> None:
-    """dz/dt = (z_2, -z_1) turns a state by the time."""
+def integrates_an_oscillator(solver: ODESolver) -> None:
+    """Integrates dz/dt = (z_2, -z_1), a rotation by t."""
     z0 = inputs(n=2)
     times = torch.linspace(0, 1.5, 4, dtype=torch.float64)
     turned = [
@@ -67,60 +67,55 @@ def follows_an_oscillator(solver: ODESolver) -> None:
     problem = Problem(
         f=lambda t, z, x: torch.stack((z[:, 1], -z[:, 0]), 1), z0=z0, x=z0, times=times
     )
-    _follows(solver, problem, torch.stack(turned), "an oscillator")
+    _integrates(solver, problem, torch.stack(turned), "an oscillator")
 
 
 @contract("ode_solver")
-def follows_a_field_of_the_time(solver: ODESolver) -> None:
-    """dz/dt = theta cos(t) z + x exp(theta sin(t)) from t = 0.2: the time is that of each stage."""
+def integrates_a_time_dependent_field(solver: ODESolver) -> None:
+    """Integrates dz/dt = theta cos(t) z + x exp(theta sin(t)) from t = 0.2."""
     problem = trajectory()
-    _follows(solver, problem, problem.exact(), "a field that depends on the time")
+    _integrates(solver, problem, problem.exact(), "a field that depends on the time")
 
 
 @contract("ode_solver")
-def follows_it_in_float32(solver: ODESolver) -> None:
-    """The same in float32."""
+def integrates_in_float32(solver: ODESolver) -> None:
+    """Integrates a time-dependent field in float32."""
     problem = trajectory(dtype=torch.float32)
-    _follows(solver, problem, problem.exact(), "a field that depends on the time, in float32")
+    _integrates(solver, problem, problem.exact(), "a field that depends on the time, in float32")
 
 
 @contract("ode_solver")
-def goes_back_in_time(solver: ODESolver) -> None:
-    """Decreasing times integrate backwards."""
+def integrates_backward(solver: ODESolver) -> None:
+    """Integrates over decreasing times."""
     problem = replace(trajectory(), times=torch.tensor([1.0, 0.7, 0.2], dtype=torch.float64))
-    _follows(solver, problem, problem.exact(), "a trajectory from t = 1 back to 0.2")
+    _integrates(solver, problem, problem.exact(), "a trajectory from t = 1 down to 0.2")
 
 
 @contract("ode_solver")
 def returns_every_time(solver: ODESolver) -> None:
-    """z is ``[T, batch, n]`` in the order of the times, which the solution repeats."""
+    """z is ``[T, batch, n]`` in the order of the times, which the trajectory repeats."""
     times = torch.tensor([0.0, 0.1, 0.15, 0.6, 0.61, 1.0], dtype=torch.float64)
     problem = Problem(f=lambda t, z, x: x, z0=inputs(), x=inputs(seed=2), times=times)
     solution = problem.solve(solver)
     expected = problem.z0 + times[1:, None, None] * problem.x
     expect_close(solution.z[1:], expected, "integrated dz/dt = x to six times", 1e-4)
-    expect(
-        solution.times is not None,
-        "asked the solution for its times",
-        None,
-        "those that were given",
-    )
-    if solution.times is not None:
-        expect_close(
-            solution.times, times, "compared the times of the solution with those given", 1e-12
-        )
+    did = "compared the times of the trajectory with those given"
+    expect_close(solution.times, times, did, 1e-12)
 
 
 @contract("ode_solver")
-def returns_the_start(solver: ODESolver) -> None:
+def returns_z0_at_the_first_time(solver: ODESolver) -> None:
     """z at the first time is z0 exactly."""
     problem = trajectory()
     expect_equal(problem.solve(solver).z[0], problem.z0, "compared z[0] with z0")
 
 
 @contract("ode_solver")
-def follows_its_tolerance(solver: ODESolver) -> None:
-    """Where it has an rtol and chooses its steps, the error at rtol=1e-5 is at most a tenth of that at 1e-2, or below 1e-5."""
+def error_follows_rtol(solver: ODESolver) -> None:
+    """The error at rtol=1e-5 is at most a tenth of that at 1e-2, or below 1e-5.
+
+    For solvers with an rtol that choose their steps.
+    """
     needed(solver, "rtol")
     if getattr(solver, "dt", None) is not None:
         raise NotApplicable("its steps are given by dt")
@@ -138,8 +133,11 @@ def follows_its_tolerance(solver: ODESolver) -> None:
 
 
 @contract("ode_solver")
-def has_its_stated_order(solver: ODESolver) -> None:
-    """Where it has a dt, the error goes with dt to the power of ``order`` (its own, or of its ``tableau``; 1 where none is stated)."""
+def has_its_order(solver: ODESolver) -> None:
+    """The error is O(dt^order), where it has a dt.
+
+    The order is its own or that of its ``tableau``, 1 where neither states one.
+    """
     needed(solver, "dt")
     order = getattr(solver, "order", None) or getattr(getattr(solver, "tableau", None), "order", 1)
     steps = (0.1, 0.05)
@@ -148,7 +146,7 @@ def has_its_stated_order(solver: ODESolver) -> None:
         for dt in steps
     ]
     if min(errors) < 1e-12:
-        return  # at the limit of rounding: no slope is left to measure
+        return  # rounding error: no slope to measure
     found = math.log(errors[0] / errors[1], 2)
     expect(
         found > order - 0.4,
@@ -160,7 +158,7 @@ def has_its_stated_order(solver: ODESolver) -> None:
 
 @contract("ode_solver")
 def reports_a_field_that_is_not_finite(solver: ODESolver) -> None:
-    """A velocity that is NaN from t = 0.5 on is a status, and the times not reached hold the last state."""
+    """A velocity that is NaN from t = 0.5 on is a status, and z holds the last finite state."""
     times = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
     z0 = inputs(3)
     problem = Problem(
@@ -179,7 +177,7 @@ def reports_a_field_that_is_not_finite(solver: ODESolver) -> None:
 
 @contract("ode_solver")
 def refuses_times_that_cannot_be_used(solver: ODESolver) -> None:
-    """One time, or times that go back and forth, are an InputError."""
+    """One time, equal times, or times that are not monotonic, are an InputError."""
     for times in ([0.0], [0.0, 1.0, 0.5], [0.0, 0.0]):
         problem = replace(trajectory(), times=torch.tensor(times, dtype=torch.float64))
         try:
@@ -195,11 +193,8 @@ def refuses_times_that_cannot_be_used(solver: ODESolver) -> None:
 
 
 @contract("ode_solver")
-def settles_where_it_is_told_to(solver: ODESolver) -> None:
-    """``stop`` ends each sample by itself.
-
-    Inside ``SteadyState`` it finds the fixed point of a contraction.
-    """
+def stops_at_a_steady_state(solver: ODESolver) -> None:
+    """``stop`` ends each sample at its steady state: ``SteadyState`` finds a contraction's root."""
     problem = root()
     chosen = with_options(solver, dt=0.1, rtol=1e-4, atol=1e-6)
     try:

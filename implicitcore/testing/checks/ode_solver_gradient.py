@@ -24,7 +24,10 @@ FINE = {"dt": 0.01, "rtol": 1e-5, "atol": 1e-7, "max_steps": 4000}
 
 
 def _compare(solver: ODESolver, gradient: GradientStrategy) -> None:
-    """The gradients of z0, x and the parameters, all times in the loss, with those of the closed form."""
+    """Compare the gradients of z0, x and the parameters with those of the closed form.
+
+    The loss depends on all output times.
+    """
     problem = trajectory()
     problem = replace(problem, x=problem.x.requires_grad_(), z0=problem.z0.requires_grad_())
     wrt = [problem.z0, problem.x, *problem.f.parameters()]  # pyright: ignore[reportFunctionMemberAccess]
@@ -57,15 +60,12 @@ def can_be_unrolled_or_refuses(solver: ODESolver) -> None:
 
 
 @contract("ode_solver")
-def goes_back_for_the_adjoint_or_refuses(solver: ODESolver) -> None:
-    """``Adjoint()`` integrates the way back with it, or gets a GradientError.
-
-    Never a wrong gradient.
-    """
+def integrates_the_adjoint_or_refuses(solver: ODESolver) -> None:
+    """``Adjoint()`` uses it for the backward integration, or gets a GradientError."""
     _compare(solver, Adjoint())
 
 
 @contract("ode_solver")
 def trains_through_an_adjoint(solver: ODESolver) -> None:
-    """``Adjoint(solver=Tsit5())`` on its trajectory agrees with the gradient of the closed form."""
+    """``Adjoint(solver=Tsit5())`` on its trajectory gives the gradient of the closed form."""
     _compare(solver, Adjoint(solver=Tsit5(rtol=1e-6, atol=1e-8)))

@@ -20,10 +20,7 @@ from implicitcore.testing.problems import Linear, Problem, inputs, root
 
 
 def _tolerance(solver: RootSolver) -> float:
-    """What may be left of the residual, relative.
-
-    A solver that states none is taken to mean 1e-3.
-    """
+    """The relative residual that a solver may leave; 1e-3 for one without a ``tol``."""
     tol = stated(solver, "tol")
     return 1e-3 if tol is None else tol + (stated(solver, "atol") or 0.0)
 
@@ -48,7 +45,7 @@ def finds_the_root(solver: RootSolver) -> None:
 
 @contract("root_solver")
 def finds_the_root_in_float32(solver: RootSolver) -> None:
-    """The same in float32."""
+    """Finds the fixed point of a nonlinear contraction by 0.4, in float32."""
     _finds(
         for_dtype(solver, torch.float32),
         root(dtype=torch.float32),
@@ -65,7 +62,7 @@ def finds_the_root_of_a_linear_map(solver: RootSolver) -> None:
 
 @contract("root_solver")
 def finds_the_root_of_a_vector_field(solver: RootSolver) -> None:
-    """Finds z with g(z) = 0 where dynamics are given by g and have no fixed-point map of their own."""
+    """Finds z with g(z) = 0 for dynamics that are given by g alone."""
     problem = root()
     dynamics = VectorField(lambda z, x: problem.f(z, x) - z, autonomous=True)
     with torch.no_grad():
@@ -78,8 +75,8 @@ def finds_the_root_of_a_vector_field(solver: RootSolver) -> None:
 
 
 @contract("root_solver")
-def stays_at_a_root(solver: RootSolver) -> None:
-    """A start that is a root, with a residual of exactly zero, is returned as it is."""
+def keeps_a_start_at_a_root(solver: RootSolver) -> None:
+    """A start whose residual is exactly zero is returned as it is."""
     x = torch.zeros(3, 6, dtype=torch.float64)
     solution = Problem(f=Linear(), z0=torch.zeros_like(x), x=x).solve(solver)
     expect(bool(solution.converged.all()), "started at a root", solution.summary(), "all converged")
@@ -87,8 +84,8 @@ def stays_at_a_root(solver: RootSolver) -> None:
 
 
 @contract("root_solver")
-def states_the_true_residual(solver: RootSolver) -> None:
-    """The residual of the solution is the one that f has there, whatever the status."""
+def reports_the_true_residual(solver: RootSolver) -> None:
+    """The residual of the solution is that of f at its z, whatever the status."""
     for steps in (2, None):
         few = {} if steps is None else {**limited(steps), "tol": 1e-12}
         chosen = with_options(solver, **few) if few else solver
@@ -110,10 +107,7 @@ def states_the_true_residual(solver: RootSolver) -> None:
 
 @contract("root_solver")
 def meets_its_tolerance(solver: RootSolver) -> None:
-    """Where the status is converged, ``|f(z) - z| <= tol |f(z)| + atol``, measured afresh.
-
-    For each sample, at any tol.
-    """
+    """Each converged sample has ``|f(z) - z| <= tol |f(z)| + atol``, measured at z, at any tol."""
     given = needed(solver, "tol")
     x = inputs() * torch.logspace(-1, 1, 8, dtype=torch.float64)[:, None]
     for tol in (given, 1e-2, 1e-8):
@@ -138,7 +132,7 @@ def meets_its_tolerance(solver: RootSolver) -> None:
 
 @contract("root_solver")
 def reaches_a_tight_tolerance(solver: RootSolver) -> None:
-    """With tol=1e-8 and steps enough every sample of a contraction by 0.4 converges."""
+    """With tol=1e-8 and enough steps every sample of a contraction by 0.4 converges."""
     needed(solver, "tol")
     solution = root().solve(with_options(solver, tol=1e-8, **limited(500)))
     expect(
@@ -151,7 +145,7 @@ def reaches_a_tight_tolerance(solver: RootSolver) -> None:
 
 @contract("root_solver")
 def claims_no_root_where_there_is_none(solver: RootSolver) -> None:
-    """g(z) = z^2 + 1 has no real root, and no sample of it converges."""
+    """No sample of g(z) = z^2 + 1, which has no real root, converges."""
     x = torch.tensor([[0.0], [0.5], [-2.0]], dtype=torch.float64)
     solution = Problem(f=lambda z, x: z + 1 + z * z, z0=x, x=x).solve(
         with_options(solver, tol=1e-4)
@@ -166,7 +160,7 @@ def claims_no_root_where_there_is_none(solver: RootSolver) -> None:
 
 @contract("root_solver")
 def reports_divergence(solver: RootSolver) -> None:
-    """Where z <- f(z) runs away, a sample is at its root or not called converged, and its state is finite."""
+    """Where z <- f(z) diverges, each sample is at its root or not converged, and finite."""
     growth = torch.tensor([0.5, 1.2, 3.0, 50.0], dtype=torch.float64)[:, None]
     problem = Problem(f=lambda z, x: x * z + 1, z0=torch.zeros_like(growth), x=growth)
     solution = problem.solve(with_options(solver, tol=1e-4))
@@ -180,7 +174,7 @@ def reports_divergence(solver: RootSolver) -> None:
 
 @contract("root_solver")
 def returns_its_best_iterate(solver: RootSolver) -> None:
-    """The residual at the solution is no larger than at the start, also where the iteration runs away."""
+    """Where the iteration diverges, the residual at the solution is at most that at the start."""
     z0 = torch.tensor([[0.1], [-2.0], [30.0]], dtype=torch.float64)
     problem = Problem(f=lambda z, x: x - 1.5 * z, z0=z0, x=torch.zeros_like(z0))
     after = _measure(problem, problem.solve(solver))[0]

@@ -45,7 +45,7 @@ def _tight(solver: RootSolver) -> tuple[RootSolver, float]:
 
 @contract("root_solver")
 def trains_through_the_implicit_gradient(solver: RootSolver) -> None:
-    """``Implicit`` at its solution agrees with the dense gradient, for x and for the parameters."""
+    """``Implicit`` at its solution gives the dense gradient, for x and for the parameters."""
     tight, bound = _tight(solver)
     error = _error(tight, Implicit(GMRES(tol=1e-9)))
     expect(

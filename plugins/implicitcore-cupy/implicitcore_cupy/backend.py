@@ -22,7 +22,7 @@ MAX_STAGES = 16
 _TOTALS = "2Q3qd"
 _RESIDUAL = Struct(f"=3Q2q{_TOTALS}")
 _ERROR_NORM = Struct(f"=3Q2d2q{_TOTALS}")
-_GRAM_ROW = Struct(f"=2Q3q3q{_TOTALS}")
+_INNER_PRODUCTS = Struct(f"=2Q3q3q{_TOTALS}")
 _FINISH = Struct(f"={_TOTALS}q")
 _MIX = Struct("=4Q4qd3q")
 _COMBINE = {
@@ -89,7 +89,9 @@ class CupyBackend(FusedBackend):
         group = GROUPS[0] if depth <= GROUPS[0] else GROUPS[1]
         words = row.data_ptr(), history.data_ptr(), row.stride(0), *history.stride()[:2], depth
         kernel = f"inner_products<{NAMES[row.dtype].state}, {group}>"
-        self._sum(kernel, history, _GRAM_ROW, words, _Totals(out, depth, 1, depth, 0.0), group)
+        self._sum(
+            kernel, history, _INNER_PRODUCTS, words, _Totals(out, depth, 1, depth, 0.0), group
+        )
         return out
 
     def _axpy_history(

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from requirements import missing
 from torch import Tensor
 
 import implicitcore_cupy.launcher as launcher
+from implicitcore.testing.requirements import missing
 from implicitcore_cupy import CupyBackend
 
 FORWARD, REVERSE, SHUFFLED = 0, 1, 2

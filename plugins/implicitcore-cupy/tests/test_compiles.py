@@ -7,8 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 from cpu_launcher import DTYPES
-from requirements import missing
 
+from implicitcore.testing.requirements import missing
 from implicitcore_cupy.launcher import OPTIONS, instances, source
 
 pytestmark = pytest.mark.extras

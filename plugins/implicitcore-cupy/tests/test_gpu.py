@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import CHECKS, REFERENCE, check_kernels
 
+from implicitcore.testing.kernel_checks import CHECKS, REFERENCE, check_kernels
 from implicitcore_cupy import CupyBackend
 
 BACKEND = CupyBackend()

@@ -6,8 +6,14 @@ from __future__ import annotations
 import pytest
 import torch
 from cpu_launcher import DTYPES, FORWARD, REVERSE, SHUFFLED, launches, on_cpu
-from kernel_checks import BATCHES, CHECKS, SIZES, Problem, problems
 
+from implicitcore.testing.kernel_checks import (
+    BATCHES,
+    CHECKS,
+    SIZES,
+    KernelProblem,
+    kernel_problems,
+)
 from implicitcore_cupy.geometry import MAX_SPANS, MAX_THREADS, SPAN, WHOLE, geometry, threads_for
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
@@ -20,7 +26,7 @@ ORDERS = {"forward": FORWARD, "reverse": REVERSE, "shuffled": SHUFFLED}
 @pytest.mark.parametrize("n", SIZES)
 def test_equal_to_the_torch_backend(check, dtype, n):
     backend = on_cpu()
-    for problem in problems(backend, "cpu", dtype, (n,)):
+    for problem in kernel_problems(backend, "cpu", dtype, (n,)):
         check(problem)
     assert bool(launches(backend)) == bool(n)
 
@@ -30,7 +36,7 @@ def test_equal_to_the_torch_backend(check, dtype, n):
 @pytest.mark.parametrize("order", [REVERSE, SHUFFLED, SHUFFLED + 1])
 def test_whichever_thread_comes_first(check, dtype, order):
     for n in (129, 5003, WHOLE + 1):
-        check(Problem(on_cpu(order), "cpu", dtype, 3, n, aligned=order == REVERSE))
+        check(KernelProblem(on_cpu(order), "cpu", dtype, 3, n, aligned=order == REVERSE))
 
 
 @each_dtype
@@ -68,16 +74,15 @@ LAUNCHES = {
 def test_launches(kernel, dtype):
     """A kernel is one launch, and one more adds up the spans of a long sample."""
     for n, sums in ((WHOLE, 1), (WHOLE + 1, 2)):
-        problem = Problem(on_cpu(), "cpu", dtype, 3, n)
-        LAUNCHES[kernel](problem.backend, problem.state(), problem.rows(4))
-        assert launches(problem.backend) == (
-            1 if kernel in ("axpy_history", "stage_combination") else sums
-        )
+        backend = on_cpu()
+        problem = KernelProblem(backend, "cpu", dtype, 3, n)
+        LAUNCHES[kernel](backend, problem.state(), problem.rows(4))
+        assert launches(backend) == (1 if kernel in ("axpy_history", "stage_combination") else sums)
 
 
 @each_dtype
 def test_a_step_size_of_any_real_dtype(dtype):
-    problem = Problem(on_cpu(), "cpu", dtype, 3, 129)
+    problem = KernelProblem(on_cpu(), "cpu", dtype, 3, 129)
     z = problem.state()
     expected = problem.backend.stage_combination(z, torch.full((3,), 0.5), [z], [2.0])
     for time in (torch.float16, torch.bfloat16, torch.float64):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from cpu_launcher import FORWARD, REVERSE, SHUFFLED, CpuLauncher, on_cpu
-from kernel_checks import CHECKS, Problem
 
 import implicitcore_cupy.backend as backend_module
+from implicitcore.testing.kernel_checks import CHECKS, KernelProblem
 from implicitcore_cupy.launcher import source
 
 BUGS = {
@@ -76,7 +76,7 @@ def found(dtype: torch.dtype, changes: dict[str, str]) -> bool:
             for aligned in (True, False):
                 for check in CHECKS.values():
                     try:
-                        check(Problem(backend, "cpu", dtype, 3, n, aligned))
+                        check(KernelProblem(backend, "cpu", dtype, 3, n, aligned))
                     except AssertionError:
                         return True
     return False

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cpu_launcher import REVERSE, launches, on_cpu
-from dense import Cell, inputs, relative_error
-from problems import logistic
 
 import implicitcore as ic
+from implicitcore.testing.dense import relative_error
+from implicitcore.testing.problems import Cell, inputs
+from implicitcore.testing.trajectories import logistic
 
 REFERENCE = ic.TorchBackend()
 ROOTS = [
@@ -35,7 +36,7 @@ def trained(backend, solver, gradient, *, second=False):
     wrt = [*cell.parameters(), x]
     first = torch.autograd.grad(solution.z.square().sum(), wrt, create_graph=second)
     if second:
-        first = torch.autograd.grad(sum(g.square().sum() for g in first), wrt)
+        first = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), wrt)
     return solution, first
 
 
@@ -121,7 +122,7 @@ def test_the_limited_memory_apply_of_broyden_against_a_dense_inverse(dtype):
     z, inverse = torch.zeros(3, n, dtype=dtype), -torch.eye(n, dtype=torch.float64).expand(3, n, n)
     g = offset
     with torch.no_grad():
-        state = ic.Broyden(memory=12).init(SimpleNamespace(backend=backend), z)
+        state = ic.Broyden(memory=12).init(SimpleNamespace(backend=backend), z)  # pyright: ignore[reportArgumentType]
         for _ in range(12):
             step = state.step(g.unsqueeze(1))
             expected = -(inverse @ g.double().unsqueeze(2))

@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sites import run_python
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("needs_triton")]
@@ -23,7 +22,7 @@ pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("needs_triton")]
         ("test_contract.py", ""),
     ],
 )
-def test_in_the_interpreter(file, which):
+def test_in_the_interpreter(run_python, file, which):
     options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", which)
     done = run_python(
         "-m",
@@ -39,7 +38,7 @@ def test_in_the_interpreter(file, which):
 
 
 @pytest.mark.slow
-def test_every_kernel_compiles_with_no_gpu_at_hand(tmp_path):
+def test_every_kernel_compiles_with_no_gpu_at_hand(run_python, tmp_path):
     done = run_python(
         str(HERE / "compile_kernels.py"),
         TRITON_INTERPRET="0",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sites import run_python
 
 import implicitcore as ic
 from implicitcore_triton import backend
@@ -35,7 +34,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
 
 
-def test_the_plugin_needs_neither_torch_nor_triton():
+def test_the_plugin_needs_neither_torch_nor_triton(run_python):
     assert run_python("-c", IMPORTS).returncode == 0
 
 
@@ -44,7 +43,7 @@ def test_it_is_registered():
 
 
 @pytest.mark.extras
-def test_auto_takes_no_interpreter(needs_triton):
+def test_auto_takes_no_interpreter(run_python, needs_triton):
     done = run_python("-c", AUTO, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     assert done.stdout == "None\n", done.stderr
 

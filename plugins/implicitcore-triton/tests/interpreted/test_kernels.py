@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import CHECKS, DTYPES, SIZES, Problem
 
+from implicitcore.testing.kernel_checks import CHECKS, DTYPES, SIZES, KernelProblem
 from implicitcore_triton import TritonBackend, backend
 
 BACKEND = TritonBackend(interpret=True)
@@ -16,7 +16,9 @@ each_dtype = pytest.mark.parametrize(
 
 
 def problem(dtype, batch, n, aligned=True):
-    return Problem(BACKEND, "cpu", dtype, batch, n, aligned, cuts=dtype == torch.bfloat16)
+    return KernelProblem(
+        BACKEND, "cpu", dtype, batch, n, aligned, truncates=dtype == torch.bfloat16
+    )
 
 
 @pytest.fixture(autouse=True)

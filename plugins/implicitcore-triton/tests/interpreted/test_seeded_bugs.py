@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_checks import CHECKS, Problem
 from triton.runtime.errors import InterpreterError
 
 import implicitcore_triton
+from implicitcore.testing.expect import known
+from implicitcore.testing.kernel_checks import CHECKS, KernelProblem
 from implicitcore_triton import TritonBackend, kernels
 
 BACKEND = TritonBackend(interpret=True)
@@ -72,17 +73,17 @@ BUGS = {
 def check_all() -> None:
     for n in (129, 5000):
         for check in CHECKS.values():
-            check(Problem(BACKEND, "cpu", torch.float64, 3, n))
-    CHECKS["residual"](Problem(BACKEND, "cpu", torch.bfloat16, 3, 129, cuts=True))
+            check(KernelProblem(BACKEND, "cpu", torch.float64, 3, n))
+    CHECKS["residual"](KernelProblem(BACKEND, "cpu", torch.bfloat16, 3, 129, truncates=True))
 
 
 def wrong_kernels(path: Path, right: str, wrong: str):
     source = Path(kernels.__file__).read_text()
     assert right in source, "the kernel was rewritten: write the bug anew"
     path.write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = known(importlib.util.spec_from_file_location(path.stem, path))
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    known(spec.loader).exec_module(module)
     return module
 
 

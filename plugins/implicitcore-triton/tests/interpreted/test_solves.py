@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from solve_checks import Solves
 
 import implicitcore as ic
+from implicitcore.testing.solve_checks import SolveChecks
 from implicitcore_triton import TritonBackend, backend
 
-SOLVES = Solves(TritonBackend(interpret=True))
+SOLVES = SolveChecks(TritonBackend(interpret=True))
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,14 @@
-"""The list of checks on docs/testing.md. After a change of the checks: ``PYTHONPATH=tests python -m
-checks_page``."""
+"""The list of checks on docs/testing.md.
+
+Renew it with ``PYTHONPATH=tests python -m support.checks_page``.
+"""
 
 from pathlib import Path
 
 from implicitcore.options.kinds import CLASS_KINDS
 from implicitcore.testing import checks_for
 
-PAGE = Path(__file__).parents[1] / "docs" / "testing.md"
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 BEGIN, END = "<!-- checks: begin -->\n", "<!-- checks: end -->\n"
 
 
@@ -20,11 +22,11 @@ def listing() -> str:
     return "\n".join(kinds)
 
 
-def renewed(page: str) -> str:
+def with_listing(page: str) -> str:
     """The page with the list as it is now."""
     head, _, rest = page.partition(BEGIN)
     return f"{head}{BEGIN}\n{listing()}\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_listing(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from looks import Looks
+from support.host_syncs import HostSyncs
 
 import implicitcore as ic
 
@@ -25,46 +25,48 @@ def remaining(tensor):
 
 
 def nothing_happened(tensor):
-    """All samples accepted, none arrived, none was refused."""
+    """All samples accepted, none at its next output time, none failed."""
     return torch.tensor([True, False, False]) if tensor.shape == (3,) else torch.tensor(True)
 
 
-def looks_of_equilibrium(solver):
-    with Looks(remaining) as looks, torch.no_grad():
-        ic.fixed_point(cell, states(BATCH, N), states(N, N), solver=solver)
-    return looks.seen
+def syncs_of_equilibrium(solver):
+    with HostSyncs(remaining) as syncs, torch.no_grad():
+        ic.fixed_point(cell, states(BATCH, N), ic.shared(states(N, N)), solver=solver)
+    return syncs.counts
 
 
-def looks_of_trajectory(solver):
-    with Looks(nothing_happened) as looks, torch.no_grad():
+def syncs_of_trajectory(solver):
+    with HostSyncs(nothing_happened) as syncs, torch.no_grad():
         field = lambda t, z, x: cell(z, x)  # noqa: E731
-        ic.integrate(field, states(BATCH, N), states(N, N), times=states(2), solver=solver)
-    return looks.seen
+        ic.integrate(
+            field, states(BATCH, N), ic.shared(states(N, N)), times=states(2), solver=solver
+        )
+    return syncs.counts
 
 
 @pytest.mark.parametrize(
     "solver", [ic.Picard, ic.Anderson, ic.Broyden], ids=lambda solver: solver.__name__
 )
-def test_a_root_solver_looks_every_fourth_step(solver):
-    some, more = (looks_of_equilibrium(solver(max_steps=steps)) for steps in (21, 61))
+def test_a_root_solver_waits_every_fourth_step(solver):
+    some, more = (syncs_of_equilibrium(solver(max_steps=steps)) for steps in (21, 61))
     assert more - some == {"aten._local_scalar_dense": 10}
 
 
-def test_an_ode_solver_looks_once_a_step():
-    some, more = (looks_of_trajectory(ic.Tsit5(max_steps=steps)) for steps in (20, 60))
+def test_an_ode_solver_waits_once_a_step():
+    some, more = (syncs_of_trajectory(ic.Tsit5(max_steps=steps)) for steps in (20, 60))
     assert (more - some).total() == 40
 
 
-def test_each_kind_of_wait_is_seen():
+def test_each_kind_of_wait_is_counted():
     device, flag = states(3), states()
-    with Looks(lambda tensor: torch.ones(tensor.shape)) as looks:
+    with HostSyncs(lambda tensor: torch.ones(tensor.shape)) as syncs:
         assert flag
         device.new_tensor([1.0])
         torch.tensor(1.0, device="meta")
         device.copy_(torch.ones(3))
         torch.ones(3).to("meta")
         _ = torch.ones(3) + 1
-    assert looks.seen == {
+    assert syncs.counts == {
         "aten._local_scalar_dense": 1,
         "new_tensor": 1,
         "tensor": 1,

@@ -8,7 +8,7 @@ import venv
 from pathlib import Path
 from textwrap import dedent
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 HEADER = """
 from implicitcore import hookimpl

@@ -1,0 +1,82 @@
+"""How often a loop makes the host wait for its accelerator, counted without one.
+
+Tensors on the device ``meta`` have no values, so every read of one by the host, and every copy from
+the host, can be intercepted. Given the values that it reads, a loop runs as it would on CUDA.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+DATA_DEPENDENT = (aten.equal, aten.masked_select, aten.nonzero)
+"""Operations whose result, or its shape, the host must know."""
+FROM_HOST = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+"""Functions that copy a Python value to the device."""
+
+
+class HostSyncs:
+    """Counts the host's waits by operation, in ``counts``.
+
+    Arguments:
+        values: the values of a tensor that the host reads.
+    """
+
+    def __init__(self, values: Callable[[Tensor], Tensor]) -> None:
+        self.counts: Counter[str] = Counter()
+        self._modes = _Operations(self, values), _Functions(self)
+
+    def __enter__(self) -> HostSyncs:
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(*exc)
+
+    def count(self, operation: Any) -> None:
+        self.counts[str(operation)] += 1
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, syncs: HostSyncs, values: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.syncs, self.values = syncs, values
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket
+        if name is aten._local_scalar_dense and args[0].is_meta:
+            self.syncs.count(name)
+            return self.values(args[0]).item()
+        if (
+            name is aten._to_copy
+            and kwargs.get("device") is not None
+            and torch.device(kwargs["device"]) != args[0].device
+        ):
+            self.syncs.count(name)
+            if args[0].is_meta:
+                return self.values(args[0])
+        if name in DATA_DEPENDENT or (name is aten.copy_ and args[0].device != args[1].device):
+            self.syncs.count(name)
+        return func(*args, **kwargs)
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, syncs: HostSyncs) -> None:
+        super().__init__()
+        self.syncs = syncs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func in FROM_HOST and found.is_meta:
+            self.syncs.count(func.__name__)
+        return found
