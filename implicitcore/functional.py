@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
@@ -28,6 +29,7 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.context import Recorder
+from implicitcore.system.coupling import check_field, check_solution
 from implicitcore.system.memory import apart
 from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
@@ -44,7 +46,7 @@ _GRADIENT = PartType(("gradient",), optional=True)
 _BACKEND = PartType(("backend",), optional=True)
 
 
-def fixed_point(
+def fixed_point(  # noqa: PLR0913 - keyword options
     f: Callable[[Any, Any], Any],
     z0: Any,
     x: Any = None,
@@ -52,6 +54,7 @@ def fixed_point(
     solver: RootSolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     backend: Backend | Spec | None = None,
+    coupled: bool = False,
 ) -> Solution:
     """Solve f(z, x) = z for each sample of a batch.
 
@@ -65,6 +68,9 @@ def fixed_point(
             in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
+        coupled: the samples depend on each other (nodes of a graph, batch norm in training,
+            attention over the batch): the batch is solved as one, with one norm, one step and one
+            stop test, and all of x belongs to it.
 
     Returns:
         The solution; ``solution.z`` is shaped like z0 and differentiable with respect to x and what
@@ -87,11 +93,11 @@ def fixed_point(
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
     solve, strategy = Solve(chosen or Anderson()), strategy or Implicit()
-    found = run(FixedPoint(f), z0, x, solve, strategy, backend=kernels)
+    found = run(FixedPoint(f), z0, x, solve, strategy, backend=kernels, coupled=coupled)
     return _returned(Solution, found, strategy)
 
 
-def find_root(
+def find_root(  # noqa: PLR0913 - keyword options
     g: Callable[[Any, Any], Any],
     z0: Any,
     x: Any = None,
@@ -99,6 +105,7 @@ def find_root(
     solver: RootSolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     backend: Backend | Spec | None = None,
+    coupled: bool = False,
 ) -> Solution:
     """Solve g(z, x) = 0 for each sample of a batch.
 
@@ -115,6 +122,9 @@ def find_root(
             ``tol=0`` and an ``atol`` where g has units of its own.
         gradient: default ``Implicit()``.
         backend: default torch.
+        coupled: the samples depend on each other (nodes of a graph, batch norm in training,
+            attention over the batch): the batch is solved as one, with one norm, one step and one
+            stop test, and all of x belongs to it.
 
     Returns:
         The solution, as :func:`fixed_point`.
@@ -127,7 +137,7 @@ def find_root(
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
     dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
     strategy = strategy or Implicit()
-    found = run(dynamics, z0, x, solve, strategy, backend=kernels)
+    found = run(dynamics, z0, x, solve, strategy, backend=kernels, coupled=coupled)
     return _returned(Solution, found, strategy)
 
 
@@ -142,6 +152,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     dense: bool = False,
     event: Event | None = None,
     backend: Backend | Spec | None = None,
+    coupled: bool = False,
 ) -> Trajectory:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
 
@@ -160,6 +171,9 @@ def integrate(  # noqa: PLR0913 - keyword options
             start is no change). Two changes within one step are not seen: ``max_step`` of an
             adaptive solver bounds the steps.
         backend: default torch.
+        coupled: the samples depend on each other (nodes of a graph, batch norm in training,
+            attention over the batch): the batch is solved as one, with one norm, one step and one
+            stop test, and all of x belongs to it.
 
     Returns:
         The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
@@ -198,7 +212,7 @@ def integrate(  # noqa: PLR0913 - keyword options
             "need gradient=Unrolled()"
         )
     solve = Solve(chosen or Tsit5(), times, dense, event)
-    found = run(VectorField(v), z0, x, solve, strategy, backend=kernels)
+    found = run(VectorField(v), z0, x, solve, strategy, backend=kernels, coupled=coupled)
     return _returned(Trajectory, found, strategy)
 
 
@@ -212,6 +226,7 @@ def run(  # noqa: PLR0913 - keyword options
     *,
     backend: Backend | None = None,
     trace: bool = False,
+    coupled: bool = False,
 ) -> Solution | Trajectory:
     """Pack the start, solve with the gradient attached, and unpack.
 
@@ -221,7 +236,7 @@ def run(  # noqa: PLR0913 - keyword options
     _check_backend(backend)
     autocast = ambient()
     begin = promoted(z0, autocast)
-    packing = Packing.of(begin)
+    packing = Packing.of(begin, coupled=coupled)
     with solving(dynamics) as scope:
         if scope.random:
             noise = solve.times is not None and isinstance(gradient, Unrolled)
@@ -231,13 +246,19 @@ def run(  # noqa: PLR0913 - keyword options
         if torch.is_grad_enabled():
             system = system.with_function_state()
         with suspended() if autocast else nullcontext():
-            solution = gradient.run(solve, system, packing.pack(begin))
+            flat = packing.pack(begin)
+            if isinstance(solve.times, Tensor) and solve.times.ndim:
+                check_field(system, solve.times, flat)
+            solution = gradient.run(solve, system, flat)
+            if isinstance(solution, Solution) and not torch.is_grad_enabled():
+                check_solution(system, solution, solve.solver)
     system.context.end()
     z = packing.unpack(apart(solution.z, begin, system.x))
-    found: dict[str, Any] = {"z": z, "start": z0}
+    parts: dict[str, Any] = {"z": z, "start": z0}
     if isinstance(solution, Solution) and solution.iterates is not None:
-        found["iterates"] = packing.unpack(solution.iterates)
-    return solution.amended(**found)
+        parts["iterates"] = packing.unpack(solution.iterates)
+    found = solution.amended(**parts)
+    return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
 
 
 def _returned(

@@ -86,6 +86,14 @@ class SolveResult:
         copy.__dict__.update(self.__dict__, **changes)
         return copy
 
+    def of_each(self, batch: int) -> Self:
+        """The result of a coupled batch, which was one sample, said of each of its samples."""
+        names = ("status", "steps", "residual", "event_times")
+        found = {name: getattr(self, name, None) for name in names}
+        return self.amended(
+            **{name: value.expand(batch) for name, value in found.items() if value is not None}
+        )
+
     @property
     def failed(self) -> bool:
         """Whether a sample did not converge: one look at the device."""

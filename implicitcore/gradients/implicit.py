@@ -18,6 +18,7 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.root_solvers.judgement import solve_from
 from implicitcore.solution import Backward, Solution, Status
+from implicitcore.system.coupling import check_products, check_residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem, Transposed
 from implicitcore.system.linearization import Linearization
@@ -64,6 +65,7 @@ class Implicit(Options, GradientStrategy):
 def attached(solution: Solution, backward: BackwardSolve) -> Solution:
     """The solution, with a graph that leads through a backward solve."""
     jacobian, system = backward.jacobian, backward.system
+    check_residual(system, solution, jacobian.evaluation(solution.z).residual)
     own = _own(system.x)
     z = attach(jacobian.fz, solution.z, backward, union(own, _others(jacobian, own)))
     return solution.amended(z=z, evaluations=system.evaluations)
@@ -94,7 +96,9 @@ class BackwardSolve(Pullback):
         linear = LinearSystem.transposed(self.system, self.jacobian, v)
         solution = solve_from(self.solver, linear, self.start(linear))
         self._write_down(linear, solution)
-        return linear.solution(solution.z)
+        u = linear.solution(solution.z)
+        check_products(self.system, self.jacobian, v, u)
+        return u
 
     def start(self, linear: LinearSystem) -> Evaluation:
         """Where the solve begins: at zero, whose residual is known."""

@@ -48,6 +48,7 @@ class CallOptions(TypedDict, total=False):
 
     backend: Backend | Spec | None
     on_failure: OnFailure
+    coupled: bool
 
 
 class LayerOptions(CallOptions, total=False):
@@ -80,6 +81,9 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             for any; ``"mask"`` gives their finite start and stops their gradient, with the others
             solved apart from them, so that a NaN reaches no parameter (one more solve, where a
             sample failed).
+        coupled: the samples depend on each other (nodes of a graph, batch norm in training,
+            attention over the batch): the batch is solved as one, with one norm, one step and one
+            stop test, and all of x belongs to it.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -101,6 +105,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     horizon: LayerOption[float] = LayerOption("horizon")
     backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TorchBackend())
     on_failure: LayerOption[OnFailure] = LayerOption("on_failure")
+    coupled: LayerOption[bool] = LayerOption("coupled")
 
     def __init__(  # noqa: PLR0913 - keyword options
         self,
@@ -112,6 +117,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         horizon: Positive = 1.0,
         backend: Backend | Spec | None = TORCH,
         on_failure: OnFailure = "warn",
+        coupled: bool = False,
     ) -> None:
         super().__init__()
         self.dynamics = dynamics
@@ -121,6 +127,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         self.horizon = horizon
         self.backend = backend
         self.on_failure = on_failure
+        self.coupled = coupled
         self._sync: bool | SharedGroup = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -247,9 +254,8 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
 
     def _run(self, begin: Any, x: Any, trace: bool) -> Solution | FinalState:
         solve = Solve(self.solver, self._times(begin))
-        found = run(
-            self.dynamics, begin, x, solve, self.gradient, backend=self.backend, trace=trace
-        )
+        options = {"backend": self.backend, "trace": trace, "coupled": self.coupled}
+        found = run(self.dynamics, begin, x, solve, self.gradient, **options)
         return found.final() if isinstance(found, Trajectory) else found
 
     def _mask(

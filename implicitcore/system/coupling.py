@@ -18,8 +18,9 @@ from implicitcore.backends.base import Residual
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import InputError
 from implicitcore.solution import Solution
+from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, norm
+from implicitcore.tensors.norms import column, real_dtype
 from implicitcore.tensors.transforms import transformed
 
 # A residual that is this many times the one reported is another's doing.
@@ -32,14 +33,13 @@ ROUNDING = 1e3
 _ASKED: WeakKeyDictionary[Any, set[tuple[str, bool]]] = WeakKeyDictionary()
 
 
-def check_residual(system: System, solution: Solution, found: Residual, tol: float) -> None:
+def check_residual(system: System, solution: Solution, found: Residual) -> None:
     """Require that the residual at a solution is the one by which its samples were judged.
 
     Arguments:
         system: the one that was solved.
         solution: packed, assembled of samples that may have stopped at different times.
         found: the residual of all of them at once, at ``solution.z``.
-        tol: the relative tolerance of the solver.
 
     Raises:
         InputError: a sample that converged has another residual: f mixes samples.
@@ -48,8 +48,8 @@ def check_residual(system: System, solution: Solution, found: Residual, tol: flo
         return
     with torch.no_grad():
         size, reported = found.norm.detach(), solution.residual
-        relative = 2 * tol + ROUNDING * _rounding(system, found.value)
-        allowed = torch.add(reported * WORSE, found.update_norm.detach(), alpha=relative)
+        rounding = ROUNDING * _rounding(system, found.value)
+        allowed = torch.add(reported * WORSE, found.update_norm.detach(), alpha=rounding)
         worse = solution.converged & ~(size <= allowed)
         if bool(worse.any()):
             first = int(worse.nonzero()[0])
@@ -61,33 +61,35 @@ def check_residual(system: System, solution: Solution, found: Residual, tol: flo
             )
 
 
-def check_solution(system: System, solution: Solution, tol: float) -> None:
-    """The same for a solve without a gradient, which evaluates f no more: once for each f.
+def check_solution(system: System, solution: Solution, solver: object) -> None:
+    """The same for a solve without a gradient, which evaluates f no more.
+
+    Once for each f and kind of solver.
 
     Only where the samples stopped in different iterations: else none was kept while others moved.
 
     Raises:
         InputError: f mixes samples.
     """
-    question = "solution"
+    question = f"solution of {type(solver).__name__}"
     if _alone(system) or _was_asked(system.dynamics, question):
         return
     steps = solution.steps[solution.converged]
     if len(steps) < 2 or bool((steps == steps[0]).all()):
         return
-    check_residual(system, solution, system.evaluate(solution.z).residual, tol)
+    check_residual(system, solution, system.evaluate(solution.z).residual)
     _note(system.dynamics, question)
 
 
 @torch.no_grad()
-def check_field(system: System, t: Tensor, z: Tensor) -> None:
+def check_field(system: System, times: Tensor, z: Tensor) -> None:
     """Require that the velocity of a sample does not change with the others: once for each field.
 
     Two evaluations: at z, and where some of the samples are moved.
 
     Arguments:
         system: the vector field.
-        t: the first time, without dimensions.
+        times: the output times, ``[T]``.
         z: the first state, ``[batch, n]``.
 
     Raises:
@@ -97,31 +99,40 @@ def check_field(system: System, t: Tensor, z: Tensor) -> None:
     if _alone(system) or transformed() or _was_asked(system.dynamics, question):
         return
     moved = _some(len(z), z.device)
-    times = t.expand(len(z))
+    t = times[:1].to(z.device, real_dtype(z)).expand(len(z))
     apart = torch.where(column(moved), z + 1 + z.abs(), z)
-    before, after = (system.velocity(times, point)[~moved] for point in (z, apart))
+    before, after = (system.velocity(t, point)[~moved] for point in (z, apart))
     if _differ(system, before, after) and not _differ(
-        system, before, system.velocity(times, z)[~moved]
+        system, before, system.velocity(t, z)[~moved]
     ):  # the third evaluation: a field that draws at random is no evidence
         raise InputError(_message("the velocities of some samples change where others are moved"))
     _note(system.dynamics, question)
 
 
 @torch.no_grad()
-def check_products(system: System, v: Tensor, pulled: Tensor) -> None:
+def check_products(system: System, jacobian: Linearization, v: Tensor, u: Tensor) -> None:
     """Require that a sample without an incoming gradient has none afterwards.
+
+    One more product, and only where such samples are in the batch; once for each f.
 
     Arguments:
         system: the one that was solved.
+        jacobian: J at its solution.
         v: the incoming gradient, ``[batch, n]``.
-        pulled: J^T u for the solution u, ``[batch, n]``.
+        u: the solution of (I - J)^T u = v, ``[batch, n]``.
 
     Raises:
         InputError: f mixes samples.
     """
+    question = "products"
+    if _alone(system) or _was_asked(system.dynamics, question):
+        return
     quiet = (v == 0).all(1)
-    if not _alone(system) and bool((norm(pulled)[quiet] > 0).any()):
+    if not bool(quiet.any()) or bool(quiet.all()):
+        return
+    if bool((jacobian.vjp(u)[quiet] != 0).any()):
         raise InputError(_message("a sample that is not in the loss has a gradient"))
+    _note(system.dynamics, question)
 
 
 def _message(found: str) -> str:
