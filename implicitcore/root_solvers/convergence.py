@@ -62,11 +62,6 @@ class StopTest(StopCriterion):
         self.whole: tuple[StopState, Tensor] | None = None
         self.latest: Tensor | None = None  # the limits of the last iterate, where it is the best
 
-    @property
-    def on_host(self) -> bool:
-        """Whether a look at a value is free."""
-        return self.start.is_cpu
-
     def check(self, now: Evaluation) -> bool:
         """Take in an iterate and its residual; True when every sample has stopped.
 
@@ -93,7 +88,7 @@ class StopTest(StopCriterion):
         # Both comparisons in two calls, and NaN fails them: most iterations end here. The residual
         # is then the least so far: the largest has not changed.
         if (
-            self.on_host
+            self.start.is_cpu
             and state.failure is None
             and torch.equal(torch.clamp(size, state.limit, state.best_norm), size)
         ):
@@ -102,10 +97,10 @@ class StopTest(StopCriterion):
             return None
         self._settle()
         # NaN compares false, so this finds all that must not go on, and all that is not measured.
-        usual = self.on_host and torch.equal(
+        usual = self.start.is_cpu and torch.equal(
             torch.clamp(size, state.start.small, state.start.ceiling), size
         )
-        if self.on_host and not usual:
+        if self.start.is_cpu and not usual:
             size = self._remeasure(now, size)
         limit, met = state.limit, self._accept(now.residual, size, usual)
         return self._compare(size, limit, met)
@@ -155,11 +150,11 @@ class StopTest(StopCriterion):
         state = self.state
         met = size <= state.limit
         stops = met
-        if not self.on_host or not torch.equal(
+        if not self.start.is_cpu or not torch.equal(
             torch.minimum(state.limit, state.start.trust), state.limit
         ):
             met, away = self._doubt(met, residual)
-            if not self.on_host or bool(away.any()):
+            if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
         if not usual:
@@ -187,15 +182,15 @@ class StopTest(StopCriterion):
         state = self.state
         state.steps = torch.where(stops, self.count, state.steps)
         state.active = state.active & ~stops
-        if not self.on_host:
+        if not self.start.is_cpu:
             self._lower()
         # The host waits for the device: every time on a CPU, where it is free, else now and then.
-        if self.on_host or self.count % CHECK_EVERY == 0:
+        if self.start.is_cpu or self.count % CHECK_EVERY == 0:
             self._count()
 
     def _count(self) -> None:
         remaining = int(self.state.active.sum())
-        if self.on_host and 0 < remaining < self.remaining:
+        if self.start.is_cpu and 0 < remaining < self.remaining:
             self._lower()
             self.stopped = (~self.state.active).nonzero().squeeze(1)
         self.remaining = remaining
@@ -209,7 +204,7 @@ class StopTest(StopCriterion):
     def _lose(self, size: Tensor) -> Tensor:
         """The samples whose residual is not finite or has diverged."""
         lost = ~(size <= self.state.start.ceiling) & self.state.active
-        if self.on_host and not bool(lost.any()):
+        if self.start.is_cpu and not bool(lost.any()):
             return lost
         kind = torch.where(size.isfinite(), int(Status.DIVERGED), int(Status.NON_FINITE))
         self.state.fail(lost, kind)
@@ -220,7 +215,7 @@ class StopTest(StopCriterion):
         state = self.state
         last, state.size, self.grown = state.size, size, None
         if (
-            self.on_host
+            self.start.is_cpu
             and state.failure is None
             and torch.equal(torch.minimum(size, state.best_norm), size)
         ):
@@ -228,7 +223,7 @@ class StopTest(StopCriterion):
             state.best_limit = torch.where(limit > 0, limit, state.best_limit)
             return None
         grown = size > GROWTH * last
-        if not self.on_host or bool(grown.any()):
+        if not self.start.is_cpu or bool(grown.any()):
             self.grown = grown
         improved = met | (size < state.best_norm)
         state.best_norm = torch.where(improved, size, state.best_norm)
@@ -246,7 +241,7 @@ class StopTest(StopCriterion):
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """z_next for the active samples, z for those that have stopped."""
-        if self.on_host and self.stopped is None:
+        if self.start.is_cpu and self.stopped is None:
             return z_next
         if self.stopped is None or torch.is_grad_enabled():
             return torch.where(column(self.state.active), z_next, z)

@@ -122,7 +122,7 @@ class SteadyStateTest:
         self._fail(stalled, Status.STALLED)
 
     def _fail(self, which: Tensor, status: Status) -> None:
-        if not self.test.on_host or bool(which.any()):
+        if not self.test.start.is_cpu or bool(which.any()):
             self.test.state.fail(which, status)
             self.test.stop(which)
 

@@ -41,10 +41,12 @@ class LinearSystem(System):
     def transposed(cls, system: System, jacobian: Linearization, v: Tensor) -> LinearSystem:
         """The system of v in the backward pass of another one, counting by itself.
 
-        In units of the largest entry of v: a gradient has any size, and its square none.
+        In units of the largest entry of v: a gradient has any size, and its square none. Processes
+        that stop together stay in their units, for their samples may depend on each other.
         """
         size = v.detach().abs().amax(1) if v.shape[1] else v.detach().abs().sum(1)
-        unit = torch.where((size > 0) & size.isfinite(), power_of_two(size), 1).to(size.dtype)
+        known = (size > 0) & size.isfinite() & (system.scope.group is None)
+        unit = torch.where(known, power_of_two(size), 1).to(size.dtype)
         scaled = v / column(unit).to(v.dtype)
         return cls(system.problem, system.context.recounted(), jacobian, scaled, unit)
 

@@ -131,8 +131,10 @@ class Problem:
     def solve(self, solver: RootSolver | ODESolver) -> Solution | Trajectory: ...
 
     def solve(self, solver: RootSolver | ODESolver) -> Solution | Trajectory:
-        """Without a graph."""
+        """Without a graph, and as the solver itself says: nothing that it claims is overruled."""
         with torch.no_grad():
+            if isinstance(solver, RootSolver):
+                return solver.solve(self.system, self.z0)
             return Solve(solver, self.times)(self.system, self.z0)
 
     def attach(

@@ -64,7 +64,7 @@ def test_it_shows_the_call_the_options_and_the_first_paragraph(site_with_layer: 
         "requires: no-such-dist, torch (missing: pip install 'no-such-dist')",
         f"signature: Skip(cell, /, channels, *, root_solver={solver}, chain={chain}, "
         "mode='mean', gradient=None, start=None, "
-        "horizon=1.0, backend=TorchBackend(), on_failure='warn')",
+        "horizon=1.0, backend=TorchBackend(), on_failure='warn', coupled=False)",
         "options:",
         "cell dynamics required f(z, x), a `module`",
         "channels int required of the state, of which there are some",

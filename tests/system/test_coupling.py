@@ -98,46 +98,6 @@ def test_a_coupled_trajectory_is_integrated_as_one(solver, gradient):
     assert relative_error(gradients, [exact[3].unsqueeze(1)]) < 1e-6
 
 
-@pytest.mark.parametrize("solver", ODE_SOLVERS, ids=named)
-def test_a_field_that_mixes_samples_is_refused(solver):
-    for start in (signal(), torch.zeros(NODES, 1, dtype=torch.float64)):
-        with pytest.raises(ic.InputError, match="use coupled=True"):
-            ic.integrate(diffusion, start, times=torch.tensor([0.0, 1.0]), solver=solver)
-
-
-def test_a_field_is_asked_once_and_for_each_mode():
-    class Field(torch.nn.Module):
-        calls = 0
-
-        def forward(self, t, z, x):
-            self.calls += 1
-            return -z
-
-    field, z0, times = Field(), torch.ones(4, 2), torch.tensor([0.0, 1.0])
-    counts = []
-    for mode in (True, True, False, False):
-        field.calls = 0
-        ic.integrate(field.train(mode), z0, times=times, solver=ic.RK4())
-        counts.append(field.calls)
-    assert counts[0] == counts[2] == counts[1] + 2
-    assert counts[1] == counts[3]
-
-
-def test_batch_norm_in_training_is_told_and_in_eval_is_not():
-    torch.manual_seed(0)
-    cell = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).double()
-
-    def field(t, z, x):
-        return torch.tanh(cell(z))
-
-    z0, times = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0.0, 1.0])
-    with pytest.raises(ic.InputError, match="batch norm in training"):
-        ic.integrate(field, z0, times=times)
-    assert ic.integrate(field, z0, times=times, coupled=True).converged.all()
-    cell.eval()
-    assert ic.integrate(lambda t, z, x: field(t, z, x), z0, times=times).converged.all()
-
-
 @pytest.mark.parametrize("name", ["deq", "continuous_deq", "skip_reg_deq", "neural_ode"])
 def test_a_layer_on_a_graph_equals_the_graph_as_one_sample(name):
     class Nodes(torch.nn.Module):
@@ -155,5 +115,6 @@ def test_a_layer_on_a_graph_equals_the_graph_as_one_sample(name):
     layer, whole = ic.build(name, Nodes(), coupled=True), ic.build(name, Whole())
     assert torch.allclose(layer(x), whole(x.reshape(1, -1)).reshape(NODES, 2), atol=1e-12)
     assert ic.build(layer.config, Nodes()).coupled
-    with pytest.raises(ic.InputError, match="use coupled=True"):
-        ic.build(name, Nodes())(x)
+    if name != "neural_ode":
+        with pytest.raises(ic.InputError, match="use coupled=True"):
+            ic.build(name, Nodes())(x)

@@ -25,7 +25,7 @@ from implicitcore_lab.runs import RunDirectory
 from implicitcore_lab.settings import Settings, read_settings
 from implicitcore_lab.storage import storing, usable
 from implicitcore_lab.tensorboard import TensorBoardLog, open_writer
-from implicitcore_lab.transaction import Begun, Transaction, resumed
+from implicitcore_lab.transaction import Started, Transaction, resumed
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,15 @@ def _train_run(
         logs = [TensorBoardLog(open_writer(target.tensorboard))] if target.tensorboard else []
         opened: list[Transaction] = []  # of the first process alone: it holds a lock
 
-        def begin() -> Begun:
+        def begin() -> Started:
             options = {"overwrite": target.overwrite, "resume": target.resume}
             opened.append(stack.enter_context(Transaction(path, **options)))
             return opened[0].begin(settings)
 
-        begun = engine.on_main(begin)
-        for note in begun.notes:
+        started = engine.on_main(begin)
+        for note in started.notes:
             console.print(note, style="dim")
-        if begun.done:
+        if started.done:
             return None
         data = engine.on_main_first(lambda: load(settings.dataset, settings.data_dir))
         data = data.to(engine.device)
@@ -126,7 +126,7 @@ def _train_run(
         stack.enter_context(cpu_threads(settings))
         if transaction:
             transaction.set_settings(settings)
-        around = Surroundings(engine, watchers, keeper, begun.restored)
+        around = Surroundings(engine, watchers, keeper, started.restored)
         try:
             model, outcome = run(settings, data, console, around)
         except Interrupted as interruption:

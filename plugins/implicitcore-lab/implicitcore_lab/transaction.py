@@ -47,7 +47,7 @@ OWN = {*RECORDED, RESULT, READY}
 
 
 @dataclass(frozen=True)
-class Begun:
+class Started:
     """What a transaction found.
 
     Attributes:
@@ -106,7 +106,7 @@ class Transaction:
         with suppress(OSError):  # nothing was written: leave nothing
             self.partial.rmdir()
 
-    def begin(self, settings: Settings) -> Begun:
+    def begin(self, settings: Settings) -> Started:
         """What there is to go on from.
 
         Raises:
@@ -114,14 +114,14 @@ class Transaction:
         """
         if self.ready:
             self.appear()
-            return Begun(True, ["the run was whole already, and is in its place now"])
-        begun = unfinished_settings(self.path)
-        if begun and _trained(begun) != _trained(settings):
+            return Started(True, ["the run was whole already, and is in its place now"])
+        started = unfinished_settings(self.path)
+        if started and _trained(started) != _trained(settings):
             raise RunError(f"{self.partial}: its settings have changed while they were read")
         with storing(self.partial):
             restored, problems = self._restore()
         notes = [f"an older checkpoint is used: {problem}" for problem in problems]
-        return Begun(False, notes, restored)
+        return Started(False, notes, restored)
 
     def set_settings(self, settings: Settings) -> None:
         """Write the settings of this run."""
@@ -266,7 +266,7 @@ def resumed(given: Settings, path: Path, values: Mapping[str, Any]) -> Settings:
         values: what was asked for.
 
     Raises:
-        RunError: something else was asked for than what the run was begun with.
+        RunError: something else was asked for than what the run was started with.
     """
     stored = unfinished_settings(path)
     if stored is None:
@@ -275,8 +275,8 @@ def resumed(given: Settings, path: Path, values: Mapping[str, Any]) -> Settings:
         wanted, has = getattr(given, name), getattr(stored, name)
         if name not in RUN_ONLY and wanted != has:
             raise RunError(
-                f"{name}: the run in {path} was begun with {has!r}, received {wanted!r}: --resume "
-                "goes on with the settings of the run"
+                f"{name}: the run in {path} was started with {has!r}, received {wanted!r}: "
+                "--resume goes on with the settings of the run"
             )
     return replace(stored, **{name: getattr(given, name) for name in RUN_ONLY if name in values})
 

@@ -180,7 +180,8 @@ def test_evaluations_are_of_the_whole_batch():
         solution = ic.fixed_point(
             Cell(), torch.zeros(4, 6).double(), inputs(4), solver=sp.Broyden1()
         )
-    assert solution.evaluations == -(-int(solution.steps.sum()) // 4)
+    # Two more of the whole batch, at the start and at the end, measure what SciPy claims.
+    assert solution.evaluations == -(-int(solution.steps.sum()) // 4) + 2
 
 
 def test_find_root_beyond_contraction():
