@@ -21,8 +21,8 @@ from implicitcore.system.system import System
 class StepwiseODESolver(StepLimit, ODESolver, Stepper[State]):
     """An ODE solver that is one map per step: the loop around it is shared by all.
 
-    Write :meth:`step` and :attr:`step_size`, and where the state is more than the velocity
-    :meth:`init` and :meth:`velocity`.
+    Write ``step`` and ``step_size``, and where the state is more than the velocity
+    ``init`` and ``velocity``.
 
     The loop keeps every promise: each sample has its own time, step size and status, arrives at
     each output time exactly, and is frozen when it is done. A step must treat the samples

@@ -1,5 +1,7 @@
 """Batches whose samples depend on each other: solved as one where it is said, and refused else."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ ROOT_SOLVERS = [
     ic.Homotopy(corrector=ic.Newton(tol=1e-10)),
     ic.Chain((ic.Picard(tol=1e-10), ic.Newton(tol=1e-10))),
 ]
-TIGHT = {"rtol": 1e-9, "atol": 1e-11}
+TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 ODE_SOLVERS = [
     ic.Tsit5(**TIGHT),
     ic.DOP853(**TIGHT),
