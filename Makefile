@@ -8,6 +8,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FAULTS_ARGS ?=
 
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference \
-	bench-root bench-ode bench-dispatch bench-gpu clean
+	bench-root bench-ode bench-dispatch bench-gpu faults-lab clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile \
@@ -92,6 +93,9 @@ bench-dispatch: install ## measure what names and layers cost, for docs/benchmar
 bench-gpu: install ## measure training on an NVIDIA GPU, for docs/benchmarks/gpu.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
+
+faults-lab: install ## end trainings in every way (kill -9, SIGTERM, full disk, bit flips) and count what is lost
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults.lab $(FAULTS_ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist demo docs/api .pytest_cache .ruff_cache

@@ -68,7 +68,13 @@ nitpick_ignore_regex = [
     # A private class, which has no page: a base or an argument of one that has.
     ("py:(class|exc)", r"(.*\.)?_[A-Z]\w*"),
     # A type variable, which autodoc does not describe.
-    ("py:.*", r"implicitcore\.((root|ode)_solvers\.stepwise|gradients\.checkpoints)\.State"),
+    (
+        "py:.*",
+        r"implicitcore\.((root|ode)_solvers\.step(wise|per)|gradients\.checkpoints)\.State|"
+        r"(implicitcore\.layers\.options\.)?Value",
+    ),
+    # The bounds of an annotation, and what other distributions define.
+    ("py:class", r"(gt|ge|lt|le)=.*|(annotated_types|pytorch_lightning|_thread)\..*"),
 ]
 
 

@@ -7,7 +7,7 @@ beside this file. What an author of parts needs is in :mod:`implicitcore.extend`
 
 from __future__ import annotations
 
-from implicitcore.lazy import attach_stub, provide
+from implicitcore.lazy import attach_stub, provide, renamed
 
 _attribute, __dir__, __all__ = attach_stub(__name__, __file__)  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -18,8 +18,33 @@ provide(
 )
 
 
+# What these names are called now; the others of this list moved to implicitcore.extend.
+_RENAMED = {
+    "EstimatedGradient": "implicitcore.extend:ApproximateGradient",
+    "FirstUpdate": "implicitcore:OneStep",
+    "FromInput": "implicitcore:Identity",
+    "Learned": "implicitcore:LearnedInitialGuess",
+    "Start": "implicitcore:InitialGuess",
+    "one_function": "implicitcore:frozen_randomness",
+}
+_MOVED = (
+    "FixedPointMap",
+    "FusedBackend",
+    "Options",
+    "Registrar",
+    "Residual",
+    "Step",
+    "StepwiseODESolver",
+    "StepwiseRootSolver",
+    "System",
+)
+_OLD = _RENAMED | {name: f"implicitcore.extend:{name}" for name in _MOVED}
+
+
 def __getattr__(name: str) -> object:
-    return _version() if name == "__version__" else _attribute(name)
+    if name == "__version__":
+        return _version()
+    return renamed(__name__, name, _OLD[name]) if name in _OLD else _attribute(name)
 
 
 def _version() -> str:

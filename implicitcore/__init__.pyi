@@ -147,9 +147,12 @@ from implicitcore.root_solvers.pseudo_transient import PseudoTransient as Pseudo
 
 # root_solver steady_state: integrate dz/dt = g(z, x) until it stands still
 from implicitcore.root_solvers.steady_state import SteadyState as SteadyState
+from implicitcore.solution import FinalState as FinalState
 from implicitcore.solution import Solution as Solution
 from implicitcore.solution import SolveError as SolveError
+from implicitcore.solution import SolveResult as SolveResult
 from implicitcore.solution import Status as Status
+from implicitcore.solution import Trajectory as Trajectory
 from implicitcore.system.scope import frozen_randomness as frozen_randomness
 from implicitcore.tensors.shared import shared as shared
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import ConfigError, GradientError
+from implicitcore.errors import ConfigError, GradientError, InputError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
@@ -26,8 +27,9 @@ from implicitcore.options.types import Spec
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.context import Recorder
+from implicitcore.system.coupling import check_solution
 from implicitcore.system.memory import apart
 from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
@@ -36,6 +38,7 @@ from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager
 
+_Result = TypeVar("_Result", Solution, Trajectory)
 _SOLVERS = ("root_solver", "ode_solver")
 _ROOT = PartType(("root_solver",), optional=True)
 _TRAJECTORY = PartType(("ode_solver",), optional=True)
@@ -43,7 +46,7 @@ _GRADIENT = PartType(("gradient",), optional=True)
 _BACKEND = PartType(("backend",), optional=True)
 
 
-def fixed_point(
+def fixed_point(  # noqa: PLR0913 - keyword options
     f: Callable[[Any, Any], Any],
     z0: Any,
     x: Any = None,
@@ -51,6 +54,7 @@ def fixed_point(
     solver: RootSolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     backend: Backend | Spec | None = None,
+    coupled: bool = False,
 ) -> Solution:
     """Solve f(z, x) = z for each sample of a batch.
 
@@ -64,6 +68,9 @@ def fixed_point(
             in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
+        coupled: the samples depend on each other (nodes of a graph, batch norm in training,
+            attention over the batch): the batch is solved as one, with one norm, one step and one
+            stop test, and all of x belongs to it.
 
     Returns:
         The solution; ``solution.z`` is shaped like z0 and differentiable with respect to x and what
@@ -85,11 +92,12 @@ def fixed_point(
         -0.297474
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
-    solve = Solve(chosen or Anderson())
-    return run(FixedPoint(f), z0, x, solve, strategy or Implicit(), backend=kernels)
+    solve, strategy = Solve(chosen or Anderson()), strategy or Implicit()
+    found = run(FixedPoint(f), z0, x, solve, strategy, backend=kernels, coupled=coupled)
+    return _returned(Solution, found, strategy)
 
 
-def find_root(
+def find_root(  # noqa: PLR0913 - keyword options
     g: Callable[[Any, Any], Any],
     z0: Any,
     x: Any = None,
@@ -97,18 +105,26 @@ def find_root(
     solver: RootSolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     backend: Backend | Spec | None = None,
+    coupled: bool = False,
 ) -> Solution:
     """Solve g(z, x) = 0 for each sample of a batch.
 
     Arguments:
-        g: the residual, a module or function; returns a state shaped like z.
+        g: the residual, a module or function; returns a state shaped like z. Its sign is
+            that of dz/dt: ``Picard``, ``Anderson``, ``SteadyState`` and ``PseudoTransient`` follow
+            g to a root that it points to (dg/dz negative: ``a - z``, not ``z - a``; else give -g);
+            to ``Newton`` both signs are one problem.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
         solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <=
-            tol max(1, |g(z0, x)|)``, per sample, in the 2-norm.
+            tol max(1, min(|g(z0, x)|, |z + g(z, x)|)) + atol``, per sample, in the 2-norm: give
+            ``tol=0`` and an ``atol`` where g has units of its own.
         gradient: default ``Implicit()``.
         backend: default torch.
+        coupled: the samples depend on each other (nodes of a graph, batch norm in training,
+            attention over the batch): the batch is solved as one, with one norm, one step and one
+            stop test, and all of x belongs to it.
 
     Returns:
         The solution, as :func:`fixed_point`.
@@ -120,7 +136,9 @@ def find_root(
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
     dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
-    return run(dynamics, z0, x, solve, strategy or Implicit(), backend=kernels)
+    strategy = strategy or Implicit()
+    found = run(dynamics, z0, x, solve, strategy, backend=kernels, coupled=coupled)
+    return _returned(Solution, found, strategy)
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -134,7 +152,8 @@ def integrate(  # noqa: PLR0913 - keyword options
     dense: bool = False,
     event: Event | None = None,
     backend: Backend | Spec | None = None,
-) -> Solution:
+    coupled: bool = False,
+) -> Trajectory:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
 
     Arguments:
@@ -147,15 +166,18 @@ def integrate(  # noqa: PLR0913 - keyword options
             solution and is an error.
         solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
-        dense: keep the trajectory between the times too: ``solution.interpolate(t)``.
+        dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
         event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
             start is no change). Two changes within one step are not seen: ``max_step`` of an
             adaptive solver bounds the steps.
         backend: default torch.
+        coupled: the samples depend on each other (nodes of a graph, batch norm in training,
+            attention over the batch): the batch is solved as one, with one norm, one step and one
+            stop test, and all of x belongs to it.
 
     Returns:
-        The solution; ``solution.z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
-        happened, ``solution.event_times`` has its time, and z at the later times is the state
+        The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
+        happened, ``event_times`` has its time, and z at the later times is the state
         there: so ``z[-1]`` is the state at the event. Both have the gradient of the implicit
         function that e(t, z(t), x) = 0 defines.
 
@@ -175,10 +197,10 @@ def integrate(  # noqa: PLR0913 - keyword options
         >>> g = torch.tensor([[9.81]], dtype=torch.float64, requires_grad=True)
         >>> fall = lambda t, z, g: torch.cat((z[:, 1:], -g), 1)
         >>> times, ground = torch.tensor([0.0, 5.0]), lambda t, z, g: z[:, 0]
-        >>> solution = ic.integrate(fall, z0, g, times=times, event=ground)
-        >>> round(solution.event_times.item(), 6)  # sqrt(2 / g)
+        >>> trajectory = ic.integrate(fall, z0, g, times=times, event=ground)
+        >>> round(trajectory.event_times.item(), 6)  # sqrt(2 / g)
         0.451524
-        >>> round(torch.autograd.grad(solution.event_times.sum(), g)[0].item(), 6)
+        >>> round(torch.autograd.grad(trajectory.event_times.sum(), g)[0].item(), 6)
         -0.023013
     """
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
@@ -190,7 +212,8 @@ def integrate(  # noqa: PLR0913 - keyword options
             "need gradient=Unrolled()"
         )
     solve = Solve(chosen or Tsit5(), times, dense, event)
-    return run(VectorField(v), z0, x, solve, strategy, backend=kernels)
+    found = run(VectorField(v), z0, x, solve, strategy, backend=kernels, coupled=coupled)
+    return _returned(Trajectory, found, strategy)
 
 
 @eager
@@ -203,7 +226,8 @@ def run(  # noqa: PLR0913 - keyword options
     *,
     backend: Backend | None = None,
     trace: bool = False,
-) -> Solution:
+    coupled: bool = False,
+) -> Solution | Trajectory:
     """Pack the start, solve with the gradient attached, and unpack.
 
     The one edge between pytrees and packed states.
@@ -212,21 +236,39 @@ def run(  # noqa: PLR0913 - keyword options
     _check_backend(backend)
     autocast = ambient()
     begin = promoted(z0, autocast)
-    packing = Packing.of(begin)
+    packing = Packing.of(begin, coupled=coupled)
     with solving(dynamics) as scope:
         if scope.random:
             noise = solve.times is not None and isinstance(gradient, Unrolled)
-            check_random(dynamics, scope.random, one_function=not noise)
+            check_random(dynamics, scope.random, required=not noise)
         recorder = Recorder(residuals=[]) if trace else None
         system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
         if torch.is_grad_enabled():
             system = system.with_function_state()
         with suspended() if autocast else nullcontext():
-            solution = gradient.run(solve, system, packing.pack(begin))
+            flat = packing.pack(begin)
+            solution = gradient.run(solve, system, flat)
+            if isinstance(solution, Solution) and not torch.is_grad_enabled():
+                check_solution(system, solution, solve.solver)
     system.context.end()
-    iterates = None if solution.iterates is None else packing.unpack(solution.iterates)
     z = packing.unpack(apart(solution.z, begin, system.x))
-    return solution.amended(z=z, start=z0, iterates=iterates)
+    parts: dict[str, Any] = {"z": z, "start": z0}
+    if isinstance(solution, Solution) and solution.iterates is not None:
+        parts["iterates"] = packing.unpack(solution.iterates)
+    found = solution.amended(**parts)
+    return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
+
+
+def _returned(
+    kind: type[_Result], found: Solution | Trajectory, strategy: GradientStrategy
+) -> _Result:
+    """What a strategy returned, which is of this kind."""
+    if not isinstance(found, kind):
+        raise InputError(
+            f"{type(strategy).__name__}.run returned a {type(found).__name__}: expected a "
+            f"{kind.__name__}"
+        )
+    return found
 
 
 def _parts(kind: PartType, solver: Any, gradient: Any, backend: Any) -> tuple[Any, Any, Any]:

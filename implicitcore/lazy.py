@@ -82,6 +82,19 @@ def read_stub(file: str) -> list[tuple[str, str, str]]:
     return exports
 
 
+def renamed(package: str, name: str, target: str) -> Any:
+    """What a name of a package stands for now, ``module:attribute``; a warning says so.
+
+    It is not kept under the old name: each use warns.
+    """
+    import warnings
+
+    module, _, attribute = target.partition(":")
+    message = f"{package}.{name} is now {module}.{attribute}"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return getattr(importlib.import_module(module), attribute)
+
+
 _PROVIDED: dict[str, str] = {}
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ImplicitCoreError, InputError
 
@@ -43,74 +44,55 @@ class Backward:
     status: Tensor | None = None
 
 
+class Judged(NamedTuple):
+    """What a stop test measured: whatever else a solver returns is measured again."""
+
+    z: Tensor  # [batch, n]
+    residual: Tensor  # [batch]
+    status: Tensor  # [batch]
+    relative: Tensor | None  # [batch], the residual as it was compared with tol; None where tol = 0
+    trace: Tensor | None = None  # [steps, batch], the residual after each step
+
+
 @dataclass(frozen=True, kw_only=True)
-class Solution:
-    """The result of a solve, with what it cost and how it ended, per sample.
+class SolveResult:
+    """What every solve returns: the states, what they cost, and how each sample ended.
+
+    A root solver gives a :class:`Solution`, an ODE solver a :class:`Trajectory`, and a layer with
+    an ODE solver its :class:`FinalState`.
 
     Attributes:
-        z: the best iterate (shaped like z0); for a trajectory ``[times, batch, ...]``.
-        start: the z0 the solve began from, as the start gave it.
-        residual: ``[batch]``, the measured 2-norm of f(z) - z at ``z``; None where nothing is to
-            vanish (trajectories).
+        z: the states, shaped like z0.
+        start: the z0 the solve began from, as the initial guess gave it.
         status: ``[batch]`` int8, one :class:`Status` per sample.
         steps: ``[batch]``, steps that each sample took before it stopped.
         evaluations: evaluations of f in the forward pass (each of the whole batch).
         backward: what the backward pass spent and reached.
-        times: the output times of a trajectory, ``[times]``.
-        trace: ``[steps, batch]``, residual after each step, when asked for.
-        iterates: ``[k, batch, ...]``, the iterates that ``Unrolled(iterates=...)`` asks for, each
-            with its graph.
-        event_times: ``[batch]``, when the event of a trajectory happened, NaN where it did not;
-            None where there was none to watch.
-        interpolant: the continuous extension of a trajectory, when asked for; see
-            :meth:`interpolate`.
     """
 
     z: Any
     start: Any
-    residual: Tensor | None
     status: Tensor
     steps: Tensor
     evaluations: int
     backward: Backward = field(default_factory=Backward)
-    times: Tensor | None = None
-    trace: Tensor | None = None
-    iterates: Any = None
-    event_times: Tensor | None = None
-    interpolant: Callable[[Tensor], Any] | None = None
 
-    def interpolate(self, t: Tensor) -> Any:
-        """The states of a trajectory at other times, by the continuous extension of its steps.
-
-        ``integrate(..., dense=True)``.
-
-        Arguments:
-            t: ``[T]``, or ``[batch, T]`` for times of each sample's own, in any order.
-
-        Returns:
-            ``[T, batch, ...]``, differentiable where the trajectory is, and with respect to t; NaN
-            where t is later than the time at which a sample ended (it failed, or its event
-            happened).
-
-        Raises:
-            InputError: t has another shape or is outside of the span; the solution has no
-                continuous extension.
-        """
-        if self.interpolant is None:
-            raise InputError(
-                "this solution has no values between its times: ask for them, "
-                "integrate(..., dense=True)"
-            )
-        return self.interpolant(t)
-
-    def amended(self, **changes: Any) -> Solution:
+    def amended(self, **changes: Any) -> Self:
         """A copy with other values of some attributes.
 
         ``dataclasses.replace`` at a fifth of its time, which every solve would pay.
         """
-        copy = object.__new__(Solution)
+        copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__, **changes)
         return copy
+
+    def of_each(self, batch: int) -> Self:
+        """The result of a coupled batch, which was one sample, said of each of its samples."""
+        names = ("status", "steps", "residual", "event_times")
+        found = {name: getattr(self, name, None) for name in names}
+        return self.amended(
+            **{name: value.expand(batch) for name, value in found.items() if value is not None}
+        )
 
     @property
     def failed(self) -> bool:
@@ -123,31 +105,147 @@ class Solution:
         return self.status == Status.CONVERGED
 
     def summary(self) -> str:
-        """One line: how many samples ended how, and the worst residual."""
+        """One line: how many samples ended how, at what cost, and what there is to say of it."""
         counts = Counter(self.status.tolist())
         parts = [f"{counts[status]} {status.name.lower()}" for status in Status if counts[status]]
         line = (
             f"{len(self.status)} samples: {', '.join(parts) or 'none'}; "
             f"{self.evaluations} evaluations"
         )
-        if self.residual is not None and self.residual.numel():
-            line += f"; worst residual {self.residual.max().item():.3g}"
-        if self.times is not None and counts[Status.MAX_STEPS]:
-            line += (
-                "; out of steps before the last time: raise max_steps, or take an implicit "
-                "method where the dynamics are stiff"
-            )
-        return line
+        return "; ".join((line, *self._remarks()))
 
-    def raise_if_failed(self) -> Solution:
+    def _remarks(self) -> Iterator[str]:
+        """What a kind of result adds to its summary."""
+        yield from ()
+
+    def raise_if_failed(self) -> Self:
         """Return self when every sample converged.
 
         Raises:
-            SolveError: at least one sample did not; the error carries this solution.
+            SolveError: at least one sample did not; the error carries this result.
         """
         if self.failed:
             raise SolveError(f"the solve failed: {self.summary()}", self)
         return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution(SolveResult):
+    """An equilibrium: the best iterate of each sample.
+
+    Attributes:
+        z: the best iterate, shaped like z0.
+        residual: ``[batch]``, the measured 2-norm of f(z) - z at ``z``.
+        iterates: ``[k, batch, ...]``, the iterates that ``Unrolled(iterates=...)`` asks for, each
+            with its graph.
+        judged: what the stop test measured, where one did.
+    """
+
+    residual: Tensor
+    iterates: Any = None
+    judged: Judged | None = field(default=None, repr=False)
+
+    @property
+    def trace(self) -> Tensor | None:
+        """``[steps, batch]``, the residual after each step, when asked for."""
+        return None if self.judged is None else self.judged.trace
+
+    @property
+    def relative_residual(self) -> Tensor | None:
+        """``[batch]``, the residual as it was compared with ``tol``.
+
+        ``residual / (scale + atol / tol)``, where the scale is ``|f(z)|``, or in ``find_root`` that
+        of g. None where ``tol=0``.
+        """
+        return None if self.judged is None else self.judged.relative
+
+    def _remarks(self) -> Iterator[str]:
+        relative = self.relative_residual
+        worst = self.residual if relative is None else relative
+        if worst.numel():
+            kind = "residual" if relative is None else "relative residual"
+            yield f"worst {kind} {worst.max().item():.3g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Integrated(SolveResult):
+    """What an integration gives.
+
+    Attributes:
+        times: the output times, ``[times]``.
+    """
+
+    times: Tensor
+
+    def _remarks(self) -> Iterator[str]:
+        if bool((self.status == Status.MAX_STEPS).any()):
+            yield (
+                "out of steps before the last time: raise max_steps, or take an implicit "
+                "method where the dynamics are stiff"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalState(_Integrated):
+    """The end of a trajectory: what a layer with an ODE solver gives.
+
+    Attributes:
+        z: the state at the last time, shaped like z0.
+        times: the times of the trajectory, ``[times]``; z is at ``times[-1]``.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory(_Integrated):
+    """The states of each sample at the output times.
+
+    Attributes:
+        z: ``[times, batch, ...]``, ``z[0]`` is z0. A sample that failed keeps its last state at the
+            times it did not reach.
+        times: the output times, ``[times]``.
+        event_times: ``[batch]``, when the event happened, NaN where it did not; None where there
+            was none to watch.
+        interpolant: the continuous extension, when asked for; see :meth:`interpolate`.
+    """
+
+    event_times: Tensor | None = None
+    interpolant: Callable[[Tensor], Any] | None = None
+
+    def interpolate(self, t: Tensor) -> Any:
+        """The states at other times, by the continuous extension of the steps.
+
+        ``integrate(..., dense=True)``.
+
+        Arguments:
+            t: ``[T]``, or ``[batch, T]`` for times of each sample's own, in any order.
+
+        Returns:
+            ``[T, batch, ...]``, differentiable where the trajectory is, and with respect to t; NaN
+            where t is later than the time at which a sample ended (it failed, or its event
+            happened).
+
+        Raises:
+            InputError: t has another shape or is outside of the span; the trajectory has no
+                continuous extension.
+        """
+        if self.interpolant is None:
+            raise InputError(
+                "this trajectory has no values between its times: ask for them, "
+                "integrate(..., dense=True)"
+            )
+        return self.interpolant(t)
+
+    def final(self) -> FinalState:
+        """The same at the last time alone."""
+        return FinalState(
+            z=pytree.tree_map(lambda z: z[-1], self.z),
+            start=self.start,
+            status=self.status,
+            steps=self.steps,
+            evaluations=self.evaluations,
+            backward=self.backward,
+            times=self.times,
+        )
 
 
 class SolveError(ImplicitCoreError, RuntimeError):
@@ -155,9 +253,9 @@ class SolveError(ImplicitCoreError, RuntimeError):
 
     Arguments:
         message: what failed.
-        solution: the solution with its status per sample.
+        solution: the result with its status per sample.
     """
 
-    def __init__(self, message: str, solution: Solution | None = None) -> None:
+    def __init__(self, message: str, solution: SolveResult | None = None) -> None:
         super().__init__(message)
         self.solution = solution

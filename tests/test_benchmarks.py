@@ -92,7 +92,6 @@ def test_quick_dispatch_run(tmp_path):
     assert path.with_suffix(".md").read_text() == before
 
 
-@pytest.mark.slow
 def test_quick_gpu_run(tmp_path):
     page = check_quick_run(gpu, tmp_path / "gpu.json", 5, 1e-3, "--device", "cpu")
     assert page.count("| vjps | residual |") == 5
@@ -133,7 +132,6 @@ def test_the_gpu_page_compares_with_the_torch_backend():
     assert "| MLP, tol 1e-5 | anderson | 2000.00 | 2.00 x | 0.25 x |" in lines
 
 
-@pytest.mark.slow
 def test_quick_ode_run(tmp_path):
     page = check_quick_run(ode, tmp_path / "ode.json", 4, 1e-2)
     assert page.count("| vjps | final state error |") == 3
@@ -185,7 +183,7 @@ def test_compact_is_held_against_what_the_samples_need():
 def test_floor():
     counted = Counted(Half(), 1)
     counted.plain, counted.graphs, counted.products, counted.differentiated = 2, 3, 5, 4
-    seconds = dict(zip(counting.PIECES, (1, 10, 100, 1000, 10000), strict=True))
+    seconds: dict[str, float] = dict(zip(counting.PIECES, (1, 10, 100, 1000, 10000), strict=True))
     equilibrium, trajectory = counting.equilibrium(counted), counting.trajectory(counted)
     assert counting.floor(equilibrium, seconds) == 2 + 30 + 400 + 1000
     assert counting.floor(trajectory, seconds) == 2 + 30 + 40000

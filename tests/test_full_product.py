@@ -30,9 +30,13 @@ def outcomes(
 
     def run(name: str, chosen: Iterable[Combination]) -> Counter[str]:
         found: Counter[str] = Counter()
+        unsolved: list[str] = []
         for combination in chosen:
             try:
-                found[train(combination)] += 1
+                reason = train(combination)
+                found[reason] += 1
+                if reason.startswith("SolveError"):
+                    unsolved.append(str(combination))
             except Exception as error:
                 error.add_note(str(combination))
                 raise
@@ -46,10 +50,7 @@ def outcomes(
         assert all(reason.startswith(REASONS) for reason in found)
         # A method whose error estimate is blind to its instability ends no solve at any tolerance
         # that is loose: Fehlberg's of order 2.
-        assert (
-            sum(count for reason, count in found.items() if reason.startswith("SolveError"))
-            <= 0.02 * trained
-        )
+        assert [text for text in unsolved if "fehlberg2" not in text] == []
         return found + Counter(trained=trained)
 
     return run

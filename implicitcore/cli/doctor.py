@@ -16,7 +16,7 @@ import click
 from implicitcore import __version__
 from implicitcore.cli.group import aligned, load_command, table
 from implicitcore.errors import PluginError, PluginWarning, describe_error, did_you_mean
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import NAMED_KINDS
 from implicitcore.registry.part import Part, canonical, missing_requirements, pip_install
 from implicitcore.registry.registry import REGISTRY
 
@@ -118,7 +118,7 @@ def _import_parts() -> Iterator[tuple[Part, Problem]]:
 
     for part in REGISTRY.parts():
         try:
-            if part.kind in CLASS_KINDS:
+            if part.kind in NAMED_KINDS:
                 options_of(part.load())
             else:
                 load_command(part)

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from implicitcore.cli.info import brief
 from implicitcore.options.docstrings import option_summaries
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import NAMED_KINDS
 from implicitcore.options.option import Option
 from implicitcore.options.options import options_of
 from implicitcore.registry.part import Part
@@ -28,6 +28,8 @@ _TITLES = {
     "ode_solver": "ODE solvers",
     "gradient": "Gradient strategies",
     "backend": "Backends",
+    "dataset": "Data sets",
+    "model": "Models",
     "command": "Commands",
 }
 
@@ -50,7 +52,7 @@ def reference_page(parts: Iterable[Part]) -> str:
 
 def _section(part: Part) -> Iterator[str]:
     yield from (f"### {part.name}", "", part.summary, "")
-    if part.kind not in CLASS_KINDS:
+    if part.kind not in NAMED_KINDS:
         yield f"Provided by {part.provider}; its options: `implicitcore {part.name} --help`."
         return
     cls = part.load()

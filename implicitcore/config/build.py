@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from implicitcore.config.reader import ConfigParser, join
 from implicitcore.errors import ConfigError, UnknownPartError, show
 from implicitcore.options.annotations import PartType
-from implicitcore.options.kinds import CLASS_KINDS, MODULE_KINDS, check_kind
+from implicitcore.options.kinds import CLASS_KINDS, MODULE_KINDS, NAMED_KINDS, check_kind
 from implicitcore.options.option import REQUIRED
 from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
@@ -151,7 +151,7 @@ def read_part(slot: PartType, spec: Any, path: str) -> Any:
 
 
 def _slot(kind: str) -> PartType:
-    check_kind(kind, CLASS_KINDS)
+    check_kind(kind, NAMED_KINDS)
     return PartType((kind,))
 
 

@@ -49,11 +49,14 @@ class Dynamics(nn.Module, ABC):
         return type(self).update is not Dynamics.update
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
-        """The norm that the tolerance ``tol`` is relative to, ``[batch]``: max(1, ``|g(z0)|``).
+        """What the relative tolerance ``tol`` is relative to, ``[batch]``.
+
+        Here max(1, min(``|g(z0)|``, ``|z + g(z)|``)): a bad start, with a large residual, does not
+        loosen it beyond the size of the state.
 
         Arguments:
             update_norm: ``|z + g(z)|`` at the current iterate, ``[batch]``.
             start_norm: ``|g(z0)|``, ``[batch]``.
         """
-        del update_norm
-        return start_norm.clamp(min=1)
+        # A NaN at the start stays one, and meets nothing.
+        return torch.minimum(start_norm, update_norm).clamp(min=1)

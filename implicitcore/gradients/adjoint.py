@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, final
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
-from implicitcore.gradients.trajectory import Bound, attach, pull, total
-from implicitcore.ode_solvers.base import ODESolver, Step
+from implicitcore.gradients.quadrature import ANOTHER, AdjointSystem, Quadrature
+from implicitcore.gradients.trajectory import Bound, attach
+from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.integration import integrate_loop
+from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import Options
 from implicitcore.options.types import Positive
-from implicitcore.solution import Backward, Solution, Status
+from implicitcore.solution import Backward, Status, Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
-from implicitcore.tensors.restrict import SHARED, rule
-
-_NEEDS_STAGES = (
-    "does not say which stages its steps are made of: give Adjoint(solver=...) one "
-    "that does (Tsit5), or use Unrolled"
-)
 
 
 @final
@@ -32,7 +29,7 @@ class Adjoint(Options, GradientStrategy):
     """Integrate the state and its adjoint back from the last time.
 
     Memory does not grow with the number of steps. With a = dL/dz: dz/dt = g, da/dt = -a^T dg/dz,
-    and dL/dtheta = -int a^T dg/dtheta dt along the way back (so for x). Every step size is a
+    and dL/dtheta = -int a^T dg/dtheta dt, integrated backwards (so for x). Every step size is a
     sample's own, and a stage costs one product of the whole batch: a product is linear in its
     cotangent, so the weight of each sample's step scales its cotangent. The parameters' integral is
     a quadrature beside the state and never steers the steps (what others offer as a seminorm). At
@@ -55,8 +52,9 @@ class Adjoint(Options, GradientStrategy):
             the drift by one or two orders.
 
     Raises:
-        GradientError: with a root solver; with a solver that does not tell its stages; on a second
-            derivative; where the vector field has changed since the solve.
+        GradientError: with a root solver; with a solver whose steps cannot be followed, or do not
+            name their stages; on a second derivative; where the vector field has changed since the
+            solve.
 
     Reference:
         Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv
@@ -67,52 +65,62 @@ class Adjoint(Options, GradientStrategy):
     solver: ODESolver | None = None
     drift: Positive = 0.05
 
-    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
+    def run(self, solve: Solve, system: System, z0: Tensor) -> Trajectory:
         """See :meth:`GradientStrategy.run`."""
-        if not isinstance(solve.solver, ODESolver):
-            name = type(solve.solver).__name__
+        solver = solve.solver
+        if not isinstance(solver, ODESolver):
             raise GradientError(
-                f"Adjoint differentiates a trajectory, and {name} finds an equilibrium; "
-                "use Implicit"
+                f"Adjoint differentiates a trajectory, and {type(solver).__name__} finds an "
+                "equilibrium; use Implicit"
             )
         with torch.no_grad():
-            solution = solve(system, z0)
-        if not torch.is_grad_enabled() or solution.times is None:
+            solution = solver.solve(system, z0, solve.grid)
+        if not torch.is_grad_enabled():
             return solution
-        return attach(self, _Pullback(self, solve, solution, solution.times), system, solution, z0)
+        return attach(self, _Pullback(self, self.solver or solver, solution), system, solution, z0)
 
 
 @dataclass(frozen=True)
 class _Pullback:
-    """The way back of one forward solve."""
+    """The backward integration of one forward solve."""
 
     strategy: Adjoint
-    solve: Solve
-    solution: Solution
-    times: Tensor
+    solver: ODESolver
+    solution: Trajectory
 
     def __call__(self, bound: Bound, v: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """See :data:`implicitcore.gradients.trajectory.Pullback`."""
         # The adjoint is linear in v: at unit size the tolerances mean the same whatever the scale
         # of the loss.
+        times = self.solution.times
         size = torch.linalg.vector_norm(v, dim=(0, 2)) / max(v.shape[2], 1) ** 0.5
-        unit = torch.where(size > 0, size, 1).to(self.times.dtype)
+        unit = torch.where(size > 0, size, 1).to(times.dtype)
         stored = torch.cat((self.solution.z, v / column(unit).to(v.dtype)), 2).flip(0)
-        system = AdjointSystem.back(bound, stored, unit)
-        solve = replace(self.solve, solver=self.strategy.solver or self.solve.solver)
-        back = solve(system, stored[0], self.times.flip(0))
-        if system.inputs and not system.committed and bool(back.converged.any()):
-            raise GradientError(f"{type(solve.solver).__name__} {_NEEDS_STAGES}")
+        system = AdjointSystem.of_bound(bound)
+        quadrature = Quadrature(system, self.solver, stored, unit)
+        back = self._integrate(system, stored[0], times.flip(0), quadrature)
         n = v.shape[2]
         found, expected = back.z[1:, :, :n], stored[1:, :, :n]
         extent = torch.maximum(_norms(expected), _norms(stored[:-1, :, :n])).clamp(
             min=torch.finfo(unit.dtype).tiny
         )
         self._note(system, back.status, (_norms(found - expected) / extent).amax(0))
-        return (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(v.dtype), system.gradients
+        return (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(
+            v.dtype
+        ), quadrature.gradients
+
+    def _integrate(
+        self, system: AdjointSystem, z0: Tensor, times: Tensor, quadrature: Quadrature
+    ) -> Trajectory:
+        if not isinstance(self.solver, StepwiseODESolver):
+            name = type(self.solver).__name__
+            raise GradientError(
+                f"{name} does not show its steps, so it cannot integrate backwards: {ANOTHER}"
+            )
+        return integrate_loop(self.solver, system, z0, times, observer=quadrature)
 
     def _note(self, system: AdjointSystem, status: Tensor, drift: Tensor) -> None:
-        """Fill the record, and warn where the way back went wrong."""
+        """Fill the record, and warn where the integration went wrong."""
         record: Backward = self.solution.backward
         record.vjps += system.products
         record.evaluations += system.evaluations
@@ -136,117 +144,4 @@ def _norms(z: Tensor) -> Tensor:
 
 
 def _warn(what: str) -> None:
-    warnings.warn(f"the adjoint's way back {what}", ConvergenceWarning, stacklevel=2)
-
-
-class _Evaluation(NamedTuple):
-    """One evaluation of the vector field with its graph."""
-
-    velocity: Tensor  # [batch, 2 n]; kept, so that its id stays its own
-    g: Tensor
-    a: Tensor
-
-
-@dataclass(eq=False)
-class AdjointSystem(System):
-    """The state (z, a), ``[batch, 2 n]``, with dz/dt = g and da/dt = -a^T dg/dz, and the quadrature of the other gradients.
-
-    Attributes:
-        forward: the forward system in the backward pass.
-        inputs: what gets a gradient.
-        stored: the states and what is added to a at each output time of the way back, ``[T, batch,
-            2 n]``.
-        unit: ``[batch]``, what a is divided by.
-    """
-
-    quadrature: ClassVar[bool] = True
-
-    forward: System
-    inputs: list[Tensor] = field(metadata=SHARED)
-    stored: Tensor = field(metadata=rule(lambda value, rows: value.index_select(1, rows)))
-    unit: Tensor
-
-    def __post_init__(self) -> None:
-        self.gradients: list[Tensor | None] = [None] * len(self.inputs)
-        self.products = 0
-        self.committed = False
-        self.stages: dict[int, _Evaluation] = {}
-
-    @classmethod
-    def back(cls, bound: Bound, stored: Tensor, unit: Tensor) -> AdjointSystem:
-        """The way back, counting by itself."""
-        system, inputs = bound
-        return cls(system.problem, system.context.recounted(), system, inputs, stored, unit)
-
-    def velocity(self, t: Tensor, z: Tensor) -> Tensor:
-        """(g, -a^T dg/dz): one evaluation and one product.
-
-        Its graph is kept until the step is committed. Where a graph is asked for, an implicit
-        method wants the Jacobian of all this, and the step is made of other velocities.
-        """
-        state, a = z.tensor_split(2, 1)
-        if torch.is_grad_enabled():
-            return self._differentiable(t, state, a)
-        with torch.enable_grad():
-            point = state.detach().contiguous().requires_grad_()
-            g = self.forward.velocity(t, point)
-        self.evaluations += 1
-        self.products += 1
-        velocity = torch.empty_like(z)
-        rate, back = velocity.tensor_split(2, 1)
-        rate.copy_(g.detach())
-        pulled = pull([g], [point], [a])[0] if g.requires_grad else None
-        if pulled is None:
-            back.zero_()
-        else:
-            torch.neg(pulled, out=back)
-        self.stages[id(velocity)] = _Evaluation(velocity, g, a)
-        return velocity
-
-    def _differentiable(self, t: Tensor, state: Tensor, a: Tensor) -> Tensor:
-        self.evaluations += 1
-        self.products += 1
-        g = self.forward.velocity(t, state)
-        pulled = torch.autograd.grad(g, state, a, create_graph=True, materialize_grads=True)[0]
-        return torch.cat((g, -pulled), 1)
-
-    def commit(self, step: Step, dt: Tensor, accept: Tensor | None) -> None:
-        """Add the step's share of the quadrature, -dt sum_i b_i a_i^T dg_i/dtheta, in one product over all stages."""
-        self.committed = True
-        if not step.stages:
-            raise GradientError(f"the ODE solver {_NEEDS_STAGES}")
-        used = [
-            (self.stages[id(stage)], b)
-            for stage, b in zip(step.stages, step.weights, strict=True)
-            if b
-        ]
-        # The last stage may be the first of the next step.
-        self.stages = {
-            key: stage for key, stage in self.stages.items() if stage.velocity is step.state
-        }
-        used = [(stage, b) for stage, b in used if stage.g.requires_grad]
-        if used and self.inputs:
-            weight = column(-dt * self.unit).to(step.z.dtype)
-            cotangents = [_chosen(stage.a, accept, weight * b) for stage, b in used]
-            self.products += len(used)
-            found = pull([stage.g for stage, _ in used], self.inputs, cotangents)
-            self.gradients = [
-                total(old, new) for old, new in zip(self.gradients, found, strict=True)
-            ]
-
-    def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
-        """At an output time: the stored state, and a with dL/dz there."""
-        n = z.shape[1] // 2
-        here = self.stored[
-            which.clamp(max=len(self.stored) - 1), torch.arange(len(z), device=z.device)
-        ]
-        return torch.where(column(arrived), torch.cat((here[:, :n], z[:, n:] + here[:, n:]), 1), z)
-
-
-def _chosen(a: Tensor, accept: Tensor | None, weight: Tensor) -> Tensor:
-    """The weighted cotangent.
-
-    Zero by choice and not by a factor where a sample did not accept, for one that failed may hold a
-    NaN.
-    """
-    return a * weight if accept is None else torch.where(column(accept), a, 0).mul_(weight)
+    warnings.warn(f"the adjoint's backward integration {what}", ConvergenceWarning, stacklevel=2)

@@ -13,6 +13,7 @@ from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.options.options import Options
 from implicitcore.solution import Backward, Solution
+from implicitcore.system.coupling import check_residual
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
 from implicitcore.tensors.cotangent import Pullback, attach
@@ -50,6 +51,7 @@ class ApproximateGradient(Options, GradientStrategy):
         if not torch.is_grad_enabled():
             return solution
         jacobian = system.linearize(solution.z.detach())
+        check_residual(system, solution, jacobian.evaluation(solution.z).residual)
         z = attach(jacobian.fz, solution.z, _Estimate(self, jacobian, solution.backward))
         return solution.amended(z=z, evaluations=system.evaluations)
 

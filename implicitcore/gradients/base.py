@@ -15,7 +15,8 @@ from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import PartMeta
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import Solution
+from implicitcore.root_solvers.judgement import solve as solve_root
+from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.system import System
 
 
@@ -35,15 +36,25 @@ class Solve:
     dense: bool = False
     event: Event | None = None
 
-    def __call__(self, system: System, z0: Tensor, times: Tensor | None = None) -> Solution:
+    @property
+    def grid(self) -> Tensor:
+        """The output times.
+
+        Raises:
+            InputError: none were given.
+        """
+        if self.times is None:
+            name = type(self.solver).__name__
+            raise InputError(f"{name} integrates over times, and none were given")
+        return self.times
+
+    def __call__(
+        self, system: System, z0: Tensor, times: Tensor | None = None
+    ) -> Solution | Trajectory:
         """Solve from z0 (over other ``times``, where given)."""
         if isinstance(self.solver, RootSolver):
-            return self.solver.solve(system, z0)
-        times = self.times if times is None else times
-        if times is None:
-            raise InputError(
-                f"{type(self.solver).__name__} integrates over times, and none were given"
-            )
+            return solve_root(self.solver, system, z0)
+        times = self.grid if times is None else times
         if not (self.dense or self.event):
             return self.solver.solve(system, z0, times)
         if not isinstance(self.solver, StepwiseODESolver):
@@ -55,7 +66,7 @@ class Solve:
 
 
 def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Tensor) -> Solution:
-    """Solve without a graph, for a strategy that differentiates an equilibrium and not the way to it.
+    """Solve without a graph, for a strategy that differentiates the equilibrium itself.
 
     Raises:
         GradientError: the solver is an ODE solver, which gives a trajectory.
@@ -67,7 +78,7 @@ def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Te
             f"Adjoint or Unrolled, or SteadyState({solver}(...))"
         )
     with torch.no_grad():
-        return solve(system, z0)
+        return solve_root(solve.solver, system, z0)
 
 
 class GradientStrategy(metaclass=PartMeta):
@@ -81,7 +92,7 @@ class GradientStrategy(metaclass=PartMeta):
     transforms: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
+    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution | Trajectory:
         """Solve, and attach the gradient.
 
         Arguments:
@@ -90,6 +101,6 @@ class GradientStrategy(metaclass=PartMeta):
             z0: ``[batch, n]``; with a graph where the start has one.
 
         Returns:
-            The packed solution whose ``z`` is differentiable, and whose ``backward`` the backward
-            pass fills.
+            The packed solution or trajectory whose ``z`` is differentiable, and whose ``backward``
+            the backward pass fills.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, TypeGuard, final
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.checkpoints import Checkpoints
 from implicitcore.gradients.trajectory import Bound, agrees, attach, pull, require_same, total
-from implicitcore.ode_solvers.base import Step
-from implicitcore.ode_solvers.integration import Integration, Outputs, check_times
-from implicitcore.ode_solvers.step_size import Verdict
+from implicitcore.ode_solvers.integration import Integration, check_times
+from implicitcore.ode_solvers.samples import Outputs, Samples
+from implicitcore.ode_solvers.step_chooser import ControlledSteps, RecordedSteps, ReplayedSteps
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import Backward, Solution
+from implicitcore.solution import Backward, Solution, Trajectory
 from implicitcore.system.system import System
 
 
@@ -31,10 +31,10 @@ from implicitcore.system.system import System
 class Checkpointed(Options, GradientStrategy):
     """Backpropagate through every step of a trajectory, and keep few of them.
 
-    The gradient of ``unrolled`` in bounded memory. The way forward keeps some states and no graph.
-    The way back takes the steps again from the last state kept, with a graph of one step at a time.
-    They are the very same steps: their sizes, and which samples accepted them, are replayed and not
-    chosen again. (That record takes 6 bytes a step and sample in float32.)
+    The gradient of ``unrolled`` in bounded memory. The forward pass keeps some states and no graph.
+    The backward pass takes the steps again from the last state kept, with a graph of one step at a
+    time. They are the very same steps: their sizes, and which samples accepted them, are replayed
+    and not chosen again. (That record takes 6 bytes a step and sample in float32.)
 
     The gradient is that of the discrete integration, exact whatever the tolerances, also where the
     flow contracts strongly and ``adjoint`` fails. A step costs two evaluations or more and one
@@ -61,18 +61,17 @@ class Checkpointed(Options, GradientStrategy):
 
     checkpoints: Count | None = None
 
-    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
+    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution | Trajectory:
         """See :meth:`GradientStrategy.run`."""
         solver = solve.solver
         if not isinstance(solver, StepwiseODESolver):
             raise GradientError(_refusal(solver))
-        if not torch.is_grad_enabled() or solve.times is None:
+        if not torch.is_grad_enabled():
             return solve(system, z0)
         with torch.no_grad():
-            march = _Replayable(solver, system, z0, check_times(solve.times, z0))
-            kept = march.record(self.checkpoints)
-            solution = march.solution()
-        pullback = _Pullback(march, kept, solution.backward)
+            forward = _Forward(solver, system, z0, check_times(solve.grid, z0), self.checkpoints)
+            solution = forward.run.trajectory()
+        pullback = _Pullback(forward, solution.backward)
         return attach(self, pullback, system, solution, z0, replays=True)
 
 
@@ -89,109 +88,78 @@ def _refusal(solver: object) -> str:
     )
 
 
-class _Choice(NamedTuple):
-    """How long a step was, and which samples accepted it."""
+class _Forward:
+    """An integration whose choices are recorded, with the states that were kept of it.
 
-    dt: Tensor  # [batch]
-    arrives: Tensor  # [batch] bool
-    accept: Tensor  # [batch] bool
-    lost: Tensor | None  # [batch] bool, which will not try again; None where none refused it
-
-
-class _Replayable(Integration):
-    """A march that writes down its choices, and whose copies make the same ones again."""
+    Arguments:
+        solver: makes the steps.
+        system: the vector field.
+        z0: ``[batch, n]``.
+        times: the output times.
+        budget: most states kept beside the first.
+    """
 
     def __init__(
-        self, solver: StepwiseODESolver[Any], system: System, z0: Tensor, times: Tensor
+        self,
+        solver: StepwiseODESolver[Any],
+        system: System,
+        z0: Tensor,
+        times: Tensor,
+        budget: int | None,
     ) -> None:
-        super().__init__(solver, solver.step_size, system, z0, times)
-        self.script: list[_Choice] = []
-        self.chosen: tuple[Tensor, Tensor]
-        self.taken = 0
+        self.chooser = RecordedSteps(ControlledSteps(solver.step_size))
+        self.kept = Checkpoints[Samples](budget)
+        self.run = run = Integration.at_start(solver, system, z0, times, self.chooser)
+        for index in range(solver.max_steps):
+            if not run.more:
+                break
+            self.kept.offer(index, copy.copy(run.samples))
+            if run.begin():
+                run.step()
 
-    def _choose(self) -> tuple[Tensor, Tensor]:
-        """As the first time."""
-        if self.taken < len(self.script):
-            return self.script[self.taken][:2]
-        self.chosen = super()._choose()
-        return self.chosen
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+        return len(self.chooser.record)
 
-    def _judge(self, step: Step, dt: Tensor) -> tuple[Verdict, Tensor]:
-        """As the first time."""
-        self.taken += 1
-        if self.taken <= len(self.script):
-            accept = self.script[self.taken - 1].accept
-            return Verdict(accept, self.size, self.error), accept
-        verdict, finite = super()._judge(step, dt)
-        self.script.append(_Choice(*self.chosen, verdict.accept, None))
-        return verdict, finite
-
-    def _refuse(self, verdict: Verdict, size: Tensor, refused: Tensor, finite: Tensor) -> None:
-        """As the first time."""
-        choice = self.script[self.taken - 1]
-        if self.taken == len(self.script) and choice.lost is None:
-            before = self.active
-            super()._refuse(verdict, size, refused, finite)
-            self.script[-1] = choice._replace(lost=before & ~self.active)
-        elif choice.lost is not None:
-            self.active = self.active & ~choice.lost
-
-    def record(self, budget: int | None) -> Checkpoints[_Replayable]:
-        """Go all the way; what was kept of it."""
-        kept = Checkpoints[_Replayable](budget)
-        while self.more and self.taken < self.solver.max_steps:
-            kept.offer(self.taken, self.fork(self.system))
-            if self.begin(None):
-                self.step()
-        return kept
-
-    def fork(self, system: System) -> _Replayable:
-        """A march that goes on from here as this one did."""
-        part = copy.copy(self)
-        part.system, part.outputs, part.started = system, _Arrivals(), True
-        return part
-
-    def advance(self, steps: int) -> _Replayable:
-        """Itself, so many steps later."""
-        for _ in range(steps):
-            self.begin(None)
-            self.step()
-        return self
-
-    def carried(self) -> list[Tensor]:
-        """What a step hands on to the next: the tensors of z and of the solver's state."""
-        return [leaf for leaf in pytree.tree_leaves((self.z, self.state)) if _differentiable(leaf)]
-
-    def detach(self) -> list[Tensor]:
-        """Begin a graph here; what it begins with."""
-        self.z, self.state = pytree.tree_map(
-            lambda leaf: leaf.detach().requires_grad_() if _differentiable(leaf) else leaf,
-            (self.z, self.state),
+    def replay(self, system: System, samples: Samples, index: int) -> Integration:
+        """An integration that goes on from the samples before a step as this one did."""
+        run, chooser = self.run, ReplayedSteps(self.chooser.record, index)
+        return Integration(
+            run.solver, system, run.times, chooser, copy.copy(samples), Outputs(), started=True
         )
-        return self.carried()
 
 
-def _differentiable(leaf: object) -> bool:
+def _advance(run: Integration, steps: int) -> Integration:
+    """The integration so many steps later."""
+    for _ in range(steps):
+        run.begin()
+        run.step()
+    return run
+
+
+def _carried(samples: Samples) -> list[Tensor]:
+    """What a step hands on to the next: the tensors of z and of the solver's state."""
+    return list(filter(_differentiable, pytree.tree_leaves((samples.z, samples.state))))
+
+
+def _detach(samples: Samples) -> None:
+    """Begin a graph here."""
+    samples.z, samples.state = pytree.tree_map(
+        lambda leaf: leaf.detach().requires_grad_() if _differentiable(leaf) else leaf,
+        (samples.z, samples.state),
+    )
+
+
+def _differentiable(leaf: object) -> TypeGuard[Tensor]:
     return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
-
-
-class _Arrivals(Outputs):
-    """The states that arrive at output times, in their order."""
-
-    def __init__(self) -> None:
-        self.rows: list[Tensor] = []
-
-    def add(self, z: Tensor, arrived: Tensor, which: Tensor) -> None:
-        """See :meth:`Outputs.add`."""
-        self.rows.append(z[arrived])
 
 
 @dataclass(frozen=True)
 class _Pullback:
-    """The way back, one step at a time."""
+    """The backward pass, one step at a time."""
 
-    march: _Replayable
-    kept: Checkpoints[_Replayable]
+    forward: _Forward
     record: Backward
 
     def __call__(self, bound: Bound, v: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -199,44 +167,51 @@ class _Pullback:
         *arrivals, last = self._arrivals(v)
         cotangents: Sequence[Tensor | None] = [last]
         gradients: list[Tensor | None] = [None] * len(bound.inputs)
-        after, same = self.march.z, []
-        for index in reversed(range(self.march.taken)):
+        after, same = self.forward.run.samples.z, []
+        for index in reversed(range(self.forward.steps)):
             with torch.no_grad():
-                march = self.kept.take(
-                    index, lambda march, steps: march.fork(bound.system).advance(steps)
-                )
-            again = march.fork(bound.system)
-            cotangents, found = self._step(again, bound, cotangents, arrivals)
-            same.append(agrees(again.z.detach(), after))
-            after = march.z
+                samples = self._before(index, bound.system)
+            run = self.forward.replay(bound.system, samples, index)
+            cotangents, found = self._step(run, bound, cotangents, arrivals)
+            same.append(agrees(run.samples.z.detach(), after))
+            after = samples.z
             gradients = [total(*pair) for pair in zip(gradients, found, strict=True)]
         require_same(same)  # once, for a look at each step would wait for the device
         self.record.evaluations += bound.system.evaluations
         return total(cotangents[0], arrivals[0]), gradients
 
+    def _before(self, index: int, system: System) -> Samples:
+        """The samples before a step."""
+
+        def advance(samples: Samples, at: int, steps: int) -> Samples:
+            return _advance(self.forward.replay(system, samples, at), steps).samples
+
+        return self.forward.kept.take(index, advance)
+
     def _arrivals(self, v: Tensor) -> Sequence[Tensor]:
         """The cotangent of each row of states that arrived together, and of the last state."""
-        outputs, last = copy.copy(self.march.outputs), self.march.z.detach().requires_grad_()
-        outputs.rows = [row.detach().requires_grad_() for row in outputs.rows]
+        run = self.forward.run
+        rows = [row.detach().requires_grad_() for row in (*run.outputs.rows, run.samples.z)]
         with torch.enable_grad():
-            z = outputs.trajectory(last, self.march.next)
-        return torch.autograd.grad(z, [*outputs.rows, last], v)
+            z = run.outputs.assemble(rows[:-1], rows[-1], run.samples.next, len(run.times))
+        return torch.autograd.grad(z, rows, v)
 
     def _step(
         self,
-        march: _Replayable,
+        run: Integration,
         bound: Bound,
         cotangents: Sequence[Tensor | None],
         arrivals: list[Tensor],
     ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
         """The cotangents of what the step began with, and its share of the gradients."""
-        before, evaluations = march.detach(), bound.system.evaluations
+        _detach(run.samples)
+        before, evaluations = _carried(run.samples), bound.system.evaluations
         with torch.enable_grad():
-            march.advance(1)
+            _advance(run, 1)
         self.record.vjps += bound.system.evaluations - evaluations
         reached = [
-            *zip(march.carried(), cotangents, strict=False),
-            *((row, arrivals.pop()) for row in march.outputs.rows),
+            *zip(_carried(run.samples), cotangents, strict=False),
+            *((row, arrivals.pop()) for row in run.outputs.rows),
         ]
         used = [(tensor, v) for tensor, v in reached if tensor.requires_grad and v is not None]
         wrt = [*before, *bound.inputs]

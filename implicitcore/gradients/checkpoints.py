@@ -1,4 +1,4 @@
-"""Which states of a sequence of steps to keep, so that it can be walked backwards in bounded memory."""
+"""Which states of a sequence of steps to keep, to go back over it in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class _Kept(NamedTuple, Generic[State]):
 class Checkpoints(Generic[State]):
     """The states kept of a sequence whose length is not known before its end.
 
-    On the way forward a state is kept at a level that says how long it is to stay; one that is
-    followed by a higher level makes room for the next. On the way back the number of steps is
-    known, and the free places are shared out by the binomial rule, which needs the fewest steps.
-    With c places and N = C(c + r, c) steps, no step is taken more than about r times.
+    Going forward a state is kept at a level that says how long it is to stay; one that is followed
+    by a higher level makes room for the next. Going back the number of steps is known, and the free
+    places are shared out by the binomial rule, which needs the fewest steps. With c places and N =
+    C(c + r, c) steps, no step is taken more than about r times.
 
     Arguments:
         budget: most states kept beside the first; None keeps 2 sqrt(N) of N, and each step is then
@@ -62,27 +62,30 @@ class Checkpoints(Generic[State]):
             highest = max(highest, self.kept[place].level)
         return 0
 
-    def take(self, index: int, advance: Callable[[State, int], State]) -> State:
+    def take(self, index: int, advance: Callable[[State, int, int], State]) -> State:
         """The state before step ``index``.
 
-        To be asked for from the last index down to 0, any number of times. States are given up on
-        the way, to make room; another walk begins from the first, which stays.
+        To be asked for from the last index down to 0, any number of times. States are given up
+        meanwhile, to make room; another pass begins from the first, which stays.
 
         Arguments:
             index: of the step.
-            advance: the state so many steps after another.
+            advance: (state, index of its step, steps) -> the state so many steps later.
         """
         while (last := self.kept[-1]).step < index:
             free = self.places + 1 - len(self.kept)
             if not free:
-                return advance(last.state, index - last.step)
+                return advance(last.state, last.step, index - last.step)
             steps = split(index - last.step + 1, free + 1)
-            self.kept.append(_Kept(last.step + steps, 0, advance(last.state, steps)))
+            self.kept.append(_Kept(last.step + steps, 0, advance(last.state, last.step, steps)))
         return self.kept.pop().state if index else last.state
 
 
 def split(steps: int, places: int) -> int:
-    """After how many of ``steps`` >= 2 to keep the next state, where ``places`` >= 2 may be kept, the one at their start included."""
+    """After how many of ``steps`` >= 2 to keep the next state.
+
+    ``places`` >= 2 may be kept, the one at their start included.
+    """
     repetitions = 1
     while comb(places + repetitions, places) < steps:
         repetitions += 1

@@ -16,7 +16,9 @@ from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.options.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
+from implicitcore.root_solvers.judgement import solve_from
 from implicitcore.solution import Backward, Solution, Status
+from implicitcore.system.coupling import check_products, check_residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem, Transposed
 from implicitcore.system.linearization import Linearization
@@ -63,6 +65,7 @@ class Implicit(Options, GradientStrategy):
 def attached(solution: Solution, backward: BackwardSolve) -> Solution:
     """The solution, with a graph that leads through a backward solve."""
     jacobian, system = backward.jacobian, backward.system
+    check_residual(system, solution, jacobian.evaluation(solution.z).residual)
     own = _own(system.x)
     z = attach(jacobian.fz, solution.z, backward, union(own, _others(jacobian, own)))
     return solution.amended(z=z, evaluations=system.evaluations)
@@ -91,9 +94,11 @@ class BackwardSolve(Pullback):
     def __call__(self, v: Tensor) -> Tensor:
         """u, ``[batch, n]``."""
         linear = LinearSystem.transposed(self.system, self.jacobian, v)
-        solution = self.solver.solve_from(linear, self.start(linear))
+        solution = solve_from(self.solver, linear, self.start(linear))
         self._write_down(linear, solution)
-        return solution.z
+        u = linear.solution(solution.z)
+        check_products(self.system, self.jacobian, v, u)
+        return u
 
     def start(self, linear: LinearSystem) -> Evaluation:
         """Where the solve begins: at zero, whose residual is known."""

@@ -15,7 +15,7 @@ from implicitcore.system.linearization import Linearization
 @final
 @dataclass(frozen=True)
 class Neumann(ApproximateGradient):
-    """The implicit gradient with (I - J)^-T v cut to its first terms, u = sum_{i < steps} (J^T)^i v, and no stop test.
+    """The Neumann series of (I - J)^-T v, cut: u = sum_{i < steps} (J^T)^i v, with no stop test.
 
     A fixed cost of ``steps`` - 1 products, which a solve has not: for a strong contraction, or to
     trade exactness for time. The error falls like the spectral radius of J to the power ``steps``.

@@ -13,6 +13,7 @@ from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count, Fraction
 from implicitcore.solution import Solution
+from implicitcore.system.coupling import check_residual
 from implicitcore.system.system import System
 from implicitcore.tensors.transforms import transformed
 
@@ -20,7 +21,7 @@ from implicitcore.tensors.transforms import transformed
 @final
 @dataclass(frozen=True)
 class Phantom(Options, GradientStrategy):
-    """Solve without a graph, then differentiate ``steps`` damped fixed-point steps taken from the solution.
+    """Differentiate ``steps`` damped fixed-point steps, taken from a solution without a graph.
 
     The gradient is v^T sum_{i<k} (tau J + (1 - tau) I)^i tau df/dtheta: the Neumann series of the
     implicit gradient cut after k = ``steps`` terms, each damped by tau. With k = 1, tau = 1 it is
@@ -51,8 +52,10 @@ class Phantom(Options, GradientStrategy):
         solution = equilibrium(self, solve, system, z0)
         if not torch.is_grad_enabled():
             return solution
-        z = solution.z
-        for _ in range(self.steps):
+        first = system.evaluate(solution.z)
+        check_residual(system, solution, first.residual)
+        z = torch.lerp(solution.z, first.fz, self.damping)
+        for _ in range(self.steps - 1):
             z = torch.lerp(z, system.update(z), self.damping)
         if (
             z.requires_grad and not transformed()

@@ -15,6 +15,7 @@ from implicitcore.gradients.implicit import BackwardSolve, attached
 from implicitcore.options.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
+from implicitcore.root_solvers.judgement import in_range
 from implicitcore.root_solvers.picard import Picard
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
@@ -59,8 +60,16 @@ class Shine(Options, GradientStrategy):
             raise GradientError(f"Shine reuses {kept}; use Implicit")
         if not torch.is_grad_enabled() or not isinstance(solver, Broyden):
             return equilibrium(self, solve, system, z0)
+        inverses: list[Callable[[Tensor], Tensor]] = []
+
+        def keep(part: System, start: Tensor) -> Solution:
+            solution, inverse = solver.solve_keeping(part, start)
+            inverses.append(inverse)
+            return solution
+
         with torch.no_grad():
-            solution, inverse = solver.solve_keeping(system, z0)
+            solution = in_range(system, z0, keep)
+        inverse = inverses[-1]
         jacobian = system.linearize(solution.z.detach())
         return attached(
             solution, _Estimated(self.solver, system, jacobian, solution.backward, inverse)

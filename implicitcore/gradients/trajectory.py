@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError
-from implicitcore.solution import Backward, Solution
+from implicitcore.solution import Backward, Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
@@ -32,40 +32,35 @@ class Bound(NamedTuple):
 
 
 Pullback = Callable[[Bound, Tensor], tuple[Tensor | None, Sequence[Tensor | None]]]
-"""dL/dz0 ``[batch, n]`` and the gradients of the inputs, from v = dL/dz at each output time, ``[T, batch, n]``."""
+"""From v = dL/dz at each output time, ``[T, batch, n]``: dL/dz0 and the gradients of the inputs."""
 
 
 def attach(
     strategy: object,
     pullback: Pullback,
     system: System,
-    solution: Solution,
+    solution: Trajectory,
     z0: Tensor,
     *,
     replays: bool = False,
-) -> Solution:
-    """The solution, solved without a graph, whose z is differentiated by ``pullback``.
+) -> Trajectory:
+    """The trajectory, solved without a graph, whose z is differentiated by ``pullback``.
 
     Gradients reach z0, the tensors of x, the parameters of the dynamics, and the leaves that the
     vector field depends on at the first or the last time: an evaluation at each finds those that no
     module lists, and is compared with the field of the backward pass. A pullback that ``replays``
     the steps compares them itself: its leaves are looked for at the first time.
     """
-    if solution.times is None:
-        return solution
-    own = union(inputs(system.x))
     ends = slice(0, 1) if replays else slice(None, None, max(len(solution.times) - 1, 1))
     probe = _Probe(solution.times[ends], solution.z[ends])
     captured = probe.record(system.bind(pytree.tree_map_only(Tensor, torch.detach, system.x)))
     system.evaluations += len(probe.times)
     listed = (p for p in system.dynamics.parameters() if p.requires_grad)
     captured = union(listed, captured)
-    call = _Call(
-        type(strategy).__name__, pullback, system, own, captured, probe, replays, solution.backward
-    )
-    return solution.amended(
-        z=_Trajectory.apply(call, solution.z, z0, *own, *captured), evaluations=system.evaluations
-    )
+    name, record = type(strategy).__name__, solution.backward
+    call = _Call(name, pullback, system, captured, probe, replays, record)
+    z = _Attached.apply(call, solution.z, z0, *inputs(system.x), *captured)
+    return solution.amended(z=z, evaluations=system.evaluations)
 
 
 class _Probe:
@@ -133,9 +128,14 @@ _CHANGED = (
 
 @dataclass(eq=False)
 class _Again(System):
-    """The forward system in a backward pass: it may depend on no other leaves than the inputs."""
+    """The forward system in a backward pass: it may depend on no other leaves than the inputs.
+
+    A field makes leaves of its own, as the equilibrium of a layer inside it: those are new in each
+    evaluation, and one that was there in the last is not.
+    """
 
     inputs: Sequence[Tensor] = field(metadata=SHARED)
+    unlisted: set[Tensor] = field(default_factory=set, metadata=SHARED)
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """See :meth:`System.velocity`.
@@ -145,10 +145,10 @@ class _Again(System):
         """
         velocity = super().velocity(t, z)
         if velocity.grad_fn is not None:
-            listed = {id(z), *map(id, self.inputs)}
-            for leaf in graph_leaves(velocity, [z]):
-                if id(leaf) not in listed:
-                    raise GradientError(_unlisted(leaf))
+            unlisted = set(graph_leaves(velocity, [z])).difference((z, *self.inputs))
+            for leaf in unlisted & self.unlisted:
+                raise GradientError(_unlisted(leaf))
+            self.unlisted = unlisted
         return velocity
 
 
@@ -165,24 +165,24 @@ class _Call(NamedTuple):
     strategy: str
     pullback: Pullback
     system: System
-    own: list[Tensor]
     captured: list[Tensor]
     probe: _Probe
     replays: bool
     record: Backward
 
     def bound(self) -> Bound:
-        own = {id(tensor): tensor.detach().requires_grad_() for tensor in self.own}
-        x = pytree.tree_map_only(
-            Tensor, lambda tensor: own.get(id(tensor), tensor.detach()), self.system.x
-        )
-        listed, system = [*own.values(), *self.captured], self.system.bind(x)
-        again = _Again(system.problem, system.context, listed)
-        return Bound(again, listed)
+        x = pytree.tree_map_only(Tensor, _leaf, self.system.x)
+        listed, system = [*inputs(x), *self.captured], self.system.bind(x)
+        return Bound(_Again(system.problem, system.context, listed), listed)
 
 
-class _Trajectory(torch.autograd.Function):
-    """The stored trajectory, differentiable with respect to z0 and the field's tensors."""
+def _leaf(tensor: Tensor) -> Tensor:
+    """The tensor as a leaf of its own, in its place of x: a gradient is found for each place."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+class _Attached(torch.autograd.Function):
+    """The stored trajectory, differentiable in z0 and the tensors of the vector field."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, z: Tensor, *tensors: Tensor) -> Tensor:

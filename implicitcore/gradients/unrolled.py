@@ -12,8 +12,9 @@ from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
+from implicitcore.root_solvers.judgement import solve as solve_root
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.context import Recorder
 from implicitcore.system.system import System
 
@@ -45,7 +46,7 @@ class Unrolled(Options, GradientStrategy):
 
     iterates: tuple[Count, ...] = ()
 
-    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
+    def run(self, solve: Solve, system: System, z0: Tensor) -> Solution | Trajectory:
         """See :meth:`GradientStrategy.run`."""
         solution = self._supervised(solve, system, z0) if self.iterates else solve(system, z0)
         if len(z0) or system.scope.group is not None or not torch.is_grad_enabled():
@@ -67,6 +68,6 @@ class Unrolled(Options, GradientStrategy):
             )
         wanted = system.context.recorder or Recorder()
         iterates: list[Tensor] = []
-        solution = solve(system.recorded(replace(wanted, iterates=iterates)), z0)
+        solution = solve_root(solver, system.recorded(replace(wanted, iterates=iterates)), z0)
         chosen = [iterates[min(count, len(iterates) - 1)] for count in self.iterates]
         return solution.amended(iterates=torch.stack(chosen))

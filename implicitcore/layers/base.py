@@ -25,7 +25,7 @@ from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.options.types import Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import Solution, SolveError, Status
+from implicitcore.solution import FinalState, Solution, SolveError, SolveResult, Status, Trajectory
 from implicitcore.system.current import current
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors.autocast import ambient, promoted
@@ -48,6 +48,7 @@ class CallOptions(TypedDict, total=False):
 
     backend: Backend | Spec | None
     on_failure: OnFailure
+    coupled: bool
 
 
 class LayerOptions(CallOptions, total=False):
@@ -80,6 +81,9 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             for any; ``"mask"`` gives their finite start and stops their gradient, with the others
             solved apart from them, so that a NaN reaches no parameter (one more solve, where a
             sample failed).
+        coupled: the samples depend on each other (nodes of a graph, batch norm in training,
+            attention over the batch): the batch is solved as one, with one norm, one step and one
+            stop test, and all of x belongs to it.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -101,6 +105,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     horizon: LayerOption[float] = LayerOption("horizon")
     backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TorchBackend())
     on_failure: LayerOption[OnFailure] = LayerOption("on_failure")
+    coupled: LayerOption[bool] = LayerOption("coupled")
 
     def __init__(  # noqa: PLR0913 - keyword options
         self,
@@ -112,6 +117,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         horizon: Positive = 1.0,
         backend: Backend | Spec | None = TORCH,
         on_failure: OnFailure = "warn",
+        coupled: bool = False,
     ) -> None:
         super().__init__()
         self.dynamics = dynamics
@@ -121,6 +127,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         self.horizon = horizon
         self.backend = backend
         self.on_failure = on_failure
+        self.coupled = coupled
         self._sync: bool | SharedGroup = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -147,10 +154,12 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         return solution.z
 
     @eager
-    def solve(self, x: Any, z0: Any = None, *, trace: bool = False) -> Solution:
-        """The whole solution: z, residual and status per sample, evaluations.
+    def solve(self, x: Any, z0: Any = None, *, trace: bool = False) -> Solution | FinalState:
+        """The whole result: z, status per sample, evaluations, and with a root solver the residual.
 
-        It neither warns nor raises on a failed sample.
+        A :class:`~implicitcore.Solution`, or with an ODE solver the
+        :class:`~implicitcore.FinalState` of the trajectory, whose z is that at ``horizon``. It
+        neither warns nor raises on a failed sample.
 
         Arguments:
             x: the input, any pytree; tensors in it have the batch first, or are marked by
@@ -192,9 +201,36 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     def sync_steps(self, setting: bool | ProcessGroup) -> None:
         self._sync = setting if isinstance(setting, bool) else SharedGroup(setting)
 
-    def regularizer(self, solution: Solution) -> Tensor:
+    def regularizer(self, solution: SolveResult) -> Tensor:
         """The layer's own loss term, a scalar: 0 here."""
         return pytree.tree_leaves(solution.z)[0].new_zeros(())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The layer's parameters by the role they have, as ``torch.optim`` takes them.
+
+        A layer with roles of its own overrides it.
+
+        Returns:
+            One ``{"role": ..., "params": [...]}`` for each role that has parameters: ``dynamics``,
+            and ``start`` for those that only the initial guess has.
+
+        Example:
+            >>> import torch, implicitcore as ic
+            >>> cell = torch.nn.Linear(4, 4)
+            >>> layer = ic.ImplicitLayer(
+            ...     ic.FixedPoint(lambda z, x: 0.1 * z + x),
+            ...     solver=ic.Picard(tol=1e-3),
+            ...     start=ic.Predictor(cell),
+            ... )
+            >>> [(group["role"], len(group["params"])) for group in layer.parameter_groups()]
+            [('start', 2)]
+        """
+        learned = set(self.dynamics.parameters())
+        start = [parameter for parameter in self.start.parameters() if parameter not in learned]
+        others = set(start)
+        rest = [parameter for parameter in self.parameters() if parameter not in others]
+        groups = {"dynamics": rest, "start": start}
+        return [{"role": role, "params": params} for role, params in groups.items() if params]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -216,18 +252,15 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             f"solver={self.solver}, gradient={self.gradient}, backend={type(self.backend).__name__}"
         )
 
-    def _run(self, begin: Any, x: Any, trace: bool) -> Solution:
+    def _run(self, begin: Any, x: Any, trace: bool) -> Solution | FinalState:
         solve = Solve(self.solver, self._times(begin))
-        solution = run(
-            self.dynamics, begin, x, solve, self.gradient, backend=self.backend, trace=trace
-        )
-        return (
-            solution
-            if solve.times is None
-            else solution.amended(z=pytree.tree_map(lambda z: z[-1], solution.z))
-        )
+        options = {"backend": self.backend, "trace": trace, "coupled": self.coupled}
+        found = run(self.dynamics, begin, x, solve, self.gradient, **options)
+        return found.final() if isinstance(found, Trajectory) else found
 
-    def _mask(self, solution: Solution, begin: Any, x: Any, scope: SolveContext) -> Solution:
+    def _mask(
+        self, solution: Solution | FinalState, begin: Any, x: Any, scope: SolveContext
+    ) -> Solution | FinalState:
         """The same solution with the failed samples at their start, and no graph through them."""
         good = solution.converged.nonzero().squeeze(1)
         safe = pytree.tree_map(
@@ -249,7 +282,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         return torch.tensor([0.0, self.horizon], dtype=dtype, device=like.device)
 
-    def _check(self, solution: Solution) -> None:
+    def _check(self, solution: SolveResult) -> None:
         if self.on_failure == "mask" or not solution.failed:
             return
         if self.on_failure == "raise" or bool((solution.status == Status.NON_FINITE).any()):

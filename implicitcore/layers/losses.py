@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.solution import Solution
+from implicitcore.solution import SolveResult
 
 
-def skip_loss(solution: Solution) -> Tensor:
+def skip_loss(solution: SolveResult) -> Tensor:
     """Mean ``|z - z0|`` over all entries, differentiable in both (Skip DEQ, arXiv 2201.12240)."""
     return _mean(solution.z, solution.start, torch.nn.functional.l1_loss)
 
 
-def start_loss(solution: Solution) -> Tensor:
+def start_loss(solution: SolveResult) -> Tensor:
     """Smooth L1 loss of z0 with the detached z as its target (HomoODE, arXiv 2310.09583)."""
     target = pytree.tree_map(torch.detach, solution.z)
     return _mean(solution.start, target, torch.nn.functional.smooth_l1_loss)

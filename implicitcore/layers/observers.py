@@ -18,7 +18,7 @@ from implicitcore.errors import InputError, did_you_mean, show
 
 if TYPE_CHECKING:
     from implicitcore.layers.base import ImplicitLayer
-    from implicitcore.solution import Solution
+    from implicitcore.solution import SolveResult
 
 METHOD = "implicitcore_after_solve"
 """The method of an observer; a plugin's hook has the same name."""
@@ -116,7 +116,7 @@ def observe_from_plugins(observers: Iterable[Observer]) -> None:
         active = (*_of_plugins, *own)
 
 
-def notify(layer: ImplicitLayer, solution: Solution) -> None:
+def notify(layer: ImplicitLayer, solution: SolveResult) -> None:
     """Call the active observers after a solve, unless an observer made the solve."""
     if _notifying.get():
         return

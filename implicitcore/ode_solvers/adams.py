@@ -25,10 +25,10 @@ LONGER = 1e3
 # without weight are cheaper.
 FEWEST = 4
 
-# Of the step's own move, as far as the error may go in an integration that is to settle. At order 1
+# Of the step's own move, as far as the error may go in an integration to a steady state. At order 1
 # the estimate is half the change of the velocity over the step: this is the least that lets the
 # unit step of a contraction pass. Measured on ten problems.
-SETTLED = 0.6
+STEADY_BOUND = 0.6
 
 
 class Past(NamedTuple):
@@ -80,7 +80,7 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
     @property
     def step_size(self) -> StepSize:
         """Adaptive; the first step is of order 1, whose error goes with dt^2."""
-        return Adaptive.of(self, 2, settled=SETTLED)
+        return Adaptive.of(self, 2, steady_bound=STEADY_BOUND)
 
     def init(self, system: System, t: Tensor, z: Tensor) -> Past:
         """The velocity, and nothing before."""
@@ -96,7 +96,7 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         return state.differences[:, 0]
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Past) -> Step:
-        """See :meth:`StepwiseODESolver.step`."""
+        """See :meth:`Stepper.step`."""
         with torch.no_grad():
             grid = _Grid(dt, state)
         weights = (grid.weights * column(dt)).unsqueeze(1).to(z.dtype)
@@ -185,7 +185,10 @@ def _rows(stack: Tensor, which: Tensor) -> Tensor:
 def _constants(
     size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """1 - u ``[nodes, 1, 1]`` and the weights of Gauss' quadrature on [0, 1], exact for degree ``size``; row k has k ones of ``size``."""
+    """1 - u ``[nodes, 1, 1]`` and the weights of Gauss' quadrature on [0, 1]; lower triangles.
+
+    The quadrature is exact for degree ``size``; row k of the last has k ones of ``size``.
+    """
     with torch.inference_mode(False):
         off = torch.arange(1.0, size // 2 + 1, dtype=torch.float64, device="cpu")
         off = off / (4 * off * off - 1).sqrt()

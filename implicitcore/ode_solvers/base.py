@@ -4,30 +4,39 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from implicitcore.options.options import PartMeta
-from implicitcore.solution import Solution
+from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 
 Stop = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Step(NamedTuple):
-    """One step of every sample, before it is known whether it is accepted."""
+    """One step of every sample, before it is known whether it is accepted.
+
+    ``stages`` (or ``points``) with their ``weights`` let :class:`~implicitcore.Adjoint` integrate
+    backwards with the solver; one that leaves them out is trained by other strategies.
+    """
 
     z: Tensor  # [batch, n], the state at t + dt
     error: Tensor | None = None  # [batch, n], an estimate of the local error
-    state: Any = None  # what the next step needs at t + dt; None: ask init again
-    stages: Sequence[
-        Tensor
-    ] = ()  # the velocities that the step is made of, as the system returned them,
-    weights: Sequence[float] = ()  # and their weights: z_next = z + dt sum_i weights_i stages_i
-    order: Tensor | None = (
-        None  # [batch], the power of dt that the error goes with, where each sample has its own
-    )
+    # What the next step needs at t + dt, and in it the velocity there, the last that was evaluated;
+    # None: ask init again.
+    state: Any = None
+    # The velocities of the step, each [batch, n], in the order of their evaluation: that of the
+    # state first, then each that the step evaluated.
+    stages: Sequence[Tensor] = ()
+    weights: Sequence[float] = ()  # of the stages: z_next = z + dt sum_i weights_i stages_i
+    # [batch], the power of dt that the error goes with, where each sample has its own
+    order: Tensor | None = None
+    # t [batch] and z [batch, n] of each stage, in place of its velocity, where the method solved
+    # for it.
+    points: Sequence[tuple[Tensor, Tensor]] = ()
 
 
 class ODESolver(metaclass=PartMeta):
@@ -42,7 +51,7 @@ class ODESolver(metaclass=PartMeta):
     @abstractmethod
     def solve(
         self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
-    ) -> Solution:
+    ) -> Trajectory:
         """Integrate from z0 at times[0].
 
         Arguments:
@@ -61,3 +70,10 @@ class ODESolver(metaclass=PartMeta):
         Raises:
             InputError: the times cannot be used.
         """
+
+
+def __getattr__(name: str) -> Any:
+    """``EqualSteps`` and its base stand beside what they are made of, and were looked for here."""
+    if name in ("EqualSteps", "StepwiseODESolver"):
+        return getattr(import_module("implicitcore.ode_solvers.stepwise"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -106,7 +106,7 @@ class Interpolant:
         return t if t.ndim == 2 else t.expand(batch, -1)
 
 
-class Record:
+class Pieces:
     """The pieces of the accepted steps, as they are made.
 
     Arguments:
@@ -120,11 +120,11 @@ class Record:
         self.accepted = [torch.ones_like(t, dtype=torch.bool)]
         self.rows: list[Tensor] = []
 
-    def add(self, begin: StepStart, end: Tensor, piece: Sequence[Tensor], accept: Tensor) -> None:
+    def add(self, start: StepStart, end: Tensor, piece: Sequence[Tensor], accept: Tensor) -> None:
         """A step that was accepted for some samples, and for those holds up to ``end``."""
-        self.starts.append(begin.t)
-        self.ends.append(torch.where(accept, end, begin.t))
-        self.dt.append(begin.dt)
+        self.starts.append(start.t)
+        self.ends.append(torch.where(accept, end, start.t))
+        self.dt.append(start.dt)
         self.accepted.append(accept)
         self.rows.append(torch.stack(list(piece), 1)[accept])
 

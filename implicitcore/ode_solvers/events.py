@@ -71,7 +71,7 @@ class Crossings:
         return found
 
     @torch.no_grad()
-    def look(self, t: Tensor, z: Tensor, accept: Tensor) -> Tensor | None:
+    def update(self, t: Tensor, z: Tensor, accept: Tensor) -> Tensor | None:
         """Which of the samples that accepted a step to (t, z) changed their sign in it.
 
         None where none did.
@@ -83,7 +83,7 @@ class Crossings:
         return crossed if bool(crossed.any()) else None
 
     def locate(
-        self, begin: StepStart, piece: Sequence[Tensor], crossed: Tensor
+        self, start: StepStart, piece: Sequence[Tensor], crossed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The time and the state of the crossing, ``[batch]`` and ``[batch, n]``.
 
@@ -93,7 +93,7 @@ class Crossings:
             GradientError: the derivative of e along the trajectory is zero, and a gradient is
                 wanted.
         """
-        t, dt, keep = begin.t, begin.dt, column(crossed)
+        t, dt, keep = start.t, start.dt, column(crossed)
         piece = [
             piece[0],
             *(torch.where(keep, c, 0) for c in piece[1:]),

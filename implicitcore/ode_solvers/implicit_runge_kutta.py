@@ -84,24 +84,23 @@ class ImplicitRungeKutta(ErrorTolerance, StepwiseODESolver[StepCache]):
             velocity = system.velocity(t, point)
         with torch.no_grad():
             jacobian = Linearization(system, point, velocity).matrix()
-        if system.quadrature:  # asks for the velocities that it returned without a graph
-            return StepCache(system.velocity(t, z), jacobian)
         return StepCache(velocity if torch.is_grad_enabled() else velocity.detach(), jacobian)
 
     def velocity(self, state: StepCache) -> Tensor:
-        """See :meth:`StepwiseODESolver.velocity`."""
+        """See :meth:`Stepper.velocity`."""
         return state.velocity
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: StepCache) -> Step:
-        """See :meth:`StepwiseODESolver.step`."""
+        """See :meth:`Stepper.step`."""
         tableau, stage_combination, one = (
             self.tableau,
             system.backend.stage_combination,
             torch.ones_like(dt),
         )
         frame = self._frame(dt, z, state.jacobian)
-        stages = [state.velocity] * tableau.explicit
-        increments = [stage * column(dt).to(z.dtype) for stage in stages]  # dt k_i
+        # dt k_i at the points of the stages; the first of some methods is the state itself
+        increments = [state.velocity * column(dt).to(z.dtype) for _ in range(tableau.explicit)]
+        points = [(t, z)] * tableau.explicit
         solved, move = torch.ones_like(dt, dtype=torch.bool), torch.zeros_like(z)
         for row, node in zip(
             tableau.a[tableau.explicit :], tableau.c[tableau.explicit :], strict=True
@@ -117,16 +116,14 @@ class ImplicitRungeKutta(ErrorTolerance, StepwiseODESolver[StepCache]):
             # From the equation and not by another evaluation, which would multiply what is left of
             # the error by dt dg/dz.
             increments.append((move - offset) / tableau.gamma)
-            if system.quadrature:
-                stages.append(system.velocity(stage.t, z + move))
-        z_next = torch.where(
-            column(solved), z + move, torch.nan
-        )  # a stage that is not solved has no value
+            points.append((stage.t, z + move))
+        # The last stage is the next state; one that is not solved has no value.
+        z_next = torch.where(column(solved), points[-1][1], torch.nan)
         error = stage_combination(None, one, increments, tableau.error) if tableau.error else None
-        return Step(z_next, error, None, stages if system.quadrature else (), tableau.b)
+        return Step(z_next, error, weights=tableau.b, points=points)
 
     def _solve(self, stage: Stage, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The move of a stage with its gradient, zero where there is no solution, and which samples have one."""
+        """The move of a stage with its gradient, and which samples have one; else zero."""
         with torch.no_grad():
             solution = self.root_solver.solve(stage, start / stage.frame.weight)
             move = torch.where(column(solution.converged), solution.z * stage.frame.weight, 0)
@@ -190,7 +187,9 @@ class Trapezoid(FixedImplicitRungeKutta):
 @final
 @dataclass(frozen=True, kw_only=True)
 class ESDIRK(ErrorControl, ImplicitRungeKutta):
-    """Kennedy and Carpenter's ESDIRK4(3)6L[2]SA, order 4 with an error estimate of order 3, adaptive and L-stable; five implicit stages.
+    """Kennedy and Carpenter's ESDIRK4(3)6L[2]SA, adaptive and L-stable.
+
+    Order 4 with an error estimate of order 3; five implicit stages.
 
     The first choice for stiff dynamics, where the steps of an explicit method follow the fastest
     rate and not the solution; elsewhere ``Tsit5`` is cheaper by far. The local error of each step

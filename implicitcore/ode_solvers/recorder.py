@@ -5,23 +5,21 @@ Its continuous extension, and its event.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from implicitcore.ode_solvers.dense import Interpolant, Record, StepStart
+from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.dense import Interpolant, Pieces, StepStart
 from implicitcore.ode_solvers.events import Crossings, Event
+from implicitcore.ode_solvers.stepper import Stepper
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
-if TYPE_CHECKING:
-    from implicitcore.ode_solvers.base import Step
-    from implicitcore.ode_solvers.stepwise import StepwiseODESolver
-
 
 class TrajectoryRecorder:
-    """Follows the steps of an integration.
+    """Records the steps of an integration.
 
     Arguments:
         solver: makes the pieces.
@@ -37,7 +35,7 @@ class TrajectoryRecorder:
 
     def __init__(  # noqa: PLR0913 - keyword options
         self,
-        solver: StepwiseODESolver[Any],
+        solver: Stepper[Any],
         system: System,
         t: Tensor,
         z: Tensor,
@@ -46,7 +44,7 @@ class TrajectoryRecorder:
         event: Event | None,
     ) -> None:
         self.solver, self.system = solver, system
-        self.record = Record(t, z) if dense else None
+        self.pieces = Pieces(t, z) if dense else None
         self.crossings = Crossings(event, system, t, z) if event is not None else None
         self.ended = torch.zeros_like(t, dtype=torch.bool)
 
@@ -64,23 +62,25 @@ class TrajectoryRecorder:
 
     def interpolant(self, times: Tensor) -> Interpolant | None:
         """The continuous extension, where it was kept."""
-        return None if self.record is None else self.record.interpolant(self.system.packing, times)
+        return None if self.pieces is None else self.pieces.interpolant(self.system.packing, times)
 
-    def follow(
-        self, begin: StepStart, step: Step, end: Tensor, accept: Tensor
+    def record(
+        self, start: StepStart, step: Step, end: Tensor, accept: Tensor
     ) -> tuple[Step, Tensor]:
-        """The step to the time ``end`` with the solver's state there, cut off where an event happens in it; and its end then."""
+        """The step and its end, both cut off where an event happens in it.
+
+        The step holds the solver's state there.
+        """
         if step.state is None:
             step = step._replace(state=self.solver.init(self.system, end, step.z))
-        piece = self.solver.piece(self.system, *begin, step)
-        crossed = None if self.crossings is None else self.crossings.look(end, step.z, accept)
-        if self.crossings is not None and crossed is not None:
-            at, z = self.crossings.locate(begin, piece, crossed)
-            step, end = (
-                step._replace(z=torch.where(column(crossed), z, step.z)),
-                torch.where(crossed, at, end),
-            )
-            self.ended = self.ended | crossed
-        if self.record is not None:
-            self.record.add(begin, end, piece, accept)
+        piece = self.solver.piece(self.system, *start, step)
+        if self.crossings is not None:
+            crossed = self.crossings.update(end, step.z, accept)
+            if crossed is not None:
+                at, z = self.crossings.locate(start, piece, crossed)
+                step = step._replace(z=torch.where(column(crossed), z, step.z))
+                end = torch.where(crossed, at, end)
+                self.ended = self.ended | crossed
+        if self.pieces is not None:
+            self.pieces.add(start, end, piece, accept)
         return step, end

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.dop853_tableau import DOP853 as DOP853_TABLEAU
+from implicitcore.ode_solvers.dop853_tableau import DOP853_ERROR_3
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
 from implicitcore.ode_solvers.tableaus import Tableau
@@ -29,7 +31,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
     tableau: ClassVar[Tableau]
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
-        """See :meth:`StepwiseODESolver.step`."""
+        """See :meth:`Stepper.step`."""
         tableau, stage_combination = self.tableau, system.backend.stage_combination
         stages, point = [state], z
         for row, node in zip(tableau.a, tableau.c, strict=True):
@@ -43,7 +45,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
     def piece(
         self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor, step: Step
     ) -> list[Tensor]:
-        """See :meth:`StepwiseODESolver.piece`.
+        """See :meth:`Stepper.piece`.
 
         The method's own continuous extension, where the tableau has one.
         """
@@ -234,7 +236,7 @@ class DOP853(AdaptiveRungeKutta):
         (10.17) and (10.18), and II.6.
     """
 
-    tableau: ClassVar[Tableau] = tableaus.DOP853
+    tableau: ClassVar[Tableau] = DOP853_TABLEAU
 
     @property
     def error_order(self) -> int:
@@ -242,17 +244,16 @@ class DOP853(AdaptiveRungeKutta):
         return 8
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
-        """See :meth:`StepwiseODESolver.step`."""
+        """See :meth:`Stepper.step`."""
         step = super().step(system, t, dt, z, state)
         if step.error is None:
             return step
         with torch.no_grad():
-            size = lambda error: system.backend.error_norm(error, z, step.z, self.rtol, self.atol)  # noqa: E731
+            backend, stages = system.backend, step.stages
+            third_error = backend.stage_combination(None, dt, stages, DOP853_ERROR_3)
             fifth, third = (
-                size(step.error),
-                size(
-                    system.backend.stage_combination(None, dt, step.stages, tableaus.DOP853_ERROR_3)
-                ),
+                backend.error_norm(error, z, step.z, self.rtol, self.atol)
+                for error in (step.error, third_error)
             )
             both = torch.hypot(fifth, 0.1 * third).clamp(min=torch.finfo(fifth.dtype).tiny)
             return step._replace(error=step.error * column(fifth / both).to(z.dtype))

@@ -1,4 +1,4 @@
-"""The stage equation of an implicit method, as a system that any root solver takes, and its gradient."""
+"""The stage equation of an implicit method, as a system that any root solver takes."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ class Frame:
 
 @dataclass(eq=False)
 class Stage(System):
-    """The move m = offset + dt g(t, z + m), as the fixed point u = u + M^-1 (offset + dt g(t, z + m) - m) / weight, m = weight u.
+    """The move m = offset + dt g(t, z + m) of a stage, as a fixed point.
 
-    M is the matrix of the frame. So Picard iteration is the simplified Newton method, a residual is
+    u = u + M^-1 (offset + dt g(t, z + m) - m) / weight with m = weight u, where M is the matrix of
+    the frame. So Picard iteration is the simplified Newton method, a residual is
     the error of u that is left, and a solver that does not know the Jacobian converges on stiff
     dynamics as well.
 
@@ -104,7 +105,7 @@ class Stage(System):
         return self._map(z)[1]
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
-        """One in the root mean square of u, less where the stage itself moves less, but above the rounding."""
+        """One in the root mean square of u; less where the stage moves less, above the rounding."""
         del update_norm
         z = self.frame.z.detach()
         rounding = ROUNDING * torch.finfo(z.dtype).eps * norm(z / self.frame.weight)
@@ -170,4 +171,4 @@ class StagePullback(Pullback):
         solver = GMRES(tol=tol, restart=RESTART, max_products=CYCLES * (RESTART + 1))
         linear = LinearSystem.transposed(self.jacobian.system, self.jacobian, v)
         solution = solver.solve_from(linear, linear.initial())
-        return solution.z, ~solution.converged
+        return linear.solution(solution.z), ~solution.converged

@@ -17,13 +17,13 @@ from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, rms_norm
 
 
-class Verdict(NamedTuple):
+class StepDecision(NamedTuple):
     """Which samples accept the step, and their next step sizes."""
 
     accept: Tensor  # [batch] bool
     # [batch], positive; a rejected sample whose size is no smaller than before has failed
     size: Tensor
-    error: Tensor  # [batch], the scaled error that was judged, not finite where the step was not
+    error: Tensor  # [batch], the scaled error, not finite where the step was not
 
 
 _EXPONENTS: dict[Controller, tuple[float, ...]] = {
@@ -46,13 +46,19 @@ class StepSize(ABC):
     def first(
         self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor
     ) -> Tensor:
-        """The size of the first step towards an output time ``remaining`` away (with its sign), ``[batch]``."""
+        """The size of the first step, ``[batch]``, towards an output time ``remaining`` away.
+
+        ``remaining`` has a sign.
+        """
 
     @abstractmethod
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
-        """The step dt (with its sign) towards an output time ``remaining`` away, and whether it arrives there."""
+        """The step dt towards an output time ``remaining`` away, and whether it arrives there.
 
-    def settling(self) -> StepSize:
+        Both have a sign.
+        """
+
+    def steady_state(self) -> StepSize:
         """The same for an integration that is to end at a steady state."""
         return self
 
@@ -62,7 +68,7 @@ class StepSize(ABC):
         return self
 
     @abstractmethod
-    def judge(
+    def accept(
         self,
         system: System,
         z: Tensor,
@@ -70,11 +76,11 @@ class StepSize(ABC):
         error: Tensor | None,
         size: Tensor,
         last: Tensor,
-    ) -> Verdict:
+    ) -> StepDecision:
         """Accept or reject a step; ``last`` is what :meth:`remember` kept."""
 
     def remember(self, accept: Tensor, error: Tensor, last: Tensor) -> Tensor:
-        """What the next verdict needs of this one.
+        """What the next decision needs of this one.
 
         By default the scaled error of the last accepted step, at first one.
         """
@@ -84,7 +90,10 @@ class StepSize(ABC):
 @final
 @dataclass(frozen=True)
 class Fixed(StepSize):
-    """Equal steps that arrive at each output time exactly, no longer than ``dt`` (but for a hundredth: t is rounded)."""
+    """Equal steps that arrive at each output time exactly.
+
+    No longer than ``dt`` (but for a hundredth: t is rounded).
+    """
 
     dt: float
 
@@ -101,7 +110,7 @@ class Fixed(StepSize):
             remaining.isinf(), torch.copysign(size, remaining), remaining / parts
         ), parts <= 1
 
-    def judge(
+    def accept(
         self,
         system: System,
         z: Tensor,
@@ -109,9 +118,9 @@ class Fixed(StepSize):
         error: Tensor | None,
         size: Tensor,
         last: Tensor,
-    ) -> Verdict:
+    ) -> StepDecision:
         """Accept."""
-        return Verdict(torch.ones_like(size, dtype=torch.bool), size, last)
+        return StepDecision(torch.ones_like(size, dtype=torch.bool), size, last)
 
 
 @final
@@ -126,8 +135,8 @@ class Adaptive(StepSize):
     is the integral one.
 
     An error within that tolerance can still be larger than what is left of the way to a steady
-    state, and the residual then never falls below the tolerance of the steps. So a settling
-    integration also keeps the error below ``settle`` times the step's own move.
+    state, and the residual then never falls below the tolerance of the steps. So an integration to
+    a steady state also keeps the error below ``move_bound`` times the step's own move.
 
     Reference:
         Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.2; first step:
@@ -144,21 +153,21 @@ class Adaptive(StepSize):
     safety: float = 0.9
     shrink: float = 0.2
     grow: float = 10.0
-    settle: float = torch.inf
+    move_bound: float = torch.inf
     controller: Controller = "pi"
     min_step: float = 0.0
     max_step: float = torch.inf
-    settled: float = 0.3
+    steady_bound: float = 0.3
 
     @classmethod
-    def of(cls, control: ErrorControl, order: int, *, settled: float = 0.3) -> Adaptive:
+    def of(cls, control: ErrorControl, order: int, *, steady_bound: float = 0.3) -> Adaptive:
         """The choice of steps that a solver's options ask for.
 
         Arguments:
             control: the solver.
             order: the power of dt that the estimated error of a step goes with.
-            settled: of the step's own move, as far as the error may go in an integration that is
-                to end at a steady state.
+            steady_bound: the error of a step relative to its own move, at most, in an integration
+                that is to end at a steady state.
         """
         return cls(
             control.rtol,
@@ -168,7 +177,7 @@ class Adaptive(StepSize):
             controller=control.controller,
             min_step=control.min_step,
             max_step=torch.inf if control.max_step is None else control.max_step,
-            settled=settled,
+            steady_bound=steady_bound,
         )
 
     def first(
@@ -215,12 +224,12 @@ class Adaptive(StepSize):
                 stacklevel=2,
             )
 
-    def settling(self) -> Adaptive:
-        """With the error kept below ``settled`` of the move, and a first step of one.
+    def steady_state(self) -> Adaptive:
+        """With the error kept below ``steady_bound`` of the move, and a first step of one.
 
         Accuracy on the way is not what is wanted.
         """
-        return replace(self, settle=self.settled, first_step=self.first_step or 1.0)
+        return replace(self, move_bound=self.steady_bound, first_step=self.first_step or 1.0)
 
     def with_order(self, order: Tensor) -> Adaptive:
         """See :meth:`StepSize.with_order`."""
@@ -243,7 +252,7 @@ class Adaptive(StepSize):
         arrives = size >= remaining.abs()
         return torch.where(arrives, remaining, torch.copysign(size, remaining)), arrives
 
-    def judge(
+    def accept(
         self,
         system: System,
         z: Tensor,
@@ -251,14 +260,14 @@ class Adaptive(StepSize):
         error: Tensor | None,
         size: Tensor,
         last: Tensor,
-    ) -> Verdict:
+    ) -> StepDecision:
         """Accept an error of at most one."""
         if error is None:
-            return Verdict(torch.ones_like(size, dtype=torch.bool), size, last)
+            return StepDecision(torch.ones_like(size, dtype=torch.bool), size, last)
         found = system.backend.error_norm(error, z, z_next, self.rtol, self.atol).to(size)
-        if self.settle < torch.inf:
+        if self.move_bound < torch.inf:
             move = norm(z_next - z).clamp(min=torch.finfo(size.dtype).tiny)
-            found = torch.maximum(found, norm(error) / (self.settle * move))
+            found = torch.maximum(found, norm(error) / (self.move_bound * move))
         accept = found <= 1
         after_accepting = found ** (-self.exponents[0] / self.order)
         for exponent, past in zip(
@@ -270,7 +279,7 @@ class Adaptive(StepSize):
         following = size * factor.clamp(self.shrink, self.grow).nan_to_num(self.shrink)
         if self.min_step > 0:  # tried before the sample is given up
             following = torch.where(accept, following.clamp(min=self.min_step), following)
-        return Verdict(
+        return StepDecision(
             accept,
             following.clamp(max=self.max_step) if self.max_step < torch.inf else following,
             found,

@@ -15,7 +15,7 @@ from typing import Any
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 
 from implicitcore.errors import show, with_article
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import NAMED_KINDS
 
 _BOUNDS: dict[type, tuple[str, str]] = {
     Gt: ("gt", ">"),
@@ -92,7 +92,7 @@ def _is_many(annotation: Any) -> bool:
 
 def _kind(cls: Any) -> str:
     kind = getattr(cls, "kind", None) if isinstance(cls, type) else None
-    return kind if kind in CLASS_KINDS else ""
+    return kind if kind in NAMED_KINDS else ""
 
 
 def _union(annotation: Any) -> tuple[Any, ...]:

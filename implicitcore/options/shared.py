@@ -17,8 +17,9 @@ class ResidualTolerance(Options):
 
     Attributes:
         tol: relative tolerance per sample, in the 2-norm: stop where ``|f(z) - z| <= tol |f(z)| +
-            atol``; in ``find_root`` ``|g(z)| <= tol max(1, |g(z0)|) + atol``, and in a backward
-            pass relative to the incoming gradient.
+            atol``; in ``find_root`` ``|g(z)| <= tol max(1, min(|g(z0)|, |z + g(z)|)) + atol``, and
+            in a backward pass relative to the incoming gradient. Under autocast no less than a
+            quarter of a unit of its dtype, 2e-3 in bfloat16.
         atol: absolute tolerance beside it, in the units of z.
     """
 

@@ -7,10 +7,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import pluggy
 
@@ -19,13 +18,12 @@ from implicitcore.layers.observers import Observer
 from implicitcore.registry import builtin, hookspecs
 from implicitcore.registry.hookspecs import API_VERSION, PROJECT
 from implicitcore.registry.part import Part, Registrar, canonical
+from implicitcore.registry.plugin import DISABLE, Plugin, Status, with_conflicts
 
 HOOK = hookspecs.implicitcore_register.__name__
 LISTENER = hookspecs.implicitcore_after_solve.__name__
-DISABLE = "IMPLICITCORE_DISABLE_PLUGINS"
 STRICT = "IMPLICITCORE_STRICT_PLUGINS"
 
-Status = Literal["ok", "conflict", "broken", "incompatible", "disabled"]
 
 _MODULE = re.compile(r"[A-Za-z_][\w.]*")
 
@@ -43,58 +41,6 @@ class _Hooks:
 
 class _Incompatible(PluginError):
     """The plugin was written for another version of the hooks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plugin:
-    """What became of a plugin.
-
-    Attributes:
-        name: of its entry point.
-        distribution: the distribution that the entry point belongs to.
-        version: that distribution's version.
-        status: ok; conflict, where a name of it is also another distribution's; or why it was left
-            out.
-        error: the cause in one line; empty where ok or disabled.
-        parts: what it registered; empty where it was left out.
-        observers: those of its functions that are called after solves; empty where it was left
-            out.
-        seconds: how long its import and registration took.
-        cause: the exception behind ``error``, where there is one.
-        conflicts: for each name that it shares, the parts of that name, its own among them.
-    """
-
-    name: str
-    distribution: str
-    version: str | None
-    status: Status
-    error: str = ""
-    parts: tuple[Part, ...] = ()
-    observers: tuple[Observer, ...] = ()
-    seconds: float = 0.0
-    cause: BaseException | None = None
-    conflicts: tuple[tuple[Part, ...], ...] = ()
-
-    @property
-    def usable(self) -> bool:
-        """Whether its parts can be had.
-
-        A shared name is an error where it is used, and nothing is left out for it.
-        """
-        return self.status in ("ok", "conflict")
-
-    @property
-    def problem(self) -> str:
-        """One message that names the plugin, the cause and what to do about it."""
-        version = f" {self.version}" if self.version else ""
-        if self.status == "conflict":
-            return (
-                f"plugin {self.name!r} of {self.distribution}{version} shares names: {self.error}"
-            )
-        return (
-            f"plugin {self.name!r} of {self.distribution}{version} was left out: {self.error} "
-            f"(to silence this, set {DISABLE}={self.name}, or uninstall {self.distribution})"
-        )
 
 
 def discover() -> tuple[Plugin, ...]:
@@ -126,7 +72,7 @@ def discover() -> tuple[Plugin, ...]:
             )
         else:
             plugins.append(_load(manager, point, plugins))
-    return _with_conflicts(plugins)
+    return with_conflicts(plugins)
 
 
 def is_strict() -> bool:
@@ -310,36 +256,6 @@ def _check_own_names(distribution: str, parts: tuple[Part, ...], earlier: list[P
                 f"{part.kind} {part.name!r} is registered already by the entry point "
                 f"{other!r} of the same distribution"
             )
-
-
-def _with_conflicts(plugins: list[Plugin]) -> tuple[Plugin, ...]:
-    """The records again, with a mark on those that share a name."""
-    named: dict[tuple[str, str], list[Part]] = {}
-    for plugin in plugins:
-        for part in plugin.parts:
-            named.setdefault((part.kind, part.name), []).append(part)
-    return tuple(
-        _with_conflict(plugin, [named[part.kind, part.name] for part in plugin.parts])
-        for plugin in plugins
-    )
-
-
-def _with_conflict(plugin: Plugin, named: list[list[Part]]) -> Plugin:
-    shared = tuple(tuple(parts) for parts in named if len(parts) > 1)
-    if not shared:
-        return plugin
-    return replace(
-        plugin, status="conflict", error="; ".join(map(_clash, shared)), conflicts=shared
-    )
-
-
-def _clash(parts: tuple[Part, ...]) -> str:
-    """What several distributions provide, and the names that tell it apart."""
-    choices = " or ".join(repr(part.qualified_name) for part in parts)
-    return (
-        f"{parts[0].kind} {parts[0].name!r} is provided by {len(parts)} distributions: "
-        f"say {choices}"
-    )
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -23,7 +23,7 @@ import pluggy
 if TYPE_CHECKING:
     from implicitcore.layers.base import ImplicitLayer
     from implicitcore.registry.part import Registrar
-    from implicitcore.solution import Solution
+    from implicitcore.solution import SolveResult
 
 PROJECT = "implicitcore"
 """The name of the hook's project and of the entry-point group."""
@@ -50,7 +50,7 @@ def implicitcore_register(registry: Registrar) -> None:
 
 
 @hookspec
-def implicitcore_after_solve(layer: ImplicitLayer, solution: Solution) -> None:
+def implicitcore_after_solve(layer: ImplicitLayer, solution: SolveResult) -> None:
     """Called after each forward solve of a layer.
 
     A plugin's function is active once plugins have been discovered, which the first use of a name

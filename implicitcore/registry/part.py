@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from implicitcore.errors import PluginError, describe_error, did_you_mean
-from implicitcore.options.kinds import CLASS_KINDS, check_kind
+from implicitcore.options.kinds import NAMED_KINDS, check_kind
 
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _ABSENT = object()
@@ -72,7 +72,7 @@ class Part:
             PluginError: the target cannot be imported, or is no part of this kind, or is abstract.
         """
         found = _import(self) if isinstance(self.target, str) else self.target
-        if self.kind in CLASS_KINDS:
+        if self.kind in NAMED_KINDS:
             self._check_class(found)
         return found
 
@@ -116,7 +116,8 @@ class Registrar:
         """Register a part under a name.
 
         Arguments:
-            kind: layer, dynamics, root_solver, ode_solver, gradient, backend or command.
+            kind: layer, dynamics, root_solver, ode_solver, gradient, backend, dataset, model or
+                command.
             name: lower-case letters and digits, with ``_``, ``-`` or ``.`` between them.
             target: ``"module:attribute"``, imported when the part is first used.
             summary: one line that says what it is.

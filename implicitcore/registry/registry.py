@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 LOCAL = "local"
 """The provider of parts registered in this process."""
 
-_HOMES = {"layer": "implicitcore-layers", "command": "implicitcore-lab"}
+_HOMES = {
+    "layer": "implicitcore-layers",
+    "dataset": "implicitcore-lab",
+    "model": "implicitcore-lab",
+    "command": "implicitcore-lab",
+}
 """The distributions of the kinds of which the core has none."""
 
 
@@ -63,7 +68,8 @@ class Registry:
         process registered under it before.
 
         Arguments:
-            kind: layer, dynamics, root_solver, ode_solver, gradient, backend or command.
+            kind: layer, dynamics, root_solver, ode_solver, gradient, backend, dataset, model or
+                command.
             name: lower-case letters and digits, with ``_``, ``-`` or ``.`` between them.
             target: a class, or ``"module:attribute"``.
             summary: one line that says what it is.

@@ -51,7 +51,11 @@ class AndersonState:
     def difference(
         self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """What changed from the last residual and plain step to these, as one row ``[batch, 1, 2 n]``, and the residual's part of it."""
+        """The change of the residual and the plain step since the last ones.
+
+        Returns:
+            One row ``[batch, 1, 2 n]``, and the residual's part of it.
+        """
         if torch.is_grad_enabled():
             pair = torch.cat((now[0] - last[0], now[1] - last[1]), 2)
             return pair, pair.chunk(2, 2)[0]
@@ -72,7 +76,7 @@ class AndersonState:
         return self.views
 
     def inner(self, backend: Backend, q: Tensor, vector: Tensor) -> Tensor:
-        """The inner products of a vector ``[batch, 1, n]`` with the q_i in use, ``[batch, 1, rows]``."""
+        """Inner products of a vector ``[batch, 1, n]`` with the q_i used, ``[batch, 1, rows]``."""
         row = backend.inner_products(q, vector)
         return row if self.alive is None else row * self.alive[:, None, : row.shape[2]]
 
@@ -107,7 +111,7 @@ class AndersonState:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Anderson(StepwiseRootSolver[AndersonState]):
-    """Anderson acceleration (type II) of the fixed-point iteration, per sample, by truncated Gram-Schmidt.
+    """Anderson acceleration (type II), per sample, by truncated Gram-Schmidt.
 
     With g = f(z) - z, the next iterate is p - P gamma for the plain step p = z + damping g: the
     gamma that minimises ``|g - Q gamma|``, where the columns of Q are differences of past residuals
@@ -170,7 +174,7 @@ class Anderson(StepwiseRootSolver[AndersonState]):
     def _learn(
         self, backend: Backend, pair: Tensor, q: Tensor, size: Tensor, state: AndersonState
     ) -> None:
-        """Take in the differences between the last two iterates as a new direction, orthogonal to the others."""
+        """Add the last two iterates' differences as a direction, orthogonal to the others."""
         if state.pairs.count == PERIOD * self.depth:
             state.clear()
         if state.pairs.count:

@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.root_solvers.convergence import StopState, StopTest
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
+from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
 
@@ -84,7 +85,7 @@ class _Recurrence:
         self._keep()
 
     def _turn(self, v: Tensor, alpha: Tensor, omega: Tensor) -> None:
-        """The next direction; a sample whose recurrence broke down begins anew from its residual."""
+        """The next direction; a sample whose recurrence broke down restarts from its residual."""
         rho = _dot(self.shadow, self.r)
         with torch.no_grad():
             size = norm(self.shadow) * norm(self.r)

@@ -177,7 +177,12 @@ class _Good:
         return d * scale
 
     def transposed(self, taken: Tensor, v: Tensor) -> Tensor:
-        """-B^H v, ``[batch, n]``, without what was learnt after a sample stopped in its iterate number ``taken`` ``[batch]``."""
+        """-B^H v, ``[batch, n]``, of the estimate at which each sample stopped.
+
+        Arguments:
+            taken: the number of that iterate, ``[batch]``: later steps of the loop do not count.
+            v: ``[batch, n]``.
+        """
         v, steps = v.unsqueeze(1), self.steps.each()
         for newer in range(len(steps) - 1, 0, -1):
             own = taken - self.forgotten - 2 >= newer
@@ -203,7 +208,7 @@ def _share(s: Tensor, d: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class _Bad:
-    """B = -I + sum_i u_i v_i^H, and the last residual g, with the step -B g that was taken from it."""
+    """B = -I + sum_i u_i v_i^H, and the last residual g, from which the step -B g was taken."""
 
     backend: Backend
     left: History

@@ -13,7 +13,7 @@ from implicitcore.options.options import Options
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
-from implicitcore.solution import Solution, Status
+from implicitcore.solution import Judged, Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
@@ -41,7 +41,8 @@ class Chain(Options, RootSolver):
         >>> import torch, implicitcore as ic
         >>> growth = torch.tensor([[0.5], [-3.0]])  # the second sample is no contraction
         >>> chain = ic.Chain([ic.Picard(max_steps=20), ic.Newton()])
-        >>> solution = ic.fixed_point(lambda z, x: x * z + 1, torch.zeros(2, 1), growth, solver=chain)
+        >>> f = lambda z, x: x * z + 1
+        >>> solution = ic.fixed_point(f, torch.zeros(2, 1), growth, solver=chain)
         >>> solution.converged.tolist()
         [True, True]
         >>> [round(z, 3) for z in solution.z.flatten().tolist()]
@@ -76,7 +77,7 @@ class Chain(Options, RootSolver):
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
-    """The solution where the samples ``which`` of ``before`` were solved further, each sample as its better solve left it.
+    """A solution of which some samples were solved further: each as its better solve left it.
 
     Arguments:
         before: ``[batch, n]``.
@@ -84,11 +85,12 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         which: indices ``[k]``.
     """
     with torch.no_grad():
-        old, new = _residual(before)[which], _residual(after)
+        old, new = before.residual.detach()[which], after.residual.detach()
         # Converged beats not; else the smaller residual does, and the later solve where they are
         # equal.
         better = after.converged | (~before.converged[which] & (new <= old))
-        residual = _residual(before).index_copy(0, which, torch.where(better, new, old))
+        residual = before.residual.detach().index_copy(0, which, torch.where(better, new, old))
+        relative = _relative(before, after, which, better)
         status = before.status.index_copy(
             0, which, torch.where(better, after.status, before.status[which])
         )
@@ -96,18 +98,21 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         0, which, torch.where(column(better), after.z, before.z.index_select(0, which))
     )
     steps = before.steps.index_add(0, which, after.steps.to(before.steps))
+    trace = after.trace if len(after.z) == len(z) else before.trace
     return replace(
         before,
         z=z,
         residual=residual,
+        judged=Judged(z, residual, status, relative, trace)
+        if before.judged and after.judged
+        else None,
         status=status,
         steps=steps,
-        trace=after.trace if len(after.z) == len(z) else before.trace,
     )
 
 
-def _residual(solution: Solution) -> Tensor:
-    if solution.residual is not None:
-        return solution.residual.detach()
-    unknown = torch.full_like(solution.status, torch.inf, dtype=torch.get_default_dtype())
-    return torch.where(solution.status == Status.CONVERGED, 0, unknown)
+def _relative(before: Solution, after: Solution, which: Tensor, better: Tensor) -> Tensor | None:
+    old, new = before.relative_residual, after.relative_residual
+    if old is None or new is None:
+        return None
+    return old.index_copy(0, which, torch.where(better, new, old[which]))

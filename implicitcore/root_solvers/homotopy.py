@@ -15,10 +15,11 @@ from implicitcore.options.options import Options
 from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.chain import merge
-from implicitcore.root_solvers.convergence import StopState, StopTest
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.root_solvers.newton import Newton
+from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.solution import Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem
@@ -36,7 +37,9 @@ INNER, MOST = 1e-3, 30
 @final
 @dataclass(frozen=True, kw_only=True)
 class Homotopy(Options, RootSolver):
-    """Follow the zero path of H(z, s) = s (z - f(z)) + (1 - s)(z - a) from s = 0, where z = a = z0, to s = 1, then correct.
+    """Follow the zero path of a homotopy to the root, then correct.
+
+    The path is H(z, s) = s (z - f(z)) + (1 - s)(z - a) = 0 from s = 0, where z = a = z0, to s = 1.
 
     Any ODE solver integrates along the path, per sample. Where n <= ``dense_below`` the path is
     followed by its arc length: with v = (I - s J)^-1 (f(z) - a) its tangent is sign(det(I - s J))
@@ -92,7 +95,7 @@ class Homotopy(Options, RootSolver):
             if dense
             else _by_s(self.ode_solver, system, z0)
         )
-        usable = state.active & (norm(z - z0) < state.ceiling)  # not where the path ran away
+        usable = state.active & (norm(z - z0) < state.start.ceiling)  # not where the path ran away
         z = torch.where(column(usable), z, z0)
         if dense and torch.is_grad_enabled():
             z = _anchored(system, z)
@@ -107,9 +110,7 @@ class Homotopy(Options, RootSolver):
     def _correct(self, system: System, z: Tensor, limit: Callable[[Tensor], Tensor]) -> Solution:
         """The corrector's solution from z, with residuals below the limit for its size."""
         first = self.corrector.solve(system, z)
-        loose = first.converged
-        if first.residual is not None:
-            loose = loose & (first.residual > limit(norm(first.z)))
+        loose = first.converged & (first.residual > limit(norm(first.z)))
         if not bool(loose.any()):
             return first
         first = replace(
@@ -146,7 +147,7 @@ def _by_length(
 
     def stop(t: Tensor, y: Tensor, velocity: Tensor) -> Tensor:
         del t, velocity
-        return state.active & (y[:, -1] < 1) & (norm(y[:, :-1] - z0) < state.ceiling)
+        return state.active & (y[:, -1] < 1) & (norm(y[:, :-1] - z0) < state.start.ceiling)
 
     solution = solver.solve(path, path.start, torch.tensor([0.0, torch.inf]), stop)
     return solution.z[-1][:, :-1], solution.steps
@@ -218,7 +219,10 @@ class _LengthPath(_Path):
 
 
 def _solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The solutions for the right sides ``[batch, n, k]``, and the sign of the determinant ``[batch, 1]``; a zero pivot becomes tiny."""
+    """The solutions for the right sides ``[batch, n, k]``, and det's sign ``[batch, 1]``.
+
+    A zero pivot becomes tiny.
+    """
     lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
     diagonal = lu.diagonal(dim1=1, dim2=2)
     tiny = torch.finfo(lu.dtype).eps * torch.linalg.matrix_norm(matrix.detach()).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""An iterate with the Jacobian there, and the linear systems that the Newton-like solvers solve with it."""
+"""An iterate with its Jacobian, and the linear systems that Newton-like solvers solve with it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,10 @@ class Point:
 
 
 def solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The solutions of matrix s = right ``[batch, n]`` by LU, and the samples ``[batch]`` that have none; theirs are right itself."""
+    """Solutions of matrix s = right ``[batch, n]`` by LU, and the samples ``[batch]`` without.
+
+    Those get ``right`` itself.
+    """
     found, info = _solve(matrix, right)
     singular = (info != 0) | ~found.isfinite().all(1)
     if bool(singular.any()):

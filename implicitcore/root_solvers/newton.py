@@ -13,7 +13,7 @@ from implicitcore.options.types import Count, Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linearized import Point, damped, solve
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.system import System
@@ -37,7 +37,7 @@ class Newton(Stopping, RootSolver):
     rule of Armijo. Where n <= ``dense_below`` the Jacobian is formed (n products) and factorised; a
     sample whose Jacobian is singular, or whose last step was short, takes a damped least squares
     step instead. Larger systems are solved by GMRES as far as the forcing term asks. A sample that
-    no step improves stops, with the status ``max_steps``.
+    no step improves stops as ``STALLED``: at a minimum of ``|g|`` that is no root, or at rounding.
 
     Converges quadratically near a root with a regular Jacobian, contraction or not. An iteration
     costs many products: prefer ``Anderson`` or ``Broyden`` where they converge, ``Homotopy`` where
@@ -74,7 +74,7 @@ class Newton(Stopping, RootSolver):
             if stopped or not run.going():
                 break
             point = run.step(point)
-            stopped = test.check(point.now)
+            stopped = test.check(point.now) or run.end()
         return test.solution(steps=run.steps)
 
 
@@ -91,8 +91,16 @@ class _Run:
 
     def going(self) -> bool:
         """Whether a sample is still worth a step."""
-        self.active = self.test.state.active & ~self.stalled
+        self.active = self.test.state.active
         return bool(self.active.any())
+
+    def end(self) -> bool:
+        """Stop the samples that no step improves; True when every sample has stopped."""
+        test, stalled = self.test, self.stalled & self.test.state.active
+        if bool(stalled.any()):
+            test.state.fail(stalled, Status.STALLED)
+            test.stop(stalled)
+        return test.remaining == 0
 
     def step(self, point: Point) -> Point:
         """The next iterate; the samples that are done stay where they are."""
@@ -135,7 +143,7 @@ class _Run:
         return point.krylov(1.0, self._limit(point.size), self.solver.restart)
 
     def _search(self, point: Point, s: Tensor) -> Point:
-        """The point z + a s of each sample, with the evaluation and the Jacobian that accepting it needs anyway."""
+        """The point z + a s of each sample, with the Jacobian that accepting it needs anyway."""
         a = torch.ones_like(point.size)
         trial = self._trial(point, s, a, self.active)
         if self.solver.backtracks == 0:

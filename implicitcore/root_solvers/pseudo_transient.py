@@ -11,8 +11,9 @@ from torch import Tensor
 from implicitcore.options.shared import Stopping
 from implicitcore.options.types import Count, Positive, Whole
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.convergence import StopState, StopTest
+from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linearized import Point, solve
+from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
@@ -28,7 +29,7 @@ INNER = 0.1
 @final
 @dataclass(frozen=True, kw_only=True)
 class PseudoTransient(Stopping, RootSolver):
-    """Implicit Euler steps of dz/dt = g(z) = f(z) - z whose length grows as the residual falls, per sample.
+    """Implicit Euler steps of dz/dt = f(z) - z, longer as the residual falls, per sample.
 
     (I / dt - G) s = g with G = dg/dz = J - I, then z + s, and dt <- dt ``|g|`` / ``|g of z + s|``
     (switched evolution relaxation). Small steps follow the flow of g, long ones are Newton's: it

@@ -75,12 +75,12 @@ class SteadyState(Stopping, RootSolver):
         solver = self.ode_solver
         if is_dataclass(solver) and hasattr(solver, "max_steps"):
             solver = replace(solver, max_steps=self.max_steps)
-        path = solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
-        return test.solution(path.status)
+        trajectory = solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
+        return test.solution(trajectory.status)
 
 
 class SteadyStateTest:
-    """A stop test with a comparison of the entries in place of the norms, where asked for, and a watch for residuals that fall no more.
+    """A stop test that may compare entries in place of norms, and that detects stagnation.
 
     Arguments:
         options: says which.
@@ -122,7 +122,7 @@ class SteadyStateTest:
         self._fail(stalled, Status.STALLED)
 
     def _fail(self, which: Tensor, status: Status) -> None:
-        if not self.test.on_host or bool(which.any()):
+        if not self.test.start.is_cpu or bool(which.any()):
             self.test.state.fail(which, status)
             self.test.stop(which)
 

@@ -37,7 +37,7 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
         """The state before the first step from z: any pytree of tensors with the batch first.
 
         Where samples leave the batch (``compact``), the rows of the others are kept. A tensor that
-        belongs to all samples is marked with :func:`implicitcore.shared`; a dataclass in it is built
+        belongs to all samples is marked with :func:`implicitcore.shared`; a dataclass is built
         anew from its fields; another object may have a ``restrict(rows)``.
         """
 
@@ -58,7 +58,7 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
         """
 
     def restart(self, state: State, grown: Tensor) -> State:
-        """Called before a step where the residual of some samples ``grown`` ``[batch]`` has more than doubled since the last one.
+        """Called before a step where the residuals of ``grown`` ``[batch]`` have more than doubled.
 
         A solver whose memory misled it forgets that memory for them; here nothing is done.
         """

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.root_solvers.convergence import GROWTH, StopCriterion, StopTest
-from implicitcore.solution import Solution, Status
+from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.stop_criterion import GROWTH, StopCriterion
+from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, real_dtype
@@ -34,7 +35,7 @@ class SynchronizedStopTest(StopCriterion):
         self.tol = system.tolerance(tol)
         self.residuals: list[Tensor] = []
         self.met = torch.zeros(len(z0), dtype=torch.bool, device=z0.device)
-        self.z = z0
+        self.z, self.scale = z0, torch.ones_like(self.met, dtype=real_dtype(z0))
 
     @torch.no_grad()
     def check(self, now: Evaluation) -> bool:
@@ -44,9 +45,8 @@ class SynchronizedStopTest(StopCriterion):
         grown = size > (GROWTH * self.residuals[-1] if self.residuals else torch.inf)
         self.grown = grown if bool(grown.any()) else None
         self.residuals.append(size)
-        self.met = size <= self.atol + self.tol * self.system.scale(
-            residual.update_norm, self.residuals[0]
-        )
+        self.scale = self.system.scale(residual.update_norm, self.residuals[0])
+        self.met = size <= self.atol + self.tol * self.scale
         return self._stop(residual)
 
     def _stop(self, residual: Residual) -> bool:
@@ -79,10 +79,16 @@ class SynchronizedStopTest(StopCriterion):
             z=self.z,
             start=self.start,
             residual=size,
+            judged=Judged(
+                self.z,
+                size,
+                status,
+                size / self.scale if self.tol else None,
+                torch.stack(self.residuals) if wanted else None,
+            ),
             status=status,
             steps=torch.full_like(status, len(self.residuals), dtype=torch.int64),
             evaluations=self.system.evaluations,
-            trace=torch.stack(self.residuals) if wanted else None,
         )
 
 

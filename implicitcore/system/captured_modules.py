@@ -23,13 +23,13 @@ def captured_modules(module: nn.Module) -> list[nn.Module]:
 
 
 def _modules(function: Any) -> Iterator[nn.Module]:
-    seen: set[int] = set()
+    seen: list[Any] = []
     todo = [function]
     while todo:
         function = todo.pop()
-        if id(function) in seen:
+        if any(function is other for other in seen):
             continue
-        seen.add(id(function))
+        seen.append(function)
         names, values = _references(function)
         for value in values:
             if isinstance(value, nn.Module):

@@ -28,7 +28,7 @@ class Recorder:
 
     Attributes:
         residuals: ``[batch]`` after each evaluation; None where they are not wanted.
-        iterates: ``[batch, n]`` at each evaluation, with their graph; None where they are not wanted.
+        iterates: ``[batch, n]`` at each evaluation, with their graph; None where not wanted.
     """
 
     residuals: list[Tensor] | None = None
@@ -54,6 +54,7 @@ class Context:
         memory: how f uses memory.
         function: what f read when the solve began; None where there is no backward pass.
         recorder: of the iterates, if any.
+        range_checked: a stop test is to ask at its start for other units, where it needs them.
     """
 
     backend: Backend = field(metadata=SHARED)
@@ -63,10 +64,13 @@ class Context:
     memory: Memory = field(default_factory=Memory, metadata=SHARED)
     function: FunctionState | None = field(default=None, metadata=SHARED)
     recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
+    range_checked: bool = field(default=False, metadata=SHARED)
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""
-        return replace(self, counter=Counter(), memory=self.memory.fork(), recorder=None)
+        return replace(
+            self, counter=Counter(), memory=self.memory.fork(), recorder=None, range_checked=False
+        )
 
     def end(self) -> None:
         """The forward solve has ended: let go of what only further evaluations need."""

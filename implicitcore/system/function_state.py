@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -15,21 +15,17 @@ from implicitcore.system.random_modules import draws_anew, is_random
 _BETWEEN = "between the solve and its backward pass, which evaluates f again"
 
 
-class _Read(NamedTuple):
-    """A tensor that f may read: where it is kept, and its version."""
+_Read = tuple[dict[str, Any] | None, str, Tensor, int]
+"""A tensor that f may read: where it is kept, its name there, and its version."""
 
-    store: dict[str, Any] | None
-    name: str
-    tensor: Tensor
-    version: int
 
-    @property
-    def replaced(self) -> bool:
-        return self.store is not None and self.store.get(self.name) is not self.tensor
+def _replaced(read: _Read) -> bool:
+    store, name, tensor, _ = read
+    return store is not None and store.get(name) is not tensor
 
-    @property
-    def changed(self) -> bool:
-        return self.tensor._version != self.version or self.replaced
+
+def _is_changed(read: _Read) -> bool:
+    return read[2]._version != read[3] or _replaced(read)
 
 
 class FunctionState:
@@ -46,8 +42,8 @@ class FunctionState:
     def __init__(self, modules: Iterable[nn.Module], x: Any) -> None:
         self.settled = False
         self.modes = [(module, module.training) for module in modules]
-        self.reads = [
-            _Read(store, name, tensor, tensor._version)
+        self.reads: list[_Read] = [
+            (store, name, tensor, tensor._version)
             for module, _ in self.modes
             for store in (module._parameters, module._buffers)
             for name, tensor in store.items()
@@ -55,13 +51,13 @@ class FunctionState:
         ]
         leaves = (x,) if isinstance(x, Tensor) else pytree.tree_leaves(x)
         self.reads += [
-            _Read(None, "x", leaf, leaf._version) for leaf in leaves if isinstance(leaf, Tensor)
+            (None, "x", leaf, leaf._version) for leaf in leaves if isinstance(leaf, Tensor)
         ]
 
     def settle(self) -> None:
         """The solve has ended: leave out what it wrote itself, as the statistics of a norm."""
         self.settled = True
-        self.reads = [read for read in self.reads if not read.changed]
+        self.reads = [read for read in self.reads if not _is_changed(read)]
 
     def check(self) -> None:
         """Require that nothing has changed since the solve ended.
@@ -70,7 +66,7 @@ class FunctionState:
             GradientError: says what did.
         """
         for read in self.reads if self.settled else ():
-            if read.changed:
+            if _is_changed(read):
                 raise GradientError(_changed(read))
         for module, training in self.modes:
             if module.training != training and _depends_on_mode(module):
@@ -82,16 +78,13 @@ class FunctionState:
 
 
 def _changed(read: _Read) -> str:
-    shape = list(read.tensor.shape)
-    if read.replaced:
+    what = f"{read[1]} {list(read[2].shape)}"
+    if _replaced(read):
         return (
-            f"{read.name} {shape} of the dynamics was changed for another tensor {_BETWEEN}: call "
-            "backward first, or use Unrolled (as under torch.func.functional_call)"
+            f"{what} of the dynamics was changed for another tensor {_BETWEEN}: call backward "
+            "first, or use Unrolled (as under torch.func.functional_call)"
         )
-    return (
-        f"{read.name} {shape} was changed in place {_BETWEEN}: call backward first, or change a "
-        "clone"
-    )
+    return f"{what} was changed in place {_BETWEEN}: call backward first, or change a clone"
 
 
 def _depends_on_mode(module: nn.Module) -> bool:

@@ -11,24 +11,27 @@ from implicitcore.backends.base import Residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import norm
+from implicitcore.tensors.norms import column, norm, power_of_two
 
 
 @dataclass(eq=False)
 class LinearSystem(System):
-    """The linear fixed point u = J^T u + v of a backward pass, whose evaluations are vector-Jacobian products.
+    """The linear fixed point u = J^T u + v of a backward pass.
 
-    Its tolerance is relative to ``|v|``, so that a scaled loss gets an equally accurate gradient. A
+    Its evaluations are vector-Jacobian products. Its tolerance is relative to ``|v|``, so that a
+    scaled loss gets an equally accurate gradient. A
     solver that is given one may trust its own residuals, for g is affine in u.
 
     Attributes:
         jacobian: J, at the equilibrium.
-        v: the incoming gradient, ``[batch, n]``.
+        v: the incoming gradient, ``[batch, n]``, in the unit.
+        unit: ``[batch]``, the power of two that v and u are multiples of.
         v_norm: ``[batch]``.
     """
 
     jacobian: Linearization
     v: Tensor
+    unit: Tensor
     v_norm: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -36,8 +39,24 @@ class LinearSystem(System):
 
     @classmethod
     def transposed(cls, system: System, jacobian: Linearization, v: Tensor) -> LinearSystem:
-        """The system of v in the backward pass of another one, counting by itself."""
-        return cls(system.problem, system.context.recounted(), jacobian, v)
+        """The system of v in the backward pass of another one, counting by itself.
+
+        In units of the largest entry of v: a gradient has any size, and its square none. Processes
+        that stop together stay in their units, for their samples may depend on each other.
+        """
+        size = v.detach().abs().amax(1) if v.shape[1] else v.detach().abs().sum(1)
+        known = (size > 0) & size.isfinite() & (system.scope.group is None)
+        unit = torch.where(known, power_of_two(size), 1).to(size.dtype)
+        scaled = v / column(unit).to(v.dtype)
+        return cls(system.problem, system.context.recounted(), jacobian, scaled, unit)
+
+    def solution(self, u: Tensor) -> Tensor:
+        """What is a solution of this system, in the units of the incoming gradient."""
+        return u * column(self.unit).to(u.dtype)
+
+    def absolute(self, atol: float) -> Tensor | float:
+        """See :meth:`System.absolute`."""
+        return atol / self.unit if atol else atol
 
     def initial(self) -> Evaluation:
         """u = 0, where the residual is v: no evaluation."""
@@ -74,7 +93,10 @@ class LinearSystem(System):
         return self.v_norm
 
     def tolerance(self, tol: float) -> float:
-        """``tol``, but no less than the products can meet: under autocast they are rounded to its dtype."""
+        """``tol``, but no less than the products can meet.
+
+        Under autocast they are rounded to its dtype.
+        """
         floors = (torch.finfo(dtype).eps / 2 for _, dtype in self.context.autocast)
         return max(tol, *floors, 0.0)
 

@@ -51,5 +51,5 @@ class Problem:
         return cls(dynamics, x, packing)
 
     def bind(self, x: Any) -> Problem:
-        """The same dynamics at another x without marks, whose tensors belong to the same samples as those of this one."""
+        """The same dynamics at another x, given without marks and marked in the same places."""
         return replace(self, marked=marked_like(self.marked, x))

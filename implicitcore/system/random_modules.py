@@ -32,31 +32,31 @@ def draws_anew(module: nn.Module) -> bool:
     return module.dropout > 0 and layers > 1
 
 
-def check_random(dynamics: nn.Module, random: Sequence[nn.Module], *, one_function: bool) -> None:
+def check_random(dynamics: nn.Module, random: Sequence[nn.Module], *, required: bool) -> None:
     """Refuse dynamics whose evaluations differ at random.
 
     Arguments:
         dynamics: what is solved.
         random: modules that draw anew, those of others than the dynamics included.
-        one_function: whether the solve or its gradient is wrong where f differs. Where it is not,
+        required: whether the solve or its gradient is wrong where f differs. Where it is not,
             for an integral whose steps are differentiated as they were taken, a warning is given.
 
     Raises:
-        InputError: the dynamics have such a module, and ``one_function``.
+        InputError: the dynamics have such a module, and ``required``.
     """
     for root in (dynamics, *captured_modules(dynamics)):
         for name, module in root.named_modules():
             if module in random:
-                _tell(module, name, one_function)
+                _tell(module, name, required)
                 return
 
 
-def _tell(module: nn.Module, name: str, one_function: bool) -> None:
+def _tell(module: nn.Module, name: str, required: bool) -> None:
     where = f" ({name})" if name else ""
     message = (
         f"{type(module).__name__}{where} draws anew at each evaluation, so that f is not one "
         "function: use implicitcore.VariationalDropout, whose mask is drawn once a solve, or eval()"
     )
-    if one_function:
+    if required:
         raise InputError(message)
     warnings.warn(message, InputWarning, stacklevel=2)

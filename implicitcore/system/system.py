@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,16 +28,12 @@ from implicitcore.tensors.transforms import check_products
 
 @dataclass(eq=False)
 class System:
-    """Dynamics bound to one x, as functions of a packed state ``[batch, n]``, with the evaluations counted.
+    """Dynamics bound to one x, as functions of a packed state ``[batch, n]``; evaluations count.
 
     Attributes:
         problem: the dynamics, x and the layout of the state.
         context: backend, scope, counter and recorder.
-        quadrature: the system integrates something along the steps of an ODE solver, and is told of
-            each by :meth:`commit`, and of each output time by :meth:`arrive`.
     """
-
-    quadrature: ClassVar[bool] = False
 
     problem: Problem
     context: Context
@@ -128,8 +124,17 @@ class System:
         return self.problem.dynamics.scale(update_norm, start_norm)
 
     def tolerance(self, tol: float) -> float:
-        """The relative tolerance that a solver is to meet where it was asked for ``tol``."""
-        return tol
+        """The relative tolerance that a solver is to meet where it was asked for ``tol``.
+
+        No less than f can: under autocast its values are rounded to the lower dtype, and a quarter
+        of a unit there was seen to be met where a hundredth is not.
+        """
+        autocast = self.context.autocast
+        return max(tol, *(torch.finfo(dtype).eps / 4 for _, dtype in autocast)) if autocast else tol
+
+    def absolute(self, atol: float) -> Tensor | float:
+        """The absolute tolerance, in the units of the packed state."""
+        return atol
 
     def compacts(self, active: int, batch: int) -> bool:
         """Whether ``active`` samples of a batch are so few that the others should leave it.
@@ -142,7 +147,7 @@ class System:
     def with_function_state(self) -> System:
         """The same system, with what f reads now: for backward passes that evaluate f again."""
         function = self.scope.function_state(self.dynamics, self.x)
-        return replace(self, context=replace(self.context, function=function))
+        return System(self.problem, replace(self.context, function=function))
 
     def check_function(self) -> None:
         """Require, before a backward pass evaluates f again, that f is still what was solved.
@@ -156,7 +161,7 @@ class System:
     def bind(self, x: Any) -> System:
         """The same dynamics at another x, counting by itself.
 
-        Its tensors belong to the samples that those of the system's x, in the same places, belong to.
+        What is shared in it is in the same places as in the x of this system.
         """
         return System(self.problem.bind(x), self.context.recounted())
 
@@ -167,20 +172,6 @@ class System:
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""
         return restrict.of_fields(self, rows)
-
-    def commit(self, step: Any, dt: Tensor, accept: Tensor | None) -> None:
-        """Called after each step of an ODE solver: dt ``[batch]``, and which samples accepted it.
-
-        None where those that did not had dt = 0. Only for a quadrature.
-        """
-
-    def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
-        """The state to go on from, where samples ``arrived`` at their output times ``which``.
-
-        Only for a quadrature.
-        """
-        del arrived, which
-        return z
 
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products.

@@ -1,4 +1,4 @@
-"""A value and its pullback: the one way by which a solution that was found without a graph is differentiated."""
+"""A value and its pullback: how a solution that was found without a graph is differentiated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Pullback(ABC):
-    """What becomes of the incoming gradient v of a solution z, before it enters the graph of f(z)."""
+    """What the incoming gradient v of a solution z becomes, before it enters the graph of f(z)."""
 
     @abstractmethod
     def __call__(self, v: Tensor) -> Tensor:

@@ -26,6 +26,29 @@ def rms_norm(z: Tensor) -> Tensor:
     return norm(z) / max(z.shape[1], 1) ** 0.5
 
 
+def all_finite(z: Tensor) -> Tensor:
+    """The samples without a NaN or an infinity, ``[batch, n] -> [batch]``.
+
+    A 2-norm overflows where no entry does.
+    """
+    total = (
+        z.sum(1, dtype=real_dtype(z)) if z.dtype in (torch.float16, torch.bfloat16) else z.sum(1)
+    )
+    return total - total == 0
+
+
+def power_of_two(size: Tensor) -> Tensor:
+    """The power of two at or below each positive size, to scale by without rounding."""
+    return torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
+
+
+def scaled_norm(z: Tensor) -> Tensor:
+    """The same as :func:`norm`, also where squares over- or underflow, for more passes over z."""
+    size = z.abs().amax(1) if z.shape[1] else z.abs().sum(1)
+    unit = torch.where((size > 0) & size.isfinite(), size, 1)
+    return norm(z / column(unit).to(z.dtype)) * unit.to(real_dtype(z))
+
+
 def column(mask: Tensor) -> Tensor:
     """``[batch] -> [batch, 1]``, to choose or scale whole samples of a packed state."""
     return mask.unsqueeze(1)

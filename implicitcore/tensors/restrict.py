@@ -16,7 +16,7 @@ _RULE = "restrict"
 
 
 def rule(function: Callable[[Any, Tensor], Any]) -> Mapping[str, Any]:
-    """The ``metadata`` of a dataclass field with a rule of its own for some samples: ``function(value, rows)``."""
+    """The ``metadata`` of a dataclass field with a rule of its own: ``function(value, rows)``."""
     return {_RULE: function}
 
 
@@ -43,7 +43,7 @@ def restrict(tree: Any, rows: Tensor) -> Any:
 
 
 def of_fields(value: _T, rows: Tensor) -> _T:
-    """A dataclass, each of its fields for some samples: what is not given to its constructor begins anew."""
+    """A dataclass, each field for some samples; what its constructor does not take begins anew."""
     parts = {
         entry.name: entry.metadata.get(_RULE, restrict)(getattr(value, entry.name), rows)
         for entry in fields(value)  # pyright: ignore[reportArgumentType] - any dataclass
@@ -53,7 +53,7 @@ def of_fields(value: _T, rows: Tensor) -> _T:
 
 
 def of_input(x: Any, rows: Tensor) -> Any:
-    """The x of some samples, marks included. What is no tensor is the user's own and stays as it is."""
+    """The x of some samples, marks included; what is no tensor stays as it is."""
 
     def part(leaf: Any) -> Any:
         return _part(leaf, rows) if isinstance(leaf, Tensor) else leaf

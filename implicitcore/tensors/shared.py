@@ -1,4 +1,4 @@
-"""Whose tensor is whose: tensors are per sample, with the batch first, unless they are marked as shared."""
+"""Whose tensor is whose: per sample, with the batch first, unless it is marked as shared."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ pytree.register_pytree_node(
 
 
 def shared(tree: Any) -> Any:
-    """Mark a tensor of x that belongs to all samples, as ``None`` in the ``in_dims`` of ``torch.func.vmap``.
+    """Mark a tensor of x that belongs to all samples.
 
+    It is what ``None`` is in the ``in_dims`` of ``torch.func.vmap``.
     A tensor in x is per sample: its first dimension is the batch. A tensor without dimensions, and
     whatever is no tensor, is shared by all samples anyway. Any other tensor is marked, so that no
     solver that goes on with some samples (``compact``, ``Chain``, ``on_failure="mask"``) takes rows

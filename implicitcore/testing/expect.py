@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import unittest
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 
 class ContractError(AssertionError):
@@ -59,3 +61,9 @@ def _summary(found: Tensor, expected: Tensor) -> str:
         return "no entries"
     place = int((found.to(expected.dtype) - expected).abs().nan_to_num(torch.inf).argmax())
     return f"{found.flatten()[place].item():.6g} for {expected.flatten()[place].item():.6g}"
+
+
+def known(value: _T | None) -> _T:
+    """A value that may be None, and here is not: for a type checker."""
+    assert value is not None, "expected a value, received None"
+    return value

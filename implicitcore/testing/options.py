@@ -15,7 +15,7 @@ from implicitcore.testing.expect import NotApplicable
 LEAST = {"tol": 1e-5, "rtol": 1e-5, "atol": 1e-6}
 
 
-LIMITS = ("max_steps", "max_products", "max_evaluations")
+LIMITS = ("max_steps", "max_products")
 """The options that bound the work of a solver."""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.packing import Packing
 from implicitcore.testing.dense import differentiable_root
@@ -121,18 +121,29 @@ class Problem:
         dynamics = FixedPoint(self.f) if self.times is None else VectorField(self.f)
         return System.of(dynamics, self.x, Packing.of(self.z0))
 
-    def solve(self, solver: RootSolver | ODESolver) -> Solution:
-        """Without a graph."""
+    @overload
+    def solve(self, solver: RootSolver) -> Solution: ...
+
+    @overload
+    def solve(self, solver: ODESolver) -> Trajectory: ...
+
+    @overload
+    def solve(self, solver: RootSolver | ODESolver) -> Solution | Trajectory: ...
+
+    def solve(self, solver: RootSolver | ODESolver) -> Solution | Trajectory:
+        """Without a graph, and as the solver itself says: nothing that it claims is overruled."""
         with torch.no_grad():
+            if isinstance(solver, RootSolver):
+                return solver.solve(self.system, self.z0)
             return Solve(solver, self.times)(self.system, self.z0)
 
     def attach(
         self, solver: RootSolver | ODESolver, gradient: GradientStrategy | None = None
-    ) -> Solution:
+    ) -> Solution | Trajectory:
         """With the gradient of a strategy."""
         return (gradient or Unrolled()).run(Solve(solver, self.times), self.system, self.z0)
 
-    def states(self, solution: Solution) -> Tensor:
+    def states(self, solution: Solution | Trajectory) -> Tensor:
         """What was found, with the batch first."""
         return solution.z if self.times is None else solution.z.transpose(0, 1)
 

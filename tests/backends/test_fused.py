@@ -14,6 +14,7 @@ import implicitcore as ic
 from implicitcore.backends.base import Residual
 from implicitcore.extend import FusedBackend
 from implicitcore.testing.dense import relative_error
+from implicitcore.testing.expect import known
 from implicitcore.testing.problems import Cell, inputs
 
 REFERENCE = ic.TorchBackend()
@@ -67,7 +68,9 @@ def residual_gradients(backend, gradient, solver, *, second=False):
     layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=solver, gradient=gradient, backend=backend)
     wrt = [*cell.parameters(), x]
     first = torch.autograd.grad(layer(x).square().sum(), wrt, create_graph=second)
-    return torch.autograd.grad(sum(g.square().sum() for g in first), wrt) if second else first
+    if not second:
+        return first
+    return torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), wrt)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,7 @@ def test_a_forward_derivative_passes_through():
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(z, z)
         value, slope = forward_ad.unpack_dual(backend.residual(2 * dual, dual).norm)
-    assert torch.allclose(slope, value)
+    assert torch.allclose(known(slope), value)
     assert not backend.calls
 
 

@@ -31,14 +31,16 @@ def nothing_happened(tensor):
 
 def syncs_of_equilibrium(solver):
     with HostSyncs(remaining) as syncs, torch.no_grad():
-        ic.fixed_point(cell, states(BATCH, N), states(N, N), solver=solver)
+        ic.fixed_point(cell, states(BATCH, N), ic.shared(states(N, N)), solver=solver)
     return syncs.counts
 
 
 def syncs_of_trajectory(solver):
     with HostSyncs(nothing_happened) as syncs, torch.no_grad():
         field = lambda t, z, x: cell(z, x)  # noqa: E731
-        ic.integrate(field, states(BATCH, N), states(N, N), times=states(2), solver=solver)
+        ic.integrate(
+            field, states(BATCH, N), ic.shared(states(N, N)), times=states(2), solver=solver
+        )
     return syncs.counts
 
 

@@ -15,6 +15,7 @@ import implicitcore as ic
 from benchmarks import plain
 from benchmarks.harness import EXACT, OURS
 from benchmarks.problem import Contender, Outcome, Problem, residual
+from implicitcore.extend import LinearRootSolver
 
 TORCHDEQ, PLAIN = "torchdeq", "plain loop"
 METHODS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
@@ -56,6 +57,14 @@ def _ours(method: str, backward: str, **options: Any) -> Contender:
     return Contender(OURS, ", ".join([method, *options]), f"implicit {backward}", prepare)
 
 
+def _limited(
+    kind: type[ic.RootSolver], tol: float, most: int, options: dict[str, Any]
+) -> ic.RootSolver:
+    """A solver that may take so many steps; of a linear one, products."""
+    limit = "max_products" if issubclass(kind, LinearRootSolver) else "max_steps"
+    return kind(**{"tol": tol, limit: most, **options})
+
+
 def _implicitcore(
     method: type[ic.RootSolver],
     backward: type[ic.RootSolver],
@@ -63,11 +72,9 @@ def _implicitcore(
     problem: Problem,
     tol: float,
 ) -> Callable[[], Outcome]:
-    limits: dict[str, Any] = {"tol": tol, "max_steps": problem.budget}
-    gradient = ic.Implicit(backward(**limits, **options))
-    layer = ic.ImplicitLayer(
-        ic.FixedPoint(problem.f), solver=method(**limits, **options), gradient=gradient
-    )
+    solver, adjoint = (_limited(kind, tol, problem.budget, options) for kind in (method, backward))
+    dynamics, gradient = ic.FixedPoint(problem.f), ic.Implicit(adjoint)
+    layer = ic.ImplicitLayer(dynamics, solver=solver, gradient=gradient)
 
     def step() -> Outcome:
         solution = layer.solve(problem.x, problem.z0)

@@ -92,7 +92,7 @@ def posed(  # noqa: PLR0913 - keyword options
 
 
 def _linear(weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(*weight.shape)
+    linear = nn.Linear(weight.shape[0], weight.shape[1])
     linear.load_state_dict({"weight": weight, "bias": torch.zeros(len(weight))})
     return linear
 

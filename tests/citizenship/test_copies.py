@@ -16,7 +16,7 @@ from implicitcore.testing.problems import Cell, inputs
 
 LAYERS = {
     "root": lambda: ic.ImplicitLayer(
-        ic.FixedPoint(Cell()), solver=ic.Chain([ic.Anderson(), ic.Newton()])
+        ic.FixedPoint(Cell()), solver=ic.Chain((ic.Anderson(), ic.Newton()))
     ),
     "steady": lambda: ic.ImplicitLayer(
         ic.FixedPoint(Cell()), solver=ic.SteadyState(), gradient=ic.Phantom(steps=2)

@@ -8,6 +8,7 @@ from support import ranks
 
 import implicitcore as ic
 from implicitcore.testing.dense import relative_error
+from implicitcore.testing.expect import known
 from implicitcore.testing.problems import Cell
 
 pytestmark = [
@@ -16,7 +17,6 @@ pytestmark = [
         reason="no gloo",
     ),
     pytest.mark.timeout(200),
-    pytest.mark.slow,
 ]
 
 
@@ -27,9 +27,23 @@ def test_data_parallel_gradients_are_those_of_one_process(tmp_path):
             assert evaluations != second[name, sizes][0]
         model = ranks.model(ranks.GRADIENTS[name])
         model(ranks.samples(sizes=sizes)).square().sum().backward()
-        expected = [p.grad.div(ranks.WORLD) for p in model.parameters()]
+        expected = [known(p.grad).div(ranks.WORLD) for p in model.parameters()]
         assert relative_error(gradients, expected) < 1e-8
         assert relative_error(second[name, sizes][1], expected) < 1e-8
+
+
+def test_weights_divided_among_processes_have_the_gradients_of_one(tmp_path):
+    first, second = ranks.run(ranks.divided, tmp_path)
+    builders = {name: (ranks.model, gradient) for name, gradient in ranks.GRADIENTS.items()}
+    builders |= {name: (ranks.flow, gradient) for name, gradient in ranks.FLOWS.items()}
+    for name, (build, gradient) in [*builders.items(), ("together", builders["implicit"])]:
+        model = build(gradient)
+        model(ranks.samples()).square().sum().backward()
+        expected = [known(p.grad).div(ranks.WORLD) for p in model.parameters()]
+        assert relative_error(first[name], expected) < 1e-8, name
+    for name in builders:
+        for found in (first, second):
+            assert "divide the whole model, fully_shard(model)" in found[name, "apart"], name
 
 
 def test_a_cell_that_communicates_stops_with_the_others(tmp_path):
@@ -72,7 +86,7 @@ def test_a_group_is_shared_by_copies_and_kept_from_files(tmp_path):
         ({"solver": ic.Picard()}, "GMRES cannot stop at the same step.*its gradient"),
         (
             {"solver": ic.Picard(), "gradient": ic.Unrolled(), "on_failure": "mask"},
-            "not with sync_steps",
+            "cannot be combined with sync_steps",
         ),
     ],
 )

@@ -16,7 +16,7 @@ SOLVERS = [
     ic.Broyden(tol=1e-2),
     ic.Newton(tol=1e-2),
     ic.SteadyState(tol=1e-2, max_steps=200),
-    ic.Chain([ic.Anderson(tol=1e-2), ic.Newton(tol=1e-2)]),
+    ic.Chain((ic.Anderson(tol=1e-2), ic.Newton(tol=1e-2))),
 ]
 GRADIENTS = [
     ic.Implicit(ic.GMRES(tol=1e-2)),
@@ -56,8 +56,9 @@ def test_every_floating_point_dtype(solver, gradient, dtype):
     found = values(layer, inputs(dtype=dtype))
     assert all(tensor.dtype == dtype for tensor in found)
     assert relative_error(found, exact()) < 0.06
-    residual = layer.solve(inputs(dtype=dtype)).residual
-    assert residual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    solution = layer.solve(inputs(dtype=dtype))
+    assert isinstance(solution, ic.Solution)
+    assert solution.residual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -190,7 +191,8 @@ def test_channels_last(solver, gradient):
     found = values(layer, x.to(memory_format=torch.channels_last))
     assert relative_error(found, expected) < 1e-3
     found = values(
-        layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+        layer.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue] - not in torch's stub
+        x.to(memory_format=torch.channels_last),
     )
     assert relative_error(found, expected) < 1e-3
 

@@ -141,7 +141,7 @@ def test_the_figures_of_a_row(monkeypatch):
         5,
         "float32",
         2e-6,
-        pytest.approx((6 + 2) * 40 / 2e-6 / 1e9),
+        pytest.approx((6 + 2) * 40 / 2e-6 / 1e9),  # pyright: ignore[reportArgumentType]
         0.5,
     )
     assert rows["broyden", "torch"].gigabytes_per_second == pytest.approx(19 * 40 / 1e-6 / 1e9)
@@ -168,4 +168,6 @@ def test_what_is_compiled_computes_the_same(monkeypatch):
     )  # needs no C++ compiler
     case = measure.cases(2, 5, torch.float32, torch.device("cpu"))["stage_combination"]
     with torch.no_grad():
-        assert torch.allclose(measure._compiled(case)(), case.run(ic.TorchBackend()), rtol=1e-6)
+        found, expected = measure._compiled(case)(), case.run(ic.TorchBackend())
+        assert isinstance(found, torch.Tensor) and isinstance(expected, torch.Tensor)
+        assert torch.allclose(found, expected, rtol=1e-6)

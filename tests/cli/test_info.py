@@ -64,7 +64,7 @@ def test_it_shows_the_call_the_options_and_the_first_paragraph(site_with_layer: 
         "requires: no-such-dist, torch (missing: pip install 'no-such-dist')",
         f"signature: Skip(cell, /, channels, *, root_solver={solver}, chain={chain}, "
         "mode='mean', gradient=None, start=None, "
-        "horizon=1.0, backend=None, on_failure='warn')",
+        "horizon=1.0, backend=TorchBackend(), on_failure='warn', coupled=False)",
         "options:",
         "cell dynamics required f(z, x), a `module`",
         "channels int required of the state, of which there are some",
@@ -74,8 +74,9 @@ def test_it_shows_the_call_the_options_and_the_first_paragraph(site_with_layer: 
         "gradient gradient or None default None default `Implicit()` with a root solver, "
         "`Unrolled()` with an ODE solver",
         "start InitialGuess | None default None where z0 comes from; default zeros shaped like x",
-        "horizon float default 1.0 the end time of an ODE solver",
-        "backend backend or None default None the kernels of the inner loop; default torch",
+        "horizon float > 0 default 1.0 the end time of an ODE solver",
+        "backend backend or None default TorchBackend() the kernels of the inner loop; "
+        "default torch",
         "on_failure 'raise' | 'warn' | 'mask' default 'warn' what becomes of samples that "
         "do not converge",
         "",
@@ -96,7 +97,7 @@ def test_the_signature_of_every_part_can_be_called(kind: str, run: Run):
             if line.startswith("signature: ")
         )
         call = line.removeprefix("signature: ").replace("(*, ", "(")
-        names = {name: getattr(ic, name) for name in ic.__all__}
+        names = {name: getattr(ic, name) for name in dir(ic)}
         assert (
             eval(call, names | {part.load().__name__: part.load()}) == part.load()()
             or kind == "backend"

@@ -1,3 +1,6 @@
+# Options that are wrong on purpose are what these tests are about.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import math
 import pickle
 from collections.abc import Callable
@@ -222,7 +225,11 @@ def test_a_type_that_is_not_there_at_run_time_is_an_error():
 
 
 class Unreadable:
-    def __init__(self, *, number: "nn.NoSuchModule | None") -> None: ...
+    def __init__(
+        self,
+        *,
+        number: "nn.NoSuchModule | None",  # pyright: ignore[reportAttributeAccessIssue]
+    ) -> None: ...
 
 
 def test_a_type_that_cannot_be_read_is_an_error_that_names_the_class():

@@ -1,5 +1,8 @@
 """One vocabulary of options, and what a call from Python that does not fit says."""
 
+# Options that are wrong on purpose are what these tests are about.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -72,7 +75,7 @@ def test_min_step_ends_a_sample_of_every_adaptive_solver(cls):
     z0 = torch.ones(1, 1, dtype=torch.float64)
     times = torch.tensor([0.0, 2.0], dtype=torch.float64)  # z' = z^2 ends at t = 1
 
-    def solve(**options: Any) -> ic.Solution:
+    def solve(**options: Any) -> ic.Trajectory:
         solver = cls(rtol=1e-6, atol=1e-9, max_steps=5000, **options)
         return ic.integrate(lambda t, z, x: z * z, z0, times=times, solver=solver)
 
@@ -189,7 +192,7 @@ TIMES = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
 def test_functions_take_names_and_mappings():
-    def same(a: ic.Solution, b: ic.Solution) -> bool:
+    def same(a: ic.SolveResult, b: ic.SolveResult) -> bool:
         return torch.equal(a.z, b.z) and a.evaluations == b.evaluations
 
     cell = Cell()

@@ -48,7 +48,7 @@ def problem(device: str = "cuda") -> tuple[Cell, Tensor]:
 
 def solve(
     name: str, backend: ic.Backend, cell: nn.Module, x: Tensor, steps: int = 50
-) -> ic.Solution:
+) -> ic.Solution | ic.Trajectory:
     """At most so many steps, without a graph."""
     with torch.no_grad():
         if name == "tsit5":
@@ -89,8 +89,8 @@ def one_step(
     solver, system = SOLVERS[name](), System.of(ic.FixedPoint(cell), x, packing, backend=backend)
     state = solver.init(system, z)
     for _ in range(4):
-        z, state = solver.step(system, z, system.update(z), state)
-    return lambda z: solver.step(system, z, system.update(z), copy.deepcopy(state))[0], z
+        z, state = solver.step(system, system.evaluate(z), state)
+    return lambda z: solver.step(system, system.evaluate(z), copy.deepcopy(state))[0], z
 
 
 @contextmanager

@@ -4,6 +4,8 @@ cannot be exact."""
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from support.trajectory_solvers import BlackBox
 from torch import Tensor, nn
 
 import implicitcore as ic
+from implicitcore.extend import EqualSteps, Step, System
 from implicitcore.testing.dense import relative_error
+from implicitcore.testing.expect import known
 from implicitcore.testing.problems import Cell, inputs
 from implicitcore.testing.trajectories import driven, linear, logistic, trajectories
 
@@ -54,7 +58,7 @@ def test_the_gradient_is_that_of_the_closed_form(problem, solver):
     solution, found = gradients(problem, solver, ic.Adjoint(), weights, grid)
     assert relative_error(found, expected) < 1e-6
     assert solution.backward.vjps > 0
-    assert solution.backward.status.tolist() == [ic.Status.CONVERGED] * 8
+    assert known(solution.backward.status).tolist() == [ic.Status.CONVERGED] * 8
 
 
 @pytest.mark.parametrize("problem", [driven(), linear()], ids=str)
@@ -278,7 +282,7 @@ def test_a_way_back_that_runs_out_of_steps_is_said():
     )
     with pytest.warns(ic.ConvergenceWarning, match="8 of 8 samples"):
         torch.autograd.grad(solution.z.sum(), problem.z0)
-    assert solution.backward.status.tolist() == [ic.Status.MAX_STEPS] * 8
+    assert known(solution.backward.status).tolist() == [ic.Status.MAX_STEPS] * 8
 
 
 def test_a_way_forward_that_runs_out_of_steps_is_said_again():
@@ -329,8 +333,75 @@ def test_a_black_box_goes_forward_and_another_solver_back():
     expected = torch.autograd.grad((problem.trajectory(GRID) * weights).sum(), problem.leaves)
     _, found = gradients(problem, BlackBox(), ic.Adjoint(ic.Tsit5(**TIGHT)), weights)
     assert relative_error(found, expected) < 1e-6
-    with pytest.raises(ic.GradientError, match="stages"):
+    with pytest.raises(ic.GradientError, match="does not show its steps"):
         gradients(problem, BlackBox(), ic.Adjoint(), weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedHeun(EqualSteps[Tensor]):
+    """Somebody's solver, which stacks its stages: those it names are not the tensors that the
+    system returned."""
+
+    names: Literal["all", "reversed", "second"] = "all"
+
+    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
+        width = dt[:, None]
+        stages = torch.stack((state, system.velocity(t + dt, z + width * state)))
+        named = {"all": stages, "reversed": stages.flip(0), "second": stages[1:]}[self.names]
+        weights = [0.5] * len(named)
+        return Step(z + width * stages.mean(0), stages=named.unbind(0), weights=weights)
+
+
+def test_stages_may_be_copies():
+    problem = driven()
+    weights = weights_like(problem)
+    _, expected = gradients(problem, ic.Heun(dt=0.04), ic.Adjoint(), weights)
+    _, found = gradients(problem, StackedHeun(dt=0.04), ic.Adjoint(), weights)
+    assert relative_error(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("reversed", "2 stages and 2 weights, and they are not the velocities of the step"),
+        ("second", "1 stages and 1 weights, and 2 velocities were evaluated"),
+    ],
+)
+def test_stages_that_are_not_those_of_the_step_are_an_error(names, message):
+    problem = driven()
+    with pytest.raises(ic.GradientError, match=message):
+        gradients(problem, StackedHeun(names=names), ic.Adjoint(), weights_like(problem))
+
+
+def test_stages_that_are_equal_keep_their_times():
+    """dz/dt = sin(w t) at w = 0: all velocities are zero, and dz(1)/dw = 1/2 is not."""
+    w = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    z0, grid = torch.zeros(2, 1, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for solver in (StackedHeun(), ic.Tsit5(), ic.ESDIRK()):
+        z = ic.integrate(
+            lambda t, z, x: torch.sin(w * t) + 0 * z,
+            z0,
+            times=grid,
+            solver=solver,
+            gradient=ic.Adjoint(),
+        ).z
+        assert torch.autograd.grad(z[-1, 0].sum(), w)[0].item() == pytest.approx(0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("gradient", [ic.Adjoint(ic.Tsit5(**TIGHT)), ic.Checkpointed()])
+def test_a_tensor_that_is_in_x_twice_gets_both_gradients(gradient):
+    rate = inputs(2, 3).abs().requires_grad_()
+    z0, grid = torch.ones_like(rate), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    z = ic.integrate(
+        lambda t, z, x: -(x["a"] + 2 * x["b"]) * z,
+        z0,
+        {"a": rate, "b": rate},
+        times=grid,
+        solver=ic.Tsit5(**TIGHT),
+        gradient=gradient,
+    ).z[-1]
+    found = torch.autograd.grad(z.sum(), rate)[0]
+    assert torch.allclose(found, -3 * torch.exp(-3 * rate.detach()), rtol=1e-6)
 
 
 def test_no_graph_and_nothing_to_differentiate():

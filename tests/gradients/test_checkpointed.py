@@ -200,8 +200,9 @@ def walk(steps: int, budget: int | None) -> tuple[int, int]:
     own index."""
     kept, taken, most = Checkpoints[int](budget), 0, 0
 
-    def advance(state: int, ahead: int) -> int:
+    def advance(state: int, step: int, ahead: int) -> int:
         nonlocal taken
+        assert state == step
         taken += ahead
         return state + ahead
 
@@ -293,14 +294,12 @@ def spent(gradient, dt):
 STATE = 16 * 64 * 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [ic.Adjoint(), ic.Implicit()], ids=lambda g: type(g).__name__)
 def test_memory_does_not_grow_with_the_steps(gradient):
     few, many = spent(gradient, 0.1), spent(gradient, 0.001)
     assert many <= few + STATE
 
 
-@pytest.mark.slow
 def test_memory_stays_within_the_budget():
     few, many = spent(ic.Checkpointed(1), 0.1), spent(ic.Checkpointed(16), 0.001)
     choices = 1000 * 16 * (8 + 1 + 1)  # dt, arrives and accept of each sample

@@ -9,9 +9,11 @@ import torch
 
 import implicitcore as ic
 from implicitcore.testing.dense import fixed_point, implicit_gradient, jacobians, relative_error
+from implicitcore.testing.expect import known
 from implicitcore.testing.problems import Cell, inputs
 
 TIGHT = {"tol": 1e-13, "max_steps": 500}
+LINEAR = {"tol": 1e-13, "max_products": 500}
 ROOT_SOLVERS = [
     ic.Picard(**TIGHT),
     ic.Picard(damping=0.8, **TIGHT),
@@ -27,9 +29,9 @@ ROOT_SOLVERS = [
     ic.Homotopy(corrector=ic.Newton(tol=1e-13)),
     ic.Homotopy(ode_solver=ic.RK4(dt=0.5), corrector=ic.Newton(tol=1e-13), dense_below=0),
     ic.Chain((ic.Picard(tol=1e-13, max_steps=12), ic.Newton(tol=1e-13))),
-    ic.Chain((ic.GMRES(tol=1e-13, max_products=3), ic.GMRES(**TIGHT))),
-    ic.GMRES(**TIGHT),
-    ic.BiCGSTAB(**TIGHT),
+    ic.Chain((ic.GMRES(tol=1e-13, max_products=3), ic.GMRES(**LINEAR))),
+    ic.GMRES(**LINEAR),
+    ic.BiCGSTAB(**LINEAR),
     ic.SteadyState(ode_solver=ic.Tsit5(rtol=1e-3, atol=1e-14), tol=1e-13, max_steps=2000),
     ic.SteadyState(ode_solver=ic.Euler(dt=0.9), tol=1e-13, max_steps=2000),
     ic.SteadyState(ode_solver=ic.RK4(dt=1.0), tol=1e-13, max_steps=2000),
@@ -67,12 +69,12 @@ def test_every_root_solver_solves_the_backward_system(problem, gradient):
     )
     assert relative_error(torch.autograd.grad(solution.z, wrt, v), expected) < 1e-6
     assert solution.backward.vjps > 0
-    assert solution.backward.residual.max() < 1e-12
+    assert known(solution.backward.residual).max() < 1e-12
 
 
-BACKWARD = [
-    solver(tol=1e-10, max_steps=500)
-    for solver in (ic.GMRES, ic.BiCGSTAB, ic.Picard, ic.Anderson, ic.Broyden)
+BACKWARD: list[ic.RootSolver] = [
+    *(solver(tol=1e-10, max_products=500) for solver in (ic.GMRES, ic.BiCGSTAB)),
+    *(solver(tol=1e-10, max_steps=500) for solver in (ic.Picard, ic.Anderson, ic.Broyden)),
 ]
 
 
@@ -127,10 +129,11 @@ def test_phantom_is_the_cut_neumann_series(problem, steps, damping):
 def test_neumann_is_the_cut_series(problem, steps):
     cell, x, z, v, wrt, _ = problem
     transposed = jacobians(lambda z: cell(z, x), z).transpose(1, 2)
-    u = sum(
+    terms = [
         torch.einsum("bij,bj->bi", torch.linalg.matrix_power(transposed, i), v)
         for i in range(steps)
-    )
+    ]
+    u = torch.stack(terms).sum(0)
     expected = torch.autograd.grad(cell(z, x), wrt, u)
     solution = ic.fixed_point(
         cell, torch.zeros_like(x), x, solver=ic.Anderson(**TIGHT), gradient=ic.Neumann(steps=steps)
@@ -267,7 +270,7 @@ def test_a_poor_backward_solve_is_seen_and_said(problem):
     with pytest.warns(ic.ConvergenceWarning, match="8 of 8 samples"):
         torch.autograd.grad(solution.z.sum(), x)
     assert not bool((solution.backward.status == ic.Status.CONVERGED).any())
-    assert solution.backward.residual.min() > 1e-12
+    assert known(solution.backward.residual).min() > 1e-12
 
 
 def test_no_graph_is_built_where_none_is_wanted(problem):

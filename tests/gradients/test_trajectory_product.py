@@ -37,7 +37,7 @@ def tight(name):
 
 def gradients(solve, gradient, wrt):
     solution = solve(gradient).raise_if_failed()
-    z = solution.z if solution.times is None else solution.z[1:]
+    z = solution.z[1:] if isinstance(solution, ic.Trajectory) else solution.z
     return torch.autograd.grad(z.square().sum(), wrt)
 
 

@@ -1,5 +1,8 @@
 """The options of layers: one place for each, whatever is assigned under whichever name."""
 
+# Options that are wrong on purpose are what these tests are about.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import copy

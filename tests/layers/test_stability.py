@@ -193,7 +193,7 @@ def test_a_backward_evaluation_has_the_mask_of_its_solve():
 
 LEAVING = [
     ic.Picard(tol=1e-8, compact=True, max_steps=100),
-    ic.Chain([ic.Picard(max_steps=12), ic.Newton(tol=1e-8)]),
+    ic.Chain((ic.Picard(max_steps=12), ic.Newton(tol=1e-8))),
 ]
 
 
@@ -338,6 +338,7 @@ def test_the_power_iteration_does_not_move_during_a_solve(solver):
     )  # it moves once a solve, as once a forward pass elsewhere
     assert all(torch.equal(u, seen[0]) for u in seen) and torch.equal(norm._u, seen[0])
     cell.eval()
+    assert isinstance(solution, ic.Solution)
     residual = (cell(solution.z, x) - solution.z).norm(dim=1)
     assert torch.allclose(residual, solution.residual, atol=1e-14)
 
@@ -346,9 +347,8 @@ def test_a_backward_evaluation_has_the_weight_of_its_solve():
     cell, x = NormCell(parametrizations.spectral_norm), inputs(batch=3).requires_grad_()
 
     def layer(gradient):
-        return ic.ImplicitLayer(
-            ic.FixedPoint(cell), solver=ic.Tsit5(rtol=1e-10, atol=1e-12), gradient=gradient
-        )
+        solver = ic.Tsit5(rtol=1e-10, atol=1e-12)
+        return ic.ImplicitLayer(ic.FixedPoint(cell), solver=solver, gradient=gradient)
 
     state = {key: value.clone() for key, value in cell.state_dict().items()}
     expected = torch.autograd.grad(layer(ic.Unrolled())(x).square().sum(), [*cell.parameters(), x])
@@ -376,7 +376,9 @@ def test_second_derivatives_reach_the_parametrised_weight():
     for each in (layer, unrolled):
         wrt = [*cell.parameters(), x]
         first = torch.autograd.grad(each(x).square().sum(), wrt, create_graph=True)
-        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), wrt))
+        results.append(
+            torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), wrt)
+        )
     assert relative_error(*results) < 1e-6
 
 

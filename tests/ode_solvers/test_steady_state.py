@@ -92,14 +92,14 @@ def test_samples_that_have_arrived_are_frozen(ode_solver):
 
 @each_solver
 def test_the_last_of_the_steps_is_looked_at(ode_solver):
-    """max_steps steps are max_steps + 1 states."""
+    """max_steps states, the start among them."""
     x = inputs()
     solver = ic.SteadyState(ode_solver=ode_solver, tol=0.0, max_steps=3)
     with torch.no_grad():
         solution = ic.fixed_point(lambda z, x: 0.5 * z + x, torch.zeros_like(x), x, solver=solver)
     assert solution.status.tolist() == [ic.Status.MAX_STEPS] * 8
     assert torch.allclose(solution.residual, (0.5 * solution.z + x - solution.z).norm(dim=1))
-    assert solution.steps.tolist() == [4] * 8
+    assert solution.steps.tolist() == [3] * 8
 
 
 def test_dynamics_that_leave_are_called_divergence():

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import implicitcore as ic
 from implicitcore.extend import Packing, System
-from implicitcore.ode_solvers.step_size import Adaptive
+from implicitcore.ode_solvers.step_size import Adaptive, Controller
 from implicitcore.testing.trajectories import logistic
 
-CONTROLLERS = ["i", "pi", "pid"]
+CONTROLLERS: list[Controller] = ["i", "pi", "pid"]
 SPAN = torch.tensor([0.0, 10.0], dtype=torch.float64)
 
 
@@ -24,7 +24,7 @@ def brusselator(t: Tensor, z: Tensor, x: Tensor) -> Tensor:
     return torch.stack((1 + a * a * b - 4 * a, 3 * a - a * a * b), 1)
 
 
-def solve(solver: ic.ODESolver, z0: Tensor | None = None, **options) -> ic.Solution:
+def solve(solver: ic.ODESolver, z0: Tensor | None = None, **options) -> ic.Trajectory:
     z0 = torch.tensor([[1.5, 3.0]], dtype=torch.float64) if z0 is None else z0
     with torch.no_grad():
         return ic.integrate(brusselator, z0, times=SPAN, solver=solver, **options)
@@ -41,15 +41,17 @@ def test_every_controller_keeps_the_error_near_the_tolerance_at_a_like_cost(cls)
     assert max(costs) < 1.35 * min(costs), costs
 
 
-def sizes(controller: str, errors: list[float]) -> list[float]:
+def sizes(controller: Controller, errors: list[float]) -> list[float]:
     """The factors of the step after each error, at order 1: safety is 0.9."""
     control = Adaptive(1.0, 0.0, 1, controller=controller)
     one, last, found = torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), []
     system = System.of(ic.VectorField(brusselator), None, Packing.of(one[:, None]))
     for error in errors:
-        verdict = control.judge(system, one[:, None], one[:, None], error * one[:, None], one, last)
-        last = control.remember(verdict.accept, verdict.error, last)
-        found.append(verdict.size.item() / 0.9)
+        decision = control.accept(
+            system, one[:, None], one[:, None], error * one[:, None], one, last
+        )
+        last = control.remember(decision.accept, decision.error, last)
+        found.append(decision.size.item() / 0.9)
     return found
 
 
@@ -112,7 +114,7 @@ def test_a_sample_that_needs_a_shorter_step_than_min_step_has_diverged():
 @pytest.mark.parametrize("option", ["min_step", "max_step", "controller"])
 def test_bad_options_say_what_is_expected(option):
     with pytest.raises(ic.ConfigError, match=option):
-        ic.Tsit5(**{option: -1})
+        ic.Tsit5(**{option: -1})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

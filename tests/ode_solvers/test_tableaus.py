@@ -8,6 +8,7 @@ from support.order_conditions import defects, trees
 from torch import Tensor
 
 from implicitcore.ode_solvers import tableaus
+from implicitcore.ode_solvers.dop853_tableau import DOP853, DOP853_ERROR_3
 from implicitcore.ode_solvers.tableaus import Tableau
 
 ALL = {name: value for name, value in vars(tableaus).items() if isinstance(value, Tableau)}
@@ -49,7 +50,7 @@ def test_the_order_of_the_embedded_method_is_the_stated_one_and_no_higher(tablea
 
 
 def test_the_second_estimate_of_dop853_is_of_order_three():
-    check_embedded(tableaus.DOP853, tableaus.DOP853_ERROR_3, 3)
+    check_embedded(DOP853, DOP853_ERROR_3, 3)
 
 
 def check_embedded(tableau, error, stated):
@@ -74,12 +75,12 @@ def test_the_continuous_extension_has_stages_of_its_own_and_weights_for_all(tabl
 
 def test_dop853_has_the_published_numbers():
     published = pytest.importorskip("scipy.integrate._ivp.dop853_coefficients")
-    a, b, c = matrices(tableaus.DOP853)
-    more = [list(row) + [0.0] * (16 - len(row)) for row in tableaus.DOP853.more_a]
+    a, b, c = matrices(DOP853)
+    more = [list(row) + [0.0] * (16 - len(row)) for row in DOP853.more_a]
     assert a.tolist() == published.A[:13, :13].tolist()
     assert more == published.A[13:].tolist()
     assert b[:12].tolist() == published.B.tolist()
-    assert [*c.tolist(), *tableaus.DOP853.more_c] == published.C.tolist()
-    assert list(tableaus.DOP853.error) == published.E5.tolist()
-    assert list(tableaus.DOP853_ERROR_3) == published.E3.tolist()
-    assert [list(row) for row in tableaus.DOP853.dense] == published.D.tolist()
+    assert [*c.tolist(), *DOP853.more_c] == published.C.tolist()
+    assert list(DOP853.error) == published.E5.tolist()
+    assert list(DOP853_ERROR_3) == published.E3.tolist()
+    assert [list(row) for row in DOP853.dense] == published.D.tolist()

@@ -2,6 +2,7 @@
 whatever the order of things."""
 
 import subprocess
+from typing import Any
 
 import pytest
 from support.sites import HEADER, SOLVER, Site, hook, registers, run_python
@@ -67,7 +68,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Site]:
 
 
 def discover(
-    sites: tuple[Site, ...], seed: int = 0, **environment: str
+    sites: tuple[Site, ...], seed: int = 0, **environment: Any
 ) -> subprocess.CompletedProcess[str]:
     return run_python("-c", DISCOVER, path=sites, PYTHONHASHSEED=str(seed), **environment)
 

@@ -113,5 +113,6 @@ def test_the_trace_keeps_every_sample():
     x = problem(batch=16)
     layer = ic.ImplicitLayer(ic.FixedPoint(Spread()), solver=ic.Picard(**OPTIONS, compact=True))
     solution = layer.solve(x, torch.zeros_like(x[0]), trace=True)
+    assert isinstance(solution, ic.Solution) and solution.trace is not None
     assert solution.trace.shape == (int(solution.steps.max()), 16)
     assert torch.allclose(solution.trace[-1], solution.residual)

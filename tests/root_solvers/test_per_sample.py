@@ -190,10 +190,12 @@ def test_the_start_is_not_changed_and_the_trace_is_the_residual_of_each_step():
     z0 = torch.zeros_like(x)
     solution = layer.solve(x, z0, trace=True)
     assert not z0.any()
+    assert isinstance(solution, ic.Solution) and solution.trace is not None
     assert solution.trace.shape == (int(solution.steps.max()), 8)
     assert torch.allclose(solution.trace[0], cell(z0, x).norm(dim=1))
     assert torch.allclose(solution.trace[-1], solution.residual)
-    assert layer.solve(x).trace is None
+    plain = layer.solve(x)
+    assert isinstance(plain, ic.Solution) and plain.trace is None
 
 
 def test_a_pytree_state_is_solved_as_one_vector():

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 import implicitcore as ic
 
@@ -34,12 +35,12 @@ def zeros(batch: int = BATCH) -> torch.Tensor:
 
 
 CASES = {
-    "chain": (-3.0, ic.Chain([ic.Picard(tol=1e-10, max_steps=60), ic.Newton(tol=1e-10)])),
+    "chain": (-3.0, ic.Chain((ic.Picard(tol=1e-10, max_steps=60), ic.Newton(tol=1e-10)))),
     "homotopy": (
         -3.0,
-        ic.Chain([ic.Picard(tol=1e-10, max_steps=60), ic.Homotopy(corrector=ic.Newton(tol=1e-10))]),
+        ic.Chain((ic.Picard(tol=1e-10, max_steps=60), ic.Homotopy(corrector=ic.Newton(tol=1e-10)))),
     ),
-    "gmres": (-3.0, ic.Chain([ic.Picard(tol=1e-10, max_steps=60), ic.GMRES(tol=1e-10)])),
+    "gmres": (-3.0, ic.Chain((ic.Picard(tol=1e-10, max_steps=60), ic.GMRES(tol=1e-10)))),
     "picard": (0.9, ic.Picard(tol=1e-10, max_steps=500, compact=True)),
     "anderson": (0.9, ic.Anderson(tol=1e-10, max_steps=500, compact=True)),
     "broyden": (0.9, ic.Broyden(tol=1e-10, max_steps=500, compact=True)),
@@ -164,7 +165,7 @@ def test_function_transforms_take_a_mark_inside_and_around():
 def test_a_mark_is_data():
     x = (rates(0.2), ic.shared({"b": BIAS}))
     for twin in (copy.deepcopy(x), pickle.loads(pickle.dumps(x))):
-        found = torch.utils._pytree.tree_leaves(twin)
+        found = pytree.tree_leaves(twin)
         assert torch.equal(found[1], BIAS)
         assert type(twin[1]) is type(x[1])
     nested = ic.shared((ic.shared(BIAS), 1))

@@ -102,7 +102,7 @@ def test_a_residual_that_cannot_fall_below_the_error_of_the_steps_is_found_out(
 ):
     """Without the bound on the error of a settling step, the residual stays where the stepping
     tolerance leaves it."""
-    monkeypatch.setattr(Adaptive, "settling", lambda self: self)
+    monkeypatch.setattr(Adaptive, "steady_state", lambda self: self)
     x = inputs()
     solution = solve(
         lambda z, x: z - 3 * (z - x), x, ode_solver=ode_solver, tol=1e-10, max_steps=5000

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ def run(worker: Callable[[int], Any], folder: Path, timeout: float = 90) -> list
             assert time.monotonic() < end, f"{worker.__name__} hangs"
     finally:
         for process in context.processes:
-            if process.is_alive():
+            if process is not None and process.is_alive():
                 process.kill()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
@@ -93,6 +93,51 @@ def data_parallel(rank: int) -> dict[str, Any]:
     return found
 
 
+# --- weights divided among the processes
+# --------------------------------------------------------------------------------------------------
+
+FLOWS = {"adjoint": ic.Adjoint(), "checkpointed": ic.Checkpointed()}
+
+
+def flow(gradient: ic.GradientStrategy) -> nn.Module:
+    torch.manual_seed(0)
+    layer = ic.ImplicitLayer(
+        ic.VectorField(Cell(contraction=0.8), autonomous=True),
+        solver=ic.RK4(dt=0.25),
+        gradient=gradient,
+    )
+    return nn.Sequential(nn.Linear(6, 6), layer, nn.Linear(6, 2)).double()
+
+
+def divided(rank: int) -> dict[Any, Any]:
+    """Gradients with the whole model divided; what is said of a cell divided on its own."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    found: dict[Any, Any] = {}
+    for build, gradients in ((model, GRADIENTS), (flow, FLOWS)):
+        for name, gradient in gradients.items():
+            whole: Any = build(gradient)
+            fully_shard(whole, mesh=mesh)
+            whole(samples(rank)).square().sum().backward()
+            found[name] = [p.grad.full_tensor() for p in whole.parameters()]
+            apart: Any = build(gradient)
+            fully_shard(list(apart[1].dynamics.children())[0], mesh=mesh)
+            try:
+                apart(samples(rank))
+                found[name, "apart"] = ""
+            except ic.InputError as error:
+                found[name, "apart"] = str(error)
+    together: Any = model(ic.Implicit(ic.Anderson(tol=1e-12, max_steps=100)))
+    together[1].sync_steps = True
+    fully_shard(together[1].dynamics.cell, mesh=mesh)
+    fully_shard(together, mesh=mesh)
+    together(samples(rank)).square().sum().backward()
+    found["together"] = [p.grad.full_tensor() for p in together.parameters()]
+    return found
+
+
 # --- f communicates
 # -------------------------------------------------------------------------------------------------
 
@@ -142,12 +187,12 @@ def communicating(rank: int) -> dict[str, Any]:
             *([ic.Unrolled()] if name == "picard" else []),
         ):
             for sizes in ((4, 4), (4, 0)):
-                layer = ic.ImplicitLayer(
-                    ic.FixedPoint(MeanCell()), solver=solver, gradient=gradient
-                )
+                cell = MeanCell()
+                layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=solver, gradient=gradient)
                 layer.sync_steps = True
                 x = samples(rank, sizes).requires_grad_()
                 solution = layer.solve(x, trace=True)
+                assert isinstance(solution, ic.Solution)
                 gradients = torch.autograd.grad(solution.z.square().sum(), [*layer.parameters(), x])
                 found[name, type(gradient).__name__, sizes] = {
                     "z": solution.z.detach(),
@@ -155,10 +200,8 @@ def communicating(rank: int) -> dict[str, Any]:
                     "x": gradients[-1],
                     "converged": solution.converged,
                     "residual": solution.residual.detach(),
-                    "measured": (layer.dynamics.cell(solution.z, x) - solution.z)
-                    .norm(dim=1)
-                    .detach(),
-                    "calls": layer.dynamics.cell.calls,
+                    "measured": (cell(solution.z, x) - solution.z).norm(dim=1).detach(),
+                    "calls": cell.calls,
                     "trace": solution.trace,
                 }
     return found
@@ -184,7 +227,7 @@ def copies(rank: int) -> dict[str, Any]:
         ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-8, max_steps=100), gradient=ic.Unrolled()
     )
     pickle.dumps(layer)
-    layer.sync_steps = group if rank == 0 else False
+    layer.sync_steps = cast(dist.ProcessGroup, group) if rank == 0 else False
     found: dict[str, Any] = {"shared": copy.deepcopy(layer).sync_steps is layer.sync_steps}
     found["converged"] = bool(layer.solve(inputs()).converged.all())  # the other rank takes no part
     if rank == 0:

@@ -10,7 +10,7 @@ from torch import Tensor
 import implicitcore as ic
 from implicitcore.extend import Options, StepwiseODESolver
 from implicitcore.registry.registry import REGISTRY
-from implicitcore.solution import Solution
+from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 
 NAMES = sorted(
@@ -37,11 +37,11 @@ def stepwise() -> list[ic.ODESolver]:
 class BlackBox(Options, ic.ODESolver):
     """Somebody's solver that shows no steps."""
 
-    def solve(self, system: System, z0: Tensor, times: Tensor, stop=None) -> Solution:
+    def solve(self, system: System, z0: Tensor, times: Tensor, stop=None) -> Trajectory:
         return ic.RK4(dt=0.01).solve(_Opaque(system), z0, times)
 
 
 class _Opaque(System):
     def __init__(self, system: System) -> None:
-        super().__init__(system.dynamics, system.x, system.packing)
+        super().__init__(system.problem, system.context)
         self.velocity = system.velocity

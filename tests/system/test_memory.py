@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -78,7 +80,7 @@ class Buffer(Plain):
 
     def __init__(self):
         super().__init__()
-        self.out = None
+        self.out: Any = None
 
     def last(self, out):
         if self.out is None or self.out.shape != out.shape:

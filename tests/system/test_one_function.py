@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import implicitcore as ic
 from implicitcore.testing.dense import relative_error
@@ -21,6 +22,9 @@ TRAJECTORIES = [ic.Adjoint(), ic.Checkpointed(), ic.Checkpointed(checkpoints=1)]
 class Cell(nn.Module):
     """Reads a buffer, a frozen weight, an attribute and its mode; counts in a buffer of its own."""
 
+    gain: Tensor
+    count: Tensor
+
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
@@ -34,8 +38,8 @@ class Cell(nn.Module):
     def forward(self, *arguments):
         z, x = arguments[-2:]
         self.count += 1
-        gain = self.gain if self.training else 0.9 * self.gain
-        return torch.tanh(self.linear(0.5 * z) * gain * self.frozen * x + x + self.offset)
+        gain = self.gain if self.training else self.gain * 0.9
+        return torch.tanh(self.linear(0.5 * z) * gain * x * self.frozen + x + self.offset)
 
 
 def solve(f, gradient, x):
@@ -118,12 +122,13 @@ def test_what_f_writes_itself_is_no_change(gradient):
 
 @pytest.mark.parametrize("gradient", TRAJECTORIES, ids=str)
 def test_a_mode_that_nothing_reads_may_change(gradient):
-    cell = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Dropout(0.0), nn.LayerNorm(3)).double()
+    linear = nn.Linear(3, 3)
+    cell = nn.Sequential(linear, nn.Tanh(), nn.Dropout(0.0), nn.LayerNorm(3)).double()
     f, x = lambda t, z, x: cell(z) * x, data()  # noqa: E731
     z = solve(f, gradient, x)
-    expected = torch.autograd.grad(z.sum(), cell[0].weight, retain_graph=True)
+    expected = torch.autograd.grad(z.sum(), linear.weight, retain_graph=True)
     cell.eval()
-    assert relative_error(torch.autograd.grad(z.sum(), cell[0].weight), expected) < 1e-12
+    assert relative_error(torch.autograd.grad(z.sum(), linear.weight), expected) < 1e-12
 
 
 @pytest.mark.parametrize("kind", ["batch_norm", "dropout", "functional"])
@@ -141,11 +146,12 @@ def test_a_mode_that_a_module_reads(gradient, kind):
         "dropout": nn.Dropout(0.5),
         "functional": Functional(),
     }[kind]
-    cell, x = nn.Sequential(nn.Linear(3, 3), part).double().eval(), data()
+    linear, x = nn.Linear(3, 3), data()
+    cell = nn.Sequential(linear, part).double().eval()
     z = solve(lambda t, z, x: torch.tanh(cell(z)) * x, gradient, x)
     cell.train()
     with pytest.raises(ic.GradientError, match=rf"{type(part).__name__}.*changed.*eval\(\) to tra"):
-        torch.autograd.grad(z.sum(), cell[0].weight)
+        torch.autograd.grad(z.sum(), linear.weight)
 
 
 @pytest.mark.parametrize("switch", [(True, False), (False, True)])
@@ -283,7 +289,7 @@ def test_a_module_that_draws_nothing_is_not(part):
 
 
 def test_dropout_of_a_start_or_of_another_part_of_the_model_is_fine():
-    model = Holds(nn.Dropout(0.5))
+    model: Any = Holds(nn.Dropout(0.5))
     model.cell = Cell()
     x = data()
     f = lambda z, x: model.cell(z, x)  # noqa: E731

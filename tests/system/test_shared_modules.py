@@ -8,6 +8,7 @@ import copy
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -45,18 +46,21 @@ class Cell(nn.Module):
         return self.body(0.5 * z + x)
 
 
-def plist(cell):
-    return cell.body[0].parametrizations.weight
+def linear(cell) -> Any:
+    return cell.body[0]
+
+
+def plist(cell) -> Any:
+    return linear(cell).parametrizations.weight
 
 
 def follows(cell):
     """Whether the weight is computed from its parameters as they are now."""
-    linear = cell.body[0]
     with torch.no_grad():
-        before = linear.weight.clone()
+        before = linear(cell).weight.clone()
         for parameter in plist(cell).parameters():
             parameter.add_(torch.randn_like(parameter))
-        fresh, now = plist(cell)(), linear.weight
+        fresh, now = plist(cell)(), linear(cell).weight
     return torch.equal(now, fresh) and not torch.equal(now, before)
 
 
@@ -126,12 +130,12 @@ def test_tasks_hold_blocks_that_overlap():
 
     async def task(name, own, other):
         with ic.frozen_randomness(layer):
-            weights[name] = [cell.body[0].weight]
+            weights[name] = [linear(cell).weight]
             own.set()
             await other.wait()  # both are inside
             layer(inputs())
             await asyncio.sleep(0.01 * name)
-            weights[name].append(cell.body[0].weight)
+            weights[name].append(linear(cell).weight)
 
     async def main():
         await asyncio.gather(task(1, *inside), task(2, *reversed(inside)))
@@ -144,8 +148,8 @@ def test_tasks_hold_blocks_that_overlap():
 
 def blocks(layer):
     with ic.frozen_randomness(layer):
-        yield layer.dynamics.cell.body[0].weight
-        yield layer.dynamics.cell.body[0].weight
+        yield linear(layer.dynamics.cell).weight
+        yield linear(layer.dynamics.cell).weight
 
 
 def test_a_block_in_a_generator_counts_while_it_runs():
@@ -181,9 +185,9 @@ def test_a_block_in_an_asynchronous_generator():
 
     async def generate():
         with ic.frozen_randomness(layer):
-            yield cell.body[0].weight
+            yield linear(cell).weight
             await asyncio.sleep(0)
-            yield cell.body[0].weight
+            yield linear(cell).weight
 
     async def main():
         found = []
@@ -208,12 +212,12 @@ def test_a_block_of_another_context_manager_counts():
             yield
 
     with wrapped():
-        held = cell.body[0].weight
-        assert cell.body[0].weight is held
+        held = linear(cell).weight
+        assert linear(cell).weight is held
     with contextlib.ExitStack() as stack:
         stack.enter_context(wrapped())
-        held = cell.body[0].weight
-        assert cell.body[0].weight is held
+        held = linear(cell).weight
+        assert linear(cell).weight is held
     assert follows(cell)
 
 
@@ -332,12 +336,12 @@ def test_the_module_is_as_before_but_for_its_parameters():
     other = copy.deepcopy(cell)
     with torch.no_grad():
         plist(other).original0.mul_(2)
-    assert relative_error([other.body[0].weight], [2 * cell.body[0].weight]) < 1e-12
-    weight = cell.body[0].weight.detach()
-    cell.body[0].weight = 2 * weight  # the right inverse
-    assert relative_error([cell.body[0].weight], [2 * weight]) < 1e-12
-    parametrize.remove_parametrizations(cell.body[0], "weight")
-    assert isinstance(cell.body[0].weight, nn.Parameter)
+    assert relative_error([linear(other).weight], [linear(cell).weight * 2]) < 1e-12
+    weight = linear(cell).weight.detach()
+    linear(cell).weight = 2 * weight  # the right inverse
+    assert relative_error([linear(cell).weight], [2 * weight]) < 1e-12
+    parametrize.remove_parametrizations(linear(cell), "weight")
+    assert isinstance(linear(cell).weight, nn.Parameter)
     layer(inputs())
 
 

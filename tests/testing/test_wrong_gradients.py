@@ -20,7 +20,7 @@ EXACT = ic.Implicit(ic.GMRES(tol=1e-8))
 class Mine(Options, ic.GradientStrategy):
     """A right one, for roots: the implicit gradient."""
 
-    def run(self, solve, system, z0):
+    def run(self, solve, system, z0) -> ic.Solution | ic.Trajectory:
         return EXACT.run(solve, system, z0)
 
 

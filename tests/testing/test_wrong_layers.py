@@ -55,7 +55,9 @@ class DropsTheInput(Mine):
 
 class DropsAParameter(Mine):
     def solve(self, x, z0=None, *, trace=False):
-        return super().solve(x + self.dynamics.inject.weight.detach().sum(1), z0, trace=trace)
+        return super().solve(
+            x + self.get_parameter("dynamics.inject.weight").detach().sum(1), z0, trace=trace
+        )
 
 
 class ScalesItsGradient(Mine):

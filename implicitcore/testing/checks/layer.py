@@ -16,7 +16,7 @@ from implicitcore.errors import ConfigError, UnknownPartError
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
-from implicitcore.solution import Solution, SolveError
+from implicitcore.solution import FinalState, Solution, SolveError
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
 from implicitcore.testing.factory import Maker
@@ -43,11 +43,17 @@ def maps_a_batch(maker: Maker) -> None:
 
 @contract("layer")
 def solves_what_it_returns(maker: Maker) -> None:
-    """``layer.solve(x)`` is a converged Solution, one status per sample, with z = ``layer(x)``."""
+    """``layer.solve(x)`` has a status per sample, all converged, and z is ``layer(x)``.
+
+    It is a Solution, or with an ODE solver a FinalState.
+    """
     layer, x = maker.make(), maker.inputs()
     solution = layer.solve(copied(x))
     expect(
-        isinstance(solution, Solution), "called layer.solve", type(solution).__name__, "a Solution"
+        isinstance(solution, Solution | FinalState),
+        "called layer.solve",
+        type(solution).__name__,
+        "a Solution or a FinalState",
     )
     expect(
         list(solution.status.shape) == [4],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import Solution, Status
+from implicitcore.solution import Solution, Status, Trajectory
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect
 from implicitcore.testing.options import LIMITS, for_dtype, limited, stated, with_options
@@ -25,8 +25,8 @@ def returns_a_whole_solution(solver: Solver) -> None:
         problem = problem_for(solver, 3, dtype)
         solution = problem.solve(for_dtype(solver, dtype))
         did = f"solved 3 samples in {dtype}"
-        shape = [3, 6] if problem.times is None else [3, 3, 6]
-        expect(isinstance(solution, Solution), did, type(solution).__name__, "a Solution")
+        kind, shape = (Solution, [3, 6]) if problem.times is None else (Trajectory, [3, 3, 6])
+        expect(isinstance(solution, kind), did, type(solution).__name__, f"a {kind.__name__}")
         expect(
             list(solution.z.shape) == shape,
             f"{did}, looked at z",

@@ -74,11 +74,10 @@ LAUNCHES = {
 def test_launches(kernel, dtype):
     """A kernel is one launch, and one more adds up the spans of a long sample."""
     for n, sums in ((WHOLE, 1), (WHOLE + 1, 2)):
-        problem = KernelProblem(on_cpu(), "cpu", dtype, 3, n)
-        LAUNCHES[kernel](problem.backend, problem.state(), problem.rows(4))
-        assert launches(problem.backend) == (
-            1 if kernel in ("axpy_history", "stage_combination") else sums
-        )
+        backend = on_cpu()
+        problem = KernelProblem(backend, "cpu", dtype, 3, n)
+        LAUNCHES[kernel](backend, problem.state(), problem.rows(4))
+        assert launches(backend) == (1 if kernel in ("axpy_history", "stage_combination") else sums)
 
 
 @each_dtype

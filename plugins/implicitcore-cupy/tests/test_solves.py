@@ -36,7 +36,7 @@ def trained(backend, solver, gradient, *, second=False):
     wrt = [*cell.parameters(), x]
     first = torch.autograd.grad(solution.z.square().sum(), wrt, create_graph=second)
     if second:
-        first = torch.autograd.grad(sum(g.square().sum() for g in first), wrt)
+        first = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), wrt)
     return solution, first
 
 
@@ -122,7 +122,7 @@ def test_the_limited_memory_apply_of_broyden_against_a_dense_inverse(dtype):
     z, inverse = torch.zeros(3, n, dtype=dtype), -torch.eye(n, dtype=torch.float64).expand(3, n, n)
     g = offset
     with torch.no_grad():
-        state = ic.Broyden(memory=12).init(SimpleNamespace(backend=backend), z)
+        state = ic.Broyden(memory=12).init(SimpleNamespace(backend=backend), z)  # pyright: ignore[reportArgumentType]
         for _ in range(12):
             step = state.step(g.unsqueeze(1))
             expected = -(inverse @ g.double().unsqueeze(2))

@@ -9,19 +9,19 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from implicitcore_lab.arrays import read_npz
 from implicitcore_lab.errors import DataError
 from implicitcore_lab.files import PublicFile, check_md5
 from implicitcore_lab.pixels import Parts, Pixels
 
 SHAPE = (3, 32, 32)
+Arrays = dict[str, np.ndarray]
 HOMES = ("https://www.cs.toronto.edu/~kriz/",)
 BINARY = PublicFile("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", HOMES)
 PYTHON = PublicFile("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", HOMES)
@@ -106,36 +106,30 @@ def _parse_python(content: bytes, source: str) -> Pixels:
 
 
 def _read_npz(path: Path) -> Parts:
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not a whole npz file")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = set(arrays.files)
-            if {"x_train", "y_train", "x_test", "y_test"} <= names:
-                return _exact(arrays, "train", path), _exact(arrays, "test", path), ""
-            if {"train_jpeg", "train_off", "y_train", "test_jpeg", "test_off", "y_test"} <= names:
-                return _jpeg(arrays, "train", path), _jpeg(arrays, "test", path), RECOMPRESSED
-    except DataError:
-        raise
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a whole npz file of arrays ({error})") from error
+    arrays = read_npz(path)
+    names = set(arrays)
+    if {"x_train", "y_train", "x_test", "y_test"} <= names:
+        return _exact(arrays, "train", path), _exact(arrays, "test", path), ""
+    if {"train_jpeg", "train_off", "y_train", "test_jpeg", "test_off", "y_test"} <= names:
+        return _jpeg(arrays, "train", path), _jpeg(arrays, "test", path), RECOMPRESSED
     raise DataError(
         f"{path}: arrays {sorted(names)}, expected x_ and y_, or _jpeg, _off and y_, each "
         "of train and test"
     )
 
 
-def _exact(arrays: np.lib.npyio.NpzFile, split: str, path: Path) -> Pixels:
+def _exact(arrays: Arrays, split: str, path: Path) -> Pixels:
     images = arrays[f"x_{split}"]
     if images.shape[1:] != (32, 32, 3):
         raise DataError(f"{path}: x_{split} {list(images.shape)}, expected [n, 32, 32, 3]")
     return Pixels.checked(images.transpose(0, 3, 1, 2), arrays[f"y_{split}"], f"{path}:{split}")
 
 
-def _jpeg(arrays: np.lib.npyio.NpzFile, split: str, path: Path) -> Pixels:
+def _jpeg(arrays: Arrays, split: str, path: Path) -> Pixels:
     stream, ends = arrays[f"{split}_jpeg"].tobytes(), arrays[f"{split}_off"].tolist()
-    if ends[-1] != len(stream):
-        raise DataError(f"{path}: {split}_jpeg {len(stream)} bytes, expected {ends[-1]}")
+    if not ends or ends[-1] != len(stream):
+        expected = ends[-1] if ends else "some"
+        raise DataError(f"{path}: {split}_jpeg {len(stream)} bytes, expected {expected}")
     images = np.empty((len(ends) - 1, 32, 32, 3), np.uint8)
     for i, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
         images[i] = _decode(stream[start:end], f"{path}:{split}[{i}]")
@@ -144,9 +138,9 @@ def _jpeg(arrays: np.lib.npyio.NpzFile, split: str, path: Path) -> Pixels:
 
 def _decode(content: bytes, source: str) -> np.ndarray:
     try:
-        image = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+        with Image.open(io.BytesIO(content)) as image:  # reads the header alone
+            if image.size != (32, 32):
+                raise DataError(f"{source}: image {list(image.size)}, expected [32, 32]")
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise DataError(f"{source}: not a JPEG image ({error})") from error
-    if image.shape != (32, 32, 3):
-        raise DataError(f"{source}: image {list(image.shape)}, expected [32, 32, 3]")
-    return image

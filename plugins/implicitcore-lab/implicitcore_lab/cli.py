@@ -13,34 +13,79 @@ TOLERANCE = "1e-4"
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 # All texts: their types and bounds are checked together with those of a configuration file, in one
-# error.
-SETTINGS = (
-    click.option(
-        "--dataset", metavar="NAME", help="digits (default), mnist, fashion-mnist or cifar10."
-    ),
-    click.option(
-        "--data-dir",
-        metavar="DIR",
-        help="Folder with the data files; without it they are downloaded once.",
-    ),
-    click.option("--hidden", metavar="N", help="Features of the state (channels, for cifar10)."),
-    click.option("--epochs", metavar="N", help="Passes over the training images."),
-    click.option("--batch-size", metavar="N", help="Images per step."),
-    click.option("--learning-rate", metavar="RATE", help="Of Adam."),
-    click.option("--seed", metavar="N", help="Of the initial weights and the order of the images."),
-    click.option("--device", metavar="NAME", help="auto (default), cpu or cuda."),
-    click.option(
-        "--tolerance",
-        metavar="TOL",
-        help="Of every solve, forward and backward; default 1e-4 in compare, else the layer's own.",
-    ),
-    click.option("--threads", metavar="N", help="CPU threads of torch."),
+# error. The metavariable and the help of each setting, by its name.
+SETTINGS = {
+    "dataset": ("NAME", "A registered data set; digits by default."),
+    "model": ("NAME", "A registered model around the layer; by the data's channels by default."),
+    "data_dir": ("DIR", "Folder with the data files; without it they are downloaded once."),
+    "hidden": ("N", "Features of the state (channels, for cifar10)."),
+    "epochs": ("N", "Passes over the training images."),
+    "batch_size": ("N", "Images at a time, all processes together."),
+    "accumulate": ("N", "Batches whose gradients make one step (default 1)."),
+    "learning_rate": ("RATE", "Of the optimiser, at its highest."),
+    "optimizer": ("NAME", "adam (default), adamw or sgd."),
+    "momentum": ("M", "Of sgd (default 0.9)."),
+    "weight_decay": ("W", "Of the optimiser (default 0); a learned start has none."),
+    "schedule": ("NAME", "constant (default), cosine or step."),
+    "decay": ("FACTOR", "Of schedule step (default 0.1)."),
+    "decay_epochs": ("N", "Between the steps of schedule step (default 10)."),
+    "warmup": ("STEPS", "In which the learning rate rises from 0 (default 0)."),
+    "clip": ("NORM", "The largest norm of the gradient."),
+    "label_smoothing": ("S", "Of the cross entropy (default 0)."),
+    "regularizer_weight": ("W", "Times the layer's own loss term (default 1)."),
+    "jacobian_weight": ("W", "Times |df/dz|^2 / n at the solution (default 0)."),
+    "unrolled_steps": ("N", "First steps that iterate the cell without a solve (default 0)."),
+    "unrolled_depth": ("N", "Iterations in those steps (default 6)."),
+    "start_optimizer": ("NAME", "Another optimiser for a learned start: adam, adamw or sgd."),
+    "start_learning_rate": ("RATE", "Of that one (default 0.01)."),
+    "start_every": ("N", "It steps once in so many steps (default 1)."),
+    "ema": ("DECAY", "Evaluate and save the exponential moving average of the weights."),
+    "validation": ("FRACTION", "Of the training images that is held out (default 0)."),
+    "patience": ("EPOCHS", "End when so many brought no better validation accuracy."),
+    "flip": ("true|false", "Mirror each training image with probability 1/2."),
+    "crop": ("PIXELS", "Shift each training image by up to so many (default 0)."),
+    "seed": ("N", "Of the initial weights and the order of the images."),
+    "device": ("NAME", "auto (default), cpu or cuda."),
+    "devices": ("N", "Processes on this machine, one a device (default 1)."),
+    "strategy": ("NAME", "Of several processes: ddp (default) or fsdp."),
+    "precision": ("NAME", "32 (default), bf16-mixed or 16-mixed."),
+    "compile": ("true|false", "Compile encoder, cell and head with torch.compile."),
+    "tolerance": ("TOL", "Of every solve; default 1e-4 in compare, else the layer's own."),
+    "threads": ("N", "CPU threads of torch."),
+    "checkpoint_minutes": ("MINUTES", "Between two checkpoints in an epoch (default 10)."),
+}
+
+
+class Seeds(click.ParamType):
+    """Several seeds: 0,1,2."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The seeds as a tuple of numbers."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in value.split(",")]
+        if not all(word.isdecimal() and int(word) < 2**63 for word in words):
+            self.fail(f"expected whole numbers with commas between them, received {value!r}")
+        if len(set(words)) < len(words):
+            self.fail(f"a seed is given twice in {value!r}")
+        return tuple(map(int, words))
+
+
+SEEDS = click.option(
+    "--seeds",
+    type=Seeds(),
+    default=(),
+    metavar="N,N,...",
+    help="Train once with each seed; tables give mean and deviation.",
 )
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that ``train`` and ``compare`` share."""
-    for option in reversed(SETTINGS):
+    for name, (metavar, text) in reversed(SETTINGS.items()):
+        option = click.option(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
         command = option(command)
     return command
 
@@ -56,7 +101,17 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--out", "--output", type=DIRECTORY, help="Run directory; default runs/DATASET-LAYER."
 )
-@click.option("--overwrite", is_flag=True, help="Replace the run that the directory holds.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace the run that the directory holds, when this one has ended well.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the last checkpoint; begin where there is none.",
+)
+@SEEDS
 @click.option(
     "--tensorboard",
     type=DIRECTORY,
@@ -67,17 +122,28 @@ def train(  # noqa: PLR0913 - options
     layer: str | None,
     out: Path | None,
     overwrite: bool,
+    resume: bool,
+    seeds: tuple[int, ...],
     tensorboard: Path | None,
     **options: str | None,
 ) -> None:
-    """Train one layer on images and save the run: configuration, weights, metrics and result."""
+    """Train one layer on images and save the run: configuration, weights, metrics and result.
+
+    The run directory appears when the run has ended well. A checkpoint is written after each epoch,
+    every so many minutes, and on SIGTERM and SIGINT (exit status 128 + signal); --resume goes on
+    from it. With --devices N, or under torchrun, N processes share each batch.
+    """
     from implicitcore import load_config
-    from implicitcore_lab.jobs import train_one
+    from implicitcore_lab.errors import Interrupted
+    from implicitcore_lab.jobs import Target, train_one
 
     values = load_config(config) if config else {}
-    train_one(
-        values | _given(layer=layer, **options), out, overwrite=overwrite, tensorboard=tensorboard
-    )
+    target = Target(out, overwrite, resume, tensorboard)
+    try:
+        train_one(values | _given(layer=layer, **options), target, seeds)
+    except Interrupted as error:
+        click.echo(f"{error}", err=True)
+        raise SystemExit(128 + error.signal if error.signal else 1) from error
 
 
 @click.command()
@@ -104,6 +170,7 @@ def evaluate(run: Path, **options: str | None) -> None:
     help="The layers to train.",
 )
 @settings_options
+@SEEDS
 @click.option(
     "--out",
     "--output",
@@ -112,7 +179,7 @@ def evaluate(run: Path, **options: str | None) -> None:
     show_default=True,
     help="For results.json and the PNG.",
 )
-def compare(layers: str, out: Path, **options: str | None) -> None:
+def compare(layers: str, out: Path, seeds: tuple[int, ...], **options: str | None) -> None:
     """Train several layers on the same data with the same cell, and compare them.
 
     All solve to the same tolerance. Prints one table and draws one picture.
@@ -120,7 +187,7 @@ def compare(layers: str, out: Path, **options: str | None) -> None:
     from implicitcore_lab.jobs import compare_layers
 
     names = [name.strip() for name in layers.split(",") if name.strip()]
-    compare_layers({"tolerance": TOLERANCE} | _given(**options), names, out)
+    compare_layers({"tolerance": TOLERANCE} | _given(**options), names, out, seeds)
 
 
 def _given(**options: str | None) -> dict[str, str]:

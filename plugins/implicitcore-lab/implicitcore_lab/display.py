@@ -16,11 +16,14 @@ PLAIN_WIDTH = 120
 SMOOTHING = 0.1
 
 
-def make_console() -> Console:
+def make_console(*, quiet: bool = False) -> Console:
     """The console of the commands.
 
-    As wide as the terminal, and wide enough for the table where there is none.
+    As wide as the terminal, and wide enough for the table where there is none; silent where
+    another process speaks.
     """
+    if quiet:
+        return Console(quiet=True)
     console = Console(highlight=False)
     return (
         console
@@ -69,6 +72,10 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+    def skip(self, steps: int) -> None:
+        """Count steps that an earlier run has taken."""
+        self._bar.update(self._task, advance=steps)
 
     def step(self, step: Step) -> None:
         """Move the bar; its numbers are running means."""

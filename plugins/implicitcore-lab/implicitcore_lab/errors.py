@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from implicitcore import ImplicitCoreError, InputError
 
 
@@ -18,3 +20,23 @@ class TrainingError(ImplicitCoreError, RuntimeError):
 
 class RunError(InputError):
     """A run directory that cannot be written to or read back."""
+
+
+class Interrupted(ImplicitCoreError):
+    """A training was told to stop and has written a checkpoint.
+
+    Attributes:
+        step: how many steps have been taken.
+        signal: the number of the signal, where one came to this process.
+    """
+
+    def __init__(self, step: int, signal: int | None = None, where: str = "") -> None:
+        super().__init__(
+            f"stopped after step {step:,}, with a checkpoint{where}; go on with --resume"
+        )
+        self.step = step
+        self.signal = signal
+
+    def by(self, signal: int | None, path: Path) -> Interrupted:
+        """The same, with what the command knows of it."""
+        return Interrupted(self.step, signal, f" of {path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,14 @@ from rich.console import Console
 from implicitcore import ConfigError
 from implicitcore_lab.data import Dataset
 from implicitcore_lab.display import Display
-from implicitcore_lab.models import Classifier, build_classifier
+from implicitcore_lab.engine import Engine
+from implicitcore_lab.evaluation import evaluate, residual_curve, step_memory
+from implicitcore_lab.models import Classifier, build_classifier, check_size
+from implicitcore_lab.optimisation import copy_weights
 from implicitcore_lab.records import Epoch, Evaluation, History, Step, Watcher
 from implicitcore_lab.settings import Settings, read_settings
-from implicitcore_lab.training import evaluate, fit, residual_curve, step_memory
+from implicitcore_lab.state import State
+from implicitcore_lab.training import Keeper, Training
 
 PLACEHOLDER_SHAPE = (1, 8, 8)
 
@@ -65,6 +70,7 @@ def check_settings(
         settings = Settings()
     for layer in layers:
         try:
+            check_size(settings)
             build_classifier(settings.with_layer(layer), PLACEHOLDER_SHAPE, 1)
         except ConfigError as error:
             problems += error.problems
@@ -73,31 +79,39 @@ def check_settings(
     return [settings.with_layer(layer) for layer in layers]
 
 
-def choose_device(settings: Settings) -> torch.device:
-    """The device that the settings mean.
-
-    Raises:
-        ConfigError: CUDA was asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if settings.device == "cuda" and not available:
-        raise ConfigError(["device: cuda was asked for, but torch finds no CUDA device here"])
-    return torch.device("cuda" if available and settings.device != "cpu" else "cpu")
-
-
 @contextmanager
 def cpu_threads(settings: Settings) -> Iterator[None]:
-    """Give torch the threads of the settings, and what it had before afterwards."""
+    """Give torch the threads of the settings, and what it had before afterwards.
+
+    No more than there are cores: each further one would only wait.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or before)
+    torch.set_num_threads(min(settings.threads or before, max(os.cpu_count() or 1, before)))
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a training has around it; all of it may be left out.
+
+    Attributes:
+        engine: the processes; None is this one alone.
+        watchers: called after each step and epoch.
+        keeper: writes checkpoints.
+        restored: the state to go on from, and what was measured until then.
+    """
+
+    engine: Engine | None = None
+    watchers: Sequence[Watcher] = ()
+    keeper: Keeper | None = None
+    restored: tuple[State, History] | None = None
+
+
 def run(
-    settings: Settings, data: Dataset, console: Console, watchers: Sequence[Watcher] = ()
+    settings: Settings, data: Dataset, console: Console, around: Surroundings = Surroundings()
 ) -> tuple[Classifier, Outcome]:
     """Train one layer and measure it.
 
@@ -105,7 +119,7 @@ def run(
         settings: what to train and how.
         data: what to train on, on its device.
         console: where progress is shown.
-        watchers: who hears of the training besides.
+        around: processes, watchers and checkpoints.
 
     Returns:
         The trained classifier and its outcome.
@@ -113,14 +127,19 @@ def run(
     Raises:
         ConfigError: the layer or its options cannot be used.
         TrainingError: the loss became infinite or not a number.
+        Interrupted: the keeper says to stop.
     """
     device = data.train.labels.device
     model = build_classifier(settings, data.shape, data.classes).to(device)
-    steps = settings.epochs * -(-len(data.train) // settings.batch_size)
-    everyone = (
-        Display(console, settings.layer_name, epochs=settings.epochs, steps=steps),
-        *watchers,
-    )
+    if settings.compile:
+        compile_parts(model)
+    training = Training(model, data.holding_out(settings.validation), settings, around.engine)
+    if around.restored:
+        training.load(*around.restored)
+    steps = settings.epochs * training.steps_per_epoch
+    display = Display(console, settings.layer_name, epochs=settings.epochs, steps=steps)
+    display.skip(training.position.step)
+    everyone = (display, *around.watchers)
 
     def step_done(step: Step) -> None:
         for watcher in everyone:
@@ -133,9 +152,21 @@ def run(
     with ExitStack() as stack:
         for watcher in everyone:
             stack.enter_context(watcher)
-        history = fit(model, data, settings, on_step=step_done, on_epoch=epoch_done)
+        history = training.run(step_done, epoch_done, around.keeper)
+    trained = build_classifier(settings, data.shape, data.classes).to(device)
+    copy_weights(trained, training.weights())
+    return trained, _outcome(trained, data, settings, history)
+
+
+def compile_parts(model: Classifier) -> None:
+    """Compile what is called once a batch or an iteration; the solver's loop stays as it is."""
+    for part in (model.encoder, *model.layer.dynamics.children(), model.head):
+        part.compile()
+
+
+def _outcome(model: Classifier, data: Dataset, settings: Settings, history: History) -> Outcome:
     batch = slice(settings.batch_size)
-    outcome = Outcome(
+    return Outcome(
         layer=settings.layer_name,
         config=model.layer.config,
         parameters=sum(
@@ -146,4 +177,3 @@ def run(
         peak_bytes=step_memory(model, data.train.images[batch], data.train.labels[batch]),
         residuals=residual_curve(model, data.test.images[batch]),
     )
-    return model, outcome

@@ -5,22 +5,27 @@ Encoder, implicit layer, head, around a cell of one size.
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection
+from dataclasses import dataclass
 from inspect import signature
 from math import gcd, prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from implicitcore import ImplicitLayer, Solution, UnknownPartError, create
-from implicitcore.extend import REGISTRY
+from implicitcore import ConfigError, ImplicitLayer, SolveResult, UnknownPartError, create
+from implicitcore.extend import REGISTRY, Options
 from implicitcore_lab.settings import Settings
 from implicitcore_lab.tolerance import at_tolerance
 
 COLOUR = 3
 GROUPS = 4
 POOLED = 4
+COPIES = 4
+"""Of the weights, while they are trained."""
 
 Parts = tuple[nn.Module, nn.Module, nn.Module, nn.Module]
 """Encoder, cell, head and the predictor of Skip DEQ."""
@@ -83,10 +88,70 @@ class Classifier(nn.Module):
         """Logits ``[batch, classes]`` of images ``[batch, channels, height, width]``."""
         return self.head(self.layer(self.encoder(images)))
 
-    def solve(self, images: Tensor, *, trace: bool = False) -> tuple[Tensor, Solution]:
-        """Logits ``[batch, classes]``, and the solution they were read from."""
+    def solve(self, images: Tensor, *, trace: bool = False) -> tuple[Tensor, SolveResult]:
+        """Logits ``[batch, classes]``, and the result they were read from."""
         solution = self.layer.solve(self.encoder(images), trace=trace)
         return self.head(solution.z), solution
+
+
+class ModelBuilder(Options, ABC):
+    """What is around the layer: the base of every part of the kind ``model``.
+
+    A frozen dataclass; its fields are its options.
+    """
+
+    kind: ClassVar[str] = "model"
+
+    @abstractmethod
+    def build(self, hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
+        """Make the modules, with weights from torch's global generator.
+
+        Arguments:
+            hidden: features of the state.
+            shape: of one sample.
+            classes: how many logits.
+
+        Returns:
+            The encoder (samples to x), the cell f(z, x) (shaped like x), the head (z to logits
+            ``[batch, classes]``), and what predicts z0 from x for layers that ask for it.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense(ModelBuilder):
+    """Linear encoder, cell and head; the state is ``[batch, hidden]``."""
+
+    def build(self, hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
+        """Make the modules."""
+        encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(prod(shape), hidden), nn.LayerNorm(hidden), nn.ReLU()
+        )
+        cell = ContractiveCell(nn.Linear(hidden, hidden))
+        predictor = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh())
+        return encoder, cell, nn.Linear(hidden, classes), predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolutional(ModelBuilder):
+    """Convolutions; the state is ``[batch, hidden, height / 2, width / 2]``."""
+
+    def build(self, hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
+        """Make the modules."""
+        groups = gcd(GROUPS, hidden)
+        encoder = nn.Sequential(
+            nn.Conv2d(shape[0], hidden, 3, stride=2, padding=1),
+            nn.GroupNorm(groups, hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.GroupNorm(groups, hidden),
+            nn.ReLU(),
+        )
+        cell = ContractiveCell(nn.Conv2d(hidden, hidden, 3, padding=1))
+        head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(POOLED), nn.Flatten(), nn.Linear(hidden * POOLED**2, classes)
+        )
+        predictor = nn.Sequential(nn.Conv2d(hidden, hidden, 3, padding=1), nn.Tanh())
+        return encoder, cell, head, predictor
 
 
 def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -> Classifier:
@@ -108,8 +173,9 @@ def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        parts = _convolutional if shape[0] == COLOUR else _dense
-        encoder, cell, head, predictor = parts(settings.hidden, shape, classes)
+        named = settings.model or ("convolutional" if _is_coloured(shape) else "dense")
+        builder: ModelBuilder = create("model", named, path="model")
+        encoder, cell, head, predictor = builder.build(settings.hidden, shape, classes)
         spec = _spec(settings)
         return Classifier(encoder, _build_layer(spec, cell, predictor, settings.hidden), head)
 
@@ -123,33 +189,25 @@ def _spec(settings: Settings) -> str | dict[str, Any]:
     return at_tolerance(model.config, settings.tolerance)
 
 
-def _dense(hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
-    """Features ``[batch, hidden]``."""
-    encoder = nn.Sequential(
-        nn.Flatten(), nn.Linear(prod(shape), hidden), nn.LayerNorm(hidden), nn.ReLU()
-    )
-    cell = ContractiveCell(nn.Linear(hidden, hidden))
-    predictor = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh())
-    return encoder, cell, nn.Linear(hidden, classes), predictor
+def _is_coloured(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[0] == COLOUR
 
 
-def _convolutional(hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
-    """Features ``[batch, hidden, height / 2, width / 2]``."""
-    groups = gcd(GROUPS, hidden)
-    encoder = nn.Sequential(
-        nn.Conv2d(shape[0], hidden, 3, stride=2, padding=1),
-        nn.GroupNorm(groups, hidden),
-        nn.ReLU(),
-        nn.Conv2d(hidden, hidden, 3, padding=1),
-        nn.GroupNorm(groups, hidden),
-        nn.ReLU(),
-    )
-    cell = ContractiveCell(nn.Conv2d(hidden, hidden, 3, padding=1))
-    head = nn.Sequential(
-        nn.AdaptiveAvgPool2d(POOLED), nn.Flatten(), nn.Linear(hidden * POOLED**2, classes)
-    )
-    predictor = nn.Sequential(nn.Conv2d(hidden, hidden, 3, padding=1), nn.Tanh())
-    return encoder, cell, head, predictor
+def check_size(settings: Settings) -> None:
+    """Refuse a cell that this machine's memory cannot hold.
+
+    Raises:
+        ConfigError: its weights, their gradient and the optimiser's two moments are too large.
+    """
+    needed = COPIES * 4 * settings.hidden**2
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            [
+                f"hidden: a cell of {settings.hidden:,} features needs {needed / 1e9:,.0f} GB to "
+                f"train, and this machine has {memory / 1e9:,.0f} GB"
+            ]
+        )
 
 
 def _build_layer(

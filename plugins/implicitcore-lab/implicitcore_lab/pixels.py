@@ -25,13 +25,20 @@ class Pixels:
     labels: np.ndarray
 
     @classmethod
-    def checked(cls, images: np.ndarray, labels: np.ndarray, source: Path | str) -> Pixels:
+    def checked(
+        cls,
+        images: np.ndarray,
+        labels: np.ndarray,
+        source: Path | str,
+        classes: int = CLASSES,
+    ) -> Pixels:
         """Pixels whose parts fit each other.
 
         Arguments:
             images: ``[n, channels, height, width]``.
             labels: ``[n]``.
             source: the file to name in an error.
+            classes: how many labels there are.
 
         Raises:
             DataError: another dtype or dimension, different counts, no images, or a label outside 0
@@ -49,9 +56,9 @@ class Pixels:
             )
         if labels.dtype.kind not in "iu":
             raise DataError(f"{source}: labels {labels.dtype}, expected integers")
-        if labels.min() < 0 or labels.max() >= CLASSES:
+        if labels.min() < 0 or labels.max() >= classes:
             raise DataError(
-                f"{source}: labels {labels.min()} .. {labels.max()}, expected 0 .. {CLASSES - 1}"
+                f"{source}: labels {labels.min()} .. {labels.max()}, expected 0 .. {classes - 1}"
             )
         return cls(images, labels.astype(np.int64))
 

@@ -14,7 +14,7 @@ IMPLICITCORE_API = 1
 
 @hookimpl
 def implicitcore_register(registry: Registrar) -> None:
-    """Register the three commands."""
+    """Register the commands, the data sets and the models."""
     registry.register(
         "command",
         "train",
@@ -33,3 +33,19 @@ def implicitcore_register(registry: Registrar) -> None:
         "implicitcore_lab.cli:evaluate",
         summary="Reload a run and reproduce its test accuracy.",
     )
+    for name, target, summary in (
+        ("digits", "images:Digits", "Handwritten digits of scikit-learn, 8 x 8."),
+        ("mnist", "images:MNIST", "Handwritten digits, 28 x 28."),
+        ("fashion-mnist", "images:FashionMNIST", "Pictures of clothes, 28 x 28."),
+        ("cifar10", "images:CIFAR10", "Photographs of ten kinds, 32 x 32."),
+        ("npz", "sources:Npz", "Arrays of your own in an .npz file."),
+        ("image-folder", "sources:ImageFolder", "PNG and JPEG files, a folder for each class."),
+        ("text", "sources:Text", "The next byte of a text."),
+        ("time-series", "sources:TimeSeries", "The next value of a series in a CSV file."),
+    ):
+        registry.register("dataset", name, f"implicitcore_lab.{target}", summary=summary)
+    for name, target, summary in (
+        ("dense", "models:Dense", "Linear encoder, cell and head."),
+        ("convolutional", "models:Convolutional", "Convolutional encoder and cell."),
+    ):
+        registry.register("model", name, f"implicitcore_lab.{target}", summary=summary)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,19 @@ class Step:
         backward: vector-Jacobian products and evaluations of the cell, in the backward pass.
         unconverged: samples whose solve missed its tolerance.
         seconds: how long it took.
+        forward_ms: of the forward passes; CPU time of the process, or the CUDA stream's.
+        backward_ms: of the backward passes, likewise.
     """
 
     samples: int
     loss: float
     correct: int
-    evaluations: int
-    backward: int
+    evaluations: float
+    backward: float
     unconverged: int
     seconds: float
+    forward_ms: float = 0.0
+    backward_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,18 @@ class Epoch:
         evaluations: mean per step, forward.
         backward: mean per step, backward.
         unconverged: training samples whose solve missed its tolerance.
+        steps: how many steps it had.
+        forward_ms: mean per step.
+        backward_ms: mean per step.
+        validation_accuracy: fraction of the images held out; None where there are none.
+        validation_loss: mean cross entropy of them.
+        test_loss: mean cross entropy of the test images.
+        peak_bytes: the CUDA allocator's peak; on a CPU the process's largest resident memory.
+        spectral_radius: of J = df/dz at the equilibria of a test batch, the largest; None for a
+            layer without equilibria.
+        start_distance: mean of ``|z* - z0| / |z*|`` over that batch.
+        explicit_accuracy: of that batch, read out of z0 without the solve.
+        learning_rate: of the last step.
     """
 
     epoch: int
@@ -54,6 +71,17 @@ class Epoch:
     evaluations: float
     backward: float
     unconverged: int
+    steps: int = 0
+    forward_ms: float = 0.0
+    backward_ms: float = 0.0
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+    test_loss: float = 0.0
+    peak_bytes: int | None = None
+    spectral_radius: float | None = None
+    start_distance: float | None = None
+    explicit_accuracy: float | None = None
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +94,14 @@ class Evaluation:
         worst_residual: largest ``|f(z) - z| / |z|`` over the samples; None where the layer has no
             residual.
         unconverged: samples whose solve missed its tolerance.
+        loss: mean cross entropy.
     """
 
     correct: int
     samples: int
     worst_residual: float | None
     unconverged: int
+    loss: float = 0.0
 
     @property
     def accuracy(self) -> float:
@@ -104,6 +134,47 @@ class History:
     def mean(self, name: str) -> float:
         """Mean of a figure over all steps."""
         return sum(getattr(step, name) for step in self.steps) / len(self.steps)
+
+
+def summary(
+    number: int,
+    history: History,
+    test: Evaluation,
+    validation: Evaluation | None,
+    extra: Mapping[str, Any],
+) -> Epoch:
+    """The line of an epoch whose steps are those that no epoch of the history has counted yet.
+
+    Arguments:
+        number: 1, 2, ...
+        history: all steps, and the epochs before.
+        test: the test images after the epoch.
+        validation: the images held out, where there are some.
+        extra: the other figures, by their names.
+    """
+    steps = history.steps[sum(epoch.steps for epoch in history.epochs) :]
+    samples = sum(step.samples for step in steps)
+
+    def mean(name: str) -> float:
+        return sum(getattr(step, name) for step in steps) / len(steps)
+
+    return Epoch(
+        epoch=number,
+        seconds=sum(step.seconds for step in history.steps),
+        loss=sum(step.loss * step.samples for step in steps) / samples,
+        train_accuracy=sum(step.correct for step in steps) / samples,
+        test_accuracy=test.accuracy,
+        test_loss=test.loss,
+        validation_accuracy=validation.accuracy if validation else None,
+        validation_loss=validation.loss if validation else None,
+        evaluations=mean("evaluations"),
+        backward=mean("backward"),
+        unconverged=sum(step.unconverged for step in steps),
+        steps=len(steps),
+        forward_ms=mean("forward_ms"),
+        backward_ms=mean("backward_ms"),
+        **extra,
+    )
 
 
 class Watcher(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from math import sqrt
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from implicitcore_lab.experiment import Outcome
 from implicitcore_lab.settings import Settings
+from implicitcore_lab.storage import write_atomic
 from implicitcore_lab.tolerance import tolerance_of
 
 COLUMNS = (
@@ -33,24 +35,27 @@ LEGEND = (
 )
 
 
-def show(console: Console, outcomes: Sequence[Outcome], title: str, data_note: str) -> None:
+def show(console: Console, groups: Sequence[Sequence[Outcome]], title: str, data_note: str) -> None:
     """Print one row per layer, and below what its reader must know.
 
     Arguments:
         console: where to print.
-        outcomes: what was trained.
+        groups: what was trained, for each layer one outcome for each seed.
         title: of the table.
         data_note: what must be said about the data.
     """
     table = Table(
         "layer", title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False
     )
+    outcomes = [outcome for group in groups for outcome in group]
     for column in (f"test\naccuracy\nof {outcomes[0].test.samples:,}", *COLUMNS):
         table.add_column(column, justify="right")
-    for outcome in outcomes:
-        table.add_row(outcome.layer, *_cells(outcome))
+    for group in groups:
+        table.add_row(group[0].layer, *_cells(group))
     console.print(table)
-    for line in (_chance(outcomes), _tolerances(outcomes), *LEGEND, *_notes(outcomes, data_note)):
+    seeds = max(len(group) for group in groups)
+    legend = (*LEGEND, f"mean +- standard deviation of {seeds} seeds") if seeds > 1 else LEGEND
+    for line in (_chance(outcomes), _tolerances(outcomes), *legend, *_notes(outcomes, data_note)):
         console.print(line, style="dim")
 
 
@@ -77,13 +82,13 @@ def row(outcome: Outcome) -> dict[str, Any]:
 
 
 def write_results(
-    path: Path, outcomes: Sequence[Outcome], settings: Settings, data_note: str
+    path: Path, groups: Sequence[Sequence[Outcome]], settings: Settings, data_note: str
 ) -> None:
     """Write everything measured as JSON.
 
     Arguments:
         path: the file.
-        outcomes: what was trained.
+        groups: what was trained, for each layer one outcome for each seed.
         settings: what the layers had in common.
         data_note: what must be said about the data.
     """
@@ -92,9 +97,20 @@ def write_results(
         "machine": machine(),
         "settings": common,
         "data_note": data_note,
-        "layers": [row(outcome) for outcome in outcomes],
+        "layers": [_layer(group) for group in groups],
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def result(outcome: Outcome, data_note: str) -> dict[str, Any]:
+    """The record of one run."""
+    return {"machine": machine(), "data_note": data_note, **row(outcome)}
+
+
+def _layer(group: Sequence[Outcome]) -> dict[str, Any]:
+    """The row of the first seed, with those of all where there are several."""
+    rows = [row(outcome) for outcome in group]
+    return rows[0] | ({"seeds": rows} if len(rows) > 1 else {})
 
 
 def machine() -> dict[str, Any]:
@@ -147,14 +163,21 @@ def _notes(outcomes: Sequence[Outcome], data_note: str) -> Iterator[str]:
             )
 
 
-def _cells(outcome: Outcome) -> tuple[str, ...]:
-    residual = outcome.test.worst_residual
+def _cells(group: Sequence[Outcome]) -> tuple[str, ...]:
+    residuals = [each.test.worst_residual for each in group]
+    worst = [residual for residual in residuals if residual is not None]
     return (
-        f"{outcome.test.accuracy:.2%}",
-        f"{outcome.history.seconds_per_step * 1e3:.1f}",
-        f"{outcome.history.mean('evaluations'):.1f}",
-        f"{outcome.history.mean('backward'):.1f}",
-        f"{outcome.peak_bytes / 1e6:.2f} MB",
-        f"{outcome.parameters:,}",
-        "-" if residual is None else f"{residual:.1e}",
+        _spread([each.test.accuracy for each in group], ".2%"),
+        _spread([each.history.seconds_per_step * 1e3 for each in group], ".1f"),
+        _spread([each.history.mean("evaluations") for each in group], ".1f"),
+        _spread([each.history.mean("backward") for each in group], ".1f"),
+        f"{max(each.peak_bytes for each in group) / 1e6:.2f} MB",
+        f"{group[0].parameters:,}",
+        f"{max(worst):.1e}" if worst else "-",
     )
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """The mean, and the standard deviation where there are several values."""
+    middle = format(mean(values), form)
+    return f"{middle} +- {format(stdev(values), form)}" if len(values) > 1 else middle

@@ -1,140 +1,142 @@
 """A run directory: what was trained, its weights, and what was measured.
 
 ``config.json`` the settings with the layer's full configuration; ``train --config`` takes it again
-``metrics.jsonl`` one line per epoch, written as it ends
+``metrics.jsonl`` one line per epoch, ``steps.jsonl`` one line per step, written as they end
 ``weights.safetensors`` the trained classifier
-``result.json`` the final figures, among them the accuracy that ``evaluate`` reproduces
+``result.json`` the record: schema version, the SHA-256 of the files above, the final figures
+
+It appears whole, when the run has ended well. Until then ``DIRECTORY.partial`` beside it has what
+there is, and the last checkpoints; see :mod:`implicitcore_lab.transaction`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load
+from torch import Tensor, nn
 
 from implicitcore import load_config
 from implicitcore_lab.errors import RunError
-from implicitcore_lab.experiment import Outcome
-from implicitcore_lab.models import Classifier
-from implicitcore_lab.records import Epoch, Step
-from implicitcore_lab.report import machine, row
+from implicitcore_lab.optimisation import copy_weights
 from implicitcore_lab.settings import Settings, read_settings
+from implicitcore_lab.state import check_schema
+from implicitcore_lab.storage import digest, reason, usable
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+STEPS = "steps.jsonl"
 WEIGHTS = "weights.safetensors"
 RESULT = "result.json"
+RECORDED = (CONFIG, METRICS, STEPS, WEIGHTS)
+"""The files whose SHA-256 is in the record."""
 
 
 class RunDirectory:
-    """Writes and reads the files of one run.
+    """Reads the files of a run that has ended well.
 
     Arguments:
         path: the directory.
+
+    Raises:
+        RunError: a path cannot be like that.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = usable(path)
 
-    def create(self, *, overwrite: bool = False) -> None:
-        """Make the directory.
-
-        Raises:
-            RunError: it holds a run already, and ``overwrite`` is not set; or it cannot be written.
-        """
-        if (self.path / CONFIG).exists() and not overwrite:
-            raise RunError(f"{self.path} holds a run already; give another --out, or --overwrite")
+    @property
+    def finished(self) -> bool:
+        """Whether it holds a run."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name in (CONFIG, METRICS, WEIGHTS, RESULT):
-                (self.path / name).unlink(missing_ok=True)
+            return (self.path / RESULT).exists()
         except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error}") from error
-
-    def metrics(self) -> MetricsFile:
-        """Writes the file of metrics while a training runs."""
-        return MetricsFile(self.path / METRICS)
-
-    def save(self, settings: Settings, model: Classifier, outcome: Outcome, data_note: str) -> None:
-        """Write configuration, weights and result."""
-        self._write(CONFIG, settings.with_layer(outcome.config).as_data())
-        save_model(model, str(self.path / WEIGHTS))
-        self._write(RESULT, {"machine": machine(), "data_note": data_note, **row(outcome)})
+            raise RunError(f"{self.path} cannot be read: {reason(error)}") from error
 
     def settings(self) -> Settings:
         """The settings of the run.
 
         Raises:
-            RunError: there is no run here.
-            ConfigError: the configuration has been changed into something that cannot be used.
+            RunError: there is no run here, or a file of it was changed.
+            ConfigError: the configuration cannot be used here.
         """
-        return read_settings(load_config(self._existing(CONFIG)))
+        for name in (CONFIG, METRICS, STEPS):
+            self._checked(name)
+        return read_settings(load_config(self.path / CONFIG))
 
-    def load_weights(self, model: Classifier) -> None:
+    def load_weights(self, model: nn.Module) -> None:
         """Give a classifier built from :meth:`settings` the trained weights.
-
-        Every weight must be there.
 
         Raises:
             RunError: the weights are missing, damaged, or of another classifier.
         """
-        path = self._existing(WEIGHTS)
+        path = self.path / WEIGHTS
+        weights = _parse(self._checked(WEIGHTS), path)
+        expected = {name: value for name, value in model.state_dict().items()}
+        if shapes(weights) != shapes(expected):
+            raise RunError(f"{path}: not the weights of this configuration")
+        copy_weights(model, weights)
+
+    def record(self) -> dict[str, Any]:
+        """The record of the run.
+
+        Raises:
+            RunError: it is missing or damaged, or of another schema version.
+        """
+        path = self.path / RESULT
+        content = self._content(RESULT)
         try:
-            load_model(model, path)
-        except (SafetensorError, RuntimeError) as error:
-            raise RunError(f"{path}: not the weights of this configuration ({error})") from error
+            record = json.loads(content)
+            found, files = record.get("schema"), record["files"]
+            int(record["test_correct"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}: expected JSON with test_correct ({error!r})") from error
+        check_schema(found, path)
+        if not isinstance(files, dict):
+            raise RunError(f"{path}: files: expected the SHA-256 of each, received {files!r}")
+        return record
 
     def correct(self) -> int:
         """How many test images the run classified correctly.
 
         Raises:
-            RunError: the result is missing or damaged.
+            RunError: the record is missing or damaged.
         """
-        path = self._existing(RESULT)
-        try:
-            return int(json.loads(path.read_text())["test_correct"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}: expected JSON with test_correct ({error!r})") from error
+        return int(self.record()["test_correct"])
 
-    def _existing(self, name: str) -> Path:
+    def _checked(self, name: str) -> bytes:
+        """The content of a file whose SHA-256 is the recorded one."""
+        recorded = self.record()["files"].get(name)
+        content = self._content(name)
+        if digest(content) != recorded:
+            raise RunError(
+                f"{self.path / name}: damaged or not of this run: its SHA-256 is "
+                f"{digest(content)[:12]}..., {RESULT} has {str(recorded)[:12]}..."
+            )
+        return content
+
+    def _content(self, name: str) -> bytes:
         path = self.path / name
-        if not path.is_file():
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(
                 f"{path}: no such file; expected a directory written by `implicitcore train`"
-            )
-        return path
-
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=2) + "\n")
+            ) from error
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {reason(error)}") from error
 
 
-class MetricsFile:
-    """A watcher that adds a line for each epoch, at once on the disk for whoever looks."""
+def shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight, by name."""
+    return {name: tuple(value.shape) for name, value in weights.items()}
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
 
-    def __enter__(self) -> MetricsFile:
-        self._stream = self._path.open("w")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stream.close()
-
-    def step(self, step: Step) -> None:
-        """Epochs alone have lines."""
-
-    def epoch(self, epoch: Epoch) -> None:
-        """Add its line."""
-        self._stream.write(json.dumps(asdict(epoch)) + "\n")
-        self._stream.flush()
+def _parse(content: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise RunError(f"{path}: not the weights of this configuration ({error})") from error

@@ -10,7 +10,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from implicitcore import ConfigError, ImplicitLayer, ObserverHandle, Solution, Status, observe
+from implicitcore import (
+    ConfigError,
+    ImplicitLayer,
+    ObserverHandle,
+    Solution,
+    SolveResult,
+    Status,
+    observe,
+)
 from implicitcore_lab.records import Epoch, Step
 
 if TYPE_CHECKING:
@@ -70,7 +78,7 @@ class TensorBoardObserver:
         self._names: set[str] = set()
         self._tracks: WeakKeyDictionary[ImplicitLayer, dict[bool, _Track]] = WeakKeyDictionary()
 
-    def implicitcore_after_solve(self, layer: ImplicitLayer, solution: Solution) -> None:
+    def implicitcore_after_solve(self, layer: ImplicitLayer, solution: SolveResult) -> None:
         """Take note of a solve, and write it where it is its turn."""
         track = self._track(layer)
         track.settle(self.writer)
@@ -160,7 +168,7 @@ class _Track:
                 writer.add_scalar(f"{self.name}/backward_evaluations", backward.evaluations, step)
 
 
-def _write(writer: SummaryWriter, name: str, step: int, solution: Solution) -> None:
+def _write(writer: SummaryWriter, name: str, step: int, solution: SolveResult) -> None:
     status, steps, residual = _on_cpu(solution)
     figures = {
         "steps": steps.mean().item(),
@@ -178,12 +186,12 @@ def _write(writer: SummaryWriter, name: str, step: int, solution: Solution) -> N
     writer.add_histogram(f"{name}/steps_of_samples", steps, step)
 
 
-def _on_cpu(solution: Solution) -> tuple[Tensor, Tensor, Tensor | None]:
+def _on_cpu(solution: SolveResult) -> tuple[Tensor, Tensor, Tensor | None]:
     """Status, steps and residual of each sample, in one copy."""
     kept = [
         solution.status,
         solution.steps,
-        *([] if solution.residual is None else [solution.residual.detach()]),
+        *([solution.residual.detach()] if isinstance(solution, Solution) else []),
     ]
     status, steps, *residual = torch.stack([row.float() for row in kept]).cpu()
     return status, steps, residual[0] if residual else None

@@ -1,23 +1,264 @@
-"""The one training loop, used for every layer alike."""
+"""The one training loop, used for every layer alike; it can end anywhere and go on from there."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from implicitcore import Solution, Status
+from implicitcore import SolveResult
+from implicitcore_lab.augment import augmented
 from implicitcore_lab.data import Dataset, Split
-from implicitcore_lab.errors import TrainingError
-from implicitcore_lab.memory import peak_bytes
+from implicitcore_lab.diagnostics import diagnose
+from implicitcore_lab.engine import Engine, whole
+from implicitcore_lab.errors import Interrupted, TrainingError
+from implicitcore_lab.evaluation import evaluate
+from implicitcore_lab.meter import Meter, Reading, check_finite
 from implicitcore_lab.models import Classifier
-from implicitcore_lab.records import Epoch, Evaluation, History, Step
+from implicitcore_lab.objective import Objective, check_unrolled
+from implicitcore_lab.optimisation import (
+    AveragedWeights,
+    build_optimizers,
+    copy_weights,
+    rate_factor,
+    set_rate,
+)
+from implicitcore_lab.progress import Best, Position, capture, restore
+from implicitcore_lab.records import Epoch, Evaluation, History, Step, summary
 from implicitcore_lab.settings import Settings
+from implicitcore_lab.state import State
+
+SEED_STRIDE = 1_000_003
+"""Between the seeds of the processes, whose dropout masks must differ."""
+
+
+class Keeper(Protocol):
+    """Says when to write a checkpoint or to stop, and writes it."""
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        ...
+
+    def stop(self) -> bool:
+        """Whether the training was told to stop."""
+        ...
+
+    def keep(self, state: State, step: int) -> None:
+        """Write a checkpoint."""
+        ...
+
+
+class Training:
+    """One training and how far it is.
+
+    Arguments:
+        model: the classifier, on the device of ``data``.
+        data: what to train and test on.
+        settings: everything about the loss, the optimisers, the schedule and the data's order.
+        engine: the processes and the precision; one process in float32 by default.
+
+    Attributes:
+        history: the steps and epochs measured.
+    """
+
+    def __init__(
+        self, model: Classifier, data: Dataset, settings: Settings, engine: Engine | None = None
+    ) -> None:
+        check_unrolled(model, settings)
+        self.model, self.data, self.settings = model, data, settings
+        self.engine = engine or Engine(settings)
+        self.objective = self.engine.module(Objective(model, settings))
+        self.optimizers = self.engine.optimizers(build_optimizers(model, settings))
+        self.average = AveragedWeights(model, settings.ema) if settings.ema else None
+        self.history = History()
+        self.position = Position()
+        self.best = Best()
+        self.samples = settings.batch_size * settings.accumulate
+        self.steps_per_epoch = -(-len(data.train) // self.samples)
+        torch.manual_seed(settings.seed + SEED_STRIDE * self.engine.rank)
+
+    def state(self) -> State:
+        """Everything that the training goes on from, whole on every process."""
+        return capture(self)
+
+    def load(self, state: State, history: History) -> None:
+        """Go on from a state, after what was measured until then."""
+        restore(self, state)
+        self.history = history
+
+    def run(
+        self,
+        on_step: Callable[[Step], None] = lambda step: None,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+        keeper: Keeper | None = None,
+    ) -> History:
+        """Train to the end, and leave the model with the weights that were best.
+
+        Arguments:
+            on_step: called after each step.
+            on_epoch: called after each epoch.
+            keeper: writes checkpoints.
+
+        Returns:
+            The steps and epochs measured.
+
+        Raises:
+            TrainingError: the loss is not finite.
+            Interrupted: the keeper says to stop; a checkpoint has been written.
+        """
+        order = torch.Generator().manual_seed(self.settings.seed)
+        for _ in range(self.position.epoch):
+            torch.randperm(len(self.data.train), generator=order)
+        while self.position.epoch < self.settings.epochs and not self._out_of_patience():
+            rows = torch.randperm(len(self.data.train), generator=order)
+            self._epoch(rows.split(self.samples), on_step, keeper)
+            on_epoch(self._finish_epoch())
+            if keeper:
+                keeper.keep(self.state(), self.position.step)
+        if self.best.weights:
+            copy_weights(self.model, self.best.weights)
+        elif self.average:
+            copy_weights(self.model, self.average.weights)
+        return self.history
+
+    def _epoch(
+        self,
+        batches: tuple[Tensor, ...],
+        on_step: Callable[[Step], None],
+        keeper: Keeper | None,
+    ) -> None:
+        waiting: list[Reading] = []
+        late = 1 if self.engine.device.type == "cuda" else 0
+        while self.position.batch < len(batches):
+            rows = batches[self.position.batch].to(self.data.train.labels.device)
+            waiting.append(self._step(rows, keeper))
+            self.position.batch += 1
+            self.position.step += 1
+            last = self.position.batch == len(batches)
+            ready = waiting[: len(waiting) - (0 if last else late)]
+            stop, due = self._take(ready, on_step)
+            waiting = waiting[len(ready) :]
+            if keeper and (stop or due):
+                self._take(waiting, on_step)
+                waiting = []
+                keeper.keep(self.state(), self.position.step)
+            if stop:
+                raise Interrupted(self.position.step)
+
+    def _take(self, readings: list[Reading], on_step: Callable[[Step], None]) -> tuple[bool, bool]:
+        """Add steps to the history; whether to stop, and whether a checkpoint is due."""
+        stop = due = False
+        for reading in readings:
+            step, stops, dues = self._read(reading)
+            stop, due = stop or stops, due or dues
+            self.history.steps.append(step)
+            on_step(step)
+        return stop, due
+
+    def _step(self, rows: Tensor, keeper: Keeper | None) -> Reading:
+        self._set_rates()
+        engine, settings = self.engine, self.settings
+        meter = Meter(engine, bool(keeper and keeper.stop()), bool(keeper and keeper.due()))
+        unrolled = self.position.step < settings.unrolled_steps
+        batches = rows.split(settings.batch_size)
+        for index, batch in enumerate(batches):
+            mine, count = engine.share(batch)
+            images, labels = self.data.train.images[mine], self.data.train.labels[mine]
+            images = augmented(images, settings, (self.position.step, index, engine.rank))
+            with engine.unsynchronised(self.objective, index + 1 < len(batches)):
+                meter.mark()
+                loss, logits, held = self.objective(images, labels, unrolled)
+                meter.mark()
+                self._check(loss, held.solution)
+                engine.backward(loss * (count * engine.world / len(rows)))
+                meter.mark()
+            meter.add(loss, logits, labels[:count], held.solution)
+        self._update()
+        return meter.close()
+
+    def _update(self) -> None:
+        for index, optimizer in enumerate(self.optimizers):
+            if index and (self.position.step + 1) % self.settings.start_every:
+                continue
+            if self.settings.clip:
+                self.engine.clip(self.objective, optimizer, self.settings.clip)
+            optimizer.step()
+        self.objective.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update()
+
+    def _set_rates(self) -> None:
+        factor = rate_factor(self.settings, self.position.step, self.steps_per_epoch)
+        rates = self.settings.learning_rate, self.settings.start_learning_rate
+        for optimizer, rate in zip(self.optimizers, rates, strict=False):
+            set_rate(optimizer, rate * factor)
+
+    def _check(self, loss: Tensor, solution: SolveResult) -> None:
+        """Before the backward pass, where looking makes no device wait."""
+        if loss.device.type == "cpu":
+            with self._naming_the_step():
+                check_finite(loss.item(), solution.status)
+
+    def _read(self, reading: Reading) -> tuple[Step, bool, bool]:
+        with self._naming_the_step():
+            return reading.read()
+
+    @contextmanager
+    def _naming_the_step(self) -> Iterator[None]:
+        try:
+            yield
+        except FloatingPointError as error:
+            place = f"step {len(self.history.steps) + 1} (epoch {self.position.epoch + 1})"
+            raise TrainingError(
+                f"{self.settings.layer_name}: {error} at {place}; try a lower learning_rate"
+            ) from error
+
+    def _finish_epoch(self) -> Epoch:
+        with self.average.in_use() if self.average else nullcontext():
+            test, held_out, extra = self._measure()
+        epoch = summary(self.position.epoch + 1, self.history, test, held_out, extra)
+        self.history.epochs.append(epoch)
+        self.position.epoch += 1
+        self.position.batch = 0
+        if self.settings.patience and held_out:
+            self._remember(held_out)
+        return epoch
+
+    def _measure(self) -> tuple[Evaluation, Evaluation | None, dict[str, Any]]:
+        """The test images, the validation images, and the solver on a test batch."""
+        test = self.evaluate(self.data.test)
+        held_out = self.evaluate(self.data.validation) if self.data.validation else None
+        batch = self.data.test.first(self.settings.batch_size)
+        divided = self.engine.world > 1 and self.settings.strategy == "fsdp"
+        extra = diagnose(self.model, batch) if self.engine.rank == 0 and not divided else {}
+        return test, held_out, extra | {"learning_rate": self.optimizers[0].param_groups[0]["lr"]}
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """Measure the model on a split, all processes together."""
+
+        def solve(images: Tensor) -> tuple[Tensor, Any]:
+            labels = images.new_zeros(len(images), dtype=torch.int64)
+            _, logits, held = self.objective(images, labels)
+            return logits, held.solution
+
+        return evaluate(self.objective, split, self.settings.batch_size, solve, self.engine)
+
+    def _remember(self, held_out: Evaluation) -> None:
+        if held_out.accuracy > self.best.accuracy:
+            source = self.average.weights if self.average else self.model.state_dict()
+            weights = {name: value.detach().clone() for name, value in source.items()}
+            self.best = Best(held_out.accuracy, self.position.epoch, weights)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return bool(patience and self.position.epoch - self.best.epoch >= patience)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's weights, whole and on the CPU, on every process."""
+        return {name: whole(value) for name, value in self.model.state_dict().items()}
 
 
 def fit(
@@ -28,177 +269,9 @@ def fit(
     on_step: Callable[[Step], None] = lambda step: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> History:
-    """Train with Adam on cross entropy plus the layer's own loss term.
-
-    Arguments:
-        model: the classifier, on the device of ``data``.
-        data: what to train and test on.
-        settings: epochs, batch size, learning rate and seed.
-        on_step: called after each step.
-        on_epoch: called after each epoch.
-
-    Returns:
-        The steps and epochs measured.
+    """Train a classifier on this process alone; see :class:`Training`.
 
     Raises:
         TrainingError: the loss is not finite.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    order = torch.Generator().manual_seed(settings.seed)
-    history = History()
-    for epoch in range(1, settings.epochs + 1):
-        first_step = len(history.steps)
-        for rows in (
-            torch.randperm(len(data.train), generator=order)
-            .to(data.train.labels.device)
-            .split(settings.batch_size)
-        ):
-            try:
-                step = _step(model, optimizer, data.train.images[rows], data.train.labels[rows])
-            except FloatingPointError as error:
-                place = f"step {len(history.steps) + 1} (epoch {epoch})"
-                raise TrainingError(
-                    f"{settings.layer_name}: {error} at {place}; try a lower learning_rate"
-                ) from error
-            history.steps.append(step)
-            on_step(step)
-        test = evaluate(model, data.test, settings.batch_size)
-        history.epochs.append(_summary(epoch, history, first_step, test))
-        on_epoch(history.epochs[-1])
-    return history
-
-
-def evaluate(model: Classifier, split: Split, batch_size: int) -> Evaluation:
-    """Classify every image of a split.
-
-    Arguments:
-        model: the classifier, on the device of ``split``.
-        split: the images and labels.
-        batch_size: images at a time.
-
-    Returns:
-        The counts, and the worst residual over all samples.
-    """
-    correct = unconverged = 0
-    residuals = []
-    with torch.no_grad(), evaluation_mode(model):
-        for images, labels in zip(
-            split.images.split(batch_size), split.labels.split(batch_size), strict=True
-        ):
-            logits, solution = model.solve(images)
-            correct += _correct(logits, labels)
-            unconverged += _unconverged(solution)
-            if solution.residual is not None:
-                residuals.append(relative_residual(solution, solution.residual).max().item())
-    return Evaluation(correct, len(split), max(residuals) if residuals else None, unconverged)
-
-
-@contextmanager
-def evaluation_mode(model: Classifier) -> Iterator[None]:
-    """The model as it predicts, and as it was afterwards."""
-    before = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(before)
-
-
-def relative_residual(solution: Solution, residual: Tensor) -> Tensor:
-    """``[..., batch]`` residuals over the size of each sample's state."""
-    return residual / solution.z.flatten(1).norm(dim=1).clamp(min=torch.finfo(residual.dtype).tiny)
-
-
-def residual_curve(model: Classifier, images: Tensor) -> list[float]:
-    """The worst relative residual of a batch after each iteration of the solver.
-
-    Empty where the layer has none.
-    """
-    with torch.no_grad(), evaluation_mode(model):
-        _, solution = model.solve(images, trace=True)
-    return (
-        []
-        if solution.trace is None
-        else relative_residual(solution, solution.trace).amax(1).tolist()
-    )
-
-
-def step_memory(model: Classifier, images: Tensor, labels: Tensor) -> int:
-    """Peak bytes of one forward and backward pass, beyond the weights and the images.
-
-    The weights stay as they are.
-    """
-
-    def work() -> None:
-        _loss(model, images, labels)[0].backward()
-
-    model.zero_grad(set_to_none=True)
-    peak = peak_bytes(work, images.device)
-    model.zero_grad(set_to_none=True)
-    return peak
-
-
-def _loss(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Solution]:
-    logits, solution = model.solve(images)
-    return cross_entropy(logits, labels) + model.layer.regularizer(solution), logits, solution
-
-
-def _step(
-    model: Classifier, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
-) -> Step:
-    begin = time.perf_counter()
-    loss, logits, solution = _loss(model, images, labels)
-    value = _finite(loss, solution)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    return Step(
-        samples=len(labels),
-        loss=value,
-        correct=_correct(logits, labels),
-        evaluations=solution.evaluations,
-        backward=solution.backward.vjps + solution.backward.evaluations,
-        unconverged=_unconverged(solution),
-        seconds=time.perf_counter() - begin,
-    )
-
-
-def _finite(loss: Tensor, solution: Solution) -> float:
-    """The loss as a number, which no failed sample may hide.
-
-    A solver keeps the last finite iterate of one.
-    """
-    lost = int((solution.status == Status.NON_FINITE).sum())
-    if lost:
-        raise FloatingPointError(
-            f"the solve of {lost} of {len(solution.status)} samples is not finite"
-        )
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value}")
-    return value
-
-
-def _summary(epoch: int, history: History, first_step: int, test: Evaluation) -> Epoch:
-    steps = history.steps[first_step:]
-    samples = sum(step.samples for step in steps)
-    return Epoch(
-        epoch=epoch,
-        seconds=sum(step.seconds for step in history.steps),
-        loss=sum(step.loss * step.samples for step in steps) / samples,
-        train_accuracy=sum(step.correct for step in steps) / samples,
-        test_accuracy=test.accuracy,
-        evaluations=sum(step.evaluations for step in steps) / len(steps),
-        backward=sum(step.backward for step in steps) / len(steps),
-        unconverged=sum(step.unconverged for step in steps),
-    )
-
-
-def _correct(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(1) == labels).sum())
-
-
-def _unconverged(solution: Solution) -> int:
-    return int((~solution.converged).sum())
+    return Training(model, data, settings).run(on_step, on_epoch)

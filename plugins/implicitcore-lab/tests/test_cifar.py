@@ -1,14 +1,18 @@
 import hashlib
 import io
 import pickle
+import struct
 import tarfile
+import zipfile
+import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from implicitcore_lab import cifar
+from implicitcore_lab import arrays, cifar
 from implicitcore_lab.cifar import read_cifar10
 from implicitcore_lab.errors import DataError
 
@@ -124,7 +128,7 @@ def test_jpeg_npz_is_labelled(tmp_path):
     smooth = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8), (3, 3, 32, 32)).copy()
     stream, offsets = jpeg_arrays(smooth)
     labels = np.array([1, 2, 3])
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{split}_{key}": value
         for split in ("train", "test")
         for key, value in (("jpeg", stream), ("off", offsets))
@@ -134,12 +138,14 @@ def test_jpeg_npz_is_labelled(tmp_path):
     assert train.images.shape == test.images.shape == (3, 3, 32, 32)
     assert np.abs(train.images.astype(int) - smooth).max() < 8
     assert "recompressed" in note
-    np.savez(path, **arrays | {"train_jpeg": stream[:-1]}, y_train=labels, y_test=labels)
+    arrays["train_jpeg"] = stream[:-1]
+    np.savez(path, **arrays, y_train=labels, y_test=labels)
     with pytest.raises(
         DataError, match=f"train_jpeg {len(stream) - 1} bytes, expected {len(stream)}"
     ):
         read_cifar10(path)
-    np.savez(path, **arrays | {"test_jpeg": np.zeros_like(stream)}, y_train=labels, y_test=labels)
+    arrays |= {"train_jpeg": stream, "test_jpeg": np.zeros_like(stream)}
+    np.savez(path, **arrays, y_train=labels, y_test=labels)
     with pytest.raises(DataError, match=r"jpeg\.npz:test\[0\]: not a JPEG image"):
         read_cifar10(path)
 
@@ -183,6 +189,41 @@ def test_damaged_npz(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.npz: not a whole npz file"):
         read_cifar10(tmp_path)
+
+
+def test_arrays_that_claim_more_than_the_file_has(tmp_path):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "|u1", "fortran_order": False, "shape": (10**15,)}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x_train.npy", stream.getvalue())
+    with pytest.raises(DataError, match=r"x_train\.npy: \[1000000000000000\] of uint8 are more"):
+        read_cifar10(tmp_path)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "LARGEST", 1000)
+    np.savez_compressed(tmp_path / "a.npz", x_train=np.zeros(10_000, np.uint8))
+    with pytest.raises(DataError, match="bytes unpacked, more than 1,000, the most that is read"):
+        read_cifar10(tmp_path)
+
+
+def test_an_image_bomb_is_not_decoded():
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    def png(side):
+        head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b""))
+
+    for side, message in (
+        (33, r"source: image \[33, 33\], expected \[32, 32\]"),
+        (20_000, "source: not a JPEG image .* decompression bomb"),
+    ):
+        with pytest.raises(DataError, match=message):
+            cifar._decode(png(side), "source")
 
 
 def test_nothing_there(tmp_path):

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from implicitcore.cli import cli
+from implicitcore.testing.expect import known
 
 SMALL = ["--epochs", "1", "--hidden", "8", "--batch-size", "256", "--device", "cpu"]
 
@@ -58,7 +59,7 @@ def test_compare(run, tmp_path):
     assert results["settings"]["seed"] == 0
     with Image.open(tmp_path / "here" / "comparison.png") as picture:
         assert picture.size == (1440, 600)
-        assert len(picture.convert("RGB").getcolors(1_000_000)) > 20
+        assert len(known(picture.convert("RGB").getcolors(1_000_000))) > 20
 
 
 def test_compare_finds_every_problem_before_it_trains(run, tmp_path):
@@ -106,6 +107,7 @@ def test_train_then_evaluate(run, tmp_path, layer):
         "config.json",
         "metrics.jsonl",
         "result.json",
+        "steps.jsonl",
         "weights.safetensors",
     ]
     result = json.loads((folder / "result.json").read_text())
@@ -182,7 +184,7 @@ def test_a_run_is_not_overwritten_by_accident(run):
 
 
 def test_evaluate_without_a_run(run, tmp_path):
-    assert "config.json: no such file" in run("evaluate", "nowhere", status=1).output
+    assert "result.json: no such file" in run("evaluate", "nowhere", status=1).output
 
 
 @pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "result.json"])
@@ -194,10 +196,12 @@ def test_evaluate_a_damaged_run(run, tmp_path, name):
     assert f"{name}: no such file" in run("evaluate", "run", status=1).output
 
 
-def test_weights_of_another_configuration(run, tmp_path):
+def test_weights_of_another_configuration(run, tmp_path, sign):
     run("train", "--out", "run", *SMALL)
     path = tmp_path / "run" / "config.json"
     path.write_text(path.read_text().replace('"hidden": 8', '"hidden": 9'))
+    assert "run/config.json: damaged" in run("evaluate", "run", status=1).output
+    sign(tmp_path / "run")
     assert "not the weights of this configuration" in run("evaluate", "run", status=1).output
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from implicitcore_lab import data
+from implicitcore_lab import data, images
 from implicitcore_lab.errors import DataError
 from implicitcore_lab.files import PublicFile
 
@@ -21,12 +21,12 @@ def tiny_mnist(tmp_path, monkeypatch, write_idx):
     ]
     paths = [
         write_idx(tmp_path / name, array)
-        for name, array in zip(data.IDX_NAMES, arrays, strict=True)
+        for name, array in zip(images.IDX_NAMES, arrays, strict=True)
     ]
     files = tuple(
         PublicFile(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in paths
     )
-    monkeypatch.setitem(data.IDX_FILES, "mnist", files)
+    monkeypatch.setitem(images.IDX_FILES, "mnist", files)
     return tmp_path, arrays
 
 
@@ -39,10 +39,10 @@ def test_digits_are_split_alike_every_time():
 
 def test_digits_are_stratified():
     dataset = data.load("digits")
-    fractions = [
+    train, test = (
         split.labels.bincount(minlength=10) / len(split) for split in (dataset.train, dataset.test)
-    ]
-    assert torch.allclose(*fractions, atol=0.003)
+    )
+    assert torch.allclose(train, test, atol=0.003)
 
 
 def test_standardised_with_the_training_images(tiny_mnist):
@@ -68,7 +68,7 @@ def test_each_colour_is_standardised():
 
 def test_missing_file(tiny_mnist):
     folder, _ = tiny_mnist
-    (folder / data.IDX_NAMES[2]).unlink()
+    (folder / images.IDX_NAMES[2]).unlink()
     with pytest.raises(
         DataError, match=r"t10k-images-idx3-ubyte\.gz: no such file, expected train-images"
     ):
@@ -77,17 +77,17 @@ def test_missing_file(tiny_mnist):
 
 def test_wrong_md5(tiny_mnist):
     folder, _ = tiny_mnist
-    (folder / data.IDX_NAMES[1]).write_bytes(b"damaged")
+    (folder / images.IDX_NAMES[1]).write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\.gz: md5 .*, expected"):
         data.load("mnist", folder)
 
 
 def test_images_and_labels_that_differ_in_number(tiny_mnist, monkeypatch, write_idx):
     folder, _ = tiny_mnist
-    path = write_idx(folder / data.IDX_NAMES[1], np.arange(5))
-    files = list(data.IDX_FILES["mnist"])
+    path = write_idx(folder / images.IDX_NAMES[1], np.arange(5))
+    files = list(images.IDX_FILES["mnist"])
     files[1] = PublicFile(path.name, hashlib.md5(path.read_bytes()).hexdigest())
-    monkeypatch.setitem(data.IDX_FILES, "mnist", tuple(files))
+    monkeypatch.setitem(images.IDX_FILES, "mnist", tuple(files))
     with pytest.raises(DataError, match=r"labels \[5\] for images \[12, 1, 4, 4\]"):
         data.load("mnist", folder)
 

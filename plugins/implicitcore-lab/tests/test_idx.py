@@ -1,4 +1,6 @@
+import gzip
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -33,6 +35,17 @@ def test_fewer_pixels_than_the_header_says(tmp_path, write_idx):
     with pytest.raises(
         DataError, match=re.escape("images.gz: 19 bytes after the header, expected 2 x 3 x 4")
     ):
+        read_idx(path, 3)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "images.gz"
+    head = struct.pack(">IIII", 0x803, 1, 2, 3)
+    path.write_bytes(gzip.compress(head + bytes(200_000_000), 1))
+    with pytest.raises(DataError, match="more than 6 bytes after the header, expected 1 x 2 x 3"):
+        read_idx(path, 3)
+    path.write_bytes(gzip.compress(struct.pack(">IIII", 0x803, 2**31, 2**31, 2**31)))
+    with pytest.raises(DataError, match="more than 2,147,483,648, the most that is read"):
         read_idx(path, 3)
 
 

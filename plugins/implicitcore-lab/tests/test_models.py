@@ -20,7 +20,7 @@ def test_dense_cell_is_a_contraction_whatever_its_weights(size):
     cell = ContractiveCell(nn.Linear(20, 20), bound=0.9)
     nn.init.normal_(cell.linear.weight, std=size)
     z = torch.zeros(1, 20)  # with x cancelling the bias, tanh has slope 1 here: the steepest point
-    norm = jacobian_norm(cell, z, -cell.linear.bias.detach())
+    norm = jacobian_norm(cell, z, -cell.get_parameter("linear.bias").detach())
     assert norm <= 0.9 + 1e-5
     assert norm > 0.6 or size < 1  # and the bound is not far off
 
@@ -74,9 +74,11 @@ def test_every_layer_starts_from_the_same_weights():
         build_classifier(read_settings({"layer": layer, "hidden": 8}), (1, 8, 8), 10)
         for layer in LAYERS
     ]
+    shared = ("encoder.1.weight", "head.weight")
     for model in models[1:]:
-        assert torch.equal(model.encoder[1].weight, models[0].encoder[1].weight)
-        assert torch.equal(model.head.weight, models[0].head.weight)
+        assert all(
+            torch.equal(model.get_parameter(name), models[0].get_parameter(name)) for name in shared
+        )
         cells = [
             next(m for m in found.modules() if isinstance(m, ContractiveCell))
             for found in (model, models[0])

@@ -48,12 +48,26 @@ def test_a_run_is_read_back_without_pickle(tmp_path, monkeypatch, request, layer
     assert "the saved accuracy, exactly" in evaluated.output, evaluated.exception
 
 
-def test_weights_that_are_a_pickle_are_refused(tmp_path, monkeypatch, no_pickle):
+@pytest.mark.parametrize("layer", ["homoode"])
+def test_a_run_goes_on_without_pickle(tmp_path, monkeypatch, request, layer):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--layer", layer, "--out", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr("implicitcore_lab.keeper.Checkpoints.stop", lambda self: True)
+        assert CliRunner().invoke(cli, [*words, *SMALL]).exit_code == 1
+    request.getfixturevalue("no_pickle")
+    resumed = CliRunner().invoke(cli, [*words, "--resume"])
+    assert resumed.exit_code == 0, resumed.output
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_weights_that_are_a_pickle_are_refused(tmp_path, monkeypatch, no_pickle, sign):
     monkeypatch.chdir(tmp_path)
     CliRunner().invoke(cli, ["train", "--out", "run", *SMALL])
     stream = io.BytesIO()
     pickle.dump({"head.bias": [0.0]}, stream)
     (tmp_path / "run" / "weights.safetensors").write_bytes(stream.getvalue())
+    sign(tmp_path / "run")
     evaluated = CliRunner().invoke(cli, ["evaluate", "run"])
     assert evaluated.exit_code == 1
     assert "weights.safetensors: not the weights of this configuration" in evaluated.output

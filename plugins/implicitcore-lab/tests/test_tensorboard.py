@@ -108,11 +108,11 @@ def test_a_trajectory_has_no_residual_and_an_empty_batch_nothing(writer, tmp_pat
 
 
 def test_layers_have_names_of_their_own(writer, tmp_path):
-    model = torch.nn.Sequential(make(), make())
-    others = make(), make()
+    layers = make(), make()
+    model, others = torch.nn.Sequential(*layers), (make(), make())
     observer = TensorBoardObserver(writer, model=model)
     with ic.observe(observer):
-        for layer in (*model, *others, *model):
+        for layer in (*layers, *others, *layers):
             layer.solve(X)
         others[0].eval().solve(X)
     observer.flush()
@@ -192,8 +192,8 @@ def test_train_writes_the_training_and_the_solves(tmp_path, monkeypatch):
         (epochs[0]["backward"] + epochs[1]["backward"]) / 2
     )
     assert set(events.scalars("DEQ/evaluation/steps")) == set(
-        range(4)
-    )  # 360 images in batches of 256, twice
+        range(6)
+    )  # 360 images in batches of 256 and one batch more for the figures of the epoch, twice
 
 
 def test_without_tensorboard_nothing_is_trained_and_the_message_says_what_to_install(

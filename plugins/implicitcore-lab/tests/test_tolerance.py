@@ -1,5 +1,6 @@
 import pytest
 
+import implicitcore as ic
 from implicitcore_lab.experiment import check_settings
 from implicitcore_lab.models import build_classifier
 from implicitcore_lab.settings import Settings
@@ -33,8 +34,11 @@ def test_every_solver_of_a_layer_has_the_tolerance_and_nothing_else_changes(laye
 
 def test_the_layer_solves_to_it():
     loose, tight = build("neural_ode", 1e-1).layer, build("neural_ode", 1e-6).layer
+    assert isinstance(loose.solver, ic.Tsit5) and isinstance(tight.solver, ic.Tsit5)
     assert (loose.solver.rtol, tight.solver.rtol) == (1e-1, 1e-6)
-    assert build("deq", 1e-2).layer.gradient.solver.tol == 1e-2
+    gradient = build("deq", 1e-2).layer.gradient
+    assert isinstance(gradient, ic.Implicit) and isinstance(gradient.solver, ic.GMRES)
+    assert gradient.solver.tol == 1e-2
 
 
 def test_the_weights_do_not_depend_on_it():

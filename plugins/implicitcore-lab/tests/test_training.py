@@ -6,9 +6,10 @@ import torch
 
 from implicitcore_lab.data import Dataset, Split
 from implicitcore_lab.errors import TrainingError
+from implicitcore_lab.evaluation import evaluate, residual_curve, step_memory
 from implicitcore_lab.models import build_classifier
 from implicitcore_lab.settings import read_settings
-from implicitcore_lab.training import evaluate, fit, residual_curve, step_memory
+from implicitcore_lab.training import fit
 
 SETTINGS = read_settings({"hidden": 8, "epochs": 2, "batch_size": 16})
 
@@ -28,7 +29,7 @@ def build(layer, data):
 
 
 def without_times(history):
-    return [replace(step, seconds=0.0) for step in history.steps]
+    return [replace(step, seconds=0, forward_ms=0, backward_ms=0) for step in history.steps]
 
 
 def test_learns_and_counts(data):
@@ -72,7 +73,7 @@ def test_the_layers_own_loss_term_is_learnt(data):
 def test_a_loss_that_is_not_a_number_names_the_step(data):
     model = build("deq", data)
     with torch.no_grad():
-        model.head.bias[0] = math.nan
+        model.get_parameter("head.bias")[0] = math.nan
     with pytest.raises(TrainingError, match=r"deq: the loss is nan at step 1 \(epoch 1\)"):
         fit(model, data, SETTINGS)
 

@@ -7,7 +7,7 @@ from typing import Any, Unpack, final
 
 from torch import Tensor
 
-from implicitcore import LearnedInitialGuess, Solution, VectorField, start_loss
+from implicitcore import LearnedInitialGuess, SolveResult, VectorField, start_loss
 from implicitcore.extend import Count, OptionOf
 from implicitcore_layers.neural_ode import Flow, FlowOptions
 
@@ -52,6 +52,6 @@ class HomoODE(Flow):
         start = LearnedInitialGuess(channels, shape)
         super().__init__(VectorField(cell, autonomous=True), start, **options)
 
-    def regularizer(self, solution: Solution) -> Tensor:
+    def regularizer(self, solution: SolveResult) -> Tensor:
         """smooth-L1 of z0 to the detached z(horizon)."""
         return start_loss(solution)

@@ -12,7 +12,7 @@ from implicitcore import (
     OneStep,
     Predictor,
     RootSolver,
-    Solution,
+    SolveResult,
     SteadyState,
     skip_loss,
 )
@@ -44,7 +44,7 @@ class _Skip(Equilibrium):
         super().__init__(cell, start, root_solver=root_solver, **options)
         self.weight = weight
 
-    def regularizer(self, solution: Solution) -> Tensor:
+    def regularizer(self, solution: SolveResult) -> Tensor:
         """Weight x mean ``|z - z0|``."""
         return self.weight * skip_loss(solution)
 

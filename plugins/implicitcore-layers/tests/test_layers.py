@@ -73,7 +73,7 @@ def test_continuous_deq_takes_the_documented_options():
     assert layer.gradient == ic.Implicit(ic.GMRES(tol=1e-4))
     assert isinstance(layer.backend, ic.TorchBackend)
     z = layer(x)
-    assert torch.allclose(layer.dynamics.cell(z, x), z, atol=1e-3)
+    assert torch.allclose(layer.get_submodule("dynamics.cell")(z, x), z, atol=1e-3)
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "unrolled", "phantom"])
@@ -94,15 +94,17 @@ def test_the_skip_regulariser_is_the_mean_distance_with_gradient_to_both_ends():
     assert torch.allclose(
         layer.regularizer(solution), 0.5 * (solution.z - solution.start).abs().mean()
     )
-    assert torch.allclose(solution.start, layer.start.predictor(x))
-    (cell,) = torch.autograd.grad(layer.regularizer(solution), [layer.dynamics.cell.linear.bias])
+    assert torch.allclose(solution.start, layer.get_submodule("start.predictor")(x))
+    (cell,) = torch.autograd.grad(
+        layer.regularizer(solution), [layer.get_parameter("dynamics.cell.linear.bias")]
+    )
     assert bool(cell.any())
 
 
 def test_skip_reg_starts_from_the_first_update_and_counts_it():
     layer = build("skip_reg_deq")
     solution = layer.solve(x)
-    assert torch.equal(solution.start, layer.dynamics.cell(torch.zeros_like(x), x))
+    assert torch.equal(solution.start, layer.get_submodule("dynamics.cell")(torch.zeros_like(x), x))
     assert solution.evaluations == layer.solve(x, solution.start.detach()).evaluations + 1
     assert len(layer.state_dict()) == len(layer.dynamics.state_dict())
 
@@ -111,14 +113,14 @@ def test_homoode_start_is_one_value_per_channel_in_the_state_dict_and_survives_a
     layer = ic.build("homoode", lambda z, c: torch.tanh(c - z), channels=3)
     c = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        layer.start.value.copy_(torch.tensor([0.1, -0.2, 0.3]))
+        layer.get_parameter("start.value").copy_(torch.tensor([0.1, -0.2, 0.3]))
     solution = layer.solve(c)
     assert solution.start.shape == c.shape
-    assert torch.equal(solution.start[2, :, 1, 4], layer.start.value)
+    assert torch.equal(solution.start[2, :, 1, 4], layer.get_parameter("start.value"))
     torch.save(layer.state_dict(), tmp_path / "weights.pt")
     twin = ic.build("homoode", lambda z, c: torch.tanh(c - z), channels=3)
     twin.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    assert torch.equal(twin.start.value, layer.start.value)
+    assert torch.equal(twin.get_parameter("start.value"), layer.get_parameter("start.value"))
     assert torch.equal(twin(c), layer(c))
 
 
@@ -127,13 +129,15 @@ def test_homoode_start_learns_from_the_regulariser_alone(gradient):
     layer = build("homoode", gradient=gradient)
     solution = layer.solve(x)
     (task,) = torch.autograd.grad(
-        solution.z.sum(), [layer.start.value], allow_unused=True, retain_graph=True
+        solution.z.sum(), [layer.get_parameter("start.value")], allow_unused=True, retain_graph=True
     )
     assert task is None
     fit = layer.regularizer(solution)
     assert torch.allclose(fit, nn.functional.smooth_l1_loss(solution.start, solution.z))
-    bias = layer.dynamics.field.linear.bias
-    start, cell = torch.autograd.grad(fit, [layer.start.value, bias], allow_unused=True)
+    bias = layer.get_parameter("dynamics.field.linear.bias")
+    start, cell = torch.autograd.grad(
+        fit, [layer.get_parameter("start.value"), bias], allow_unused=True
+    )
     assert bool(start.any()) and cell is None
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import OdeSolver
 from torch import Tensor
 
-from implicitcore import GradientError, ODESolver, Solution, Status
+from implicitcore import ODESolver, Status, Trajectory
 from implicitcore.extend import ErrorTolerance, Positive, StepLimit, Stop, System, check_times
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
@@ -47,19 +47,14 @@ class IVPSolver(ErrorTolerance, StepLimit, ODESolver):
 
     def solve(
         self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
-    ) -> Solution:
+    ) -> Trajectory:
         """See :meth:`ODESolver.solve`.
 
         Raises:
             InputError: the state is complex.
-            GradientError: a graph is asked for, or the adjoint's way back.
+            GradientError: a graph is asked for.
         """
         check_real(z0)
-        if system.quadrature:
-            raise GradientError(
-                f"{type(self).__name__} shows nobody its steps, so it cannot integrate the "
-                f"adjoint: {CURE}"
-            )
         grid = check_times(times, z0, bounded=stop is None)
         with one_by_one(system, max(len(z0), 1)):
             paths = [Stretch(self, Sample(system, z0, row, CURE), grid) for row in range(len(z0))]
@@ -68,10 +63,10 @@ class IVPSolver(ErrorTolerance, StepLimit, ODESolver):
                     while path.status is None:
                         path.step()
         if stop is not None:
-            self._settle(system, paths, stop)
-        return self._solution(system, z0, grid, paths)
+            self._to_steady_state(system, paths, stop)
+        return self._trajectory(system, z0, grid, paths)
 
-    def _settle(self, system: System, paths: list[Stretch], stop: Stop) -> None:
+    def _to_steady_state(self, system: System, paths: list[Stretch], stop: Stop) -> None:
         """Step all samples side by side, and ask at each state which go on.
 
         The velocity there is one evaluation of the batch.
@@ -91,17 +86,18 @@ class IVPSolver(ErrorTolerance, StepLimit, ODESolver):
             if all(path.status is not None for path in paths):
                 return
 
-    def _solution(self, system: System, z0: Tensor, grid: Tensor, paths: list[Stretch]) -> Solution:
+    def _trajectory(
+        self, system: System, z0: Tensor, grid: Tensor, paths: list[Stretch]
+    ) -> Trajectory:
         status = [int(Status.MAX_STEPS if path.status is None else path.status) for path in paths]
         z = (
             torch.stack([path.trajectory() for path in paths], 1)
             if paths
             else z0.expand(len(grid), *z0.shape)
         )
-        return Solution(
+        return Trajectory(
             z=z,
             start=z0,
-            residual=None,
             status=torch.tensor(status, dtype=torch.int8, device=z0.device),
             steps=torch.tensor([path.steps for path in paths], dtype=torch.int64, device=z0.device),
             evaluations=system.evaluations,

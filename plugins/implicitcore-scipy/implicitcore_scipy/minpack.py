@@ -13,7 +13,7 @@ class Minpack(SciPyRoot):
     """A method that holds the Jacobian of a sample as a matrix.
 
     Attributes:
-        jacobian: it is that of autograd, n products of which ``max_evaluations`` counts none; else
+        jacobian: it is that of autograd, n products of which ``max_steps`` counts none; else
             MINPACK takes finite differences, n evaluations.
     """
 

@@ -32,11 +32,12 @@ class SciPyRoot(ResidualTolerance, RootSolver):
     reference, or for what implicitcore lacks; it is slow.
 
     Attributes:
-        max_evaluations: most evaluations of f for a sample, those of a line search included.
+        max_steps: most iterates of a sample, z0 included: each point where SciPy evaluates f, those
+            of a line search among them.
     """
 
     method: ClassVar[str]
-    max_evaluations: Count = 1000
+    max_steps: Count = 1000
 
     def arguments(self, search: Search) -> dict[str, Any]:
         """More arguments of ``scipy.optimize.root``, none of which may stop it early."""
@@ -87,7 +88,7 @@ class Search:
         self.solver, self.sample = solver, sample
         self.test = StopTest(sample.system, sample.z0, solver.tol, solver.atol)
         self.eps = float(torch.finfo(real_dtype(sample.z0)).eps)
-        self.most = solver.max_evaluations
+        self.most = solver.max_steps
         self.unit = 1.0
         self.first: Array | None = None
 

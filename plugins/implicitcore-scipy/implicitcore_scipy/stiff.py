@@ -10,7 +10,7 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from implicitcore import InputError, Solution
+from implicitcore import InputError, Trajectory
 from implicitcore.extend import Linearization, Stop, System
 from implicitcore_scipy.ivp import IVPSolver, Stretch
 from implicitcore_scipy.sample import Array
@@ -91,7 +91,7 @@ class LSODA(StiffSolver):
 
     def solve(
         self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
-    ) -> Solution:
+    ) -> Trajectory:
         """See :meth:`ODESolver.solve`."""
         if stop is not None:
             raise InputError(

@@ -9,6 +9,7 @@ import torch
 import implicitcore as ic
 import implicitcore_scipy as sp
 from implicitcore.testing.dense import fixed_point, implicit_gradient, relative_error
+from implicitcore.testing.expect import known
 from implicitcore.testing.problems import Cell, inputs
 
 # torch's own: the rules of forward mode are compiled with torch.jit.
@@ -47,7 +48,7 @@ def test_a_large_residual_does_not_drown_the_differences(cls):
         lambda z, x: size * cell(z / size, x),
         torch.zeros_like(x),
         x,
-        solver=cls(tol=1e-3, max_evaluations=100),
+        solver=cls(tol=1e-3, max_steps=100),
     )
     assert solution.converged.all(), solution.summary()
 
@@ -75,7 +76,7 @@ def test_the_root_and_its_gradient_with_theirs_both_ways(method, dtype):
     expected = implicit_gradient(lambda z: exact(z, point), z, 2 * z, [point, *exact.parameters()])
     found = torch.autograd.grad(solution.z.square().sum(), wrt)
     assert relative_error(found, expected) < 50 * tol
-    assert solution.backward.status.tolist() == [0] * 4
+    assert known(solution.backward.status).tolist() == [0] * 4
 
 
 @each_method
@@ -166,7 +167,7 @@ def test_no_root_is_a_status_and_the_budget_is_kept(method):
 
     with torch.no_grad():
         solution = ic.find_root(
-            g, torch.full((1, 2), 0.5, dtype=torch.float64), solver=make(method, max_evaluations=20)
+            g, torch.full((1, 2), 0.5, dtype=torch.float64), solver=make(method, max_steps=20)
         )
     assert solution.status[0] in (ic.Status.MAX_STEPS, ic.Status.DIVERGED)
     assert solution.steps[0] <= 20
@@ -179,7 +180,8 @@ def test_evaluations_are_of_the_whole_batch():
         solution = ic.fixed_point(
             Cell(), torch.zeros(4, 6).double(), inputs(4), solver=sp.Broyden1()
         )
-    assert solution.evaluations == -(-int(solution.steps.sum()) // 4)
+    # Two more of the whole batch, at the start and at the end, measure what SciPy claims.
+    assert solution.evaluations == -(-int(solution.steps.sum()) // 4) + 2
 
 
 def test_find_root_beyond_contraction():
@@ -207,7 +209,7 @@ def test_an_error_of_the_map_is_the_users_and_an_empty_batch_is_no_work(method):
 
 def test_bad_options_and_complex_states():
     with pytest.raises(ic.ConfigError, match="inner"):
-        sp.Krylov(inner="gremlin")
+        sp.Krylov(inner="gremlin")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ic.InputError, match="complex64"):
         ic.fixed_point(
             lambda z, x: z / 2, torch.ones(1, 1, dtype=torch.complex64), solver=sp.Hybr()

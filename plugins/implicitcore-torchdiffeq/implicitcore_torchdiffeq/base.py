@@ -11,16 +11,11 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from implicitcore import GradientError, InputError, ODESolver, Solution
+from implicitcore import InputError, ODESolver, Trajectory
 from implicitcore.extend import Count, StepLimit, Stop, System, check_times
 from implicitcore_torchdiffeq.field import Field
-from implicitcore_torchdiffeq.settle import settle
+from implicitcore_torchdiffeq.steady_state import integrate_to_steady_state
 from implicitcore_torchdiffeq.trajectory import trajectory
-
-_QUADRATURE = (
-    "{} shows nobody its steps, so it cannot integrate the adjoint: use "
-    "Adjoint(solver=Tsit5()) with it, or Unrolled()"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +54,12 @@ class TorchdiffeqSolver(StepLimit, ODESolver):
 
     def solve(
         self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None
-    ) -> Solution:
+    ) -> Trajectory:
         """See :meth:`ODESolver.solve`.
 
         Raises:
             InputError: ``stop`` is given with a finite end.
-            GradientError: as the solver of a backward pass.
         """
-        if system.quadrature:
-            raise GradientError(_QUADRATURE.format(type(self).__name__))
         grid = check_times(times, z0, bounded=stop is None)
         if stop is None:
             return trajectory(self, system, z0, grid)
@@ -76,7 +68,7 @@ class TorchdiffeqSolver(StepLimit, ODESolver):
                 f"{type(self).__name__} stops at a state only on the way to an infinite "
                 f"time, received {times.tolist()}"
             )
-        return settle(self, system, z0, grid, stop)
+        return integrate_to_steady_state(self, system, z0, grid, stop)
 
 
 def equal_parts(grid: Tensor, dt: float) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from implicitcore import Solution, Status
+from implicitcore import Status, Trajectory
 from implicitcore.extend import System
 from implicitcore_torchdiffeq.field import Field, OutOfSteps
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from implicitcore_torchdiffeq.base import TorchdiffeqSolver
 
 
-def trajectory(solver: TorchdiffeqSolver, system: System, z0: Tensor, grid: Tensor) -> Solution:
+def trajectory(solver: TorchdiffeqSolver, system: System, z0: Tensor, grid: Tensor) -> Trajectory:
     """The states at the output times."""
     run = _Run(solver, system, z0, grid)
     finite = z0.isfinite().all(1)
@@ -75,14 +75,13 @@ class _Run:
         self.rows.append(rows)
         self.pieces.append(z if len(z) == len(self.grid) else z.index_select(0, last))
 
-    def solution(self) -> Solution:
+    def solution(self) -> Trajectory:
         """All pieces in the order of the batch."""
         order = torch.cat(self.rows).argsort()
         z = torch.cat(self.pieces, 1).index_select(1, order)
-        return Solution(
+        return Trajectory(
             z=self._last_finite(z),
             start=self.z0,
-            residual=None,
             status=self.status,
             steps=self.steps,
             evaluations=self.system.evaluations,

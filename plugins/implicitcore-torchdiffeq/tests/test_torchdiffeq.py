@@ -94,7 +94,9 @@ def test_it_cannot_integrate_the_adjoint_itself():
     solution = ic.integrate(
         problem.field, problem.z0, problem.x, times=GRID, solver=td.Dopri5(), gradient=ic.Adjoint()
     )
-    with pytest.raises(ic.GradientError, match=r"Adjoint\(solver=Tsit5"):
+    with pytest.raises(
+        ic.GradientError, match=r"cannot integrate backwards: give Adjoint\(solver="
+    ):
         torch.autograd.grad(solution.z.sum(), problem.z0)
 
 
@@ -313,4 +315,4 @@ def test_what_it_cannot_do_is_a_clear_error():
     with pytest.raises(ic.ConfigError, match="max_order"):
         td.ExplicitAdams(max_order=13)
     with pytest.raises(AttributeError, match="Dopri9"):
-        td.Dopri9  # noqa: B018
+        td.Dopri9  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]

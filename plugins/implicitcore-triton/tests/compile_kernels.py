@@ -39,7 +39,7 @@ class NoGPU:
 def compile_all(name: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Stands in for the call of a kernel."""
     for capability in CAPABILITIES:
-        driver.set_active(NoGPU(capability))
+        driver.set_active(NoGPU(capability))  # pyright: ignore[reportArgumentType]
         compiled = getattr(kernels, name).warmup(*arguments, grid=grid, **options)
         assert not compiled.metadata.global_scratch_size
         BINARIES.append(compiled)

@@ -10,6 +10,7 @@ import torch
 from triton.runtime.errors import InterpreterError
 
 import implicitcore_triton
+from implicitcore.testing.expect import known
 from implicitcore.testing.kernel_checks import CHECKS, KernelProblem
 from implicitcore_triton import TritonBackend, kernels
 
@@ -80,9 +81,9 @@ def wrong_kernels(path: Path, right: str, wrong: str):
     source = Path(kernels.__file__).read_text()
     assert right in source, "the kernel was rewritten: write the bug anew"
     path.write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = known(importlib.util.spec_from_file_location(path.stem, path))
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    known(spec.loader).exec_module(module)
     return module
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from implicitcore import Solution, Status
+from implicitcore import Status, Trajectory
 from implicitcore.extend import Stop, System, column
 from implicitcore_torchdiffeq.field import Field, OutOfSteps
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 MOST = 19_000
 
 
-def settle(
+def integrate_to_steady_state(
     solver: TorchdiffeqSolver, system: System, z0: Tensor, grid: Tensor, stop: Stop
-) -> Solution:
+) -> Trajectory:
     """Integrate from grid[0] until ``stop`` lets no sample go on.
 
     A sample that stopped has velocity zero from then on.
     """
-    field = _Settling(system, min(solver.max_steps, MOST), stop, z0, grid[0])
+    field = _ActiveField(system, min(solver.max_steps, MOST), stop, z0, grid[0])
     ahead = torch.stack((grid[0], grid[0] + (grid[1] - grid[0]).sign()))
     while not field.done:
         start = torch.where(column(field.active), field.z, 0)
@@ -34,10 +34,9 @@ def settle(
             solver.odeint(field, start, ahead, event_fn=field.event)
         except (AssertionError, OutOfSteps) as error:
             field.drop(*field.at_fault(error))
-    return Solution(
+    return Trajectory(
         z=torch.stack((z0, field.z)),
         start=z0,
-        residual=None,
         status=field.status,
         steps=field.taken,
         evaluations=system.evaluations,
@@ -45,7 +44,7 @@ def settle(
     )
 
 
-class _Settling(Field):
+class _ActiveField(Field):
     """The vector field of the samples that go on.
 
     ``stop`` is called with each accepted state, as torchdiffeq's event function is.

@@ -1,0 +1,76 @@
+"""What one step of an ODE solver is, and what follows the steps of an integration."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.step_size import StepSize
+from implicitcore.system.system import System
+from implicitcore.tensors.norms import column
+
+State = TypeVar("State")
+
+
+class Stepper(ABC, Generic[State]):
+    """One map per step, for the loop that all stepwise ODE solvers share."""
+
+    max_steps: int
+
+    @property
+    @abstractmethod
+    def step_size(self) -> StepSize:
+        """How steps are chosen."""
+
+    @abstractmethod
+    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: State) -> Step:
+        """One step from t ``[batch]`` to t + dt, for every sample independently."""
+
+    def init(self, system: System, t: Tensor, z: Tensor) -> State:
+        """The state before a step from (t, z): by default the velocity there."""
+        return system.velocity(t, z)  # pyright: ignore[reportReturnType]
+
+    def velocity(self, state: State) -> Tensor:
+        """The velocity that the state holds."""
+        return state  # pyright: ignore[reportReturnType]
+
+    def piece(
+        self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: State, step: Step
+    ) -> list[Tensor]:
+        """The continuous extension of a step.
+
+        The coefficients of :func:`~implicitcore.ode_solvers.dense.evaluate`, each ``[batch, n]``.
+        By default Hermite's cubic through the states and velocities at both ends: its error goes
+        with dt^4. It is asked for only where somebody wants dense output or an event;
+        ``step.state`` is then never None.
+        """
+        del system, t
+        width, move = column(dt).to(z.dtype), step.z - z
+        bend = width * self.velocity(state) - move
+        return [z, move, bend, move - width * self.velocity(step.state) - bend]
+
+
+class StepObserver(ABC):
+    """Follows the steps of an integration: a quadrature of something beside the state."""
+
+    @abstractmethod
+    def after_init(self) -> None:
+        """Called after the solver's state was made: it holds the velocity evaluated last."""
+
+    @abstractmethod
+    def before_step(self) -> None:
+        """Called before each step: the velocities evaluated from here on are its stages."""
+
+    @abstractmethod
+    def after_step(self, step: Step, dt: Tensor, accept: Tensor | None) -> None:
+        """Called after each step: dt ``[batch]``, and which samples accepted it.
+
+        None where those that did not had dt = 0.
+        """
+
+    @abstractmethod
+    def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
+        """The state to go on from, where samples ``arrived`` at their output times ``which``."""

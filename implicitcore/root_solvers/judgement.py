@@ -1,0 +1,90 @@
+"""The edge of every root solve: its units, and a measurement of what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from implicitcore.options.shared import ResidualTolerance
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.solution import Judged, Solution, Status
+from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.scaled import OutOfRange, ScaledSystem
+from implicitcore.system.system import System
+
+_DEFAULT = ResidualTolerance()
+
+
+def solve(solver: RootSolver, system: System, z0: Tensor) -> Solution:
+    """What a root solver finds from z0, as a stop test of ours measures it.
+
+    A solver that returns the solution of a :class:`StopTest` as it is has been measured. What
+    another one returns is measured here, for two evaluations, at the start and at its end: the
+    status and the residual that it states do not count. Its tolerances are its ``tol`` and
+    ``atol``, or those that solvers have by default.
+    """
+    return in_range(system, z0, lambda part, start: judged(solver, part, solver.solve(part, start)))
+
+
+def solve_from(solver: RootSolver, system: System, start: Evaluation) -> Solution:
+    """The same from a point where f is known."""
+    return judged(solver, system, solver.solve_from(system, start), start)
+
+
+def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -> Any:
+    """What ``run`` returns for a system and its start, in units where norms need them."""
+    if system.scope.group is not None:  # processes that differ in their units would part
+        return run(system, z0)
+    context = replace(system.context, range_checked=True)
+    try:
+        return run(replace(system, context=context), z0)
+    except OutOfRange as found:
+        scaled = ScaledSystem.scaled(system, found.unit)
+    solution = run(scaled, scaled.into(z0))
+    scaled.unscale(system.context.recorder)
+    z, residual = scaled.back(solution.z), solution.residual * scaled.unit
+    mark = solution.judged._replace(z=z, residual=residual)
+    if mark.trace is not None:
+        mark = mark._replace(trace=mark.trace * scaled.unit)
+    return solution.amended(z=z, start=z0, residual=residual, judged=mark)
+
+
+def judged(
+    solver: RootSolver, system: System, solution: Solution, start: Evaluation | None = None
+) -> Solution:
+    """The solution as it is measured."""
+    stated, mark = (solution.z, solution.residual, solution.status), solution.judged
+    if mark is not None and all(a is b for a, b in zip(mark, stated, strict=False)):
+        return solution
+    if system.scope.group is not None:
+        return solution
+    with torch.no_grad():
+        first = start or system.evaluate(solution.start.detach())
+        end = system.evaluate(solution.z.detach())
+    test = StopTest(
+        system,
+        first.z,
+        getattr(solver, "tol", _DEFAULT.tol),
+        getattr(solver, "atol", _DEFAULT.atol),
+    )
+    test.recorder = None  # the solver has left its way there
+    if not test.check(first):
+        test.check(Evaluation(solution.z, end.fz, end.residual))
+    found = test.solution(steps=solution.steps)
+    # Above the tolerance it is the solver that knows why.
+    failed = torch.where(
+        solution.status == Status.CONVERGED, int(Status.MAX_STEPS), solution.status.to(torch.int8)
+    )
+    status = torch.where(found.status == Status.MAX_STEPS, failed, found.status)
+    return solution.amended(
+        z=found.z,
+        residual=found.residual,
+        status=status,
+        judged=Judged(found.z, found.residual, status, found.relative_residual),  # pyright: ignore[reportArgumentType] - measured
+        evaluations=system.evaluations,
+    )

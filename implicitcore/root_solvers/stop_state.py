@@ -1,0 +1,99 @@
+"""Where each sample of a solve is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from implicitcore.tensors.norms import real_dtype
+
+
+@dataclass
+class AtStart:
+    """What follows from the first residual of each sample.
+
+    Attributes:
+        ceiling: ``[batch]``, above which a residual is lost.
+        small: ``[batch]``, below which the square of a residual underflows; below all for a stopped
+            sample.
+        trust: ``[batch]``, the limit at the start, or a share of the residual there: a larger limit
+            is owed to a growth of ``|f(z)|``, and met only where the residual has fallen as well.
+        doubted: ``[batch]``, the samples that have met such a limit alone.
+        norm: ``[batch]``, that residual; None before there is one.
+    """
+
+    ceiling: Tensor
+    small: Tensor
+    trust: Tensor
+    doubted: Tensor
+    norm: Tensor | None = None
+
+
+@dataclass
+class StopState:
+    """Where each sample of a solve is.
+
+    Attributes:
+        active: ``[batch]``, the samples that have not stopped.
+        steps: ``[batch]``, evaluations up to the stop of each.
+        best: ``[batch, n]``, the iterate that met the tolerance; before, that of least residual.
+        best_norm: ``[batch]``, its residual.
+        best_limit: ``[batch]``, what that is compared with.
+        size: ``[batch]``, the last residual.
+        floor: ``[batch]``, the least that a residual is compared with: above zero, so that an exact
+            root is seen; below all for a stopped sample.
+        limit: ``[batch]``, below which a residual meets the tolerance.
+        start: what is known from the first residual on.
+        failure: ``[batch]`` int8, a :class:`Status` where a sample stopped without having met its
+            tolerance and 0 elsewhere; None until one does.
+    """
+
+    active: Tensor
+    steps: Tensor
+    best: Tensor
+    best_norm: Tensor
+    best_limit: Tensor
+    size: Tensor
+    floor: Tensor
+    limit: Tensor
+    start: AtStart
+    failure: Tensor | None = None
+
+    @classmethod
+    def at(cls, z0: Tensor, atol: Tensor | float) -> StopState:
+        """Before the first evaluation."""
+        batch, dtype, device = z0.shape[0], real_dtype(z0), z0.device
+        far = torch.full((batch,), torch.inf, dtype=dtype, device=device)
+        info = torch.finfo(dtype)
+        tiny, small = info.tiny * info.eps, torch.full_like(far, 100 * info.tiny**0.5)
+        # A tensor where the units of the samples differ.
+        floor = (
+            torch.full_like(far, atol + tiny)
+            if isinstance(atol, float | int)
+            else (atol + tiny).to(far)
+        )
+        active = torch.ones(batch, dtype=torch.bool, device=device)
+        steps = torch.zeros(batch, dtype=torch.int64, device=device)
+        return cls(
+            active, steps, z0, far, floor, far, floor, floor, AtStart(far, small, far, ~active)
+        )
+
+    def fail(self, which: Tensor, status: int | Tensor) -> None:
+        """Samples ``which`` have failed."""
+        if self.failure is None:
+            self.failure = torch.zeros_like(self.active, dtype=torch.int8)
+        self.failure = torch.where(which, status, self.failure).to(torch.int8)
+
+    def put(self, rows: Tensor, part: StopState) -> None:
+        """Write back what became of the samples ``rows``."""
+        self.active = self.active.index_copy(0, rows, part.active)
+        self.steps = self.steps.index_copy(0, rows, part.steps)
+        self.best = self.best.index_copy(0, rows, part.best)
+        self.best_norm = self.best_norm.index_copy(0, rows, part.best_norm)
+        self.best_limit = self.best_limit.index_copy(0, rows, part.best_limit)
+        if part.failure is not None:
+            if self.failure is None:
+                self.failure = torch.zeros_like(self.active, dtype=torch.int8)
+            self.failure = self.failure.index_copy(0, rows, part.failure)

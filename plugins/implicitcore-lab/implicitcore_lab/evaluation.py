@@ -1,0 +1,107 @@
+"""What a model reaches without training, and what a step of it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from implicitcore import Solution, SolveResult
+from implicitcore_lab.data import Split
+from implicitcore_lab.engine import Engine
+from implicitcore_lab.memory import peak_bytes
+from implicitcore_lab.models import Classifier
+from implicitcore_lab.records import Evaluation
+
+Solve = Callable[[Tensor], tuple[Tensor, SolveResult]]
+"""Images to logits and the solution they were read from."""
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    batch_size: int,
+    solve: Solve | None = None,
+    engine: Engine | None = None,
+) -> Evaluation:
+    """Classify every image of a split.
+
+    Arguments:
+        model: the classifier, on the device of ``split``.
+        split: the images and labels.
+        batch_size: images at a time.
+        solve: how, where it is not ``model.solve``.
+        engine: the processes that share the work; None is this one alone.
+
+    Returns:
+        The counts, the loss, and the worst residual over all samples.
+    """
+    solve = solve or cast(Classifier, model).solve
+    counts = torch.zeros(3, dtype=torch.float64, device=split.labels.device)
+    residuals = [torch.zeros(1, device=split.labels.device)]
+    rows = torch.arange(len(split), device=split.labels.device)
+    has_residual = False
+    with torch.no_grad(), evaluation_mode(model):
+        for batch in rows.split(batch_size):
+            mine, count = engine.share(batch) if engine else (batch, len(batch))
+            logits, solution = solve(split.images[mine])
+            logits, labels = logits[:count].float(), split.labels[mine][:count]
+            counts[0] += (logits.argmax(1) == labels).sum()
+            counts[1] += (~solution.converged[:count]).sum()
+            counts[2] += cross_entropy(logits, labels, reduction="sum")
+            if isinstance(solution, Solution):
+                has_residual = True
+                residuals.append(relative_residual(solution, solution.residual)[:count])
+    correct, unconverged, loss = (engine.total(counts) if engine else counts).tolist()
+    worst = torch.cat(residuals).max().item() if has_residual else None
+    if engine and worst is not None:
+        worst = engine.largest(worst)
+    return Evaluation(int(correct), len(split), worst, int(unconverged), loss / len(split))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model as it predicts, and as it was afterwards."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def relative_residual(solution: SolveResult, residual: Tensor) -> Tensor:
+    """``[..., batch]`` residuals over the size of each sample's state."""
+    return residual / solution.z.flatten(1).norm(dim=1).clamp(min=torch.finfo(residual.dtype).tiny)
+
+
+def residual_curve(model: Classifier, images: Tensor) -> list[float]:
+    """The worst relative residual of a batch after each iteration of the solver.
+
+    Empty where the layer has none.
+    """
+    with torch.no_grad(), evaluation_mode(model):
+        _, solution = model.solve(images, trace=True)
+    if not isinstance(solution, Solution) or solution.trace is None:
+        return []
+    return relative_residual(solution, solution.trace).amax(1).tolist()
+
+
+def step_memory(model: Classifier, images: Tensor, labels: Tensor) -> int:
+    """Peak bytes of one forward and backward pass, beyond the weights and the images.
+
+    The weights stay as they are.
+    """
+
+    def work() -> None:
+        logits, solution = model.solve(images)
+        (cross_entropy(logits, labels) + model.layer.regularizer(solution)).backward()
+
+    model.zero_grad(set_to_none=True)
+    peak = peak_bytes(work, images.device)
+    model.zero_grad(set_to_none=True)
+    return peak

@@ -1,0 +1,58 @@
+"""What one solve did, as numbers that any logger takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from implicitcore import Solution, SolveResult
+
+
+@torch.no_grad()
+def solve_figures(solution: SolveResult) -> dict[str, float]:
+    """The figures of a solve; reading them waits for the device once.
+
+    Arguments:
+        solution: of a layer; after the backward pass its cost is there too.
+
+    Returns:
+        ``evaluations`` of f; ``backward``, vector-Jacobian products and evaluations of f in the
+        backward pass so far; ``unconverged`` samples; ``steps``, the mean over the samples;
+        ``start_distance``, the mean of ``|z* - z0| / |z*|``; and ``residual``, the largest
+        ``|f(z) - z| / |z|``, where there is a residual.
+
+    Example:
+        >>> import torch, implicitcore as ic
+        >>> from implicitcore_lab.measures import solve_figures
+        >>> layer = ic.ImplicitLayer(
+        ...     ic.FixedPoint(lambda z, x: 0.5 * z + x), solver=ic.Picard(tol=1e-3)
+        ... )
+        >>> solve_figures(layer.solve(torch.ones(2, 3)))["start_distance"]
+        1.0
+    """
+    size = norms(solution.z)
+    rows = [
+        (~solution.converged).sum().float(),
+        solution.steps.float().mean(),
+        start_distance(solution).mean().float(),
+    ]
+    if isinstance(solution, Solution):
+        rows.append((solution.residual / size).max().float())
+    names = ("unconverged", "steps", "start_distance", "residual")
+    read = dict(zip(names, torch.stack(rows).tolist(), strict=False))
+    backward = solution.backward.vjps + solution.backward.evaluations
+    return {"evaluations": float(solution.evaluations), "backward": float(backward), **read}
+
+
+def start_distance(solution: SolveResult) -> Tensor:
+    """``|z* - z0| / |z*|`` of each sample, ``[batch]``."""
+    moved = pytree.tree_map(lambda z, z0: z - z0, solution.z, solution.start)
+    return norms(moved, floor=False) / norms(solution.z)
+
+
+def norms(state: Tensor, *, floor: bool = True) -> Tensor:
+    """The 2-norm of each sample of a state, ``[batch]``; above zero where it is divided by."""
+    leaves = [leaf.detach().flatten(1).norm(dim=1) for leaf in pytree.tree_leaves(state)]
+    size = torch.stack(leaves).norm(dim=0)
+    return size.clamp(min=torch.finfo(size.dtype).tiny) if floor else size

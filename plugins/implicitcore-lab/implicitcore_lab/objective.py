@@ -1,0 +1,107 @@
+"""What training minimises: the loss of a batch, in one call that processes can share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from implicitcore import RootSolver, Solution, SolveResult, jacobian_regularizer
+from implicitcore_lab.errors import TrainingError
+from implicitcore_lab.models import Classifier
+from implicitcore_lab.settings import Settings
+
+
+class Held:
+    """A solution on its way through wrappers that would copy a dataclass."""
+
+    def __init__(self, solution: SolveResult) -> None:
+        self.solution = solution
+
+
+class Losses(NamedTuple):
+    """What :class:`Objective` returns.
+
+    Attributes:
+        loss: a scalar, the mean over the batch.
+        logits: ``[batch, classes]``.
+        held: the solution they were read from.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    held: Held
+
+
+class Objective(nn.Module):
+    """Cross entropy + the layer's own term + the Jacobian term, each with its weight.
+
+    Arguments:
+        model: the classifier.
+        settings: label_smoothing, regularizer_weight, jacobian_weight and unrolled_depth.
+    """
+
+    def __init__(self, model: Classifier, settings: Settings) -> None:
+        super().__init__()
+        self.model = model
+        self.smoothing = settings.label_smoothing
+        self.regularizer_weight = settings.regularizer_weight
+        self.jacobian_weight = settings.jacobian_weight
+        self.depth = settings.unrolled_depth
+
+    def forward(self, images: Tensor, labels: Tensor, unrolled: bool = False) -> Losses:
+        """The loss of a batch.
+
+        Arguments:
+            images: ``[batch, channels, height, width]``.
+            labels: int64 ``[batch]``.
+            unrolled: iterate the cell ``unrolled_depth`` times in place of the solve.
+
+        Returns:
+            The loss, the logits and the solution.
+        """
+        x = self.model.encoder(images)
+        solution = self._unrolled(x) if unrolled else self.model.layer.solve(x)
+        logits = self.model.head(solution.z)
+        loss = cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        if self.regularizer_weight:
+            loss = loss + self.regularizer_weight * self.model.layer.regularizer(solution)
+        if self.jacobian_weight and self.training and isinstance(solution, Solution):
+            loss = loss + self.jacobian_weight * jacobian_regularizer(self.model.layer, solution, x)
+        return Losses(loss, logits, Held(solution))
+
+    def _unrolled(self, x: Tensor) -> SolveResult:
+        """The state after a few plain iterations, with their graph.
+
+        Reference:
+            Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv 1909.01377, section 4.1 (weight-tied
+            pre-training).
+        """
+        layer = self.model.layer
+        start = layer.start(x)
+        z = start.detach() if layer.start.detached else start
+        for _ in range(self.depth):
+            z = layer.dynamics.update(z, x)
+        none = torch.zeros(len(z), dtype=torch.int8, device=z.device)
+        return SolveResult(
+            z=z,
+            start=start,
+            status=none,
+            steps=torch.full_like(none, self.depth, dtype=torch.int64),
+            evaluations=self.depth + layer.start.evaluations,
+        )
+
+
+def check_unrolled(model: Classifier, settings: Settings) -> None:
+    """Refuse unrolled pre-training where a state after a few iterations means nothing.
+
+    Raises:
+        TrainingError: the layer integrates to a fixed time.
+    """
+    if settings.unrolled_steps and not isinstance(model.layer.solver, RootSolver):
+        raise TrainingError(
+            f"{settings.layer_name}: unrolled_steps needs a layer with a root solver; "
+            f"{type(model.layer).__name__} integrates to a fixed time"
+        )

@@ -1,0 +1,1 @@
+"""Programs that break what is running, and count how often it comes out whole."""
