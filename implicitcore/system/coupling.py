@@ -3,8 +3,8 @@
 A graph with its nodes as the batch, a batch norm in training or attention over the batch are one
 problem and not many: a sample that has met its tolerance is kept, and moves on with the others
 unseen. ``coupled=True`` solves such a batch as one sample. Here the other solves are checked: where
-an evaluation is at hand anyway its residual is compared, and else f is asked once. The solves of
-ODE solvers are not checked.
+an evaluation is at hand anyway its residual is compared, and else f is asked once. Solves of ODE
+solvers and solves without a gradient are not checked.
 """
 
 from __future__ import annotations
@@ -58,24 +58,6 @@ def check_residual(system: System, solution: Solution, found: Residual) -> None:
                     f"has {size[first].item():.3g} beside the others"
                 )
             )
-
-
-def check_solution(system: System, solution: Solution, solver: object) -> None:
-    """The same for a solve without a gradient, which evaluates f no more.
-
-    Once for each f and kind of solver, and only where the samples stopped in different iterations:
-    else none was kept while others moved.
-
-    Raises:
-        InputError: f mixes samples.
-    """
-    question = f"solution of {type(solver).__name__}"
-    if _alone(system) or _was_asked(system.dynamics, question):
-        return
-    if bool((solution.steps == solution.steps[0]).all()):
-        return
-    check_residual(system, solution, system.evaluate(solution.z).residual)
-    _note(system.dynamics, question)
 
 
 @torch.no_grad()
