@@ -29,7 +29,6 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.context import Recorder
-from implicitcore.system.coupling import check_solution
 from implicitcore.system.memory import apart
 from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
@@ -248,8 +247,6 @@ def run(  # noqa: PLR0913 - keyword options
         with suspended() if autocast else nullcontext():
             flat = packing.pack(begin)
             solution = gradient.run(solve, system, flat)
-            if isinstance(solution, Solution) and not torch.is_grad_enabled():
-                check_solution(system, solution, solve.solver)
     system.context.end()
     z = packing.unpack(apart(solution.z, begin, system.x))
     parts: dict[str, Any] = {"z": z, "start": z0}

@@ -3,8 +3,8 @@
 A graph with its nodes as the batch, a batch norm in training or attention over the batch are one
 problem and not many: a sample that has met its tolerance is kept, and moves on with the others
 unseen. ``coupled=True`` solves such a batch as one sample. Here the other solves are checked: where
-an evaluation is at hand anyway its residual is compared, and else f is asked once. The solves of
-ODE solvers are not checked.
+an evaluation is at hand anyway its residual is compared, and else f is asked once. Solves of ODE
+solvers and solves without a gradient are not checked.
 """
 
 from __future__ import annotations
@@ -60,24 +60,6 @@ def check_residual(system: System, solution: Solution, found: Residual) -> None:
             )
 
 
-def check_solution(system: System, solution: Solution, solver: object) -> None:
-    """The same for a solve without a gradient, which evaluates f no more.
-
-    Once for each f and kind of solver, and only where the samples stopped in different iterations:
-    else none was kept while others moved.
-
-    Raises:
-        InputError: f mixes samples.
-    """
-    question = f"solution of {type(solver).__name__}"
-    if _alone(system) or _was_asked(system.dynamics, question):
-        return
-    if bool((solution.steps == solution.steps[0]).all()):
-        return
-    check_residual(system, solution, system.evaluate(solution.z).residual)
-    _note(system.dynamics, question)
-
-
 @torch.no_grad()
 def check_products(system: System, jacobian: Linearization, v: Tensor, u: Tensor) -> None:
     """Require that a sample without an incoming gradient has none afterwards.
@@ -99,7 +81,7 @@ def check_products(system: System, jacobian: Linearization, v: Tensor, u: Tensor
     quiet = (v == 0).all(1)
     if not bool(quiet.any()) or bool(quiet.all()):
         return
-    if bool((jacobian.vjp(u)[quiet] != 0).any()):
+    if bool((jacobian.vjp(u)[quiet].abs() > 0).any()):  # NaN is the own of a failed sample
         raise InputError(_message("a sample that is not in the loss has a gradient"))
     _note(system.dynamics, question)
 

@@ -79,6 +79,9 @@ def test_it_shows_the_call_the_options_and_the_first_paragraph(site_with_layer: 
         "default torch",
         "on_failure 'raise' | 'warn' | 'mask' default 'warn' what becomes of samples that "
         "do not converge",
+        "coupled bool default False the samples depend on each other (nodes of a graph, batch "
+        "norm in training, attention over the batch): the batch is solved as one, with one norm, "
+        "one step and one stop test, and all of x belongs to it",
         "",
         "A layer for tests, see Predictor.",
     ]

@@ -112,7 +112,7 @@ def test_an_assigned_option_is_what_solves_and_what_the_config_says(cls, name):
 
 
 def test_every_option_is_among_these_cases():
-    untried = {"backend", "channels", "autonomous"}  # each has a test of its own
+    untried = {"backend", "channels", "autonomous", "coupled"}  # each has a test of its own
     for cls in LAYERS:
         assert set(OTHER[cls]) | untried >= set(options_of(cls))
 

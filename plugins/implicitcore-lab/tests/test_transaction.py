@@ -80,7 +80,7 @@ def test_a_run_cut_short_is_not_lost_by_accident(interrupted, run, tmp_path):
 def test_resume_with_other_settings_is_refused(interrupted, run):
     interrupted("--out", "run")
     output = run("train", "--out", "run", "--resume", "--learning-rate", "1", status=1)
-    assert "learning_rate: the run in run was begun with 0.003, received 1.0" in output
+    assert "learning_rate: the run in run was started with 0.003, received 1.0" in output
     run("train", "--out", "run", "--resume", "--hidden", "4", "--threads", "1")
 
 
