@@ -78,9 +78,8 @@ def builtin() -> dict[tuple[str, str], type]:
 
 
 def test_the_core_registers_each_part_that_the_stub_lists():
-    classes = {
-        cls for cls in (getattr(ic, name) for name in vars(ic)["__all__"]) if inspect.isclass(cls)
-    }
+    values = [getattr(ic, name) for name in vars(ic)["__all__"]]
+    classes = {value for value in values if inspect.isclass(value)}
     parts = {cls for cls in classes if hasattr(cls, "kind") and not inspect.isabstract(cls)}
     assert parts - {ic.ImplicitLayer} == set(builtin().values())
 

@@ -39,9 +39,7 @@ def own_attributes(node: ast.ClassDef) -> set[str]:
         statement.name
         for statement in node.body
         if isinstance(statement, ast.FunctionDef)
-        and any(
-            ast.unparse(decorator).endswith(".setter") for decorator in statement.decorator_list
-        )
+        and ".setter" in "".join(map(ast.unparse, statement.decorator_list))
     }
     return (found | fields) - setters
 

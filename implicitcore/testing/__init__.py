@@ -1,4 +1,4 @@
-"""The contract of every kind of part as checks, which whoever writes a part runs on it.
+"""The contract of every kind of part, as checks to run on a part of your own.
 
 With pytest:
 
@@ -10,7 +10,10 @@ With pytest:
     def test_contract(part, check):
         check(part)
 
-Without: :func:`run_checks`, which ``implicitcore check KIND NAME`` prints.
+Without pytest: :func:`run_checks`, whose results ``implicitcore check KIND NAME`` prints.
+
+The references that the checks compare with are public too: ``dense``, ``problems``,
+``trajectories``, ``hard_systems``, ``kernel_checks``, ``solve_checks`` and ``requirements``.
 """
 
 from implicitcore.testing.check import Check as Check

@@ -1,7 +1,4 @@
-"""Layers and dynamics for the checks.
-
-Each check makes its own, from the class that was handed in.
-"""
+"""Layers and dynamics for the checks, each of which makes instances of its own from a class."""
 
 from __future__ import annotations
 
@@ -24,9 +21,9 @@ Inputs = Callable[[int, torch.dtype], Any]
 """(batch, dtype) -> x of a layer, (z, x) of dynamics."""
 
 # Options at which a gradient can be compared with differences of values. A root solver that
-# integrates steps as loosely as it likes.
+# integrates keeps its own step tolerances.
 TIGHT_ROOT = {"tol": 1e-10, **limited(1000)}
-TIGHT_WAY = {"rtol": 1e-8, "atol": 1e-10, "dt": 0.01, **limited(2000)}
+TIGHT_TRAJECTORY = {"rtol": 1e-8, "atol": 1e-10, "dt": 0.01, **limited(2000)}
 
 
 class AnyCell(nn.Module):
@@ -48,7 +45,7 @@ class Maker:
 
     Arguments:
         factory: a class, or a ``functools.partial`` of one.
-        given: where the inputs come from; None for ``[batch, 6]``.
+        given: makes the inputs; None for ``[batch, 6]``.
 
     Raises:
         InputError: the factory needs more than a cell.
@@ -63,7 +60,7 @@ class Maker:
             name = label(factory)
             hint = ", ".join(f"{option}=..." for option in missing)
             raise InputError(
-                f"{name} needs {', '.join(missing)} beside a cell: hand in "
+                f"{name} needs {', '.join(missing)} beside a cell: pass "
                 f"functools.partial({name}, {hint})"
             )
 
@@ -74,14 +71,14 @@ class Maker:
     def make(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
         """A new module; the same seed makes an equal one."""
         torch.manual_seed(seed)
-        # A copy: what the partial holds (a predictor) is shared by all that are made.
+        # A copy: all instances of a partial share its arguments (a predictor).
         return copy.deepcopy(self.factory(*self.cell(seed))).to(dtype)
 
     def exact(self) -> Any:
         """A layer whose solver and backward pass meet tight tolerances."""
         layer = self.make()
         if isinstance(layer, ImplicitLayer):
-            options = TIGHT_ROOT if isinstance(layer.solver, RootSolver) else TIGHT_WAY
+            options = TIGHT_ROOT if isinstance(layer.solver, RootSolver) else TIGHT_TRAJECTORY
             layer.solver, layer.gradient = (
                 with_options(layer.solver, **options),
                 with_options(layer.gradient, **options),
@@ -89,7 +86,7 @@ class Maker:
         return layer
 
     def inputs(self, batch: int = 4, dtype: torch.dtype = torch.float64) -> Any:
-        """X of a layer; (z, x) of dynamics."""
+        """The x of a layer; (z, x) of dynamics."""
         torch.manual_seed(1)
         if self.given is not None:
             return self.given(batch, dtype)
@@ -98,7 +95,7 @@ class Maker:
 
 
 def _required(factory: Callable[..., Any]) -> tuple[list[str], list[str]]:
-    """The parameters without a default: those that take a position, and those that take a name."""
+    """The parameters without a default: the positional ones, and the keyword-only ones."""
     found = inspect.signature(factory).parameters.values()
     required = [
         p for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)

@@ -1,4 +1,4 @@
-"""The options of a part and of the parts that it is made of."""
+"""The options of a part and of the parts inside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from implicitcore.options.kinds import CLASS_KINDS
 from implicitcore.testing.expect import NotApplicable
 
-# What a tolerance can ask for at least, in float32.
+# The least tolerances that float32 can meet.
 LEAST = {"tol": 1e-5, "rtol": 1e-5, "atol": 1e-6}
 
 
@@ -30,7 +30,7 @@ def is_part(value: Any) -> bool:
 
 
 def parts_in(part: Any) -> Iterator[Any]:
-    """The part and those that it is made of, the outermost first."""
+    """The part and the parts inside it, the outermost first."""
     yield part
     for value in _values(part).values():
         for item in value if isinstance(value, tuple) else (value,):
@@ -41,7 +41,7 @@ def parts_in(part: Any) -> Iterator[Any]:
 def stated(part: Any, name: str) -> Any:
     """The value of an option.
 
-    Of the part, else the largest of those that it is made of, else None.
+    Of the part, else the largest of the parts inside it, else None.
     """
     own = getattr(part, name, None)
     found = [value for inner in parts_in(part) if (value := getattr(inner, name, None)) is not None]
@@ -61,7 +61,7 @@ def needed(part: Any, name: str) -> Any:
 
 
 def with_options(part: Any, **options: Any) -> Any:
-    """The part with other options, those of the parts that it is made of included.
+    """The part with other options, which the parts inside it get too.
 
     Each is left out where it does not exist.
 

@@ -85,6 +85,11 @@ def run_checks(
     ]
 
 
+def check_names(part: Any) -> list[str]:
+    """The names of the checks of a part."""
+    return [check.name for check in checks_for(part)]
+
+
 def expected_of(parts: Sequence[Any], expected: Expected) -> list[dict[str, str]]:
     """For each part the reasons for which its checks are expected to fail.
 
@@ -92,7 +97,7 @@ def expected_of(parts: Sequence[Any], expected: Expected) -> list[dict[str, str]
         ConfigError: no check has the name.
     """
     given = [dict(expected(part) if callable(expected) else expected or {}) for part in parts]
-    names = [{check.name for check in checks_for(part)} for part in parts]
+    names = [set(check_names(part)) for part in parts]
     # What is given for all parts names the checks of any of them.
     known = names if callable(expected) else [set().union(*names)] * len(names)
     problems = [

@@ -1,4 +1,4 @@
-"""Parts as they are handed in: their kinds, and their names in test ids and messages."""
+"""The parts that are checked: their kinds, and their names in test ids and messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from implicitcore.errors import InputError, show
 from implicitcore.options.kinds import CLASS_KINDS
 
 MADE_FROM_CELLS = ("layer", "dynamics")
-"""The kinds whose parts are given as classes, for each check makes its own."""
+"""The kinds whose parts are given as classes: each check makes its own instances."""
 
 
 def kind_of(part: Any) -> str:

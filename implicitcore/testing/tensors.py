@@ -82,5 +82,5 @@ def slope(f: Callable[[], Tensor], leaves: list[Tensor], step: float = 1e-5) -> 
 
 
 def parameters(module: nn.Module) -> list[Tensor]:
-    """Those that learn."""
+    """The parameters that require a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]

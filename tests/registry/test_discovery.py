@@ -284,9 +284,8 @@ def test_a_name_that_another_distribution_has_is_a_status_and_leaves_nothing_out
     for name in ("builtin", "a-dist"):
         plugin = plugin_of(registry, name)
         assert (plugin.status, plugin.usable) == ("conflict", True)
-        assert [[part.provider for part in shared] for shared in plugin.conflicts] == [
-            ["implicitcore", "a-dist"]
-        ]
+        [conflict] = plugin.conflicts
+        assert [part.provider for part in conflict] == ["implicitcore", "a-dist"]
         assert plugin.error == (
             "root_solver 'anderson' is provided by 2 distributions: say "
             "'implicitcore:anderson' or 'a-dist:anderson'"

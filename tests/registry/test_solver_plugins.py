@@ -117,10 +117,10 @@ def test_the_distribution_is_complete(installed: tuple[str, Site]):
 def test_every_method_is_found_and_nothing_heavy_is_imported(installed: tuple[str, Site]):
     name, site = installed
     done = run_python("-W", "error", "-c", LIST.format(name=name), path=(site,))
-    found = [
-        " ".join([kind, *(f"{name}-{method}" for method in NAMES[name].get(kind, []))])
-        for kind in ("ode_solver", "root_solver")
-    ]
+    found = []
+    for kind in ("ode_solver", "root_solver"):
+        methods = [f"{name}-{method}" for method in NAMES[name].get(kind, [])]
+        found.append(" ".join([kind, *methods]))
     assert done.stdout.splitlines() == [*found, "heavy"], done.stderr
 
 

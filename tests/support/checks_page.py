@@ -14,12 +14,11 @@ BEGIN, END = "<!-- checks: begin -->\n", "<!-- checks: end -->\n"
 
 def listing() -> str:
     """A heading for each kind, and a line for each of its checks."""
-    kinds = [
-        f"### {kind}\n\n"
-        + "".join(f"- `{check.name}`: {check.summary}\n" for check in checks_for(kind))
-        for kind in CLASS_KINDS
-    ]
-    return "\n".join(kinds)
+    sections = []
+    for kind in CLASS_KINDS:
+        lines = [f"- `{check.name}`: {check.summary}\n" for check in checks_for(kind)]
+        sections.append("".join([f"### {kind}\n\n", *lines]))
+    return "\n".join(sections)
 
 
 def with_listing(page: str) -> str:

@@ -126,7 +126,7 @@ def test_ids_name_the_class_and_where_it_is_shared_the_options():
         ("anderson", "expected a part .* received 'anderson'"),
         (
             partial(ic.ImplicitLayer),
-            "ImplicitLayer needs solver beside a cell: hand in "
+            "ImplicitLayer needs solver beside a cell: pass "
             "functools.partial.ImplicitLayer, solver=....",
         ),
     ],

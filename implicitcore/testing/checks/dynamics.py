@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -51,10 +53,7 @@ def velocity_is_shaped_like_the_state(maker: Maker) -> None:
         for batch in (0, 3):
             z, x = maker.inputs(batch, dtype)
             velocity = maker.make(dtype).velocity(times_like(z, 0.0), z, x)
-            found, wanted = (
-                [(list(leaf.shape), leaf.dtype) for leaf in pytree.tree_leaves(tree)]
-                for tree in (velocity, z)
-            )
+            found, wanted = _layout(velocity), _layout(z)
             expect(found == wanted, f"asked for the velocity of {batch} samples", found, wanted)
 
 
@@ -123,3 +122,8 @@ def scales_each_sample(maker: Maker) -> None:
         scale.tolist(),
         "finite, at least 0",
     )
+
+
+def _layout(tree: Any) -> list[tuple[list[int], torch.dtype]]:
+    """The shapes and dtypes of the tensors of a state."""
+    return [(list(leaf.shape), leaf.dtype) for leaf in pytree.tree_leaves(tree)]
