@@ -108,15 +108,22 @@ class Homotopy(Options, RootSolver):
         return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)
 
     def _correct(self, system: System, z: Tensor, limit: Callable[[Tensor], Tensor]) -> Solution:
-        """The corrector's solution from z, with residuals below the limit for its size."""
-        first = self.corrector.solve(system, z)
-        loose = first.converged & (first.residual > limit(norm(first.z)))
-        if not bool(loose.any()):
-            return first
-        first = replace(
-            first, status=torch.where(loose, int(Status.MAX_STEPS), first.status).to(first.status)
-        )
-        return merge(first, self.corrector.solve(system, first.z), _all(z))
+        """The corrector's solution from z, with residuals below the limit for its size.
+
+        A corrector whose tolerance is relative to where it begins, near the root, may ask for more
+        than that, or for less.
+        """
+        found = self.corrector.solve(system, z)
+        loose = found.converged & (found.residual > limit(norm(found.z)))
+        if bool(loose.any()):
+            found = _with_status(found, loose, Status.MAX_STEPS)
+            found = merge(found, self.corrector.solve(system, found.z), _all(z))
+        share = found.residual / limit(norm(found.z))
+        met = ~found.converged & (share <= 1)
+        if not bool(met.any()):
+            return found
+        tol = getattr(self.corrector, "tol", 0.0)
+        return _with_status(found, met, Status.CONVERGED, share * tol)
 
 
 def _anchored(system: System, z: Tensor) -> Tensor:
@@ -129,6 +136,19 @@ def _anchored(system: System, z: Tensor) -> Tensor:
         point = Point.at(system, end)
         end = end + solve(point.matrix(), point.g)[0]
     return z + (end - end.detach())
+
+
+def _with_status(
+    solution: Solution, which: Tensor, status: Status, relative: Tensor | None = None
+) -> Solution:
+    """The solution where ``which`` samples have that status, and that relative residual."""
+    changed = torch.where(which, int(status), solution.status).to(solution.status)
+    mark = solution.judged
+    if mark is not None:
+        mark = mark._replace(status=changed)
+        if relative is not None and mark.relative is not None:
+            mark = mark._replace(relative=torch.where(which, relative, mark.relative))
+    return replace(solution, status=changed, judged=mark)
 
 
 def _all(z: Tensor) -> Tensor:

@@ -120,3 +120,17 @@ def test_the_unrolled_gradient_is_the_roots_where_the_corrector_has_nothing_to_d
         lambda z: cell(z, x), z, torch.ones_like(z), [x, *cell.parameters()]
     )
     assert relative_error(found, expected) < 2e-2
+
+
+def test_a_corrector_that_rounding_stops_has_met_a_tolerance_of_the_path():
+    """From the end of the path the corrector's relative tolerance lies below the rounding of g; the
+    one that was asked for is relative to the start."""
+    z0, x = torch.zeros(1, 1), torch.tensor([[1e4]])
+    solver = ic.Homotopy(ode_solver=ic.Tsit5(rtol=1e-6, atol=1e-6), corrector=ic.Newton(tol=1e-4))
+    with torch.no_grad():
+        solution = ic.find_root(lambda z, x: x - z - torch.tanh(z / 1e4), z0, x, solver=solver)
+    assert solution.converged.all()
+    assert solution.residual.item() <= 1.0
+    assert solution.relative_residual.item() == pytest.approx(
+        solution.residual.item() / 1e4, rel=1e-3
+    )
