@@ -16,6 +16,7 @@ from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import PartMeta
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.judgement import solve as solve_root
+from implicitcore.root_solvers.returned import check_trajectory
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.system import System
 
@@ -55,6 +56,11 @@ class Solve:
         if isinstance(self.solver, RootSolver):
             return solve_root(self.solver, system, z0)
         times = self.grid if times is None else times
+        found = self._integrate(system, z0, times)
+        check_trajectory(self.solver, found, system.packing, times)
+        return found
+
+    def _integrate(self, system: System, z0: Tensor, times: Tensor) -> Trajectory:
         if not (self.dense or self.event):
             return self.solver.solve(system, z0, times)
         if not isinstance(self.solver, StepwiseODESolver):

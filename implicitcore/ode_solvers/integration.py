@@ -19,6 +19,7 @@ from implicitcore.ode_solvers.step_chooser import Attempt, Choice, ControlledSte
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.solution import Status, Trajectory
 from implicitcore.system.system import System
+from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import all_finite, column, real_dtype
 
 
@@ -180,6 +181,8 @@ class Integration:
         if self.observer is not None:
             self.observer.before_step()
         step = self.solver.step(self.system, samples.t, attempt.dt, samples.z, samples.state)
+        if step.z.shape != samples.z.shape or step.z.dtype is not samples.z.dtype:
+            check_like(step.z, samples.z, f"{type(self.solver).__name__}.step")
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
             end = torch.where(attempt.arrives, samples.target, samples.t + attempt.dt)

@@ -12,6 +12,7 @@ from torch import Tensor
 from implicitcore.options.shared import ResidualTolerance
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.returned import check_solution
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import OutOfRange, ScaledSystem
@@ -58,9 +59,9 @@ def judged(
     solver: RootSolver, system: System, solution: Solution, start: Evaluation | None = None
 ) -> Solution:
     """The solution as it is measured."""
-    stated, mark = (solution.z, solution.residual, solution.status), solution.judged
-    if mark is not None and all(a is b for a, b in zip(mark, stated, strict=False)):
+    if _is_measured(solution):
         return solution
+    check_solution(solver, solution, system.packing)
     if system.scope.group is not None:
         return solution
     with torch.no_grad():
@@ -88,3 +89,12 @@ def judged(
         judged=Judged(found.z, found.residual, status, found.relative_residual),  # pyright: ignore[reportArgumentType] - measured
         evaluations=system.evaluations,
     )
+
+
+def _is_measured(solution: Any) -> bool:
+    """Whether it is the solution of a stop test of ours, as it was."""
+    mark = getattr(solution, "judged", None)
+    if mark is None:
+        return False
+    stated = (solution.z, solution.residual, solution.status)
+    return all(a is b for a, b in zip(mark, stated, strict=False))

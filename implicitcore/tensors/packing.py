@@ -29,22 +29,26 @@ class Packing:
         shapes: of each leaf, without the batch; of the whole leaf where the batch is coupled.
         batch: samples that are solved apart from each other: 1 where the batch is coupled.
         dtype: of every leaf.
+        device: of every leaf.
         coupled: the samples depend on each other.
         sizes: entries of each leaf per sample.
         plain: the state is one tensor.
         flat: the state is one tensor ``[batch, n]``, packed as it is.
         full_shapes: of each leaf, as the user gives and gets it.
+        width: n, the entries of the state of a sample.
     """
 
     spec: pytree.TreeSpec = field(metadata=SHARED)
     shapes: tuple[tuple[int, ...], ...] = field(metadata=SHARED)
     batch: int = field(metadata=COUNT)
     dtype: torch.dtype
+    device: torch.device = field(metadata=SHARED)
     coupled: bool = False
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
     plain: bool = field(init=False, repr=False, compare=False)
     flat: bool = field(init=False, repr=False, compare=False)
     full_shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+    width: int = field(init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, z: Any, *, coupled: bool = False) -> Packing:
@@ -58,14 +62,16 @@ class Packing:
         _check(leaves, coupled=coupled)
         shapes = tuple(tuple(leaf.shape) for leaf in leaves)
         if coupled:
-            return cls(spec, shapes, 1, leaves[0].dtype, coupled=True)
-        return cls(spec, tuple(shape[1:] for shape in shapes), shapes[0][0], leaves[0].dtype)
+            return cls(spec, shapes, 1, leaves[0].dtype, leaves[0].device, coupled=True)
+        parts, batch = tuple(shape[1:] for shape in shapes), shapes[0][0]
+        return cls(spec, parts, batch, leaves[0].dtype, leaves[0].device)
 
     def __post_init__(self) -> None:
         """What every evaluation asks for; a ``cached_property`` takes a lock."""
         put = object.__setattr__
         lead = () if self.coupled else (self.batch,)
         put(self, "sizes", tuple(map(prod, self.shapes)))
+        put(self, "width", sum(self.sizes))
         put(self, "plain", self.spec.is_leaf())
         put(self, "flat", self.plain and not self.coupled and len(self.shapes[0]) == 1)
         put(self, "full_shapes", tuple((*lead, *shape) for shape in self.shapes))
@@ -108,6 +114,7 @@ class Packing:
             and isinstance(value, Tensor)
             and value.shape == self.full_shapes[0]
             and value.dtype == self.dtype
+            and value.device == self.device
         ):
             return
         leaves, spec = pytree.tree_flatten(value)
@@ -131,6 +138,11 @@ class Packing:
             if leaf.dtype != self.dtype:
                 raise InputError(
                     f"{what} returned {leaf.dtype}, expected {self.dtype} (the dtype of z)"
+                )
+            if leaf.device != self.device:
+                raise InputError(
+                    f"{what} returned a tensor on {leaf.device}, expected {self.device} (the "
+                    "device of z)"
                 )
 
 
