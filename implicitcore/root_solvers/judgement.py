@@ -15,6 +15,13 @@ from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.returned import check_solution
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.real import (
+    back_to_complex,
+    real_evaluation,
+    real_system,
+    to_complex,
+    to_real,
+)
 from implicitcore.system.scaled import OutOfRange, ScaledSystem
 from implicitcore.system.system import System
 
@@ -34,11 +41,24 @@ def solve(solver: RootSolver, system: System, z0: Tensor) -> Solution:
 
 def solve_from(solver: RootSolver, system: System, start: Evaluation) -> Solution:
     """The same from a point where f is known."""
-    return judged(solver, system, solver.solve_from(system, start), start)
+    if not start.z.is_complex():
+        return judged(solver, system, solver.solve_from(system, start), start)
+    part, now = real_system(system, start.z), real_evaluation(start)
+    solution = judged(solver, part, solver.solve_from(part, now), now)
+    return _marked(solution, to_complex(solution.z), start.z)
 
 
 def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -> Any:
-    """What ``run`` returns for a system and its start, in units where norms need them."""
+    """What ``run`` returns for a system and its start, as the solvers can take them.
+
+    A complex system as one of real numbers; and in units where norms need them.
+    """
+    if z0.is_complex():
+        recorder = system.context.recorder
+        count = len(recorder.iterates or ()) if recorder is not None else 0
+        solution = in_range(real_system(system, z0), to_real(z0), run)
+        back_to_complex(recorder, count)
+        return _marked(solution, to_complex(solution.z), z0)
     if system.scope.group is not None:  # processes that differ in their units would part
         return run(system, z0)
     context = replace(system.context, range_checked=True)
@@ -53,6 +73,12 @@ def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -
     if mark.trace is not None:
         mark = mark._replace(trace=mark.trace * scaled.unit)
     return solution.amended(z=z, start=z0, residual=residual, judged=mark)
+
+
+def _marked(solution: Solution, z: Tensor, start: Tensor) -> Solution:
+    """The same solution as it was measured, its states in another form."""
+    mark = solution.judged and solution.judged._replace(z=z)
+    return solution.amended(z=z, start=start, judged=mark)
 
 
 def judged(

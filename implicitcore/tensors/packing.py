@@ -126,24 +126,22 @@ class Packing:
                 f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected {expected}"
             )
         for leaf, shape in zip(leaves, self.full_shapes, strict=True):
-            if not isinstance(leaf, Tensor):
-                raise InputError(
-                    f"{what} returned {_kind(leaf)}, expected a tensor of shape {[*shape]}"
-                )
-            if tuple(leaf.shape) != shape:
-                raise InputError(
-                    f"{what} returned shape {list(leaf.shape)}, expected {[*shape]} "
-                    "(the shape of z)"
-                )
-            if leaf.dtype != self.dtype:
-                raise InputError(
-                    f"{what} returned {leaf.dtype}, expected {self.dtype} (the dtype of z)"
-                )
-            if leaf.device != self.device:
-                raise InputError(
-                    f"{what} returned a tensor on {leaf.device}, expected {self.device} (the "
-                    "device of z)"
-                )
+            problem = self._difference(leaf, shape)
+            if problem:
+                raise InputError(f"{what} returned {problem}")
+
+    def _difference(self, leaf: Any, shape: tuple[int, ...]) -> str:
+        """How a leaf differs from that of the state; empty where it does not."""
+        if not isinstance(leaf, Tensor):
+            return f"{_kind(leaf)}, expected a tensor of shape {[*shape]}"
+        if tuple(leaf.shape) != shape:
+            return f"shape {list(leaf.shape)}, expected {[*shape]} (the shape of z)"
+        for name in ("dtype", "device"):
+            found, expected = getattr(leaf, name), getattr(self, name)
+            if found != expected:
+                where = "a tensor on " if name == "device" else ""
+                return f"{where}{found}, expected {expected} (the {name} of z)"
+        return ""
 
 
 def _kind(value: object) -> str:

@@ -64,6 +64,10 @@ def usable(tree: Any) -> Any:
     """The pytree with tensors that autograd may save: one made in inference mode may not."""
     if isinstance(tree, Tensor):
         return _usable(tree)
+    if not any(
+        isinstance(leaf, Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves(tree)
+    ):
+        return tree
     return pytree.tree_map_only(Tensor, _usable, tree)
 
 
