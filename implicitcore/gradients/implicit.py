@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -22,6 +21,7 @@ from implicitcore.system.coupling import check_products, check_residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem, Transposed
 from implicitcore.system.linearization import Linearization
+from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.cotangent import Pullback, attach
@@ -158,16 +158,21 @@ class BackwardSolve(Pullback):
         record.residual = None if solution.residual is None else solution.residual / size
         failed = int((solution.status != Status.CONVERGED).sum())
         if failed:
-            worst = (
-                ""
-                if record.residual is None
-                else f"; worst relative residual {record.residual.max().item():.3g}"
-            )
-            message = (
-                f"the backward solve of {failed} of {len(solution.status)} samples did not "
-                f"converge{worst}: their gradients are inexact"
-            )
-            warnings.warn(message, ConvergenceWarning, stacklevel=2)
+            owner = owner_of(self.system.dynamics)
+            warn_repeatedly(owner, "backward", lambda: _inexact(failed, record), ConvergenceWarning)
+
+
+def _inexact(failed: int, record: Backward) -> str:
+    total = 0 if record.status is None else len(record.status)
+    worst = (
+        ""
+        if record.residual is None
+        else f"; worst relative residual {record.residual.max().item():.3g}"
+    )
+    return (
+        f"the backward solve of {failed} of {total} samples did not "
+        f"converge{worst}: their gradients are inexact"
+    )
 
 
 class _Cut(torch.autograd.Function):
