@@ -57,7 +57,7 @@ class Solve:
             return solve_root(self.solver, system, z0)
         times = self.grid if times is None else times
         found = self._integrate(system, z0, times)
-        check_trajectory(self.solver, found, system.packing, times)
+        check_trajectory(self.solver, found, z0, times)
         return found
 
     def _integrate(self, system: System, z0: Tensor, times: Tensor) -> Trajectory:

@@ -60,7 +60,7 @@ class Chain(Options, RootSolver):
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
         first = self.solvers[0].solve(system, z0)
-        check_solution(self.solvers[0], first, system.packing)
+        check_solution(self.solvers[0], first, z0)
         return self._go_on(system, first)
 
     def solve_from(self, system: System, start: Evaluation) -> Solution:
@@ -74,8 +74,9 @@ class Chain(Options, RootSolver):
             if not len(left):
                 break
             part = system if len(left) == len(solution.status) else system.restrict(left)
-            after = solver.solve(part, solution.z.index_select(0, left))
-            check_solution(solver, after, part.packing)
+            start = solution.z.index_select(0, left)
+            after = solver.solve(part, start)
+            check_solution(solver, after, start)
             solution = merge(solution, after, left)
         return solution.amended(evaluations=system.evaluations)
 

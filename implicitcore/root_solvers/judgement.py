@@ -36,15 +36,17 @@ def solve(solver: RootSolver, system: System, z0: Tensor) -> Solution:
     status and the residual that it states do not count. Its tolerances are its ``tol`` and
     ``atol``, or those that solvers have by default.
     """
-    return in_range(system, z0, lambda part, start: judged(solver, part, solver.solve(part, start)))
+    return in_range(
+        system, z0, lambda part, start: judged(solver, part, solver.solve(part, start), start)
+    )
 
 
 def solve_from(solver: RootSolver, system: System, start: Evaluation) -> Solution:
     """The same from a point where f is known."""
     if not start.z.is_complex():
-        return judged(solver, system, solver.solve_from(system, start), start)
+        return judged(solver, system, solver.solve_from(system, start), start.z, start)
     part, now = real_system(system, start.z), real_evaluation(start)
-    solution = judged(solver, part, solver.solve_from(part, now), now)
+    solution = judged(solver, part, solver.solve_from(part, now), now.z, now)
     return _marked(solution, to_complex(solution.z), start.z)
 
 
@@ -82,16 +84,20 @@ def _marked(solution: Solution, z: Tensor, start: Tensor) -> Solution:
 
 
 def judged(
-    solver: RootSolver, system: System, solution: Solution, start: Evaluation | None = None
+    solver: RootSolver,
+    system: System,
+    solution: Solution,
+    z0: Tensor,
+    start: Evaluation | None = None,
 ) -> Solution:
-    """The solution as it is measured."""
+    """The solution from z0 as it is measured; ``start``, where f is known there."""
     if _is_measured(solution):
         return solution
-    check_solution(solver, solution, system.packing)
+    check_solution(solver, solution, z0)
     if system.scope.group is not None:
         return solution
     with torch.no_grad():
-        first = start or system.evaluate(solution.start.detach())
+        first = start or system.evaluate(z0.detach())
         end = system.evaluate(solution.z.detach())
     test = StopTest(
         system,

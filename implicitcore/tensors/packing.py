@@ -35,7 +35,6 @@ class Packing:
         plain: the state is one tensor.
         flat: the state is one tensor ``[batch, n]``, packed as it is.
         full_shapes: of each leaf, as the user gives and gets it.
-        width: n, the entries of the state of a sample.
     """
 
     spec: pytree.TreeSpec = field(metadata=SHARED)
@@ -48,7 +47,6 @@ class Packing:
     plain: bool = field(init=False, repr=False, compare=False)
     flat: bool = field(init=False, repr=False, compare=False)
     full_shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
-    width: int = field(init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, z: Any, *, coupled: bool = False) -> Packing:
@@ -71,7 +69,6 @@ class Packing:
         put = object.__setattr__
         lead = () if self.coupled else (self.batch,)
         put(self, "sizes", tuple(map(prod, self.shapes)))
-        put(self, "width", sum(self.sizes))
         put(self, "plain", self.spec.is_leaf())
         put(self, "flat", self.plain and not self.coupled and len(self.shapes[0]) == 1)
         put(self, "full_shapes", tuple((*lead, *shape) for shape in self.shapes))
