@@ -16,6 +16,16 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import InputError
 from implicitcore.tensors.restrict import COUNT, SHARED
 
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
+"""What states may be of: those in which torch has all operations of the solvers."""
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -177,6 +187,12 @@ def _problem(leaf: object) -> str:
         return f"{_kind(leaf)}; expected tensors only"
     if leaf.ndim == 0:
         return "a tensor with no dimensions; expected the batch first: [batch, ...]"
+    if leaf.layout is not torch.strided:
+        return f"a tensor of layout {leaf.layout}; expected a dense one: z.to_dense()"
+    if leaf.is_meta:
+        return "a tensor on the meta device, which has no values; expected one on another device"
     if not (leaf.is_floating_point() or leaf.is_complex()):
         return f"a tensor of dtype {leaf.dtype}; expected a floating-point or complex dtype"
+    if leaf.dtype not in DTYPES:
+        return f"a tensor of dtype {leaf.dtype}, with which torch does not compute: z.float()"
     return ""

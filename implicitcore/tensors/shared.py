@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.errors import InputError
+from implicitcore.errors import InputError, show
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +72,14 @@ def check_batch(x: Any, batch: int) -> None:
         InputError: names it.
     """
     for leaf in pytree.tree_leaves(x, is_leaf=_is_shared):
-        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] != batch:
-            raise InputError(_problem(x, batch))
+        if isinstance(leaf, Tensor):
+            if leaf.ndim and leaf.shape[0] != batch:
+                raise InputError(_problem(x, batch))
+        elif getattr(leaf, "shape", ()):
+            raise InputError(
+                f"x holds {show(leaf)} of shape {[*leaf.shape]}, which is no tensor: give "
+                "torch.as_tensor(...)"
+            )
 
 
 def _problem(x: Any, batch: int) -> str:
