@@ -22,8 +22,8 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-LONGEST = 5000
-"""The most letters of a message."""
+LONGEST, LONGEST_WORD = 5000, 100
+"""The most letters of a message, and of a word that has near matches."""
 
 
 class _Message:
@@ -112,8 +112,10 @@ def did_you_mean(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> 
     """
     from difflib import get_close_matches  # imported for errors alone
 
+    if not isinstance(word, str) or len(word) > LONGEST_WORD:
+        return ""
     spelling = {name.casefold(): name for name in known}
-    given = str(word).casefold()
+    given = word.casefold()
     longer = [name for name in spelling if len(name) > 2 and given.startswith(name)]
     close = get_close_matches(given, spelling, n=3, cutoff=cutoff)
     near = list(dict.fromkeys([*close, *longer]))[:3]

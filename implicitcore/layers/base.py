@@ -278,7 +278,9 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     def _times(self, z0: Any) -> Tensor | None:
         if isinstance(self.solver, RootSolver):
             return None
-        like = pytree.tree_leaves(z0)[0]
+        like = next(iter(pytree.tree_leaves(z0)), None)
+        if not isinstance(like, Tensor):  # no state, as packing it will say
+            return torch.tensor([0.0, self.horizon])
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         return torch.tensor([0.0, self.horizon], dtype=dtype, device=like.device)
 

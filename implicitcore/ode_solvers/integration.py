@@ -19,7 +19,7 @@ from implicitcore.ode_solvers.step_chooser import Attempt, Choice, ControlledSte
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.solution import Status, Trajectory
 from implicitcore.system.system import System
-from implicitcore.tensors.like import check_like
+from implicitcore.tensors.like import check_like, described
 from implicitcore.tensors.norms import all_finite, column, real_dtype
 
 
@@ -81,8 +81,8 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
             "times: received a tensor that requires a gradient; the gradient with respect "
             "to times is not computed"
         )
-    if times.is_complex():
-        raise InputError(f"times: expected real numbers, received {times.dtype}")
+    if times.is_complex() or times.is_meta or times.layout is not torch.strided:
+        raise InputError(f"times: expected real numbers, received {described(times)}")
     grid = times.to(z0.device, real_dtype(z0))
     steps = grid.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from implicitcore.errors import InputError, show
@@ -36,4 +37,5 @@ def described(value: Any) -> str:
     """A tensor's shape, dtype and device; of anything else what it is."""
     if not isinstance(value, Tensor):
         return show(value)
-    return f"shape {list(value.shape)}, {value.dtype} on {value.device}"
+    layout = "" if value.layout is torch.strided else f" ({value.layout})"
+    return f"shape {list(value.shape)}, {value.dtype} on {value.device}{layout}"

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.tensors.restrict import COUNT, SHARED
+from implicitcore.tensors.shared import is_marked
 
 DTYPES = (
     torch.float16,
@@ -67,6 +68,10 @@ class Packing:
                 an integer dtype.
         """
         leaves, spec = pytree.tree_flatten(z)
+        if is_marked(z):
+            raise InputError(
+                "the state z is marked as shared; expected a plain start, one for each sample"
+            )
         _check(leaves, coupled=coupled)
         shapes = tuple(tuple(leaf.shape) for leaf in leaves)
         if coupled:

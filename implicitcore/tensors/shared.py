@@ -49,6 +49,13 @@ def shared(tree: Any) -> Any:
     return Shared(unwrapped(tree))
 
 
+def is_marked(tree: Any) -> bool:
+    """Whether something in the pytree is marked as shared."""
+    if isinstance(tree, Tensor):
+        return False
+    return any(map(_is_shared, pytree.tree_leaves(tree, is_leaf=_is_shared)))
+
+
 def unwrapped(tree: Any) -> Any:
     """The pytree without its marks: what f receives."""
     if isinstance(tree, Tensor):
@@ -75,7 +82,7 @@ def check_batch(x: Any, batch: int) -> None:
         if isinstance(leaf, Tensor):
             if leaf.ndim and leaf.shape[0] != batch:
                 raise InputError(_problem(x, batch))
-        elif getattr(leaf, "shape", ()):
+        elif isinstance(getattr(leaf, "shape", None), tuple) and leaf.shape:
             raise InputError(
                 f"x holds {show(leaf)} of shape {[*leaf.shape]}, which is no tensor: give "
                 "torch.as_tensor(...)"
