@@ -19,7 +19,7 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.events import Event, check_event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.options.annotations import PartType
 from implicitcore.options.option import read_part
@@ -204,6 +204,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     """
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
     strategy = strategy or Unrolled()
+    check_event(event)
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
         raise GradientError(

@@ -18,6 +18,7 @@ from honesty.finding import Case, Finding, examine
 from honesty.fuzz_configs import config_call
 from honesty.fuzz_values import FIELDS, MAPS, inputs_of, state, times_of
 from implicitcore.registry.registry import REGISTRY
+from implicitcore.tensors.shared import unwrapped
 
 _CELLS = (MAPS["half"], MAPS["tanh"])
 TOL = 1e-3
@@ -78,12 +79,13 @@ def _fixed_point(rng: random.Random) -> Case:
     name = rng.choice(list(MAPS))
     z0, x, told = inputs_of(rng)
     f, options = MAPS[name], _options(rng, "root_solver")
+    coupled = "coupled" in options
     call = lambda: _with_gradient(rng, lambda x: ic.fixed_point(f, z0, x, **options), x)  # noqa: E731
     return Case(
         f"fixed_point({name}, {told}, {_shown(options)})",
         call,
-        lambda found: _residual_lie(found, lambda z: f(z, x) - z, z0),
-        lambda: f(_copy(z0), x),
+        lambda found: _residual_lie(found, lambda z: f(z, x) - z, z0, coupled),
+        lambda: f(_copy(z0), unwrapped(x)),
     )
 
 
@@ -91,6 +93,8 @@ def _find_root(rng: random.Random) -> Case:
     name = rng.choice(list(MAPS))
     z0, x, told = inputs_of(rng)
     options = _options(rng, "root_solver")
+    coupled = "coupled" in options
+    apart = name in ("row", "mean") and not coupled  # told by a gradient alone
 
     def g(z: Any, x: Any) -> Any:
         return MAPS[name](z, x) - z
@@ -99,8 +103,8 @@ def _find_root(rng: random.Random) -> Case:
     return Case(
         f"find_root({name}, {told}, {_shown(options)})",
         call,
-        lambda found: _residual_lie(found, lambda z: g(z, x), z0),
-        lambda: g(_copy(z0), x),
+        lambda found: "" if apart else _residual_lie(found, lambda z: g(z, x), z0, coupled),
+        lambda: g(_copy(z0), unwrapped(x)),
     )
 
 
@@ -119,11 +123,17 @@ def _integrate(rng: random.Random) -> Case:
         rng, lambda x: ic.integrate(v, z0, x, times=times, **options), x
     )
     exact = name == "decay" and "event" not in options
+
+    def own() -> None:
+        arguments = torch.zeros(()), _copy(z0), unwrapped(x)
+        options.get("event", v)(*arguments)
+        v(*arguments)
+
     return Case(
         f"integrate({name}, {told}, times={times!r}, {_shown(options)})",
         call,
         lambda found: _decay_lie(found, z0) if exact else "",
-        lambda: v(torch.zeros(()), _copy(z0), x),
+        own,
     )
 
 
@@ -162,25 +172,20 @@ def _with_gradient(rng: random.Random, solve: Callable[[Any], Any], x: Any) -> A
     return found
 
 
-def _residual_lie(found: Any, g: Callable[[Any], Any], z0: Any) -> str:
+def _residual_lie(found: Any, g: Callable[[Any], Any], z0: Any, coupled: bool) -> str:
     """Whether a converged sample has a residual above its tolerance, measured here."""
     z = found.z
-    if not isinstance(z, torch.Tensor) or z.shape != z0.shape or z.dtype != z0.dtype:
-        return "" if isinstance(z0, tuple | list | dict) else f"z of shape {list(z.shape)}"
+    if not isinstance(z0, torch.Tensor):
+        return ""
+    if z.shape != z0.shape or z.dtype != z0.dtype or found.status.shape != z.shape[:1]:
+        return f"z of shape {list(z.shape)}, {z.dtype}; status of {list(found.status.shape)}"
     with torch.no_grad():
-        residual = g(z.clone()).to(_wide(z)).flatten(1 if z.ndim > 1 else 0)
-        size = (z.to(_wide(z)) + g(z.clone())).flatten(1 if z.ndim > 1 else 0)
-    residual, size = (
-        v.reshape(len(z), math.prod(v.shape[1:])).norm(dim=1) for v in (residual, size)
-    )
-    size = size.clamp(min=1)
-    limit = size * (1.05 * TOL + 50 * torch.finfo(z.dtype).eps)
-    if found.status.shape != (len(z),):
-        return f"status of shape {list(found.status.shape)}"
-    worst = (found.converged & ~(residual <= limit)).nonzero()
-    return (
-        f"samples {worst.flatten().tolist()} are above: {residual.tolist()}" if len(worst) else ""
-    )
+        wide, g_of_z = z.to(_wide(z)), g(z.clone()).to(_wide(z))
+    samples = (1, -1) if coupled else (len(z), math.prod(z.shape[1:]))
+    residual, size = (v.reshape(samples).norm(dim=1) for v in (g_of_z, wide + g_of_z))
+    limit = size.clamp(min=1) * (1.05 * TOL + 50 * torch.finfo(z.dtype).eps)
+    where = (found.converged & ~(residual <= limit)).nonzero().flatten().tolist()
+    return f"samples {where} are above: {residual.tolist()}" if where else ""
 
 
 def _decay_lie(found: Any, z0: Any) -> str:
