@@ -84,7 +84,7 @@ def _fixed_point(rng: random.Random) -> Case:
     return Case(
         f"fixed_point({name}, {told}, {_shown(options)})",
         call,
-        lambda found: _residual_lie(found, lambda z: f(z, x) - z, z0, coupled),
+        lambda found: _residual_lie(found, lambda z: f(z, unwrapped(x)) - z, z0, coupled),
         lambda: f(_copy(z0), unwrapped(x)),
     )
 
@@ -103,7 +103,7 @@ def _find_root(rng: random.Random) -> Case:
     return Case(
         f"find_root({name}, {told}, {_shown(options)})",
         call,
-        lambda found: "" if apart else _residual_lie(found, lambda z: g(z, x), z0, coupled),
+        lambda found: "" if apart else _residual_lie(found, lambda z: g(z, unwrapped(x)), z0, coupled),
         lambda: g(_copy(z0), unwrapped(x)),
     )
 
