@@ -181,8 +181,7 @@ class Integration:
         if self.observer is not None:
             self.observer.before_step()
         step = self.solver.step(self.system, samples.t, attempt.dt, samples.z, samples.state)
-        if step.z.shape != samples.z.shape or step.z.dtype is not samples.z.dtype:
-            check_like(step.z, samples.z, f"{type(self.solver).__name__}.step")
+        check_like(step.z, samples.z, self.solver, "step")
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
             end = torch.where(attempt.arrives, samples.target, samples.t + attempt.dt)

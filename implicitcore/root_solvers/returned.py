@@ -38,8 +38,8 @@ def check_trajectory(solver: object, found: Any, z0: Tensor, times: Tensor) -> N
 def _check_samples(what: str, found: SolveResult, z0: Tensor) -> None:
     _check_shape(what, "status", found.status, (len(z0),))
     _check_shape(what, "steps", found.steps, (len(z0),))
-    if found.z.dtype is not z0.dtype:
-        raise InputError(f"{what}: z is {described(found.z)}, expected {z0.dtype}")
+    if found.z.dtype is not z0.dtype or found.z.device != z0.device:
+        raise InputError(f"{what}: z is {described(found.z)}, expected that of {described(z0)}")
 
 
 def _check_kind(solver: object, found: Any, kind: type) -> str:

@@ -66,7 +66,7 @@ class SteadyState(Stopping, RootSolver):
 
         def stop(t: Tensor, z: Tensor, velocity: Tensor) -> Tensor:
             del t
-            check_like(z, z0, f"{type(self.ode_solver).__name__}.solve")
+            check_like(z, z0, self.ode_solver, "solve")
             with torch.no_grad():
                 fz = z + velocity
                 residual = Residual(velocity, norm(velocity), norm(fz))

@@ -114,5 +114,5 @@ def _checked(found: Any, solver: StepwiseRootSolver[Any], z: Tensor) -> tuple[Te
             f"{type(solver).__name__}.step returned {show(found)}, expected the next iterate and "
             "the next state"
         )
-    check_like(found[0], z, f"{type(solver).__name__}.step")
+    check_like(found[0], z, solver, "step")
     return found

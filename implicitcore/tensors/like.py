@@ -10,7 +10,7 @@ from torch import Tensor
 from implicitcore.errors import InputError, show
 
 
-def check_like(value: Any, like: Tensor, what: str) -> None:
+def check_like(value: Any, like: Tensor, owner: object, method: str) -> None:
     """Require a tensor of the same shape, dtype and device: torch would broadcast it in silence.
 
     Comparisons in Python alone: it is asked once a step.
@@ -18,7 +18,8 @@ def check_like(value: Any, like: Tensor, what: str) -> None:
     Arguments:
         value: what was returned.
         like: what it should be like.
-        what: who returned it, and as what.
+        owner: the part that returned it.
+        method: of the part.
 
     Raises:
         InputError: says what was received and what was expected.
@@ -30,6 +31,7 @@ def check_like(value: Any, like: Tensor, what: str) -> None:
         and value.device == like.device
     ):
         return
+    what = f"{type(owner).__name__}.{method}"
     raise InputError(f"{what}: received {described(value)}, expected {described(like)}")
 
 

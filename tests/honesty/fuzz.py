@@ -99,11 +99,16 @@ def _find_root(rng: random.Random) -> Case:
     def g(z: Any, x: Any) -> Any:
         return MAPS[name](z, x) - z
 
+    def at(z: Any) -> Any:
+        return g(z, unwrapped(x))
+
     call = lambda: _with_gradient(rng, lambda x: ic.find_root(g, z0, x, **options), x)  # noqa: E731
     return Case(
         f"find_root({name}, {told}, {_shown(options)})",
         call,
-        lambda found: "" if apart else _residual_lie(found, lambda z: g(z, unwrapped(x)), z0, coupled),
+        lambda found: (
+            "" if apart else _residual_lie(found, lambda z: g(z, unwrapped(x)), z0, coupled)
+        ),
         lambda: g(_copy(z0), unwrapped(x)),
     )
 
