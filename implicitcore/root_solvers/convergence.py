@@ -121,7 +121,7 @@ class StopTest(StopCriterion):
     def _measure(self, now: Evaluation) -> Tensor:
         """The size of the residual, and the limit that it is compared with."""
         state, residual = self.state, now.residual
-        size = residual.norm.detach()
+        size = residual.norm.detach() if residual.norm.requires_grad else residual.norm
         self.count += 1
         if self.count == 1:
             # A tolerance relative to an infinite start would be met by anything; one relative to
