@@ -133,9 +133,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def echo(text: str = "", *, nl: bool = True) -> None:
+def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
     """Print a text that may come from a plugin: it controls no terminal."""
-    click.echo(readable(text, sys.maxsize), nl=nl)
+    click.echo(readable(text, sys.maxsize), nl=nl, err=err)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

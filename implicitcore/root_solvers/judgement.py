@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from implicitcore.system.real import (
 )
 from implicitcore.system.scaled import OutOfRange, ScaledSystem
 from implicitcore.system.system import System
+from implicitcore.tensors.amended import amended
 
 _DEFAULT = ResidualTolerance()
 
@@ -63,9 +63,9 @@ def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -
         return _marked(solution, to_complex(solution.z), z0)
     if system.scope.group is not None:  # processes that differ in their units would part
         return run(system, z0)
-    context = replace(system.context, range_checked=True)
+    checked = amended(system, context=amended(system.context, range_checked=True))
     try:
-        return run(replace(system, context=context), z0)
+        return run(checked, z0)
     except OutOfRange as found:
         scaled = ScaledSystem.scaled(system, found.unit)
     solution = run(scaled, scaled.into(z0))

@@ -74,8 +74,9 @@ def real_system(system: System, z0: Tensor) -> System:
     if not isinstance(system, LinearSystem):
         return RealSystem.of_parts(system, z0)
     jacobian = _RealProducts(system.jacobian.system, system.jacobian.point, system.jacobian)
+    v = to_real(system.v)
     return LinearSystem(
-        _problem(system, z0), system.context, jacobian, to_real(system.v), system.unit
+        _problem(system, z0), system.context, jacobian, v, system.v_norm, system.unit
     )
 
 

@@ -27,6 +27,8 @@ DTYPES = (
 )
 """What states may be of: those in which torch has all operations of the solvers."""
 
+_LEAF = pytree.tree_structure(0)
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -67,7 +69,7 @@ class Packing:
             InputError: no tensors, no batch dimension, different batch sizes, dtypes or devices, or
                 an integer dtype.
         """
-        leaves, spec = pytree.tree_flatten(z)
+        leaves, spec = ([z], _LEAF) if isinstance(z, Tensor) else pytree.tree_flatten(z)
         if is_marked(z):
             raise InputError(
                 "the state z is marked as shared; expected a plain start, one for each sample"

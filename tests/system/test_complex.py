@@ -49,7 +49,7 @@ def loss(z):
 def dense(name):
     """The equilibrium and the gradient of the loss, by dense Newton in real numbers."""
     f, y = MAPS[name], parts(torch.zeros_like(X))
-    unit = torch.eye(len(y), dtype=y.dtype)
+    unit = jacobian = torch.eye(len(y), dtype=y.dtype)
     for _ in range(60):
         jacobian = torch.autograd.functional.jacobian(lambda y: parts(f(whole(y), X)), y)
         y = y + torch.linalg.solve(unit - jacobian, parts(f(whole(y), X)) - y)

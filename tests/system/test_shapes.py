@@ -304,5 +304,6 @@ def test_tensors_of_inference_mode(gradient):
     cell = Needy()
     layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Picard(), gradient=gradient)
     layer(x, z0).sum().backward()
+    assert cell.linear.weight.grad is not None
     assert cell.linear.weight.grad.isfinite().all()
     torch.testing.assert_close(layer(x, z0), layer(torch.ones(4, 3)))
