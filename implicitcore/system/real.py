@@ -12,7 +12,6 @@ from implicitcore.backends.base import Residual
 from implicitcore.system.context import Recorder
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem, Products
-from implicitcore.system.linearization import Linearization
 from implicitcore.system.problem import Problem
 from implicitcore.system.system import System
 from implicitcore.tensors.packing import Packing
@@ -73,7 +72,9 @@ def real_system(system: System, z0: Tensor) -> System:
     """The system of the real and imaginary parts; a linear one stays linear."""
     if not isinstance(system, LinearSystem):
         return RealSystem.of_parts(system, z0)
-    jacobian = _RealProducts(system.jacobian.system, system.jacobian.point, system.jacobian)
+    jacobian = _RealProducts(
+        system.jacobian.system, to_real(system.jacobian.point), system.jacobian
+    )
     v = to_real(system.v)
     return LinearSystem(
         _problem(system, z0), system.context, jacobian, v, system.v_norm, system.unit
@@ -112,10 +113,6 @@ class _RealProducts(Products):
 
     def matrix(self) -> Tensor:
         batch, n = self.point.shape
-        units = torch.eye(2 * n, dtype=self.point.real.dtype, device=self.point.device)
-        rows = [self.vjp(unit.expand(batch, 2 * n)) for unit in units]
+        units = torch.eye(n, dtype=self.point.dtype, device=self.point.device)
+        rows = [self.vjp(unit.expand(batch, n)) for unit in units]
         return torch.stack(rows, 1) if rows else units.expand(batch, 0, 0)
-
-    def restrict(self, rows: Tensor) -> Linearization:
-        part = self.jacobian.restrict(rows)
-        return _RealProducts(part.system, part.point, part)
