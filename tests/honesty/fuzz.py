@@ -155,7 +155,7 @@ def _layer(rng: random.Random) -> Case:
         return layer.solve(x) if z0 is None else layer.solve(x, z0)
 
     told = f"build({part.name!r})({told}, {z0 is not None})"
-    return Case(told, call, lambda found: "", lambda: cell(x if z0 is None else z0, x))
+    return Case(told, call, lambda found: "", lambda: cell(x if z0 is None else z0, unwrapped(x)))
 
 
 def _copy(z: Any) -> Any:
