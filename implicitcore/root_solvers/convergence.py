@@ -74,6 +74,7 @@ class StopTest(StopCriterion):
         else:
             improved = self._update(now)
         state = self.state
+        state.last = now.z
         state.best = now.z if improved is None else torch.where(column(improved), now.z, state.best)
         return self.remaining == 0
 
@@ -249,10 +250,9 @@ class StopTest(StopCriterion):
 
     def leaving(self) -> Tensor | None:
         """See :meth:`StopCriterion.leaving`."""
-        active = self.state.active
-        if not self.system.compacts(self.remaining, len(active)):
+        if not self.system.compacts(self.remaining + 1, len(self.state.active)):
             return None
-        return active.nonzero().squeeze(1)
+        return self.state.going_on()
 
     def narrow(self, system: System, rows: Tensor) -> None:
         """See :meth:`StopCriterion.narrow`."""
@@ -261,7 +261,9 @@ class StopTest(StopCriterion):
         self.system, self.whole = system, (whole, places)
         self.state = restrict(self.state, rows)
         self.state.failure = None  # none of those that go on has failed
-        self.remaining, self.grown, self.stopped, self.scale = len(rows), None, None, None
+        self.grown, self.stopped, self.scale = None, None, None
+        self.remaining = len(rows)
+        self._count()
 
     def _merged(self) -> StopState:
         """Where each sample of the whole batch is."""
@@ -275,6 +277,8 @@ class StopTest(StopCriterion):
         """The best iterates so far, packed; ``steps`` where a step is not one evaluation."""
         self._settle()
         state = self._merged()
+        if not self.start.is_cpu or self.stopped is not None or self.whole is not None:
+            state.check_apart(self.system)
         if steps is None:
             going = torch.where(state.active, self.count, state.steps)
             steps = going if self.remaining else state.steps

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicitcore.system.coupling import Frozen, check_frozen
+from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
 
 
@@ -41,6 +43,8 @@ class StopState:
         best: ``[batch, n]``, the iterate that met the tolerance; before, that of least residual.
         best_norm: ``[batch]``, its residual.
         best_limit: ``[batch]``, what that is compared with.
+        last: ``[batch, n]``, the last iterate: for a stopped sample the one that it stopped at,
+            where the solver keeps it there.
         size: ``[batch]``, the last residual.
         floor: ``[batch]``, the least that a residual is compared with: above zero, so that an exact
             root is seen; below all for a stopped sample.
@@ -55,6 +59,7 @@ class StopState:
     best: Tensor
     best_norm: Tensor
     best_limit: Tensor
+    last: Tensor
     size: Tensor
     floor: Tensor
     limit: Tensor
@@ -76,15 +81,38 @@ class StopState:
         )
         active = torch.ones(batch, dtype=torch.bool, device=device)
         steps = torch.zeros(batch, dtype=torch.int64, device=device)
-        return cls(
-            active, steps, z0, far, floor, far, floor, floor, AtStart(far, small, far, ~active)
-        )
+        start = AtStart(far, small, far, ~active)
+        return cls(active, steps, z0, far, floor, z0, far, floor, floor, start)
 
     def fail(self, which: Tensor, status: int | Tensor) -> None:
         """Samples ``which`` have failed."""
         if self.failure is None:
             self.failure = torch.zeros_like(self.active, dtype=torch.int8)
         self.failure = torch.where(which, status, self.failure).to(torch.int8)
+
+    def converged(self) -> Tensor:
+        """The samples ``[batch]`` that stopped because they met their tolerance."""
+        met = ~self.active
+        return met if self.failure is None else met & (self.failure == 0)
+
+    def going_on(self) -> Tensor:
+        """Which samples ``[k]`` go on alone: the active ones, and one that has converged.
+
+        That one is not moved, and so shows whether f is among fewer what it was.
+        """
+        witness = self.converged().nonzero().squeeze(1)[:1]
+        return torch.cat((self.active.nonzero().squeeze(1), witness))
+
+    def check_apart(self, system: System) -> None:
+        """Require that a sample which stopped kept its residual while the others moved.
+
+        Raises:
+            InputError: f mixes samples.
+        """
+        with torch.no_grad():
+            kept = self.converged() & (self.last == self.best).all(1)
+        found = Frozen(self.best, kept, self.best_norm, self.size, self.best_limit)
+        check_frozen(system, found)
 
     def put(self, rows: Tensor, part: StopState) -> None:
         """Write back what became of the samples ``rows``."""
@@ -93,6 +121,8 @@ class StopState:
         self.best = self.best.index_copy(0, rows, part.best)
         self.best_norm = self.best_norm.index_copy(0, rows, part.best_norm)
         self.best_limit = self.best_limit.index_copy(0, rows, part.best_limit)
+        self.last = self.last.index_copy(0, rows, part.last)
+        self.size = self.size.index_copy(0, rows, part.size)
         if part.failure is not None:
             if self.failure is None:
                 self.failure = torch.zeros_like(self.active, dtype=torch.int8)

@@ -2,14 +2,14 @@
 
 A graph with its nodes as the batch, a batch norm in training or attention over the batch are one
 problem and not many: a sample that has met its tolerance is kept, and moves on with the others
-unseen. ``coupled=True`` solves such a batch as one sample. Here the other solves are checked: where
-an evaluation is at hand anyway its residual is compared, and else f is asked once. Solves of ODE
-solvers and solves without a gradient are not checked.
+unseen. ``coupled=True`` solves such a batch as one sample. Here the other solves are checked, by
+what is evaluated anyway: a sample that has stopped goes along in the batch, and what f gives for it
+may not change while the others move. Only where nothing shows f is asked, once.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,16 +17,21 @@ from torch import Tensor, nn
 
 from implicitcore.backends.base import Residual
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.errors import InputError
 from implicitcore.solution import Solution
-from implicitcore.system.linearization import Linearization
+from implicitcore.system.linear_system import LinearSystem
+from implicitcore.system.mixing import mixed, precision
 from implicitcore.system.system import System
+from implicitcore.tensors.norms import norm
 
 # A residual that is this many times the one reported is another's doing.
 WORSE = 10.0
 
-# What rounding may change, in units of the dtype, relative to the values compared.
+# What rounding may change, relative to the values compared: so many units of the dtype, or the
+# square root of a unit where that is less.
 ROUNDING = 1e3
+
+# A sample that had met its tolerance is to miss it by this before it is evidence.
+MISSED = 2.0
 
 # What f has been asked already, so that it is asked once: by the cell, for each mode of a module.
 _ASKED: WeakKeyDictionary[Any, set[tuple[str, bool]]] = WeakKeyDictionary()
@@ -47,49 +52,49 @@ def check_residual(system: System, solution: Solution, found: Residual) -> None:
         return
     with torch.no_grad():
         size, reported = found.norm.detach(), solution.residual
-        rounding = ROUNDING * _rounding(system, found.value)
+        rounding = _rounding(system, found.value)
         allowed = torch.add(reported * WORSE, found.update_norm.detach(), alpha=rounding)
-        worse = solution.converged & ~(size <= allowed)
-        if bool(worse.any()):
-            first = int(worse.nonzero()[0])
-            raise InputError(
-                _message(
-                    f"sample {first} was solved to a residual of {reported[first].item():.3g} and "
-                    f"has {size[first].item():.3g} beside the others"
-                )
-            )
+        _refuse(system, solution.converged & ~(size <= allowed), reported, size)
+
+
+class Frozen(NamedTuple):
+    """Samples that stopped and went along where they were."""
+
+    z: Tensor  # [batch, n], where each stopped
+    kept: Tensor  # [batch] bool, which of them met their tolerance and have not moved since
+    reported: Tensor  # [batch], their residuals there
+    found: Tensor  # [batch], the same at the last evaluation
+    limit: Tensor  # [batch], what was to be met
 
 
 @torch.no_grad()
-def check_products(system: System, jacobian: Linearization, v: Tensor, u: Tensor) -> None:
-    """Require that a sample without an incoming gradient has none afterwards.
+def check_frozen(system: System, frozen: Frozen) -> None:
+    """Require that samples which stopped have the same residual when the others have moved.
 
-    One more product, and only where such samples are in the batch; once for each f.
-
-    Arguments:
-        system: the one that was solved.
-        jacobian: J at its solution.
-        v: the incoming gradient, ``[batch, n]``.
-        u: the solution of (I - J)^T u = v, ``[batch, n]``.
+    No evaluation: they were evaluated beside the others.
 
     Raises:
         InputError: f mixes samples.
     """
-    question = "products"
-    if _alone(system) or _was_asked(system.dynamics, question):
+    z, kept, reported, found, limit = frozen
+    if system.packing.coupled or len(z) < 2:
         return
-    quiet = (v == 0).all(1)
-    if not bool(quiet.any()) or bool(quiet.all()):
-        return
-    if bool((jacobian.vjp(u)[quiet].abs() > 0).any()):  # NaN is the own of a failed sample
-        raise InputError(_message("a sample that is not in the loss has a gradient"))
-    _note(system.dynamics, question)
+    allowed = torch.add(reported * WORSE, norm(z), alpha=_rounding(system, z))
+    allowed = torch.maximum(allowed, limit * MISSED)
+    _refuse(system, kept & (found > allowed) & found.isfinite(), reported, found)
 
 
-def _message(found: str) -> str:
-    return (
-        f"the cell mixes samples: {found}; use coupled=True, which solves the batch as one (nodes "
-        "of a graph, batch norm in training, attention over the batch)"
+def _refuse(system: System, worse: Tensor, reported: Tensor, found: Tensor) -> None:
+    """Raise where a sample has a residual that is worse than its own."""
+    if not bool(worse.any()):
+        return
+    first = int(worse.nonzero()[0])
+    backward = isinstance(system, LinearSystem)
+    if backward and not bool(system.v[first].any()):
+        raise mixed(f"sample {first} is not in the loss, and has a gradient")
+    raise mixed(
+        f"{'the gradient of ' if backward else ''}sample {first} was solved to a residual of "
+        f"{reported[first].item():.3g} and has {found[first].item():.3g} beside the others"
     )
 
 
@@ -98,9 +103,9 @@ def _alone(system: System) -> bool:
 
 
 def _rounding(system: System, value: Tensor) -> float:
-    """The precision that f is computed in."""
-    dtypes = [value.dtype, *(dtype for _, dtype in system.context.autocast)]
-    return max(torch.finfo(dtype).eps for dtype in dtypes)
+    """What rounding may change, relative to f."""
+    eps = precision(system.context, value.dtype)
+    return min(ROUNDING * eps, eps**0.5)
 
 
 def _subject(dynamics: Dynamics) -> Any:
