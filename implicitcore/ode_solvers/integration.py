@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
+from implicitcore.ode_solvers.at_rest import AtRest
 from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.dense import StepStart
 from implicitcore.ode_solvers.events import Event
@@ -114,6 +115,7 @@ class Integration:
         observer: called along the steps.
         started: the first step has a size.
         more: a sample needs a step.
+        rest: the samples that need none while others do.
     """
 
     solver: Stepper[Any]
@@ -126,6 +128,7 @@ class Integration:
     observer: StepObserver | None = None
     started: bool = False
     more: bool = True
+    rest: AtRest = field(default_factory=AtRest)
 
     @classmethod
     def at_start(
@@ -145,6 +148,7 @@ class Integration:
         samples, self.recorder = self.samples, recorder
         samples.finite = ~recorder.undefined
         samples.active = samples.active & samples.finite
+        self.rest.late = recorder.crossings is not None
 
     def begin(self, stop: Stop | None = None) -> bool:
         """Make ready for a step; False where no sample needs one."""
@@ -158,9 +162,11 @@ class Integration:
         velocity = self.solver.velocity(samples.state)
         if stop is not None:
             samples.active = samples.active & stop(samples.t, samples.z, velocity)
-            self.more = bool(samples.active.any())
+            self.more = self.rest.count(samples.active)
         if self.more and not self.started:
             self._start(velocity)
+        if self.more and stop is None:
+            self.rest.note(velocity)
         return self.more
 
     @torch.no_grad()
@@ -168,7 +174,7 @@ class Integration:
         samples, self.started = self.samples, True
         samples.finite = samples.finite & all_finite(velocity)
         samples.active = samples.active & samples.finite
-        self.more = bool(samples.active.any())
+        self.more = self.rest.count(samples.active)
         if self.more:
             samples.size = self.chooser.first(self.system, samples, velocity)
 
@@ -228,7 +234,7 @@ class Integration:
         if any_arrived:
             self._arrive(arrived, before)
         if any_arrived or any_refused or self.recorder is not None:
-            self.more = bool(samples.active.any())
+            self.more = self.rest.count(samples.active)
 
     def _give_up(self, found: tuple[Tensor, Tensor] | None) -> None:
         if found is None:
@@ -256,11 +262,12 @@ class Integration:
 
         For all of them without a choice where ``which`` is None.
         """
-        samples = self.samples
+        samples, rest = self.samples, self.rest.rows
         if which is None:
             samples.z, samples.state = step.z, step.state
             return
         samples.z = torch.where(column(which), step.z, samples.z)
+        which = which if rest is None else which | rest  # as it was evaluated beside the others
         if step.state is None or self.observer is not None:
             samples.state = None  # an observer needs each first stage at its own point
         else:
@@ -274,6 +281,7 @@ class Integration:
         A sample that failed keeps its last state in those it did not reach.
         """
         samples, outputs, recorder = self.samples, self.outputs, self.recorder
+        self._check_apart()
         status = torch.full_like(samples.next, Status.MAX_STEPS, dtype=torch.int8)
         status[~samples.moving] = Status.DIVERGED
         status[~samples.finite] = Status.NON_FINITE
@@ -290,6 +298,15 @@ class Integration:
             event_times=recorder and recorder.event_times,
             interpolant=recorder and recorder.interpolant(self.times),
         )
+
+
+    def _check_apart(self) -> None:
+        """See :meth:`AtRest.check`."""
+        samples, rest = self.samples, self.rest
+        end = None if samples.state is None else self.solver.velocity(samples.state)
+        rest.check(self.system, self.times, samples, end)
+        if self.observer is None and not rest.late:
+            rest.ask(self.system, self.outputs.rows[0], self.times, samples, end)
 
 
 def _like(mask: Tensor, value: Tensor) -> Tensor:

@@ -277,7 +277,8 @@ class StopTest(StopCriterion):
         """The best iterates so far, packed; ``steps`` where a step is not one evaluation."""
         self._settle()
         state = self._merged()
-        if not self.start.is_cpu or self.stopped is not None or self.whole is not None:
+        at_once = self.start.is_cpu and self.stopped is None
+        if self.whole or not (at_once or self.remaining == len(state.active)):
             state.check_apart(self.system)
         if steps is None:
             going = torch.where(state.active, self.count, state.steps)

@@ -9,6 +9,7 @@ may not change while the others move. Only where nothing shows f is asked, once.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -33,8 +34,8 @@ ROUNDING = 1e3
 # A sample that had met its tolerance is to miss it by this before it is evidence.
 MISSED = 2.0
 
-# What f has been asked already, so that it is asked once: by the cell, for each mode of a module.
-_ASKED: WeakKeyDictionary[Any, set[tuple[str, bool]]] = WeakKeyDictionary()
+# The modes (training or not) in which a cell has been asked already.
+_ASKED: WeakKeyDictionary[Any, set[bool]] = WeakKeyDictionary()
 
 
 def check_residual(system: System, solution: Solution, found: Residual) -> None:
@@ -84,6 +85,35 @@ def check_frozen(system: System, frozen: Frozen) -> None:
     _refuse(system, kept & (found > allowed) & found.isfinite(), reported, found)
 
 
+@torch.no_grad()
+def check_velocities(
+    system: System, rows: Tensor, known: Tensor, found: Tensor, scale: Tensor
+) -> None:
+    """Require that samples have the same velocity at the same place whatever the others do.
+
+    Arguments:
+        system: the vector field.
+        rows: ``[batch]`` bool, which to compare.
+        known: ``[batch, n]``.
+        found: ``[batch, n]``, evaluated beside other states of the others.
+        scale: ``[batch]``, the size of a velocity, beside its own.
+
+    Raises:
+        InputError: the field mixes samples.
+    """
+    if _alone(system):
+        return
+    far, size = norm(found - known), norm(known)
+    bound = precision(system.context, found.dtype) ** 0.5 * (size + scale)
+    wrong = rows & (far > bound) & far.isfinite()
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        raise mixed(
+            f"sample {first} has a velocity of norm {size[first].item():.3g}, and one that is "
+            f"{far[first].item():.3g} off at the same place when the others have moved"
+        )
+
+
 def _refuse(system: System, worse: Tensor, reported: Tensor, found: Tensor) -> None:
     """Raise where a sample has a residual that is worse than its own."""
     if not bool(worse.any()):
@@ -108,27 +138,27 @@ def _rounding(system: System, value: Tensor) -> float:
     return min(ROUNDING * eps, eps**0.5)
 
 
-def _subject(dynamics: Dynamics) -> Any:
-    """What the user gave: it outlives the dynamics that a function makes for each call."""
-    given = (getattr(dynamics, name, None) for name in ("cell", "field"))
-    return next((subject for subject in given if subject is not None), dynamics)
-
-
-def _key(subject: Any, question: str) -> tuple[str, bool]:
-    return question, isinstance(subject, nn.Module) and subject.training
-
-
-def _was_asked(dynamics: Dynamics, question: str) -> bool:
-    subject = _subject(dynamics)
+def was_asked(system: System) -> bool:
+    """Whether this f, in its mode, has been evaluated to see whether it mixes samples."""
+    subject, mode = _subject(system.dynamics)
     try:
-        return _key(subject, question) in _ASKED.get(subject, ())
+        return _alone(system) or mode in _ASKED.get(subject, ())
     except TypeError:  # it cannot be referred to weakly
         return False
 
 
-def _note(dynamics: Dynamics, question: str) -> None:
-    subject = _subject(dynamics)
-    try:
-        _ASKED.setdefault(subject, set()).add(_key(subject, question))
-    except TypeError:
-        return
+def note_asked(system: System) -> None:
+    """This f has been asked, and need not be again."""
+    subject, mode = _subject(system.dynamics)
+    with suppress(TypeError):
+        _ASKED.setdefault(subject, set()).add(mode)
+
+
+def _subject(dynamics: Dynamics) -> tuple[Any, bool]:
+    """What the user gave, and its mode.
+
+    It outlives the dynamics that a function makes for each call.
+    """
+    given = (getattr(dynamics, name, None) for name in ("cell", "field"))
+    subject = next((subject for subject in given if subject is not None), dynamics)
+    return subject, isinstance(subject, nn.Module) and subject.training
