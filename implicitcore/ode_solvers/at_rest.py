@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from implicitcore.ode_solvers.samples import Samples
-from implicitcore.system.coupling import check_velocities, note_asked, was_asked
+from implicitcore.system.coupling import Velocities, check_velocities, note_asked, was_asked
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
 
@@ -63,56 +65,56 @@ class AtRest:
         self.known = ready
 
     @torch.no_grad()
-    def check(self, system: System, times: Tensor, samples: Samples, end: Tensor | None) -> None:
-        """Require that no sample at rest has another velocity than it came to rest with.
-
-        Arguments:
-            system: the vector field.
-            times: the output times.
-            samples: where they are at the end.
-            end: their velocities there, where they are known.
-
-        Raises:
-            InputError: the field mixes samples.
-        """
-        last = self.last if end is None else end
-        if self.known is None or self.velocity is None or self.start is None or last is None:
-            return
-        scale = _scale(self.start, samples.z, times)
-        check_velocities(system, self.known, self.velocity, last, scale)
-
-    @torch.no_grad()
-    def ask(
-        self, system: System, z0: Tensor, times: Tensor, samples: Samples, end: Tensor | None
+    def check(
+        self,
+        system: System,
+        velocity: Callable[[Any], Tensor],
+        samples: Samples,
+        times: Tensor,
+        z0: Tensor | None,
     ) -> None:
-        """Require it where none was at rest and their steps were not alike: one evaluation.
+        """Require that a sample has the same velocity at the same place whatever the others do.
 
-        Once for each f: every other sample is taken back to the start, where its velocity is known.
+        Those that were at rest: no evaluation. Where none was, and the steps of the samples were
+        not alike, f is asked, once: every other sample is taken back to the start.
 
         Arguments:
             system: the vector field.
-            z0: ``[batch, n]``, where they began.
-            times: the output times.
+            velocity: what a solver's state holds of it.
             samples: where they are at the end.
-            end: their velocities there, where they are known.
+            times: the output times.
+            z0: ``[batch, n]``, where they began; None where f is not to be asked.
 
         Raises:
             InputError: the field mixes samples.
         """
-        if self.known is not None or self.start is None or was_asked(system):
+        if self.start is None:
             return
-        alike = (samples.size == samples.size[0]) | (samples.steps < len(times))
-        if bool(alike.all()):
-            return
+        end = None if samples.state is None else velocity(samples.state)
+        scale = norm(self.start) + norm(samples.z) / (times[-1] - times[0]).abs()
+        last = self.last if end is None else end
+        if self.known is not None and self.velocity is not None and last is not None:
+            check_velocities(system, Velocities(self.known, self.velocity, last), scale)
+        elif z0 is not None and not self.late and not was_asked(system):
+            found = self._ask(system, samples, times[0], z0, end)
+            if found is not None:
+                check_velocities(system, found, scale)
+                note_asked(system)
+
+    def _ask(
+        self, system: System, samples: Samples, t0: Tensor, z0: Tensor, end: Tensor | None
+    ) -> Velocities | None:
+        """The velocities of some at the start and of some at the end: one evaluation.
+
+        None where all steps were alike, or there was one alone: all samples were then at one time.
+        """
+        alike = (samples.size == samples.size[0]) | (samples.steps <= 1)
+        if self.start is None or bool(alike.all()):
+            return None
         back = torch.arange(len(z0), device=z0.device) % 2 == 0
         z = torch.where(column(back), z0, samples.z)
-        found = system.velocity(torch.where(back, times[0], samples.t), z)
-        known = self.start if end is None else torch.where(column(back), self.start, end)
-        rows = back if end is None else torch.ones_like(back)
-        check_velocities(system, rows, known, found, _scale(self.start, z, times))
-        note_asked(system)
-
-
-def _scale(start: Tensor, z: Tensor, times: Tensor) -> Tensor:
-    """The size of a velocity, ``[batch]``: at the start, and what passes over z in the span."""
-    return norm(start) + norm(z) / (times[-1] - times[0]).abs().to(z.dtype)
+        found = system.velocity(torch.where(back, t0, samples.t), z)
+        if end is None:
+            return Velocities(back, self.start, found)
+        known = torch.where(column(back), self.start, end)
+        return Velocities(torch.ones_like(back), known, found)

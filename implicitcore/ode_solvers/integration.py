@@ -15,10 +15,10 @@ from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.dense import StepStart
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder
-from implicitcore.ode_solvers.samples import Outputs, Samples
+from implicitcore.ode_solvers.samples import Outputs, Samples, spread
 from implicitcore.ode_solvers.step_chooser import Attempt, Choice, ControlledSteps, StepChooser
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
-from implicitcore.solution import Status, Trajectory
+from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import all_finite, column, real_dtype
 
@@ -272,7 +272,9 @@ class Integration:
             samples.state = None  # an observer needs each first stage at its own point
         else:
             samples.state = pytree.tree_map(
-                lambda new, old: torch.where(_like(which, new), new, old), step.state, samples.state
+                lambda new, old: torch.where(spread(which, new), new, old),
+                step.state,
+                samples.state,
             )
 
     def trajectory(self) -> Trajectory:
@@ -281,33 +283,15 @@ class Integration:
         A sample that failed keeps its last state in those it did not reach.
         """
         samples, outputs, recorder = self.samples, self.outputs, self.recorder
-        self._check_apart()
-        status = torch.full_like(samples.next, Status.MAX_STEPS, dtype=torch.int8)
-        status[~samples.moving] = Status.DIVERGED
-        status[~samples.finite] = Status.NON_FINITE
-        status[samples.done if recorder is None else samples.done | recorder.ended] = (
-            Status.CONVERGED
-        )
+        z0 = outputs.rows[0] if self.observer is None else None
+        self.rest.check(self.system, self.solver.velocity, samples, self.times, z0)
         return Trajectory(
             z=outputs.assemble(outputs.rows, samples.z, samples.next, len(self.times)),
             start=outputs.rows[0],
-            status=status,
+            status=samples.status(recorder and recorder.ended),
             steps=samples.steps,
             evaluations=self.system.evaluations,
             times=self.times,
             event_times=recorder and recorder.event_times,
             interpolant=recorder and recorder.interpolant(self.times),
         )
-
-
-    def _check_apart(self) -> None:
-        """See :meth:`AtRest.check`."""
-        samples, rest = self.samples, self.rest
-        end = None if samples.state is None else self.solver.velocity(samples.state)
-        rest.check(self.system, self.times, samples, end)
-        if self.observer is None and not rest.late:
-            rest.ask(self.system, self.outputs.rows[0], self.times, samples, end)
-
-
-def _like(mask: Tensor, value: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1,) * (value.ndim - 1))

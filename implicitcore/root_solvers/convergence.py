@@ -12,6 +12,7 @@ from implicitcore.backends.base import Residual
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
 from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.solution import Judged, Solution, Status
+from implicitcore.system.coupling import check_known
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
@@ -129,6 +130,7 @@ class StopTest(StopCriterion):
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
+            check_known(self.system, now)
             if self.system.context.range_checked:
                 check_range(residual.update_norm, now.z, now.fz)
             state.start.trust = torch.maximum(state.limit, state.start.norm * TRUST)
@@ -159,7 +161,7 @@ class StopTest(StopCriterion):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
         if not usual:
-            stops = stops | self._lose(size)
+            stops = stops | state.lose(size)
         self.stop(stops)
         return met
 
@@ -201,15 +203,6 @@ class StopTest(StopCriterion):
         state.floor = torch.where(state.active, state.floor, -torch.inf)
         state.start.small = torch.where(state.active, state.start.small, -torch.inf)
         self.scale = None
-
-    def _lose(self, size: Tensor) -> Tensor:
-        """The samples whose residual is not finite or has diverged."""
-        lost = ~(size <= self.state.start.ceiling) & self.state.active
-        if self.start.is_cpu and not bool(lost.any()):
-            return lost
-        kind = torch.where(size.isfinite(), int(Status.DIVERGED), int(Status.NON_FINITE))
-        self.state.fail(lost, kind)
-        return lost
 
     def _compare(self, size: Tensor, limit: Tensor, met: Tensor) -> Tensor | None:
         """See :meth:`_update`."""

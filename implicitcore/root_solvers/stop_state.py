@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicitcore.solution import Status
 from implicitcore.system.coupling import Frozen, check_frozen
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
@@ -89,6 +90,15 @@ class StopState:
         if self.failure is None:
             self.failure = torch.zeros_like(self.active, dtype=torch.int8)
         self.failure = torch.where(which, status, self.failure).to(torch.int8)
+
+    def lose(self, size: Tensor) -> Tensor:
+        """Fail the samples whose residual is not finite or has diverged, and say which."""
+        lost = ~(size <= self.start.ceiling) & self.active
+        if size.is_cpu and not bool(lost.any()):
+            return lost
+        kind = torch.where(size.isfinite(), int(Status.DIVERGED), int(Status.NON_FINITE))
+        self.fail(lost, kind)
+        return lost
 
     def converged(self) -> Tensor:
         """The samples ``[batch]`` that stopped because they met their tolerance."""

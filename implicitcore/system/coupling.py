@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from implicitcore.backends.base import Residual
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.solution import Solution
+from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem
-from implicitcore.system.mixing import mixed, precision
+from implicitcore.system.mixing import cut, kernels, mixed, precision
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import norm
 
@@ -58,6 +59,30 @@ def check_residual(system: System, solution: Solution, found: Residual) -> None:
         _refuse(system, solution.converged & ~(size <= allowed), reported, size)
 
 
+@torch.no_grad()
+def check_known(system: System, now: Evaluation) -> None:
+    """Require that a part of the batch begins with the residuals that it had in the whole.
+
+    Raises:
+        InputError: f mixes samples, or a tensor of x belongs to all of them.
+    """
+    known, whole = system.context.known, system.context.whole(len(now.z))
+    if known is None or known[0] is not now.z or whole is None:
+        return
+    found = now.residual.norm.detach()
+    bound = kernels(precision(system.context, now.z.dtype))
+    far = (found - known[1]).abs()
+    wrong = (far > bound * (known[1] + now.residual.update_norm)) & far.isfinite()
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise cut(
+            f"a sample had a residual of {known[1][row].item():.3g} among {whole} samples, and has "
+            f"one of {found[row].item():.3g} among {len(found)} of them",
+            system.problem.marked,
+            whole,
+        )
+
+
 class Frozen(NamedTuple):
     """Samples that stopped and went along where they were."""
 
@@ -85,22 +110,27 @@ def check_frozen(system: System, frozen: Frozen) -> None:
     _refuse(system, kept & (found > allowed) & found.isfinite(), reported, found)
 
 
+class Velocities(NamedTuple):
+    """Velocities of samples at the same times and states, beside different ones of the others."""
+
+    rows: Tensor  # [batch] bool, which to compare
+    known: Tensor  # [batch, n]
+    found: Tensor  # [batch, n]
+
+
 @torch.no_grad()
-def check_velocities(
-    system: System, rows: Tensor, known: Tensor, found: Tensor, scale: Tensor
-) -> None:
-    """Require that samples have the same velocity at the same place whatever the others do.
+def check_velocities(system: System, velocities: Velocities, scale: Tensor) -> None:
+    """Require that they are the same.
 
     Arguments:
         system: the vector field.
-        rows: ``[batch]`` bool, which to compare.
-        known: ``[batch, n]``.
-        found: ``[batch, n]``, evaluated beside other states of the others.
+        velocities: what was evaluated.
         scale: ``[batch]``, the size of a velocity, beside its own.
 
     Raises:
         InputError: the field mixes samples.
     """
+    rows, known, found = velocities
     if _alone(system):
         return
     far, size = norm(found - known), norm(known)

@@ -68,28 +68,32 @@ def suspects(x: Any, batch: int) -> list[str]:
     ]
 
 
+def kernels(eps: float) -> float:
+    """How far a sample may be off in a batch of another size, relative to its norm."""
+    return min(KERNELS * eps**0.5, MOST)
+
+
 @torch.no_grad()
-def check_rows(part: Tensor, whole: Tensor, x: Any, batch: int, eps: float) -> None:
+def check_rows(part: Tensor, whole: Tensor, batch: int, x: Any, eps: float) -> None:
     """Require that some samples have the values alone that they have in the batch.
 
     Arguments:
         part: ``[k, n]``, of these samples alone.
         whole: ``[k, n]``, of the same in the batch.
+        batch: how many samples that has.
         x: the marked input of these samples.
-        batch: how many samples the whole has.
         eps: the precision of the values.
 
     Raises:
         InputError: they have others.
     """
-    bound = min(KERNELS * eps**0.5, MOST)
     far, size = norm(part - whole), torch.maximum(norm(part), norm(whole))
-    wrong = (far > bound * size) & far.isfinite()
+    wrong = (far > kernels(eps) * size) & far.isfinite()
     if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
+        share = (far / size)[wrong].max().item()
         raise cut(
-            f"f of {len(part)} of {batch} samples alone is not what it is beside the others (off "
-            f"by {(far[row] / size[row]).item():.2g} of its norm)",
+            f"the values of {len(part)} of {batch} samples alone are not those beside the others "
+            f"(off by {share:.2g} of their norm)",
             x,
             batch,
         )
