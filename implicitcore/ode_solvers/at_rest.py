@@ -28,6 +28,7 @@ class AtRest:
         rows: ``[batch]`` bool, which are; None where all or none are.
         before: the same a step earlier.
         known: ``[batch]`` bool, those whose velocity at rest is known.
+        many: how many these are.
         velocity: ``[batch, n]``, the first there.
         last: ``[batch, n]``, the last one.
         start: ``[batch, n]``, the velocity at the start.
@@ -38,6 +39,7 @@ class AtRest:
     rows: Tensor | None = None
     before: Tensor | None = None
     known: Tensor | None = None
+    many: int = 0
     velocity: Tensor | None = None
     last: Tensor | None = None
     start: Tensor | None = None
@@ -62,7 +64,7 @@ class AtRest:
             self.velocity = velocity
         else:
             self.velocity = torch.where(column(self.known), self.velocity, velocity)
-        self.known = ready
+        self.known, self.many = ready, len(velocity) - self.going
 
     @torch.no_grad()
     def check(
@@ -75,7 +77,7 @@ class AtRest:
     ) -> None:
         """Require that a sample has the same velocity at the same place whatever the others do.
 
-        Those that were at rest: no evaluation. Where none was, and the steps of the samples were
+        Those that were at rest: no evaluation. Where these were few, and the steps of the samples
         not alike, f is asked, once: every other sample is taken back to the start.
 
         Arguments:
@@ -91,15 +93,22 @@ class AtRest:
         if self.start is None:
             return
         end = None if samples.state is None else velocity(samples.state)
-        scale = norm(self.start) + norm(samples.z) / (times[-1] - times[0]).abs()
-        last = self.last if end is None else end
-        if self.known is not None and self.velocity is not None and last is not None:
-            check_velocities(system, Velocities(self.known, self.velocity, last), scale)
-        elif z0 is not None and not self.late and not was_asked(system):
+        seen = self._seen(end)
+        if seen is not None:
+            check_velocities(system, seen, _scale(self.start, samples.z, times))
+        few = seen is None or 2 * self.many < len(samples.z)
+        if few and z0 is not None and not self.late and not was_asked(system):
             found = self._ask(system, samples, times[0], z0, end)
             if found is not None:
-                check_velocities(system, found, scale)
+                check_velocities(system, found, _scale(self.start, samples.z, times))
                 note_asked(system)
+
+    def _seen(self, end: Tensor | None) -> Velocities | None:
+        """The velocities of samples at rest, where they were evaluated twice."""
+        last = self.last if end is None else end
+        if self.known is None or self.velocity is None or last is None or last is self.velocity:
+            return None
+        return Velocities(self.known, self.velocity, last)
 
     def _ask(
         self, system: System, samples: Samples, t0: Tensor, z0: Tensor, end: Tensor | None
@@ -118,3 +127,8 @@ class AtRest:
             return Velocities(back, self.start, found)
         known = torch.where(column(back), self.start, end)
         return Velocities(torch.ones_like(back), known, found)
+
+
+def _scale(start: Tensor, z: Tensor, times: Tensor) -> Tensor:
+    """The size of a velocity, ``[batch]``: at the start, and of what goes through z in the span."""
+    return norm(start) + norm(z) / (times[-1] - times[0]).abs()

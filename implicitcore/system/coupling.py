@@ -33,9 +33,6 @@ WORSE = 10.0
 # square root of a unit where that is less.
 ROUNDING = 1e3
 
-# A sample that had met its tolerance is to miss it by this before it is evidence.
-MISSED = 2.0
-
 # The modes (training or not) in which a cell has been asked already.
 _ASKED: WeakKeyDictionary[Any, set[bool]] = WeakKeyDictionary()
 
@@ -133,8 +130,8 @@ def check_frozen(system: System, frozen: Frozen) -> None:
     z, kept, reported, found, limit = frozen
     if system.packing.coupled or len(z) < 2:
         return
-    allowed = torch.add(reported * WORSE, norm(z), alpha=_rounding(system, z))
-    allowed = torch.maximum(allowed, limit * MISSED)
+    # The same states in the same place of a batch: there is no more between them than rounding.
+    allowed = torch.add(torch.maximum(reported, limit), norm(z), alpha=_rounding(system, z))
     _refuse(system, kept & (found > allowed) & found.isfinite(), reported, found)
 
 
