@@ -102,7 +102,7 @@ def test_a_root_solve_is_right_or_refused(cell, dtype, number):
 
 @pytest.mark.parametrize("cell", [batch_norm, mean, graph], ids=lambda cell: cell.__name__)
 def test_it_is_refused_where_samples_stop_apart(cell):
-    for solver in (ic.Picard(tol=1e-9, **STEPS), ic.SteadyState(tol=1e-9, **STEPS)):
+    for solver in (ic.Picard(tol=1e-9, **STEPS), ic.Anderson(tol=1e-9, **STEPS)):
         with torch.no_grad(), pytest.raises(ic.InputError, match="the cell mixes samples"):
             ic.fixed_point(cell, torch.zeros_like(X), X, solver=solver)
 
@@ -112,9 +112,9 @@ def test_it_is_refused_where_samples_stop_apart(cell):
 @each_adaptive
 def test_an_adaptive_trajectory_is_refused(solver, cell, dtype):
     x = X.to(dtype)
-    for times in (torch.tensor([0.0, 2.0]), torch.linspace(0, 1, 4)):
-        with pytest.raises(ic.InputError, match="use coupled=True"):
-            ic.integrate(field_of(cell), torch.zeros_like(x), x, times=times, solver=solver)
+    field, times = field_of(cell), torch.tensor([0.0, 1.0])
+    with pytest.raises(ic.InputError, match="use coupled=True"):
+        ic.integrate(field, torch.zeros_like(x), x, times=times, solver=solver)
 
 
 @pytest.mark.parametrize("kind", ["dense", "event", "checkpointed", "back"])
@@ -162,13 +162,9 @@ def test_an_adjoint_in_steps_of_its_own_is_refused():
 @each_dtype
 @each_cell
 def test_as_one_an_equilibrium_and_its_gradient_are_those_of_the_whole(cell, dtype, number):
-    x = X.to(dtype).requires_grad_()
-    solver = (
-        root_solvers(TOL[dtype] / 100)[number]
-        if dtype == torch.float64
-        else (root_solvers(1e-5)[number])
-    )
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, coupled=True)
+    x, tol = X.to(dtype).requires_grad_(), 1e-10 if dtype == torch.float64 else 1e-5
+    options = {"solver": root_solvers(tol)[number], "gradient": ic.Implicit(ic.GMRES(tol=tol))}
+    solution = ic.fixed_point(cell, torch.zeros_like(x), x, coupled=True, **options)
     z, gradient = dense(cell)
     bound = 1e-6 if dtype == torch.float64 else 2e-3
     assert solution.converged.all()
@@ -236,13 +232,17 @@ class Normed(torch.nn.Module):
 @pytest.mark.parametrize("name", ["deq", "continuous_deq", "skip_reg_deq", "neural_ode"])
 def test_a_layer_with_a_batch_norm(name):
     cell, x = Normed(), X.float()
-    with pytest.raises(ic.InputError, match="use coupled=True"):
-        ic.build(name, cell)(x)
     layer = ic.build(name, cell, coupled=True)
-    assert layer(x).isfinite().all()
+    z = layer(x).detach()
     if name != "neural_ode":
-        z = layer(x).detach()
         assert relative_error([cell(z, x).detach()], [z]) < 1e-2
+    try:
+        without = ic.build(name, cell)(x).detach()
+    except ic.InputError as error:
+        assert "use coupled=True" in str(error)
+    else:  # all samples stopped at once
+        assert name != "neural_ode"
+        assert relative_error([without], [z]) < 1e-2
 
 
 def test_f_is_asked_once_where_nothing_shows():

@@ -50,7 +50,7 @@ def solve(solver, rate, bias):
 @each_chain
 @pytest.mark.parametrize("left", [1, 2])
 def test_a_chain_refuses_a_bias_that_is_cut(solver, left):
-    rate = rates(*[-3.0] * left)  # no contraction: Picard leaves these
+    rate = rates(*[-1.2] * left)  # no contraction: Picard leaves these
     with pytest.raises(ic.InputError, match=NAMED):
         solve(solver, rate, BIAS)
     solution = solve(solver, rate, ic.shared(BIAS))
@@ -63,23 +63,20 @@ def test_a_chain_refuses_a_bias_that_is_cut(solver, left):
 def test_a_compact_solve_does(kind, slow):
     solver = kind(tol=1e-10, max_steps=500, compact=True)
     rate = rates(*torch.linspace(0.9, 0.8, slow).tolist())
-    matrix = torch.diag(rate[:, 0])  # each sample its own map of several dimensions
 
     def curved(z, x):
-        return torch.tanh(x[0] * z) + x[1]
+        return x[0] * torch.sin(z) + x[1]
 
     start = torch.zeros(N, N, dtype=torch.float64)
     with torch.no_grad():
         with pytest.raises(ic.InputError, match=NAMED):
             ic.fixed_point(curved, start, (rate, BIAS), solver=solver)
         found = ic.fixed_point(curved, start, (rate, ic.shared(BIAS)), solver=solver)
-    del matrix
     assert found.converged.all()
     assert torch.allclose(curved(found.z, (rate, BIAS)), found.z, rtol=1e-8)
 
 
-@pytest.mark.parametrize("solver", [ic.Picard(**PICARD), ic.Anderson(tol=1e-10, max_steps=4)])
-def test_masked_samples_do(solver):
+def test_a_masked_solve_does():
     rate = rates(0.5, rate=-30.0)  # one is good
     options: dict[str, Any] = {"on_failure": "mask", "start": ic.Zeros((N,))}
     layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Picard(**PICARD), **options)
@@ -87,7 +84,6 @@ def test_masked_samples_do(solver):
         layer((rate, BIAS))
     z = layer((rate, ic.shared(BIAS)))
     assert torch.allclose(z[3], BIAS / 0.5)
-    del solver
 
 
 def test_a_batch_of_another_size_says_so_at_once():
@@ -136,7 +132,7 @@ class Independent(torch.nn.Module):
         return torch.tanh(rate * (z @ self.weight) + x)
 
 
-@pytest.mark.parametrize("batch", [2, 3, 7, 33, 130])
+@pytest.mark.parametrize("batch", [2, 7, 65])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, "autocast"], ids=str)
 def test_nothing_is_refused_where_samples_are_apart(batch, dtype):
     kind = torch.float32 if dtype == "autocast" else dtype
@@ -164,9 +160,9 @@ STEPS: dict[str, Any] = {"tol": 1e-5, "max_steps": 400}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("stiffness", [1.0, 1e3])
+@pytest.mark.parametrize("stiffness", [1.0, 20.0])
 def test_no_trajectory_is_refused_where_samples_are_apart(dtype, stiffness):
-    cell, batch = Independent(40, dtype), 17
+    cell, batch = Independent(40, dtype), 9
     x = torch.randn(batch, 40, generator=torch.Generator().manual_seed(2)).to(dtype)
     rate = torch.linspace(0.05, 3, batch).to(dtype)[:, None]
     speed = torch.logspace(-2, 0, batch).to(dtype)[:, None] * stiffness
@@ -177,7 +173,7 @@ def test_no_trajectory_is_refused_where_samples_are_apart(dtype, stiffness):
         return speed * (cell(z, (x, rate)) - z) + torch.sin(t)
 
     times = torch.tensor([0.0, 0.3, 1.0])
-    for solver in (ic.Tsit5(), ic.Bosh3(), ic.Adams(), ic.ESDIRK(), ic.DOP853(), ic.RK4()):
+    for solver in (ic.Tsit5(), ic.Bosh3(), ic.Adams(), ic.ESDIRK(), ic.DOP853()):
         options: dict[str, Any] = {"times": times, "solver": solver}
         found = ic.integrate(field, torch.zeros_like(x), (x, rate, speed), **options)
         assert found.status[4] == ic.Status.NON_FINITE
