@@ -7,10 +7,51 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Residual
 from implicitcore.solution import Status
 from implicitcore.system.coupling import Frozen, check_frozen
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
+
+# A residual this many times its scale at the start is lost: the sample is stopped before it
+# overflows.
+DIVERGENCE = 1e8
+
+# The iterates of a map without a fixed point run away, and meet a relative tolerance by that: where
+# |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
+# that met the tolerance, too.
+TRUST = 0.1
+
+
+@dataclass
+class Trust:
+    """How far a limit counts that follows the size of f(z).
+
+    Attributes:
+        limit: ``[batch]``, the limit at the start, or a share of the residual there: a larger one
+            is owed to a growth of ``|f(z)|``, and met only where the residual has fallen as well.
+        doubted: ``[batch]``, the samples that have met such a limit alone.
+    """
+
+    limit: Tensor
+    doubted: Tensor
+
+    def doubt(
+        self, met: Tensor, residual: Residual, ceiling: Tensor, is_map: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
+
+        One has run away where ``|f(z)|`` is far above its start, or so large that the rounding of
+        f(z) - z hides a residual that has not fallen.
+        """
+        size, update = residual.norm, residual.update_norm
+        eps = torch.finfo(update.dtype).eps if is_map else 0.0
+        new = met & ~self.doubted
+        self.doubted = self.doubted | new
+        self.limit = torch.where(new, torch.maximum(self.limit, size * TRUST), self.limit)
+        reach = torch.maximum(self.limit, ceiling * (8 * eps / DIVERGENCE))
+        fell = torch.maximum(size, update * eps) <= reach
+        return met & fell, met & ~fell & ((update * eps > reach) | (update > ceiling))
 
 
 @dataclass
@@ -21,17 +62,16 @@ class AtStart:
         ceiling: ``[batch]``, above which a residual is lost.
         small: ``[batch]``, below which the square of a residual underflows; below all for a stopped
             sample.
-        trust: ``[batch]``, the limit at the start, or a share of the residual there: a larger limit
-            is owed to a growth of ``|f(z)|``, and met only where the residual has fallen as well.
-        doubted: ``[batch]``, the samples that have met such a limit alone.
-        norm: ``[batch]``, that residual; None before there is one.
+        norm: ``[batch]``, that residual.
+        limit: ``[batch]``, what it was compared with.
+        trust: None until a limit is asked for that grew.
     """
 
     ceiling: Tensor
     small: Tensor
-    trust: Tensor
-    doubted: Tensor
-    norm: Tensor | None = None
+    norm: Tensor
+    limit: Tensor
+    trust: Trust | None = None
 
 
 @dataclass
@@ -82,7 +122,7 @@ class StopState:
         )
         active = torch.ones(batch, dtype=torch.bool, device=device)
         steps = torch.zeros(batch, dtype=torch.int64, device=device)
-        start = AtStart(far, small, far, ~active)
+        start = AtStart(far, small, far, floor)
         return cls(active, steps, z0, far, floor, z0, far, floor, floor, start)
 
     def fail(self, which: Tensor, status: int | Tensor) -> None:
