@@ -1,0 +1,2 @@
+"""``make honesty``: random problems, inputs and configurations, and what is said of each measured
+apart."""
