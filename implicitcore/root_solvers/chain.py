@@ -13,6 +13,7 @@ from implicitcore.options.options import Options
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
+from implicitcore.root_solvers.stop_state import origin_of
 from implicitcore.solution import Judged, Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
@@ -70,10 +71,25 @@ class Chain(Options, RootSolver):
             left = (~solution.converged).nonzero().squeeze(1)
             if not len(left):
                 break
+            system = begun(system, solution)
             part = system if len(left) == len(solution.status) else system.restrict(left)
             after = solver.solve(part, solution.z.index_select(0, left))
             solution = merge(solution, after, left)
         return solution.amended(evaluations=system.evaluations)
+
+
+def begun(system: System, solution: Solution) -> System:
+    """The system of a solve that began where the solution did: the next solver is judged by that.
+
+    A state that has run away would else meet a tolerance relative to its own size.
+    """
+    if system.context.origin is not None:
+        return system
+    if solution.judged is not None and solution.judged.origin is not None:
+        return system.begun(solution.judged.origin)
+    with torch.no_grad():
+        first = system.evaluate(solution.start.detach()).residual
+    return system.begun(origin_of(first.norm, first.update_norm))
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
@@ -103,7 +119,7 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         before,
         z=z,
         residual=residual,
-        judged=Judged(z, residual, status, relative, trace)
+        judged=Judged(z, residual, status, relative, trace, before.judged.origin)
         if before.judged and after.judged
         else None,
         status=status,

@@ -10,17 +10,13 @@ from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
-from implicitcore.root_solvers.stop_state import StopState
+from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, origin_of
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, scaled_norm
 from implicitcore.tensors.restrict import restrict
-
-# A residual this many times its scale at the start is lost: the sample is stopped before it
-# overflows.
-DIVERGENCE = 1e8
 
 # The iterates of a map without a fixed point run away, and meet a relative tolerance by that: where
 # |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
@@ -118,20 +114,24 @@ class StopTest(StopCriterion):
         size = residual.norm.detach()
         self.count += 1
         if state.start.norm is None:
-            # A tolerance relative to an infinite start would be met by anything; one relative to
-            # NaN is met by nothing.
-            state.start.norm = torch.nan_to_num(size, torch.nan, torch.nan)
-            state.start.ceiling = torch.maximum(state.start.norm, residual.update_norm).mul(
-                DIVERGENCE
-            )
+            origin = self.system.context.origin or origin_of(size, residual.update_norm)
+            state.start.norm, state.start.ceiling = origin
         scale = self.system.scale(residual.update_norm, state.start.norm)
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
             if self.system.context.range_checked:
                 check_range(residual.update_norm, now.z, now.fz)
-            state.start.trust = torch.maximum(state.limit, state.start.norm * TRUST)
+            state.start.trust = torch.maximum(self._first_limit(), state.start.norm * TRUST)
         return size
+
+    def _first_limit(self) -> Tensor:
+        """The limit where the solve began."""
+        origin, state = self.system.context.origin, self.state
+        if origin is None:
+            return state.limit
+        scale = self.system.scale(origin.ceiling / DIVERGENCE, origin.norm)
+        return torch.minimum(state.limit, torch.add(state.floor, scale, alpha=self.tol))
 
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
         """The sizes, and their limits, where squares underflow."""
@@ -169,11 +169,11 @@ class StopTest(StopCriterion):
         f(z) - z hides a residual that has not fallen.
         """
         start, size, update = self.state.start, residual.norm, residual.update_norm
-        eps = torch.finfo(update.dtype).eps if self.system.problem.is_map else 0.0
+        eps = torch.finfo(self.start.dtype).eps / 2 if self.system.problem.is_map else 0.0
         new = met & ~start.doubted
         start.doubted = start.doubted | new
         start.trust = torch.where(new, torch.maximum(start.trust, size * TRUST), start.trust)
-        reach = torch.maximum(start.trust, start.ceiling * (8 * eps / DIVERGENCE))
+        reach = torch.maximum(start.trust, start.ceiling * (128 * eps / DIVERGENCE))
         fell = torch.maximum(size, update * eps) <= reach
         return met & fell, met & ~fell & ((update * eps > reach) | (update > start.ceiling))
 
@@ -283,15 +283,14 @@ class StopTest(StopCriterion):
             status = state.failure.clone()
         if self.remaining:
             status[state.active] = Status.MAX_STEPS
-        trace = self.recorder.residuals if self.recorder is not None else None
+        kept = self.recorder.residuals if self.recorder is not None else None
+        trace = torch.stack(kept) if kept else None
         relative = state.best_norm / state.best_limit * self.tol if self.tol else None
         return Solution(
             z=state.best,
             start=self.start,
             residual=state.best_norm,
-            judged=Judged(
-                state.best, state.best_norm, status, relative, torch.stack(trace) if trace else None
-            ),
+            judged=Judged(state.best, state.best_norm, status, relative, trace, state.start.origin),
             status=status,
             steps=steps,
             evaluations=self.system.evaluations,

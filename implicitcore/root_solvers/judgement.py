@@ -14,7 +14,7 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
-from implicitcore.system.scaled import OutOfRange, ScaledSystem
+from implicitcore.system.scaled import OutOfRange, ScaledSystem, check_range
 from implicitcore.system.system import System
 
 _DEFAULT = ResidualTolerance()
@@ -44,7 +44,10 @@ def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -
     try:
         return run(replace(system, context=context), z0)
     except OutOfRange as found:
-        scaled = ScaledSystem.scaled(system, found.unit)
+        unit = _whole(system, z0, found.unit)
+    if unit is None:
+        return run(system, z0)
+    scaled = ScaledSystem.scaled(system, unit)
     solution = run(scaled, scaled.into(z0))
     scaled.unscale(system.context.recorder)
     z, residual = scaled.back(solution.z), solution.residual * scaled.unit
@@ -52,6 +55,19 @@ def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -
     if mark.trace is not None:
         mark = mark._replace(trace=mark.trace * scaled.unit)
     return solution.amended(z=z, start=z0, residual=residual, judged=mark)
+
+
+def _whole(system: System, z0: Tensor, unit: Tensor) -> Tensor | None:
+    """The units of all samples, where a solver that takes some at a time has asked for theirs."""
+    if len(unit) == len(z0):
+        return unit
+    with torch.no_grad():
+        first = system.evaluate(z0.detach())
+        try:
+            check_range(first.residual.update_norm, first.z, first.fz)
+        except OutOfRange as found:
+            return found.unit
+    return None
 
 
 def judged(

@@ -7,7 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicitcore.solution import Origin
 from implicitcore.tensors.norms import real_dtype
+
+# A residual this many times its scale at the start is lost: the sample is stopped before it
+# overflows.
+DIVERGENCE = 1e8
+
+
+def origin_of(size: Tensor, update: Tensor) -> Origin:
+    """What follows from the first residual and ``|f(z)|``, ``[batch]``.
+
+    A tolerance relative to an infinite start would be met by anything; one relative to NaN is met
+    by nothing.
+    """
+    norm = torch.nan_to_num(size, torch.nan, torch.nan)
+    return Origin(norm, torch.maximum(norm, update).mul(DIVERGENCE))
 
 
 @dataclass
@@ -29,6 +44,11 @@ class AtStart:
     trust: Tensor
     doubted: Tensor
     norm: Tensor | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        """The same for solvers that go on."""
+        return None if self.norm is None else Origin(self.norm, self.ceiling)
 
 
 @dataclass

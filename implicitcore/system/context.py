@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
+from implicitcore.solution import Origin
 from implicitcore.system.current import current
 from implicitcore.system.function_state import FunctionState
 from implicitcore.system.memory import Memory
@@ -55,6 +56,7 @@ class Context:
         function: what f read when the solve began; None where there is no backward pass.
         recorder: of the iterates, if any.
         range_checked: a stop test is to ask at its start for other units, where it needs them.
+        origin: what the solve began with, where a solver goes on from another's iterate.
     """
 
     backend: Backend = field(metadata=SHARED)
@@ -65,11 +67,17 @@ class Context:
     function: FunctionState | None = field(default=None, metadata=SHARED)
     recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
     range_checked: bool = field(default=False, metadata=SHARED)
+    origin: Origin | None = None
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""
         return replace(
-            self, counter=Counter(), memory=self.memory.fork(), recorder=None, range_checked=False
+            self,
+            counter=Counter(),
+            memory=self.memory.fork(),
+            recorder=None,
+            range_checked=False,
+            origin=None,
         )
 
     def end(self) -> None:

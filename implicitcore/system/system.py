@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.solution import Origin
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
@@ -168,6 +169,13 @@ class System:
     def recorded(self, recorder: Recorder) -> System:
         """The same system, whose root solvers leave their iterates in a recorder."""
         return replace(self, context=replace(self.context, recorder=recorder))
+
+    def begun(self, origin: Origin) -> Self:
+        """The same system, of a solve that has begun: the next stop test begins where it did."""
+        context = self.context
+        if context.origin is not None:
+            return self
+        return replace(self, context=replace(context, origin=origin, range_checked=False))
 
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""

@@ -198,7 +198,9 @@ FAMILIES = (
     Family("units", lambda d: (*matrices(0.1, 0.95, d), units(d)), in_units),
     Family("no fixed point", drifting, drift, field=True, rootless=True, real=True),
     Family("no real root", lambda d: (d.uniform(0.5, 3, d.n),), square_and_more, field=True),
-    Family("multiple root", lambda d: (d.vector(), d.vector()), multiple, field=True, singular=True),
+    Family(
+        "multiple root", lambda d: (d.vector(), d.vector()), multiple, field=True, singular=True
+    ),
     Family(
         "discontinuous",
         lambda d: (d.vector(), d.vector(), d.uniform(-0.9, 0.9, d.n)),

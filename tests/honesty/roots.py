@@ -169,9 +169,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.nan_to_num(7, 8, 9), b.nan_to_num(7, 8, 9))
 
 
-def _text(
-    seed: int, asked: Asked, solution: ic.Solution, measured: Measured, wrong: Tensor
-) -> str:
+def _text(seed: int, asked: Asked, solution: ic.Solution, measured: Measured, wrong: Tensor) -> str:
     """One sample of those that are wrong, with all that repeats it."""
     row = int(wrong.nonzero()[0])
     status = ic.Status(int(solution.status[row])).name.lower()
