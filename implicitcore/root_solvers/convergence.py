@@ -43,6 +43,7 @@ class StopTest(StopCriterion):
         state: where each sample is.
         remaining: how many are active, as last checked.
         count: evaluations checked.
+        rounding: of f(z), relative to it, where the residual is a difference with z.
         tol: the relative tolerance that holds.
     """
 
@@ -54,6 +55,7 @@ class StopTest(StopCriterion):
         self.stopped: Tensor | None = None
         self.scale: Tensor | None = None
         self.recorder = system.context.recorder
+        self.rounding = torch.finfo(z0.dtype).eps / 2 if system.problem.is_map else 0.0
         # The whole batch, where stopped samples have left it, and which of it are here.
         self.whole: tuple[StopState, Tensor] | None = None
         self.latest: Tensor | None = None  # the limits of the last iterate, where it is the best
@@ -150,9 +152,7 @@ class StopTest(StopCriterion):
         state = self.state
         met = size <= state.limit
         stops = met
-        if not self.start.is_cpu or not torch.equal(
-            torch.minimum(state.limit, state.start.trust), state.limit
-        ):
+        if not self.start.is_cpu or (bool(met.any()) and self._doubtful(met, residual)):
             met, away = self._doubt(met, residual)
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
@@ -162,6 +162,11 @@ class StopTest(StopCriterion):
         self.stop(stops)
         return met
 
+    def _doubtful(self, met: Tensor, residual: Residual) -> bool:
+        """Whether a limit that was met is owed to the size of f(z), or its rounding hides more."""
+        reach = torch.maximum(self.state.limit, residual.update_norm * self.rounding)
+        return bool((met & (reach > self.state.start.trust)).any())
+
     def _doubt(self, met: Tensor, residual: Residual) -> tuple[Tensor, Tensor]:
         """Which of the samples ``met`` did so by a residual that fell, and which ran away.
 
@@ -169,13 +174,12 @@ class StopTest(StopCriterion):
         f(z) - z hides a residual that has not fallen.
         """
         start, size, update = self.state.start, residual.norm, residual.update_norm
-        eps = torch.finfo(self.start.dtype).eps / 2 if self.system.problem.is_map else 0.0
-        new = met & ~start.doubted
+        new, hidden = met & ~start.doubted, update * self.rounding
         start.doubted = start.doubted | new
         start.trust = torch.where(new, torch.maximum(start.trust, size * TRUST), start.trust)
-        reach = torch.maximum(start.trust, start.ceiling * (128 * eps / DIVERGENCE))
-        fell = torch.maximum(size, update * eps) <= reach
-        return met & fell, met & ~fell & ((update * eps > reach) | (update > start.ceiling))
+        reach = torch.maximum(start.trust, start.ceiling * (128 * self.rounding / DIVERGENCE))
+        fell = torch.maximum(size, hidden) <= reach
+        return met & fell, met & ~fell & ((hidden > reach) | (update > start.ceiling))
 
     def stop(self, stops: Tensor) -> None:
         """Take samples out; a stopped one has a limit below zero and is not found again."""

@@ -2,7 +2,7 @@
 
 Rounding of the problem's own dtype is allowed, and nothing else. What it is, is seen and not
 bounded by a formula: how far f in the dtype, at the returned z and at ``NEAR`` points whose numbers
-and parameters are within one unit of rounding of the true ones, is from f in float64 at z;
+and parameters are within two units of rounding of the true ones, is from f in float64 at z;
 ``ROUNDING`` times the farthest of them, and as many units of the size of f(z) and of z, of which a
 residual may be the difference.
 """
@@ -57,29 +57,40 @@ def size(v: Tensor) -> Tensor:
 def measure(problem: Problem, z: Tensor) -> Measured:
     """What is so at ``z``, ``[batch, n]`` in the problem's dtype."""
     exact = problem.wide()
-    start, start_scale = _residual(exact, exact.z0, None)
-    residual, scale = _residual(exact, z.to(exact.z0.dtype), start)
+    start, start_scale = _residual(problem, exact, problem.z0, None)
+    residual, scale = _residual(problem, exact, z, start)
     return Measured(residual, scale, start, start_scale, rounding(problem, exact, z))
 
 
-def _residual(exact: Problem, z: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+def _residual(
+    problem: Problem, exact: Problem, z: Tensor, start: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The residual at z, and the scale of its tolerance."""
-    value = exact.f(z, exact.parameters)
+    wide = z.to(exact.z0.dtype)
+    value = _value(problem, exact, z)
     if exact.call == "fixed_point":
-        return size(value - z), size(value)
+        return size(value - wide), size(value)
     residual = size(value)
-    reach = torch.minimum(residual if start is None else start, size(z + value))
+    reach = torch.minimum(residual if start is None else start, size(wide + value))
     return residual, reach.clamp(min=1)
+
+
+def _value(problem: Problem, exact: Problem, z: Tensor) -> Tensor:
+    """f(z) in float64; at the edge of the domain of f, where rounding leaves it, as it is there."""
+    wide = z.to(exact.z0.dtype)
+    value = exact.f(wide, exact.parameters)
+    rounded = problem.f(z, problem.parameters).to(wide.dtype)
+    return torch.where(value.isfinite().all(1, keepdim=True), value, rounded)
 
 
 def rounding(problem: Problem, exact: Problem, z: Tensor) -> Tensor:
     """How far a residual at z in the problem's dtype may be from the exact one."""
     generator = torch.Generator().manual_seed(0)
     info, wide = torch.finfo(z.dtype), z.to(exact.z0.dtype)
-    right = exact.f(wide, exact.parameters)
+    right = _value(problem, exact, z)
     worst = torch.zeros(len(z), dtype=torch.float64)
     for number in range(NEAR + 1):
-        share = info.eps * number / NEAR
+        share = 2 * info.eps if number else 0.0
         parameters = tuple(_near(each, share, generator) for each in problem.parameters)
         found = problem.f(_near(z, share, generator), parameters).to(wide.dtype)
         worst = torch.maximum(worst, size(found - right).nan_to_num(0, 0, 0))

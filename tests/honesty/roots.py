@@ -27,8 +27,8 @@ TOLERANCES = {
 DTYPES = tuple(TOLERANCES)
 SEVERAL = 2
 """Solves of a problem by a solver, each in a dtype and at a tolerance of its own."""
-BY_SAMPLE = 4
-"""Of so many problems a black box that takes one sample at a time gets one, once."""
+SLOW, SHARE = ("homotopy", "scipy-"), 4
+"""Solvers that are slow by their nature get each so manieth batch of problems, once."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def sweep(seed: int, names: tuple[str, ...] = (), make: Make = root_solver) -> T
     for number, name in enumerate(names or tuple(parts("root_solver"))):
         choose = random.Random(seed * 1009 + number)
         row = tally.setdefault(("root solvers", name), Row())
-        by_sample = "scipy" in name
-        if by_sample and not names and seed % BY_SAMPLE:
+        slow = name.startswith(SLOW)
+        if slow and not names and seed % SHARE:
             continue
-        for _ in range(1 if by_sample else SEVERAL):
+        for _ in range(1 if slow else SEVERAL):
             solve(ask(seed, name, choose, make), row, seed)
     return tally
 

@@ -48,6 +48,6 @@ def _inside(option: Option, tol: float, atol: float, choose: random.Random) -> d
 def ode_solver(name: str, rtol: float, atol: float) -> ic.ODESolver:
     """The solver of that name, at these tolerances where it has any."""
     known = options_of(parts("ode_solver")[name].load())
-    wanted = {"rtol": rtol, "atol": atol, "max_steps": 2000}
+    wanted = {"rtol": rtol, "atol": atol, "max_steps": 300}
     given = {option: value for option, value in wanted.items() if option in known}
     return ic.create("ode_solver", {"name": name, **given})
