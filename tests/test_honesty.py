@@ -27,12 +27,12 @@ def findings(tally: Tally) -> list[Finding]:
 
 
 def texts(tally: Tally) -> str:
-    return "\n".join(f"{finding.kind}: {finding.text}" for finding in findings(tally))
+    return "\n".join(map(str, findings(tally)))
 
 
 @pytest.mark.parametrize("name", list(parts("root_solver")))
 def test_no_root_solver_says_what_is_not_so(name):
-    seeds = range(0, 8 if name.startswith(SLOW) else 40, 4)
+    seeds = range(2) if name.startswith(SLOW) else range(6)
     total: Tally = {}
     for seed in seeds:
         merge(total, roots.sweep(seed, (name,)))
@@ -43,16 +43,17 @@ def test_no_root_solver_says_what_is_not_so(name):
 
 def test_no_gradient_of_a_converged_sample_is_lost():
     total: Tally = {}
-    for seed in range(12):
+    for seed in range(8):
         merge(total, gradients.sweep(seed))
     assert not findings(total), texts(total)
     assert {name for _, name in total} == {*parts("gradient")} - {*gradients.TRAJECTORIES_ONLY}
 
 
-@pytest.mark.parametrize("seed", [3, 5])
-def test_no_trajectory_that_converged_is_wildly_wrong(seed):
-    names = ("tsit5", "adams", "esdirk", "rk4", "scipy-rk45", "torchdiffeq-dopri5")
-    total = trajectories.sweep(seed, names)
+@pytest.mark.parametrize("name", ["tsit5", "adams", "rk4", "scipy-rk45", "torchdiffeq-dopri5"])
+def test_no_trajectory_that_converged_is_wildly_wrong(name):
+    total: Tally = {}
+    for seed in range(1, 6):
+        merge(total, trajectories.sweep(seed, (name,)))
     assert not findings(total), texts(total)
 
 
@@ -149,7 +150,7 @@ def test_the_rounding_that_is_allowed_is_small(family, dtype):
     if family.real and dtype.is_complex:
         return
     seen = 0
-    for seed in range(400):
+    for seed in range(200):
         subject = problem(seed, dtype, batch=4)
         if subject.family is not family:
             continue
@@ -176,11 +177,11 @@ def test_a_call_that_does_not_end_is_a_hang():
             pass
 
 
-@pytest.mark.parametrize("only", ["roots", "gradients"])
-def test_the_program_prints_its_table_and_writes_the_page(only, tmp_path, capsys):
+def test_the_program_prints_its_table_and_writes_the_page(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
-    options = ["--problems", "40", "--processes", "1", "--only", only, "--page", str(page)]
+    options = ["--problems", "80", "--processes", "1", "--only", "gradients"]
+    options += ["--page", str(page)]
     assert main(options) == 0
     assert "0 findings" in capsys.readouterr().out
     text = page.read_text()
@@ -189,7 +190,7 @@ def test_the_program_prints_its_table_and_writes_the_page(only, tmp_path, capsys
 
 
 def test_the_program_fails_where_something_is_found(monkeypatch, capsys):
-    found = {("roots", "liar"): Row(calls=1, findings=[Finding("lie", "it says so")])}
+    found = {("roots", "liar"): Row(calls=1, findings=[Finding("lie", "seed 0", "it says so")])}
     monkeypatch.setattr("honesty.program.Task.run", lambda task: found)
     assert main(["--problems", "20", "--processes", "1", "--only", "roots"]) == 1
-    assert "lie: it says so" in capsys.readouterr().out
+    assert "lie: seed 0: it says so" in capsys.readouterr().out

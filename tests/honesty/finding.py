@@ -7,12 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """A promise that was not kept.
+    """What went wrong.
 
     Attributes:
-        kind: which one, in a few words: ``"lie"``, ``"bare error"``, ``"hang"``.
-        text: what happened, with all that repeats it.
+        kind: which promise was not kept, in a few words.
+        case: what was called, with the seed that makes it again.
+        text: what happened.
     """
 
     kind: str
+    case: str
     text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.case}: {self.text}"

@@ -76,12 +76,12 @@ def _train(
         row.refused += 1
         return
     except Hang as error:
-        row.find("hang", f"{error}: {text}")
+        row.find("hang", text, str(error))
         return
     except Exception as error:
-        row.find("bare error", f"{type(error).__name__}: {error}: {text}")
+        row.find("bare error", text, f"{type(error).__name__}: {error}")
         return
     names = ("the parameter of all samples", *(f"x[{index}]" for index in range(len(leaves))))
     for name, value in zip(names, found, strict=True):
         if value is not None and not bool(value.isfinite().all()):
-            row.find("a gradient that is not finite", f"of {name}: {text}, {solution.status}")
+            row.find("a gradient that is not finite", text, f"of {name}, {solution.status}")

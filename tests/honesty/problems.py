@@ -139,12 +139,13 @@ def constant(z: Tensor, p: Parameters) -> Tensor:
 
 def mixture(z: Tensor, p: Parameters) -> Tensor:
     """Easy, hard and hopeless samples side by side; one kind has NaN parameters."""
-    matrix, x, kind, spoiled = p
+    matrix, x, drawn, spoiled = p
+    kind = drawn.real.round()  # near a whole number where rounding is measured
     value = product(matrix, z) + x
-    value = torch.where(kind.real == 1, torch.tanh(value), value)
-    value = torch.where(kind.real == 2, 4 * value, value)
-    value = torch.where(kind.real == 3, z + 1, value)
-    return torch.where(kind.real == 4, value + spoiled, value)
+    value = torch.where(kind == 1, torch.tanh(value), value)
+    value = torch.where(kind == 2, 4 * value, value)
+    value = torch.where(kind == 3, z + 1, value)
+    return torch.where(kind == 4, value + spoiled, value)
 
 
 def units(draw: Draw) -> Tensor:

@@ -126,7 +126,7 @@ def show(total: Tally, console: Console) -> int:
     for finding in findings:
         seen[finding.kind] += 1
         if seen[finding.kind] <= 5:
-            console.print(f"{finding.kind}: {finding.text}", markup=False, soft_wrap=True)
+            console.print(str(finding), markup=False, soft_wrap=True)
     for kind, count in seen.items():
         console.print(f"{count} x {kind}", markup=False)
     return len(findings)

@@ -85,7 +85,7 @@ def ask(seed: int, name: str, choose: random.Random, make: Make) -> Asked:
 
 def solve(asked: Asked, row: Row, seed: int) -> None:
     """Solve, and put what comes of it into the row."""
-    subject = asked.problem
+    subject, case = asked.problem, f"seed {seed}, {asked}"
     before = [each.clone() for each in (*subject.parameters, subject.z0)]
     row.calls += 1
     row.samples += len(subject.z0)
@@ -98,19 +98,19 @@ def solve(asked: Asked, row: Row, seed: int) -> None:
         row.refused += 1
         return
     except Hang as found:
-        row.find("hang", f"{found}: seed {seed}, {asked}")
+        row.find("hang", case, str(found))
         return
     except Exception as error:
-        row.find("bare error", f"{type(error).__name__}: {error}: seed {seed}, {asked}")
+        row.find("bare error", case, f"{type(error).__name__}: {error}")
         return
     after = (*subject.parameters, subject.z0)
     if not all(map(_same, before, after)):
-        row.find("changed input", f"seed {seed}, {asked}")
+        row.find("changed input", case, "z0 or x is not what it was")
     row.statuses.update(ic.Status(status).name.lower() for status in solution.status.tolist())
     measured = measure(subject, solution.z)
     for kind, wrong in judge(asked, solution, measured):
         if bool(wrong.any()):
-            row.find(kind, _text(seed, asked, solution, measured, wrong))
+            row.find(kind, case, _text(asked, solution, measured, wrong))
     if bool(solution.converged.any()):
         share = measured.residual / measured.limit(asked.tol, asked.atol)
         row.worst = max(row.worst, share[solution.converged].nan_to_num(torch.inf).max().item())
@@ -169,13 +169,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.nan_to_num(7, 8, 9), b.nan_to_num(7, 8, 9))
 
 
-def _text(seed: int, asked: Asked, solution: ic.Solution, measured: Measured, wrong: Tensor) -> str:
-    """One sample of those that are wrong, with all that repeats it."""
+def _text(asked: Asked, solution: ic.Solution, measured: Measured, wrong: Tensor) -> str:
+    """One sample of those that are wrong."""
     row = int(wrong.nonzero()[0])
     status = ic.Status(int(solution.status[row])).name.lower()
     limit = measured.limit(asked.tol, asked.atol)
     return (
-        f"seed {seed}, {asked}: sample {row} of {int(wrong.sum())} is {status}, says "
+        f"sample {row} of {int(wrong.sum())} is {status}, says "
         f"{solution.residual[row].item():.3g}, has {measured.residual[row].item():.3g}, limit "
         f"{limit[row].item():.3g} of which rounding {measured.rounding[row].item():.3g}, "
         f"z = {solution.z[row].tolist()}"

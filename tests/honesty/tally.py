@@ -43,8 +43,8 @@ class Row:
         self.worst = max(self.worst, other.worst)
         self.findings += other.findings
 
-    def find(self, kind: str, text: str) -> None:
-        self.findings.append(Finding(kind, text))
+    def find(self, kind: str, case: str, text: str) -> None:
+        self.findings.append(Finding(kind, case, text))
 
 
 Tally = dict[tuple[str, str], Row]
