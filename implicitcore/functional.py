@@ -44,6 +44,10 @@ _TRAJECTORY = PartType(("ode_solver",), optional=True)
 _GRADIENT = PartType(("gradient",), optional=True)
 _BACKEND = PartType(("backend",), optional=True)
 
+# The defaults, made once: a small solve takes ten times as long as making one.
+_ANDERSON, _BROYDEN, _TSIT5 = Anderson(), Broyden(), Tsit5()
+_IMPLICIT, _UNROLLED = Implicit(), Unrolled()
+
 
 def fixed_point(  # noqa: PLR0913 - keyword options
     f: Callable[[Any, Any], Any],
@@ -91,7 +95,7 @@ def fixed_point(  # noqa: PLR0913 - keyword options
         -0.297474
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
-    solve, strategy = Solve(chosen or Anderson()), strategy or Implicit()
+    solve, strategy = Solve(chosen or _ANDERSON), strategy or _IMPLICIT
     found = run(FixedPoint(f), z0, x, solve, strategy, backend=kernels, coupled=coupled)
     return _returned(Solution, found, strategy)
 
@@ -134,8 +138,8 @@ def find_root(  # noqa: PLR0913 - keyword options
             or g returns another structure, shape or dtype.
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
-    dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
-    strategy = strategy or Implicit()
+    dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or _BROYDEN)
+    strategy = strategy or _IMPLICIT
     found = run(dynamics, z0, x, solve, strategy, backend=kernels, coupled=coupled)
     return _returned(Solution, found, strategy)
 
@@ -203,14 +207,14 @@ def integrate(  # noqa: PLR0913 - keyword options
         -0.023013
     """
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
-    strategy = strategy or Unrolled()
+    strategy = strategy or _UNROLLED
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
         raise GradientError(
             f"{name} has no gradient between the output times: dense output and events "
             "need gradient=Unrolled()"
         )
-    solve = Solve(chosen or Tsit5(), times, dense, event)
+    solve = Solve(chosen or _TSIT5, times, dense, event)
     found = run(VectorField(v), z0, x, solve, strategy, backend=kernels, coupled=coupled)
     return _returned(Trajectory, found, strategy)
 

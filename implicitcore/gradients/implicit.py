@@ -17,7 +17,7 @@ from implicitcore.options.options import Options
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.root_solvers.judgement import solve_from
-from implicitcore.solution import Backward, Solution, Status
+from implicitcore.solution import Backward, Solution
 from implicitcore.system.coupling import check_products, check_residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem, Transposed
@@ -97,7 +97,8 @@ class BackwardSolve(Pullback):
         solution = solve_from(self.solver, linear, self.start(linear))
         self._write_down(linear, solution)
         u = linear.solution(solution.z)
-        check_products(self.system, self.jacobian, v, u)
+        if linear.unit is not None:  # else no sample of v is zero
+            check_products(self.system, self.jacobian, v, u)
         return u
 
     def start(self, linear: LinearSystem) -> Evaluation:
@@ -154,20 +155,15 @@ class BackwardSolve(Pullback):
     def _write_down(self, linear: LinearSystem, solution: Solution) -> None:
         record, size = self.record, linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
         record.vjps += linear.evaluations
-        record.status = solution.status
-        record.residual = None if solution.residual is None else solution.residual / size
-        failed = int((solution.status != Status.CONVERGED).sum())
-        if failed:
-            worst = (
-                ""
-                if record.residual is None
-                else f"; worst relative residual {record.residual.max().item():.3g}"
-            )
-            message = (
-                f"the backward solve of {failed} of {len(solution.status)} samples did not "
-                f"converge{worst}: their gradients are inexact"
-            )
-            warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        record.status, record.residual = solution.status, solution.residual / size
+        if not solution.failed:
+            return
+        count, worst = int((~solution.converged).sum()), record.residual.max().item()
+        message = (
+            f"the backward solve of {count} of {len(solution.status)} samples did not converge; "
+            f"worst relative residual {worst:.3g}: their gradients are inexact"
+        )
+        warnings.warn(message, ConvergenceWarning, stacklevel=2)
 
 
 class _Cut(torch.autograd.Function):

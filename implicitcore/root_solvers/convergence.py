@@ -10,18 +10,13 @@ from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
-from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, origin_of
+from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, Trust, origin_of
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, scaled_norm
 from implicitcore.tensors.restrict import restrict
-
-# The iterates of a map without a fixed point run away, and meet a relative tolerance by that: where
-# |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
-# that met the tolerance, too.
-TRUST = 0.1
 
 
 class StopTest(StopCriterion):
@@ -100,35 +95,41 @@ class StopTest(StopCriterion):
         )
         if self.start.is_cpu and not usual:
             size = self._remeasure(now, size)
-        limit, met = state.limit, self._accept(now.residual, size, usual)
+        limit = self._in_force(state.limit)
+        met = self._accept(now.residual, size, usual)
         return self._compare(size, limit, met)
 
     def _settle(self) -> None:
         """Take over the limits of the iterates that were the best without a look at each sample."""
-        state, latest = self.state, self.latest
-        if latest is not None:
-            state.best_limit = torch.where(state.active, latest, state.best_limit)
+        if self.latest is not None:
+            self.state.best_limit = self._in_force(self.latest)
             self.latest = None
+
+    def _in_force(self, limit: Tensor) -> Tensor:
+        """The limits of the active samples, and for the others those that they met."""
+        if self.start.is_cpu and self.stopped is None:
+            return limit
+        return torch.where(self.state.active, limit, self.state.best_limit)
 
     def _measure(self, now: Evaluation) -> Tensor:
         """The size of the residual, and the limit that it is compared with."""
         state, residual = self.state, now.residual
-        size = residual.norm.detach()
+        size = residual.norm.detach() if residual.norm.requires_grad else residual.norm
         self.count += 1
-        if state.start.norm is None:
+        if self.count == 1:
             origin = self.system.context.origin or origin_of(size, residual.update_norm)
             state.start.norm, state.start.ceiling = origin
         scale = self.system.scale(residual.update_norm, state.start.norm)
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
+            state.start.limit = self._first_limit()
             if self.system.context.range_checked:
                 check_range(residual.update_norm, now.z, now.fz)
-            state.start.trust = torch.maximum(self._first_limit(), state.start.norm * TRUST)
         return size
 
     def _first_limit(self) -> Tensor:
-        """The limit where the solve began."""
+        """The limit where the solve began, which another solver may have done."""
         origin, state = self.system.context.origin, self.state
         if origin is None:
             return state.limit
@@ -138,10 +139,11 @@ class StopTest(StopCriterion):
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
         """The sizes, and their limits, where squares underflow."""
         state, update = self.state, now.residual.update_norm
-        small = size < state.start.small
-        if not bool(small.any()) or state.start.norm is None:
+        value, small = now.residual.value, size < state.start.small
+        # Most that are small are zero, entry by entry; a look at all of them is cheaper.
+        if not bool(value.any()) or not bool(value[small].any()):
             return size
-        size = torch.where(small, scaled_norm(now.residual.value), size)
+        size = torch.where(small, scaled_norm(value), size)
         update = torch.where(update < state.start.small, scaled_norm(now.fz), update)
         scale = self.system.scale(update, state.start.norm)
         state.limit, self.scale = torch.add(state.floor, scale, alpha=self.tol), None
@@ -152,8 +154,9 @@ class StopTest(StopCriterion):
         state = self.state
         met = size <= state.limit
         stops = met
-        if not self.start.is_cpu or (bool(met.any()) and self._doubtful(met, residual)):
-            met, away = self._doubt(met, residual)
+        trust = self._trust(met, residual)
+        if trust is not None:
+            met, away = state.start.doubt(trust, met, residual, self.rounding)
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
@@ -162,32 +165,25 @@ class StopTest(StopCriterion):
         self.stop(stops)
         return met
 
-    def _doubtful(self, met: Tensor, residual: Residual) -> bool:
-        """Whether a limit that was met is owed to the size of f(z), or its rounding hides more."""
-        reach = torch.maximum(self.state.limit, residual.update_norm * self.rounding)
-        return bool((met & (reach > self.state.start.trust)).any())
-
-    def _doubt(self, met: Tensor, residual: Residual) -> tuple[Tensor, Tensor]:
-        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
-
-        One has run away where ``|f(z)|`` is far above its start, or so large that the rounding of
-        f(z) - z hides a residual that has not fallen.
-        """
-        start, size, update = self.state.start, residual.norm, residual.update_norm
-        new, hidden = met & ~start.doubted, update * self.rounding
-        start.doubted = start.doubted | new
-        start.trust = torch.where(new, torch.maximum(start.trust, size * TRUST), start.trust)
-        reach = torch.maximum(start.trust, start.ceiling * (128 * self.rounding / DIVERGENCE))
-        fell = torch.maximum(size, hidden) <= reach
-        return met & fell, met & ~fell & ((hidden > reach) | (update > start.ceiling))
+    def _trust(self, met: Tensor, residual: Residual) -> Trust | None:
+        """How far the limits count; None where none has grown, and no rounding hides a residual."""
+        state, start = self.state, self.state.start
+        if state.limit is start.limit or (self.start.is_cpu and not bool(met.any())):
+            return None
+        if start.trust is None:
+            start.trust = Trust.at(start)
+        reach = torch.maximum(state.limit, residual.update_norm * self.rounding)
+        if self.start.is_cpu and not bool((met & (reach > start.trust.limit)).any()):
+            return None
+        return start.trust
 
     def stop(self, stops: Tensor) -> None:
         """Take samples out; a stopped one has a limit below zero and is not found again."""
         state = self.state
-        state.steps = torch.where(stops, self.count, state.steps)
+        state.steps = state.steps.masked_fill(stops, self.count)
         state.active = state.active & ~stops
         if not self.start.is_cpu:
-            self._lower()
+            self._lower(~state.active)
         # The host waits for the device: every time on a CPU, where it is free, else now and then.
         if self.start.is_cpu or self.count % CHECK_EVERY == 0:
             self._count()
@@ -195,14 +191,15 @@ class StopTest(StopCriterion):
     def _count(self) -> None:
         remaining = int(self.state.active.sum())
         if self.start.is_cpu and 0 < remaining < self.remaining:
-            self._lower()
-            self.stopped = (~self.state.active).nonzero().squeeze(1)
+            done = ~self.state.active
+            self._lower(done)
+            self.stopped = done.nonzero().squeeze(1)
         self.remaining = remaining
 
-    def _lower(self) -> None:
+    def _lower(self, done: Tensor) -> None:
         state = self.state
-        state.floor = torch.where(state.active, state.floor, -torch.inf)
-        state.start.small = torch.where(state.active, state.start.small, -torch.inf)
+        state.floor = state.floor.masked_fill(done, -torch.inf)
+        state.start.small = state.start.small.masked_fill(done, -torch.inf)
         self.scale = None
 
     def _lose(self, size: Tensor) -> Tensor:
@@ -224,7 +221,7 @@ class StopTest(StopCriterion):
             and torch.equal(torch.minimum(size, state.best_norm), size)
         ):
             state.best_norm = size
-            state.best_limit = torch.where(limit > 0, limit, state.best_limit)
+            state.best_limit = limit
             return None
         grown = size > GROWTH * last
         if not self.start.is_cpu or bool(grown.any()):
@@ -280,8 +277,9 @@ class StopTest(StopCriterion):
         self._settle()
         state = self._merged()
         if steps is None:
-            going = torch.where(state.active, self.count, state.steps)
-            steps = going if self.remaining else state.steps
+            steps = state.steps
+            if self.remaining:
+                steps = torch.where(state.active, self.count, steps)
         status = torch.zeros_like(state.active, dtype=torch.int8)
         if state.failure is not None:
             status = state.failure.clone()

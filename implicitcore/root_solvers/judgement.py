@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import OutOfRange, ScaledSystem, check_range
 from implicitcore.system.system import System
+from implicitcore.tensors.amended import amended
 
 _DEFAULT = ResidualTolerance()
 
@@ -40,9 +40,9 @@ def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -
     """What ``run`` returns for a system and its start, in units where norms need them."""
     if system.scope.group is not None:  # processes that differ in their units would part
         return run(system, z0)
-    context = replace(system.context, range_checked=True)
+    checked = amended(system, context=amended(system.context, range_checked=True))
     try:
-        return run(replace(system, context=context), z0)
+        return run(checked, z0)
     except OutOfRange as found:
         unit = _whole(system, z0, found.unit)
     if unit is None:

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Residual
 from implicitcore.solution import Origin
 from implicitcore.tensors.norms import real_dtype
 
 # A residual this many times its scale at the start is lost: the sample is stopped before it
 # overflows.
 DIVERGENCE = 1e8
+
+# The iterates of a map without a fixed point run away, and meet a relative tolerance by that: where
+# |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
+# that met the tolerance, too.
+TRUST = 0.1
 
 
 def origin_of(size: Tensor, update: Tensor) -> Origin:
@@ -26,6 +32,26 @@ def origin_of(size: Tensor, update: Tensor) -> Origin:
 
 
 @dataclass
+class Trust:
+    """How far a limit counts that follows the size of f(z).
+
+    Attributes:
+        limit: ``[batch]``, the limit at the start, or a share of the residual there: a larger one
+            is owed to a growth of ``|f(z)|``, and met only where the residual has fallen as well.
+        doubted: ``[batch]``, the samples that have met such a limit alone.
+    """
+
+    limit: Tensor
+    doubted: Tensor
+
+    @classmethod
+    def at(cls, start: AtStart) -> Trust:
+        """Before a sample has met a limit that grew."""
+        limit = torch.maximum(start.limit, start.norm * TRUST)
+        return cls(limit, torch.zeros_like(limit, dtype=torch.bool))
+
+
+@dataclass
 class AtStart:
     """What follows from the first residual of each sample.
 
@@ -33,22 +59,37 @@ class AtStart:
         ceiling: ``[batch]``, above which a residual is lost.
         small: ``[batch]``, below which the square of a residual underflows; below all for a stopped
             sample.
-        trust: ``[batch]``, the limit at the start, or a share of the residual there: a larger limit
-            is owed to a growth of ``|f(z)|``, and met only where the residual has fallen as well.
-        doubted: ``[batch]``, the samples that have met such a limit alone.
-        norm: ``[batch]``, that residual; None before there is one.
+        norm: ``[batch]``, that residual.
+        limit: ``[batch]``, what it was compared with.
+        trust: None until a limit is asked for that grew.
     """
 
     ceiling: Tensor
     small: Tensor
-    trust: Tensor
-    doubted: Tensor
-    norm: Tensor | None = None
+    norm: Tensor
+    limit: Tensor
+    trust: Trust | None = None
 
     @property
-    def origin(self) -> Origin | None:
+    def origin(self) -> Origin:
         """The same for solvers that go on."""
-        return None if self.norm is None else Origin(self.norm, self.ceiling)
+        return Origin(self.norm, self.ceiling)
+
+    def doubt(
+        self, trust: Trust, met: Tensor, residual: Residual, rounding: float
+    ) -> tuple[Tensor, Tensor]:
+        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
+
+        One has run away where ``|f(z)|`` is far above its start, or so large that the ``rounding``
+        of f(z) - z hides a residual that has not fallen.
+        """
+        size, update, hidden = residual.norm, residual.update_norm, residual.update_norm * rounding
+        new = met & ~trust.doubted
+        trust.doubted = trust.doubted | new
+        trust.limit = torch.where(new, torch.maximum(trust.limit, size * TRUST), trust.limit)
+        reach = torch.maximum(trust.limit, self.ceiling * (128 * rounding / DIVERGENCE))
+        fell = torch.maximum(size, hidden) <= reach
+        return met & fell, met & ~fell & ((hidden > reach) | (update > self.ceiling))
 
 
 @dataclass
@@ -96,9 +137,8 @@ class StopState:
         )
         active = torch.ones(batch, dtype=torch.bool, device=device)
         steps = torch.zeros(batch, dtype=torch.int64, device=device)
-        return cls(
-            active, steps, z0, far, floor, far, floor, floor, AtStart(far, small, far, ~active)
-        )
+        start = AtStart(far, small, far, floor)
+        return cls(active, steps, z0, far, floor, far, floor, floor, start)
 
     def fail(self, which: Tensor, status: int | Tensor) -> None:
         """Samples ``which`` have failed."""

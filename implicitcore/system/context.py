@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from implicitcore.system.current import current
 from implicitcore.system.function_state import FunctionState
 from implicitcore.system.memory import Memory
 from implicitcore.system.scope import SolveContext
+from implicitcore.tensors.amended import amended
 from implicitcore.tensors.autocast import Autocast, ambient
 from implicitcore.tensors.restrict import SHARED, rule
 
@@ -71,7 +72,7 @@ class Context:
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""
-        return replace(
+        return amended(
             self,
             counter=Counter(),
             memory=self.memory.fork(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -21,10 +21,13 @@ from implicitcore.system.memory import versions_of
 from implicitcore.system.problem import Problem
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
+from implicitcore.tensors.amended import amended
 from implicitcore.tensors.autocast import restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_products
+
+_TORCH = TorchBackend()
 
 
 @dataclass(eq=False)
@@ -62,7 +65,7 @@ class System:
         Raises:
             InputError: a tensor in x is neither per sample nor shared.
         """
-        context = Context(backend or TorchBackend(), recorder=recorder)
+        context = Context(backend or _TORCH, recorder=recorder)
         return System(Problem.of(dynamics, x, packing), context)
 
     @property
@@ -148,7 +151,7 @@ class System:
     def with_function_state(self) -> System:
         """The same system, with what f reads now: for backward passes that evaluate f again."""
         function = self.scope.function_state(self.dynamics, self.x)
-        return System(self.problem, replace(self.context, function=function))
+        return System(self.problem, amended(self.context, function=function))
 
     def check_function(self) -> None:
         """Require, before a backward pass evaluates f again, that f is still what was solved.
@@ -168,14 +171,14 @@ class System:
 
     def recorded(self, recorder: Recorder) -> System:
         """The same system, whose root solvers leave their iterates in a recorder."""
-        return replace(self, context=replace(self.context, recorder=recorder))
+        return amended(self, context=amended(self.context, recorder=recorder))
 
     def begun(self, origin: Origin) -> Self:
         """The same system, of a solve that has begun: the next stop test begins where it did."""
         context = self.context
         if context.origin is not None:
             return self
-        return replace(self, context=replace(context, origin=origin, range_checked=False))
+        return amended(self, context=amended(context, origin=origin, range_checked=False))
 
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""

@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import InputError
 from implicitcore.tensors.restrict import COUNT, SHARED
 
+_LEAF = pytree.tree_structure(0)
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -54,7 +56,7 @@ class Packing:
             InputError: no tensors, no batch dimension, different batch sizes, dtypes or devices, or
                 an integer dtype.
         """
-        leaves, spec = pytree.tree_flatten(z)
+        leaves, spec = ([z], _LEAF) if isinstance(z, Tensor) else pytree.tree_flatten(z)
         _check(leaves, coupled=coupled)
         shapes = tuple(tuple(leaf.shape) for leaf in leaves)
         if coupled:

@@ -71,7 +71,7 @@ def check_batch(x: Any, batch: int) -> None:
     Raises:
         InputError: names it.
     """
-    for leaf in pytree.tree_leaves(x, is_leaf=_is_shared):
+    for leaf in [x] if isinstance(x, Tensor) else pytree.tree_leaves(x, is_leaf=_is_shared):
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] != batch:
             raise InputError(_problem(x, batch))
 
