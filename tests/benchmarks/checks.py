@@ -38,12 +38,6 @@ def nothing(*_: object, **__: object) -> None:
     """In place of a check."""
 
 
-def doubtless(test: StopTest, met: Tensor, residual: object) -> bool:
-    """In place of the doubt whether a limit is owed to a state that runs away."""
-    del test, met, residual
-    return False
-
-
 def passed(result: Any, *_: object) -> Any:
     """In place of a copy, where one is needed."""
     return result
@@ -65,7 +59,7 @@ CHECKS: tuple[tuple[Any, str, Any], ...] = (
     (approximate, "check_residual", nothing),
     (phantom, "check_residual", nothing),
     (convergence, "check_range", nothing),
-    (StopTest, "_doubtful", doubtless),
+    (StopTest, "_trust", nothing),
     (System, "check_function", nothing),
     (System, "with_function_state", lambda system: system),
     (Packing, "check", nothing),
