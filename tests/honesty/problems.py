@@ -214,7 +214,7 @@ FAMILIES = (
     ),
     Family("reciprocal", lambda d: (d.vector(), d.vector()), reciprocal, singular=True),
     Family("constant", lambda d: (d.vector(),), constant),
-    Family("mixture", mixed, mixture, singular=True),
+    Family("mixture", mixed, mixture),
 )
 
 
