@@ -71,14 +71,14 @@ class Chain(Options, RootSolver):
             left = (~solution.converged).nonzero().squeeze(1)
             if not len(left):
                 break
-            system = begun(system, solution)
+            system = started(system, solution)
             part = system if len(left) == len(solution.status) else system.restrict(left)
             after = solver.solve(part, solution.z.index_select(0, left))
             solution = merge(solution, after, left)
         return solution.amended(evaluations=system.evaluations)
 
 
-def begun(system: System, solution: Solution) -> System:
+def started(system: System, solution: Solution) -> System:
     """The system of a solve that began where the solution did: the next solver is judged by that.
 
     A state that has run away would else meet a tolerance relative to its own size.
@@ -86,10 +86,10 @@ def begun(system: System, solution: Solution) -> System:
     if system.context.origin is not None:
         return system
     if solution.judged is not None and solution.judged.origin is not None:
-        return system.begun(solution.judged.origin)
+        return system.started(solution.judged.origin)
     with torch.no_grad():
         first = system.evaluate(solution.start.detach()).residual
-    return system.begun(origin_of(first.norm, first.update_norm))
+    return system.started(origin_of(first.norm, first.update_norm))
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:

@@ -38,7 +38,6 @@ class StopTest(StopCriterion):
         state: where each sample is.
         remaining: how many are active, as last checked.
         count: evaluations checked.
-        rounding: of f(z), relative to it, where the residual is a difference with z.
         tol: the relative tolerance that holds.
     """
 
@@ -50,7 +49,6 @@ class StopTest(StopCriterion):
         self.stopped: Tensor | None = None
         self.scale: Tensor | None = None
         self.recorder = system.context.recorder
-        self.rounding = torch.finfo(z0.dtype).eps / 2 if system.problem.is_map else 0.0
         # The whole batch, where stopped samples have left it, and which of it are here.
         self.whole: tuple[StopState, Tensor] | None = None
         self.latest: Tensor | None = None  # the limits of the last iterate, where it is the best
@@ -156,7 +154,7 @@ class StopTest(StopCriterion):
         stops = met
         trust = self._trust(met, residual)
         if trust is not None:
-            met, away = state.start.doubt(trust, met, residual, self.rounding)
+            met, away = state.start.doubt(trust, met, residual, self._rounding())
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
@@ -165,6 +163,10 @@ class StopTest(StopCriterion):
         self.stop(stops)
         return met
 
+    def _rounding(self) -> float:
+        """Of f(z), relative to it, where the residual is a difference with z."""
+        return torch.finfo(self.start.dtype).eps / 2 if self.system.problem.is_map else 0.0
+
     def _trust(self, met: Tensor, residual: Residual) -> Trust | None:
         """How far the limits count; None where none has grown, and no rounding hides a residual."""
         state, start = self.state, self.state.start
@@ -172,7 +174,7 @@ class StopTest(StopCriterion):
             return None
         if start.trust is None:
             start.trust = Trust.at(start)
-        reach = torch.maximum(state.limit, residual.update_norm * self.rounding)
+        reach = torch.maximum(state.limit, residual.update_norm * self._rounding())
         if self.start.is_cpu and not bool((met & (reach > start.trust.limit)).any()):
             return None
         return start.trust

@@ -13,7 +13,7 @@ from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.options.options import Options
 from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.chain import begun, merge
+from implicitcore.root_solvers.chain import started, merge
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point, solve
@@ -100,7 +100,7 @@ class Homotopy(Options, RootSolver):
             z = _anchored(system, z)
         # To a tolerance that is relative to the start of the path and not to its end.
         found = test.solution()
-        after = self.corrector.solve(begun(system, found), z)
+        after = self.corrector.solve(started(system, found), z)
         merged = merge(found, after, _all(z0))
         steps = torch.where(state.active, steps + after.steps, state.steps)
         return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)

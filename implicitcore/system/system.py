@@ -173,8 +173,8 @@ class System:
         """The same system, whose root solvers leave their iterates in a recorder."""
         return amended(self, context=amended(self.context, recorder=recorder))
 
-    def begun(self, origin: Origin) -> Self:
-        """The same system, of a solve that has begun: the next stop test begins where it did."""
+    def started(self, origin: Origin) -> Self:
+        """The same system, of a solve that has started: the next stop test goes on from there."""
         context = self.context
         if context.origin is not None:
             return self
