@@ -128,11 +128,11 @@ class StopTest(StopCriterion):
 
     def _first_limit(self) -> Tensor:
         """The limit where the solve began, which another solver may have done."""
-        origin, state = self.system.context.origin, self.state
+        origin, limit = self.system.context.origin, self.state.limit
         if origin is None:
-            return state.limit
+            return limit
         scale = self.system.scale(origin.ceiling / DIVERGENCE, origin.norm)
-        return torch.minimum(state.limit, torch.add(state.floor, scale, alpha=self.tol))
+        return torch.minimum(limit, self.state.floor + scale * self.tol)
 
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
         """The sizes, and their limits, where squares underflow."""

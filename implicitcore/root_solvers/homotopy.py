@@ -13,7 +13,7 @@ from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.options.options import Options
 from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.chain import started, merge
+from implicitcore.root_solvers.chain import merge, started
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point, solve

@@ -1,2 +1,1 @@
-"""``make honesty``: random problems, inputs and configurations, and what is said of each measured
-apart."""
+"""Random problems, inputs and configurations: is each answer right, or an error of ours?"""

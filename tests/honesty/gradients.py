@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import implicitcore as ic
+from honesty.finding import Hang
 from honesty.problems import Problem, problem
 from honesty.solvers import parts, root_solver
-from honesty.tally import Hang, Row, Tally, bounded
+from honesty.tally import Row, Tally, bounded
 
 SOLVERS = ("picard", "anderson", "broyden", "newton", "steady_state", "chain", "pseudo_transient")
 BACKWARD = ("gmres", "bicgstab", "picard", "anderson", "broyden", "newton")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import implicitcore as ic
+from honesty.finding import Hang
 from honesty.measure import Measured, measure
 from honesty.problems import Problem, problem
 from honesty.solvers import parts, root_solver
-from honesty.tally import Hang, Row, Tally, bounded
+from honesty.tally import Row, Tally, bounded
 
 TOLERANCES = {
     torch.bfloat16: (1e-1, 1e-2, 1e-3, 1e-6),

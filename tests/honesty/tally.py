@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from honesty.finding import Finding
+from honesty.finding import Finding, Hang
 
 PATIENCE = 120
 """Seconds after which a call hangs."""
@@ -54,10 +54,6 @@ Tally = dict[tuple[str, str], Row]
 def merge(total: Tally, part: Tally) -> None:
     for key, row in part.items():
         total.setdefault(key, Row()).add(row)
-
-
-class Hang(BaseException):
-    """A call took too long; no ``except Exception`` in between takes it for an error."""
 
 
 @contextmanager

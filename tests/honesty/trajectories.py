@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import implicitcore as ic
+from honesty.finding import Hang
 from honesty.solvers import ode_solver, parts
-from honesty.tally import Hang, Row, Tally, bounded
+from honesty.tally import Row, Tally, bounded
 
 WILD = 1000.0
 """Times the tolerance: a bound on each step says only so much of the sum of all."""
