@@ -107,7 +107,7 @@ class _Forward:
         times: Tensor,
         budget: int | None,
     ) -> None:
-        self.chooser = RecordedSteps(ControlledSteps(solver.step_size))
+        self.chooser = RecordedSteps(ControlledSteps(solver.step_size, times))
         self.kept = Checkpoints[Samples](budget)
         self.run = run = Integration.at_start(solver, system, z0, times, self.chooser)
         for index in range(solver.max_steps):

@@ -19,7 +19,7 @@ from implicitcore.ode_solvers.step_chooser import Attempt, Choice, ControlledSte
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.solution import Status, Trajectory
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import all_finite, column, real_dtype
+from implicitcore.tensors.norms import all_finite, clock_dtype, column, real_dtype
 
 
 def integrate_loop(  # noqa: PLR0913 - keyword options
@@ -47,7 +47,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     """
     control = solver.step_size if stop is None else solver.step_size.steady_state()
     times = check_times(times, z0, bounded=stop is None)
-    run = Integration.at_start(solver, system, z0, times, ControlledSteps(control))
+    run = Integration.at_start(solver, system, z0, times, ControlledSteps(control, times))
     run.observer = observer
     if dense or event is not None:
         samples = run.samples
@@ -63,7 +63,10 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
 
 
 def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
-    """The output times in the dtype and on the device of the integration.
+    """The output times, ready for an integration: on the device of ``z0``, in a real dtype.
+
+    They keep their dtype where it is finer than that of ``z0``: far from zero t has few digits left
+    for dt.
 
     Raises:
         InputError: says what was received and what was expected.
@@ -80,9 +83,9 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
             "times: received a tensor that requires a gradient; the gradient with respect "
             "to times is not computed"
         )
-    if times.is_complex():
+    if times.is_complex() or times.dtype == torch.bool:
         raise InputError(f"times: expected real numbers, received {times.dtype}")
-    grid = times.to(z0.device, real_dtype(z0))
+    grid = times.to(z0.device, clock_dtype(times, z0))
     steps = grid.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):
         hint = (
@@ -179,38 +182,42 @@ class Integration:
             attempt = self.chooser.choose(samples)
         if self.observer is not None:
             self.observer.before_step()
-        step = self.solver.step(self.system, samples.t, attempt.dt, samples.z, samples.state)
+        step = self._try(attempt.dt)
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
-            end = torch.where(attempt.arrives, samples.target, samples.t + attempt.dt)
             samples.steps = samples.steps + samples.active
         if self.recorder is not None:
-            step, end, attempt = self._record(self.recorder, step, end, attempt, choice.accept)
-        self._advance(step, end, attempt, choice)
+            step, attempt = self._record(self.recorder, step, attempt, choice.accept)
+        self._advance(step, attempt, choice)
+
+    def _try(self, dt: Tensor) -> Step:
+        """A step of each sample; t keeps the dtype of the clock, dt has that of the state."""
+        samples = self.samples
+        size = dt.to(real_dtype(samples.z))
+        return self.solver.step(self.system, samples.t, size, samples.z, samples.state)
 
     def _record(
         self,
         recorder: TrajectoryRecorder,
         step: Step,
-        end: Tensor,
         attempt: Attempt,
         accept: Tensor,
-    ) -> tuple[Step, Tensor, Attempt]:
+    ) -> tuple[Step, Attempt]:
         """The step, cut off where an event happens in it; samples that end there are not active."""
         samples = self.samples
         start = StepStart(samples.t, attempt.dt, samples.z, samples.state)
-        step, end = recorder.record(start, step, end, accept)
+        step, end = recorder.record(start, step, attempt.end, accept)
         undefined = recorder.undefined
         goes_on = ~(recorder.ended | undefined)
         samples.active = samples.active & goes_on
         samples.finite = samples.finite & ~undefined
-        return step, end, attempt._replace(arrives=attempt.arrives & goes_on)
+        return step, attempt._replace(arrives=attempt.arrives & goes_on, end=end)
 
-    def _advance(self, step: Step, end: Tensor, attempt: Attempt, choice: Choice) -> None:
+    def _advance(self, step: Step, attempt: Attempt, choice: Choice) -> None:
         """Go to the end of a step where it was accepted."""
         samples, accept = self.samples, choice.accept
         with torch.no_grad():
-            samples.t = torch.where(accept, end, samples.t)
+            samples.t = torch.where(accept, attempt.end, samples.t)
             samples.error = choice.memory
             before, samples.size = samples.size, choice.size
             arrived, refused = accept & attempt.arrives, samples.active & ~accept

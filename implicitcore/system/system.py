@@ -117,7 +117,7 @@ class System:
         problem = self.problem
         if problem.subtracts:  # here: f may have written into the z that it was given
             return self._evaluate(problem.dynamics.update, z) - z
-        return self._evaluate(problem.dynamics.velocity, z, problem.packing.spread(t))
+        return self._evaluate(problem.dynamics.velocity, z, problem.time(t))
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
