@@ -198,7 +198,8 @@ class ReplayedSteps(StepChooser):
         """See :meth:`StepChooser.decide`."""
         accept = self.record[self.index].accept
         self.index += 1
-        return Choice(accept, accept, samples.size, samples.size, samples.error)
+        # What was rejected is not even taken here: its end is finite.
+        return Choice(accept, samples.finite, samples.size, samples.size, samples.error)
 
     def lost(
         self, samples: Samples, attempt: Attempt, choice: Choice, refused: Tensor

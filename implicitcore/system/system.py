@@ -16,7 +16,7 @@ from implicitcore.dynamics.base import Dynamics
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
-from implicitcore.system.memory import versions_of
+from implicitcore.system.memory import Memory, versions_of
 from implicitcore.system.problem import Problem
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
@@ -172,6 +172,10 @@ class System:
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""
         return restrict.of_fields(self, rows)
+
+    def begun_anew(self) -> Self:
+        """The same system before its first evaluation, counting with this one."""
+        return replace(self, context=replace(self.context, memory=Memory()))
 
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products.
