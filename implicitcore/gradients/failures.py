@@ -15,7 +15,7 @@ from implicitcore.errors import ConvergenceWarning
 from implicitcore.options.types import OnFailure
 from implicitcore.solution import Solution, SolveError, SolveResult, Status, Trajectory
 from implicitcore.system.system import System
-from implicitcore.tensors.graph_leaves import graph_leaves
+from implicitcore.tensors.graph_leaves import graph_leaves, union
 from implicitcore.tensors.norms import column
 
 Again = Callable[[System, Tensor], Solution | Trajectory]
@@ -55,7 +55,9 @@ def _solved_apart(
     """The same result, with the graph of a solve without the samples ``left_out``."""
     others = (~left_out).nonzero().squeeze(1)
     if not len(others):
-        return found.amended(z=_Stays.apply(found.z.detach(), z0, *graph_leaves(found.z)))
+        listed = (p for p in system.dynamics.parameters() if p.requires_grad)
+        depends = union(graph_leaves(found.z), listed)
+        return found.amended(z=_Stays.apply(found.z.detach(), z0, *depends))
     batch = torch.arange(len(left_out), device=left_out.device)
     rows = torch.where(left_out, others[0], batch)
     subsystem = system.restrict(rows).begun_anew()
