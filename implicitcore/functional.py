@@ -17,7 +17,7 @@ from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.run import RunOptions, run
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.events import Event, check_event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.options.annotations import PartType
 from implicitcore.options.option import read_part
@@ -26,6 +26,7 @@ from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution, Trajectory
+from implicitcore.system.repeated import owner_of
 
 _Result = TypeVar("_Result", Solution, Trajectory)
 _SOLVERS = ("root_solver", "ode_solver")
@@ -33,6 +34,10 @@ _ROOT = PartType(("root_solver",), optional=True)
 _TRAJECTORY = PartType(("ode_solver",), optional=True)
 _GRADIENT = PartType(("gradient",), optional=True)
 _BACKEND = PartType(("backend",), optional=True)
+
+# The defaults, made once: a small solve takes ten times as long as making one.
+_ANDERSON, _BROYDEN, _TSIT5 = Anderson(), Broyden(), Tsit5()
+_IMPLICIT, _UNROLLED = Implicit(), Unrolled()
 
 
 def fixed_point(  # noqa: PLR0913 - keyword options
@@ -85,10 +90,12 @@ def fixed_point(  # noqa: PLR0913 - keyword options
         -0.297474
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
-    solve, strategy = Solve(chosen or Anderson()), strategy or Implicit()
+    solve, strategy = Solve(chosen or _ANDERSON), strategy or _IMPLICIT
     options = _options(kernels, on_failure, coupled)
-    found = run(FixedPoint(f), z0, x, solve, strategy, **options)
-    return _returned(Solution, found, strategy, on_failure, "fixed_point")
+    dynamics = FixedPoint(f)
+    found = _returned(Solution, run(dynamics, z0, x, solve, strategy, **options), strategy)
+    report(found, on_failure, "fixed_point", owner_of(dynamics))
+    return found
 
 
 def find_root(  # noqa: PLR0913 - keyword options
@@ -133,10 +140,11 @@ def find_root(  # noqa: PLR0913 - keyword options
             or g returns another structure, shape or dtype.
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
-    dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or Broyden())
-    strategy, options = strategy or Implicit(), _options(kernels, on_failure, coupled)
-    found = run(dynamics, z0, x, solve, strategy, **options)
-    return _returned(Solution, found, strategy, on_failure, "find_root")
+    dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or _BROYDEN)
+    strategy, options = strategy or _IMPLICIT, _options(kernels, on_failure, coupled)
+    found = _returned(Solution, run(dynamics, z0, x, solve, strategy, **options), strategy)
+    report(found, on_failure, "find_root", owner_of(dynamics))
+    return found
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -210,17 +218,19 @@ def integrate(  # noqa: PLR0913 - keyword options
         -0.023013
     """
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
-    strategy = strategy or Unrolled()
+    strategy = strategy or _UNROLLED
+    check_event(event)
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
         raise GradientError(
             f"{name} has no gradient between the output times: dense output and events "
             "need gradient=Unrolled()"
         )
-    solve = Solve(chosen or Tsit5(), times, dense, event)
+    solve = Solve(chosen or _TSIT5, times, dense, event)
     options, field = _options(kernels, on_failure, coupled), VectorField(v, exact_time=exact_time)
-    found = run(field, z0, x, solve, strategy, **options)
-    return _returned(Trajectory, found, strategy, on_failure, "integrate")
+    found = _returned(Trajectory, run(field, z0, x, solve, strategy, **options), strategy)
+    report(found, on_failure, "integrate", owner_of(field))
+    return found
 
 
 def _options(backend: Backend | None, on_failure: OnFailure, coupled: bool) -> RunOptions:
@@ -239,19 +249,14 @@ def _options(backend: Backend | None, on_failure: OnFailure, coupled: bool) -> R
 
 
 def _returned(
-    kind: type[_Result],
-    found: Solution | Trajectory,
-    strategy: GradientStrategy,
-    on_failure: OnFailure,
-    name: str,
+    kind: type[_Result], found: Solution | Trajectory, strategy: GradientStrategy
 ) -> _Result:
-    """What a strategy returned, which is of this kind; failed samples are reported."""
+    """What a strategy returned, which is of this kind."""
     if not isinstance(found, kind):
         raise InputError(
             f"{type(strategy).__name__}.run returned a {type(found).__name__}: expected a "
             f"{kind.__name__}"
         )
-    report(found, on_failure, name, stacklevel=4)
     return found
 
 

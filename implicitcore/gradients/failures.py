@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import ConvergenceWarning
 from implicitcore.options.types import OnFailure
 from implicitcore.solution import Solution, SolveError, SolveResult, Status, Trajectory
+from implicitcore.system.repeated import warn_repeatedly
 from implicitcore.system.system import System
 from implicitcore.tensors.graph_leaves import graph_leaves, union
 from implicitcore.tensors.norms import column
@@ -117,21 +117,27 @@ class _Joined:
         return pytree.tree_map(joined, self.old(t), self.new(t))
 
 
-def report(found: SolveResult, on_failure: OnFailure, name: str, *, stacklevel: int = 3) -> None:
+def report(found: SolveResult, on_failure: OnFailure, name: str, owner: Any) -> None:
     """Say that samples failed, as ``on_failure`` asks for it.
 
     Arguments:
         found: the result.
-        on_failure: ``"warn"`` is one warning, and raises where a value is not finite; ``"raise"``
-            raises; ``"mask"`` and ``"ignore"`` say nothing.
+        on_failure: ``"warn"`` is a warning, once and then at intervals, and raises where a value
+            is not finite; ``"raise"`` raises; ``"mask"`` and ``"ignore"`` say nothing.
         name: of the layer or function.
-        stacklevel: of the warning.
+        owner: whose warning it is, see :func:`~implicitcore.system.repeated.warn_repeatedly`.
 
     Raises:
         SolveError: a sample failed, and ``on_failure`` says so.
     """
     if on_failure in ("mask", "ignore") or not found.failed:
         return
-    if on_failure == "raise" or bool((found.status == Status.NON_FINITE).any()):
+    kinds = set(found.status.tolist())
+    if on_failure == "raise" or Status.NON_FINITE in kinds:
         raise SolveError(f"{name} failed: {found.summary()}", found)
-    warnings.warn(f"{name}: {found.summary()}", ConvergenceWarning, stacklevel=stacklevel)
+    warn_repeatedly(
+        owner,
+        (name, frozenset(kinds - {Status.CONVERGED})),
+        lambda: f"{name}: {found.summary()}",
+        ConvergenceWarning,
+    )

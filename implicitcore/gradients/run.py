@@ -24,7 +24,7 @@ from implicitcore.system.scope import solving
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
-from implicitcore.tensors.transforms import check_transforms, eager
+from implicitcore.tensors.transforms import check_transforms, eager, usable
 
 
 class RunOptions(TypedDict, total=False):
@@ -57,7 +57,7 @@ def run(
     check_transforms(type(gradient).__name__, gradient.transforms)
     _check_backend(backend)
     autocast = ambient()
-    begin = promoted(z0, autocast)
+    begin, x = promoted(usable(z0), autocast), usable(x)
     packing = Packing.of(begin, coupled=coupled)
     with solving(dynamics) as scope:
         if scope.random:

@@ -71,11 +71,11 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         horizon: the end time of an ODE solver.
         backend: the kernels of the inner loop; default torch.
         on_failure: what becomes of samples that do not converge. ``"warn"`` gives their best
-            iterates with one warning, but raises where a value is not finite; ``"raise"`` raises
-            for any; ``"mask"`` gives their finite start and stops their gradient, with the others
-            solved apart from them (one more solve, where a sample failed); ``"ignore"`` says
-            nothing: the status of the :class:`~implicitcore.Solution` does. Where a sample is not
-            finite, the gradient of the others never meets its NaN.
+            iterates with a warning, once and then at intervals, but raises where a value is not
+            finite; ``"raise"`` raises for any; ``"mask"`` gives their finite start and stops their
+            gradient, with the others solved apart from them (one more solve, where a sample
+            failed); ``"ignore"`` says nothing: the status of the :class:`~implicitcore.Solution`
+            does. Where a sample is not finite, the gradient of the others never meets its NaN.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
             stop test, and all of x belongs to it.
@@ -145,7 +145,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             SolveError: a sample failed, and ``on_failure`` says so.
         """
         solution = self.solve(x, z0)
-        report(solution, self.on_failure, type(self).__name__)
+        report(solution, self.on_failure, type(self).__name__, self)
         return solution.z
 
     @eager
@@ -255,6 +255,8 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     def _times(self, z0: Any) -> Tensor | None:
         if isinstance(self.solver, RootSolver):
             return None
-        like = pytree.tree_leaves(z0)[0]
+        like = next(iter(pytree.tree_leaves(z0)), None)
+        if not isinstance(like, Tensor):  # no state, as packing it will say
+            return torch.tensor([0.0, self.horizon])
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         return torch.tensor([0.0, self.horizon], dtype=dtype, device=like.device)

@@ -19,6 +19,7 @@ from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.ode_solvers.times import check_times
 from implicitcore.solution import Status, Trajectory
 from implicitcore.system.system import System
+from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import all_finite, column, real_dtype
 
 
@@ -152,6 +153,7 @@ class Integration:
         if self.observer is not None:
             self.observer.before_step()
         step = self._try(attempt.dt)
+        check_like(step.z, samples.z, self.solver, "step")
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
             samples.steps = samples.steps + samples.active

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +13,9 @@ from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.root_solvers.linearized import solve
 from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.linearization import Linearization
+from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
+from implicitcore.tensors.amended import amended
 from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.cotangent import Pullback, attach
 from implicitcore.tensors.norms import column, norm, real_dtype
@@ -71,6 +72,7 @@ class Stage(System):
         dt: the step times gamma, ``[batch]``; zero where a sample is done.
         offset: the move that the earlier stages give, ``[batch, n]``.
         frame: the units and the matrix.
+        relative_to: the residual at the start of a solve, and what its tolerance is relative to.
     """
 
     outer: System
@@ -78,11 +80,12 @@ class Stage(System):
     dt: Tensor
     offset: Tensor
     frame: Frame
+    relative_to: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
     @classmethod
     def within(cls, system: System, t: Tensor, dt: Tensor, offset: Tensor, frame: Frame) -> Stage:
         """The stage of a step of a system; its solve stops alone."""
-        context = replace(system.context, scope=system.scope.stopping_with(None), recorder=None)
+        context = amended(system.context, scope=system.scope.stopping_with(None), recorder=None)
         return cls(system.problem, context, system, t, dt, offset, frame)
 
     def image(self, move: Tensor) -> Tensor:
@@ -107,9 +110,12 @@ class Stage(System):
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """One in the root mean square of u; less where the stage moves less, above the rounding."""
         del update_norm
-        z = self.frame.z.detach()
-        rounding = ROUNDING * torch.finfo(z.dtype).eps * norm(z / self.frame.weight)
-        return torch.maximum(start_norm.clamp(max=z.shape[1] ** 0.5), rounding)
+        if self.relative_to is None or self.relative_to[0] is not start_norm:
+            z = self.frame.z.detach()
+            rounding = ROUNDING * torch.finfo(z.dtype).eps * norm(z / self.frame.weight)
+            largest = z.shape[1] ** 0.5
+            self.relative_to = start_norm, torch.maximum(start_norm.clamp(max=largest), rounding)
+        return self.relative_to[1]
 
 
 def attached(stage: Stage, move: Tensor, *, dense: bool) -> Tensor:
@@ -143,11 +149,15 @@ class StagePullback(Pullback):
         u = torch.where(column(wanted), u, 0)  # a step that was not taken may have no Jacobian
         count = int((failed & wanted).sum())
         if count:
-            message = (
-                f"the backward solve of a stage did not converge for {count} of {len(v)} "
-                "samples: their gradients are inexact"
+            warn_repeatedly(
+                owner_of(self.jacobian.system.dynamics),
+                "stage",
+                lambda: (
+                    f"the backward solve of a stage did not converge for {count} of {len(v)} "
+                    "samples: their gradients are inexact"
+                ),
+                ConvergenceWarning,
             )
-            warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return u
 
     def differentiable(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import InputError
+from implicitcore.tensors.like import described
 from implicitcore.tensors.norms import clock_dtype
 
 
@@ -30,8 +31,9 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
             "times: received a tensor that requires a gradient; the gradient with respect "
             "to times is not computed"
         )
-    if times.is_complex() or times.dtype == torch.bool:
-        raise InputError(f"times: expected real numbers, received {times.dtype}")
+    strided = not times.is_meta and times.layout is torch.strided
+    if times.is_complex() or times.dtype == torch.bool or not strided:
+        raise InputError(f"times: expected real numbers, received {described(times)}")
     grid = times.to(z0.device, clock_dtype(times, z0))
     steps = grid.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):

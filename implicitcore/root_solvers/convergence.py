@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
-from implicitcore.root_solvers.stop_state import StopState
+from implicitcore.root_solvers.stop_state import StopState, Trust
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
@@ -102,22 +102,28 @@ class StopTest(StopCriterion):
         )
         if self.start.is_cpu and not usual:
             size = self._remeasure(now, size)
-        limit, met = state.limit, self._accept(now.residual, size, usual)
+        limit = self._in_force(state.limit)
+        met = self._accept(now.residual, size, usual)
         return self._compare(size, limit, met)
 
     def _settle(self) -> None:
         """Take over the limits of the iterates that were the best without a look at each sample."""
-        state, latest = self.state, self.latest
-        if latest is not None:
-            state.best_limit = torch.where(state.active, latest, state.best_limit)
+        if self.latest is not None:
+            self.state.best_limit = self._in_force(self.latest)
             self.latest = None
+
+    def _in_force(self, limit: Tensor) -> Tensor:
+        """The limits of the active samples, and for the others those that they met."""
+        if self.start.is_cpu and self.stopped is None:
+            return limit
+        return torch.where(self.state.active, limit, self.state.best_limit)
 
     def _measure(self, now: Evaluation) -> Tensor:
         """The size of the residual, and the limit that it is compared with."""
         state, residual = self.state, now.residual
-        size = residual.norm.detach()
+        size = residual.norm.detach() if residual.norm.requires_grad else residual.norm
         self.count += 1
-        if state.start.norm is None:
+        if self.count == 1:
             # A tolerance relative to an infinite start would be met by anything; one relative to
             # NaN is met by nothing.
             state.start.norm = torch.nan_to_num(size, torch.nan, torch.nan)
@@ -128,18 +134,19 @@ class StopTest(StopCriterion):
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
+            state.start.limit = state.limit
             if self.system.context.range_checked:
                 check_range(residual.update_norm, now.z, now.fz)
-            state.start.trust = torch.maximum(state.limit, state.start.norm * TRUST)
         return size
 
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
         """The sizes, and their limits, where squares underflow."""
         state, update = self.state, now.residual.update_norm
-        small = size < state.start.small
-        if not bool(small.any()) or state.start.norm is None:
+        value, small = now.residual.value, size < state.start.small
+        # Most that are small are zero, entry by entry; a look at all of them is cheaper.
+        if not bool(value.any()) or not bool(value[small].any()):
             return size
-        size = torch.where(small, scaled_norm(now.residual.value), size)
+        size = torch.where(small, scaled_norm(value), size)
         update = torch.where(update < state.start.small, scaled_norm(now.fz), update)
         scale = self.system.scale(update, state.start.norm)
         state.limit, self.scale = torch.add(state.floor, scale, alpha=self.tol), None
@@ -150,10 +157,9 @@ class StopTest(StopCriterion):
         state = self.state
         met = size <= state.limit
         stops = met
-        if not self.start.is_cpu or not torch.equal(
-            torch.minimum(state.limit, state.start.trust), state.limit
-        ):
-            met, away = self._doubt(met, residual)
+        trust = self._trust() if self.count > 1 else None
+        if trust is not None:
+            met, away = self._doubt(met, residual, trust)
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
@@ -162,7 +168,20 @@ class StopTest(StopCriterion):
         self.stop(stops)
         return met
 
-    def _doubt(self, met: Tensor, residual: Residual) -> tuple[Tensor, Tensor]:
+    def _trust(self) -> Trust | None:
+        """How far the limits count; None where none has grown."""
+        state, start = self.state, self.state.start
+        if state.limit is start.limit:
+            return None
+        if start.trust is None:
+            limit = torch.maximum(start.limit, start.norm * TRUST)
+            start.trust = Trust(limit, torch.zeros_like(state.active))
+        limit = start.trust.limit
+        if self.start.is_cpu and torch.equal(torch.minimum(state.limit, limit), state.limit):
+            return None
+        return start.trust
+
+    def _doubt(self, met: Tensor, residual: Residual, trust: Trust) -> tuple[Tensor, Tensor]:
         """Which of the samples ``met`` did so by a residual that fell, and which ran away.
 
         One has run away where ``|f(z)|`` is far above its start, or so large that the rounding of
@@ -170,20 +189,20 @@ class StopTest(StopCriterion):
         """
         start, size, update = self.state.start, residual.norm, residual.update_norm
         eps = torch.finfo(update.dtype).eps if self.system.problem.is_map else 0.0
-        new = met & ~start.doubted
-        start.doubted = start.doubted | new
-        start.trust = torch.where(new, torch.maximum(start.trust, size * TRUST), start.trust)
-        reach = torch.maximum(start.trust, start.ceiling * (8 * eps / DIVERGENCE))
+        new = met & ~trust.doubted
+        trust.doubted = trust.doubted | new
+        trust.limit = torch.where(new, torch.maximum(trust.limit, size * TRUST), trust.limit)
+        reach = torch.maximum(trust.limit, start.ceiling * (8 * eps / DIVERGENCE))
         fell = torch.maximum(size, update * eps) <= reach
         return met & fell, met & ~fell & ((update * eps > reach) | (update > start.ceiling))
 
     def stop(self, stops: Tensor) -> None:
         """Take samples out; a stopped one has a limit below zero and is not found again."""
         state = self.state
-        state.steps = torch.where(stops, self.count, state.steps)
+        state.steps = state.steps.masked_fill(stops, self.count)
         state.active = state.active & ~stops
         if not self.start.is_cpu:
-            self._lower()
+            self._lower(~state.active)
         # The host waits for the device: every time on a CPU, where it is free, else now and then.
         if self.start.is_cpu or self.count % CHECK_EVERY == 0:
             self._count()
@@ -191,14 +210,15 @@ class StopTest(StopCriterion):
     def _count(self) -> None:
         remaining = int(self.state.active.sum())
         if self.start.is_cpu and 0 < remaining < self.remaining:
-            self._lower()
-            self.stopped = (~self.state.active).nonzero().squeeze(1)
+            done = ~self.state.active
+            self._lower(done)
+            self.stopped = done.nonzero().squeeze(1)
         self.remaining = remaining
 
-    def _lower(self) -> None:
+    def _lower(self, done: Tensor) -> None:
         state = self.state
-        state.floor = torch.where(state.active, state.floor, -torch.inf)
-        state.start.small = torch.where(state.active, state.start.small, -torch.inf)
+        state.floor = state.floor.masked_fill(done, -torch.inf)
+        state.start.small = state.start.small.masked_fill(done, -torch.inf)
         self.scale = None
 
     def _lose(self, size: Tensor) -> Tensor:
@@ -220,7 +240,7 @@ class StopTest(StopCriterion):
             and torch.equal(torch.minimum(size, state.best_norm), size)
         ):
             state.best_norm = size
-            state.best_limit = torch.where(limit > 0, limit, state.best_limit)
+            state.best_limit = limit
             return None
         grown = size > GROWTH * last
         if not self.start.is_cpu or bool(grown.any()):
@@ -276,8 +296,9 @@ class StopTest(StopCriterion):
         self._settle()
         state = self._merged()
         if steps is None:
-            going = torch.where(state.active, self.count, state.steps)
-            steps = going if self.remaining else state.steps
+            steps = state.steps
+            if self.remaining:
+                steps = torch.where(state.active, self.count, steps)
         status = torch.zeros_like(state.active, dtype=torch.int8)
         if state.failure is not None:
             status = state.failure.clone()

@@ -11,6 +11,20 @@ from implicitcore.tensors.norms import real_dtype
 
 
 @dataclass
+class Trust:
+    """How far a limit counts that follows the size of f(z).
+
+    Attributes:
+        limit: ``[batch]``, the limit at the start, or a share of the residual there: a larger one
+            is owed to a growth of ``|f(z)|``, and met only where the residual has fallen as well.
+        doubted: ``[batch]``, the samples that have met such a limit alone.
+    """
+
+    limit: Tensor
+    doubted: Tensor
+
+
+@dataclass
 class AtStart:
     """What follows from the first residual of each sample.
 
@@ -18,17 +32,16 @@ class AtStart:
         ceiling: ``[batch]``, above which a residual is lost.
         small: ``[batch]``, below which the square of a residual underflows; below all for a stopped
             sample.
-        trust: ``[batch]``, the limit at the start, or a share of the residual there: a larger limit
-            is owed to a growth of ``|f(z)|``, and met only where the residual has fallen as well.
-        doubted: ``[batch]``, the samples that have met such a limit alone.
-        norm: ``[batch]``, that residual; None before there is one.
+        norm: ``[batch]``, that residual.
+        limit: ``[batch]``, what it was compared with.
+        trust: None until a limit is asked for that grew.
     """
 
     ceiling: Tensor
     small: Tensor
-    trust: Tensor
-    doubted: Tensor
-    norm: Tensor | None = None
+    norm: Tensor
+    limit: Tensor
+    trust: Trust | None = None
 
 
 @dataclass
@@ -76,9 +89,8 @@ class StopState:
         )
         active = torch.ones(batch, dtype=torch.bool, device=device)
         steps = torch.zeros(batch, dtype=torch.int64, device=device)
-        return cls(
-            active, steps, z0, far, floor, far, floor, floor, AtStart(far, small, far, ~active)
-        )
+        start = AtStart(far, small, far, floor)
+        return cls(active, steps, z0, far, floor, far, floor, floor, start)
 
     def fail(self, which: Tensor, status: int | Tensor) -> None:
         """Samples ``which`` have failed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from implicitcore.system.current import current
 from implicitcore.system.function_state import FunctionState
 from implicitcore.system.memory import Memory
 from implicitcore.system.scope import SolveContext
+from implicitcore.tensors.amended import amended
 from implicitcore.tensors.autocast import Autocast, ambient
 from implicitcore.tensors.restrict import SHARED, rule
 
@@ -64,11 +65,11 @@ class Context:
     memory: Memory = field(default_factory=Memory, metadata=SHARED)
     function: FunctionState | None = field(default=None, metadata=SHARED)
     recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
-    range_checked: bool = field(default=False, metadata=SHARED)
+    range_checked: bool = field(default=False, metadata=rule(lambda value, rows: False))
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""
-        return replace(
+        return amended(
             self, counter=Counter(), memory=self.memory.fork(), recorder=None, range_checked=False
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from implicitcore.backends.base import Residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, norm, power_of_two
+from implicitcore.tensors.norms import column, fits, norm, power_of_two
 
 
 @dataclass(eq=False)
@@ -25,38 +25,40 @@ class LinearSystem(System):
     Attributes:
         jacobian: J, at the equilibrium.
         v: the incoming gradient, ``[batch, n]``, in the unit.
-        unit: ``[batch]``, the power of two that v and u are multiples of.
+        unit: ``[batch]``, the power of two that v and u are multiples of; None where that is 1.
         v_norm: ``[batch]``.
     """
 
     jacobian: Linearization
     v: Tensor
-    unit: Tensor
-    v_norm: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.v_norm = norm(self.v)
+    v_norm: Tensor
+    unit: Tensor | None
 
     @classmethod
     def transposed(cls, system: System, jacobian: Linearization, v: Tensor) -> LinearSystem:
         """The system of v in the backward pass of another one, counting by itself.
 
-        In units of the largest entry of v: a gradient has any size, and its square none. Processes
-        that stop together stay in their units, for their samples may depend on each other.
+        Where norms need it in units of the largest entry of v: a gradient has any size, and its
+        square none. Processes that stop together stay in their units, for their samples may depend
+        on each other.
         """
-        size = v.detach().abs().amax(1) if v.shape[1] else v.detach().abs().sum(1)
-        known = (size > 0) & size.isfinite() & (system.scope.group is None)
+        context, v_norm = system.context.recounted(), norm(v.detach())
+        alone = system.scope.group is None
+        if not alone or (v.is_cpu and fits(v_norm, v.real.dtype)):
+            return cls(system.problem, context, jacobian, v, v_norm, None)
+        size = v.detach().abs().amax(1) if v.shape[1] else v_norm
+        known = (size > 0) & size.isfinite()
         unit = torch.where(known, power_of_two(size), 1).to(size.dtype)
         scaled = v / column(unit).to(v.dtype)
-        return cls(system.problem, system.context.recounted(), jacobian, scaled, unit)
+        return cls(system.problem, context, jacobian, scaled, norm(scaled.detach()), unit)
 
     def solution(self, u: Tensor) -> Tensor:
         """What is a solution of this system, in the units of the incoming gradient."""
-        return u * column(self.unit).to(u.dtype)
+        return u if self.unit is None else u * column(self.unit).to(u.dtype)
 
     def absolute(self, atol: float) -> Tensor | float:
         """See :meth:`System.absolute`."""
-        return atol / self.unit if atol else atol
+        return atol if self.unit is None or not atol else atol / self.unit
 
     def initial(self) -> Evaluation:
         """u = 0, where the residual is v: no evaluation."""
@@ -109,7 +111,7 @@ class LinearSystem(System):
         return Transposed(self, z, self.jacobian)
 
 
-class _Products(Linearization):
+class Products(Linearization):
     """Products that are made of another Jacobian's, of the whole batch."""
 
     def __init__(self, system: System, point: Tensor, jacobian: Linearization) -> None:
@@ -125,7 +127,7 @@ class _Products(Linearization):
         return _Embedded(self, rows)
 
 
-class Transposed(_Products):
+class Transposed(Products):
     """Products with J^T, whose products are those of J the other way round."""
 
     def vjp(self, v: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class Transposed(_Products):
         return matrix
 
 
-class _Embedded(_Products):
+class _Embedded(Products):
     """Products for some samples, as those of the whole batch with zeros for the others."""
 
     def __init__(self, jacobian: Linearization, rows: Tensor) -> None:

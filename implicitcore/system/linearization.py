@@ -12,6 +12,11 @@ from implicitcore.system.evaluation import Evaluation
 if TYPE_CHECKING:
     from implicitcore.system.system import System
 
+# What torch.autograd.grad calls. It checks its arguments for longer than the product of a small
+# cell takes, and a backward solve asks for many with the same; where a torch has no such function,
+# that is what they cost.
+_ENGINE = getattr(torch.autograd.graph, "_engine_run_backward", None)
+
 
 class Linearization:
     """Products with the Jacobian J of f at one point; each counts as an evaluation of the system.
@@ -96,6 +101,9 @@ class Linearization:
     def _product(output: Tensor, point: Tensor, v: Tensor, graph: bool) -> Tensor:
         if not output.requires_grad:  # f does not depend on z
             return torch.zeros_like(point)
-        return torch.autograd.grad(
-            output, point, v, retain_graph=True, create_graph=graph, materialize_grads=True
-        )[0]
+        if graph or _ENGINE is None:
+            return torch.autograd.grad(
+                output, point, v, retain_graph=True, create_graph=graph, materialize_grads=True
+            )[0]
+        found = _ENGINE((output,), (v,), True, False, (point,), True, accumulate_grad=False)[0]
+        return torch.zeros_like(point) if found is None else found

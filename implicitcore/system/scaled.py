@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from implicitcore.system.context import Recorder
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, power_of_two
+from implicitcore.tensors.amended import amended
+from implicitcore.tensors.norms import column, fits, misfits, power_of_two
 
 
 class OutOfRange(Exception):
@@ -34,17 +35,10 @@ def check_range(update_norm: Tensor, *states: Tensor) -> None:
     Raises:
         OutOfRange: they are not; rows that are zero or not finite stay in their units.
     """
-    info = torch.finfo(update_norm.dtype)
-    # A residual that is smaller by the precision still has a square, and one that is larger by what
-    # counts as divergence.
-    least, most = info.tiny**0.5 / info.eps, info.max**0.5 * 1e-8
-    if not states[0].numel():
-        return
-    low, high = update_norm.aminmax()
-    if low.item() >= least and high.item() <= most:
+    if not states[0].numel() or fits(update_norm, update_norm.dtype):
         return
     size = torch.stack([state.abs().amax(1) for state in states]).amax(0)
-    wrong = (size > 0) & size.isfinite() & ~((size >= least) & (size <= most))
+    wrong = misfits(size)
     if bool(wrong.any()):
         raise OutOfRange(torch.where(wrong, power_of_two(size), 1).to(size.dtype))
 
@@ -66,7 +60,7 @@ class ScaledSystem(System):
     @classmethod
     def scaled(cls, inner: System, unit: Tensor) -> ScaledSystem:
         """The system in these units, counting with itself; what it records is in them too."""
-        context = replace(inner.context, range_checked=False)
+        context = amended(inner.context, range_checked=False)
         return cls(inner.problem, context, inner, unit)
 
     def into(self, z: Tensor) -> Tensor:

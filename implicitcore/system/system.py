@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -15,15 +15,19 @@ from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.explain import explain
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.memory import Memory, versions_of
 from implicitcore.system.problem import Problem
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
+from implicitcore.tensors.amended import amended
 from implicitcore.tensors.autocast import restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_products
+
+_TORCH = TorchBackend()
 
 
 @dataclass(eq=False)
@@ -61,7 +65,7 @@ class System:
         Raises:
             InputError: a tensor in x is neither per sample nor shared.
         """
-        context = Context(backend or TorchBackend(), recorder=recorder)
+        context = Context(backend or _TORCH, recorder=recorder)
         return System(Problem.of(dynamics, x, packing), context)
 
     @property
@@ -147,7 +151,7 @@ class System:
     def with_function_state(self) -> System:
         """The same system, with what f reads now: for backward passes that evaluate f again."""
         function = self.scope.function_state(self.dynamics, self.x)
-        return System(self.problem, replace(self.context, function=function))
+        return System(self.problem, amended(self.context, function=function))
 
     def check_function(self) -> None:
         """Require, before a backward pass evaluates f again, that f is still what was solved.
@@ -167,7 +171,7 @@ class System:
 
     def recorded(self, recorder: Recorder) -> System:
         """The same system, whose root solvers leave their iterates in a recorder."""
-        return replace(self, context=replace(self.context, recorder=recorder))
+        return amended(self, context=amended(self.context, recorder=recorder))
 
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""
@@ -175,7 +179,7 @@ class System:
 
     def begun_anew(self) -> Self:
         """The same system before its first evaluation, counting with this one."""
-        return replace(self, context=replace(self.context, memory=Memory()))
+        return amended(self, context=amended(self.context, memory=Memory()))
 
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products.
@@ -229,17 +233,9 @@ class System:
         try:
             value = self._call(function, *time, packing.unpack(point), problem.x)
         except Exception as error:
-            self._explain(error)
+            explain(error, problem)
             raise
         if point._version != version or memory.copies_state is None:
             memory.note_state(point._version != version, problem.x, versions)
         packing.check(value, type(problem.dynamics).__name__)
         return memory.own(packing.pack(value))
-
-    def _explain(self, error: Exception) -> None:
-        packing = self.problem.packing
-        shapes = ", ".join(str([*shape]) for shape in packing.full_shapes)
-        error.add_note(
-            f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
-            f"{shapes}, {packing.dtype}"
-        )

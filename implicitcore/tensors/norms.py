@@ -5,6 +5,8 @@ Half-precision states are summed in float32: a 2-norm overflows float16 long bef
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,26 @@ def all_finite(z: Tensor) -> Tensor:
         z.sum(1, dtype=real_dtype(z)) if z.dtype in (torch.float16, torch.bfloat16) else z.sum(1)
     )
     return total - total == 0
+
+
+def fits(size: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the 2-norms of a solve can be taken where states are about this size.
+
+    A residual that is smaller by the precision still has a square, and one that is larger by what
+    counts as divergence. A look at ``size`` ``[batch]`` on the host; zero and NaN do not fit.
+    """
+    return torch.equal(size.clamp(*_bounds(dtype)), size)
+
+
+def misfits(size: Tensor) -> Tensor:
+    """The samples ``[batch]`` for which they can not; zeros and what is not finite are none."""
+    return (size.clamp(*_bounds(size.dtype)) != size) & (size > 0) & size.isfinite()
+
+
+@cache
+def _bounds(dtype: torch.dtype) -> tuple[float, float]:
+    info = torch.finfo(dtype)
+    return info.tiny**0.5 / info.eps, info.max**0.5 * 1e-8
 
 
 def power_of_two(size: Tensor) -> Tensor:
