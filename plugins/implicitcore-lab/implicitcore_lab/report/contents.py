@@ -176,13 +176,13 @@ def _settings(groups: Sequence[Group]) -> Table:
     """What all have in common once, and what they have not for each."""
     options = [group.options for group in groups]
     different = set(differing(options))
-    rows: list[list[Cell]] = [["seed", group.label, group.seeds()] for group in groups]
+    rows: list[Sequence[Cell]] = [("seed", group.label, group.seeds()) for group in groups]
     for name in {name: None for each in options for name in each}:
         having = [group for group in groups if name in group.options]
         if name in different:
-            rows += [[name, group.label, text(group.options[name])] for group in having]
+            rows += [(name, group.label, text(group.options[name])) for group in having]
         else:
-            rows.append([name, "all", text(options[0][name])])
+            rows.append((name, "all", text(options[0][name])))
     columns = [Column("setting", "setting"), Column("layer", "layer"), Column("value", "value")]
     return Table("settings", "Settings", columns, rows)
 

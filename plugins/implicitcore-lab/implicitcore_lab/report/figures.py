@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from implicitcore_lab.records import Epoch
 from implicitcore_lab.report.groups import Group
@@ -20,7 +21,11 @@ from implicitcore_lab.report.tables import Spread
 COLOURS = 10
 STYLES = ("-", "--", ":")
 SIZE = (4.6, 3.1)
-DETERMINISTIC: dict[Any, Any] = {"svg.hashsalt": "implicitcore", "axes.grid": True, "grid.alpha": 0.3}
+DETERMINISTIC: dict[Any, Any] = {
+    "svg.hashsalt": "implicitcore",
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
 
 
 class Picture(NamedTuple):
@@ -82,7 +87,8 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
     """
     for curve in CURVES:
         lines = [_spreads(group, curve.figure) for group in groups]
-        if any(any(line) for line in lines):
+        found = [spread for line in lines for spread in line if spread]
+        if any(spread.mean for spread in found):
             yield _against_epochs(curve, lines)
     yield _against_time(groups)
     if any(run.record.residuals for group in groups for run in group.runs):
@@ -101,10 +107,9 @@ def _against_epochs(curve: _Curve, lines: Sequence[Sequence[Spread | None]]) -> 
             found = [(epoch, spread) for epoch, spread in enumerate(line, 1) if spread]
             epochs = [epoch for epoch, _ in found]
             _band(axes, index, epochs, [spread for _, spread in found])
-        if curve.log and all(
-            spread is None or spread.mean > 0 for line in lines for spread in line
-        ):
-            axes.set_yscale("log")
+        if curve.log:
+            means = [spread.mean for line in lines for spread in line if spread]
+            _scale(axes.set_yscale, axes.yaxis, means)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     return _picture(curve.name, f"{curve.title} per epoch", ("epoch", curve.title), draw)
@@ -112,16 +117,17 @@ def _against_epochs(curve: _Curve, lines: Sequence[Sequence[Spread | None]]) -> 
 
 def _against_time(groups: Sequence[Group]) -> Picture:
     def draw(axes: Axes) -> None:
+        times: list[float] = []
         for index, group in enumerate(groups):
-            seconds = _spreads(group, lambda epoch: epoch.seconds)
-            accuracy = _spreads(group, _percent("test_accuracy"))
-            both = [
-                (time.mean, spread)
-                for time, spread in zip(seconds, accuracy, strict=True)
-                if time and spread
-            ]
-            _band(axes, index, [time for time, _ in both], [spread for _, spread in both])
-        axes.set_xscale("log")  # the layers differ by factors
+            pairs = zip(
+                _spreads(group, lambda epoch: epoch.seconds),
+                _spreads(group, _percent("test_accuracy")),
+                strict=True,
+            )
+            found = [(time.mean, spread) for time, spread in pairs if time and spread]
+            _band(axes, index, [time for time, _ in found], [spread for _, spread in found])
+            times += [time for time, _ in found]
+        _scale(axes.set_xscale, axes.xaxis, times)
 
     labels = ("training time (s)", "test accuracy (%)")
     return _picture("time", "test accuracy against training time", labels, draw)
@@ -149,6 +155,15 @@ def _band(axes: Axes, index: int, at: Sequence[float], spreads: Sequence[Spread]
         low = [value - width for value, width in zip(middle, around, strict=True)]
         high = [value + width for value, width in zip(middle, around, strict=True)]
         axes.fill_between(at, low, high, color=f"C{index % COLOURS}", alpha=0.15, linewidth=0)
+
+
+def _scale(set_scale: Callable[[str], None], axis: Axis, values: Sequence[float]) -> None:
+    """Logarithmic, where the values are positive and lie more than a decade apart."""
+    if min(values) > 0 and max(values) > 10 * min(values):
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _look(index: int) -> dict[str, Any]:
