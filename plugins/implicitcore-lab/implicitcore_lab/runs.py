@@ -100,7 +100,7 @@ class RunDirectory:
             record = json.loads(content)
             found, files = record.get("schema"), record["files"]
             int(record["test_correct"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(f"{path}: expected JSON with test_correct ({error!r})") from error
         check_schema(found, path)
         if not isinstance(files, dict):

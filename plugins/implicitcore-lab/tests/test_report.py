@@ -6,7 +6,10 @@ import math
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from statistics import mean, stdev
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +20,7 @@ from implicitcore_lab.report.tables import Column, Spread, Table
 from implicitcore_lab.report.writing import write_report
 
 SMALL = ["--epochs", "2", "--hidden", "8", "--batch-size", "256", "--device", "cpu"]
-HOSTILE = '<script>alert(1)</script> "\' & $\\frac{1}{0}$ _x_ %'
+HOSTILE = "<script>alert(1)</script> \"' & $\\frac{1}{0}$ _x_ %"
 
 
 def invoke(*words, status=0):
@@ -49,6 +52,11 @@ class Page(HTMLParser):
         super().__init__()
         self.tags, self.tables, self.texts = [], {}, []
         self.feed(path.read_text(encoding="utf-8"))
+
+    @staticmethod
+    def read(address):
+        """The source of a page by its file address."""
+        return Path(url2pathname(urlsplit(address).path)).read_text(encoding="utf-8")
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -85,7 +93,9 @@ def test_every_figure_is_that_of_the_runs(runs, tmp_path):
     assert float(rows[0]["test_accuracy"]) == mean(accuracies)
     assert float(rows[0]["test_accuracy_deviation"]) == stdev(accuracies)
     assert rows[1]["test_accuracy_deviation"] == rows[1]["worst_residual"] == ""
-    assert float(rows[0]["worst_residual"]) == max(first["worst_residual"], second["worst_residual"])
+    assert float(rows[0]["worst_residual"]) == max(
+        first["worst_residual"], second["worst_residual"]
+    )
     last = [each["epochs"][-1]["spectral_radius"] for each in (first, second)]
     assert float(rows[0]["spectral_radius"]) == mean(last)
     milliseconds = mean(epoch["forward_ms"] for epoch in homoode["epochs"])
