@@ -5,29 +5,15 @@ import json
 import math
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import pytest
-from click.testing import CliRunner
+from support.reports import HOSTILE, SMALL, Page, invoke
 
-from implicitcore.cli import cli
 from implicitcore_lab.errors import RunError
 from implicitcore_lab.report.tables import Column, Spread, Table
 from implicitcore_lab.report.writing import write_report
-
-SMALL = ["--epochs", "2", "--hidden", "8", "--batch-size", "256", "--device", "cpu"]
-HOSTILE = "<script>alert(1)</script> \"' & $\\frac{1}{0}$ _x_ %"
-
-
-def invoke(*words, status=0):
-    result = CliRunner().invoke(cli, [str(word) for word in words])
-    assert result.exit_code == status, result.output
-    assert "Traceback" not in result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -43,34 +29,6 @@ def trained(tmp_path_factory):
 def runs(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "runs")
     return tmp_path / "runs"
-
-
-class Page(HTMLParser):
-    """The texts, the tags and the tables of a page."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.tables, self.texts = [], {}, []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    @staticmethod
-    def read(address):
-        """The source of a page by its file address."""
-        return Path(url2pathname(urlsplit(address).path)).read_text(encoding="utf-8")
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "table":
-            self.rows = self.tables[dict(attrs)["id"]] = []
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data):
-        self.texts.append(data.strip())
-        if self.tables and self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data.strip()
 
 
 def rows_of(path):
@@ -276,7 +234,8 @@ def test_no_run_is_one_sentence(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     assert "no run here; expected a directory" in invoke("report", tmp_path, status=1)
     assert "no run here" in invoke("report", tmp_path / "nowhere", status=1)
-    assert "NUL" in invoke("report", "a\0b", status=1)
+    with pytest.raises(RunError, match="cannot contain the character NUL"):
+        write_report([Path("a\0b")], tmp_path / "report")
     (tmp_path / "cut.partial").mkdir()
     assert "the run has not ended" in invoke("report", tmp_path / "cut", status=1)
 
