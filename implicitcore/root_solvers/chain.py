@@ -14,6 +14,7 @@ from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
 from implicitcore.root_solvers.returned import check_solution
+from implicitcore.root_solvers.stop_state import origin_of
 from implicitcore.solution import Judged, Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
@@ -73,6 +74,7 @@ class Chain(Options, RootSolver):
             left = (~solution.converged).nonzero().squeeze(1)
             if not len(left):
                 break
+            system = started(system, solution)
             start = solution.z.index_select(0, left)
             after = solver.solve(_part(system, solution, left, start), start)
             check_solution(solver, after, start)
@@ -89,6 +91,20 @@ def _part(system: System, solution: Solution, left: Tensor, z: Tensor) -> System
         return part
     known = z, mark.residual.detach().index_select(0, left)
     return replace(part, context=replace(part.context, known=known))
+
+
+def started(system: System, solution: Solution) -> System:
+    """The system of a solve that began where the solution did: the next solver is judged by that.
+
+    A state that has run away would else meet a tolerance relative to its own size.
+    """
+    if system.context.origin is not None:
+        return system
+    if solution.judged is not None and solution.judged.origin is not None:
+        return system.started(solution.judged.origin)
+    with torch.no_grad():
+        first = system.evaluate(solution.start.detach()).residual
+    return system.started(origin_of(first.norm, first.update_norm))
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
@@ -118,7 +134,7 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         before,
         z=z,
         residual=residual,
-        judged=Judged(z, residual, status, relative, trace)
+        judged=Judged(z, residual, status, relative, trace, before.judged.origin)
         if before.judged and after.judged
         else None,
         status=status,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
-from implicitcore.root_solvers.stop_state import DIVERGENCE, TRUST, StopState, Trust
+from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, Trust, origin_of
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.coupling import check_known
 from implicitcore.system.evaluation import Evaluation
@@ -117,21 +117,25 @@ class StopTest(StopCriterion):
         size = residual.norm.detach() if residual.norm.requires_grad else residual.norm
         self.count += 1
         if self.count == 1:
-            # A tolerance relative to an infinite start would be met by anything; one relative to
-            # NaN is met by nothing.
-            state.start.norm = torch.nan_to_num(size, torch.nan, torch.nan)
-            state.start.ceiling = torch.maximum(state.start.norm, residual.update_norm).mul(
-                DIVERGENCE
-            )
+            origin = self.system.context.origin or origin_of(size, residual.update_norm)
+            state.start.norm, state.start.ceiling = origin
         scale = self.system.scale(residual.update_norm, state.start.norm)
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
-            state.start.limit = state.limit
+            state.start.limit = self._first_limit()
             check_known(self.system, now)
             if self.system.context.range_checked:
                 check_range(residual.update_norm, now.z, now.fz)
         return size
+
+    def _first_limit(self) -> Tensor:
+        """The limit where the solve began, which another solver may have done."""
+        origin, limit = self.system.context.origin, self.state.limit
+        if origin is None:
+            return limit
+        scale = self.system.scale(origin.ceiling / DIVERGENCE, origin.norm)
+        return torch.minimum(limit, self.state.floor + scale * self.tol)
 
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
         """The sizes, and their limits, where squares underflow."""
@@ -151,9 +155,9 @@ class StopTest(StopCriterion):
         state = self.state
         met = size <= state.limit
         stops = met
-        trust = self._trust() if self.count > 1 else None
+        trust = self._trust(residual)
         if trust is not None:
-            met, away = trust.doubt(met, residual, state.start.ceiling, self.system.problem.is_map)
+            met, away = state.start.doubt(trust, met, residual, self._rounding())
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
@@ -162,16 +166,19 @@ class StopTest(StopCriterion):
         self.stop(stops)
         return met
 
-    def _trust(self) -> Trust | None:
-        """How far the limits count; None where none has grown."""
+    def _rounding(self) -> float:
+        """Of f(z), relative to it, where the residual is a difference with z."""
+        return torch.finfo(self.start.dtype).eps / 2 if self.system.problem.is_map else 0.0
+
+    def _trust(self, residual: Residual) -> Trust | None:
+        """How far the limits count; None where none has grown, and no rounding hides a residual."""
         state, start = self.state, self.state.start
         if state.limit is start.limit:
             return None
         if start.trust is None:
-            limit = torch.maximum(start.limit, start.norm * TRUST)
-            start.trust = Trust(limit, torch.zeros_like(state.active))
-        limit = start.trust.limit
-        if self.start.is_cpu and torch.equal(torch.minimum(state.limit, limit), state.limit):
+            start.trust = Trust.at(start)
+        reach = torch.maximum(state.limit, residual.update_norm * self._rounding())
+        if self.start.is_cpu and torch.equal(torch.minimum(reach, start.trust.limit), reach):
             return None
         return start.trust
 
@@ -278,15 +285,14 @@ class StopTest(StopCriterion):
             status = state.failure.clone()
         if self.remaining:
             status[state.active] = Status.MAX_STEPS
-        trace = self.recorder.residuals if self.recorder is not None else None
+        kept = self.recorder.residuals if self.recorder is not None else None
+        trace = torch.stack(kept) if kept else None
         relative = state.best_norm / state.best_limit * self.tol if self.tol else None
         return Solution(
             z=state.best,
             start=self.start,
             residual=state.best_norm,
-            judged=Judged(
-                state.best, state.best_norm, status, relative, torch.stack(trace) if trace else None
-            ),
+            judged=Judged(state.best, state.best_norm, status, relative, trace, state.start.origin),
             status=status,
             steps=steps,
             evaluations=self.system.evaluations,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.solution import Status
+from implicitcore.solution import Origin, Status
 from implicitcore.system.coupling import Frozen, check_frozen
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
@@ -21,6 +21,16 @@ DIVERGENCE = 1e8
 # |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
 # that met the tolerance, too.
 TRUST = 0.1
+
+
+def origin_of(size: Tensor, update: Tensor) -> Origin:
+    """What follows from the first residual and ``|f(z)|``, ``[batch]``.
+
+    A tolerance relative to an infinite start would be met by anything; one relative to NaN is met
+    by nothing.
+    """
+    norm = torch.nan_to_num(size, torch.nan, torch.nan)
+    return Origin(norm, torch.maximum(norm, update).mul(DIVERGENCE))
 
 
 @dataclass
@@ -36,22 +46,11 @@ class Trust:
     limit: Tensor
     doubted: Tensor
 
-    def doubt(
-        self, met: Tensor, residual: Residual, ceiling: Tensor, is_map: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
-
-        One has run away where ``|f(z)|`` is far above its start, or so large that the rounding of
-        f(z) - z hides a residual that has not fallen.
-        """
-        size, update = residual.norm, residual.update_norm
-        eps = torch.finfo(update.dtype).eps if is_map else 0.0
-        new = met & ~self.doubted
-        self.doubted = self.doubted | new
-        self.limit = torch.where(new, torch.maximum(self.limit, size * TRUST), self.limit)
-        reach = torch.maximum(self.limit, ceiling * (8 * eps / DIVERGENCE))
-        fell = torch.maximum(size, update * eps) <= reach
-        return met & fell, met & ~fell & ((update * eps > reach) | (update > ceiling))
+    @classmethod
+    def at(cls, start: AtStart) -> Trust:
+        """Before a sample has met a limit that grew."""
+        limit = torch.maximum(start.limit, start.norm * TRUST)
+        return cls(limit, torch.zeros_like(limit, dtype=torch.bool))
 
 
 @dataclass
@@ -72,6 +71,27 @@ class AtStart:
     norm: Tensor
     limit: Tensor
     trust: Trust | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """The same for solvers that go on."""
+        return Origin(self.norm, self.ceiling)
+
+    def doubt(
+        self, trust: Trust, met: Tensor, residual: Residual, rounding: float
+    ) -> tuple[Tensor, Tensor]:
+        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
+
+        One has run away where ``|f(z)|`` is far above its start, or so large that the ``rounding``
+        of f(z) - z hides a residual that has not fallen.
+        """
+        size, update, hidden = residual.norm, residual.update_norm, residual.update_norm * rounding
+        new = met & ~trust.doubted
+        trust.doubted = trust.doubted | new
+        trust.limit = torch.where(new, torch.maximum(trust.limit, size * TRUST), trust.limit)
+        reach = torch.maximum(trust.limit, self.ceiling * (128 * rounding / DIVERGENCE))
+        fell = torch.maximum(size, hidden) <= reach
+        return met & fell, met & ~fell & ((hidden > reach) | (update > self.ceiling))
 
 
 @dataclass

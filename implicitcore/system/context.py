@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
+from implicitcore.solution import Origin
 from implicitcore.system.current import current
 from implicitcore.system.function_state import FunctionState
 from implicitcore.system.memory import Memory
@@ -59,6 +60,7 @@ class Context:
         batch: samples of the whole, of which a system may have some; None where nobody asks.
         known: where a part of the batch begins, and its residuals there, ``[batch]``, which a stop
             test compares with its first.
+        origin: what the solve began with, where a solver goes on from another's iterate.
     """
 
     backend: Backend = field(metadata=SHARED)
@@ -68,11 +70,12 @@ class Context:
     memory: Memory = field(default_factory=Memory, metadata=SHARED)
     function: FunctionState | None = field(default=None, metadata=SHARED)
     recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
-    range_checked: bool = field(default=False, metadata=rule(lambda value, rows: False))
+    range_checked: bool = field(default=False, metadata=SHARED)
     batch: int | None = field(default=None, metadata=SHARED)
     known: tuple[Tensor, Tensor] | None = field(
         default=None, metadata=rule(lambda value, rows: None)
     )
+    origin: Origin | None = None
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""
@@ -83,6 +86,7 @@ class Context:
             recorder=None,
             range_checked=False,
             known=None,
+            origin=None,
         )
 
     def whole(self, batch: int) -> int | None:

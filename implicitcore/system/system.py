@@ -14,6 +14,7 @@ from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import InputError
+from implicitcore.solution import Origin
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.explain import explain
@@ -174,6 +175,13 @@ class System:
     def recorded(self, recorder: Recorder) -> System:
         """The same system, whose root solvers leave their iterates in a recorder."""
         return amended(self, context=amended(self.context, recorder=recorder))
+
+    def started(self, origin: Origin) -> Self:
+        """The same system, of a solve that has started: the next stop test goes on from there."""
+        context = self.context
+        if context.origin is not None:
+            return self
+        return amended(self, context=amended(context, origin=origin, range_checked=False))
 
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""
