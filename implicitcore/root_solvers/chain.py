@@ -75,9 +75,8 @@ class Chain(Options, RootSolver):
             if not len(left):
                 break
             system = started(system, solution)
-            part = system if len(left) == len(solution.status) else system.restrict(left)
             start = solution.z.index_select(0, left)
-            after = solver.solve(part, start)
+            after = solver.solve(_part(system, solution, left, start), start)
             check_solution(solver, after, start)
             solution = merge(solution, after, left)
         return solution.amended(evaluations=system.evaluations)
@@ -95,6 +94,17 @@ def started(system: System, solution: Solution) -> System:
     with torch.no_grad():
         first = system.evaluate(solution.start.detach()).residual
     return system.started(origin_of(first.norm, first.update_norm))
+
+
+def _part(system: System, solution: Solution, left: Tensor, z: Tensor) -> System:
+    """The system of the samples ``left``, whose residuals at z, where they go on, are known."""
+    if len(left) == len(solution.status):
+        return system
+    part, mark = system.restrict(left), solution.judged
+    if mark is None or mark.residual is not solution.residual:
+        return part
+    known = z, mark.residual.detach().index_select(0, left)
+    return replace(part, context=replace(part.context, known=known))
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:

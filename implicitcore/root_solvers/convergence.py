@@ -12,6 +12,7 @@ from implicitcore.backends.base import Residual
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
 from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, Trust, origin_of
 from implicitcore.solution import Judged, Solution, Status
+from implicitcore.system.coupling import check_known
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
@@ -64,6 +65,7 @@ class StopTest(StopCriterion):
         else:
             improved = self._update(now)
         state = self.state
+        state.last = now.z
         state.best = now.z if improved is None else torch.where(column(improved), now.z, state.best)
         return self.remaining == 0
 
@@ -121,6 +123,7 @@ class StopTest(StopCriterion):
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
             state.start.limit = self._first_limit()
+            check_known(self.system, now)
             if self.system.context.range_checked:
                 check_range(residual.update_norm, now.z, now.fz)
         return size
@@ -153,12 +156,12 @@ class StopTest(StopCriterion):
         stops = met
         trust = self._trust(met, residual)
         if trust is not None:
-            met, away = state.start.doubt(trust, met, residual, self._rounding())
+            met, away = trust.doubt(met, residual, state.start.ceiling, self._rounding())
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
         if not usual:
-            stops = stops | self._lose(size)
+            stops = stops | state.lose(size)
         self.stop(stops)
         return met
 
@@ -203,15 +206,6 @@ class StopTest(StopCriterion):
         state.start.small = state.start.small.masked_fill(done, -torch.inf)
         self.scale = None
 
-    def _lose(self, size: Tensor) -> Tensor:
-        """The samples whose residual is not finite or has diverged."""
-        lost = ~(size <= self.state.start.ceiling) & self.state.active
-        if self.start.is_cpu and not bool(lost.any()):
-            return lost
-        kind = torch.where(size.isfinite(), int(Status.DIVERGED), int(Status.NON_FINITE))
-        self.state.fail(lost, kind)
-        return lost
-
     def _compare(self, size: Tensor, limit: Tensor, met: Tensor) -> Tensor | None:
         """See :meth:`_update`."""
         state = self.state
@@ -251,10 +245,9 @@ class StopTest(StopCriterion):
 
     def leaving(self) -> Tensor | None:
         """See :meth:`StopCriterion.leaving`."""
-        active = self.state.active
-        if not self.system.compacts(self.remaining, len(active)):
+        if not self.system.compacts(self.remaining + 1, len(self.state.active)):
             return None
-        return active.nonzero().squeeze(1)
+        return self.state.going_on()
 
     def narrow(self, system: System, rows: Tensor) -> None:
         """See :meth:`StopCriterion.narrow`."""
@@ -263,7 +256,9 @@ class StopTest(StopCriterion):
         self.system, self.whole = system, (whole, places)
         self.state = restrict(self.state, rows)
         self.state.failure = None  # none of those that go on has failed
-        self.remaining, self.grown, self.stopped, self.scale = len(rows), None, None, None
+        self.grown, self.stopped, self.scale = None, None, None
+        self.remaining = len(rows)
+        self._count()
 
     def _merged(self) -> StopState:
         """Where each sample of the whole batch is."""
@@ -277,6 +272,9 @@ class StopTest(StopCriterion):
         """The best iterates so far, packed; ``steps`` where a step is not one evaluation."""
         self._settle()
         state = self._merged()
+        at_once = self.start.is_cpu and self.stopped is None
+        if self.whole or not (at_once or self.remaining == len(state.active)):
+            state.check_apart(self.system)
         if steps is None:
             steps = state.steps
             if self.remaining:

@@ -58,6 +58,9 @@ class Context:
         recorder: of the iterates, if any.
         range_checked: a stop test is to ask at its start for other units, where it needs them.
         origin: what the solve began with, where a solver goes on from another's iterate.
+        batch: samples of the whole, of which a system may have some; None where nobody asks.
+        known: where a part of the batch begins, and its residuals there, ``[batch]``, which a stop
+            test compares with its first.
     """
 
     backend: Backend = field(metadata=SHARED)
@@ -69,6 +72,10 @@ class Context:
     recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
     range_checked: bool = field(default=False, metadata=SHARED)
     origin: Origin | None = None
+    batch: int | None = field(default=None, metadata=SHARED)
+    known: tuple[Tensor, Tensor] | None = field(
+        default=None, metadata=rule(lambda value, rows: None)
+    )
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""
@@ -79,7 +86,12 @@ class Context:
             recorder=None,
             range_checked=False,
             origin=None,
+            known=None,
         )
+
+    def whole(self, batch: int) -> int | None:
+        """How many samples the whole has, where ``batch`` are a part of it; None else."""
+        return None if self.batch == batch else self.batch
 
     def end(self) -> None:
         """The forward solve has ended: let go of what only further evaluations need."""
