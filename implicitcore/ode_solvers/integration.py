@@ -212,7 +212,8 @@ class Integration:
         samples = self.samples
         dt = torch.where(accept, attempt.dt, 0)
         start = StepStart(samples.t, dt, samples.z, samples.state)
-        step, end = recorder.record(start, step, attempt.end, accept)
+        end = torch.where(accept, attempt.end, samples.t)
+        step, end = recorder.record(start, step, end, accept)
         undefined = recorder.undefined
         goes_on = ~(recorder.ended | undefined)
         samples.active = samples.active & goes_on

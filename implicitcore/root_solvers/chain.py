@@ -18,6 +18,7 @@ from implicitcore.root_solvers.stop_state import origin_of
 from implicitcore.solution import Judged, Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
+from implicitcore.tensors.amended import amended
 from implicitcore.tensors.norms import column
 
 
@@ -104,7 +105,7 @@ def _part(system: System, solution: Solution, left: Tensor, z: Tensor) -> System
     if mark is None or mark.residual is not solution.residual:
         return part
     known = z, mark.residual.detach().index_select(0, left)
-    return replace(part, context=replace(part.context, known=known))
+    return amended(part, context=amended(part.context, known=known))
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
