@@ -10,22 +10,13 @@ from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
-from implicitcore.root_solvers.stop_state import StopState, Trust
+from implicitcore.root_solvers.stop_state import DIVERGENCE, TRUST, StopState, Trust
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, scaled_norm
+from implicitcore.tensors.norms import column, real_dtype, scaled_norm
 from implicitcore.tensors.restrict import restrict
-
-# A residual this many times its scale at the start is lost: the sample is stopped before it
-# overflows.
-DIVERGENCE = 1e8
-
-# The iterates of a map without a fixed point run away, and meet a relative tolerance by that: where
-# |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
-# that met the tolerance, too.
-TRUST = 0.1
 
 
 class StopTest(StopCriterion):
@@ -159,7 +150,7 @@ class StopTest(StopCriterion):
         stops = met
         trust = self._trust() if self.count > 1 else None
         if trust is not None:
-            met, away = self._doubt(met, residual, trust)
+            met, away = trust.doubt(met, residual, state.start.ceiling, self._rounding())
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
@@ -167,6 +158,11 @@ class StopTest(StopCriterion):
             stops = stops | self._lose(size)
         self.stop(stops)
         return met
+
+    def _rounding(self) -> float:
+        """Of f(z), relative to it, where the residual is a difference with z."""
+        dtype = real_dtype(self.start)
+        return torch.finfo(dtype).eps if self.system.problem.is_map else 0.0
 
     def _trust(self) -> Trust | None:
         """How far the limits count; None where none has grown."""
@@ -180,21 +176,6 @@ class StopTest(StopCriterion):
         if self.start.is_cpu and torch.equal(torch.minimum(state.limit, limit), state.limit):
             return None
         return start.trust
-
-    def _doubt(self, met: Tensor, residual: Residual, trust: Trust) -> tuple[Tensor, Tensor]:
-        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
-
-        One has run away where ``|f(z)|`` is far above its start, or so large that the rounding of
-        f(z) - z hides a residual that has not fallen.
-        """
-        start, size, update = self.state.start, residual.norm, residual.update_norm
-        eps = torch.finfo(update.dtype).eps if self.system.problem.is_map else 0.0
-        new = met & ~trust.doubted
-        trust.doubted = trust.doubted | new
-        trust.limit = torch.where(new, torch.maximum(trust.limit, size * TRUST), trust.limit)
-        reach = torch.maximum(trust.limit, start.ceiling * (8 * eps / DIVERGENCE))
-        fell = torch.maximum(size, update * eps) <= reach
-        return met & fell, met & ~fell & ((update * eps > reach) | (update > start.ceiling))
 
     def stop(self, stops: Tensor) -> None:
         """Take samples out; a stopped one has a limit below zero and is not found again."""

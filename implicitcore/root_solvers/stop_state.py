@@ -7,7 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Residual
 from implicitcore.tensors.norms import real_dtype
+
+# A residual this many times its scale at the start is lost: the sample is stopped before it
+# overflows.
+DIVERGENCE = 1e8
+
+# The iterates of a map without a fixed point run away, and meet a relative tolerance by that: where
+# |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
+# that met the tolerance, too.
+TRUST = 0.1
 
 
 @dataclass
@@ -22,6 +32,22 @@ class Trust:
 
     limit: Tensor
     doubted: Tensor
+
+    def doubt(
+        self, met: Tensor, residual: Residual, ceiling: Tensor, rounding: float
+    ) -> tuple[Tensor, Tensor]:
+        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
+
+        One has run away where ``|f(z)|`` is far above its start, or so large that the ``rounding``
+        of f(z) - z hides a residual that has not fallen.
+        """
+        size, update, hidden = residual.norm, residual.update_norm, residual.update_norm * rounding
+        new = met & ~self.doubted
+        self.doubted = self.doubted | new
+        self.limit = torch.where(new, torch.maximum(self.limit, size * TRUST), self.limit)
+        reach = torch.maximum(self.limit, ceiling * (8 * rounding / DIVERGENCE))
+        fell = torch.maximum(size, hidden) <= reach
+        return met & fell, met & ~fell & ((hidden > reach) | (update > ceiling))
 
 
 @dataclass
