@@ -97,7 +97,8 @@ class BackwardSolve(Pullback):
         solution = solve_from(self.solver, linear, self.start(linear))
         self._write_down(linear, solution)
         u = linear.solution(solution.z)
-        if linear.unit is not None:  # else no sample of v is zero
+        # Without units no sample of v is zero, or processes stop together and f may mix samples.
+        if linear.unit is not None:
             check_products(self.system, self.jacobian, v, u)
         return u
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend
-from implicitcore.backends.torch import TorchBackend
+from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import ConfigError, ConvergenceWarning
 from implicitcore.functional import run
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 OnFailure = Literal["raise", "warn", "mask"]
 """What becomes of samples that do not converge; see :class:`ImplicitLayer`."""
-
-
-TORCH = TorchBackend()
 
 
 class CallOptions(TypedDict, total=False):
@@ -103,7 +100,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     gradient: LayerOption[GradientStrategy] = LayerOption("gradient", _default_gradient)
     start: LayerOption[InitialGuess] = LayerOption("start", lambda layer: Zeros())
     horizon: LayerOption[float] = LayerOption("horizon")
-    backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TorchBackend())
+    backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TORCH)
     on_failure: LayerOption[OnFailure] = LayerOption("on_failure")
     coupled: LayerOption[bool] = LayerOption("coupled")
 

@@ -105,7 +105,7 @@ class Homotopy(Options, RootSolver):
         )
         merged = merge(test.solution(), after, _all(z0))
         steps = torch.where(state.active, steps + after.steps, state.steps)
-        return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)
+        return merged.amended(start=z0, steps=steps, evaluations=system.evaluations)
 
     def _correct(self, system: System, z: Tensor, limit: Callable[[Tensor], Tensor]) -> Solution:
         """The corrector's solution from z, with residuals below the limit for its size.
@@ -148,7 +148,7 @@ def _with_status(
         mark = mark._replace(status=changed)
         if relative is not None and mark.relative is not None:
             mark = mark._replace(relative=torch.where(which, relative, mark.relative))
-    return replace(solution, status=changed, judged=mark)
+    return solution.amended(status=changed, judged=mark)
 
 
 def _all(z: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend, Residual
-from implicitcore.backends.torch import TorchBackend
+from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
@@ -25,8 +25,6 @@ from implicitcore.tensors.autocast import restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_products
-
-_TORCH = TorchBackend()
 
 
 @dataclass(eq=False)
@@ -64,7 +62,7 @@ class System:
         Raises:
             InputError: a tensor in x is neither per sample nor shared.
         """
-        context = Context(backend or _TORCH, recorder=recorder)
+        context = Context(backend or TORCH, recorder=recorder)
         return System(Problem.of(dynamics, x, packing), context)
 
     @property
