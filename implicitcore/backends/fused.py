@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend, Residual
-from implicitcore.backends.torch import TorchBackend
+from implicitcore.backends.torch import TORCH
 from implicitcore.tensors.transforms import transformed
-
-_REFERENCE = TorchBackend()
 
 
 class FusedBackend(Backend):
@@ -39,7 +37,7 @@ class FusedBackend(Backend):
     def residual(self, fz: Tensor, z: Tensor, out: Tensor | None = None) -> Residual:
         """See :meth:`Backend.residual`."""
         if not self._takes(fz, z) or not (out is None or out.is_contiguous()):
-            return _REFERENCE.residual(fz, z, out)
+            return TORCH.residual(fz, z, out)
         fz, z = fz.contiguous(), z.contiguous()
         return self._residual(fz, z, torch.empty_like(z) if out is None else out)
 
@@ -47,7 +45,7 @@ class FusedBackend(Backend):
     def inner_products(self, history: Tensor, row: Tensor) -> Tensor:
         """See :meth:`Backend.inner_products`."""
         if not self._takes(history, row):
-            return _REFERENCE.inner_products(history, row)
+            return TORCH.inner_products(history, row)
         return self._inner_products(_rows(history), _rows(row))
 
     @final
@@ -62,7 +60,7 @@ class FusedBackend(Backend):
     ) -> Tensor:
         """See :meth:`Backend.axpy_history`."""
         if not self._takes(history, weights, *(() if row is None else (row,))):
-            return _REFERENCE.axpy_history(row, weights, history, scale, out=out)
+            return TORCH.axpy_history(row, weights, history, scale, out=out)
         row = None if row is None else _rows(row)
         out = history.new_empty(history.shape[0], 1, history.shape[2]) if out is None else out
         return self._axpy_history(row, weights.contiguous(), _rows(history), scale, out)
@@ -75,7 +73,7 @@ class FusedBackend(Backend):
         used = [(stage, weight) for stage, weight in zip(stages, weights, strict=True) if weight]
         tensors = [stage for stage, _ in used] if z is None else [z, *(stage for stage, _ in used)]
         if dt.requires_grad or dt.device != tensors[0].device or not self._takes(*tensors):
-            return _REFERENCE.stage_combination(z, dt, stages, weights)
+            return TORCH.stage_combination(z, dt, stages, weights)
         z = None if z is None else z.contiguous()
         return self._stage_combination(
             z,
@@ -90,7 +88,7 @@ class FusedBackend(Backend):
     ) -> Tensor:
         """See :meth:`Backend.error_norm`."""
         if not self._takes(error, z, z_next):
-            return _REFERENCE.error_norm(error, z, z_next, rtol, atol)
+            return TORCH.error_norm(error, z, z_next, rtol, atol)
         return self._error_norm(error.contiguous(), z.contiguous(), z_next.contiguous(), rtol, atol)
 
     def _takes(self, first: Tensor, *others: Tensor) -> bool:

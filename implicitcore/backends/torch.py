@@ -85,3 +85,7 @@ class TorchBackend(Backend):
         dtype = real_dtype(z)
         scale = torch.maximum(z.abs(), z_next.abs()).to(dtype).mul_(rtol).add_(atol)
         return rms_norm(error / scale)
+
+
+TORCH = TorchBackend()
+"""The one that is used where no backend is given: it has no options and keeps nothing."""

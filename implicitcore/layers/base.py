@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend
-from implicitcore.backends.torch import TorchBackend
+from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import ConfigError
 from implicitcore.gradients.base import GradientStrategy, Solve
@@ -33,8 +33,6 @@ from implicitcore.tensors.transforms import eager, in_backward
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-TORCH = TorchBackend()
 
 
 class CallOptions(TypedDict, total=False):
@@ -98,7 +96,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     gradient: LayerOption[GradientStrategy] = LayerOption("gradient", _default_gradient)
     start: LayerOption[InitialGuess] = LayerOption("start", lambda layer: Zeros())
     horizon: LayerOption[float] = LayerOption("horizon")
-    backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TorchBackend())
+    backend: LayerOption[Backend] = LayerOption("backend", lambda layer: TORCH)
     on_failure: LayerOption[OnFailure] = LayerOption("on_failure")
     coupled: LayerOption[bool] = LayerOption("coupled")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -131,8 +131,7 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
     )
     steps = before.steps.index_add(0, which, after.steps.to(before.steps))
     trace = after.trace if len(after.z) == len(z) else before.trace
-    return replace(
-        before,
+    return before.amended(
         z=z,
         residual=residual,
         judged=Judged(z, residual, status, relative, trace, before.judged.origin)

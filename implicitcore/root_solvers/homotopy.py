@@ -103,7 +103,7 @@ class Homotopy(Options, RootSolver):
         after = self.corrector.solve(started(system, found), z)
         merged = merge(found, after, _all(z0))
         steps = torch.where(state.active, steps + after.steps, state.steps)
-        return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)
+        return merged.amended(start=z0, steps=steps, evaluations=system.evaluations)
 
 
 def _anchored(system: System, z: Tensor) -> Tensor:

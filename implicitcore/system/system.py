@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend, Residual
-from implicitcore.backends.torch import TorchBackend
+from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import InputError
 from implicitcore.solution import Origin
@@ -29,8 +29,6 @@ from implicitcore.tensors.autocast import restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_products
-
-_TORCH = TorchBackend()
 
 
 @dataclass(eq=False)
@@ -68,7 +66,7 @@ class System:
         Raises:
             InputError: a tensor in x is neither per sample nor shared.
         """
-        context = Context(backend or _TORCH, recorder=recorder, batch=packing.batch)
+        context = Context(backend or TORCH, recorder=recorder, batch=packing.batch)
         return System(Problem.of(dynamics, x, packing), context)
 
     @property

@@ -59,7 +59,11 @@ def fits(size: Tensor, dtype: torch.dtype) -> bool:
     A residual that is smaller by the precision still has a square, and one that is larger by what
     counts as divergence. A look at ``size`` ``[batch]`` on the host; zero and NaN do not fit.
     """
-    return torch.equal(size.clamp(*_bounds(dtype)), size)
+    least, most = _bounds(dtype)
+    if size.is_cpu:
+        return torch.equal(size.clamp(least, most), size)
+    low, high = size.aminmax()
+    return low.item() >= least and high.item() <= most
 
 
 def misfits(size: Tensor) -> Tensor:

@@ -111,6 +111,12 @@ class Search:
                 raise
         return self.test.solution()
 
+    def slope(self) -> float:
+        """The factor of a first step along the residual, as SciPy estimates it at the start."""
+        size = 0.0 if self.first is None else float(np.linalg.norm(self.first)) / self.unit
+        start = float(np.linalg.norm(self.sample.array(self.sample.z0))) / self.unit
+        return 0.5 * max(start, 1.0) / size if size else 1.0
+
     def residual(self, y: Array) -> Array:
         """The residual at y, both in units.
 

@@ -50,13 +50,18 @@ class Mixing(LineSearched):
 class LinearMixing(Mixing):
     """``method="linearmixing"``: z + alpha g, a damped Picard iteration.
 
-    For comparisons; ``implicitcore.Picard`` is the same.
+    For comparisons; ``implicitcore.Picard`` is the same. An estimated factor is at most 1, for it
+    stays: SciPy's own grows as the first residual shrinks, beyond every step that converges.
 
     Reference:
         Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 4.2.
     """
 
     method: ClassVar[str] = "linearmixing"
+
+    def approximation(self, search: Search) -> dict[str, Any]:
+        """See :meth:`LineSearched.approximation`."""
+        return super().approximation(search) or {"alpha": min(1.0, search.slope())}
 
 
 @final

@@ -264,3 +264,14 @@ def test_it_is_one_of_a_chain_and_runs_under_inference_mode_and_autocast():
             low, torch.zeros(4, 6), inputs(4, dtype=torch.float32), solver=sp.Hybr(tol=3e-2)
         ).raise_if_failed()
     assert solution.z.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [5e-3, 1e-5, 1.0, 50.0])
+def test_linear_mixing_takes_no_longer_steps_than_picard(size):
+    """Its factor stays as it was estimated: from a small residual SciPy's own is far too long."""
+    x = torch.full((2, 3), size, dtype=torch.float64)
+    with torch.no_grad():
+        solution = ic.fixed_point(
+            lambda z, x: x - 0.2 * z, torch.zeros_like(x), x, solver=sp.LinearMixing(tol=1e-6)
+        ).raise_if_failed()
+    assert torch.allclose(solution.z, x / 1.2, rtol=1e-5)
