@@ -189,8 +189,8 @@ class Integration:
         samples, accept = self.samples, choice.accept
         with torch.no_grad():
             sound = choice.finite & choice.error.isfinite()
-            spoiled = samples.active & ~(accept | sound)
-            accepted, again = torch.stack((accept.any(), spoiled.any())).tolist()
+            with_nan = samples.active & ~(accept | sound)
+            accepted, again = torch.stack((accept.any(), with_nan.any())).tolist()
         if not accepted:
             return None
         if not again:
