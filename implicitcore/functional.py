@@ -67,7 +67,7 @@ def fixed_point(  # noqa: PLR0913 - keyword options
             ``"ignore"`` leaves it to ``solution.status``.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; else such a batch is an error where it is found.
 
     Returns:
         The solution; ``solution.z`` is shaped like z0 and differentiable with respect to x and what
@@ -128,7 +128,7 @@ def find_root(  # noqa: PLR0913 - keyword options
             ``"ignore"`` leaves it to ``solution.status``.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; else such a batch is an error where it is found.
 
     Returns:
         The solution, as :func:`fixed_point`.
@@ -186,7 +186,7 @@ def integrate(  # noqa: PLR0913 - keyword options
             ``"ignore"`` leaves it to ``solution.status``.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; else such a batch is an error where it is found.
 
     Returns:
         The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import ConvergenceWarning
 from implicitcore.options.types import OnFailure
 from implicitcore.solution import Solution, SolveError, SolveResult, Status, Trajectory
+from implicitcore.system.coupling import check_part
 from implicitcore.system.repeated import warn_repeatedly
 from implicitcore.system.system import System
 from implicitcore.tensors.graph_leaves import graph_leaves, union
@@ -60,7 +61,9 @@ def _solved_apart(
         return found.amended(z=_Stays.apply(found.z.detach(), z0, *depends))
     batch = torch.arange(len(left_out), device=left_out.device)
     rows = torch.where(left_out, others[0], batch)
-    subsystem = system.restrict(rows).restarted()
+    subsystem = system.restrict(rows)
+    check_part(system, subsystem, z0.detach(), rows)
+    subsystem = subsystem.restarted()
     part = again(subsystem, z0.index_select(0, rows))
     subsystem.context.end()
 

@@ -78,7 +78,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             does. Where a sample is not finite, the gradient of the others never meets its NaN.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; else such a batch is an error where it is found.
 
     Example:
         >>> import torch, implicitcore as ic

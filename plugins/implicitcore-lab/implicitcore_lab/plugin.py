@@ -33,6 +33,12 @@ def implicitcore_register(registry: Registrar) -> None:
         "implicitcore_lab.cli:evaluate",
         summary="Reload a run and reproduce its test accuracy.",
     )
+    registry.register(
+        "command",
+        "report",
+        "implicitcore_lab.cli:report",
+        summary="Write runs as one HTML page, with tables as CSV and LaTeX.",
+    )
     for name, target, summary in (
         ("digits", "images:Digits", "Handwritten digits of scikit-learn, 8 x 8."),
         ("mnist", "images:MNIST", "Handwritten digits, 28 x 28."),

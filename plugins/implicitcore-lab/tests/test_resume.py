@@ -51,7 +51,10 @@ def training(settings, data):
 
 
 def figures(history):
-    return [replace(step, seconds=0, forward_ms=0, backward_ms=0) for step in history.steps], [
+    return [
+        replace(step, seconds=0, forward_ms=0, backward_ms=0, peak_bytes=0)
+        for step in history.steps
+    ], [
         replace(epoch, seconds=0, forward_ms=0, backward_ms=0, peak_bytes=0)
         for epoch in history.epochs
     ]

@@ -29,7 +29,10 @@ def build(layer, data):
 
 
 def without_times(history):
-    return [replace(step, seconds=0, forward_ms=0, backward_ms=0) for step in history.steps]
+    return [
+        replace(step, seconds=0, forward_ms=0, backward_ms=0, peak_bytes=0)
+        for step in history.steps
+    ]
 
 
 def test_learns_and_counts(data):
