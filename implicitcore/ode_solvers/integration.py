@@ -210,9 +210,10 @@ class Integration:
     ) -> tuple[Step, Attempt]:
         """The step, cut off where an event happens in it; samples that end there are not active."""
         samples = self.samples
-        dt = torch.where(accept, attempt.dt, 0)
+        # Who does not take the step stays in time too, where a solver evaluates its end.
+        dt, end = torch.where(accept, attempt.dt, 0), torch.where(accept, attempt.end, samples.t)
         start = StepStart(samples.t, dt, samples.z, samples.state)
-        step, end = recorder.record(start, step, attempt.end, accept)
+        step, end = recorder.record(start, step, end, accept)
         undefined = recorder.undefined
         goes_on = ~(recorder.ended | undefined)
         samples.active = samples.active & goes_on
