@@ -10,7 +10,7 @@ from torch import Tensor
 from implicitcore.backends.base import Backend
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import ConfigError, GradientError, InputError, did_you_mean, show
+from implicitcore.errors import ConfigError, GradientError, InputError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
@@ -20,7 +20,7 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event, check_event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.options.annotations import PartType
-from implicitcore.options.option import read_part
+from implicitcore.options.option import Option, read_part
 from implicitcore.options.types import OnFailure, Spec
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
@@ -239,12 +239,8 @@ def _options(backend: Backend | None, on_failure: OnFailure, coupled: bool) -> R
     Raises:
         ConfigError: ``on_failure`` is none of its words.
     """
-    known = get_args(OnFailure)
-    if on_failure not in known:
-        near = did_you_mean(on_failure, known)
-        raise ConfigError(
-            [f"on_failure: expected one of {', '.join(known)}, received {show(on_failure)}{near}"]
-        )
+    if on_failure not in get_args(OnFailure):
+        raise ConfigError(Option("on_failure", OnFailure).read(on_failure)[1])
     return {"backend": backend, "on_failure": on_failure, "coupled": coupled}
 
 

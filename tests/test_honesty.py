@@ -49,9 +49,6 @@ def test_no_gradient_of_a_converged_sample_is_lost():
     assert {name for _, name in total} == {*parts("gradient")} - {*gradients.TRAJECTORIES_ONLY}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a NaN of f in a failed row reaches parameters that the samples share"
-)
 def test_no_gradient_is_lost_beside_samples_with_nan():
     total = gradients.sweep(17)  # a mixture of easy, hard and NaN samples
     assert not findings(total), texts(total)

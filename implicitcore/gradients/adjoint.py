@@ -21,7 +21,7 @@ from implicitcore.options.types import Positive
 from implicitcore.solution import Backward, Status, Trajectory
 from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, norm
+from implicitcore.tensors.norms import column, norm, scaled_norm
 
 
 @final
@@ -95,7 +95,7 @@ class _Pullback:
         # of the loss.
         times, finite = self.solution.times, v.isfinite().all(2).all(0)
         v = torch.where(column(finite), v, 0)
-        size = torch.linalg.vector_norm(v, dim=(0, 2)) / max(v.shape[2], 1) ** 0.5
+        size = scaled_norm(v.transpose(0, 1).flatten(1)) / max(v.shape[2], 1) ** 0.5
         unit = torch.where(size > 0, size, 1).to(times.dtype)
         stored = torch.cat((self.solution.z, v / column(unit).to(v.dtype)), 2).flip(0)
         system = AdjointSystem.of_bound(bound)

@@ -42,12 +42,12 @@ def without_failed(
     if not (masks or torch.is_grad_enabled()) or not found.failed:
         return found
     left_out = ~found.converged if masks else found.status == Status.NON_FINITE
+    value = z0.detach().nan_to_num(0.0, 0.0, 0.0)
+    if masks and bool(left_out.all()):
+        return found.amended(z=value.expand_as(found.z))
     if torch.is_grad_enabled() and bool(left_out.any()):
         found = _solved_apart(found, left_out, again, system, z0)
-    if not masks:
-        return found
-    value = z0.detach().nan_to_num(0.0, 0.0, 0.0)
-    return found.amended(z=torch.where(column(left_out), value, found.z))
+    return found.amended(z=torch.where(column(left_out), value, found.z)) if masks else found
 
 
 def _solved_apart(
@@ -63,7 +63,7 @@ def _solved_apart(
     rows = torch.where(left_out, others[0], batch)
     subsystem = system.restrict(rows)
     check_part(system, subsystem, z0.detach(), rows)
-    subsystem = subsystem.begun_anew()
+    subsystem = subsystem.restarted()
     part = again(subsystem, z0.index_select(0, rows))
     subsystem.context.end()
 
@@ -140,7 +140,7 @@ def report(found: SolveResult, on_failure: OnFailure, name: str, owner: Any) -> 
         raise SolveError(f"{name} failed: {found.summary()}", found)
     warn_repeatedly(
         owner,
-        (name, frozenset(kinds - {Status.CONVERGED})),
+        frozenset(kinds - {Status.CONVERGED}),
         lambda: f"{name}: {found.summary()}",
         ConvergenceWarning,
     )

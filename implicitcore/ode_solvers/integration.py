@@ -195,8 +195,8 @@ class Integration:
         samples, accept = self.samples, choice.accept
         with torch.no_grad():
             sound = choice.finite & choice.error.isfinite()
-            spoiled = samples.active & ~(accept | sound)
-            accepted, again = torch.stack((accept.any(), spoiled.any())).tolist()
+            with_nan = samples.active & ~(accept | sound)
+            accepted, again = torch.stack((accept.any(), with_nan.any())).tolist()
         if not accepted:
             return None
         if not again:
@@ -210,9 +210,9 @@ class Integration:
     ) -> tuple[Step, Attempt]:
         """The step, cut off where an event happens in it; samples that end there are not active."""
         samples = self.samples
-        dt = torch.where(accept, attempt.dt, 0)
+        # Who does not take the step stays in time too, where a solver evaluates its end.
+        dt, end = torch.where(accept, attempt.dt, 0), torch.where(accept, attempt.end, samples.t)
         start = StepStart(samples.t, dt, samples.z, samples.state)
-        end = torch.where(accept, attempt.end, samples.t)
         step, end = recorder.record(start, step, end, accept)
         undefined = recorder.undefined
         goes_on = ~(recorder.ended | undefined)

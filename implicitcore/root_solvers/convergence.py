@@ -16,7 +16,7 @@ from implicitcore.system.coupling import check_known
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, real_dtype, scaled_norm
+from implicitcore.tensors.norms import column, scaled_norm
 from implicitcore.tensors.restrict import restrict
 
 

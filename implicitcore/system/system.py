@@ -185,7 +185,7 @@ class System:
         """The system of some samples ``[k]``, counting with this one."""
         return restrict.of_fields(self, rows)
 
-    def begun_anew(self) -> Self:
+    def restarted(self) -> Self:
         """The same system before its first evaluation, counting with this one."""
         return amended(self, context=amended(self.context, memory=Memory()))
 

@@ -55,7 +55,7 @@ def inputs():
     return x.requires_grad_(), v
 
 
-def spoiled(v, value, whole):
+def with_bad(v, value, whole):
     bad = v.clone()
     bad[..., BAD, slice(None) if whole else 1] = value
     return bad
@@ -64,7 +64,7 @@ def spoiled(v, value, whole):
 def check(cell, z, x, v, value, whole):  # noqa: PLR0913
     wrt = [x, *cell.parameters()]
     clean, *_ = torch.autograd.grad(z, wrt, v, retain_graph=True)
-    found, *parameters = torch.autograd.grad(z, wrt, spoiled(v, value, whole))
+    found, *parameters = torch.autograd.grad(z, wrt, with_bad(v, value, whole))
     assert bool(found[BAD].isnan().any())
     assert torch.allclose(found[OTHERS], clean[OTHERS], rtol=1e-6, atol=1e-9)
     for parameter in parameters:
@@ -106,7 +106,7 @@ def test_of_a_second_derivative(solver):
     solution = ic.fixed_point(
         cell, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-8), gradient=ic.Implicit(solver)
     )
-    weights = spoiled(v, torch.nan, True)
+    weights = with_bad(v, torch.nan, True)
     (found,) = torch.autograd.grad(solution.z, x, weights, create_graph=True)
     assert bool(found[BAD].isnan().all())
     assert bool(found[OTHERS].isfinite().all())

@@ -115,7 +115,7 @@ def test_mask_without_a_gradient():
 
 
 def test_a_word_that_is_none():
-    with pytest.raises(ic.ConfigError, match="on_failure.*received 'masked'; did you mean 'mask'"):
+    with pytest.raises(ic.ConfigError, match="on_failure: expected 'raise', .*received 'masked'"):
         integrate(*problem(), "masked")
 
 

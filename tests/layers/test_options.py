@@ -143,7 +143,7 @@ def test_names_and_mappings_can_be_assigned(cls):
     assert layer.config["gradient"]["name"] == "unrolled"
     with pytest.raises(ic.ConfigError, match=r"gradient.stps: unknown option of phantom"):
         layer.gradient = {"name": "phantom", "stps": 2}
-    with pytest.raises(ic.ConfigError, match="on_failure: expected 'raise', 'warn' or 'mask'"):
+    with pytest.raises(ic.ConfigError, match="expected 'raise', 'warn', 'mask' or 'ignore'"):
         layer.on_failure = "wrn"
     assert layer.gradient == ic.Unrolled()
     assert layer.on_failure == "warn"

@@ -40,17 +40,11 @@ def test_a_state_of_any_size(solver, size, request):
     assert torch.allclose(found.z[-1] / size, exact, rtol=1e-3, atol=0)
 
 
-# An adjoint of 1e25 has no norm in float32, and is NaN: nothing says so but the number itself.
-OVERFLOW = pytest.mark.xfail(strict=True, reason="the norm of the adjoint state overflows")
-
-
 @pytest.mark.parametrize("size", [1e-25, 1e-18, 1e18, 1e25])
 @pytest.mark.parametrize(
     "gradient", [ic.Unrolled(), ic.Checkpointed(), ic.Adjoint(ic.Tsit5(atol=1e-38))], ids=named
 )
-def test_an_incoming_gradient_of_any_size(gradient, size, request):
-    if isinstance(gradient, ic.Adjoint) and size > 1e20:
-        request.applymarker(OVERFLOW)
+def test_an_incoming_gradient_of_any_size(gradient, size):
     z0 = torch.tensor([[1.0, 2.0], [0.5, -3.0]], requires_grad=True)
     found = ic.integrate(
         decay, z0, torch.ones(2, 1), times=torch.tensor([0.0, 1.0]), gradient=gradient

@@ -20,6 +20,7 @@ DATA_DEPENDENT = (aten.equal, aten.masked_select, aten.nonzero)
 """Operations whose result, or its shape, the host must know."""
 FROM_HOST = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 """Functions that copy a Python value to the device."""
+IS_META = Tensor.is_meta.__get__  # pyright: ignore[reportAttributeAccessIssue] - a descriptor
 
 
 class HostSyncs:
@@ -54,7 +55,7 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket
-        if name is aten._local_scalar_dense and args[0].is_meta:
+        if name is aten._local_scalar_dense and _on_meta(args[0]):
             self.syncs.count(name)
             return self.values(args[0]).item()
         if (
@@ -63,10 +64,12 @@ class _Operations(TorchDispatchMode):
             and torch.device(kwargs["device"]) != args[0].device
         ):
             self.syncs.count(name)
-            if args[0].is_meta:
+            if _on_meta(args[0]):
                 return self.values(args[0])
         if name in DATA_DEPENDENT or (name is aten.copy_ and args[0].device != args[1].device):
             self.syncs.count(name)
+        if name is aten.equal and _on_meta(args[0]):  # it has no kernel there
+            return True
         return func(*args, **kwargs)
 
 
@@ -76,7 +79,13 @@ class _Functions(TorchFunctionMode):
         self.syncs = syncs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == IS_META:  # a solve refuses such tensors, and these stand for others
+            return False
         found = func(*args, **(kwargs or {}))
-        if func in FROM_HOST and found.is_meta:
+        if func in FROM_HOST and _on_meta(found):
             self.syncs.count(func.__name__)
         return found
+
+
+def _on_meta(tensor: Tensor) -> bool:
+    return tensor.device.type == "meta"

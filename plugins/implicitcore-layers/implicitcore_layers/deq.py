@@ -63,7 +63,8 @@ class DEQ(Equilibrium):
         gradient: default the implicit gradient.
         shape: of one sample's state; None is that of x.
         backend: the kernels of the inner loop.
-        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"``, ``"mask"`` or
+            ``"ignore"``; see
             :class:`ImplicitLayer`.
 
     Raises:

@@ -29,7 +29,8 @@ class HomoODE(Flow):
         horizon: the end time.
         shape: of one sample's state; None is that of c.
         backend: the kernels of the inner loop.
-        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"``, ``"mask"`` or
+            ``"ignore"``; see
             :class:`ImplicitLayer`.
 
     Reference:

@@ -66,7 +66,8 @@ class NeuralODE(Flow):
         horizon: the end time.
         autonomous: the cell does not take the time.
         backend: the kernels of the inner loop.
-        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"``, ``"mask"`` or
+            ``"ignore"``; see
             :class:`ImplicitLayer`.
 
     Reference:
