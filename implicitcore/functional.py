@@ -32,6 +32,7 @@ from implicitcore.system.context import Recorder
 from implicitcore.system.memory import apart
 from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
+from implicitcore.system.sharding import check_sharding
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
@@ -209,10 +210,9 @@ def integrate(  # noqa: PLR0913 - keyword options
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
     strategy = strategy or _UNROLLED
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
-        name = type(strategy).__name__
         raise GradientError(
-            f"{name} has no gradient between the output times: dense output and events "
-            "need gradient=Unrolled()"
+            f"{type(strategy).__name__} has no gradient between the output times: dense output "
+            "and events need gradient=Unrolled()"
         )
     solve = Solve(chosen or _TSIT5, times, dense, event)
     found = run(VectorField(v), z0, x, solve, strategy, backend=kernels, coupled=coupled)
@@ -241,6 +241,7 @@ def run(  # noqa: PLR0913 - keyword options
     begin = promoted(z0, autocast)
     packing = Packing.of(begin, coupled=coupled)
     with solving(dynamics) as scope:
+        check_sharding(dynamics, together=scope.group is not None and type(gradient) is Implicit)
         if scope.random:
             noise = solve.times is not None and isinstance(gradient, Unrolled)
             check_random(dynamics, scope.random, required=not noise)
@@ -252,8 +253,8 @@ def run(  # noqa: PLR0913 - keyword options
             flat = packing.pack(begin)
             solution = gradient.run(solve, system, flat)
     system.context.end()
-    z = packing.unpack(apart(solution.z, begin, system.x))
-    parts: dict[str, Any] = {"z": z, "start": z0}
+    z = apart(solution.z, begin, system.x)
+    parts: dict[str, Any] = {"z": packing.unpack(z), "start": z0}
     if isinstance(solution, Solution) and solution.iterates is not None:
         parts["iterates"] = packing.unpack(solution.iterates)
     found = solution.amended(**parts)
