@@ -19,7 +19,7 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.events import Event, check_event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.options.annotations import PartType
 from implicitcore.options.option import read_part
@@ -36,7 +36,7 @@ from implicitcore.system.sharding import check_sharding
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
-from implicitcore.tensors.transforms import check_transforms, eager
+from implicitcore.tensors.transforms import check_transforms, eager, usable
 
 _Result = TypeVar("_Result", Solution, Trajectory)
 _SOLVERS = ("root_solver", "ode_solver")
@@ -209,6 +209,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     """
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
     strategy = strategy or _UNROLLED
+    check_event(event)
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         raise GradientError(
             f"{type(strategy).__name__} has no gradient between the output times: dense output "
@@ -238,7 +239,7 @@ def run(  # noqa: PLR0913 - keyword options
     check_transforms(type(gradient).__name__, gradient.transforms)
     _check_backend(backend)
     autocast = ambient()
-    begin = promoted(z0, autocast)
+    begin, x = promoted(usable(z0), autocast), usable(x)
     packing = Packing.of(begin, coupled=coupled)
     with solving(dynamics) as scope:
         check_sharding(dynamics, together=scope.group is not None and type(gradient) is Implicit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -22,6 +21,7 @@ from implicitcore.system.coupling import check_products, check_residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem, Transposed
 from implicitcore.system.linearization import Linearization
+from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.cotangent import Pullback, attach
@@ -156,14 +156,20 @@ class BackwardSolve(Pullback):
         record, size = self.record, linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
         record.vjps += linear.evaluations
         record.status, record.residual = solution.status, solution.residual / size
-        if not solution.failed:
-            return
-        count, worst = int((~solution.converged).sum()), record.residual.max().item()
-        message = (
-            f"the backward solve of {count} of {len(solution.status)} samples did not converge; "
-            f"worst relative residual {worst:.3g}: their gradients are inexact"
-        )
-        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        if solution.failed:
+            owner = owner_of(self.system.dynamics)
+            warn_repeatedly(
+                owner, "backward", lambda: _inexact(solution, record), ConvergenceWarning
+            )
+
+
+def _inexact(solution: Solution, record: Backward) -> str:
+    count, total = int((~solution.converged).sum()), len(solution.status)
+    worst = "" if record.residual is None else f"{record.residual.max().item():.3g}"
+    return (
+        f"the backward solve of {count} of {total} samples did not converge; worst relative "
+        f"residual {worst}: their gradients are inexact"
+    )
 
 
 class _Cut(torch.autograd.Function):

@@ -19,6 +19,7 @@ from implicitcore.ode_solvers.step_chooser import Attempt, Choice, ControlledSte
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.solution import Status, Trajectory
 from implicitcore.system.system import System
+from implicitcore.tensors.like import check_like, described
 from implicitcore.tensors.norms import all_finite, column, real_dtype
 
 
@@ -80,8 +81,8 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
             "times: received a tensor that requires a gradient; the gradient with respect "
             "to times is not computed"
         )
-    if times.is_complex():
-        raise InputError(f"times: expected real numbers, received {times.dtype}")
+    if times.is_complex() or times.is_meta or times.layout is not torch.strided:
+        raise InputError(f"times: expected real numbers, received {described(times)}")
     grid = times.to(z0.device, real_dtype(z0))
     steps = grid.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):
@@ -180,6 +181,7 @@ class Integration:
         if self.observer is not None:
             self.observer.before_step()
         step = self.solver.step(self.system, samples.t, attempt.dt, samples.z, samples.state)
+        check_like(step.z, samples.z, self.solver, "step")
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
             end = torch.where(attempt.arrives, samples.target, samples.t + attempt.dt)

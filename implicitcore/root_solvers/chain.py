@@ -13,6 +13,7 @@ from implicitcore.options.options import Options
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
+from implicitcore.root_solvers.returned import check_solution
 from implicitcore.solution import Judged, Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
@@ -58,7 +59,9 @@ class Chain(Options, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        return self._go_on(system, self.solvers[0].solve(system, z0))
+        first = self.solvers[0].solve(system, z0)
+        check_solution(self.solvers[0], first, z0)
+        return self._go_on(system, first)
 
     def solve_from(self, system: System, start: Evaluation) -> Solution:
         """See :meth:`RootSolver.solve_from`."""
@@ -71,7 +74,9 @@ class Chain(Options, RootSolver):
             if not len(left):
                 break
             part = system if len(left) == len(solution.status) else system.restrict(left)
-            after = solver.solve(part, solution.z.index_select(0, left))
+            start = solution.z.index_select(0, left)
+            after = solver.solve(part, start)
+            check_solution(solver, after, start)
             solution = merge(solution, after, left)
         return solution.amended(evaluations=system.evaluations)
 

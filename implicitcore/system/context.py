@@ -65,7 +65,7 @@ class Context:
     memory: Memory = field(default_factory=Memory, metadata=SHARED)
     function: FunctionState | None = field(default=None, metadata=SHARED)
     recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
-    range_checked: bool = field(default=False, metadata=SHARED)
+    range_checked: bool = field(default=False, metadata=rule(lambda value, rows: False))
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""

@@ -15,6 +15,7 @@ from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.explain import explain
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.memory import versions_of
 from implicitcore.system.problem import Problem
@@ -228,17 +229,9 @@ class System:
         try:
             value = self._call(function, *time, packing.unpack(point), problem.x)
         except Exception as error:
-            self._explain(error)
+            explain(error, problem)
             raise
         if point._version != version or memory.copies_state is None:
             memory.note_state(point._version != version, problem.x, versions)
         packing.check(value, type(problem.dynamics).__name__)
         return memory.own(packing.pack(value))
-
-    def _explain(self, error: Exception) -> None:
-        packing = self.problem.packing
-        shapes = ", ".join(str([*shape]) for shape in packing.full_shapes)
-        error.add_note(
-            f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
-            f"{shapes}, {packing.dtype}"
-        )
