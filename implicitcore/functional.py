@@ -251,8 +251,7 @@ def run(  # noqa: PLR0913 - keyword options
         if torch.is_grad_enabled():
             system = system.with_function_state()
         with suspended() if autocast else nullcontext():
-            flat = packing.pack(begin)
-            solution = gradient.run(solve, system, flat)
+            solution = gradient.run(solve, system, packing.pack(begin))
     system.context.end()
     z = apart(solution.z, begin, system.x)
     parts: dict[str, Any] = {"z": packing.unpack(z), "start": z0}

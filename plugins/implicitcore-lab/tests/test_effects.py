@@ -11,10 +11,10 @@ from implicitcore_lab.settings import Settings, read_settings
 from implicitcore_lab.training import Training
 
 BASE = read_settings({"hidden": 4, "epochs": 2, "batch_size": 16, "device": "cpu"})
-START = {"layer": "homoode", "start_optimizer": "sgd"}
-UNROLLED = {"unrolled_steps": 2}
-SGD = {"optimizer": "sgd"}
-STEPS = {"schedule": "step", "decay_epochs": 1}
+START: dict[str, object] = {"layer": "homoode", "start_optimizer": "sgd"}
+UNROLLED: dict[str, object] = {"unrolled_steps": 2}
+SGD: dict[str, object] = {"optimizer": "sgd"}
+STEPS: dict[str, object] = {"schedule": "step", "decay_epochs": 1}
 
 # What each setting is changed to, and what it is changed beside.
 CHANGES: dict[str, list[tuple[object, dict[str, object]]]] = {
