@@ -74,7 +74,7 @@ def fixed_point(  # noqa: PLR0913 - keyword options
         backend: default torch.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; without it, to be found so is an error.
 
     Returns:
         The solution; ``solution.z`` is shaped like z0 and differentiable with respect to x and what
@@ -128,7 +128,7 @@ def find_root(  # noqa: PLR0913 - keyword options
         backend: default torch.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; without it, to be found so is an error.
 
     Returns:
         The solution, as :func:`fixed_point`.
@@ -177,7 +177,7 @@ def integrate(  # noqa: PLR0913 - keyword options
         backend: default torch.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; without it, to be found so is an error.
 
     Returns:
         The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event

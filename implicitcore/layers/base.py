@@ -25,6 +25,7 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.options.types import Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import FinalState, Solution, SolveError, SolveResult, Status, Trajectory
+from implicitcore.system.coupling import check_part
 from implicitcore.system.current import current
 from implicitcore.system.repeated import warn_repeatedly
 from implicitcore.system.scope import SolveContext
@@ -83,7 +84,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             (one more solve, where a sample failed).
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; without it, to be found so is an error.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -268,11 +269,12 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         )
         if not len(good):
             return solution.amended(z=safe)
+        spent = check_part(self.dynamics, promoted(begin, ambient()), x, good)
         with restrict(scope, good).entered():
             part = self._run(restrict(begin, good), of_input(x, good), False)
         z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
         return solution.amended(
-            z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward
+            z=z, evaluations=solution.evaluations + spent + part.evaluations, backward=part.backward
         )
 
     def _times(self, z0: Any) -> Tensor | None:

@@ -21,7 +21,7 @@ from implicitcore.system.real import (
     to_complex,
     to_real,
 )
-from implicitcore.system.scaled import OutOfRange, ScaledSystem
+from implicitcore.system.scaled import OutOfRange, ScaledSystem, check_range
 from implicitcore.system.system import System
 from implicitcore.tensors.amended import amended
 
@@ -67,7 +67,10 @@ def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -
     try:
         return run(checked, z0)
     except OutOfRange as found:
-        scaled = ScaledSystem.scaled(system, found.unit)
+        unit = _whole(system, z0, found.unit)
+    if unit is None:
+        return run(system, z0)
+    scaled = ScaledSystem.scaled(system, unit)
     solution = run(scaled, scaled.into(z0))
     scaled.unscale(system.context.recorder)
     z, residual = scaled.back(solution.z), solution.residual * scaled.unit
@@ -75,6 +78,19 @@ def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -
     if mark.trace is not None:
         mark = mark._replace(trace=mark.trace * scaled.unit)
     return solution.amended(z=z, start=z0, residual=residual, judged=mark)
+
+
+def _whole(system: System, z0: Tensor, unit: Tensor) -> Tensor | None:
+    """The units of all samples, where a solver that takes some at a time has asked for theirs."""
+    if len(unit) == len(z0):
+        return unit
+    with torch.no_grad():
+        first = system.evaluate(z0.detach())
+        try:
+            check_range(first.residual.update_norm, first.z, first.fz)
+        except OutOfRange as found:
+            return found.unit
+    return None
 
 
 def _marked(solution: Solution, z: Tensor, start: Tensor) -> Solution:

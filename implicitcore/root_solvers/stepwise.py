@@ -27,7 +27,8 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
     """A root solver that is two methods: the loop around them is shared by all.
 
     Attributes:
-        compact: stopped samples leave the batch and cost no more evaluations. For batches whose
+        compact: stopped samples leave the batch and cost no more evaluations, but for one, which
+            shows whether f takes those that stay for what they were. For batches whose
             samples need unlike numbers of steps, and a cell that takes each sample by itself. What
             belongs to all samples in x is marked with :func:`implicitcore.shared`.
     """
