@@ -11,7 +11,7 @@ from support.sites import ROOT
 
 from implicitcore.cli.new_plugin import render
 from implicitcore.lazy import read_stub
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import NAMED_KINDS
 
 DOORS = {"implicitcore", "implicitcore.extend", "implicitcore.testing"}
 COMMAND_LINE = "implicitcore.cli"  # a test of a command runs it in its own process
@@ -88,7 +88,7 @@ def test_a_plugin_uses_no_helper_of_this_repository(file: Path):
     }
 
 
-@pytest.mark.parametrize("kind", CLASS_KINDS)
+@pytest.mark.parametrize("kind", NAMED_KINDS)
 def test_a_new_plugin_imports_the_public_pages_only(kind: str):
     sources = [text for path, text in render("fast", kind).items() if path.endswith(".py")]
     found = {name for source in sources for name in imported(source)}

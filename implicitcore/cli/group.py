@@ -17,7 +17,7 @@ from implicitcore.errors import (
     readable,
     with_article,
 )
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import NAMED_KINDS
 from implicitcore.registry.part import Part
 from implicitcore.registry.registry import REGISTRY
 
@@ -96,7 +96,7 @@ class Kind(click.Choice):
         kinds: those that the command knows.
     """
 
-    def __init__(self, kinds: Sequence[str] = CLASS_KINDS) -> None:
+    def __init__(self, kinds: Sequence[str] = NAMED_KINDS) -> None:
         super().__init__(kinds)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from implicitcore.cli.group import Kind, echo
+from implicitcore.options.kinds import DATA_KINDS, DATA_PACKAGE
 from implicitcore.registry.discovery import canonical
 from implicitcore.registry.hookspecs import PROJECT
 
@@ -23,6 +24,10 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 _TAKEN = ("all", "builtin")
 """What the settings and the lists call all plugins, and the core's own."""
+
+
+_LAB = '    "implicitcore-lab>=0.1,<0.2",\n'
+"""The line of the requirements that data sets and models have."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ _EXAMPLES = {
         "plain torch, with norms and inner products summed in float64",
         "WideSums()",
     ),
+    "dataset": Example("spirals", "Spirals", "points on spirals, which no line parts", "Spirals()"),
+    "model": Example("lowrank", "LowRank", "few weights: a cell of low rank", "LowRank()"),
 }
 
 
@@ -137,6 +144,7 @@ def render(name: str, kind: str) -> dict[str, str]:
 
     example = _EXAMPLES[kind]
     package = f"{PROJECT}_{name.replace('-', '_')}"
+    deeper = DATA_PACKAGE if kind in DATA_KINDS else "implicitcore.extend"
     values = {
         "name": name,
         "distribution": f"{PROJECT}-{name}",
@@ -147,6 +155,8 @@ def render(name: str, kind: str) -> dict[str, str]:
         "class": example.cls,
         "summary": example.summary,
         "subject": example.subject,
+        "requirement": _LAB if kind in DATA_KINDS else "",
+        "pages": f"`implicitcore` and `{deeper}`",
     }
     template = resources.files("implicitcore.cli") / "template"
     sources = {

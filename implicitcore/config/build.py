@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from implicitcore.config.depth import check_depth
@@ -54,7 +55,7 @@ def create(kind: str, spec: Any, /, *args: Any, path: str = "", **options: Any) 
     """Create a part of any kind.
 
     Arguments:
-        kind: layer, dynamics, root_solver, ode_solver, gradient or backend.
+        kind: layer, dynamics, root_solver, ode_solver, gradient, backend, dataset or model.
         spec: a name, a mapping with ``name``, or an object, which is returned.
         *args: positional arguments of the part: the cell of a layer or of dynamics.
         path: where the specification stands, for the messages.
@@ -86,7 +87,7 @@ def prepare(kind: str, spec: Any, /, *, path: str = "", **options: Any) -> funct
     What only Python can give it, the cell of a layer, is still missing.
 
     Arguments:
-        kind: layer, dynamics, root_solver, ode_solver, gradient or backend.
+        kind: layer, dynamics, root_solver, ode_solver, gradient, backend, dataset or model.
         spec: a name, or a mapping with ``name``.
         path: where the specification stands, for the messages.
         **options: options of the part, over those in ``spec``.
@@ -203,6 +204,8 @@ def as_data(value: Any, path: str) -> Any:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, tuple | list):
         items = [as_data(item, f"{path}[{index}]") for index, item in enumerate(value)]
         return NOT_DATA if any(item is NOT_DATA for item in items) else items

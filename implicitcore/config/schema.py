@@ -14,7 +14,7 @@ from implicitcore.config.build import NOT_DATA, as_data
 from implicitcore.errors import ConfigError, PluginError, PluginWarning
 from implicitcore.options.annotations import PartType
 from implicitcore.options.docstrings import first_paragraph, option_texts
-from implicitcore.options.kinds import CLASS_KINDS, check_kind
+from implicitcore.options.kinds import NAMED_KINDS, check_kind
 from implicitcore.options.option import Option
 from implicitcore.options.options import options_of
 from implicitcore.registry.part import Part
@@ -35,7 +35,7 @@ def config_schema(kind: str = "layer", name: str | None = None) -> dict[str, Any
     What only Python can give, a layer's cell, is not in it.
 
     Arguments:
-        kind: layer, dynamics, root_solver, ode_solver, gradient or backend.
+        kind: layer, dynamics, root_solver, ode_solver, gradient, backend, dataset or model.
         name: of the one part that the configuration is for; None for any of the kind.
 
     Raises:
@@ -48,7 +48,7 @@ def config_schema(kind: str = "layer", name: str | None = None) -> dict[str, Any
     >>> definitions["root_solver.picard"]["properties"]["damping"]["default"]
     1.0
     """
-    check_kind(kind, CLASS_KINDS)
+    check_kind(kind, NAMED_KINDS)
     builder = _Builder()
     if name is None:
         title = f"implicitcore {kind} configuration"

@@ -14,6 +14,7 @@ from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import ConfigError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.failures import without_failed
+from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.options.types import OnFailure
 from implicitcore.solution import Solution, Trajectory
@@ -21,6 +22,7 @@ from implicitcore.system.context import Recorder
 from implicitcore.system.memory import apart
 from implicitcore.system.random_modules import check_random
 from implicitcore.system.scope import solving
+from implicitcore.system.sharding import check_sharding
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
@@ -60,6 +62,7 @@ def run(
     begin, x = promoted(usable(z0), autocast), usable(x)
     packing = Packing.of(begin, coupled=coupled)
     with solving(dynamics) as scope:
+        check_sharding(dynamics, together=scope.group is not None and type(gradient) is Implicit)
         if scope.random:
             noise = solve.times is not None and isinstance(gradient, Unrolled)
             check_random(dynamics, scope.random, required=not noise)

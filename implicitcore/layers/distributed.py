@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from implicitcore.errors import InputError
-from implicitcore.gradients.implicit import Implicit
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 
 if TYPE_CHECKING:
@@ -37,12 +35,9 @@ def group_of(layer: ImplicitLayer) -> ProcessGroup | None:
     """The process group that a layer's solves stop with; None where ``sync_steps`` is False.
 
     Raises:
-        InputError: there are no processes, or a part of the layer cannot stop in step with others;
-            the dynamics are divided among the processes where they cannot be.
+        InputError: there are no processes, or a part of the layer cannot stop in step with others.
     """
     setting = layer.sync_steps
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        _check_sharding(layer, setting is not False)
     if setting is False:
         return None
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
@@ -64,23 +59,3 @@ def group_of(layer: ImplicitLayer) -> ProcessGroup | None:
             "cannot be combined with sync_steps"
         )
     return torch.distributed.group.WORLD if setting is True else setting
-
-
-def _check_sharding(layer: ImplicitLayer, together: bool) -> None:
-    """Refuse a cell that gathers its weights at each call, unless all processes call it alike.
-
-    ``fully_shard(model)`` gathers once for the whole pass, and is right with every solver and
-    gradient. ``fully_shard(cell)`` gathers at each call of the cell: processes that iterate a
-    different number of times wait for each other forever, and a gradient that calls the cell in
-    its own backward pass is that of one process alone.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing is divided
-    if fsdp is None or (together and type(layer.gradient) is Implicit):
-        return
-    for name, module in layer.dynamics.named_modules():
-        if isinstance(module, fsdp.FSDPModule):
-            raise InputError(
-                f"dynamics.{name} is divided among the processes on its own (fully_shard), and "
-                "gathers its weights at each evaluation: divide the whole model, "
-                "fully_shard(model), or set layer.sync_steps = True with the gradient Implicit"
-            )

@@ -15,6 +15,9 @@ MODULE_KINDS = ("layer", "dynamics")
 DATA_KINDS = ("dataset", "model")
 """What a training is about: classes too, whose bases are those of ``implicitcore-lab``."""
 
+DATA_PACKAGE = "implicitcore_lab"
+"""The package of these bases; its module ``testing`` defines the checks of these kinds."""
+
 NAMED_KINDS = (*CLASS_KINDS, *DATA_KINDS)
 """The kinds whose parts a configuration makes by their names."""
 

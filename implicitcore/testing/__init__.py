@@ -17,6 +17,7 @@ The references that the checks compare with are public too: ``dense``, ``problem
 """
 
 from implicitcore.testing.check import Check as Check
+from implicitcore.testing.check import contract as contract
 from implicitcore.testing.expect import ContractError as ContractError
 from implicitcore.testing.expect import NotApplicable as NotApplicable
 from implicitcore.testing.parametrize import parametrize_with_checks as parametrize_with_checks
@@ -30,6 +31,7 @@ __all__ = [
     "ContractError",
     "NotApplicable",
     "checks_for",
+    "contract",
     "parametrize_with_checks",
     "run_checks",
 ]

@@ -83,7 +83,11 @@ The package ``checks`` defines them.
 
 
 def contract(*kinds: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Make a function the check of its name, for these kinds."""
+    """Make a function the check of its name, for these kinds.
+
+    Its docstring is one line, the promise; it takes a part, a :class:`Maker` of layers and of
+    dynamics, and raises :class:`ContractError` where the promise is broken.
+    """
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         for kind in kinds:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import implicitcore.testing.checks  # noqa: F401 - defines the checks
-from implicitcore.errors import ConfigError, did_you_mean
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.errors import ConfigError, InputError, did_you_mean
+from implicitcore.options.kinds import DATA_KINDS, DATA_PACKAGE, NAMED_KINDS
 from implicitcore.testing.check import CHECKS, Check, subject_of
 from implicitcore.testing.expect import ContractError, NotApplicable
 from implicitcore.testing.factory import Inputs
@@ -44,15 +45,27 @@ def checks_for(part_or_kind: Any) -> tuple[Check, ...]:
         part_or_kind: ``"root_solver"`` or another kind, or a part.
 
     Raises:
-        InputError: it is no part.
+        InputError: it is no part; the checks of data sets and models are not installed.
 
     >>> checks_for("root_solver")[0].name
     'finds_the_root'
     """
-    is_kind = isinstance(part_or_kind, str) and part_or_kind in CLASS_KINDS
+    is_kind = isinstance(part_or_kind, str) and part_or_kind in NAMED_KINDS
     if not is_kind:
         subject_of(part_or_kind)  # refused here rather than once by every check
-    return tuple(CHECKS[part_or_kind if is_kind else kind_of(part_or_kind)])
+    kind = part_or_kind if is_kind else kind_of(part_or_kind)
+    if kind in DATA_KINDS:
+        _define_data_checks()
+    return tuple(CHECKS[kind])
+
+
+def _define_data_checks() -> None:
+    """Import the checks that the package of these kinds adds."""
+    try:
+        importlib.import_module(f"{DATA_PACKAGE}.testing")
+    except ModuleNotFoundError as error:
+        home = DATA_PACKAGE.replace("_", "-")
+        raise InputError(f"their checks are in {home}: pip install {home}") from error
 
 
 def run_checks(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from implicitcore.errors import InputError, show
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import CLASS_KINDS, NAMED_KINDS
 
 MADE_FROM_CELLS = ("layer", "dynamics")
 """The kinds whose parts are given as classes: each check makes its own instances."""
@@ -22,9 +22,9 @@ def kind_of(part: Any) -> str:
     """
     owner = _owner(part)
     kind = getattr(owner, "kind", None)
-    if kind not in CLASS_KINDS:
+    if kind not in NAMED_KINDS:
         raise InputError(
-            f"expected a part ({', '.join(CLASS_KINDS)}), received {show(owner)}: derive "
+            f"expected a part ({', '.join(NAMED_KINDS)}), received {show(owner)}: derive "
             "it from the base class of its kind"
         )
     if kind in MADE_FROM_CELLS:

@@ -43,7 +43,9 @@ def test_weights_divided_among_processes_have_the_gradients_of_one(tmp_path):
         assert relative_error(first[name], expected) < 1e-8, name
     for name in builders:
         for found in (first, second):
-            assert "divide the whole model, fully_shard(model)" in found[name, "apart"], name
+            for way in ("layer", "nested", "closure", "function"):
+                told = found[name, way]
+                assert "divide the whole model, fully_shard(model)" in told, (name, way)
 
 
 def test_a_cell_that_communicates_stops_with_the_others(tmp_path):

@@ -14,7 +14,7 @@ from support.sites import ROOT, Environment, Site, run_python
 from implicitcore import __version__
 from implicitcore.cli import cli
 from implicitcore.cli.new_plugin import render
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import NAMED_KINDS
 from implicitcore.testing.requirements import needs
 
 NO_TORCH = (
@@ -116,7 +116,7 @@ def test_other_usage_errors(tmp_path):
 
 
 @pytest.mark.extras
-@pytest.mark.parametrize("kind", CLASS_KINDS)
+@pytest.mark.parametrize("kind", NAMED_KINDS)
 def test_what_it_writes_passes_this_repositorys_lint(kind, tmp_path):
     needs("ruff")
     new_plugin("a-plugin-with-quite-a-long-name", "--kind", kind, folder=tmp_path)
@@ -170,7 +170,7 @@ def test_the_template_is_in_the_wheel_and_in_the_source_distribution(built):
         for path in (ROOT / "implicitcore" / "cli" / "template").rglob("*")
         if path.is_file()
     }
-    assert len(expected) >= 7 + len(CLASS_KINDS)
+    assert len(expected) >= 7 + len(NAMED_KINDS)
     (wheel,) = built.glob("*.whl")
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
     (sdist,) = built.glob("*.tar.gz")
@@ -179,7 +179,7 @@ def test_the_template_is_in_the_wheel_and_in_the_source_distribution(built):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", CLASS_KINDS)
+@pytest.mark.parametrize("kind", NAMED_KINDS)
 def test_what_the_wheel_writes_installs_and_passes_its_own_tests(kind, built, tmp_path):
     (wheel,) = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "core")

@@ -11,7 +11,7 @@ from implicitcore.config import build as config
 from implicitcore.config import schema
 from implicitcore.config.schema import config_schema
 from implicitcore.extend import Options
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import NAMED_KINDS
 from implicitcore.registry.registry import REGISTRY, Registry
 
 EXAMPLE = """
@@ -54,7 +54,7 @@ def test_a_real_yaml_file_is_valid(tmp_path, problems_of):
     assert config.prepare("layer", data).keywords["root_solver"].tol == 1e-4
 
 
-@pytest.mark.parametrize("kind", CLASS_KINDS)
+@pytest.mark.parametrize("kind", NAMED_KINDS)
 def test_every_part_with_its_defaults_is_valid(kind: str, problems_of):
     needed = {"homoode": {"channels": 3}}
     specs = {

@@ -181,15 +181,20 @@ def disk_full(bench: Bench, index: int) -> bool:
     """A full disk ends with one sentence; with room again --resume goes on, as above."""
     layer = bench.layers[index % len(bench.layers)]
     with small_disk(bench.folder / "disk", 400) as disk:
-        room = bench.random.uniform(0.3, 0.9) * 130 * FILL_BLOCK
-        filler = disk / "filler"
-        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-        filler.write_bytes(bytes(int(free - room)))
-        run = bench.train(layer, disk / "run")
+        filler, out = disk / "filler", disk / "run"
+        while True:
+            filler.unlink(missing_ok=True)
+            shutil.rmtree(out, ignore_errors=True)
+            room = bench.random.uniform(0.3, 0.9) * 130 * FILL_BLOCK
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+            filler.write_bytes(bytes(int(free - room)))
+            run = bench.train(layer, out)
+            if run.status:
+                break  # else there was room enough this time
         told = run.status == 1 and "No space left on device" in run.output
-        whole = "Traceback" not in run.output and not (disk / "run").exists()
+        whole = "Traceback" not in run.output and not out.exists()
         filler.unlink()
-        return told and whole and bench.resumes(layer, disk / "run")
+        return told and whole and bench.resumes(layer, out)
 
 
 def bit_flip(bench: Bench, index: int) -> bool:

@@ -5,7 +5,7 @@ Renew it with ``PYTHONPATH=tests python -m support.checks_page``.
 
 from pathlib import Path
 
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import NAMED_KINDS
 from implicitcore.testing import checks_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
@@ -15,7 +15,7 @@ BEGIN, END = "<!-- checks: begin -->\n", "<!-- checks: end -->\n"
 def listing() -> str:
     """A heading for each kind, and a line for each of its checks."""
     sections = []
-    for kind in CLASS_KINDS:
+    for kind in NAMED_KINDS:
         lines = [f"- `{check.name}`: {check.summary}\n" for check in checks_for(kind)]
         sections.append("".join([f"### {kind}\n\n", *lines]))
     return "\n".join(sections)

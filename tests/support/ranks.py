@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,7 +96,11 @@ def data_parallel(rank: int) -> dict[str, Any]:
 # --- weights divided among the processes
 # --------------------------------------------------------------------------------------------------
 
-FLOWS = {"adjoint": ic.Adjoint(), "checkpointed": ic.Checkpointed()}
+FLOWS = {
+    "adjoint": ic.Adjoint(),
+    "checkpointed": ic.Checkpointed(),
+    "unrolled trajectory": ic.Unrolled(),
+}
 
 
 def flow(gradient: ic.GradientStrategy) -> nn.Module:
@@ -122,13 +126,7 @@ def divided(rank: int) -> dict[Any, Any]:
             fully_shard(whole, mesh=mesh)
             whole(samples(rank)).square().sum().backward()
             found[name] = [p.grad.full_tensor() for p in whole.parameters()]
-            apart: Any = build(gradient)
-            fully_shard(list(apart[1].dynamics.children())[0], mesh=mesh)
-            try:
-                apart(samples(rank))
-                found[name, "apart"] = ""
-            except ic.InputError as error:
-                found[name, "apart"] = str(error)
+            found |= {(name, way): text for way, text in _refused(build, gradient, mesh, rank)}
     together: Any = model(ic.Implicit(ic.Anderson(tol=1e-12, max_steps=100)))
     together[1].sync_steps = True
     fully_shard(together[1].dynamics.cell, mesh=mesh)
@@ -136,6 +134,56 @@ def divided(rank: int) -> dict[Any, Any]:
     together(samples(rank)).square().sum().backward()
     found["together"] = [p.grad.full_tensor() for p in together.parameters()]
     return found
+
+
+def _refused(
+    build: Callable[[Any], nn.Module], gradient: Any, mesh: Any, rank: int
+) -> Iterator[tuple[str, str]]:
+    """What is said of a cell divided on its own, given to a layer or to a function, whole or in a
+    part of it, as a module or as what a function calls."""
+    from torch.distributed.fsdp import fully_shard
+
+    for way in ("layer", "nested", "closure", "function"):
+        model: Any = build(gradient)
+        layer, z0 = model[1], samples(rank)
+        cell = next(iter(layer.dynamics.children()))
+        fully_shard(cell, mesh=mesh)
+        if way == "nested":
+            model = fully_shard(nn.Sequential(around(layer, Inner(cell))), mesh=mesh)
+        elif way == "closure":
+            model = around(layer, lambda z, x: cell(z, x))  # noqa: B023 - called before the next
+        try:
+            call(layer, cell, z0) if way == "function" else model(z0)
+            yield way, ""
+        except ic.InputError as error:
+            yield way, str(error)
+
+
+class Inner(nn.Module):
+    """A cell with another one in it."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell, self.scale = cell, nn.Parameter(torch.ones(6, dtype=torch.float64))
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.scale * self.cell(z, x)
+
+
+def around(layer: Any, f: Any) -> nn.Module:
+    """The same layer around another f."""
+    is_root = isinstance(layer.solver, ic.RootSolver)
+    dynamics = ic.FixedPoint(f) if is_root else ic.VectorField(f, autonomous=True)
+    return ic.ImplicitLayer(dynamics, solver=layer.solver, gradient=layer.gradient)
+
+
+def call(layer: Any, cell: nn.Module, z0: Tensor) -> Any:
+    """The same without a layer."""
+    options = {"solver": layer.solver, "gradient": layer.gradient}
+    if isinstance(layer.solver, ic.RootSolver):
+        return ic.fixed_point(cell, z0, z0, **options)
+    times = torch.tensor([0.0, 1.0], dtype=z0.dtype)
+    return ic.integrate(lambda t, z, x: cell(z, x), z0, z0, times=times, **options)
 
 
 # --- f communicates

@@ -15,7 +15,7 @@ from test_readme import blocks
 
 import implicitcore as ic
 from implicitcore.extend import Options
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import NAMED_KINDS
 from implicitcore.testing import (
     ContractError,
     NotApplicable,
@@ -43,7 +43,7 @@ def check_named(kind, name):
     return next(check for check in checks_for(kind) if check.name == name)
 
 
-@pytest.mark.parametrize("kind", CLASS_KINDS)
+@pytest.mark.parametrize("kind", NAMED_KINDS)
 def test_every_kind_has_checks_with_names_of_their_own_and_a_summary(kind):
     checks = checks_for(kind)
     assert len({check.name for check in checks}) == len(checks) >= 10
@@ -52,7 +52,7 @@ def test_every_kind_has_checks_with_names_of_their_own_and_a_summary(kind):
 
 
 def test_one_promise_has_one_name_and_one_sentence():
-    named = {(check.name, check.summary) for kind in CLASS_KINDS for check in checks_for(kind)}
+    named = {(check.name, check.summary) for kind in NAMED_KINDS for check in checks_for(kind)}
     names, sentences = zip(*named, strict=True)
     assert len(set(names)) == len(names), Counter(names).most_common(1)
     assert len(set(sentences)) == len(sentences), Counter(sentences).most_common(1)

@@ -11,14 +11,19 @@ from typing import Any
 
 from implicitcore.config.build import create, describe
 from implicitcore.errors import ConfigError, UnknownPartError
+from implicitcore.options.kinds import CLASS_KINDS, DATA_KINDS
 from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect
 from implicitcore.testing.options import parts_in
+from implicitcore.testing.subjects import MADE_FROM_CELLS
+
+OBJECT_KINDS = (*(kind for kind in CLASS_KINDS if kind not in MADE_FROM_CELLS), *DATA_KINDS)
+DATACLASS_KINDS = tuple(kind for kind in OBJECT_KINDS if kind != "backend")
 
 
-@contract("root_solver", "ode_solver", "gradient")
+@contract(*DATACLASS_KINDS)
 def is_a_frozen_dataclass(part: Any) -> None:
     """Is a frozen dataclass: comparable and hashable."""
     cls = type(part)
@@ -29,21 +34,21 @@ def is_a_frozen_dataclass(part: Any) -> None:
     expect(hash(twin) == hash(part), "hashed the part and its copy", "two values", "one")
 
 
-@contract("root_solver", "ode_solver", "gradient", "backend")
+@contract(*OBJECT_KINDS)
 def deepcopy(part: Any) -> None:
     """A deep copy is its equal, and shares no parameter."""
     twin = copy.deepcopy(part)
     expect(_same(twin, part), "copied the part", twin, part)
 
 
-@contract("root_solver", "ode_solver", "gradient", "backend")
+@contract(*OBJECT_KINDS)
 def pickle_round_trip(part: Any) -> None:
     """Pickled and loaded it is its equal."""
     twin = pickle.loads(pickle.dumps(part))  # noqa: S301 - our own bytes
     expect(_same(twin, part), "pickled the part", twin, part)
 
 
-@contract("root_solver", "ode_solver", "gradient", "backend")
+@contract(*OBJECT_KINDS)
 def config_round_trip(part: Any) -> None:
     """The configuration of a registered part is data, and builds its equal."""
     for inner in parts_in(part):
@@ -56,7 +61,7 @@ def config_round_trip(part: Any) -> None:
     expect(_same(twin, part), f"created a part from {config}", twin, part)
 
 
-@contract("root_solver", "ode_solver", "gradient", "backend")
+@contract(*OBJECT_KINDS)
 def refuses_a_value_of_another_type(part: Any) -> None:
     """A value of another type than an option's annotation is an error."""
     options = [option for option in options_of(type(part)).values() if option.annotation is not Any]
@@ -76,7 +81,7 @@ def refuses_a_value_of_another_type(part: Any) -> None:
         )
 
 
-@contract("root_solver", "ode_solver", "gradient", "backend")
+@contract(*OBJECT_KINDS)
 def refuses_an_unknown_option(part: Any) -> None:
     """A misspelt option, and one value too many, are a ConfigError that says so."""
     cls = type(part)
@@ -96,7 +101,7 @@ def refuses_an_unknown_option(part: Any) -> None:
         expect(False, did, found, "a ConfigError; derive from the base class of its kind")
 
 
-@contract("root_solver", "ode_solver", "gradient", "backend")
+@contract(*OBJECT_KINDS)
 def refuses_an_infinite_value(part: Any) -> None:
     """An option that is infinite is an error."""
     cls = type(part)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from implicitcore_lab.errors import DataError
+from implicitcore_lab.errors import DataError, first_line
 
 LARGEST = 2**33
 """Bytes of all arrays of a file, unpacked."""
@@ -35,10 +34,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 name.removesuffix(".npy"): _read(archive, name, size)
                 for name, size in sizes.items()
             }
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not a whole npz file of arrays ({error})") from error
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file asks for other compression, encryption, ...
+        raise DataError(f"{path}: not a whole npz file of arrays ({first_line(error)})") from error
 
 
 def _read(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:

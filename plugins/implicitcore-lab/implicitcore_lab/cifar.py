@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from implicitcore_lab.arrays import read_npz
-from implicitcore_lab.errors import DataError
+from implicitcore_lab.errors import DataError, first_line
 from implicitcore_lab.files import PublicFile, check_md5
 from implicitcore_lab.pixels import Parts, Pixels
 
@@ -126,7 +126,12 @@ def _exact(arrays: Arrays, split: str, path: Path) -> Pixels:
 
 
 def _jpeg(arrays: Arrays, split: str, path: Path) -> Pixels:
-    stream, ends = arrays[f"{split}_jpeg"].tobytes(), arrays[f"{split}_off"].tolist()
+    stream, offsets = arrays[f"{split}_jpeg"].tobytes(), arrays[f"{split}_off"]
+    if offsets.dtype.kind not in "iu" or offsets.ndim != 1:
+        raise DataError(
+            f"{path}: {split}_off {offsets.dtype} {list(offsets.shape)}, expected integers [n + 1]"
+        )
+    ends = offsets.tolist()
     if not ends or ends[-1] != len(stream):
         expected = ends[-1] if ends else "some"
         raise DataError(f"{path}: {split}_jpeg {len(stream)} bytes, expected {expected}")
@@ -142,5 +147,7 @@ def _decode(content: bytes, source: str) -> np.ndarray:
             if image.size != (32, 32):
                 raise DataError(f"{source}: image {list(image.size)}, expected [32, 32]")
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise DataError(f"{source}: not a JPEG image ({error})") from error
+    except DataError:
+        raise
+    except Exception as error:  # of a damaged image Pillow raises whatever it met
+        raise DataError(f"{source}: not a JPEG image ({first_line(error)})") from error

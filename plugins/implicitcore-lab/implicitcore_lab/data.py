@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor
 
 from implicitcore import create
@@ -17,6 +18,8 @@ from implicitcore.extend import Options
 from implicitcore_lab.errors import DataError
 from implicitcore_lab.pixels import CLASSES, Parts, Pixels
 
+Share = Annotated[float, Gt(0), Lt(1)]
+"""A part of the samples, neither none nor all."""
 VALIDATION_SEED = 0
 TINY = 1e-12  # a constant channel has no deviation to divide by
 
@@ -159,6 +162,26 @@ def load(spec: str | Mapping[str, Any], data_dir: Path | None = None) -> Dataset
         DataError: a file is missing, damaged or not the official one.
     """
     return source(spec).load(data_dir)
+
+
+def given_path(path: Path | None, data_dir: Path | None, name: str, what: str) -> Path:
+    """Where the data of a source lie: at ``--data-dir``, else at its option ``path``.
+
+    Arguments:
+        path: the option.
+        data_dir: goes over it.
+        name: of the data set, for the message.
+        what: lies there, for the message.
+
+    Raises:
+        DataError: neither is given, or nothing is there.
+    """
+    found = data_dir or path
+    if found is None:
+        raise DataError(f"{name}: give --data-dir {what}, or the option path")
+    if "\0" in str(found) or not found.exists():
+        raise DataError(f"{found}: no such file or folder")
+    return found
 
 
 def standardised(name: str, parts: Parts, classes: int = CLASSES) -> Dataset:

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from implicitcore import ConfigError, ImplicitCoreError
-from implicitcore_lab.errors import TrainingError
+from implicitcore_lab.errors import TrainingError, first_line
 from implicitcore_lab.settings import Settings
 
 PRECISIONS = {"32": "32-true"}
@@ -230,13 +230,9 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
 def lost_process(error: BaseException) -> TrainingError:
     """What to raise for an error of the communication between the processes."""
     return TrainingError(
-        f"another process of this training has ended or cannot be reached ({_first_line(error)}); "
+        f"another process of this training has ended or cannot be reached ({first_line(error)}); "
         "its checkpoint is kept: go on with --resume"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _strategy(name: str, devices: int) -> Strategy | str:

@@ -40,3 +40,8 @@ class Interrupted(ImplicitCoreError):
     def by(self, signal: int | None, path: Path) -> Interrupted:
         """The same, with what the command knows of it."""
         return Interrupted(self.step, signal, f" of {path}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -47,12 +47,14 @@ def check_md5(path: Path, expected: str) -> None:
     """Require that a file is the official one.
 
     Raises:
-        DataError: the file's md5 is not ``expected``.
+        DataError: the file's md5 is not ``expected``, or it cannot be read.
     """
-    with path.open("rb") as stream:
-        received = hashlib.file_digest(
-            stream, lambda: hashlib.md5(usedforsecurity=False)
-        ).hexdigest()
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    received = digest.hexdigest()
     if received != expected:
         raise DataError(
             f"{path}: md5 {received}, expected {expected}: the file is damaged or not the "

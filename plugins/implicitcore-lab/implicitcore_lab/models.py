@@ -130,9 +130,14 @@ class ModelBuilder(Options, ABC):
     """What is around the layer: the base of every part of the kind ``model``.
 
     A frozen dataclass; its fields are its options.
+
+    Attributes:
+        shapes: of samples that its contract is checked with; grey and coloured images, where a
+            model does not say.
     """
 
     kind: ClassVar[str] = "model"
+    shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((1, 8, 8), (3, 8, 8))
 
     @abstractmethod
     def build(self, hidden: int, shape: tuple[int, ...], classes: int) -> Parts:
@@ -203,7 +208,22 @@ class Convolutional(ModelBuilder):
         return HomotopyField(inner, outer, groups=gcd(GROUPS, hidden))
 
 
-def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -> Classifier:
+def make_parts(builder: ModelBuilder, seed: int, sizes: tuple[int, tuple[int, ...], int]) -> Parts:
+    """The modules of a model, with the weights of a seed; torch's generator is left alone.
+
+    Arguments:
+        builder: the model.
+        seed: of its weights.
+        sizes: features of the state, shape of a sample and number of classes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return builder.build(*sizes)
+
+
+def build_classifier(
+    settings: Settings, shape: tuple[int, ...], classes: int, builder: ModelBuilder | None = None
+) -> Classifier:
     """The classifier that the settings describe, with initial weights given by their seed.
 
     Encoder, cell and head come from the seed before the layer does, so that every layer starts from
@@ -213,6 +233,7 @@ def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -
         settings: the layer, the number of features and the seed.
         shape: channels, height and width of an image.
         classes: how many logits.
+        builder: of what is around the layer; None is that of the settings.
 
     Returns:
         The classifier, on the CPU.
@@ -223,10 +244,10 @@ def build_classifier(settings: Settings, shape: tuple[int, ...], classes: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         named = settings.model or ("convolutional" if _is_coloured(shape) else "dense")
-        builder: ModelBuilder = create("model", named, path="model")
-        encoder, cell, head, predictor = builder.build(settings.hidden, shape, classes)
+        model: ModelBuilder = create("model", builder or named, path="model")
+        encoder, cell, head, predictor = model.build(settings.hidden, shape, classes)
         if _layer_class(settings.layer_name) is HomoODE:
-            cell = builder.field(settings.hidden) or cell
+            cell = model.field(settings.hidden) or cell
         spec = _spec(settings)
         return Classifier(encoder, _build_layer(spec, cell, predictor, settings.hidden), head)
 

@@ -97,14 +97,17 @@ class Objective(nn.Module):
         )
 
 
-def check_unrolled(model: Classifier, settings: Settings) -> None:
-    """Refuse unrolled pre-training where a state after a few iterations means nothing.
+def check_equilibrium(model: Classifier, settings: Settings) -> None:
+    """Refuse what is for equilibria alone: unrolled pre-training and the Jacobian term.
 
     Raises:
         TrainingError: the layer integrates to a fixed time.
     """
-    if settings.unrolled_steps and not isinstance(model.layer.solver, RootSolver):
-        raise TrainingError(
-            f"{settings.layer_name}: unrolled_steps needs a layer with a root solver; "
-            f"{type(model.layer).__name__} integrates to a fixed time"
-        )
+    if isinstance(model.layer.solver, RootSolver):
+        return
+    for name in ("unrolled_steps", "jacobian_weight"):
+        if getattr(settings, name):
+            raise TrainingError(
+                f"{settings.layer_name}: {name} needs a layer with a root solver; "
+                f"{type(model.layer).__name__} integrates to a fixed time"
+            )

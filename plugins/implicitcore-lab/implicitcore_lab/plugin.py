@@ -46,8 +46,8 @@ def implicitcore_register(registry: Registrar) -> None:
         ("cifar10", "images:CIFAR10", "Photographs of ten kinds, 32 x 32."),
         ("npz", "sources:Npz", "Arrays of your own in an .npz file."),
         ("image-folder", "sources:ImageFolder", "PNG and JPEG files, a folder for each class."),
-        ("text", "sources:Text", "The next byte of a text."),
-        ("time-series", "sources:TimeSeries", "The next value of a series in a CSV file."),
+        ("text", "sequences:Text", "The next byte of a text."),
+        ("time-series", "sequences:TimeSeries", "The next value of a series in a CSV file."),
     ):
         registry.register("dataset", name, f"implicitcore_lab.{target}", summary=summary)
     for name, target, summary in (

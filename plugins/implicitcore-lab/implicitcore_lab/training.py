@@ -18,7 +18,7 @@ from implicitcore_lab.errors import Interrupted, TrainingError
 from implicitcore_lab.evaluation import Read, evaluate
 from implicitcore_lab.meter import Meter, Reading, check_finite
 from implicitcore_lab.models import Classifier
-from implicitcore_lab.objective import Objective, check_unrolled
+from implicitcore_lab.objective import Objective, check_equilibrium
 from implicitcore_lab.optimisation import (
     AveragedWeights,
     build_optimizers,
@@ -67,7 +67,7 @@ class Training:
     def __init__(
         self, model: Classifier, data: Dataset, settings: Settings, engine: Engine | None = None
     ) -> None:
-        check_unrolled(model, settings)
+        check_equilibrium(model, settings)
         self.model, self.data, self.settings = model, data, settings
         self.engine = engine or Engine(settings)
         self.objective = self.engine.module(Objective(model, settings))

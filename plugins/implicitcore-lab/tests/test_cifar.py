@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from implicitcore.testing import checks_for
 from implicitcore_lab import arrays, cifar
 from implicitcore_lab.cifar import read_cifar10
 from implicitcore_lab.errors import DataError
+from implicitcore_lab.images import CIFAR10
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 rng = np.random.default_rng(0)
@@ -85,6 +87,14 @@ def exact(tmp_path):
 def test_binary_archive(binary, tmp_path):
     expect_all(read_cifar10(tmp_path))
     expect_all(read_cifar10(binary))
+
+
+@pytest.mark.parametrize("check", checks_for("dataset"), ids=lambda check: check.name)
+def test_contract(binary, monkeypatch, tmp_path_factory, check):
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "cifar10").symlink_to(binary.parent)
+    monkeypatch.setenv("IMPLICITCORE_CACHE", str(cache))
+    check(CIFAR10())
 
 
 def test_python_archive(tmp_path, monkeypatch):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from implicitcore.testing import checks_for
 from implicitcore_lab import data, images
 from implicitcore_lab.errors import DataError
-from implicitcore_lab.files import PublicFile
+from implicitcore_lab.files import PublicFile, check_md5
 
 
 @pytest.fixture
@@ -103,6 +104,24 @@ def test_without_a_folder_files_come_from_the_cache(tiny_mnist, monkeypatch, tmp
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "mnist").symlink_to(folder)
     assert len(data.load("mnist").train) == 12
+
+
+@pytest.mark.parametrize("check", checks_for("dataset"), ids=lambda check: check.name)
+@pytest.mark.parametrize(
+    ("name", "source"), [("mnist", images.MNIST()), ("fashion-mnist", images.FashionMNIST())]
+)
+def test_contract(tiny_mnist, monkeypatch, tmp_path_factory, name, source, check):
+    folder, _ = tiny_mnist
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / name).symlink_to(folder)
+    monkeypatch.setenv("IMPLICITCORE_CACHE", str(cache))
+    monkeypatch.setitem(images.IDX_FILES, name, images.IDX_FILES["mnist"])
+    check(source)
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path):
+    with pytest.raises(DataError, match="cannot be read: .*directory"):
+        check_md5(tmp_path, "0")
 
 
 def test_real_mnist(real_data):

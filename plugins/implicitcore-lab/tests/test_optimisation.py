@@ -176,9 +176,11 @@ def test_unrolled_steps_iterate_the_cell(data):
     assert history.steps[2].evaluations > 3
 
 
-def test_unrolled_steps_need_a_root_solver(data):
-    with pytest.raises(TrainingError, match="HomoODE integrates to a fixed time"):
-        train(replace(SETTINGS.with_layer("homoode"), unrolled_steps=1), data)
+@pytest.mark.parametrize("setting", ["unrolled_steps", "jacobian_weight"])
+def test_what_is_for_equilibria_needs_a_root_solver(data, setting):
+    message = f"{setting} needs a layer with a root solver; HomoODE integrates to a fixed time"
+    with pytest.raises(TrainingError, match=message):
+        train(replace(SETTINGS.with_layer("homoode"), **{setting: 1}), data)
 
 
 def test_clipping_bounds_the_step(data):
