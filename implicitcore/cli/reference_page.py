@@ -30,6 +30,7 @@ _TITLES = {
     "backend": "Backends",
     "dataset": "Data sets",
     "model": "Models",
+    "table": "Tables of papers",
     "command": "Commands",
 }
 

@@ -12,7 +12,7 @@ CLASS_KINDS = ("layer", "dynamics", "root_solver", "ode_solver", "gradient", "ba
 MODULE_KINDS = ("layer", "dynamics")
 """The kinds whose parts hold modules and functions, which only Python can give."""
 
-DATA_KINDS = ("dataset", "model")
+DATA_KINDS = ("dataset", "model", "table")
 """What a training is about: classes too, whose bases are those of ``implicitcore-lab``."""
 
 NAMED_KINDS = (*CLASS_KINDS, *DATA_KINDS)

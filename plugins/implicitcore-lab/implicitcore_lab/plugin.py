@@ -14,7 +14,7 @@ IMPLICITCORE_API = 1
 
 @hookimpl
 def implicitcore_register(registry: Registrar) -> None:
-    """Register the commands, the data sets and the models."""
+    """Register the commands, the data sets, the models and the tables."""
     registry.register(
         "command",
         "train",
@@ -33,6 +33,17 @@ def implicitcore_register(registry: Registrar) -> None:
         "implicitcore_lab.cli:evaluate",
         summary="Reload a run and reproduce its test accuracy.",
     )
+    registry.register(
+        "command",
+        "reproduce",
+        "implicitcore_lab.cli:reproduce",
+        summary="Measure a table of a paper again and write a page about it.",
+    )
+    for name, target, summary in (
+        ("mnist-mlp", "mnist_mlp:MnistMLP", "Skip DEQs on MNIST, fully connected."),
+        ("bridge", "bridge:Bridge", "One equilibrium by five ways."),
+    ):
+        registry.register("table", name, f"implicitcore_lab.papers.{target}", summary=summary)
     for name, target, summary in (
         ("digits", "images:Digits", "Handwritten digits of scikit-learn, 8 x 8."),
         ("mnist", "images:MNIST", "Handwritten digits, 28 x 28."),

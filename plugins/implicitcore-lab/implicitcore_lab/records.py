@@ -23,6 +23,7 @@ class Step:
         seconds: how long it took.
         forward_ms: of the forward passes; CPU time of the process, or the CUDA stream's.
         backward_ms: of the backward passes, likewise.
+        step_ms: of the whole step, the update included, likewise.
     """
 
     samples: int
@@ -34,6 +35,7 @@ class Step:
     seconds: float
     forward_ms: float = 0.0
     backward_ms: float = 0.0
+    step_ms: float = 0.0
 
 
 @dataclass(frozen=True)

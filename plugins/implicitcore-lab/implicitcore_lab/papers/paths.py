@@ -1,0 +1,165 @@
+"""The paths to an equilibrium, computed to be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from implicitcore import Anderson, Picard, Tsit5, fixed_point, integrate
+
+POINTS = 120
+FLOW_TIME = 12.0
+LENGTH, MOST_STEPS, CORRECTIONS = 0.02, 4000, 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """f(z, x) = tanh(W z + x) on ``[batch, n]``.
+
+    Attributes:
+        weight: W, ``[n, n]``.
+    """
+
+    weight: Tensor
+
+    def __call__(self, z: Tensor, x: Tensor) -> Tensor:
+        """f(z, x)."""
+        return torch.tanh(z @ self.weight.T + x)
+
+
+def jacobian(cell: Cell, z: Tensor, x: Tensor) -> Tensor:
+    """df/dz, ``[batch, n, n]``."""
+    return (1 - cell(z, x) ** 2).unsqueeze(2) * cell.weight
+
+
+def homotopy_field(cell: Cell, a: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """dz/ds = (I - s J)^-1 (f(z, x) - a): the velocity of the zero path of the homotopy."""
+
+    def velocity(s: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        matrix = torch.eye(z.shape[1]).to(z) - s.reshape(-1, 1, 1) * jacobian(cell, z, x)
+        return torch.linalg.solve(matrix, cell(z, x) - a[:1])
+
+    return velocity
+
+
+@torch.no_grad()
+def draw_paths(
+    figure: Figure, one: tuple[Cell, Tensor], hard: Sequence[tuple[Cell, Tensor]]
+) -> None:
+    """Draw how each way comes to the equilibrium of one cell, and z(s) of hard ones."""
+    left, right = figure.subplots(1, 2)
+    cell, x = one[0], one[1][:1]
+    paths = _paths(cell, x)
+    end = paths["the homotopy's flow, z(s)"][-1]
+    plane = _plane(torch.cat(list(paths.values())) - end)
+    for index, (name, path) in enumerate(paths.items()):
+        across, up = ((path - end) @ plane).unbind(1)
+        marker = "." if "flow" not in name else ""
+        left.plot(across, up, marker=marker, label=name, color=f"C{index}", linewidth=1.2)
+    left.plot(0, 0, "k*", markersize=12, label="the equilibrium")
+    left.set(
+        title="One cell, one sample: the ways to its equilibrium",
+        xlabel="first principal direction",
+        ylabel="second principal direction",
+    )
+    left.legend(fontsize=8)
+    for index, (hard_cell, inputs) in enumerate(hard):
+        z, s = homotopy_path(hard_cell, inputs[:1])
+        right.plot(s, z[:, 0], color=f"C{index}", linewidth=1.2, label=f"hard cell {index}")
+        right.plot(s[-1:], z[-1:, 0], "k*", markersize=9)
+    right.set(
+        title="Hard cells: the zero path of the homotopy, which may turn back",
+        xlabel="s",
+        ylabel="first entry of z(s)",
+    )
+    right.axvline(1.0, color="k", linewidth=0.6)
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+
+
+def _paths(cell: Cell, x: Tensor) -> dict[str, Tensor]:
+    """The points ``[k, n]`` that each way visits."""
+    zero = torch.zeros_like(x)
+    start = (torch.arange(x.shape[1]) % 2 * 2 - 1).to(x).expand_as(x)
+    paths: dict[str, Tensor] = {}
+    for name, solver in (("Picard", Picard(tol=1e-8)), ("Anderson", Anderson(tol=1e-8))):
+        visited: list[Tensor] = []
+
+        def recorded(z: Tensor, x: Tensor, visited: list[Tensor] = visited) -> Tensor:
+            visited.append(z[0].clone())
+            return cell(z, x)
+
+        fixed_point(recorded, zero, x, solver=solver)
+        paths[name] = torch.stack(visited)
+    flow = integrate(
+        lambda t, z, x: cell(z, x) - z,
+        zero,
+        x,
+        times=torch.linspace(0.0, FLOW_TIME, POINTS, dtype=x.dtype),
+        solver=Tsit5(rtol=1e-8, atol=1e-10),
+    )
+    paths["the flow to infinity"] = flow.z[:, 0]
+    homotopy = integrate(
+        homotopy_field(cell, start),
+        start,
+        x,
+        times=torch.linspace(0.0, 1.0, POINTS, dtype=x.dtype),
+        solver=Tsit5(rtol=1e-8, atol=1e-10),
+    )
+    paths["the homotopy's flow, z(s)"] = homotopy.z[:, 0]
+    return paths
+
+
+def _plane(points: Tensor) -> Tensor:
+    """The two principal directions, ``[n, 2]``."""
+    return torch.linalg.svd(points, full_matrices=False).Vh[:2].T
+
+
+def homotopy_path(cell: Cell, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The zero path of H(z, s) from z = 0, s = 0 to s = 1, by its length.
+
+    Short steps along the tangent, each corrected by the least step that solves the linearisation.
+
+    Arguments:
+        cell: f.
+        x: ``[1, n]``.
+
+    Returns:
+        z ``[k, n]`` and s ``[k]``; where the path is longer than so many steps, its beginning.
+    """
+    n = x.shape[1]
+    point = torch.zeros(n + 1, dtype=x.dtype)
+    ahead = torch.zeros_like(point)
+    ahead[n] = 1.0
+    points = [point]
+    for _ in range(MOST_STEPS):
+        ahead = _tangent(cell, point, x, ahead)
+        point = point + LENGTH * ahead
+        for _ in range(CORRECTIONS):
+            matrix, value = _linearised(cell, point, x)
+            point = point - torch.linalg.pinv(matrix) @ value
+        points.append(point)
+        if point[n] >= 1:
+            break
+    path = torch.stack(points)
+    return path[:, :n], path[:, n]
+
+
+def _linearised(cell: Cell, point: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """dH / d(z, s), ``[n, n + 1]``, and H, ``[n]``, for a = 0."""
+    z, s = point[:-1].unsqueeze(0), point[-1]
+    fz = cell(z, x)[0]
+    by_z = torch.eye(len(fz)).to(fz) - s * jacobian(cell, z, x)[0]
+    return torch.cat((by_z, -fz.unsqueeze(1)), 1), z[0] - s * fz
+
+
+def _tangent(cell: Cell, point: Tensor, x: Tensor, before: Tensor) -> Tensor:
+    """The unit tangent that goes on in the direction of the last one."""
+    matrix, _ = _linearised(cell, point, x)
+    found = torch.linalg.svd(matrix).Vh[-1]
+    return found if found @ before >= 0 else -found
