@@ -59,12 +59,28 @@ from implicitcore.gradients.shine import Shine as Shine
 from implicitcore.gradients.unrolled import Unrolled as Unrolled
 from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout as VariationalDropout
+
+# start augmented: x with further channels of zeros
+from implicitcore.layers.initial import Augmented as Augmented
+
+# start identity: x itself
 from implicitcore.layers.initial import Identity as Identity
 from implicitcore.layers.initial import InitialGuess as InitialGuess
-from implicitcore.layers.initial import LearnedInitialGuess as LearnedInitialGuess
+
+# start one_step: f(0, x)
 from implicitcore.layers.initial import OneStep as OneStep
+
+# start predictor: the prediction of a module
 from implicitcore.layers.initial import Predictor as Predictor
+
+# start pyramid: zeros at several resolutions
+from implicitcore.layers.initial import Pyramid as Pyramid
+
+# start zeros: zeros
 from implicitcore.layers.initial import Zeros as Zeros
+
+# start learned: one learned value per channel
+from implicitcore.layers.learned import LearnedInitialGuess as LearnedInitialGuess
 from implicitcore.layers.losses import skip_loss as skip_loss
 from implicitcore.layers.losses import start_loss as start_loss
 from implicitcore.layers.observers import ObserverHandle as ObserverHandle

@@ -28,6 +28,8 @@ _TITLES = {
     "ode_solver": "ODE solvers",
     "gradient": "Gradient strategies",
     "backend": "Backends",
+    "start": "Starts",
+    "cell": "Cells",
     "dataset": "Data sets",
     "model": "Models",
     "table": "Tables of papers",

@@ -228,7 +228,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from implicitcore_lab.data import Dataset, DataSource, Split
-from implicitcore_lab.models import ContractiveCell, ModelBuilder
+from implicitcore_lab.models import ModelBuilder
+from implicitcore_layers import ContractiveCell
 
 @dataclass(frozen=True, kw_only=True)
 class Moons(DataSource):
@@ -251,7 +252,7 @@ class Plain(ModelBuilder):
 
     def build(self, hidden, shape, classes):
         linear = nn.Linear(shape[0], hidden)
-        cell = ContractiveCell(nn.Linear(hidden, hidden))
+        cell = ContractiveCell(hidden)
         return linear, cell, nn.Linear(hidden, classes), nn.Linear(hidden, hidden)
 '''
 
