@@ -41,6 +41,8 @@ def implicitcore_register(registry: Registrar) -> None:
     )
     for name, target, summary in (
         ("mnist-mlp", "mnist_mlp:MnistMLP", "Skip DEQs on MNIST, fully connected."),
+        ("cifar10-tiny", "cifar10_tiny:Cifar10Tiny", "Multiscale DEQs on CIFAR-10."),
+        ("homoode-mnist", "homoode_mnist:HomoODEMnist", "HomoODE, DEQ and Neural ODEs on MNIST."),
         ("bridge", "bridge:Bridge", "One equilibrium by five ways."),
     ):
         registry.register("table", name, f"implicitcore_lab.papers.{target}", summary=summary)
@@ -58,5 +60,7 @@ def implicitcore_register(registry: Registrar) -> None:
     for name, target, summary in (
         ("dense", "models:Dense", "Linear encoder, cell and head."),
         ("convolutional", "models:Convolutional", "Convolutional encoder and cell."),
+        ("preset", "papers.models:PresetModel", "A cell of a paper with its own stem and head."),
+        ("homoode", "papers.models:HomoODEModel", "HomoODE's stem, field and head."),
     ):
         registry.register("model", name, f"implicitcore_lab.{target}", summary=summary)

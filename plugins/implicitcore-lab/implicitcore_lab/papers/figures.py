@@ -10,6 +10,7 @@ from implicitcore import ImplicitLayer, RootSolver, Solution, SolveResult, spect
 from implicitcore_lab.data import Dataset, Split
 from implicitcore_lab.evaluation import evaluation_mode, step_memory
 from implicitcore_lab.measures import start_distance
+from implicitcore_lab.meter import Clock
 from implicitcore_lab.models import Classifier
 from implicitcore_lab.papers.table import Column
 from implicitcore_lab.records import History
@@ -36,6 +37,13 @@ COLUMNS = {
         Column("forward_ms", "forward (ms)", ".2f", "median of the training steps"),
         Column("backward_ms", "backward (ms)", ".2f", "likewise"),
         Column("step_ms", "step (ms)", ".2f", "likewise, the optimiser's update included"),
+        Column("predict_ms", "prediction (ms)", ".2f", "median of the test batches, not in turns"),
+        Column(
+            "unconverged",
+            "unconverged (%)",
+            ".2f",
+            "test samples whose solve missed its tolerance",
+        ),
         Column(
             "radius",
             "rho(J)",
@@ -92,27 +100,31 @@ def figures(
 def _test(model: Classifier, split: Split, batch_size: int) -> dict[str, float | None]:
     """The figures of the test images, in batches as the paper's code counts them."""
     total = dict.fromkeys(
-        ("accuracy", "explicit_accuracy", "evaluations", "authors_count", "distance"), 0.0
+        ("accuracy", "explicit_accuracy", "unconverged", "evaluations", "authors_count", "distance"),
+        0.0,
     )
-    radius = None
+    clock, times = Clock(split.labels.device), []
     with evaluation_mode(model):
         for first in range(0, len(split), batch_size):
             part = split.rows(torch.arange(first, min(first + batch_size, len(split))))
-            x = model.encoder(part.images)
-            solution = model.layer.solve(x)
-            count = len(part)
+            begin = clock.mark()
+            solution = model.layer.solve(model.encoder(part.images))
             total["accuracy"] += _correct(model, solution.z, part)
+            times.append((begin, clock.mark()))
+            count = len(part)
+            total["unconverged"] += float((~solution.converged).sum().item())
             total["explicit_accuracy"] += _correct(model, solution.start, part)
             total["evaluations"] += solution.evaluations * count
             total["authors_count"] += authors_count(model.layer, solution) * count
             total["distance"] += start_distance(solution).sum().item()
         radius = _radius(model, split.first(SAMPLES))
     found: dict[str, float | None] = {name: value / len(split) for name, value in total.items()}
-    for name in ("accuracy", "explicit_accuracy"):
+    for name in ("accuracy", "explicit_accuracy", "unconverged"):
         found[name] = 100 * total[name] / len(split)
     if not isinstance(model.layer.solver, RootSolver):
         found["authors_count"] = None
-    return {**found, "radius": radius}
+    predict = median(clock.between(begin, end) for begin, end in times)
+    return {**found, "predict_ms": predict, "radius": radius}
 
 
 def _correct(model: Classifier, state: object, part: Split) -> float:

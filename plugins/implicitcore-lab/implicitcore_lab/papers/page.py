@@ -151,7 +151,8 @@ def _theirs(rows: Sequence[Row]) -> Iterator[list[str]]:
 def _legend(columns: Sequence[Column], seeds: Sequence[int]) -> str:
     meanings = [f"{column.title}: {column.meaning}" for column in columns if column.meaning]
     several = [f"mean ± standard deviation of {len(seeds)} seeds"] if len(seeds) > 1 else []
-    return "; ".join([*meanings, *several]).capitalize() + "."
+    text = "; ".join([*meanings, *several])
+    return text[:1].upper() + text[1:] + "."
 
 
 def complete(rows: Sequence[Row], results: Results, column: str) -> bool:
