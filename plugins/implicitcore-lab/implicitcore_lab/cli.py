@@ -209,9 +209,7 @@ def compare(layers: str, out: Path, seeds: tuple[int, ...], **options: str | Non
 )
 @click.option("--rows", default="", metavar="A,B,...", help="Rows, or patterns as 'skip-*'.")
 @click.option("--resume", is_flag=True, help="Go on from what the output folder holds.")
-@click.option(
-    "--out", "--output", type=DIRECTORY, help="Folder; default papers/TABLE-BUDGET."
-)
+@click.option("--out", "--output", type=DIRECTORY, help="Folder; default papers/TABLE-BUDGET.")
 @click.option("--data-dir", metavar="DIR", help=SETTINGS["data_dir"][1])
 @click.option("--device", metavar="NAME", help=SETTINGS["device"][1])
 def reproduce(  # noqa: PLR0913 - options

@@ -1,10 +1,11 @@
-"""The contract of a data set and of a model, for the tests of whoever writes one.
+"""The contract of a data set, a model and a table, for the tests of whoever writes one.
 
 .. code-block:: python
 
     def test_contract():
         check_dataset(MyData())
         check_model(MyModel())
+        check_table(MyTable())
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from implicitcore.testing import ContractError
 from implicitcore_lab.data import Dataset, DataSource, Split
 from implicitcore_lab.models import ModelBuilder
+from implicitcore_lab.papers.table import Table
 
 SHAPES = ((1, 8, 8), (3, 8, 8))
 HIDDEN, CLASSES, BATCH = 8, 5, 3
@@ -91,6 +93,29 @@ def check_model(builder: ModelBuilder, shape: tuple[int, ...] | None = None) -> 
                 _expect(parameter.grad is not None, f"{place} has no gradient")
                 other = dict(made[1][index].named_parameters())[key]
                 _expect(torch.equal(parameter, other), f"{place} is another one with the same seed")
+
+
+def check_table(table: Table) -> None:
+    """Check that the data of a table fit together.
+
+    The rows have names and titles of their own; a claim is about a row and a column that there are;
+    every budget has rows.
+
+    Arguments:
+        table: a part of the kind ``table``.
+
+    Raises:
+        ContractError: a promise is broken.
+    """
+    name, rows = type(table).__name__, table.rows()
+    names, shown = [row.name for row in rows], [column.name for column in table.columns]
+    for what, found in (("names", names), ("titles", [row.title for row in rows])):
+        _expect(len(set(found)) == len(found) > 0, f"{name}: the rows have the {what} {found}")
+    for claim in table.claims:
+        known = claim.row in names and claim.over in (*names, "") and claim.column in shown
+        _expect(known, f"{name}: a claim about a row or a column that there is not: {claim}")
+    for label, budget in table.budgets.items():
+        _expect(bool(table.choose(budget.rows)), f"{name}: the budget {label} has no rows")
 
 
 def _check_split(split: Split, classes: int, place: str) -> None:

@@ -114,7 +114,7 @@ class Bridge(Table):
     def draw(self, figure: Figure, results: Results) -> None:
         """The paths."""
         del results
-        draw_paths(figure, one_cell(0), hard_cells(0, 4))
+        draw_paths(figure, one_cell(0), hard_cells(0, 20))
 
     def verdict(self, results: Results) -> Sequence[str]:
         """Whether all agree, and who solves the hard cells."""
@@ -236,5 +236,3 @@ def _homoode(cell: Cell, x: Tensor, hard: bool) -> tuple[Tensor, Tensor, int]:
 def shared_start(x: Tensor) -> Tensor:
     """-1 and 1 in turn, the same for all samples."""
     return (torch.arange(x.shape[1]) % 2 * 2 - 1).to(x).expand_as(x)
-
-

@@ -18,7 +18,7 @@ SOLVERS: Mapping[str, Mapping[str, Any]] = {
     "discrete": {"name": "broyden", "tol": TOL, "max_steps": 18},
     "continuous": {"name": "steady_state", "tol": TOL, "max_steps": 50},
 }
-SOLVED = {"name": "implicit", "solver": {"name": "gmres", "tol": TOL}}
+SOLVED = {"name": "implicit", "solver": {"name": "gmres", "tol": TOL, "max_products": 20}}
 LAYERS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "vanilla": ("multiscale_deq", {"channels": CHANNELS}, "DEQ"),
     "skip": ("multiscale_skip_deq", {"weight": WEIGHT}, "Skip DEQ"),
@@ -125,6 +125,8 @@ class Cifar10Tiny(TrainingTable):
                 "model": {**MODEL, "grey": True},
                 "epochs": 1,
                 "batch_size": 16,
+                "unrolled_steps": 1,
+                "unrolled_depth": 3,
                 "threads": 1,
             },
             train=48,
@@ -144,7 +146,8 @@ class Cifar10Tiny(TrainingTable):
         "Model: the cell multiscale-tiny, two resolutions of 24 channels, with its own stem and "
         "head; GroupNorm inside the cell, so that samples are solved apart.",
         f"Every solve to the relative tolerance {TOL:g}, per sample: by Broyden's method "
-        "(discrete, at most 18 steps) or as a steady state (continuous, Adams), backward by GMRES.",
+        "(discrete, at most 18 steps) or as a steady state (continuous, Adams), backward by GMRES "
+        "(at most 20 products).",
         "Neural ODE: dz/dt = f(z, x) from 0 to z(1), Bosh3 with the same tolerance, gradient by "
         "the adjoint equation, which needs a method of one step.",
         f"The weight of the skip term is {WEIGHT:g}, as in the paper's text and script.",

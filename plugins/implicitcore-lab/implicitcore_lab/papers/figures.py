@@ -100,7 +100,14 @@ def figures(
 def _test(model: Classifier, split: Split, batch_size: int) -> dict[str, float | None]:
     """The figures of the test images, in batches as the paper's code counts them."""
     total = dict.fromkeys(
-        ("accuracy", "explicit_accuracy", "unconverged", "evaluations", "authors_count", "distance"),
+        (
+            "accuracy",
+            "explicit_accuracy",
+            "unconverged",
+            "evaluations",
+            "authors_count",
+            "distance",
+        ),
         0.0,
     )
     clock, times = Clock(split.labels.device), []

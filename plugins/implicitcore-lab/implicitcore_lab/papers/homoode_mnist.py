@@ -96,9 +96,9 @@ class HomoODEMnist(TrainingTable):
         ),
         "short": Budget(
             {"epochs": 1, "learning_rate": 4e-3},
-            train=4096,
+            train=3072,
             test=1000,
-            note="the first 4,096 training images once (128 steps) at the learning rate 0.004, and "
+            note="the first 3,072 training images once (96 steps) at the learning rate 0.004, and "
             "the first 1,000 test images: no row is trained to the end.",
         ),
         "paper": Budget({"epochs": 20}),
@@ -166,7 +166,9 @@ def _rows() -> Iterator[Row]:
         layer = {"name": "homoode", "init": init, **FLOW}
         yield Row(name, title, {"layer": layer, "model": INJECTED})
     yield Row("deq", "DEQ", {"layer": {"name": "deq", **EQUILIBRIUM}, "model": INJECTED})
-    yield Row("neural-ode", "Neural ODE", {"layer": {"name": "neural_ode", **FLOW}, "model": CLOSED})
+    yield Row(
+        "neural-ode", "Neural ODE", {"layer": {"name": "neural_ode", **FLOW}, "model": CLOSED}
+    )
     yield Row(
         "augmented-neural-ode",
         "augmented Neural ODE",

@@ -111,5 +111,3 @@ class Closed(nn.Module):
 def _conv(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
     conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
     return conv, nn.BatchNorm2d(outputs), nn.ReLU()
-
-

@@ -24,9 +24,7 @@ def draw_table(path: Path, table: Table, results: Results) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def draw_bars(
-    figure: Figure, results: Results, panels: Sequence[tuple[Column, bool]]
-) -> None:
+def draw_bars(figure: Figure, results: Results, panels: Sequence[tuple[Column, bool]]) -> None:
     """Horizontal bars, a panel for each column and a bar for each row.
 
     Arguments:

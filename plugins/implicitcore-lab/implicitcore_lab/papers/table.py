@@ -207,9 +207,7 @@ class Table(Options, ABC):
         ]
         if problems:
             raise ConfigError(problems)
-        return [
-            row for row in self.rows() if any(fnmatchcase(row.name, each) for each in patterns)
-        ]
+        return [row for row in self.rows() if any(fnmatchcase(row.name, each) for each in patterns)]
 
 
 def values(figures: Sequence[Figures], column: str) -> list[float]:

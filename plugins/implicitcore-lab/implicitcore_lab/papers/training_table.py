@@ -52,7 +52,7 @@ class TrainingTable(Table):
         """Train every row with every seed, seed after seed."""
         each = {row.name: self.row_settings(row, job) for row in job.rows}
         first = next(iter(each.values()))
-        data = _cut(load(first.dataset, first.data_dir), job.budget).to(choose_device(first))
+        data = cut_data(load(first.dataset, first.data_dir), job.budget).to(choose_device(first))
         results: dict[str, list[Figures]] = {name: [] for name in each}
         with cpu_threads(first):
             for seed in job.seeds:
@@ -70,7 +70,7 @@ class TrainingTable(Table):
         draw_bars(figure, {titles[name]: found for name, found in results.items()}, panels)
 
 
-def _cut(data: Dataset, budget: Budget) -> Dataset:
+def cut_data(data: Dataset, budget: Budget) -> Dataset:
     """The first samples, where the budget says how many."""
     train, test = budget.train, budget.test
     return replace(
