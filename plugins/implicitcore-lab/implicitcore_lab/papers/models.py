@@ -45,7 +45,7 @@ class PresetModel(ModelBuilder):
         cell = create("cell", {**follow, **given}, path="model.cell")
         if not isinstance(cell, Preset):
             raise ConfigError([f"model.cell: {given['name']} has no stem and no head of its own"])
-        predictor = cell.predictor() if hasattr(cell, "predictor") else nn.Identity()
+        predictor = getattr(cell, "predictor", nn.Identity)()
         stem = nn.Sequential(Coloured(), cell.stem()) if self.grey else cell.stem()
         return stem, cell, cell.head(), predictor
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -33,9 +34,8 @@ def draw_bars(figure: Figure, results: Results, panels: Sequence[tuple[Column, b
         panels: a column, and whether its axis is logarithmic.
     """
     names = list(results)
-    for axes, (column, logarithmic) in zip(
-        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
-    ):
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (column, logarithmic) in zip(row, panels, strict=True):
         for place, name in enumerate(names):
             found = values(results[name], column.name)
             if found:
@@ -48,12 +48,12 @@ def draw_bars(figure: Figure, results: Results, panels: Sequence[tuple[Column, b
         else:
             _near(axes, [value for name in names for value in values(results[name], column.name)])
         axes.grid(axis="x", alpha=0.3)
-    axes.invert_yaxis()
+    row[0].invert_yaxis()
 
 
-def _near(axes: object, found: Sequence[float]) -> None:
+def _near(axes: Axes, found: Sequence[float]) -> None:
     """Limits close to the values, whose differences are small against them."""
     if found:
         low, high = min(found), max(found)
         room = 0.2 * (high - low) or 0.1 * abs(high) or 1.0
-        axes.set_xlim(low - room, high + room)  # type: ignore[attr-defined]
+        axes.set_xlim(low - room, high + room)
