@@ -34,7 +34,10 @@ EXACT = 1e-3
 
 @contract("gradient")
 def serves_a_root_or_a_trajectory(gradient: GradientStrategy) -> None:
-    """Differentiates a root, a trajectory or both, and refuses the other with a GradientError."""
+    """Differentiates a root, a trajectory or both, and refuses the other with a GradientError.
+
+    A strategy for one solver serves ``Reversible``, or refuses it too.
+    """
     errors = [_allowed(gradient, solver) for solver in SOLVERS]
     expect(
         None in errors,
