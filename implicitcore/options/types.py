@@ -22,6 +22,9 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 """More than 0, at most 1."""
 
+ProperFraction = Annotated[float, Field(gt=0, lt=1)]
+"""More than 0, less than 1."""
+
 Count = Annotated[int, Field(ge=1)]
 """A whole number of at least 1."""
 

@@ -23,7 +23,8 @@ class HomoODE(Flow):
     is no residual: the horizon ends the solve.
 
     Arguments:
-        cell: F, a module or function of (z, c) that returns a state shaped like z.
+        cell: F, a module or function of (z, c) that returns a state shaped like z; of (t, z, c)
+            where not ``autonomous``, with t as ``[batch, 1, ..., 1]``.
         channels: of the state, its first dimension after the batch; for a state of several tensors
             one number for each.
         init: what z0 begins at: ``"signs"`` is -1 and 1 in turn, ``"normal"`` draws from a standard
@@ -32,6 +33,7 @@ class HomoODE(Flow):
         gradient: default the adjoint, whose memory does not grow with the steps.
         horizon: the end time.
         shape: of one sample's state; None is that of c.
+        autonomous: the cell does not take the time.
         backend: the kernels of the inner loop.
         on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see
             :class:`ImplicitLayer`.
@@ -42,21 +44,23 @@ class HomoODE(Flow):
     """
 
     cell = OptionOf("dynamics", "cell", "field")
+    autonomous = OptionOf("dynamics", "autonomous")
     channels = OptionOf("start", "channels")
     init = OptionOf("start", "init")
     shape = OptionOf("start", "shape")
 
     def __init__(
         self,
-        cell: Callable[[Any, Any], Any],
+        cell: Callable[..., Any],
         *,
         channels: Count | tuple[Count, ...],
         init: Literal["signs", "normal"] | float | tuple[float, ...] = "signs",
         shape: Shape | None = None,
+        autonomous: bool = True,
         **options: Unpack[FlowOptions],
     ) -> None:
         start = LearnedInitialGuess(channels, shape, init)
-        super().__init__(VectorField(cell, autonomous=True), start, **options)
+        super().__init__(VectorField(cell, autonomous=autonomous), start, **options)
 
     def regularizer(self, solution: SolveResult) -> Tensor:
         """smooth-L1 of z0 to the detached z(horizon)."""

@@ -20,14 +20,23 @@ PLAIN = [part for part in PARTS if not part.name.startswith(("multiscale", "augm
 MULTISCALE = [part for part in PARTS if part.name.startswith("multiscale")]
 
 
-def small_cell() -> MultiscaleCell:
-    """Two resolutions, and a contraction: what a fusion gives is small."""
-    torch.manual_seed(0)
-    cell = MultiscaleCell(channels=(2, 4), expansion=1, groups=1)
+def contraction(cell: MultiscaleCell) -> MultiscaleCell:
+    """The cell, where x counts for more than z: the blocks' own part is small, as are all but one.
+
+    A norm takes back what a smaller z would bring.
+    """
+    first, *others = cell.blocks
     with torch.no_grad():
-        for fuse in cell.fuse:
-            fuse.get_parameter("norm.weight").fill_(0.1)
+        next(iter(first.get_submodule("conv2").parameters())).mul_(0.1)
+        first.get_parameter("norm2.weight").fill_(20.0)
+        for block in others:
+            block.get_parameter("norm3.weight").fill_(0.01)
     return cell
+
+
+def small_cell() -> MultiscaleCell:
+    torch.manual_seed(0)
+    return contraction(MultiscaleCell(channels=(2, 4), expansion=1, groups=1))
 
 
 def multiscale(part) -> partial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 from torch import nn
@@ -17,12 +18,13 @@ class CellMeta(type(Options)):
     """The class of the classes of cells: the options of a new cell are checked."""
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
-        cell = super().__call__(*args, **options)
-        known = options_of(cls).values()
-        problems = [line for item in known for line in item.read(getattr(cell, item.name))[1]]
+        known = options_of(cls)
+        given = {**dict(zip(known, args, strict=False)), **options}
+        checked = [known[name].read(value)[1] for name, value in given.items() if name in known]
+        problems = list(chain(*checked))
         if problems:
             raise ConfigError(problems)
-        return cell
+        return super().__call__(*args, **options)
 
     def checked_options(cls) -> Mapping[str, Any]:
         """All of them."""
