@@ -14,23 +14,25 @@ from torch import Tensor
 from implicitcore import (
     Anderson,
     Homotopy,
+    HomotopyField,
     Newton,
     Picard,
     RootSolver,
     SteadyState,
     Tsit5,
     fixed_point,
-    integrate,
 )
-from implicitcore_lab.papers.paths import Cell, draw_paths, homotopy_field
+from implicitcore_lab.papers.paths import Cell, draw_paths
 from implicitcore_lab.papers.table import Budget, Column, Figures, Job, Results, Row, Table, average
 from implicitcore_lab.storage import storing, write_atomic
+from implicitcore_layers import HomoODE
 
 FEATURES, SAMPLES, GAIN, EASY = 6, 4, 3.0, 0.95
 TOL, HARD_TOL, MOST = 1e-11, 1e-9, 500
 FINE = Tsit5(rtol=1e-10, atol=1e-12, max_steps=2000)
 COARSE = Tsit5(rtol=1e-6, atol=1e-8, max_steps=500)
 MET = 1e-4  # a path that arrived at s = 1 is at a root, to the tolerance of its steps
+RATE = 24.0  # of the homotopy's flow: e^-24 of the residual is left at t = 1
 HOMOODE = "homoode"
 SEED_STRIDE = 1000
 
@@ -79,8 +81,9 @@ class Bridge(Table):
         f"The hard cells: the same with the entries of W normal of deviation {GAIN:g} / sqrt(n), "
         f"so that there are several equilibria, of which many repel. {SAMPLES} samples each, to "
         f"{HARD_TOL:g}, at most {MOST} steps.",
-        "All begin at z = 0 but the homotopy's flow, which begins where HomoODE does: at -1 and 1 "
-        "in turn, the same for all samples.",
+        "All begin at z = 0 but HomoODE, which begins at -1 and 1 in turn, the same for all "
+        f"samples. Its field is HomotopyField: the homotopy's velocity in the time t of s = 1 - "
+        f"exp(-{RATE:g} t), so that its output z(1) is at the end of the path.",
         "Products with the Jacobian are not counted as evaluations: Newton's method and the "
         "homotopies need n of them at each point.",
     )
@@ -99,7 +102,7 @@ class Bridge(Table):
             "anderson": "Anderson's acceleration",
             "flow": "the flow to infinity (Continuous DEQ)",
             "homotopy": "homotopy continuation",
-            HOMOODE: "the homotopy's flow from a shared start (HomoODE)",
+            HOMOODE: "HomoODE with the homotopy's velocity as its field",
         }
         return [Row(name, title) for name, title in titles.items()]
 
@@ -219,20 +222,14 @@ def _by(solver: RootSolver, cell: Cell, x: Tensor) -> tuple[Tensor, Tensor, int]
 
 
 def _homoode(cell: Cell, x: Tensor, hard: bool) -> tuple[Tensor, Tensor, int]:
-    """From one start for all samples along the homotopy's velocity to s = 1; no corrector."""
-    start = shared_start(x)
-    found = integrate(
-        homotopy_field(cell, start),
-        start,
-        x,
-        times=torch.tensor([0.0, 1.0], dtype=x.dtype),
-        solver=COARSE if hard else FINE,
-    )
-    z = found.z[-1]
+    """HomoODE whose field is the homotopy's velocity; no corrector."""
+    layer = HomoODE(
+        HomotopyField(cell, rate=RATE),
+        autonomous=False,
+        channels=x.shape[1],
+        ode_solver=COARSE if hard else FINE,
+    ).to(x.dtype)
+    solution = layer.solve(x)
+    z = solution.z
     residual = (cell(z, x) - z).norm(dim=1) / z.norm(dim=1)
-    return z, found.converged & (residual < MET), found.evaluations
-
-
-def shared_start(x: Tensor) -> Tensor:
-    """-1 and 1 in turn, the same for all samples."""
-    return (torch.arange(x.shape[1]) % 2 * 2 - 1).to(x).expand_as(x)
+    return z, solution.converged & (residual < MET), solution.evaluations

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from implicitcore import Anderson, Picard, Tsit5, fixed_point, integrate
+from implicitcore import Anderson, HomotopyField, Picard, Tsit5, fixed_point, integrate
 
 POINTS = 120
 FLOW_TIME = 12.0
@@ -35,16 +35,6 @@ class Cell:
 def jacobian(cell: Cell, z: Tensor, x: Tensor) -> Tensor:
     """df/dz, ``[batch, n, n]``."""
     return (1 - cell(z, x) ** 2).unsqueeze(2) * cell.weight
-
-
-def homotopy_field(cell: Cell, a: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """dz/ds = (I - s J)^-1 (f(z, x) - a): the velocity of the zero path of the homotopy."""
-
-    def velocity(s: Tensor, z: Tensor, x: Tensor) -> Tensor:
-        matrix = torch.eye(z.shape[1]).to(z) - s.reshape(-1, 1, 1) * jacobian(cell, z, x)
-        return torch.linalg.solve(matrix, cell(z, x) - a[:1])
-
-    return velocity
 
 
 @torch.no_grad()
@@ -117,7 +107,7 @@ def _paths(cell: Cell, x: Tensor) -> dict[str, Tensor]:
     )
     paths["the flow to infinity"] = flow.z[:, 0]
     homotopy = integrate(
-        homotopy_field(cell, start),
+        HomotopyField(cell),
         start,
         x,
         times=torch.linspace(0.0, 1.0, POINTS, dtype=x.dtype),
