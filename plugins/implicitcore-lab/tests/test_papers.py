@@ -460,3 +460,34 @@ def test_data_is_cut():
     data = Dataset("d", split, split)
     cut = cut_data(data, Budget(train=3))
     assert (len(cut.train), len(cut.test)) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "memory", "said"),
+    [(95.0, 1.0, "holds."), (95.0, 3.0, "does not hold."), (90.4, 1.0, "does not hold.")],
+)
+def test_the_verdict_on_homoode(accuracy, memory, said):
+    table = HomoODEMnist()
+    others = [{"accuracy": 90.0 + i, "peak_mb": 2.0 + i / 100, "step_ms": 1.0} for i in (0, 0.5)]
+    results = {row.name: others for row in table.rows()}
+    results["homoode"] = [
+        {"accuracy": accuracy + i, "peak_mb": memory + i / 100, "step_ms": 5.0} for i in (0, 0.5)
+    ]
+    (verdict,) = table.verdict(results)
+    assert f"in memory, {said}" in verdict
+    assert "DEQ: accuracy" in verdict
+    assert "time of a step more" in verdict
+
+
+def test_the_verdict_on_skip_regularisation():
+    table = MnistMLP()
+    figures = {"radius": 0.0, "distance": 0.0, "accuracy": 96.0, "explicit_accuracy": 96.0}
+    results = {"skip-reg-5-jac0-broyden": [figures]}
+    (told,) = table.verdict(results)
+    assert "explicit in all but name" in told
+    results["vanilla-jac0-broyden"] = [{"accuracy": 97.0}]
+    results["skip-5-jac0-broyden"] = [{"accuracy": 88.0}]
+    assert "does not keep the accuracy" in table.verdict(results)[1]
+    figures["radius"] = 0.4
+    assert "explicit in all but name" not in table.verdict(results)[0]
+    assert table.verdict({}) == ()

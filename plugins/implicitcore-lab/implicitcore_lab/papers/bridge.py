@@ -128,12 +128,14 @@ class Bridge(Table):
             for row in self.rows()
             if (count := average(results.get(row.name, ()), "solved")) is not None
         ]
+        total = max(average(each, "of") or 0.0 for each in results.values())
         same = "the same equilibrium" if worst < 1e-7 else "NOT the same equilibrium"
         return (
             f"Where the equilibrium is unique all ways find {same}: the largest relative "
             f"difference is {worst:.1e}.",
-            f"Where it is not, they differ: {', '.join(solved)}. The papers' statement is about "
-            "the path of a homotopy, and only who follows its length has it for all.",
+            f"Where it is not, they differ; solved of {total:.0f}: {', '.join(solved)}. The "
+            "papers' statement is about the zero path of a homotopy: a flow by s ends where the "
+            "path turns back, and homotopy continuation, which follows its length, goes on.",
         )
 
 

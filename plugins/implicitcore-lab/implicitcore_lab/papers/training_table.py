@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -28,11 +28,11 @@ class TrainingTable(Table):
 
     Attributes:
         common: the settings that all rows share.
-        panels: the columns that the picture shows, with their axes logarithmic or not.
+        panels: the columns that the picture shows.
     """
 
     common: ClassVar[Mapping[str, Any]] = {}
-    panels: ClassVar[Mapping[str, bool]] = {"accuracy": False, "evaluations": True, "step_ms": True}
+    panels: ClassVar[Sequence[str]] = ("accuracy", "evaluations", "step_ms")
 
     def row_settings(self, row: Row, job: Job) -> Settings:
         """The settings of a row: the table's, the budget's, its own, and the command line's.
@@ -66,8 +66,8 @@ class TrainingTable(Table):
         """Bars of some columns, a panel each."""
         titles = {row.name: row.title for row in self.rows()}
         chosen = {column.name: column for column in self.columns}
-        panels = [(chosen[name], logarithmic) for name, logarithmic in self.panels.items()]
-        draw_bars(figure, {titles[name]: found for name, found in results.items()}, panels)
+        titled = {titles[name]: found for name, found in results.items()}
+        draw_bars(figure, titled, [chosen[name] for name in self.panels])
 
 
 def cut_data(data: Dataset, budget: Budget) -> Dataset:
