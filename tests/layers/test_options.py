@@ -221,7 +221,9 @@ def test_a_layer_without_a_part_says_what_it_needs():
         ic.ImplicitLayer(ic.FixedPoint(Cell()))
     with pytest.raises(ic.ConfigError, match="dynamics: expected a dynamics, received a Cell"):
         ic.ImplicitLayer(Cell(), solver="anderson")
-    with pytest.raises(ic.ConfigError, match=r"start: expected a start object, .* call it: Zeros\(\)"):
+    with pytest.raises(
+        ic.ConfigError, match=r"start: expected a start object, .* call it: Zeros\(\)"
+    ):
         ic.ImplicitLayer(ic.FixedPoint(Cell()), solver="anderson", start=ic.Zeros)
 
 

@@ -23,9 +23,7 @@ class PaperMLP(Preset):
         Pal, Edelman, Rackauckas, Continuous Deep Equilibrium Models, arXiv 2201.12240, section 4.1.
     """
 
-    def __init__(
-        self, *, features: Count = 128, inputs: Count = 784, classes: Count = 10
-    ) -> None:
+    def __init__(self, *, features: Count = 128, inputs: Count = 784, classes: Count = 10) -> None:
         super().__init__()
         self.features, self.inputs, self.classes = features, inputs, classes
         self.state = nn.Linear(features, features, bias=False)
