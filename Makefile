@@ -9,6 +9,7 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FAULTS_ARGS ?=
+HONESTY_ARGS ?=
 
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
@@ -21,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference \
-	bench-root bench-ode bench-dispatch bench-gpu faults-lab clean
+	bench-root bench-ode bench-dispatch bench-checks bench-gpu faults-lab honesty clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile \
@@ -90,12 +91,18 @@ bench-ode: install ## measure against torchdiffeq and torchode, for docs/benchma
 bench-dispatch: install ## measure what names and layers cost, for docs/benchmarks/dispatch.md
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.dispatch $(BENCH_ARGS)
 
+bench-checks: install ## measure what the checks of a solve cost, against the same without them
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.checks $(BENCH_ARGS)
+
 bench-gpu: install ## measure training on an NVIDIA GPU, for docs/benchmarks/gpu.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
 
 faults-lab: install ## end trainings in every way (kill -9, SIGTERM, full disk, bit flips) and count what is lost
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults.lab $(FAULTS_ARGS)
+
+honesty: install ## solve 24,000 random problems in every way and measure what is said of them
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m honesty $(HONESTY_ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist demo docs/api .pytest_cache .ruff_cache

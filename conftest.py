@@ -8,6 +8,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
 
 import torch  # noqa: E402
 
+from implicitcore.system.repeated import forget_counts  # noqa: E402
+
 # The tensors of the tests are small: threads cost more than they bring, and fight with pytest's own
 # processes.
 torch.set_num_threads(1)
@@ -15,7 +17,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _reproducible(monkeypatch: pytest.MonkeyPatch):
-    """The same numbers in every order of the tests, and the same plugins in every shell."""
+    """The same numbers in every order of the tests, and the same plugins in every shell.
+
+    And the same warnings: each is given once for a function, which several tests may share.
+    """
     torch.manual_seed(0)
+    forget_counts()
     for variable in ("IMPLICITCORE_DISABLE_PLUGINS", "IMPLICITCORE_STRICT_PLUGINS"):
         monkeypatch.delenv(variable, raising=False)

@@ -22,8 +22,18 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+LONGEST, LONGEST_WORD = 5000, 100
+"""The most letters of a message, and of a word that has near matches."""
 
-class ImplicitCoreError(Exception):
+
+class _Message:
+    """What errors and warnings say: short enough to read, and safe for a terminal."""
+
+    def __str__(self) -> str:
+        return readable(super().__str__())
+
+
+class ImplicitCoreError(_Message, Exception):
     """Base of every error raised on purpose by implicitcore."""
 
 
@@ -68,7 +78,7 @@ class GradientError(ImplicitCoreError, RuntimeError):
     """These parts cannot compute the requested gradient, or not exactly."""
 
 
-class ImplicitCoreWarning(UserWarning):
+class ImplicitCoreWarning(_Message, UserWarning):
     """Base of every warning given by implicitcore."""
 
 
@@ -102,8 +112,10 @@ def did_you_mean(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> 
     """
     from difflib import get_close_matches  # imported for errors alone
 
+    if not isinstance(word, str) or len(word) > LONGEST_WORD:
+        return ""
     spelling = {name.casefold(): name for name in known}
-    given = str(word).casefold()
+    given = word.casefold()
     longer = [name for name in spelling if len(name) > 2 and given.startswith(name)]
     close = get_close_matches(given, spelling, n=3, cutoff=cutoff)
     near = list(dict.fromkeys([*close, *longer]))[:3]
@@ -117,8 +129,31 @@ def with_article(noun: str) -> str:
 
 def describe_error(error: BaseException) -> str:
     """The type and the text of an error in one line: ``ImportError: No module named 'x'``."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(readable(str(error), 1000).split())
+    except Exception:  # an error of somebody else, whose text has one of its own
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def readable(text: str, longest: int = LONGEST) -> str:
+    r"""The text as it may reach a terminal.
+
+    Its control characters are written out, but for the ends of lines, and the middle of a long one
+    is left out.
+
+    >>> readable("red: \x1b[31m")
+    'red: \\x1b[31m'
+    """
+    if len(text) > longest:
+        left_out = len(text) - longest + 60
+        half = (longest - 60) // 2
+        text = f"{text[:half]} ... ({left_out} letters are left out) ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+    )
 
 
 def show(value: Any) -> str:

@@ -19,7 +19,7 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.events import Event, check_event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.options.annotations import PartType
 from implicitcore.options.option import read_part
@@ -35,7 +35,7 @@ from implicitcore.system.scope import solving
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
-from implicitcore.tensors.transforms import check_transforms, eager
+from implicitcore.tensors.transforms import check_transforms, eager, usable
 
 _Result = TypeVar("_Result", Solution, Trajectory)
 _SOLVERS = ("root_solver", "ode_solver")
@@ -73,7 +73,7 @@ def fixed_point(  # noqa: PLR0913 - keyword options
         backend: default torch.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; without it, to be found so is an error.
 
     Returns:
         The solution; ``solution.z`` is shaped like z0 and differentiable with respect to x and what
@@ -127,7 +127,7 @@ def find_root(  # noqa: PLR0913 - keyword options
         backend: default torch.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; without it, to be found so is an error.
 
     Returns:
         The solution, as :func:`fixed_point`.
@@ -176,7 +176,7 @@ def integrate(  # noqa: PLR0913 - keyword options
         backend: default torch.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; without it, to be found so is an error.
 
     Returns:
         The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
@@ -208,6 +208,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     """
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
     strategy = strategy or _UNROLLED
+    check_event(event)
     if (dense or event is not None) and not isinstance(strategy, Unrolled):
         name = type(strategy).__name__
         raise GradientError(
@@ -238,7 +239,7 @@ def run(  # noqa: PLR0913 - keyword options
     check_transforms(type(gradient).__name__, gradient.transforms)
     _check_backend(backend)
     autocast = ambient()
-    begin = promoted(z0, autocast)
+    begin, x = promoted(usable(z0), autocast), usable(x)
     packing = Packing.of(begin, coupled=coupled)
     with solving(dynamics) as scope:
         if scope.random:

@@ -45,6 +45,13 @@ class Backward:
     status: Tensor | None = None
 
 
+class Origin(NamedTuple):
+    """What a solve began with: a solver that goes on from another's iterate is judged by it."""
+
+    norm: Tensor  # [batch], the residual
+    ceiling: Tensor  # [batch], above which a residual is lost
+
+
 class Judged(NamedTuple):
     """What a stop test measured: whatever else a solver returns is measured again."""
 
@@ -53,6 +60,7 @@ class Judged(NamedTuple):
     status: Tensor  # [batch]
     relative: Tensor | None  # [batch], the residual as it was compared with tol; None where tol = 0
     trace: Tensor | None = None  # [steps, batch], the residual after each step
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from benchmarks import (
+    checks,
     counting,
     dispatch,
     gpu,
@@ -90,6 +91,26 @@ def test_quick_dispatch_run(tmp_path):
     before = path.with_suffix(".md").read_text()
     dispatch.main(["--report", "--output", str(tmp_path)])
     assert path.with_suffix(".md").read_text() == before
+
+
+def test_quick_run_of_the_checks(capsys):
+    before = [getattr(owner, name) for owner, name, _ in checks.CHECKS]
+    checks.main(["--quick"])
+    assert [getattr(owner, name) for owner, name, _ in checks.CHECKS] == before
+    assert capsys.readouterr().out.count("forward and backward") == 4
+
+
+def test_without_the_checks_a_solve_is_the_same():
+    [problem, *_] = problems(quick=True)
+    with_checks, without = checks.works(problem, 1e-4, checks.BOTH).values()
+    found = []
+    checks.step, original = lambda *about: found.append(original(*about)), checks.step
+    try:
+        with_checks()
+        without()
+    finally:
+        checks.step = original
+    assert torch.equal(*found)
 
 
 def test_quick_gpu_run(tmp_path):

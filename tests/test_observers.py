@@ -138,6 +138,25 @@ def test_an_error_in_an_observer_names_it_and_reaches_the_user(layer):
     assert len(later.heard) == 1
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("solver", [ic.Anderson(tol=1e-4), ic.Tsit5()])
+@pytest.mark.parametrize("name", ["z", "status", "steps"])
+def test_an_observer_that_writes_into_the_solution_is_an_error(name, solver, mode):
+    layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=solver)
+
+    def scribbles(solution):
+        getattr(solution, name).detach().zero_()
+
+    def looks(solution):
+        return getattr(solution, name) * 2
+
+    with mode(), ic.observe(looks):
+        layer(X)
+        with ic.observe(scribbles), pytest.raises(ic.InputError, match="in place") as caught:
+            layer(X)
+    assert "scribbles" in caught.value.__notes__[0]
+
+
 def test_a_failed_solve_is_heard_of_before_the_layer_raises():
     layer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: z * torch.nan + x), solver=ic.Picard())
     recorder = Recorder()

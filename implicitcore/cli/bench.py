@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from implicitcore.cli.group import Group, table
+from implicitcore.cli.group import Group, echo, table
 from implicitcore.registry.registry import REGISTRY
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def backend(**options: Any) -> None:
         [_cells(row) for row in rows],
     )
     for name, reason in absent.items():
-        click.echo(f"\n{name} was not measured: {reason}")
+        echo(f"\n{name} was not measured: {reason}")
     if options["path"]:
         lines = [
             json.dumps(entry)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from implicitcore.cli.group import Kind, table
+from implicitcore.cli.group import Kind, echo, table
 from implicitcore.errors import ConfigError
 from implicitcore.options.kinds import MODULE_KINDS
 
@@ -74,7 +74,7 @@ def check(kind: str, name: str, settings: Settings, expect: Settings) -> None:
         ("CHECK", "STATUS", "MESSAGE"),
         [(result.name, result.status, " ".join(result.message.split())) for result in results],
     )
-    click.echo(f"\n{_counted(results)}")
+    echo(f"\n{_counted(results)}")
     if any(result.status == "failed" for result in results):
         raise SystemExit(1)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from implicitcore.cli.group import Group, Kind
+from implicitcore.cli.group import Group, Kind, echo
 from implicitcore.errors import ConfigError, RegistryError, did_you_mean, with_article
 
 
@@ -78,7 +78,7 @@ def validate(file: Path, kind: str, at: str | None) -> None:
     rest = (
         f"; to build it, give from Python: {', '.join(given_by_python)}" if given_by_python else ""
     )
-    click.echo(f"{file}: valid configuration of {with_article(kind)} ({part.func.__name__}){rest}")
+    echo(f"{file}: valid configuration of {with_article(kind)} ({part.func.__name__}){rest}")
 
 
 @config.command(epilog="Example: implicitcore config show layer.yaml")
@@ -92,7 +92,7 @@ def show(file: Path, kind: str, at: str | None, as_json: bool) -> None:
     from implicitcore.config.build import describe
 
     data = describe(read(file, kind, at))
-    click.echo(json.dumps(data, indent=2) if as_json else _yaml(data), nl=as_json)
+    echo(json.dumps(data, indent=2) if as_json else _yaml(data), nl=as_json)
 
 
 @config.command(epilog="Example: implicitcore config schema > layer.schema.json")
@@ -105,7 +105,7 @@ def schema(kind: str, name: str | None) -> None:
     """
     from implicitcore.config.schema import config_schema
 
-    click.echo(json.dumps(config_schema(kind, name), indent=2))
+    echo(json.dumps(config_schema(kind, name), indent=2))
 
 
 def read(file: Path, kind: str, at: str | None) -> functools.partial[Any]:

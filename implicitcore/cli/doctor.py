@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from implicitcore import __version__
-from implicitcore.cli.group import aligned, load_command, table
+from implicitcore.cli.group import aligned, echo, load_command, table
 from implicitcore.errors import PluginError, PluginWarning, describe_error, did_you_mean
 from implicitcore.options.kinds import NAMED_KINDS
 from implicitcore.registry.part import Part, canonical, missing_requirements, pip_install
@@ -57,7 +57,7 @@ def doctor(verbose: bool) -> None:
             problems += _show_backends(broken)
         _show_plugins(plugins, broken, imported=not without_torch)
     for note in _notes(plugins):
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     _show_problems(problems, verbose)
     if problems:
         raise SystemExit(1)
@@ -77,7 +77,7 @@ def _show_machine() -> Problem | None:
         rows.append(("torch", "cannot be imported"))
     else:
         rows += [("torch", f"{torch.__version__}, built for {_target()}"), ("cuda", _cuda())]
-    click.echo("\n".join(aligned(rows)))
+    echo("\n".join(aligned(rows)))
     return problem
 
 
@@ -143,12 +143,10 @@ def _show_backends(broken: dict[Part, Problem]) -> list[Problem]:
         )
         for asked in found
     ]
-    click.echo()
+    echo()
     table(("BACKEND", "PROVIDER", "RUNS HERE"), rows)
     names = ", ".join(asked.part.name for asked in found)
-    click.echo(
-        f"auto is {choose(found).part.name}: the first that runs here, asked in the order {names}"
-    )
+    echo(f"auto is {choose(found).part.name}: the first that runs here, asked in the order {names}")
     return [
         Problem(str(asked.reason), asked.error)
         for asked in found
@@ -173,7 +171,7 @@ def _show_plugins(
         (plugin.name, plugin.distribution, plugin.version or "", plugin.status, parts(plugin))
         for plugin in plugins
     ]
-    click.echo()
+    echo()
     table(("PLUGIN", "DISTRIBUTION", "VERSION", "STATUS", "PARTS"), rows)
 
 
@@ -218,14 +216,12 @@ def _notes(plugins: tuple[Plugin, ...]) -> Iterator[str]:
 
 
 def _show_problems(problems: list[Problem], verbose: bool) -> None:
-    click.echo(
-        f"\n{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "\nall is well"
-    )
+    echo(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "\nall is well")
     for problem in problems:
-        click.echo(f"\n{problem.message}")
+        echo(f"\n{problem.message}")
         # A PluginError is ours: its message, printed above, is the whole of it.
         if problem.cause is not None and (verbose or not isinstance(problem.cause, PluginError)):
-            click.echo(_traceback(problem.cause, verbose))
+            echo(_traceback(problem.cause, verbose))
 
 
 def _traceback(cause: BaseException, verbose: bool) -> str:

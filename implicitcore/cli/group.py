@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from implicitcore.errors import (
     PluginError,
     UnknownPartError,
     did_you_mean,
+    readable,
     with_article,
 )
 from implicitcore.options.kinds import CLASS_KINDS
@@ -131,6 +133,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print a text that may come from a plugin: it controls no terminal."""
+    click.echo(readable(text, sys.maxsize), nl=nl, err=err)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns under their heads."""
-    click.echo("\n".join(aligned([head, *rows])))
+    echo("\n".join(aligned([head, *rows])))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from implicitcore.cli.group import Kind, aligned, load_command
+from implicitcore.cli.group import Kind, aligned, echo, load_command
 from implicitcore.options.kinds import KINDS
 from implicitcore.registry.part import Part, missing_requirements, pip_install
 from implicitcore.registry.registry import REGISTRY
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def info(kind: str, name: str) -> None:
     """Show a part. What it is, who provides it, how Python calls it, its options."""
     part = REGISTRY.find(kind, name)
-    click.echo(f"{part.kind} {part.name}: {part.summary}")
-    click.echo(f"provider: {part.provider} {part.version or ''}".rstrip())
+    echo(f"{part.kind} {part.name}: {part.summary}")
+    echo(f"provider: {part.provider} {part.version or ''}".rstrip())
     if kind == "command":
         _show_command(part)
     else:
@@ -33,14 +33,12 @@ def info(kind: str, name: str) -> None:
 
 def _show_command(part: Part) -> None:
     command = load_command(part)
-    click.echo(f"command: {part.target}")
+    echo(f"command: {part.target}")
     _show_origin(part, command.callback)
     context = click.Context(
         command, info_name=part.name, parent=click.get_current_context().find_root()
     )
-    click.echo(
-        f"\n{command.get_usage(context)}\n\n{inspect.cleandoc(command.help or part.summary)}"
-    )
+    echo(f"\n{command.get_usage(context)}\n\n{inspect.cleandoc(command.help or part.summary)}")
 
 
 def _show_class(part: Part) -> None:
@@ -48,10 +46,10 @@ def _show_class(part: Part) -> None:
     from implicitcore.options.options import options_of
 
     cls = part.load()
-    click.echo(f"class: {part.target}")
+    echo(f"class: {part.target}")
     _show_origin(part, cls)
     options = list(options_of(cls).values())
-    click.echo(f"signature: {cls.__name__}{_signature(cls, options)}")
+    echo(f"signature: {cls.__name__}{_signature(cls, options)}")
     texts = option_summaries(cls)
     rows = [
         (
@@ -63,19 +61,19 @@ def _show_class(part: Part) -> None:
         )
         for option in options
     ]
-    click.echo(
+    echo(
         "\n".join(["options:", *(f"  {line}" for line in aligned(rows))])
         if rows
         else "options: none"
     )
-    click.echo(f"\n{first_paragraph(cls) or part.summary}")
+    echo(f"\n{first_paragraph(cls) or part.summary}")
 
 
 def _show_origin(part: Part, documented: Any) -> None:
-    click.echo(f"file: {_file(documented)}")
+    echo(f"file: {_file(documented)}")
     missing = missing_requirements(part.requires)
     if part.requires:
-        click.echo(
+        echo(
             f"requires: {', '.join(part.requires)}"
             + (f" (missing: {pip_install(missing)})" if missing else "")
         )

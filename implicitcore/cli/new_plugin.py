@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from implicitcore.cli.group import Kind
+from implicitcore.cli.group import Kind, echo
 from implicitcore.registry.discovery import canonical
 from implicitcore.registry.hookspecs import PROJECT
 
@@ -108,16 +108,16 @@ def new_plugin(name: str, directory: Path, kind: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     _warn_of_the_installed(folder.name)
-    click.echo(f"{folder}: the {kind} {name}-{_EXAMPLES[kind].module}")
+    echo(f"{folder}: the {kind} {name}-{_EXAMPLES[kind].module}")
     for path in files:
-        click.echo(f"  {path}")
-    click.echo(f"Next: pip install -e '{folder}[test]', then pytest {folder}")
+        echo(f"  {path}")
+    echo(f"Next: pip install -e '{folder}[test]', then pytest {folder}")
 
 
 def _warn_of_the_installed(distribution: str) -> None:
     """Say that pip would put the new plugin in the place of an installed one."""
     try:
-        click.echo(
+        echo(
             f"Note: {distribution} {version(distribution)} is installed here, and pip will "
             "replace it by yours",
             err=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from implicitcore.cli.group import Kind, table
+from implicitcore.cli.group import Kind, echo, table
 from implicitcore.options.kinds import KINDS
 from implicitcore.registry.registry import REGISTRY
 
@@ -25,7 +25,7 @@ def list_parts(kind: str | None, providers: tuple[str, ...], markdown: bool) -> 
     if markdown:
         from implicitcore.cli.reference_page import reference_page
 
-        click.echo(reference_page(parts), nl=False)
+        echo(reference_page(parts), nl=False)
         return
     rows = [(part.kind, part.name, part.provider, part.summary) for part in parts]
     table(("KIND", "NAME", "PROVIDER", "SUMMARY"), rows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from implicitcore.cli.doctor import doctor
-from implicitcore.cli.group import Group, table
+from implicitcore.cli.group import Group, echo, table
 from implicitcore.errors import PluginWarning
 from implicitcore.registry.registry import REGISTRY
 
@@ -42,7 +42,7 @@ def list_plugins(as_json: bool) -> None:
         warnings.simplefilter("ignore", PluginWarning)  # the table says it
         found = REGISTRY.plugins()
     if as_json:
-        click.echo(json.dumps([_as_data(plugin) for plugin in found], indent=2))
+        echo(json.dumps([_as_data(plugin) for plugin in found], indent=2))
         return
     rows = [
         (
@@ -58,7 +58,7 @@ def list_plugins(as_json: bool) -> None:
     table(("PLUGIN", "DISTRIBUTION", "VERSION", "STATUS", "LOADED IN", "PARTS"), rows)
     for plugin in found:
         if plugin.error:
-            click.echo(f"\n{plugin.problem}")
+            echo(f"\n{plugin.problem}")
 
 
 def _as_data(plugin: Plugin) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from implicitcore.config.depth import check_depth
 from implicitcore.config.reader import ConfigParser, join
 from implicitcore.errors import ConfigError, UnknownPartError, show
 from implicitcore.options.annotations import PartType
@@ -72,6 +73,7 @@ def create(kind: str, spec: Any, /, *args: Any, path: str = "", **options: Any) 
     >>> create("root_solver", "anderson", depth=3).depth
     3
     """
+    check_depth({"": spec, **options}, path)
     reader = ConfigParser(REGISTRY)
     part = reader.part(_slot(kind), spec, path, args, options)
     reader.finish()
@@ -102,6 +104,7 @@ def prepare(kind: str, spec: Any, /, *, path: str = "", **options: Any) -> funct
     >>> prepare("dynamics", {"name": "vector_field", "autonomous": True}).keywords
     {'autonomous': True}
     """
+    check_depth({"": spec, **options}, path)
     reader = ConfigParser(REGISTRY)
     prepared = reader.prepared(_slot(kind), spec, path, options)
     reader.finish()
@@ -144,6 +147,7 @@ def read_part(slot: PartType, spec: Any, path: str) -> Any:
         ConfigError: lists every problem with its path.
         RegistryError: a provider is in trouble, and nothing else is wrong.
     """
+    check_depth(spec, path)
     reader = ConfigParser(REGISTRY)
     part = reader.part(slot, spec, path)
     reader.finish()

@@ -35,6 +35,8 @@ def load_config(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ConfigError([f"expected a mapping, received {show(data)}"])
     except ConfigError as error:
         raise ConfigError([f"{file}: {problem}" for problem in error.problems]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{file}: nested too deep"]) from error
     except (OSError, ValueError) as error:  # what is not UTF-8 or JSON is a ValueError
         raise ConfigError([f"{file}: {describe_error(error)}"]) from error
     return data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import final
 
@@ -19,6 +18,7 @@ from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import Options
 from implicitcore.options.types import Positive
 from implicitcore.solution import Backward, Status, Trajectory
+from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
 
@@ -129,13 +129,16 @@ class _Pullback:
         lost = int((~usable | (status != Status.CONVERGED)).sum())
         adrift = usable & ~(drift <= self.strategy.drift)
         if lost:
-            _warn(f"is incomplete for {lost} of {len(status)} samples: their gradients are wrong")
+            what = f"is incomplete for {lost} of {len(status)} samples: their gradients are wrong"
+            _warn(system, "incomplete", what)
         elif bool(adrift.any()):
             count, worst = int(adrift.sum()), drift[usable].max().item()
             _warn(
+                system,
+                "drift",
                 f"missed the stored states of {count} of {len(status)} samples, by up to "
                 f"{worst:.2g} of their size: "
-                "the gradient is inexact; use checkpointed or unrolled, or tighter tolerances"
+                "the gradient is inexact; use checkpointed or unrolled, or tighter tolerances",
             )
 
 
@@ -143,5 +146,10 @@ def _norms(z: Tensor) -> Tensor:
     return norm(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
 
-def _warn(what: str) -> None:
-    warnings.warn(f"the adjoint's backward integration {what}", ConvergenceWarning, stacklevel=2)
+def _warn(system: System, cause: str, what: str) -> None:
+    warn_repeatedly(
+        owner_of(system.dynamics),
+        cause,
+        lambda: f"the adjoint's backward integration {what}",
+        ConvergenceWarning,
+    )

@@ -16,6 +16,7 @@ from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import PartMeta
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.judgement import solve as solve_root
+from implicitcore.root_solvers.returned import check_trajectory
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.system import System
 
@@ -55,14 +56,21 @@ class Solve:
         if isinstance(self.solver, RootSolver):
             return solve_root(self.solver, system, z0)
         times = self.grid if times is None else times
+        found = self._integrate(self.solver, system, z0, times)
+        check_trajectory(self.solver, found, z0, times)
+        return found
+
+    def _integrate(
+        self, solver: ODESolver, system: System, z0: Tensor, times: Tensor
+    ) -> Trajectory:
         if not (self.dense or self.event):
-            return self.solver.solve(system, z0, times)
-        if not isinstance(self.solver, StepwiseODESolver):
+            return solver.solve(system, z0, times)
+        if not isinstance(solver, StepwiseODESolver):
             raise InputError(
-                f"{type(self.solver).__name__} gives no values between the times: dense "
+                f"{type(solver).__name__} gives no values between the times: dense "
                 "output and events need a solver that does"
             )
-        return self.solver.solve(system, z0, times, dense=self.dense, event=self.event)
+        return solver.solve(system, z0, times, dense=self.dense, event=self.event)
 
 
 def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Tensor) -> Solution:

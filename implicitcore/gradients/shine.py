@@ -20,6 +20,7 @@ from implicitcore.root_solvers.picard import Picard
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem
+from implicitcore.system.real import of_complex
 from implicitcore.system.system import System
 
 
@@ -69,7 +70,7 @@ class Shine(Options, GradientStrategy):
 
         with torch.no_grad():
             solution = in_range(system, z0, keep)
-        inverse = inverses[-1]
+        inverse = of_complex(inverses[-1]) if z0.is_complex() else inverses[-1]
         jacobian = system.linearize(solution.z.detach())
         return attached(
             solution, _Estimated(self.solver, system, jacobian, solution.backward, inverse)

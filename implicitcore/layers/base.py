@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import torch
@@ -26,7 +25,9 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.options.types import Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import FinalState, Solution, SolveError, SolveResult, Status, Trajectory
+from implicitcore.system.coupling import check_part
 from implicitcore.system.current import current
+from implicitcore.system.repeated import warn_repeatedly
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors.autocast import ambient, promoted
 from implicitcore.tensors.restrict import of_input, restrict
@@ -77,13 +78,13 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         horizon: the end time of an ODE solver.
         backend: the kernels of the inner loop; default torch.
         on_failure: what becomes of samples that do not converge. ``"warn"`` gives their best
-            iterates with one warning, but raises where a value is not finite; ``"raise"`` raises
-            for any; ``"mask"`` gives their finite start and stops their gradient, with the others
-            solved apart from them, so that a NaN reaches no parameter (one more solve, where a
-            sample failed).
+            iterates with a warning, once and then at intervals, but raises where a value is not
+            finite; ``"raise"`` raises for any; ``"mask"`` gives their finite start and stops their
+            gradient, with the others solved apart from them, so that a NaN reaches no parameter
+            (one more solve, where a sample failed).
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it.
+            stop test, and all of x belongs to it; without it, to be found so is an error.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -268,25 +269,32 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         )
         if not len(good):
             return solution.amended(z=safe)
+        spent = check_part(self.dynamics, promoted(begin, ambient()), x, good)
         with restrict(scope, good).entered():
             part = self._run(restrict(begin, good), of_input(x, good), False)
         z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
         return solution.amended(
-            z=z, evaluations=solution.evaluations + part.evaluations, backward=part.backward
+            z=z, evaluations=solution.evaluations + spent + part.evaluations, backward=part.backward
         )
 
     def _times(self, z0: Any) -> Tensor | None:
         if isinstance(self.solver, RootSolver):
             return None
-        like = pytree.tree_leaves(z0)[0]
+        like = next(iter(pytree.tree_leaves(z0)), None)
+        if not isinstance(like, Tensor):  # no state, as packing it will say
+            return torch.tensor([0.0, self.horizon])
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         return torch.tensor([0.0, self.horizon], dtype=dtype, device=like.device)
 
     def _check(self, solution: SolveResult) -> None:
         if self.on_failure == "mask" or not solution.failed:
             return
-        if self.on_failure == "raise" or bool((solution.status == Status.NON_FINITE).any()):
+        found = set(solution.status.tolist())
+        if self.on_failure == "raise" or Status.NON_FINITE in found:
             raise SolveError(f"{type(self).__name__} failed: {solution.summary()}", solution)
-        warnings.warn(
-            f"{type(self).__name__}: {solution.summary()}", ConvergenceWarning, stacklevel=3
+        warn_repeatedly(
+            self,
+            frozenset(found - {Status.CONVERGED}),
+            lambda: f"{type(self).__name__}: {solution.summary()}",
+            ConvergenceWarning,
         )

@@ -121,11 +121,17 @@ def notify(layer: ImplicitLayer, solution: SolveResult) -> None:
     if _notifying.get():
         return
     given = {"layer": layer, "solution": solution}
-    token = _notifying.set(True)
+    token, versions = _notifying.set(True), _versions(solution)
     try:
         for observer in active:
             try:
                 observer.function(**{name: given[name] for name in observer.arguments})
+                if _versions(solution) != versions:
+                    raise InputError(
+                        "an observer wrote into a tensor of the solution in place, which is the "
+                        "result of the solve: use operations that return a new tensor, or begin "
+                        "with solution.z.clone()"
+                    )
             except Exception as error:
                 error.add_note(
                     f"in the observer {observer.name}, after a solve of {type(layer).__name__}"
@@ -133,6 +139,13 @@ def notify(layer: ImplicitLayer, solution: SolveResult) -> None:
                 raise
     finally:
         _notifying.reset(token)
+
+
+def _versions(solution: SolveResult) -> list[int]:
+    """How often each tensor of the solution was written to."""
+    from implicitcore.system.memory import versions_of  # which imports torch
+
+    return versions_of([value for name, value in vars(solution).items() if name != "backward"])
 
 
 def _observer(observer: object) -> Observer:

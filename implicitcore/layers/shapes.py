@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.errors import InputError
+from implicitcore.errors import InputError, show
 
 
 def map_shape(make: Callable[[tuple[int, ...]], Any], shape: Any) -> Any:
@@ -44,8 +44,13 @@ def first_tensor(x: Any, shape: Any) -> Tensor:
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.is_floating_point()
     ]
     if not leaves or (shape is None and len(leaves) > 1):
+        kinds = ", ".join(
+            f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else show(leaf)
+            for leaf in pytree.tree_leaves(x)[:3]
+        )
         raise InputError(
             f"cannot tell the shape of the state from an x with {len(leaves)} "
-            "floating-point tensors; give shape= or z0"
+            f"floating-point tensors; give shape= or z0 (x holds {kinds or 'nothing'}; numbers and "
+            "arrays become tensors by torch.as_tensor(...), integers by x.float())"
         )
     return leaves[0]

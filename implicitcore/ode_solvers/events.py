@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicitcore.errors import GradientError, InputError
+from implicitcore.errors import GradientError, InputError, show
 from implicitcore.ode_solvers.dense import StepStart, evaluate
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
@@ -18,6 +18,18 @@ Event = Callable[[Tensor, Any, Any], Tensor]
 
 _MOST = 100  # evaluations of e in a search: halving alone needs some fifty
 _POLISH = 2  # Newton steps in the graph: each doubles the number of derivatives that are exact
+
+
+def check_event(event: Any) -> None:
+    """Refuse what is no function.
+
+    Raises:
+        InputError: it cannot be called.
+    """
+    if event is not None and not callable(event):
+        raise InputError(
+            f"event: expected a function of (t, z, x) that returns [batch], received {show(event)}"
+        )
 
 
 class Crossings:

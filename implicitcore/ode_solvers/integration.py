@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
+from implicitcore.ode_solvers.at_rest import AtRest
 from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.dense import StepStart
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder
-from implicitcore.ode_solvers.samples import Outputs, Samples
+from implicitcore.ode_solvers.samples import Outputs, Samples, spread
 from implicitcore.ode_solvers.step_chooser import Attempt, Choice, ControlledSteps, StepChooser
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
-from implicitcore.solution import Status, Trajectory
+from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
+from implicitcore.tensors.like import check_like, described
 from implicitcore.tensors.norms import all_finite, column, real_dtype
 
 
@@ -80,8 +82,8 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
             "times: received a tensor that requires a gradient; the gradient with respect "
             "to times is not computed"
         )
-    if times.is_complex():
-        raise InputError(f"times: expected real numbers, received {times.dtype}")
+    if times.is_complex() or times.is_meta or times.layout is not torch.strided:
+        raise InputError(f"times: expected real numbers, received {described(times)}")
     grid = times.to(z0.device, real_dtype(z0))
     steps = grid.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):
@@ -114,6 +116,7 @@ class Integration:
         observer: called along the steps.
         started: the first step has a size.
         more: a sample needs a step.
+        rest: the samples that need none while others do.
     """
 
     solver: Stepper[Any]
@@ -126,6 +129,7 @@ class Integration:
     observer: StepObserver | None = None
     started: bool = False
     more: bool = True
+    rest: AtRest = field(default_factory=AtRest)
 
     @classmethod
     def at_start(
@@ -145,6 +149,7 @@ class Integration:
         samples, self.recorder = self.samples, recorder
         samples.finite = ~recorder.undefined
         samples.active = samples.active & samples.finite
+        self.rest.late = recorder.crossings is not None
 
     def begin(self, stop: Stop | None = None) -> bool:
         """Make ready for a step; False where no sample needs one."""
@@ -158,9 +163,11 @@ class Integration:
         velocity = self.solver.velocity(samples.state)
         if stop is not None:
             samples.active = samples.active & stop(samples.t, samples.z, velocity)
-            self.more = bool(samples.active.any())
+            self.more = self.rest.count(samples.active)
         if self.more and not self.started:
             self._start(velocity)
+        if self.more and stop is None:
+            self.rest.note(velocity)
         return self.more
 
     @torch.no_grad()
@@ -168,7 +175,7 @@ class Integration:
         samples, self.started = self.samples, True
         samples.finite = samples.finite & all_finite(velocity)
         samples.active = samples.active & samples.finite
-        self.more = bool(samples.active.any())
+        self.more = self.rest.count(samples.active)
         if self.more:
             samples.size = self.chooser.first(self.system, samples, velocity)
 
@@ -180,6 +187,7 @@ class Integration:
         if self.observer is not None:
             self.observer.before_step()
         step = self.solver.step(self.system, samples.t, attempt.dt, samples.z, samples.state)
+        check_like(step.z, samples.z, self.solver, "step")
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
             end = torch.where(attempt.arrives, samples.target, samples.t + attempt.dt)
@@ -228,7 +236,7 @@ class Integration:
         if any_arrived:
             self._arrive(arrived, before)
         if any_arrived or any_refused or self.recorder is not None:
-            self.more = bool(samples.active.any())
+            self.more = self.rest.count(samples.active)
 
     def _give_up(self, found: tuple[Tensor, Tensor] | None) -> None:
         if found is None:
@@ -256,16 +264,19 @@ class Integration:
 
         For all of them without a choice where ``which`` is None.
         """
-        samples = self.samples
+        samples, rest = self.samples, self.rest.rows
         if which is None:
             samples.z, samples.state = step.z, step.state
             return
         samples.z = torch.where(column(which), step.z, samples.z)
+        which = which if rest is None else which | rest  # as it was evaluated beside the others
         if step.state is None or self.observer is not None:
             samples.state = None  # an observer needs each first stage at its own point
         else:
             samples.state = pytree.tree_map(
-                lambda new, old: torch.where(_like(which, new), new, old), step.state, samples.state
+                lambda new, old: torch.where(spread(which, new), new, old),
+                step.state,
+                samples.state,
             )
 
     def trajectory(self) -> Trajectory:
@@ -274,23 +285,15 @@ class Integration:
         A sample that failed keeps its last state in those it did not reach.
         """
         samples, outputs, recorder = self.samples, self.outputs, self.recorder
-        status = torch.full_like(samples.next, Status.MAX_STEPS, dtype=torch.int8)
-        status[~samples.moving] = Status.DIVERGED
-        status[~samples.finite] = Status.NON_FINITE
-        status[samples.done if recorder is None else samples.done | recorder.ended] = (
-            Status.CONVERGED
-        )
+        z0 = outputs.rows[0] if self.observer is None else None
+        self.rest.check(self.system, self.solver.velocity, samples, self.times, z0)
         return Trajectory(
             z=outputs.assemble(outputs.rows, samples.z, samples.next, len(self.times)),
             start=outputs.rows[0],
-            status=status,
+            status=samples.status(recorder and recorder.ended),
             steps=samples.steps,
             evaluations=self.system.evaluations,
             times=self.times,
             event_times=recorder and recorder.event_times,
             interpolant=recorder and recorder.interpolant(self.times),
         )
-
-
-def _like(mask: Tensor, value: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1,) * (value.ndim - 1))

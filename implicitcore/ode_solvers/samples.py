@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicitcore.solution import Status
+
 
 @dataclass
 class Samples:
@@ -65,6 +67,19 @@ class Samples:
             moving=yes,
             steps=torch.zeros_like(first),
         )
+
+    def status(self, ended: Tensor | None) -> Tensor:
+        """What became of each, ``[batch]`` int8; some may have ``ended`` before the last time."""
+        status = torch.full_like(self.next, Status.MAX_STEPS, dtype=torch.int8)
+        status[~self.moving] = Status.DIVERGED
+        status[~self.finite] = Status.NON_FINITE
+        status[self.done if ended is None else self.done | ended] = Status.CONVERGED
+        return status
+
+
+def spread(mask: Tensor, value: Tensor) -> Tensor:
+    """``[batch]`` with as many dimensions as the value, to broadcast."""
+    return mask.reshape(-1, *(1,) * (value.ndim - 1))
 
 
 class Outputs:

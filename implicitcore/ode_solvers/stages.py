@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.root_solvers.linearized import solve
 from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.linearization import Linearization
+from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
 from implicitcore.tensors.amended import amended
 from implicitcore.tensors.autocast import suspended
@@ -150,11 +150,15 @@ class StagePullback(Pullback):
         u = torch.where(column(wanted), torch.where(column(finite), u, v), 0)
         count = int((failed & wanted & finite).sum())
         if count:
-            message = (
-                f"the backward solve of a stage did not converge for {count} of {len(v)} "
-                "samples: their gradients are inexact"
+            warn_repeatedly(
+                owner_of(self.jacobian.system.dynamics),
+                "stage",
+                lambda: (
+                    f"the backward solve of a stage did not converge for {count} of {len(v)} "
+                    "samples: their gradients are inexact"
+                ),
+                ConvergenceWarning,
             )
-            warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return u
 
     def differentiable(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import NamedTuple, final
@@ -13,6 +12,7 @@ from torch import Tensor
 from implicitcore.errors import ConvergenceWarning
 from implicitcore.options.shared import ErrorControl
 from implicitcore.options.types import Controller
+from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, rms_norm
 
@@ -184,7 +184,7 @@ class Adaptive(StepSize):
         self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor
     ) -> Tensor:
         """``first_step``, or an estimate from the velocity's size and change: one evaluation."""
-        self._check(z.dtype)
+        self._check(system, z.dtype)
         if self.first_step is not None:
             return torch.full_like(t, min(self.first_step, self.max_step))
         scale = z.abs().to(t.dtype) * self.rtol + self.atol
@@ -209,19 +209,22 @@ class Adaptive(StepSize):
             .clamp(self.min_step, self.max_step)
         )
 
-    def _check(self, dtype: torch.dtype) -> None:
+    def _check(self, system: System, dtype: torch.dtype) -> None:
         """Warn of tolerances that rounding alone exceeds, for a state of size one.
 
         Half precision is held to that of its norms.
         """
         eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
         if self.rtol + self.atol < eps:
-            warnings.warn(
-                f"rtol={self.rtol:g} and atol={self.atol:g} are below the precision of "
-                f"{dtype}, {eps:.2g}: steps will be small and "
-                "no more accurate; use larger tolerances, or torch.float64",
+            warn_repeatedly(
+                owner_of(system.dynamics),
+                "precision",
+                lambda: (
+                    f"rtol={self.rtol:g} and atol={self.atol:g} are below the precision of "
+                    f"{dtype}, {eps:.2g}: steps will be small and "
+                    "no more accurate; use larger tolerances, or torch.float64"
+                ),
                 ConvergenceWarning,
-                stacklevel=2,
             )
 
     def steady_state(self) -> Adaptive:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from implicitcore.errors import UnknownPartError, did_you_mean
+from implicitcore.errors import UnknownPartError, did_you_mean, show
 
 CLASS_KINDS = ("layer", "dynamics", "root_solver", "ode_solver", "gradient", "backend")
 """The kinds whose parts are classes with that ``kind``."""
@@ -29,5 +29,5 @@ def check_kind(kind: str, known: Sequence[str] = KINDS) -> None:
     """Raise :class:`UnknownPartError` where there is no such kind."""
     if kind not in known:
         raise UnknownPartError(
-            f"unknown kind {kind!r}{did_you_mean(kind, known)} (kinds: {', '.join(known)})"
+            f"unknown kind {show(kind)}{did_you_mean(kind, known)} (kinds: {', '.join(known)})"
         )

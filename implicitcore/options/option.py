@@ -36,6 +36,10 @@ _NUMBER_BOUNDS = (
 )
 
 
+LARGEST = 2**63 - 1
+"""The largest whole number that torch can read."""
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a part.
@@ -111,9 +115,13 @@ class Option:
         # a number.
         strict = isinstance(value, bool) or (isinstance(value, str) and not from_config)
         try:
-            return self._adapter.validate_python(value, strict=strict), []
+            found = self._adapter.validate_python(value, strict=strict)
         except ValidationError as error:
             return value, self._problems(error, value)
+        if any(isinstance(item, int) and abs(item) > LARGEST for item in _flat(found)):
+            limit = "no number has more than 63 bits"
+            return value, [f"{self.name}: {limit}, received {show(value)}"]
+        return found, []
 
     def _read_parts(self, value: Any, slot: PartType) -> tuple[Any, list[str]]:
         if not slot.many:
@@ -180,3 +188,7 @@ def read_part(value: Any, slot: PartType, path: str) -> tuple[Any, list[str]]:
         return provided("read_part")(slot, value, path), []
     except ConfigError as error:
         return value, list(error.problems)
+
+
+def _flat(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)

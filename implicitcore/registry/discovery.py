@@ -13,11 +13,11 @@ from typing import Any
 
 import pluggy
 
-from implicitcore.errors import PluginError, describe_error, did_you_mean
+from implicitcore.errors import PluginError, describe_error, did_you_mean, readable
 from implicitcore.layers.observers import Observer
 from implicitcore.registry import builtin, hookspecs
 from implicitcore.registry.hookspecs import API_VERSION, PROJECT
-from implicitcore.registry.part import Part, Registrar, canonical
+from implicitcore.registry.part import Part, Registrar, canonical, is_interrupt
 from implicitcore.registry.plugin import DISABLE, Plugin, Status, with_conflicts
 
 HOOK = hookspecs.implicitcore_register.__name__
@@ -111,10 +111,9 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint, earlier: list[Plugin
             registrar.parts,
             _observers(manager, functions, f"of the plugin {point.name!r} of {distribution}"),
         )
-    except (
-        Exception,
-        SystemExit,
-    ) as exception:  # SystemExit: a script without a main guard must not end the user's program
+    except BaseException as exception:
+        if is_interrupt(exception, point.value):
+            raise
         ours = isinstance(exception, PluginError)
         status, cause = (
             "incompatible" if isinstance(exception, _Incompatible) else "broken",
@@ -269,6 +268,7 @@ def _version(point: EntryPoint) -> str | None:
 
 def _metadata(point: EntryPoint, field: str) -> str | None:
     try:
-        return point.dist.metadata[field] if point.dist else None
+        found = point.dist.metadata[field] if point.dist else None
+        return found and readable(found, 200)
     except (KeyError, FileNotFoundError):  # newer Pythons raise where older ones return None
         return None

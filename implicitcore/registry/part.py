@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from implicitcore.errors import PluginError, describe_error, did_you_mean
+from implicitcore.errors import PluginError, describe_error, did_you_mean, show
 from implicitcore.options.kinds import NAMED_KINDS, check_kind
 
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+LONGEST_NAME, LONGEST_LINE = 64, 500
+"""The most letters of the name of a part, and of its summary and each other text that it has."""
 _ABSENT = object()
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -41,20 +43,33 @@ class Part:
 
     def __post_init__(self) -> None:
         check_kind(self.kind)
-        if not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
+        if not isinstance(self.name, str) or len(self.name) > LONGEST_NAME:
+            raise PluginError(
+                f"a part cannot be named {show(self.name)}: expected a text of at most "
+                f"{LONGEST_NAME} letters{_length(self.name)}"
+            )
+        if not _NAME.fullmatch(self.name):
             raise PluginError(
                 f"a part cannot be named {self.name!r}: use lower-case letters and digits "
                 "with '_', '-' or '.' between them"
             )
-        if isinstance(self.target, str) and not _TARGET.fullmatch(self.target):
+        if isinstance(self.target, str) and not (
+            _TARGET.fullmatch(self.target) and _is_line(self.target)
+        ):
             raise PluginError(
                 f"the target of {self.kind} {self.name!r} must be 'module:attribute', not "
-                f"{self.target!r}"
+                f"{show(self.target)}"
             )
-        if not isinstance(self.summary, str) or "\n" in self.summary:
+        if not _is_line(self.summary):
             raise PluginError(
                 f"the summary of {self.kind} {self.name!r} must be one line of text, not "
-                f"{self.summary!r}"
+                f"{show(self.summary)} (at most {LONGEST_LINE} printable letters"
+                f"{_length(self.summary)})"
+            )
+        if not all(map(_is_line, self.requires)):
+            raise PluginError(
+                f"the requirements of {self.kind} {self.name!r} must be names of distributions, "
+                f"not {show(self.requires)}"
             )
 
     @property
@@ -132,7 +147,7 @@ class Registrar:
         if not isinstance(target, str):
             raise PluginError(
                 f"the target of {kind} {name!r} must be a text 'module:attribute', "
-                f"imported at first use, not {target!r}"
+                f"imported at first use, not {show(target)}"
             )
         part = Part(
             kind=kind,
@@ -146,6 +161,15 @@ class Registrar:
         if (kind, name) in self._parts:
             raise PluginError(f"{kind} {name!r} is registered twice")
         self._parts[kind, name] = part
+
+
+def _is_line(text: object) -> bool:
+    """Whether it is a line that a terminal can show: no control character gets into the tables."""
+    return isinstance(text, str) and text.isprintable() and len(text) <= LONGEST_LINE
+
+
+def _length(text: object) -> str:
+    return f", received {len(text)}" if isinstance(text, str) else ""
 
 
 def canonical(distribution: str) -> str:
@@ -179,6 +203,27 @@ def pip_install(requirements: Sequence[str]) -> str:
     return f"pip install {' '.join(map(repr, requirements))}"
 
 
+def is_interrupt(error: BaseException, module: str) -> bool:
+    """Whether an error at the import of a plugin's module is the user's, who pressed Ctrl-C.
+
+    All else is the plugin's: a script without a main guard that exits, an exception of its own
+    that derives from BaseException, a ``raise KeyboardInterrupt`` that stands in its code.
+    """
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    import dis
+
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return True
+    home = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
+    raised = dis.opname[instruction] == "RAISE_VARARGS"
+    return not (raised and home == module.partition(".")[0])
+
+
 def _import(part: Part) -> Any:
     module_name, _, attribute = str(part.target).partition(":")
     try:
@@ -186,7 +231,9 @@ def _import(part: Part) -> Any:
         found = getattr(
             module, attribute, _ABSENT
         )  # here too a module may import: by its __getattr__
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_interrupt(error, module_name):
+            raise
         missing = missing_requirements(part.requires)
         hint = f"; it needs {', '.join(missing)}: {pip_install(missing)}" if missing else ""
         raise PluginError(f"{part} cannot be imported: {describe_error(error)}{hint}") from error

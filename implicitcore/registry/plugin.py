@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from implicitcore.errors import readable
 from implicitcore.layers.observers import Observer
 from implicitcore.registry.part import Part
 
@@ -42,6 +43,12 @@ class Plugin:
     seconds: float = 0.0
     cause: BaseException | None = None
     conflicts: tuple[tuple[Part, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        # A distribution's metadata may hold anything, and a terminal shows it.
+        for name in ("name", "distribution", "version", "error"):
+            text = getattr(self, name)
+            object.__setattr__(self, name, text and readable(text))
 
     @property
     def usable(self) -> bool:

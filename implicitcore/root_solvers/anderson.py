@@ -20,6 +20,9 @@ from implicitcore.tensors.norms import column, norm, real_dtype
 # orthogonal to, and where f is far from linear, steps that long past mislead. Twice the depth cost
 # the fewest evaluations over linear and nonlinear maps alike.
 PERIOD = 2
+# With a graph, a difference of which the earlier directions leave less than this power of the
+# precision is no direction: what is left is rounding, and its derivative is not small.
+RANK = 1 / 3
 
 
 @dataclass
@@ -31,7 +34,8 @@ class AndersonState:
     pairs: History
     # added to the length of a new direction, in units of the residual: the regularisation's root
     ridge: float
-    least: Tensor  # the least length, above zero: a sample at an exact root has no differences
+    # the least length, whose reciprocal has a square: a sample at an exact root has no differences
+    least: Tensor
     last: tuple[Tensor, Tensor] | None = (
         None  # the residual and the plain step of the iterate before, [batch, 1, n]
     )
@@ -142,7 +146,7 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         """An empty history."""
         info = torch.finfo(real_dtype(z))
         relative = 10 * info.eps if self.regularization is None else self.regularization
-        least = torch.full((), info.tiny, dtype=real_dtype(z), device=z.device)
+        least = torch.full((), info.tiny**0.5, dtype=real_dtype(z), device=z.device)
         return AndersonState(History.like(z, self.depth, 2 * z.shape[1]), relative**0.5, least)
 
     def restart(self, state: AndersonState, grown: Tensor) -> AndersonState:
@@ -177,12 +181,18 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         """Add the last two iterates' differences as a direction, orthogonal to the others."""
         if state.pairs.count == PERIOD * self.depth:
             state.clear()
+        graph, before = torch.is_grad_enabled(), q
         if state.pairs.count:
             rows, others, _ = state.rows()
-            graph = torch.is_grad_enabled()
             pair = backend.axpy_history(
                 pair, state.inner(backend, others, q), rows, -1, out=None if graph else pair
             )
             q = pair.narrow(2, 0, q.shape[2]) if graph else q
         length = torch.hypot(norm(q.squeeze(1)), torch.add(state.least, size, alpha=state.ridge))
-        state.append(pair, length.reciprocal().view(-1, 1, 1))
+        scale = length.reciprocal()
+        if graph:
+            with torch.no_grad():
+                least = torch.finfo(size.dtype).eps ** RANK * norm(before.squeeze(1))
+                is_new = norm(q.squeeze(1)) > least
+            scale = torch.where(is_new, scale, 0)
+        state.append(pair, scale.view(-1, 1, 1))

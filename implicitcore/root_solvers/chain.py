@@ -13,6 +13,8 @@ from implicitcore.options.options import Options
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.newton import Newton
+from implicitcore.root_solvers.returned import check_solution
+from implicitcore.root_solvers.stop_state import origin_of
 from implicitcore.solution import Judged, Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
@@ -58,7 +60,9 @@ class Chain(Options, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        return self._go_on(system, self.solvers[0].solve(system, z0))
+        first = self.solvers[0].solve(system, z0)
+        check_solution(self.solvers[0], first, z0)
+        return self._go_on(system, first)
 
     def solve_from(self, system: System, start: Evaluation) -> Solution:
         """See :meth:`RootSolver.solve_from`."""
@@ -70,10 +74,37 @@ class Chain(Options, RootSolver):
             left = (~solution.converged).nonzero().squeeze(1)
             if not len(left):
                 break
-            part = system if len(left) == len(solution.status) else system.restrict(left)
-            after = solver.solve(part, solution.z.index_select(0, left))
+            system = started(system, solution)
+            start = solution.z.index_select(0, left)
+            after = solver.solve(_part(system, solution, left, start), start)
+            check_solution(solver, after, start)
             solution = merge(solution, after, left)
         return solution.amended(evaluations=system.evaluations)
+
+
+def _part(system: System, solution: Solution, left: Tensor, z: Tensor) -> System:
+    """The system of the samples ``left``, whose residuals at z, where they go on, are known."""
+    if len(left) == len(solution.status):
+        return system
+    part, mark = system.restrict(left), solution.judged
+    if mark is None or mark.residual is not solution.residual:
+        return part
+    known = z, mark.residual.detach().index_select(0, left)
+    return replace(part, context=replace(part.context, known=known))
+
+
+def started(system: System, solution: Solution) -> System:
+    """The system of a solve that began where the solution did: the next solver is judged by that.
+
+    A state that has run away would else meet a tolerance relative to its own size.
+    """
+    if system.context.origin is not None:
+        return system
+    if solution.judged is not None and solution.judged.origin is not None:
+        return system.started(solution.judged.origin)
+    with torch.no_grad():
+        first = system.evaluate(solution.start.detach()).residual
+    return system.started(origin_of(first.norm, first.update_norm))
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
@@ -103,7 +134,7 @@ def merge(before: Solution, after: Solution, which: Tensor) -> Solution:
         before,
         z=z,
         residual=residual,
-        judged=Judged(z, residual, status, relative, trace)
+        judged=Judged(z, residual, status, relative, trace, before.judged.origin)
         if before.judged and after.judged
         else None,
         status=status,

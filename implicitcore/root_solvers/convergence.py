@@ -10,22 +10,14 @@ from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
-from implicitcore.root_solvers.stop_state import StopState, Trust
+from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, Trust, origin_of
 from implicitcore.solution import Judged, Solution, Status
+from implicitcore.system.coupling import check_known
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, scaled_norm
 from implicitcore.tensors.restrict import restrict
-
-# A residual this many times its scale at the start is lost: the sample is stopped before it
-# overflows.
-DIVERGENCE = 1e8
-
-# The iterates of a map without a fixed point run away, and meet a relative tolerance by that: where
-# |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
-# that met the tolerance, too.
-TRUST = 0.1
 
 
 class StopTest(StopCriterion):
@@ -74,6 +66,7 @@ class StopTest(StopCriterion):
         else:
             improved = self._update(now)
         state = self.state
+        state.last = now.z
         state.best = now.z if improved is None else torch.where(column(improved), now.z, state.best)
         return self.remaining == 0
 
@@ -124,20 +117,25 @@ class StopTest(StopCriterion):
         size = residual.norm.detach() if residual.norm.requires_grad else residual.norm
         self.count += 1
         if self.count == 1:
-            # A tolerance relative to an infinite start would be met by anything; one relative to
-            # NaN is met by nothing.
-            state.start.norm = torch.nan_to_num(size, torch.nan, torch.nan)
-            state.start.ceiling = torch.maximum(state.start.norm, residual.update_norm).mul(
-                DIVERGENCE
-            )
+            origin = self.system.context.origin or origin_of(size, residual.update_norm)
+            state.start.norm, state.start.ceiling = origin
         scale = self.system.scale(residual.update_norm, state.start.norm)
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
-            state.start.limit = state.limit
+            state.start.limit = self._first_limit()
+            check_known(self.system, now)
             if self.system.context.range_checked:
                 check_range(residual.update_norm, now.z, now.fz)
         return size
+
+    def _first_limit(self) -> Tensor:
+        """The limit where the solve began, which another solver may have done."""
+        origin, limit = self.system.context.origin, self.state.limit
+        if origin is None:
+            return limit
+        scale = self.system.scale(origin.ceiling / DIVERGENCE, origin.norm)
+        return torch.minimum(limit, self.state.floor + scale * self.tol)
 
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
         """The sizes, and their limits, where squares underflow."""
@@ -157,44 +155,32 @@ class StopTest(StopCriterion):
         state = self.state
         met = size <= state.limit
         stops = met
-        trust = self._trust() if self.count > 1 else None
+        trust = self._trust(residual)
         if trust is not None:
-            met, away = self._doubt(met, residual, trust)
+            met, away = state.start.doubt(trust, met, residual, self._rounding())
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away
         if not usual:
-            stops = stops | self._lose(size)
+            stops = stops | state.lose(size)
         self.stop(stops)
         return met
 
-    def _trust(self) -> Trust | None:
-        """How far the limits count; None where none has grown."""
+    def _rounding(self) -> float:
+        """Of f(z), relative to it, where the residual is a difference with z."""
+        return torch.finfo(self.start.dtype).eps / 2 if self.system.problem.is_map else 0.0
+
+    def _trust(self, residual: Residual) -> Trust | None:
+        """How far the limits count; None where none has grown, and no rounding hides a residual."""
         state, start = self.state, self.state.start
         if state.limit is start.limit:
             return None
         if start.trust is None:
-            limit = torch.maximum(start.limit, start.norm * TRUST)
-            start.trust = Trust(limit, torch.zeros_like(state.active))
-        limit = start.trust.limit
-        if self.start.is_cpu and torch.equal(torch.minimum(state.limit, limit), state.limit):
+            start.trust = Trust.at(start)
+        reach = torch.maximum(state.limit, residual.update_norm * self._rounding())
+        if self.start.is_cpu and torch.equal(torch.minimum(reach, start.trust.limit), reach):
             return None
         return start.trust
-
-    def _doubt(self, met: Tensor, residual: Residual, trust: Trust) -> tuple[Tensor, Tensor]:
-        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
-
-        One has run away where ``|f(z)|`` is far above its start, or so large that the rounding of
-        f(z) - z hides a residual that has not fallen.
-        """
-        start, size, update = self.state.start, residual.norm, residual.update_norm
-        eps = torch.finfo(update.dtype).eps if self.system.problem.is_map else 0.0
-        new = met & ~trust.doubted
-        trust.doubted = trust.doubted | new
-        trust.limit = torch.where(new, torch.maximum(trust.limit, size * TRUST), trust.limit)
-        reach = torch.maximum(trust.limit, start.ceiling * (8 * eps / DIVERGENCE))
-        fell = torch.maximum(size, update * eps) <= reach
-        return met & fell, met & ~fell & ((update * eps > reach) | (update > start.ceiling))
 
     def stop(self, stops: Tensor) -> None:
         """Take samples out; a stopped one has a limit below zero and is not found again."""
@@ -220,15 +206,6 @@ class StopTest(StopCriterion):
         state.floor = state.floor.masked_fill(done, -torch.inf)
         state.start.small = state.start.small.masked_fill(done, -torch.inf)
         self.scale = None
-
-    def _lose(self, size: Tensor) -> Tensor:
-        """The samples whose residual is not finite or has diverged."""
-        lost = ~(size <= self.state.start.ceiling) & self.state.active
-        if self.start.is_cpu and not bool(lost.any()):
-            return lost
-        kind = torch.where(size.isfinite(), int(Status.DIVERGED), int(Status.NON_FINITE))
-        self.state.fail(lost, kind)
-        return lost
 
     def _compare(self, size: Tensor, limit: Tensor, met: Tensor) -> Tensor | None:
         """See :meth:`_update`."""
@@ -269,10 +246,9 @@ class StopTest(StopCriterion):
 
     def leaving(self) -> Tensor | None:
         """See :meth:`StopCriterion.leaving`."""
-        active = self.state.active
-        if not self.system.compacts(self.remaining, len(active)):
+        if not self.system.compacts(self.remaining + 1, len(self.state.active)):
             return None
-        return active.nonzero().squeeze(1)
+        return self.state.going_on()
 
     def narrow(self, system: System, rows: Tensor) -> None:
         """See :meth:`StopCriterion.narrow`."""
@@ -281,7 +257,9 @@ class StopTest(StopCriterion):
         self.system, self.whole = system, (whole, places)
         self.state = restrict(self.state, rows)
         self.state.failure = None  # none of those that go on has failed
-        self.remaining, self.grown, self.stopped, self.scale = len(rows), None, None, None
+        self.grown, self.stopped, self.scale = None, None, None
+        self.remaining = len(rows)
+        self._count()
 
     def _merged(self) -> StopState:
         """Where each sample of the whole batch is."""
@@ -295,6 +273,9 @@ class StopTest(StopCriterion):
         """The best iterates so far, packed; ``steps`` where a step is not one evaluation."""
         self._settle()
         state = self._merged()
+        at_once = self.start.is_cpu and self.stopped is None
+        if self.whole or not (at_once or self.remaining == len(state.active)):
+            state.check_apart(self.system)
         if steps is None:
             steps = state.steps
             if self.remaining:
@@ -304,15 +285,14 @@ class StopTest(StopCriterion):
             status = state.failure.clone()
         if self.remaining:
             status[state.active] = Status.MAX_STEPS
-        trace = self.recorder.residuals if self.recorder is not None else None
+        kept = self.recorder.residuals if self.recorder is not None else None
+        trace = torch.stack(kept) if kept else None
         relative = state.best_norm / state.best_limit * self.tol if self.tol else None
         return Solution(
             z=state.best,
             start=self.start,
             residual=state.best_norm,
-            judged=Judged(
-                state.best, state.best_norm, status, relative, torch.stack(trace) if trace else None
-            ),
+            judged=Judged(state.best, state.best_norm, status, relative, trace, state.start.origin),
             status=status,
             steps=steps,
             evaluations=self.system.evaluations,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self, final
 
@@ -14,13 +13,13 @@ from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.options.options import Options
 from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.chain import merge
+from implicitcore.root_solvers.chain import merge, started
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.krylov import Krylov
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.root_solvers.newton import Newton
 from implicitcore.root_solvers.stop_state import StopState
-from implicitcore.solution import Solution, Status
+from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.system import System
@@ -100,30 +99,11 @@ class Homotopy(Options, RootSolver):
         if dense and torch.is_grad_enabled():
             z = _anchored(system, z)
         # To a tolerance that is relative to the start of the path and not to its end.
-        after = self._correct(
-            system, z, lambda size: system.scale(size, state.best_norm) * tol + atol
-        )
-        merged = merge(test.solution(), after, _all(z0))
+        found = test.solution()
+        after = self.corrector.solve(started(system, found), z)
+        merged = merge(found, after, _all(z0))
         steps = torch.where(state.active, steps + after.steps, state.steps)
         return replace(merged, start=z0, steps=steps, evaluations=system.evaluations)
-
-    def _correct(self, system: System, z: Tensor, limit: Callable[[Tensor], Tensor]) -> Solution:
-        """The corrector's solution from z, with residuals below the limit for its size.
-
-        A corrector whose tolerance is relative to where it begins, near the root, may ask for more
-        than that, or for less.
-        """
-        found = self.corrector.solve(system, z)
-        loose = found.converged & (found.residual > limit(norm(found.z)))
-        if bool(loose.any()):
-            found = _with_status(found, loose, Status.MAX_STEPS)
-            found = merge(found, self.corrector.solve(system, found.z), _all(z))
-        share = found.residual / limit(norm(found.z))
-        met = ~found.converged & (share <= 1)
-        if not bool(met.any()):
-            return found
-        tol = getattr(self.corrector, "tol", 0.0)
-        return _with_status(found, met, Status.CONVERGED, share * tol)
 
 
 def _anchored(system: System, z: Tensor) -> Tensor:
@@ -136,19 +116,6 @@ def _anchored(system: System, z: Tensor) -> Tensor:
         point = Point.at(system, end)
         end = end + solve(point.matrix(), point.g)[0]
     return z + (end - end.detach())
-
-
-def _with_status(
-    solution: Solution, which: Tensor, status: Status, relative: Tensor | None = None
-) -> Solution:
-    """The solution where ``which`` samples have that status, and that relative residual."""
-    changed = torch.where(which, int(status), solution.status).to(solution.status)
-    mark = solution.judged
-    if mark is not None:
-        mark = mark._replace(status=changed)
-        if relative is not None and mark.relative is not None:
-            mark = mark._replace(relative=torch.where(which, relative, mark.relative))
-    return replace(solution, status=changed, judged=mark)
 
 
 def _all(z: Tensor) -> Tensor:

@@ -11,9 +11,17 @@ from torch import Tensor
 from implicitcore.options.shared import ResidualTolerance
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.returned import check_solution
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
-from implicitcore.system.scaled import OutOfRange, ScaledSystem
+from implicitcore.system.real import (
+    back_to_complex,
+    real_evaluation,
+    real_system,
+    to_complex,
+    to_real,
+)
+from implicitcore.system.scaled import OutOfRange, ScaledSystem, check_range
 from implicitcore.system.system import System
 from implicitcore.tensors.amended import amended
 
@@ -28,23 +36,41 @@ def solve(solver: RootSolver, system: System, z0: Tensor) -> Solution:
     status and the residual that it states do not count. Its tolerances are its ``tol`` and
     ``atol``, or those that solvers have by default.
     """
-    return in_range(system, z0, lambda part, start: judged(solver, part, solver.solve(part, start)))
+    return in_range(
+        system, z0, lambda part, start: judged(solver, part, solver.solve(part, start), start)
+    )
 
 
 def solve_from(solver: RootSolver, system: System, start: Evaluation) -> Solution:
     """The same from a point where f is known."""
-    return judged(solver, system, solver.solve_from(system, start), start)
+    if not start.z.is_complex():
+        return judged(solver, system, solver.solve_from(system, start), start.z, start)
+    part, now = real_system(system, start.z), real_evaluation(start)
+    solution = judged(solver, part, solver.solve_from(part, now), now.z, now)
+    return _marked(solution, to_complex(solution.z), start.z)
 
 
 def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -> Any:
-    """What ``run`` returns for a system and its start, in units where norms need them."""
+    """What ``run`` returns for a system and its start, as the solvers can take them.
+
+    A complex system as one of real numbers; and in units where norms need them.
+    """
+    if z0.is_complex():
+        recorder = system.context.recorder
+        count = len(recorder.iterates or ()) if recorder is not None else 0
+        solution = in_range(real_system(system, z0), to_real(z0), run)
+        back_to_complex(recorder, count)
+        return _marked(solution, to_complex(solution.z), z0)
     if system.scope.group is not None:  # processes that differ in their units would part
         return run(system, z0)
     checked = amended(system, context=amended(system.context, range_checked=True))
     try:
         return run(checked, z0)
     except OutOfRange as found:
-        scaled = ScaledSystem.scaled(system, found.unit)
+        unit = _whole(system, z0, found.unit)
+    if unit is None:
+        return run(system, z0)
+    scaled = ScaledSystem.scaled(system, unit)
     solution = run(scaled, scaled.into(z0))
     scaled.unscale(system.context.recorder)
     z, residual = scaled.back(solution.z), solution.residual * scaled.unit
@@ -54,17 +80,40 @@ def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -
     return solution.amended(z=z, start=z0, residual=residual, judged=mark)
 
 
+def _whole(system: System, z0: Tensor, unit: Tensor) -> Tensor | None:
+    """The units of all samples, where a solver that takes some at a time has asked for theirs."""
+    if len(unit) == len(z0):
+        return unit
+    with torch.no_grad():
+        first = system.evaluate(z0.detach())
+        try:
+            check_range(first.residual.update_norm, first.z, first.fz)
+        except OutOfRange as found:
+            return found.unit
+    return None
+
+
+def _marked(solution: Solution, z: Tensor, start: Tensor) -> Solution:
+    """The same solution as it was measured, its states in another form."""
+    mark = solution.judged and solution.judged._replace(z=z)
+    return solution.amended(z=z, start=start, judged=mark)
+
+
 def judged(
-    solver: RootSolver, system: System, solution: Solution, start: Evaluation | None = None
+    solver: RootSolver,
+    system: System,
+    solution: Solution,
+    z0: Tensor,
+    start: Evaluation | None = None,
 ) -> Solution:
-    """The solution as it is measured."""
-    stated, mark = (solution.z, solution.residual, solution.status), solution.judged
-    if mark is not None and all(a is b for a, b in zip(mark, stated, strict=False)):
+    """The solution from z0 as it is measured; ``start``, where f is known there."""
+    if _is_measured(solution):
         return solution
+    check_solution(solver, solution, z0)
     if system.scope.group is not None:
         return solution
     with torch.no_grad():
-        first = start or system.evaluate(solution.start.detach())
+        first = start or system.evaluate(z0.detach())
         end = system.evaluate(solution.z.detach())
     test = StopTest(
         system,
@@ -88,3 +137,12 @@ def judged(
         judged=Judged(found.z, found.residual, status, found.relative_residual),  # pyright: ignore[reportArgumentType] - measured
         evaluations=system.evaluations,
     )
+
+
+def _is_measured(solution: Any) -> bool:
+    """Whether it is the solution of a stop test of ours, as it was."""
+    mark = getattr(solution, "judged", None)
+    if mark is None:
+        return False
+    stated = (solution.z, solution.residual, solution.status)
+    return all(a is b for a, b in zip(mark, stated, strict=False))

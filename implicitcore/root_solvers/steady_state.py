@@ -18,6 +18,7 @@ from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.solution import Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
+from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import column, norm
 
 # A sample has stalled where the least residual of ``patience`` steps is no less than this share of
@@ -65,6 +66,7 @@ class SteadyState(Stopping, RootSolver):
 
         def stop(t: Tensor, z: Tensor, velocity: Tensor) -> Tensor:
             del t
+            check_like(z, z0, self.ode_solver, "solve")
             with torch.no_grad():
                 fz = z + velocity
                 residual = Residual(velocity, norm(velocity), norm(fz))

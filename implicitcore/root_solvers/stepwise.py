@@ -9,12 +9,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from implicitcore.errors import InputError, show
 from implicitcore.options.shared import Stopping
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.synchronized import stop_criterion
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
+from implicitcore.tensors.like import check_like
 from implicitcore.tensors.restrict import restrict
 
 State = TypeVar("State")
@@ -25,7 +27,8 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
     """A root solver that is two methods: the loop around them is shared by all.
 
     Attributes:
-        compact: stopped samples leave the batch and cost no more evaluations. For batches whose
+        compact: stopped samples leave the batch and cost no more evaluations, but for one, which
+            shows whether f takes those that stay for what they were. For batches whose
             samples need unlike numbers of steps, and a cell that takes each sample by itself. What
             belongs to all samples in x is marked with :func:`implicitcore.shared`.
     """
@@ -96,10 +99,21 @@ def iterate(
             break
         if test.grown is not None:
             state = solver.restart(state, test.grown)
-        z_next, state = solver.step(system, now, state)
+        z_next, state = _checked(solver.step(system, now, state), solver, now.z)
         z = test.freeze(z_next, now.z)
         rows = test.leaving() if solver.compact else None
         if rows is not None:
             system, z, state = system.restrict(rows), z.index_select(0, rows), restrict(state, rows)
             test.narrow(system, rows)
     return test.solution(), state
+
+
+def _checked(found: Any, solver: StepwiseRootSolver[Any], z: Tensor) -> tuple[Tensor, Any]:
+    """What a step from z returned, which may be somebody's own code."""
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise InputError(
+            f"{type(solver).__name__}.step returned {show(found)}, expected the next iterate and "
+            "the next state"
+        )
+    check_like(found[0], z, solver, "step")
+    return found

@@ -7,7 +7,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Residual
+from implicitcore.solution import Origin, Status
+from implicitcore.system.coupling import Frozen, check_frozen
+from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
+
+# A residual this many times its scale at the start is lost: the sample is stopped before it
+# overflows.
+DIVERGENCE = 1e8
+
+# The iterates of a map without a fixed point run away, and meet a relative tolerance by that: where
+# |f(z)| has grown, the residual is to fall to this share of that at the start, or of the first one
+# that met the tolerance, too.
+TRUST = 0.1
+
+
+def origin_of(size: Tensor, update: Tensor) -> Origin:
+    """What follows from the first residual and ``|f(z)|``, ``[batch]``.
+
+    A tolerance relative to an infinite start would be met by anything; one relative to NaN is met
+    by nothing.
+    """
+    norm = torch.nan_to_num(size, torch.nan, torch.nan)
+    return Origin(norm, torch.maximum(norm, update).mul(DIVERGENCE))
 
 
 @dataclass
@@ -22,6 +45,12 @@ class Trust:
 
     limit: Tensor
     doubted: Tensor
+
+    @classmethod
+    def at(cls, start: AtStart) -> Trust:
+        """Before a sample has met a limit that grew."""
+        limit = torch.maximum(start.limit, start.norm * TRUST)
+        return cls(limit, torch.zeros_like(limit, dtype=torch.bool))
 
 
 @dataclass
@@ -43,6 +72,27 @@ class AtStart:
     limit: Tensor
     trust: Trust | None = None
 
+    @property
+    def origin(self) -> Origin:
+        """The same for solvers that go on."""
+        return Origin(self.norm, self.ceiling)
+
+    def doubt(
+        self, trust: Trust, met: Tensor, residual: Residual, rounding: float
+    ) -> tuple[Tensor, Tensor]:
+        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
+
+        One has run away where ``|f(z)|`` is far above its start, or so large that the ``rounding``
+        of f(z) - z hides a residual that has not fallen.
+        """
+        size, update, hidden = residual.norm, residual.update_norm, residual.update_norm * rounding
+        new = met & ~trust.doubted
+        trust.doubted = trust.doubted | new
+        trust.limit = torch.where(new, torch.maximum(trust.limit, size * TRUST), trust.limit)
+        reach = torch.maximum(trust.limit, self.ceiling * (128 * rounding / DIVERGENCE))
+        fell = torch.maximum(size, hidden) <= reach
+        return met & fell, met & ~fell & ((hidden > reach) | (update > self.ceiling))
+
 
 @dataclass
 class StopState:
@@ -54,6 +104,8 @@ class StopState:
         best: ``[batch, n]``, the iterate that met the tolerance; before, that of least residual.
         best_norm: ``[batch]``, its residual.
         best_limit: ``[batch]``, what that is compared with.
+        last: ``[batch, n]``, the last iterate: for a stopped sample the one that it stopped at,
+            where the solver keeps it there.
         size: ``[batch]``, the last residual.
         floor: ``[batch]``, the least that a residual is compared with: above zero, so that an exact
             root is seen; below all for a stopped sample.
@@ -68,6 +120,7 @@ class StopState:
     best: Tensor
     best_norm: Tensor
     best_limit: Tensor
+    last: Tensor
     size: Tensor
     floor: Tensor
     limit: Tensor
@@ -90,13 +143,46 @@ class StopState:
         active = torch.ones(batch, dtype=torch.bool, device=device)
         steps = torch.zeros(batch, dtype=torch.int64, device=device)
         start = AtStart(far, small, far, floor)
-        return cls(active, steps, z0, far, floor, far, floor, floor, start)
+        return cls(active, steps, z0, far, floor, z0, far, floor, floor, start)
 
     def fail(self, which: Tensor, status: int | Tensor) -> None:
         """Samples ``which`` have failed."""
         if self.failure is None:
             self.failure = torch.zeros_like(self.active, dtype=torch.int8)
         self.failure = torch.where(which, status, self.failure).to(torch.int8)
+
+    def lose(self, size: Tensor) -> Tensor:
+        """Fail the samples whose residual is not finite or has diverged, and say which."""
+        lost = ~(size <= self.start.ceiling) & self.active
+        if size.is_cpu and not bool(lost.any()):
+            return lost
+        kind = torch.where(size.isfinite(), int(Status.DIVERGED), int(Status.NON_FINITE))
+        self.fail(lost, kind)
+        return lost
+
+    def converged(self) -> Tensor:
+        """The samples ``[batch]`` that stopped because they met their tolerance."""
+        met = ~self.active
+        return met if self.failure is None else met & (self.failure == 0)
+
+    def going_on(self) -> Tensor:
+        """Which samples ``[k]`` go on alone: the active ones, and one that has converged.
+
+        That one is not moved, and so shows whether f is among fewer what it was.
+        """
+        witness = self.converged().nonzero().squeeze(1)[:1]
+        return torch.cat((self.active.nonzero().squeeze(1), witness))
+
+    def check_apart(self, system: System) -> None:
+        """Require that a sample which stopped kept its residual while the others moved.
+
+        Raises:
+            InputError: f mixes samples.
+        """
+        with torch.no_grad():
+            kept = self.converged() & (self.last == self.best).all(1)
+        found = Frozen(self.best, kept, self.best_norm, self.size, self.best_limit)
+        check_frozen(system, found)
 
     def put(self, rows: Tensor, part: StopState) -> None:
         """Write back what became of the samples ``rows``."""
@@ -105,6 +191,8 @@ class StopState:
         self.best = self.best.index_copy(0, rows, part.best)
         self.best_norm = self.best_norm.index_copy(0, rows, part.best_norm)
         self.best_limit = self.best_limit.index_copy(0, rows, part.best_limit)
+        self.last = self.last.index_copy(0, rows, part.last)
+        self.size = self.size.index_copy(0, rows, part.size)
         if part.failure is not None:
             if self.failure is None:
                 self.failure = torch.zeros_like(self.active, dtype=torch.int8)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
+from implicitcore.solution import Origin
 from implicitcore.system.current import current
 from implicitcore.system.function_state import FunctionState
 from implicitcore.system.memory import Memory
@@ -56,6 +57,10 @@ class Context:
         function: what f read when the solve began; None where there is no backward pass.
         recorder: of the iterates, if any.
         range_checked: a stop test is to ask at its start for other units, where it needs them.
+        batch: samples of the whole, of which a system may have some; None where nobody asks.
+        known: where a part of the batch begins, and its residuals there, ``[batch]``, which a stop
+            test compares with its first.
+        origin: what the solve began with, where a solver goes on from another's iterate.
     """
 
     backend: Backend = field(metadata=SHARED)
@@ -66,12 +71,27 @@ class Context:
     function: FunctionState | None = field(default=None, metadata=SHARED)
     recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
     range_checked: bool = field(default=False, metadata=SHARED)
+    batch: int | None = field(default=None, metadata=SHARED)
+    known: tuple[Tensor, Tensor] | None = field(
+        default=None, metadata=rule(lambda value, rows: None)
+    )
+    origin: Origin | None = None
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""
         return amended(
-            self, counter=Counter(), memory=self.memory.fork(), recorder=None, range_checked=False
+            self,
+            counter=Counter(),
+            memory=self.memory.fork(),
+            recorder=None,
+            range_checked=False,
+            known=None,
+            origin=None,
         )
+
+    def whole(self, batch: int) -> int | None:
+        """How many samples the whole has, where ``batch`` are a part of it; None else."""
+        return None if self.batch == batch else self.batch
 
     def end(self) -> None:
         """The forward solve has ended: let go of what only further evaluations need."""

@@ -2,14 +2,15 @@
 
 A graph with its nodes as the batch, a batch norm in training or attention over the batch are one
 problem and not many: a sample that has met its tolerance is kept, and moves on with the others
-unseen. ``coupled=True`` solves such a batch as one sample. Here the other solves are checked: where
-an evaluation is at hand anyway its residual is compared, and else f is asked once. Solves of ODE
-solvers and solves without a gradient are not checked.
+unseen. ``coupled=True`` solves such a batch as one sample. Here the other solves are checked, by
+what is evaluated anyway: a sample that has stopped goes along in the batch, and what f gives for it
+may not change while the others move. Only where nothing shows f is asked, once.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,19 +18,23 @@ from torch import Tensor, nn
 
 from implicitcore.backends.base import Residual
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.errors import InputError
 from implicitcore.solution import Solution
-from implicitcore.system.linearization import Linearization
+from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.linear_system import LinearSystem
+from implicitcore.system.mixing import check_rows, cut, kernels, mixed, precision
 from implicitcore.system.system import System
+from implicitcore.tensors.norms import norm, real_dtype
+from implicitcore.tensors.packing import Packing
 
 # A residual that is this many times the one reported is another's doing.
 WORSE = 10.0
 
-# What rounding may change, in units of the dtype, relative to the values compared.
+# What rounding may change, relative to the values compared: so many units of the dtype, or the
+# square root of a unit where that is less.
 ROUNDING = 1e3
 
-# What f has been asked already, so that it is asked once: by the cell, for each mode of a module.
-_ASKED: WeakKeyDictionary[Any, set[tuple[str, bool]]] = WeakKeyDictionary()
+# The modes (training or not) in which a cell has been asked already.
+_ASKED: WeakKeyDictionary[Any, set[bool]] = WeakKeyDictionary()
 
 
 def check_residual(system: System, solution: Solution, found: Residual) -> None:
@@ -47,49 +52,134 @@ def check_residual(system: System, solution: Solution, found: Residual) -> None:
     if _alone(system) or torch.equal(size, reported):  # as a rule f gives the same bits again
         return
     with torch.no_grad():
-        rounding = ROUNDING * _rounding(system, found.value)
+        rounding = _rounding(system, found.value)
         allowed = torch.add(reported * WORSE, found.update_norm.detach(), alpha=rounding)
-        worse = solution.converged & ~(size <= allowed)
-        if bool(worse.any()):
-            first = int(worse.nonzero()[0])
-            raise InputError(
-                _message(
-                    f"sample {first} was solved to a residual of {reported[first].item():.3g} and "
-                    f"has {size[first].item():.3g} beside the others"
-                )
-            )
+        _refuse(system, solution.converged & ~(size <= allowed), reported, size)
 
 
 @torch.no_grad()
-def check_products(system: System, jacobian: Linearization, v: Tensor, u: Tensor) -> None:
-    """Require that a sample without an incoming gradient has none afterwards.
+def check_known(system: System, now: Evaluation) -> None:
+    """Require that a part of the batch begins with the residuals that it had in the whole.
 
-    One more product, and only where such samples are in the batch; once for each f.
+    Raises:
+        InputError: f mixes samples, or a tensor of x belongs to all of them.
+    """
+    known, whole = system.context.known, system.context.whole(len(now.z))
+    if known is None or known[0] is not now.z or whole is None:
+        return
+    found = now.residual.norm.detach()
+    bound = kernels(precision(system.context, now.z.dtype))
+    far = (found - known[1]).abs()
+    wrong = (far > bound * (known[1] + now.residual.update_norm)) & far.isfinite()
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise cut(
+            f"a sample had a residual of {known[1][row].item():.3g} among {whole} samples, and has "
+            f"one of {found[row].item():.3g} among {len(found)} of them",
+            system.problem.marked,
+            whole,
+        )
+
+
+@torch.no_grad()
+def check_part(dynamics: Dynamics, z: Any, x: Any, rows: Tensor) -> int:
+    """Require that f takes some samples alone for what they are in the batch.
 
     Arguments:
-        system: the one that was solved.
-        jacobian: J at its solution.
-        v: the incoming gradient, ``[batch, n]``.
-        u: the solution of (I - J)^T u = v, ``[batch, n]``.
+        dynamics: what is solved.
+        z: a state of all samples.
+        x: their input.
+        rows: indices ``[k]``.
+
+    Returns:
+        The evaluations that it took: one of the batch and one of the part.
+
+    Raises:
+        InputError: f mixes samples, or a tensor of x belongs to all of them.
+    """
+    packing = Packing.of(z)
+    system = System.of(dynamics, x, packing)
+    part, state = system.restrict(rows), packing.pack(z)
+    t = torch.zeros(packing.batch, dtype=real_dtype(state), device=state.device)
+    whole = system.velocity(t, state).index_select(0, rows)
+    alone = part.velocity(t.index_select(0, rows), state.index_select(0, rows))
+    eps = precision(system.context, state.dtype)
+    check_rows(alone, whole, packing.batch, part.problem.marked, eps)
+    return system.evaluations
+
+
+class Frozen(NamedTuple):
+    """Samples that stopped and went along where they were."""
+
+    z: Tensor  # [batch, n], where each stopped
+    kept: Tensor  # [batch] bool, which of them met their tolerance and have not moved since
+    reported: Tensor  # [batch], their residuals there
+    found: Tensor  # [batch], the same at the last evaluation
+    limit: Tensor  # [batch], what was to be met
+
+
+@torch.no_grad()
+def check_frozen(system: System, frozen: Frozen) -> None:
+    """Require that samples which stopped have the same residual when the others have moved.
+
+    No evaluation: they were evaluated beside the others.
 
     Raises:
         InputError: f mixes samples.
     """
-    question = "products"
-    if _alone(system) or _was_asked(system.dynamics, question):
+    z, kept, reported, found, limit = frozen
+    if system.packing.coupled or len(z) < 2:
         return
-    quiet = (v == 0).all(1)
-    if not bool(quiet.any()) or bool(quiet.all()):
-        return
-    if bool((jacobian.vjp(u)[quiet].abs() > 0).any()):  # NaN is the own of a failed sample
-        raise InputError(_message("a sample that is not in the loss has a gradient"))
-    _note(system.dynamics, question)
+    # The same states in the same place of a batch: there is no more between them than rounding.
+    allowed = torch.add(torch.maximum(reported, limit), norm(z), alpha=_rounding(system, z))
+    _refuse(system, kept & (found > allowed) & found.isfinite(), reported, found)
 
 
-def _message(found: str) -> str:
-    return (
-        f"the cell mixes samples: {found}; use coupled=True, which solves the batch as one (nodes "
-        "of a graph, batch norm in training, attention over the batch)"
+class Velocities(NamedTuple):
+    """Velocities of samples at the same times and states, beside different ones of the others."""
+
+    rows: Tensor  # [batch] bool, which to compare
+    known: Tensor  # [batch, n]
+    found: Tensor  # [batch, n]
+
+
+@torch.no_grad()
+def check_velocities(system: System, velocities: Velocities, scale: Tensor) -> None:
+    """Require that they are the same.
+
+    Arguments:
+        system: the vector field.
+        velocities: what was evaluated.
+        scale: ``[batch]``, the size of a velocity, beside its own.
+
+    Raises:
+        InputError: the field mixes samples.
+    """
+    rows, known, found = velocities
+    if _alone(system):
+        return
+    far, size = norm(found - known), norm(known)
+    bound = precision(system.context, found.dtype) ** 0.5 * (size + scale)
+    wrong = rows & (far > bound) & far.isfinite()
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        raise mixed(
+            f"sample {first} has a velocity of norm {size[first].item():.3g}, and one that is "
+            f"{far[first].item():.3g} off at the same place when the others have moved"
+        )
+
+
+def _refuse(system: System, worse: Tensor, reported: Tensor, found: Tensor) -> None:
+    """Raise where a sample has a residual that is worse than its own."""
+    if not bool(worse.any()):
+        return
+    first = int(worse.nonzero()[0])
+    backward = isinstance(system, LinearSystem)
+    if backward and not bool(system.v[first].any()):
+        raise mixed(f"sample {first} is not in the loss, and has a gradient")
+    raise mixed(
+        f"{'the gradient of ' if backward else ''}sample {first} was solved to a residual of "
+        f"{reported[first].item():.3g} and has {found[first].item():.3g} beside the others"
     )
 
 
@@ -98,32 +188,32 @@ def _alone(system: System) -> bool:
 
 
 def _rounding(system: System, value: Tensor) -> float:
-    """The precision that f is computed in."""
-    dtypes = [value.dtype, *(dtype for _, dtype in system.context.autocast)]
-    return max(torch.finfo(dtype).eps for dtype in dtypes)
+    """What rounding may change, relative to f."""
+    eps = precision(system.context, value.dtype)
+    return min(ROUNDING * eps, eps**0.5)
 
 
-def _subject(dynamics: Dynamics) -> Any:
-    """What the user gave: it outlives the dynamics that a function makes for each call."""
-    given = (getattr(dynamics, name, None) for name in ("cell", "field"))
-    return next((subject for subject in given if subject is not None), dynamics)
-
-
-def _key(subject: Any, question: str) -> tuple[str, bool]:
-    return question, isinstance(subject, nn.Module) and subject.training
-
-
-def _was_asked(dynamics: Dynamics, question: str) -> bool:
-    subject = _subject(dynamics)
+def was_asked(system: System) -> bool:
+    """Whether this f, in its mode, has been evaluated to see whether it mixes samples."""
+    subject, mode = _subject(system.dynamics)
     try:
-        return _key(subject, question) in _ASKED.get(subject, ())
+        return _alone(system) or mode in _ASKED.get(subject, ())
     except TypeError:  # it cannot be referred to weakly
         return False
 
 
-def _note(dynamics: Dynamics, question: str) -> None:
-    subject = _subject(dynamics)
-    try:
-        _ASKED.setdefault(subject, set()).add(_key(subject, question))
-    except TypeError:
-        return
+def note_asked(system: System) -> None:
+    """This f has been asked, and need not be again."""
+    subject, mode = _subject(system.dynamics)
+    with suppress(TypeError):
+        _ASKED.setdefault(subject, set()).add(mode)
+
+
+def _subject(dynamics: Dynamics) -> tuple[Any, bool]:
+    """What the user gave, and its mode.
+
+    It outlives the dynamics that a function makes for each call.
+    """
+    given = (getattr(dynamics, name, None) for name in ("cell", "field"))
+    subject = next((subject for subject in given if subject is not None), dynamics)
+    return subject, isinstance(subject, nn.Module) and subject.training

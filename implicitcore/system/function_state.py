@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError
+from implicitcore.system.memory import version
 from implicitcore.system.random_modules import draws_anew, is_random
 
 _BETWEEN = "between the solve and its backward pass, which evaluates f again"
@@ -25,7 +26,7 @@ def _replaced(read: _Read) -> bool:
 
 
 def _is_changed(read: _Read) -> bool:
-    return read[2]._version != read[3] or _replaced(read)
+    return version(read[2]) != read[3] or _replaced(read)
 
 
 class FunctionState:
@@ -43,7 +44,7 @@ class FunctionState:
         self.settled = False
         self.modes = [(module, module.training) for module in modules]
         self.reads: list[_Read] = [
-            (store, name, tensor, tensor._version)
+            (store, name, tensor, version(tensor))
             for module, _ in self.modes
             for store in (module._parameters, module._buffers)
             for name, tensor in store.items()
@@ -51,7 +52,7 @@ class FunctionState:
         ]
         leaves = (x,) if isinstance(x, Tensor) else pytree.tree_leaves(x)
         self.reads += [
-            (None, "x", leaf, leaf._version) for leaf in leaves if isinstance(leaf, Tensor)
+            (None, "x", leaf, version(leaf)) for leaf in leaves if isinstance(leaf, Tensor)
         ]
 
     def settle(self) -> None:

@@ -111,7 +111,7 @@ class LinearSystem(System):
         return Transposed(self, z, self.jacobian)
 
 
-class _Products(Linearization):
+class Products(Linearization):
     """Products that are made of another Jacobian's, of the whole batch."""
 
     def __init__(self, system: System, point: Tensor, jacobian: Linearization) -> None:
@@ -127,7 +127,7 @@ class _Products(Linearization):
         return _Embedded(self, rows)
 
 
-class Transposed(_Products):
+class Transposed(Products):
     """Products with J^T, whose products are those of J the other way round."""
 
     def vjp(self, v: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class Transposed(_Products):
         return matrix
 
 
-class _Embedded(_Products):
+class _Embedded(Products):
     """Products for some samples, as those of the whole batch with zeros for the others."""
 
     def __init__(self, jacobian: Linearization, rows: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.mixing import check_rows, precision
 
 if TYPE_CHECKING:
     from implicitcore.system.system import System
@@ -73,9 +74,16 @@ class Linearization:
         """The products for some samples.
 
         f is evaluated at them once more, so that a product costs no more than they do.
+
+        Raises:
+            InputError: f has other values there: it mixes samples.
         """
         self.system.check_function()
-        return self.system.restrict(rows).linearize(self.point.detach().index_select(0, rows))
+        system = self.system.restrict(rows)
+        part = system.linearize(self.point.detach().index_select(0, rows))
+        eps, x = precision(system.context, self.fz.dtype), system.problem.marked
+        check_rows(part.fz, self.fz.index_select(0, rows), len(self.fz), x, eps)
+        return part
 
     def _rows(self, units: Tensor, graph: bool) -> Tensor:
         """J^T v for each v of ``units``, ``[n, batch, n]``.

@@ -103,7 +103,12 @@ class Memory:
 def versions_of(x: Any) -> list[int]:
     """How often each tensor of x was written to."""
     leaves = (x,) if isinstance(x, Tensor) else pytree.tree_leaves(x)
-    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
+    return [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def version(tensor: Tensor) -> int:
+    """How often it was written to; a tensor made in inference mode does not count that."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def apart(z: Tensor, *others: Any) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import InputError, InputWarning
 from implicitcore.system.captured_modules import captured_modules
+from implicitcore.system.repeated import owner_of, warn_repeatedly
 
 _DRAWING = (_DropoutNd, nn.RReLU, nn.MultiheadAttention, nn.RNNBase)
 _ELSEWHERE = frozenset({"DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d"})
@@ -32,7 +33,7 @@ def draws_anew(module: nn.Module) -> bool:
     return module.dropout > 0 and layers > 1
 
 
-def check_random(dynamics: nn.Module, random: Sequence[nn.Module], *, required: bool) -> None:
+def check_random(dynamics: Dynamics, random: Sequence[nn.Module], *, required: bool) -> None:
     """Refuse dynamics whose evaluations differ at random.
 
     Arguments:
@@ -47,11 +48,11 @@ def check_random(dynamics: nn.Module, random: Sequence[nn.Module], *, required: 
     for root in (dynamics, *captured_modules(dynamics)):
         for name, module in root.named_modules():
             if module in random:
-                _tell(module, name, required)
+                _tell(dynamics, module, name, required)
                 return
 
 
-def _tell(module: nn.Module, name: str, required: bool) -> None:
+def _tell(dynamics: Dynamics, module: nn.Module, name: str, required: bool) -> None:
     where = f" ({name})" if name else ""
     message = (
         f"{type(module).__name__}{where} draws anew at each evaluation, so that f is not one "
@@ -59,4 +60,4 @@ def _tell(module: nn.Module, name: str, required: bool) -> None:
     )
     if required:
         raise InputError(message)
-    warnings.warn(message, InputWarning, stacklevel=2)
+    warn_repeatedly(owner_of(dynamics), name, lambda: message, InputWarning)

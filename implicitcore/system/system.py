@@ -13,10 +13,14 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.errors import InputError
+from implicitcore.solution import Origin
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.explain import explain
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.memory import versions_of
+from implicitcore.system.mixing import cut
 from implicitcore.system.problem import Problem
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
@@ -64,7 +68,7 @@ class System:
         Raises:
             InputError: a tensor in x is neither per sample nor shared.
         """
-        context = Context(backend or _TORCH, recorder=recorder)
+        context = Context(backend or _TORCH, recorder=recorder, batch=packing.batch)
         return System(Problem.of(dynamics, x, packing), context)
 
     @property
@@ -172,6 +176,13 @@ class System:
         """The same system, whose root solvers leave their iterates in a recorder."""
         return amended(self, context=amended(self.context, recorder=recorder))
 
+    def started(self, origin: Origin) -> Self:
+        """The same system, of a solve that has started: the next stop test goes on from there."""
+        context = self.context
+        if context.origin is not None:
+            return self
+        return amended(self, context=amended(context, origin=origin, range_checked=False))
+
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""
         return restrict.of_fields(self, rows)
@@ -228,17 +239,22 @@ class System:
         try:
             value = self._call(function, *time, packing.unpack(point), problem.x)
         except Exception as error:
-            self._explain(error)
+            explain(error, problem)
+            self._suspect(error)
             raise
         if point._version != version or memory.copies_state is None:
             memory.note_state(point._version != version, problem.x, versions)
-        packing.check(value, type(problem.dynamics).__name__)
+        try:
+            packing.check(value, type(problem.dynamics).__name__)
+        except InputError as error:
+            self._suspect(error)
+            raise
         return memory.own(packing.pack(value))
 
-    def _explain(self, error: Exception) -> None:
+    def _suspect(self, error: Exception) -> None:
+        """Raise where f, of a part of the batch, may have failed because the rest was missing."""
         packing = self.problem.packing
-        shapes = ", ".join(str([*shape]) for shape in packing.full_shapes)
-        error.add_note(
-            f"while evaluating {type(self.dynamics).__name__} on a state z of shape "
-            f"{shapes}, {packing.dtype}"
-        )
+        whole = self.context.whole(packing.batch)
+        if whole is not None and type(error) in (RuntimeError, IndexError, InputError):
+            found = f"f failed on {packing.batch} of {whole} samples alone ({error})"
+            raise cut(found, self.problem.marked, whole) from error

@@ -15,6 +15,17 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.tensors.restrict import COUNT, SHARED
+from implicitcore.tensors.shared import is_marked
+
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
+"""What states may be of: those in which torch has all operations of the solvers."""
 
 _LEAF = pytree.tree_structure(0)
 
@@ -31,6 +42,7 @@ class Packing:
         shapes: of each leaf, without the batch; of the whole leaf where the batch is coupled.
         batch: samples that are solved apart from each other: 1 where the batch is coupled.
         dtype: of every leaf.
+        device: of every leaf.
         coupled: the samples depend on each other.
         sizes: entries of each leaf per sample.
         plain: the state is one tensor.
@@ -42,6 +54,7 @@ class Packing:
     shapes: tuple[tuple[int, ...], ...] = field(metadata=SHARED)
     batch: int = field(metadata=COUNT)
     dtype: torch.dtype
+    device: torch.device = field(metadata=SHARED)
     coupled: bool = False
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
     plain: bool = field(init=False, repr=False, compare=False)
@@ -57,11 +70,16 @@ class Packing:
                 an integer dtype.
         """
         leaves, spec = ([z], _LEAF) if isinstance(z, Tensor) else pytree.tree_flatten(z)
+        if is_marked(z):
+            raise InputError(
+                "the state z is marked as shared; expected a plain start, one for each sample"
+            )
         _check(leaves, coupled=coupled)
         shapes = tuple(tuple(leaf.shape) for leaf in leaves)
         if coupled:
-            return cls(spec, shapes, 1, leaves[0].dtype, coupled=True)
-        return cls(spec, tuple(shape[1:] for shape in shapes), shapes[0][0], leaves[0].dtype)
+            return cls(spec, shapes, 1, leaves[0].dtype, leaves[0].device, coupled=True)
+        parts, batch = tuple(shape[1:] for shape in shapes), shapes[0][0]
+        return cls(spec, parts, batch, leaves[0].dtype, leaves[0].device)
 
     def __post_init__(self) -> None:
         """What every evaluation asks for; a ``cached_property`` takes a lock."""
@@ -110,6 +128,7 @@ class Packing:
             and isinstance(value, Tensor)
             and value.shape == self.full_shapes[0]
             and value.dtype == self.dtype
+            and value.device == self.device
         ):
             return
         leaves, spec = pytree.tree_flatten(value)
@@ -121,19 +140,22 @@ class Packing:
                 f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected {expected}"
             )
         for leaf, shape in zip(leaves, self.full_shapes, strict=True):
-            if not isinstance(leaf, Tensor):
-                raise InputError(
-                    f"{what} returned {_kind(leaf)}, expected a tensor of shape {[*shape]}"
-                )
-            if tuple(leaf.shape) != shape:
-                raise InputError(
-                    f"{what} returned shape {list(leaf.shape)}, expected {[*shape]} "
-                    "(the shape of z)"
-                )
-            if leaf.dtype != self.dtype:
-                raise InputError(
-                    f"{what} returned {leaf.dtype}, expected {self.dtype} (the dtype of z)"
-                )
+            problem = self._difference(leaf, shape)
+            if problem:
+                raise InputError(f"{what} returned {problem}")
+
+    def _difference(self, leaf: Any, shape: tuple[int, ...]) -> str:
+        """How a leaf differs from that of the state; empty where it does not."""
+        if not isinstance(leaf, Tensor):
+            return f"{_kind(leaf)}, expected a tensor of shape {[*shape]}"
+        if tuple(leaf.shape) != shape:
+            return f"shape {list(leaf.shape)}, expected {[*shape]} (the shape of z)"
+        for name in ("dtype", "device"):
+            found, expected = getattr(leaf, name), getattr(self, name)
+            if found != expected:
+                where = "a tensor on " if name == "device" else ""
+                return f"{where}{found}, expected {expected} (the {name} of z)"
+        return ""
 
 
 def _kind(value: object) -> str:
@@ -172,6 +194,12 @@ def _problem(leaf: object) -> str:
         return f"{_kind(leaf)}; expected tensors only"
     if leaf.ndim == 0:
         return "a tensor with no dimensions; expected the batch first: [batch, ...]"
+    if leaf.layout is not torch.strided:
+        return f"a tensor of layout {leaf.layout}; expected a dense one: z.to_dense()"
+    if leaf.is_meta:
+        return "a tensor on the meta device, which has no values; expected one on another device"
     if not (leaf.is_floating_point() or leaf.is_complex()):
         return f"a tensor of dtype {leaf.dtype}; expected a floating-point or complex dtype"
+    if leaf.dtype not in DTYPES:
+        return f"a tensor of dtype {leaf.dtype}, with which torch does not compute: z.float()"
     return ""

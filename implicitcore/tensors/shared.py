@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.errors import InputError
+from implicitcore.errors import InputError, show
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,13 @@ def shared(tree: Any) -> Any:
     return Shared(unwrapped(tree))
 
 
+def is_marked(tree: Any) -> bool:
+    """Whether something in the pytree is marked as shared."""
+    if isinstance(tree, Tensor):
+        return False
+    return any(map(_is_shared, pytree.tree_leaves(tree, is_leaf=_is_shared)))
+
+
 def unwrapped(tree: Any) -> Any:
     """The pytree without its marks: what f receives."""
     if isinstance(tree, Tensor):
@@ -72,8 +79,14 @@ def check_batch(x: Any, batch: int) -> None:
         InputError: names it.
     """
     for leaf in [x] if isinstance(x, Tensor) else pytree.tree_leaves(x, is_leaf=_is_shared):
-        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] != batch:
-            raise InputError(_problem(x, batch))
+        if isinstance(leaf, Tensor):
+            if leaf.ndim and leaf.shape[0] != batch:
+                raise InputError(_problem(x, batch))
+        elif isinstance(getattr(leaf, "shape", None), tuple) and leaf.shape:
+            raise InputError(
+                f"x holds {show(leaf)} of shape {[*leaf.shape]}, which is no tensor: give "
+                "torch.as_tensor(...)"
+            )
 
 
 def _problem(x: Any, batch: int) -> str:

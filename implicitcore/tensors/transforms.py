@@ -53,15 +53,25 @@ def eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
             return torch.compiler.disable(function)(*args, **kwargs)  # pyright: ignore[reportCallIssue] - torch types it as a decorator factory
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
-                usable: Any = pytree.tree_map_only(Tensor, _usable, (args, kwargs))
-                return function(*usable[0], **usable[1])  # pyright: ignore[reportCallIssue] - the same arguments, cloned
+                saved = usable((args, kwargs))
+                return function(*saved[0], **saved[1])  # pyright: ignore[reportCallIssue] - the same arguments, cloned
         return function(*args, **kwargs)
 
     return call
 
 
+def usable(tree: Any) -> Any:
+    """The pytree with tensors that autograd may save: one made in inference mode may not."""
+    if isinstance(tree, Tensor):
+        return _usable(tree)
+    if not any(
+        isinstance(leaf, Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves(tree)
+    ):
+        return tree
+    return pytree.tree_map_only(Tensor, _usable, tree)
+
+
 def _usable(tensor: Tensor) -> Tensor:
-    """A tensor that autograd may save: one made in inference mode may not."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 

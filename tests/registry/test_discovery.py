@@ -1,4 +1,5 @@
 import builtins
+import signal
 import sys
 import threading
 import warnings
@@ -19,6 +20,46 @@ BROKEN = {
         "ModuleNotFoundError: No module named 'no_such_package'",
     ),
     "exit": ("raise SystemExit(3)", "broken", "SystemExit: 3"),
+    "generator exit": ("raise GeneratorExit", "broken", "GeneratorExit"),
+    "interrupt of its own": (
+        "raise KeyboardInterrupt('mine')",
+        "broken",
+        "KeyboardInterrupt: mine",
+    ),
+    "an exception of its own": (
+        "class Stop(BaseException): pass\nraise Stop('now')",
+        "broken",
+        "Stop: now",
+    ),
+    "an exception without a text": (
+        "class Dumb(BaseException):\n    def __str__(self): raise ValueError\nraise Dumb",
+        "broken",
+        "left out: Dumb",
+    ),
+    "exit in the hook": (hook("raise GeneratorExit"), "broken", "GeneratorExit"),
+    "escapes in an error": (
+        "raise ValueError('\\x1b[31mred\\x1b]0;title\\x07')",
+        "broken",
+        r"ValueError: \x1b[31mred\x1b]0;title\x07",
+    ),
+    "escapes in a summary": (
+        registers("x", "a:B", summary="\x1b[31mred"),
+        "broken",
+        r"must be one line of text, not '\x1b[31mred'",
+    ),
+    "escapes in a name": (registers("x\x1b[31m", "a:B"), "broken", r"named 'x\x1b[31m'"),
+    "long name": (registers("x" * 65, "a:B"), "broken", "at most 64 letters, received 65"),
+    "long line": (
+        registers("x", "a:B", summary="x" * 501),
+        "broken",
+        "(at most 500 printable letters, received 501)",
+    ),
+    "escapes in the requirements": (
+        hook("registry.register('root_solver', 'x', 'a:B', summary='', requires=['\\x1b[31m'])"),
+        "broken",
+        r"must be names of distributions, not ('\x1b[31m',)",
+    ),
+    "long error": ("raise ValueError('x' * 10**6)", "broken", "letters are left out"),
     "half-way": (
         hook("registry.register('root_solver', 'half', 'a:B', summary='first'); 1 / 0"),
         "broken",
@@ -173,16 +214,51 @@ def test_strict_makes_a_broken_plugin_an_error(site: Site, monkeypatch: pytest.M
 
 
 def test_an_interrupt_is_not_a_broken_plugin(site: Site):
-    builtins.interrupt_once = [KeyboardInterrupt()]  # type: ignore[attr-defined]
+    builtins.press_once = [signal.SIGINT]  # type: ignore[attr-defined]
     site.add(
         "mine",
-        "import builtins\nif builtins.interrupt_once: raise builtins.interrupt_once.pop()\n"
+        "import builtins, signal\n"
+        "if builtins.press_once: signal.raise_signal(builtins.press_once.pop())\n"
         + registers("good", "a:B"),
     )
     registry = Registry()
     with pytest.raises(KeyboardInterrupt):
         registry.plugins()
     assert plugin_of(registry, "mine").status == "ok"
+
+
+@pytest.mark.parametrize(
+    "error", ["GeneratorExit", "SystemExit(2)", "type('Own', (BaseException,), {})"]
+)
+def test_a_part_whose_module_raises_anything_is_an_error_of_ours(site: Site, error):
+    site.add("mine", registers("bad", "mine_part:Solver"), files={"mine_part.py": f"raise {error}"})
+    with pytest.raises(PluginError, match="'bad' of mine 1.0 cannot be imported"):
+        Registry().find("root_solver", "bad").load()
+
+
+def test_nothing_of_a_plugin_controls_the_terminal(site: Site):
+    """Not its metadata, its docstrings and its errors, in any command that shows them."""
+    red = "\x1b[31mred\x07"
+    site.add(
+        "mine",
+        registers("bad", "mine_part:Solver"),
+        version=f"1.0{red}",
+        entry=f"mine{red}",
+        files={"mine_part.py": f"raise ValueError({red!r})"},
+    )
+    site.add("broken", f"raise ValueError({red!r} * 10000)", version=f"2{red}")
+    documented = SOLVER.replace("A solver for tests.", f"A solver. {red}")
+    site.add("good", registers("good", "good_part:Solver"), files={"good_part.py": documented})
+    for command in ("list", "plugins list", "plugins doctor -v", "info root_solver good"):
+        code = (
+            "import sys; sys.argv[1:] = "
+            f"{command.split()!r}; from implicitcore.cli import main; main()"
+        )
+        shown = run_python("-c", code, path=(site,))
+        text = shown.stdout + shown.stderr
+        assert "red" in text or command == "list", text
+        assert "\x1b" not in text
+        assert "\x07" not in text
 
 
 def test_a_plugin_that_asks_while_it_loads_fails_and_does_not_hang(site: Site):

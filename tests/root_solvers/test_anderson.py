@@ -102,3 +102,46 @@ def test_the_loop_asks_for_a_restart_where_a_residual_has_doubled():
         lambda z, x: x * z + 1, torch.zeros(3, 1, dtype=torch.float64), rate, solver=solver
     )
     assert heard == [[False, True, False]] * 2
+
+
+MAPS = {
+    "tanh": lambda z, x, weight: torch.tanh(z @ weight + x),
+    "cos": lambda z, x, weight: torch.cos(z @ weight) * x,
+    "linear": lambda z, x, weight: z @ weight + x,
+}
+
+
+@pytest.mark.parametrize("tol", [1e-8, 1e-12])
+@pytest.mark.parametrize("rate", [1e-3, 1e-2, 0.1, 0.3])
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", MAPS)
+def test_the_unrolled_gradient_of_a_fast_contraction(name, n, rate, tol):
+    """As near to the exact one as the iterate is, also where differences have no new direction."""
+    weight = torch.randn(n, n, dtype=torch.float64)
+    weight = weight * rate / torch.linalg.matrix_norm(weight, 2)
+    x0 = torch.randn(4, n, dtype=torch.float64)
+
+    def gradient(solver, strategy):
+        x = x0.clone().requires_grad_()
+        f = lambda z, x: MAPS[name](z, x, weight)  # noqa: E731
+        start = torch.zeros_like(x0)
+        solution = ic.fixed_point(f, start, x, solver=solver, gradient=strategy)
+        assert solution.converged.all()
+        return torch.autograd.grad(solution.z.square().sum(), x)[0]
+
+    exact = gradient(ic.Picard(tol=1e-15, atol=1e-15), ic.Implicit(ic.GMRES(tol=1e-14)))
+    found = gradient(ic.Anderson(tol=tol), ic.Unrolled())
+    error = (found - exact).norm(dim=1) / exact.norm(dim=1)
+    assert error.max() <= 500 * tol
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_unrolled_gradient_of_a_sample_at_its_root_is_finite(dtype):
+    x = torch.tensor([[0.0, 0.0], [1.0, -2.0]], dtype=dtype, requires_grad=True)
+    f = lambda z, x: 0.5 * torch.tanh(z) + x  # noqa: E731
+    solver = ic.Anderson(tol=1e-6)
+    z = ic.fixed_point(f, torch.zeros_like(x), x, solver=solver, gradient=ic.Unrolled()).z
+    found = torch.autograd.grad(z.sum(), x)[0]
+    expected = 1 / (1 - 0.5 * (1 - torch.tanh(z.detach()).square()))
+    expected[0] = 0  # it took no step
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)

@@ -131,6 +131,7 @@ def test_a_corrector_that_rounding_stops_has_met_a_tolerance_of_the_path():
         solution = ic.find_root(lambda z, x: x - z - torch.tanh(z / 1e4), z0, x, solver=solver)
     assert solution.converged.all()
     assert solution.residual.item() <= 1.0
+    assert solution.relative_residual is not None
     assert solution.relative_residual.item() == pytest.approx(
         solution.residual.item() / 1e4, rel=1e-3
     )

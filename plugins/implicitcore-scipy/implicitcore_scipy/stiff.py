@@ -39,6 +39,9 @@ class StiffSolver(IVPSolver):
                 velocity = sample.system.velocity(path.grid.new_tensor([t]), point)
             with torch.no_grad():
                 matrix = Linearization(sample.system, point, velocity).matrix()
+            if not bool(matrix.isfinite().all()):
+                path.bad += 1
+                raise ArithmeticError("the Jacobian is not finite")
             return np.ascontiguousarray(sample.array(matrix))
 
         return {"jac": jacobian}

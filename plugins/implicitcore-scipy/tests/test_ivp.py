@@ -273,3 +273,15 @@ def test_what_it_cannot_do_is_a_clear_error():
         )
     with pytest.raises(ic.ConfigError, match="rtol"):
         sp.RK45(rtol=-1)
+
+
+@pytest.mark.parametrize("name", ["scipy-radau", "scipy-bdf", "scipy-lsoda"])
+def test_a_jacobian_that_is_not_finite_ends_the_sample_with_a_status(name):
+    z0 = torch.tensor([[1.0], [4.0]], dtype=torch.float64)  # the first is empty at t = 2
+    times = torch.tensor([0.0, 4.0], dtype=torch.float64)
+    with torch.no_grad():
+        found = ic.integrate(
+            lambda t, z, x: -torch.sqrt(z), z0, times=times, solver={"name": name, "max_steps": 300}
+        )
+    assert found.status[0] != ic.Status.CONVERGED or found.z[-1, 0].isfinite().all()
+    assert found.z.shape == (2, 2, 1)

@@ -207,13 +207,17 @@ def test_an_error_of_the_map_is_the_users_and_an_empty_batch_is_no_work(method):
         ).z.shape == (0, 3)
 
 
-def test_bad_options_and_complex_states():
+def test_bad_options():
     with pytest.raises(ic.ConfigError, match="inner"):
         sp.Krylov(inner="gremlin")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ic.InputError, match="complex64"):
-        ic.fixed_point(
-            lambda z, x: z / 2, torch.ones(1, 1, dtype=torch.complex64), solver=sp.Hybr()
-        )
+
+
+def test_complex_states_are_solved_by_their_parts():
+    x = torch.tensor([[1 + 2j], [-3 + 0.5j]])
+    f = lambda z, x: 0.3 * z.conj() + 0.2j * z + x  # noqa: E731
+    found = ic.fixed_point(f, torch.zeros_like(x), x, solver=sp.Hybr(tol=1e-5))
+    assert found.converged.all()
+    torch.testing.assert_close(f(found.z, x), found.z, rtol=1e-4, atol=0)
 
 
 def test_a_layer_trains_a_step():

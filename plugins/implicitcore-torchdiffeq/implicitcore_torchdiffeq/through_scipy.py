@@ -56,6 +56,11 @@ class ScipySolver(ErrorTolerance, TorchdiffeqSolver):
 
     def odeint(self, field: Field, z0: Tensor, times: Tensor, **arguments: Any) -> Any:
         """See :meth:`TorchdiffeqSolver.odeint`."""
+        if z0.is_complex():
+            raise InputError(
+                f"torchdiffeq's scipy_solver integrates real states, received {z0.dtype}: use "
+                "another method, or give torch.view_as_real(z)"
+            )
         if arguments:
             raise InputError(
                 "torchdiffeq's scipy_solver cannot stop at a steady state: use another "

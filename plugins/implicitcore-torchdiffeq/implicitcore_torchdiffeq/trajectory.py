@@ -41,7 +41,7 @@ class _Run:
 
         Those that fail go as far as they can.
         """
-        if count < 2 or not len(rows):
+        if count < 2 or not len(rows) or not self.z0.shape[1]:
             self._keep(rows, self.z0.index_select(0, rows).unsqueeze(0))
             return
         whole = len(rows) == len(self.z0)
