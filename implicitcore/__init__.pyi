@@ -154,7 +154,6 @@ from implicitcore.root_solvers.gmres import GMRES as GMRES
 
 # root_solver homotopy: follow a path from an easy problem, then correct
 from implicitcore.root_solvers.homotopy import Homotopy as Homotopy
-
 from implicitcore.root_solvers.homotopy_field import HomotopyField as HomotopyField
 
 # root_solver newton: Newton's method with a line search, dense or matrix-free

@@ -21,7 +21,7 @@ from implicitcore.tensors.shared import shared
 
 # How far GMRES reduces the linear system of a velocity, relative to its right side, and the most
 # products.
-INNER, MOST = 1e-10, 100
+INNER, MOST = 1e-9, 100
 
 
 class HomotopyField(nn.Module, metaclass=PartMeta):
@@ -40,8 +40,8 @@ class HomotopyField(nn.Module, metaclass=PartMeta):
     equilibrium of ``DEQ(cell)``.
 
     An evaluation costs one of f and n products with its Jacobian, or those of GMRES where n >
-    ``dense_below``. It follows the path by s, to the first point where that turns back; ``Homotopy``
-    goes on. The samples must not depend on each other.
+    ``dense_below``, through which a gradient is costly. It follows the path by s, to the first
+    point where that turns back; ``Homotopy`` goes on. The samples must not depend on each other.
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
@@ -95,8 +95,8 @@ class HomotopyField(nn.Module, metaclass=PartMeta):
         if point.g.shape[1] <= self.dense_below:
             velocity = solve(point.matrix(1.0, s), point.g)[0]
         else:
-            limit = INNER * norm(point.g.detach())
+            limit, most = INNER * norm(point.g.detach()), min(point.g.shape[1], MOST)
             velocity = Krylov(
-                system.backend, lambda v: v - s * point.jacobian.jvp(v), point.g, limit, MOST
+                system.backend, lambda v: v - s * point.jacobian.jvp(v), point.g, limit, most
             ).minimise()
         return packing.unpack(self.rate * velocity)

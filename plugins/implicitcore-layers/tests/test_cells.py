@@ -29,7 +29,9 @@ NEEDED = {
     "multiscale": {"channels": [4, 8, 8]},
     "homoode": {"channels": 8, "groups": 4},
 }
-SMALL = [part.name for part in CELLS if part.name not in ("multiscale-large", "multiscale-imagenet")]
+SMALL = [
+    part.name for part in CELLS if part.name not in ("multiscale-large", "multiscale-imagenet")
+]
 
 
 def create(name: str, **options) -> Cell:
@@ -126,7 +128,9 @@ def test_every_preset_trains_a_step(name):
     solution = layer.solve(x).raise_if_failed()
     logits = model[2](solution.z)
     assert logits.shape == (2, cell.classes)
-    (nn.functional.cross_entropy(logits, torch.tensor([1, 2])) + layer.regularizer(solution)).backward()
+    (
+        nn.functional.cross_entropy(logits, torch.tensor([1, 2])) + layer.regularizer(solution)
+    ).backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     moved = [key for key, value in cell.named_parameters() if not torch.equal(before[key], value)]
     assert set(moved) == set(before)
@@ -159,7 +163,7 @@ def test_homoode_is_singular_at_zero_and_not_at_its_default_start():
     assert slope[0.0] > 10 * slope["signs"]
 
 
-# Guarantees -----------------------------------------------------------------------------------------
+# Guarantees.
 
 
 def jacobian_norm(cell, z, x):

@@ -161,7 +161,7 @@ def test_an_input_without_a_width_is_told():
         build("multiscale_deq", make_cell())(X[..., 0, 0])
 
 
-# States that are pytrees, in the other layers -------------------------------------------------------
+# States that are pytrees, in the other layers.
 
 SHAPES = {
     "tuple": ((4,), (2, 3)),

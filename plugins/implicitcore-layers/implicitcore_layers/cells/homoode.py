@@ -55,9 +55,9 @@ class HomoODEField(Preset):
         self.drop = VariationalDropout(dropout)
         self.norm2 = make_norm(norm, channels, groups)
 
-    def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """F(z; c), ``[batch, channels, height, width]``, as z and c."""
-        inner = self.norm1(self.conv1(z)).relu() + c
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """F(z; c) with c the input x, ``[batch, channels, height, width]``, as z."""
+        inner = self.norm1(self.conv1(z)).relu() + x
         return self.norm2(self.drop(self.conv2(inner)))
 
     def stem(self) -> nn.Module:

@@ -61,7 +61,8 @@ class MultiscaleCell(Preset):
     ) -> None:
         super().__init__()
         self.channels, self.expansion = tuple(channels), expansion
-        self.norm, self.groups, self.dropout = norm, groups, dropout
+        self.norm: Norm = norm
+        self.groups, self.dropout = groups, dropout
         self.weight_norm = weight_norm
         self.heads = tuple(heads or (max(count // 4, 1) for count in self.channels))
         self.features, self.classes, self.halvings = features, classes, halvings
