@@ -17,7 +17,6 @@ from implicitcore.gradients.base import Solve as Solve
 from implicitcore.layers.base import CallOptions as CallOptions
 from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
 from implicitcore.layers.base import LayerOptions as LayerOptions
-from implicitcore.layers.base import OnFailure as OnFailure
 from implicitcore.layers.initial import InitialGuess as InitialGuess
 from implicitcore.layers.options import LayerOption as LayerOption
 from implicitcore.layers.options import OptionOf as OptionOf
@@ -27,7 +26,6 @@ from implicitcore.ode_solvers.base import Step as Step
 from implicitcore.ode_solvers.base import Stop as Stop
 from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitRungeKutta as ImplicitRungeKutta
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau as ImplicitTableau
-from implicitcore.ode_solvers.integration import check_times as check_times
 from implicitcore.ode_solvers.runge_kutta import AdaptiveRungeKutta as AdaptiveRungeKutta
 from implicitcore.ode_solvers.runge_kutta import FixedRungeKutta as FixedRungeKutta
 from implicitcore.ode_solvers.step_size import Adaptive as Adaptive
@@ -36,6 +34,7 @@ from implicitcore.ode_solvers.step_size import StepSize as StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps as EqualSteps
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver as StepwiseODESolver
 from implicitcore.ode_solvers.tableaus import Tableau as Tableau
+from implicitcore.ode_solvers.times import check_times as check_times
 from implicitcore.options.options import Options as Options
 from implicitcore.options.options import options_of as options_of
 from implicitcore.options.shared import ErrorTolerance as ErrorTolerance
@@ -43,6 +42,7 @@ from implicitcore.options.shared import ResidualTolerance as ResidualTolerance
 from implicitcore.options.shared import StepLimit as StepLimit
 from implicitcore.options.types import Count as Count
 from implicitcore.options.types import Fraction as Fraction
+from implicitcore.options.types import OnFailure as OnFailure
 from implicitcore.options.types import Positive as Positive
 from implicitcore.options.types import Shape as Shape
 from implicitcore.options.types import Spec as Spec

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend
-from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import ConfigError, GradientError, InputError
+from implicitcore.errors import ConfigError, GradientError, InputError, did_you_mean, show
 from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
+from implicitcore.gradients.run import RunOptions, run
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event, check_event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.options.annotations import PartType
 from implicitcore.options.option import read_part
-from implicitcore.options.types import Spec
+from implicitcore.options.types import OnFailure, Spec
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.solution import Solution, Trajectory
-from implicitcore.system.context import Recorder
-from implicitcore.system.memory import apart
-from implicitcore.system.random_modules import check_random
-from implicitcore.system.scope import solving
-from implicitcore.system.system import System
-from implicitcore.tensors.autocast import ambient, promoted, suspended
-from implicitcore.tensors.packing import Packing
-from implicitcore.tensors.transforms import check_transforms, eager, usable
+from implicitcore.system.repeated import owner_of
 
 _Result = TypeVar("_Result", Solution, Trajectory)
 _SOLVERS = ("root_solver", "ode_solver")
@@ -57,6 +48,7 @@ def fixed_point(  # noqa: PLR0913 - keyword options
     solver: RootSolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     backend: Backend | Spec | None = None,
+    on_failure: OnFailure = "ignore",
     coupled: bool = False,
 ) -> Solution:
     """Solve f(z, x) = z for each sample of a batch.
@@ -71,15 +63,18 @@ def fixed_point(  # noqa: PLR0913 - keyword options
             in the 2-norm.
         gradient: default ``Implicit()``.
         backend: default torch.
+        on_failure: what becomes of samples that do not converge, as in :class:`ImplicitLayer`;
+            ``"ignore"`` leaves it to ``solution.status``.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it; without it, to be found so is an error.
+            stop test, and all of x belongs to it; else such a batch is an error where it is found.
 
     Returns:
         The solution; ``solution.z`` is shaped like z0 and differentiable with respect to x and what
         f depends on.
 
     Raises:
+        SolveError: a sample failed, and ``on_failure`` says so.
         ConfigError: a part cannot be made or used; lists every problem.
         InputError: z0 cannot be packed, a tensor in x is neither per sample nor marked as shared,
             or f returns another structure, shape or dtype.
@@ -96,8 +91,11 @@ def fixed_point(  # noqa: PLR0913 - keyword options
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
     solve, strategy = Solve(chosen or _ANDERSON), strategy or _IMPLICIT
-    found = run(FixedPoint(f), z0, x, solve, strategy, backend=kernels, coupled=coupled)
-    return _returned(Solution, found, strategy)
+    options = _options(kernels, on_failure, coupled)
+    dynamics = FixedPoint(f)
+    found = _returned(Solution, run(dynamics, z0, x, solve, strategy, **options), strategy)
+    report(found, on_failure, "fixed_point", owner_of(dynamics))
+    return found
 
 
 def find_root(  # noqa: PLR0913 - keyword options
@@ -108,6 +106,7 @@ def find_root(  # noqa: PLR0913 - keyword options
     solver: RootSolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     backend: Backend | Spec | None = None,
+    on_failure: OnFailure = "ignore",
     coupled: bool = False,
 ) -> Solution:
     """Solve g(z, x) = 0 for each sample of a batch.
@@ -125,23 +124,27 @@ def find_root(  # noqa: PLR0913 - keyword options
             ``tol=0`` and an ``atol`` where g has units of its own.
         gradient: default ``Implicit()``.
         backend: default torch.
+        on_failure: what becomes of samples that do not converge, as in :class:`ImplicitLayer`;
+            ``"ignore"`` leaves it to ``solution.status``.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it; without it, to be found so is an error.
+            stop test, and all of x belongs to it; else such a batch is an error where it is found.
 
     Returns:
         The solution, as :func:`fixed_point`.
 
     Raises:
+        SolveError: a sample failed, and ``on_failure`` says so.
         ConfigError: a part cannot be made or used; lists every problem.
         InputError: z0 cannot be packed, a tensor in x is neither per sample nor marked as shared,
             or g returns another structure, shape or dtype.
     """
     chosen, strategy, kernels = _parts(_ROOT, solver, gradient, backend)
     dynamics, solve = VectorField(g, autonomous=True), Solve(chosen or _BROYDEN)
-    strategy = strategy or _IMPLICIT
-    found = run(dynamics, z0, x, solve, strategy, backend=kernels, coupled=coupled)
-    return _returned(Solution, found, strategy)
+    strategy, options = strategy or _IMPLICIT, _options(kernels, on_failure, coupled)
+    found = _returned(Solution, run(dynamics, z0, x, solve, strategy, **options), strategy)
+    report(found, on_failure, "find_root", owner_of(dynamics))
+    return found
 
 
 def integrate(  # noqa: PLR0913 - keyword options
@@ -154,7 +157,9 @@ def integrate(  # noqa: PLR0913 - keyword options
     gradient: GradientStrategy | Spec | None = None,
     dense: bool = False,
     event: Event | None = None,
+    exact_time: bool = False,
     backend: Backend | Spec | None = None,
+    on_failure: OnFailure = "ignore",
     coupled: bool = False,
 ) -> Trajectory:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
@@ -165,18 +170,23 @@ def integrate(  # noqa: PLR0913 - keyword options
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
-        times: output times ``[T]``, strictly increasing or decreasing; a span of length zero has no
-            solution and is an error.
+        times: output times ``[T]``, strictly increasing or decreasing, in a dtype of their own; a
+            span of length zero has no solution and is an error.
         solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
         dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
         event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
             start is no change). Two changes within one step are not seen: ``max_step`` of an
             adaptive solver bounds the steps.
+        exact_time: v and event receive t in the dtype of the times. Else it is rounded to the real
+            dtype of z, float32 at least, so that it mixes with z: too coarse for a field of t whose
+            float64 times are far from zero.
         backend: default torch.
+        on_failure: what becomes of samples that do not converge, as in :class:`ImplicitLayer`;
+            ``"ignore"`` leaves it to ``solution.status``.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it; without it, to be found so is an error.
+            stop test, and all of x belongs to it; else such a batch is an error where it is found.
 
     Returns:
         The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
@@ -185,6 +195,7 @@ def integrate(  # noqa: PLR0913 - keyword options
         function that e(t, z(t), x) = 0 defines.
 
     Raises:
+        SolveError: a sample failed, and ``on_failure`` says so.
         ConfigError: a part cannot be made or used; lists every problem.
         InputError: z0 or times cannot be used, a tensor in x is neither per sample nor marked as
             shared, or v or event returns another structure, shape or dtype.
@@ -216,49 +227,25 @@ def integrate(  # noqa: PLR0913 - keyword options
             "need gradient=Unrolled()"
         )
     solve = Solve(chosen or _TSIT5, times, dense, event)
-    found = run(VectorField(v), z0, x, solve, strategy, backend=kernels, coupled=coupled)
-    return _returned(Trajectory, found, strategy)
+    options, field = _options(kernels, on_failure, coupled), VectorField(v, exact_time=exact_time)
+    found = _returned(Trajectory, run(field, z0, x, solve, strategy, **options), strategy)
+    report(found, on_failure, "integrate", owner_of(field))
+    return found
 
 
-@eager
-def run(  # noqa: PLR0913 - keyword options
-    dynamics: Dynamics,
-    z0: Any,
-    x: Any,
-    solve: Solve,
-    gradient: GradientStrategy,
-    *,
-    backend: Backend | None = None,
-    trace: bool = False,
-    coupled: bool = False,
-) -> Solution | Trajectory:
-    """Pack the start, solve with the gradient attached, and unpack.
+def _options(backend: Backend | None, on_failure: OnFailure, coupled: bool) -> RunOptions:
+    """The options of a call, read.
 
-    The one edge between pytrees and packed states.
+    Raises:
+        ConfigError: ``on_failure`` is none of its words.
     """
-    check_transforms(type(gradient).__name__, gradient.transforms)
-    _check_backend(backend)
-    autocast = ambient()
-    begin, x = promoted(usable(z0), autocast), usable(x)
-    packing = Packing.of(begin, coupled=coupled)
-    with solving(dynamics) as scope:
-        if scope.random:
-            noise = solve.times is not None and isinstance(gradient, Unrolled)
-            check_random(dynamics, scope.random, required=not noise)
-        recorder = Recorder(residuals=[]) if trace else None
-        system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
-        if torch.is_grad_enabled():
-            system = system.with_function_state()
-        with suspended() if autocast else nullcontext():
-            flat = packing.pack(begin)
-            solution = gradient.run(solve, system, flat)
-    system.context.end()
-    z = packing.unpack(apart(solution.z, begin, system.x))
-    parts: dict[str, Any] = {"z": z, "start": z0}
-    if isinstance(solution, Solution) and solution.iterates is not None:
-        parts["iterates"] = packing.unpack(solution.iterates)
-    found = solution.amended(**parts)
-    return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
+    known = get_args(OnFailure)
+    if on_failure not in known:
+        near = did_you_mean(on_failure, known)
+        raise ConfigError(
+            [f"on_failure: expected one of {', '.join(known)}, received {show(on_failure)}{near}"]
+        )
+    return {"backend": backend, "on_failure": on_failure, "coupled": coupled}
 
 
 def _returned(
@@ -290,11 +277,3 @@ def _parts(kind: PartType, solver: Any, gradient: Any, backend: Any) -> tuple[An
     if problems:
         raise ConfigError(problems)
     return read[0][0], read[1][0], read[2][0]
-
-
-def _check_backend(backend: Backend | None) -> None:
-    reason = None if backend is None else backend.unavailable_reason()
-    if reason is not None:
-        raise ConfigError(
-            [f"backend: {type(backend).__name__} cannot run here: {reason}; use 'auto' or 'torch'"]
-        )

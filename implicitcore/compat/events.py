@@ -12,7 +12,6 @@ from implicitcore.dynamics.vector_field import VectorField
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.solution import SolveError
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import real_dtype
 from implicitcore.tensors.packing import Packing
 
 # Steps in which an event must happen, unless the options say how many: it may never.
@@ -27,9 +26,9 @@ def find_event(
     field: Callable[..., Tensor],
     event: Event,
     z0: Tensor,
-    t0: float,
+    t0: Tensor,
     onwards: float,
-) -> float:
+) -> Tensor:
     """The first time after t0 at which the event, positive at t0, is zero.
 
     The solver's steps are watched until the sign changes; within that step the time is found by a
@@ -40,36 +39,37 @@ def find_event(
         field: dz/dt of (t, z, x).
         event: a scalar of t (a scalar) and z ``[1, n]``.
         z0: the state at t0, ``[1, n]``.
-        t0: where to begin.
+        t0: where to begin, a scalar.
         onwards: 1, or -1 for back in time.
+
+    Returns:
+        A scalar, in the dtype of t0 or a finer one.
 
     Raises:
         SolveError: no event happened.
     """
-    dtype = real_dtype(z0)
-    if not event(torch.tensor(t0, dtype=dtype, device=z0.device), z0) > 0:
+    if not event(t0, z0) > 0:
         return t0
     system = System.of(VectorField(field), None, Packing.of(z0))
     watch = _Watch(event, t0, z0)
     first = _watchful(solver, system, z0, t0)
-    ended = first.solve(
-        system, z0, torch.tensor([t0, onwards * torch.inf], dtype=torch.float64), watch
-    )
+    ended = first.solve(system, z0, torch.stack((t0, t0.new_tensor(onwards * torch.inf))), watch)
     if watch.value > 0:
         raise SolveError(
-            f"no event happened until t = {watch.after[0]}, in {int(ended.steps[0])} steps", ended
+            f"no event happened until t = {watch.after[0].item()}, in {int(ended.steps[0])} steps",
+            ended,
         )
     (a, z), (b, _) = watch.before, watch.after
 
     def value(t: float) -> float:
-        grid = torch.tensor([a, t], dtype=dtype, device=z0.device)
+        grid = torch.stack((a, a.new_tensor(t)))
         here = z if grid[0] == grid[1] else solver.solve(system, z, grid).z[-1]
         return float(event(grid[1], here))
 
-    return _zero(value, a, b, 4 * torch.finfo(dtype).eps)
+    return a.new_tensor(_zero(value, a.item(), b.item(), 4 * torch.finfo(a.dtype).eps))
 
 
-def _watchful(solver: ODESolver, system: System, z0: Tensor, t0: float) -> ODESolver:
+def _watchful(solver: ODESolver, system: System, z0: Tensor, t0: Tensor) -> ODESolver:
     """The solver with an end to its steps, and a first one that leaps over nothing."""
     fields = (
         {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
@@ -80,7 +80,7 @@ def _watchful(solver: ODESolver, system: System, z0: Tensor, t0: float) -> ODESo
     if "max_steps" in fields:
         changes["max_steps"] = min(fields["max_steps"], MOST)
     if "first_step" in fields and fields["first_step"] is None:
-        speed = system.velocity(torch.full_like(z0[:, 0], t0, dtype=real_dtype(z0)), z0).norm()
+        speed = system.velocity(t0.expand(len(z0)), z0).norm()
         changes["first_step"] = max(0.01 * float(z0.norm() / speed), 1e-6) if speed > 0 else 1e-3
     return dataclasses.replace(solver, **changes) if changes else solver  # pyright: ignore[reportArgumentType]
 
@@ -88,14 +88,14 @@ def _watchful(solver: ODESolver, system: System, z0: Tensor, t0: float) -> ODESo
 class _Watch:
     """The last two states of an integration, which ends when the event is not positive."""
 
-    def __init__(self, event: Event, t0: float, z0: Tensor) -> None:
+    def __init__(self, event: Event, t0: Tensor, z0: Tensor) -> None:
         self.event = event
         self.before = self.after = (t0, z0)
         self.value = 1.0
 
     def __call__(self, t: Tensor, z: Tensor, velocity: Tensor) -> Tensor:
         del velocity
-        self.before, self.after = self.after, (t.item(), z)
+        self.before, self.after = self.after, (t[0], z)
         self.value = float(self.event(t[0], z))
         return torch.tensor([self.value > 0], device=z.device)
 

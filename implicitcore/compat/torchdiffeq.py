@@ -39,6 +39,7 @@ from implicitcore.gradients.adjoint import Adjoint
 from implicitcore.gradients.base import GradientStrategy
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.tensors.norms import clock_dtype
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_event"]
 
@@ -213,8 +214,9 @@ def _integrate(  # noqa: PLR0913 - the two functions' arguments
     if t.shape != (2,):
         raise InputError(f"t: expected [2] entries with event_fn, received shape {list(t.shape)}")
     onwards = 1.0 if bool(t[1] > t[0]) else -1.0
-    event = _signed(event_fn, layout, y0, t[0].detach())
-    end = t.new_tensor(find_event(solver, field, event, z0.detach(), t[0].item(), onwards))
+    start = t[0].detach().to(z0.device, clock_dtype(t, z0))
+    event = _signed(event_fn, layout, y0, start)
+    end = find_event(solver, field, event, z0.detach(), start, onwards).to(t)
     if bool(end == t[0]):
         return end, layout.unpack(z0.expand(2, -1))
     return end, layout.unpack(_trajectory(field, z0, torch.stack((t[0], end)), solver, gradient))

@@ -15,9 +15,14 @@ class Dynamics(nn.Module, ABC):
 
     A new implicit model is a subclass with a :meth:`velocity`, or a :class:`FixedPointMap` with an
     ``update``. z is any pytree of tensors with the batch first, x any pytree.
+
+    Attributes:
+        exact_time: t comes in the dtype of the times; else rounded to the real dtype of z, float32
+            at least, so that it mixes with z.
     """
 
     kind: ClassVar[str] = "dynamics"
+    exact_time: bool = False
 
     @abstractmethod
     def velocity(self, t: Tensor, z: Any, x: Any) -> Any:

@@ -18,17 +18,21 @@ class VectorField(Dynamics):
         field: v, a module or function that returns a state shaped like z; t is ``[batch, 1, ...,
             1]``.
         autonomous: v is called with (z, x).
+        exact_time: t reaches v in the dtype of the times, and not rounded to that of z.
 
     Reference:
         Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv
         1806.07366.
     """
 
-    def __init__(self, field: Callable[..., Any], *, autonomous: bool = False) -> None:
+    def __init__(
+        self, field: Callable[..., Any], *, autonomous: bool = False, exact_time: bool = False
+    ) -> None:
         super().__init__()
         check_cell(field, "field", _arguments(autonomous))
         self.field = field
         self.autonomous = autonomous
+        self.exact_time = exact_time
 
     def velocity(self, t: Tensor, z: Any, x: Any) -> Any:
         """v(t, z, x).

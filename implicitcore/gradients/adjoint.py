@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.quadrature import ANOTHER, AdjointSystem, Quadrature
-from implicitcore.gradients.trajectory import Bound, attach
+from implicitcore.gradients.trajectory import Bound, attach, pull, total
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.integration import integrate_loop
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
@@ -92,22 +93,42 @@ class _Pullback:
         """See :data:`implicitcore.gradients.trajectory.Pullback`."""
         # The adjoint is linear in v: at unit size the tolerances mean the same whatever the scale
         # of the loss.
-        times = self.solution.times
+        times, finite = self.solution.times, v.isfinite().all(2).all(0)
+        v = torch.where(column(finite), v, 0)
         size = torch.linalg.vector_norm(v, dim=(0, 2)) / max(v.shape[2], 1) ** 0.5
         unit = torch.where(size > 0, size, 1).to(times.dtype)
         stored = torch.cat((self.solution.z, v / column(unit).to(v.dtype)), 2).flip(0)
         system = AdjointSystem.of_bound(bound)
         quadrature = Quadrature(system, self.solver, stored, unit)
         back = self._integrate(system, stored[0], times.flip(0), quadrature)
+        gradients = quadrature.gradients
+        if not bool(finite.all()):
+            gradients = self._with_nan(system, gradients, finite)
         n = v.shape[2]
         found, expected = back.z[1:, :, :n], stored[1:, :, :n]
         extent = torch.maximum(_norms(expected), _norms(stored[:-1, :, :n])).clamp(
             min=torch.finfo(unit.dtype).tiny
         )
         self._note(system, back.status, (_norms(found - expected) / extent).amax(0))
-        return (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(
-            v.dtype
-        ), quadrature.gradients
+        a = (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(v.dtype)
+        return torch.where(column(finite), a, torch.nan), gradients
+
+    def _with_nan(
+        self, system: AdjointSystem, gradients: Sequence[Tensor | None], finite: Tensor
+    ) -> list[Tensor | None]:
+        """The gradients with NaN in what the samples that are not ``finite`` depend on.
+
+        No step is accepted with a NaN, and a zero would hide it from who scales the loss.
+        """
+        z0 = self.solution.z[0]
+        a = torch.where(column(finite), torch.zeros_like(z0), torch.nan)
+        stage = system.stage(self.solution.times[:1].expand(len(z0)), torch.cat((z0, a), 1))
+        if not (stage.g.requires_grad and system.inputs):
+            return list(gradients)
+        return [
+            total(*pair)
+            for pair in zip(gradients, pull([stage.g], system.inputs, [a]), strict=True)
+        ]
 
     def _integrate(
         self, system: AdjointSystem, z0: Tensor, times: Tensor, quadrature: Quadrature

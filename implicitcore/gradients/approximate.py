@@ -64,7 +64,7 @@ class _Estimate(Pullback):
     jacobian: Linearization
     record: Backward
 
-    def __call__(self, v: Tensor) -> Tensor:
+    def solve(self, v: Tensor) -> Tensor:
         system = self.jacobian.system
         before = system.evaluations
         u = self.strategy.estimate(self.jacobian, v)

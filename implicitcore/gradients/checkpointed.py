@@ -15,10 +15,11 @@ from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.checkpoints import Checkpoints
 from implicitcore.gradients.trajectory import Bound, agrees, attach, pull, require_same, total
-from implicitcore.ode_solvers.integration import Integration, check_times
+from implicitcore.ode_solvers.integration import Integration
 from implicitcore.ode_solvers.samples import Outputs, Samples
 from implicitcore.ode_solvers.step_chooser import ControlledSteps, RecordedSteps, ReplayedSteps
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
+from implicitcore.ode_solvers.times import check_times
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
@@ -107,7 +108,7 @@ class _Forward:
         times: Tensor,
         budget: int | None,
     ) -> None:
-        self.chooser = RecordedSteps(ControlledSteps(solver.step_size))
+        self.chooser = RecordedSteps(ControlledSteps(solver.step_size, times))
         self.kept = Checkpoints[Samples](budget)
         self.run = run = Integration.at_start(solver, system, z0, times, self.chooser)
         for index in range(solver.max_steps):

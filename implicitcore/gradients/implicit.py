@@ -91,7 +91,7 @@ class BackwardSolve(Pullback):
     record: Backward
 
     @suspended()
-    def __call__(self, v: Tensor) -> Tensor:
+    def solve(self, v: Tensor) -> Tensor:
         """u, ``[batch, n]``."""
         linear = LinearSystem.transposed(self.system, self.jacobian, v)
         solution = solve_from(self.solver, linear, self.start(linear))

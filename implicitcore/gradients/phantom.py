@@ -60,14 +60,16 @@ class Phantom(Options, GradientStrategy):
         if (
             z.requires_grad and not transformed()
         ):  # in torch.func a first derivative has a graph too
-            z.register_hook(_first_only)
+            z.register_hook(_incoming)
         value = solution.z + (z - z.detach())
         return solution.amended(z=value, evaluations=system.evaluations)
 
 
-def _first_only(_: Tensor) -> None:
+def _incoming(v: Tensor) -> Tensor:
+    """The incoming gradient: NaN for a sample where it is not finite, as in other strategies."""
     if torch.is_grad_enabled():
         raise GradientError(
             "Phantom gives first derivatives only; use Implicit for a second derivative "
             "(create_graph=True)"
         )
+    return torch.where(v.isfinite().all(1, keepdim=True), v, torch.nan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.errors import ConfigError, ConvergenceWarning
-from implicitcore.functional import run
+from implicitcore.errors import ConfigError
 from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
+from implicitcore.gradients.run import RunOptions, run
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.layers import observers
 from implicitcore.layers.distributed import SharedGroup, group_of
@@ -22,24 +23,16 @@ from implicitcore.layers.initial import InitialGuess, Zeros
 from implicitcore.layers.options import OPTIONS, LayerMeta, LayerOption, replaced
 from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.options.types import Positive, Spec
+from implicitcore.options.types import OnFailure, Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import FinalState, Solution, SolveError, SolveResult, Status, Trajectory
-from implicitcore.system.coupling import check_part
+from implicitcore.solution import FinalState, Solution, SolveResult, Trajectory
 from implicitcore.system.current import current
-from implicitcore.system.repeated import warn_repeatedly
 from implicitcore.system.scope import SolveContext
-from implicitcore.tensors.autocast import ambient, promoted
-from implicitcore.tensors.restrict import of_input, restrict
 from implicitcore.tensors.shared import unwrapped
 from implicitcore.tensors.transforms import eager, in_backward
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-OnFailure = Literal["raise", "warn", "mask"]
-"""What becomes of samples that do not converge; see :class:`ImplicitLayer`."""
-
 
 TORCH = TorchBackend()
 
@@ -80,11 +73,12 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         on_failure: what becomes of samples that do not converge. ``"warn"`` gives their best
             iterates with a warning, once and then at intervals, but raises where a value is not
             finite; ``"raise"`` raises for any; ``"mask"`` gives their finite start and stops their
-            gradient, with the others solved apart from them, so that a NaN reaches no parameter
-            (one more solve, where a sample failed).
+            gradient, with the others solved apart from them (one more solve, where a sample
+            failed); ``"ignore"`` says nothing: the status of the :class:`~implicitcore.Solution`
+            does. Where a sample is not finite, the gradient of the others never meets its NaN.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
-            stop test, and all of x belongs to it; without it, to be found so is an error.
+            stop test, and all of x belongs to it; else such a batch is an error where it is found.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -151,7 +145,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             SolveError: a sample failed, and ``on_failure`` says so.
         """
         solution = self.solve(x, z0)
-        self._check(solution)
+        report(solution, self.on_failure, type(self).__name__, self)
         return solution.z
 
     @eager
@@ -180,8 +174,6 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
                 else start
             )
             solution = self._run(begin, x, trace)
-            if self.on_failure == "mask" and solution.failed:
-                solution = self._mask(solution, begin, x, scope)
         if spent or start is not begin:
             solution = solution.amended(start=start, evaluations=solution.evaluations + spent)
         if observers.active and not in_backward():
@@ -255,27 +247,10 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
 
     def _run(self, begin: Any, x: Any, trace: bool) -> Solution | FinalState:
         solve = Solve(self.solver, self._times(begin))
-        options = {"backend": self.backend, "trace": trace, "coupled": self.coupled}
+        options: RunOptions = {"backend": self.backend, "trace": trace, "coupled": self.coupled}
+        options["on_failure"] = self.on_failure
         found = run(self.dynamics, begin, x, solve, self.gradient, **options)
         return found.final() if isinstance(found, Trajectory) else found
-
-    def _mask(
-        self, solution: Solution | FinalState, begin: Any, x: Any, scope: SolveContext
-    ) -> Solution | FinalState:
-        """The same solution with the failed samples at their start, and no graph through them."""
-        good = solution.converged.nonzero().squeeze(1)
-        safe = pytree.tree_map(
-            lambda z: z.detach().nan_to_num(0.0, 0.0, 0.0), promoted(begin, ambient())
-        )
-        if not len(good):
-            return solution.amended(z=safe)
-        spent = check_part(self.dynamics, promoted(begin, ambient()), x, good)
-        with restrict(scope, good).entered():
-            part = self._run(restrict(begin, good), of_input(x, good), False)
-        z = pytree.tree_map(lambda whole, rows: whole.index_copy(0, good, rows), safe, part.z)
-        return solution.amended(
-            z=z, evaluations=solution.evaluations + spent + part.evaluations, backward=part.backward
-        )
 
     def _times(self, z0: Any) -> Tensor | None:
         if isinstance(self.solver, RootSolver):
@@ -285,16 +260,3 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             return torch.tensor([0.0, self.horizon])
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         return torch.tensor([0.0, self.horizon], dtype=dtype, device=like.device)
-
-    def _check(self, solution: SolveResult) -> None:
-        if self.on_failure == "mask" or not solution.failed:
-            return
-        found = set(solution.status.tolist())
-        if self.on_failure == "raise" or Status.NON_FINITE in found:
-            raise SolveError(f"{type(self).__name__} failed: {solution.summary()}", solution)
-        warn_repeatedly(
-            self,
-            frozenset(found - {Status.CONVERGED}),
-            lambda: f"{type(self).__name__}: {solution.summary()}",
-            ConvergenceWarning,
-        )

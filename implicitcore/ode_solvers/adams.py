@@ -15,7 +15,7 @@ from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.shared import ErrorControl
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column
+from implicitcore.tensors.norms import column, real_dtype
 
 # A step so many times as long as the last is of order 1: the differences over a step that was cut
 # short to arrive at an output time are mostly rounding, and would be magnified.
@@ -88,7 +88,7 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         differences = torch.nn.functional.pad(
             system.velocity(t, z).unsqueeze(1), (0, 0, 0, rows - 1)
         )
-        gaps = torch.arange(1, rows + 1, dtype=t.dtype, device=t.device).expand(len(t), -1)
+        gaps = torch.arange(1, rows + 1, dtype=real_dtype(z), device=t.device).expand(len(t), -1)
         return Past(differences, gaps, torch.zeros_like(t, dtype=torch.int64))
 
     def velocity(self, state: Past) -> Tensor:

@@ -64,8 +64,8 @@ class Crossings:
             InputError: e returns something else.
         """
         packing = self.system.packing
-        broadcastable = packing.spread(t)
-        found = self.system.scope.call(self.event, broadcastable, packing.unpack(z), self.system.x)
+        time = self.system.problem.time(t)
+        found = self.system.scope.call(self.event, time, packing.unpack(z), self.system.x)
         if (
             not isinstance(found, Tensor)
             or found.shape != (packing.batch,)
@@ -133,7 +133,7 @@ class Crossings:
         a, b = torch.where(crossed, 0, torch.ones_like(self.times)), torch.ones_like(self.times)
         at_a, at_b = along(a), along(b)
         at_a = torch.where(at_a * at_b > 0, -at_a, at_a)  # rounding: the sign is known
-        eps, move = 4 * torch.finfo(b.dtype).eps, torch.ones_like(b)
+        eps, move = 4 * torch.finfo(self.system.packing.real_dtype).eps, torch.ones_like(b)
         for _ in range(_MOST):
             going = crossed & (at_b != 0) & (move > eps)
             if not bool(going.any()):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.errors import InputError
 from implicitcore.ode_solvers.at_rest import AtRest
 from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.dense import StepStart
@@ -18,9 +17,10 @@ from implicitcore.ode_solvers.recorder import TrajectoryRecorder
 from implicitcore.ode_solvers.samples import Outputs, Samples, spread
 from implicitcore.ode_solvers.step_chooser import Attempt, Choice, ControlledSteps, StepChooser
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
+from implicitcore.ode_solvers.times import check_times
 from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
-from implicitcore.tensors.like import check_like, described
+from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import all_finite, column, real_dtype
 
 
@@ -49,7 +49,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     """
     control = solver.step_size if stop is None else solver.step_size.steady_state()
     times = check_times(times, z0, bounded=stop is None)
-    run = Integration.at_start(solver, system, z0, times, ControlledSteps(control))
+    run = Integration.at_start(solver, system, z0, times, ControlledSteps(control, times))
     run.observer = observer
     if dense or event is not None:
         samples = run.samples
@@ -64,41 +64,13 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     return run.trajectory()
 
 
-def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
-    """The output times in the dtype and on the device of the integration.
+class _Look(NamedTuple):
+    """What is known of a step on the host."""
 
-    Raises:
-        InputError: says what was received and what was expected.
-    """
-    if not isinstance(times, Tensor) or times.ndim != 1 or len(times) < 2:
-        found = (
-            f"a tensor of shape {list(times.shape)}"
-            if isinstance(times, Tensor)
-            else f"a {type(times).__name__}"
-        )
-        raise InputError(f"times: expected a tensor of shape [T] with T >= 2, received {found}")
-    if times.requires_grad:
-        raise InputError(
-            "times: received a tensor that requires a gradient; the gradient with respect "
-            "to times is not computed"
-        )
-    if times.is_complex() or times.is_meta or times.layout is not torch.strided:
-        raise InputError(f"times: expected real numbers, received {described(times)}")
-    grid = times.to(z0.device, real_dtype(z0))
-    steps = grid.diff()
-    if not bool((steps > 0).all() | (steps < 0).all()):
-        hint = (
-            "; a span of length zero has no direction: z there is z0"
-            if bool((steps == 0).all())
-            else ""
-        )
-        raise InputError(
-            f"times: expected strictly increasing or decreasing values in {grid.dtype}, "
-            f"received {times.tolist()}{hint}"
-        )
-    if not bool(grid[: None if bounded else -1].isfinite().all()):
-        raise InputError(f"times: expected finite values, received {times.tolist()}")
-    return grid
+    follows: Tensor  # [batch] bool, what takes its end over
+    alike: bool  # all do
+    arrived: bool  # a sample reached an output time
+    refused: bool  # a sample did not accept it
 
 
 @dataclass(eq=False)
@@ -186,56 +158,84 @@ class Integration:
             attempt = self.chooser.choose(samples)
         if self.observer is not None:
             self.observer.before_step()
-        step = self.solver.step(self.system, samples.t, attempt.dt, samples.z, samples.state)
+        step = self._try(attempt.dt)
         check_like(step.z, samples.z, self.solver, "step")
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
-            end = torch.where(attempt.arrives, samples.target, samples.t + attempt.dt)
             samples.steps = samples.steps + samples.active
-        if self.recorder is not None:
-            step, end, attempt = self._record(self.recorder, step, end, attempt, choice.accept)
-        self._advance(step, end, attempt, choice)
+            look = self._look(attempt, choice)
+        if look.refused and (torch.is_grad_enabled() or self.observer is not None):
+            step = self._without_refused(step, attempt, choice)
+        if step is not None and self.recorder is not None:
+            step, attempt = self._record(self.recorder, step, attempt, choice.accept)
+        self._advance(step, attempt, choice, look)
+
+    def _try(self, dt: Tensor) -> Step:
+        """A step of each sample; t keeps the dtype of the clock, dt has that of the state."""
+        samples = self.samples
+        size = dt.to(real_dtype(samples.z))
+        return self.solver.step(self.system, samples.t, size, samples.z, samples.state)
+
+    def _look(self, attempt: Attempt, choice: Choice) -> _Look:
+        """The one look at the device in a step where nothing happens."""
+        samples, accept = self.samples, choice.accept
+        # A sample at its last time may follow the others: its dt is zero.
+        follows = accept | samples.done
+        arrived, refused = accept & attempt.arrives, samples.active & ~accept
+        found = torch.stack((follows.all(), arrived.any(), refused.any()))
+        return _Look(follows, *found.tolist())
+
+    def _without_refused(self, step: Step, attempt: Attempt, choice: Choice) -> Step | None:
+        """The step as those that accepted it take it, or None where no sample did.
+
+        What f gave beyond its domain is chosen away, and not multiplied by zero: but the zero of
+        its cotangent would meet the infinite derivative there, in all parameters. So where a
+        refused sample was not finite the step is taken again, in which those that refused it stay.
+        """
+        samples, accept = self.samples, choice.accept
+        with torch.no_grad():
+            sound = choice.finite & choice.error.isfinite()
+            spoiled = samples.active & ~(accept | sound)
+            accepted, again = torch.stack((accept.any(), spoiled.any())).tolist()
+        if not accepted:
+            return None
+        if not again:
+            return step
+        if self.observer is not None:
+            self.observer.before_step()
+        return self._try(torch.where(accept, attempt.dt, 0))
 
     def _record(
-        self,
-        recorder: TrajectoryRecorder,
-        step: Step,
-        end: Tensor,
-        attempt: Attempt,
-        accept: Tensor,
-    ) -> tuple[Step, Tensor, Attempt]:
+        self, recorder: TrajectoryRecorder, step: Step, attempt: Attempt, accept: Tensor
+    ) -> tuple[Step, Attempt]:
         """The step, cut off where an event happens in it; samples that end there are not active."""
         samples = self.samples
-        start = StepStart(samples.t, attempt.dt, samples.z, samples.state)
-        step, end = recorder.record(start, step, end, accept)
+        dt = torch.where(accept, attempt.dt, 0)
+        start = StepStart(samples.t, dt, samples.z, samples.state)
+        step, end = recorder.record(start, step, attempt.end, accept)
         undefined = recorder.undefined
         goes_on = ~(recorder.ended | undefined)
         samples.active = samples.active & goes_on
         samples.finite = samples.finite & ~undefined
-        return step, end, attempt._replace(arrives=attempt.arrives & goes_on)
+        return step, attempt._replace(arrives=attempt.arrives & goes_on, end=end)
 
-    def _advance(self, step: Step, end: Tensor, attempt: Attempt, choice: Choice) -> None:
+    def _advance(self, step: Step | None, attempt: Attempt, choice: Choice, look: _Look) -> None:
         """Go to the end of a step where it was accepted."""
         samples, accept = self.samples, choice.accept
         with torch.no_grad():
-            samples.t = torch.where(accept, end, samples.t)
+            samples.t = torch.where(accept, attempt.end, samples.t)
             samples.error = choice.memory
             before, samples.size = samples.size, choice.size
-            arrived, refused = accept & attempt.arrives, samples.active & ~accept
-            # A sample at its last time may follow the others: its dt is zero.
-            follows = accept | samples.done
-            # The one look at the device in a step where nothing happens.
-            alike, any_arrived, any_refused = torch.stack(
-                (follows.all(), arrived.any(), refused.any())
-            ).tolist()
-            if any_refused:
+            if look.refused:
+                refused = samples.active & ~accept
                 self._give_up(self.chooser.lost(samples, attempt, choice, refused))
-            if self.observer is not None:
-                self.observer.after_step(step, attempt.dt, None if alike else accept)
-        self._keep(step, None if alike else follows)
-        if any_arrived:
-            self._arrive(arrived, before)
-        if any_arrived or any_refused or self.recorder is not None:
+            if self.observer is not None and step is not None:
+                self.observer.after_step(step, attempt.dt, None if look.alike else accept)
+        if step is not None:
+            self._keep(step, None if look.alike else look.follows)
+        if look.arrived:
+            self._arrive(accept & attempt.arrives, before)
+        if look.arrived or look.refused or self.recorder is not None:
             self.more = self.rest.count(samples.active)
 
     def _give_up(self, found: tuple[Tensor, Tensor] | None) -> None:

@@ -72,7 +72,8 @@ class TrajectoryRecorder:
         The step holds the solver's state there.
         """
         if step.state is None:
-            step = step._replace(state=self.solver.init(self.system, end, step.z))
+            here = torch.where(column(accept), step.z, start.z)
+            step = step._replace(state=self.solver.init(self.system, end, here))
         piece = self.solver.piece(self.system, *start, step)
         if self.crossings is not None:
             crossed = self.crossings.update(end, step.z, accept)

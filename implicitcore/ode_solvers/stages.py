@@ -142,13 +142,12 @@ class StagePullback(Pullback):
     dense: bool
 
     @suspended()
-    def __call__(self, v: Tensor) -> Tensor:
+    def solve(self, v: Tensor) -> Tensor:
         """u, ``[batch, n]``."""
         u, failed = self._dense(v) if self.dense else self._krylov(v)
-        wanted, finite = (v != 0).any(1), v.isfinite().all(1)
-        # A step that was not taken may have no Jacobian; a gradient that is not finite stays so.
-        u = torch.where(column(wanted), torch.where(column(finite), u, v), 0)
-        count = int((failed & wanted & finite).sum())
+        wanted = (v != 0).any(1)
+        u = torch.where(column(wanted), u, 0)  # a step that was not taken may have no Jacobian
+        count = int((failed & wanted).sum())
         if count:
             warn_repeatedly(
                 owner_of(self.jacobian.system.dynamics),

@@ -15,12 +15,20 @@ from implicitcore.ode_solvers.step_size import StepSize
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import all_finite
 
+# The rounding of t, of the time between two outputs, from which on dt is rounded to it.
+COARSE = 1e-4
+
+# A sample that would need a shorter step has failed: of the span, or of one where that is longer,
+# in units of rounding.
+SHORTEST = 1e-3
+
 
 class Attempt(NamedTuple):
     """A step of each sample towards its next output time."""
 
     dt: Tensor  # [batch], with its sign; zero for a sample that is not active
     arrives: Tensor  # [batch] bool, whether it ends there
+    end: Tensor  # [batch], t + dt; the output time itself where it arrives
 
 
 class Choice(NamedTuple):
@@ -60,10 +68,20 @@ class StepChooser(ABC):
 
 @final
 class ControlledSteps(StepChooser):
-    """The choices of a step size control."""
+    """The choices of a step size control.
 
-    def __init__(self, control: StepSize) -> None:
-        self.control = control
+    Where the times are so far from zero that t has few digits left for dt, dt is what t moves by:
+    the sum of the steps would else not be the way that was gone.
+
+    Arguments:
+        control: chooses the sizes.
+        times: the output times of the integration.
+    """
+
+    def __init__(self, control: StepSize, times: Tensor) -> None:
+        self.control, self.times = control, times
+        self.eps = torch.finfo(times.dtype).eps
+        self.coarse = bool(self.eps * times.abs().max() > COARSE * times.diff().abs().min())
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
@@ -72,8 +90,14 @@ class ControlledSteps(StepChooser):
 
     def choose(self, samples: Samples) -> Attempt:
         """See :meth:`StepChooser.choose`."""
-        dt, arrives = self.control.fit(samples.size, samples.target - samples.t)
-        return Attempt(torch.where(samples.active, dt, 0), arrives)
+        t, target, size = samples.t, samples.target, samples.size
+        if self.coarse:
+            size = torch.maximum(size, self.eps * t.abs())
+        dt, arrives = self.control.fit(size, target - t)
+        end = torch.where(arrives, target, t + dt)
+        if self.coarse:
+            dt, arrives = end - t, end == target
+        return Attempt(torch.where(samples.active, dt, 0), arrives, end)
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """See :meth:`StepChooser.decide`."""
@@ -90,8 +114,9 @@ class ControlledSteps(StepChooser):
     ) -> tuple[Tensor, Tensor]:
         """Those for which no smaller step is left to try."""
         size = attempt.dt.abs()
-        eps = torch.finfo(size.dtype).eps
-        smallest = (eps * samples.t.abs()).clamp(min=max(self.control.min_step, 1e-3 * eps))
+        span = (self.times[-1] - self.times[0]).abs().clamp(max=1)
+        floor = (SHORTEST * self.eps * span).clamp(min=self.control.min_step)
+        smallest = torch.maximum(self.eps * samples.t.abs(), floor)
         lost = refused & ((choice.size >= size) | (choice.size < smallest))
         return lost, lost & ~(choice.finite & choice.error.isfinite())
 
@@ -99,7 +124,8 @@ class ControlledSteps(StepChooser):
 class RecordedStep(NamedTuple):
     """The choices of one step."""
 
-    attempt: Attempt
+    dt: Tensor  # [batch]
+    arrives: Tensor  # [batch] bool
     accept: Tensor  # [batch] bool
     lost: Tensor | None = None  # [batch] bool, which gave up; None where none refused it
 
@@ -130,7 +156,7 @@ class RecordedSteps(StepChooser):
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """See :meth:`StepChooser.decide`."""
         choice = self.chooser.decide(system, samples, step, attempt)
-        self.record.append(RecordedStep(attempt, choice.accept))
+        self.record.append(RecordedStep(attempt.dt, attempt.arrives, choice.accept))
         return choice
 
     def lost(
@@ -160,14 +186,20 @@ class ReplayedSteps(StepChooser):
         return samples.size
 
     def choose(self, samples: Samples) -> Attempt:
-        """See :meth:`StepChooser.choose`."""
-        return self.record[self.index].attempt
+        """See :meth:`StepChooser.choose`.
+
+        A step that will be rejected is not taken: what f gives beyond its domain is in no graph.
+        """
+        step = self.record[self.index]
+        end = torch.where(step.arrives, samples.target, samples.t + step.dt)
+        return Attempt(torch.where(step.accept, step.dt, 0), step.arrives, end)
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """See :meth:`StepChooser.decide`."""
         accept = self.record[self.index].accept
         self.index += 1
-        return Choice(accept, accept, samples.size, samples.size, samples.error)
+        # What was rejected is not even taken here: its end is finite.
+        return Choice(accept, samples.finite, samples.size, samples.size, samples.error)
 
     def lost(
         self, samples: Samples, attempt: Attempt, choice: Choice, refused: Tensor

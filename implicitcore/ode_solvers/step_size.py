@@ -14,7 +14,7 @@ from implicitcore.options.shared import ErrorControl
 from implicitcore.options.types import Controller
 from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, norm, rms_norm
+from implicitcore.tensors.norms import column, norm, real_dtype, rms_norm
 
 
 class StepDecision(NamedTuple):
@@ -187,7 +187,7 @@ class Adaptive(StepSize):
         self._check(system, z.dtype)
         if self.first_step is not None:
             return torch.full_like(t, min(self.first_step, self.max_step))
-        scale = z.abs().to(t.dtype) * self.rtol + self.atol
+        scale = z.abs().to(real_dtype(z)) * self.rtol + self.atol
         size, speed = rms_norm(z / scale), rms_norm(velocity / scale)
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t)
         trial = torch.minimum(trial, remaining.abs())  # the field may not be defined beyond the end
@@ -204,7 +204,7 @@ class Adaptive(StepSize):
             steepest <= 1e-15, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.order)
         )
         return (
-            torch.minimum(100 * trial, better.to(t))
+            torch.minimum(100 * trial, torch.where(bend.isinf(), 1e-3 * trial, better.to(t)))
             .nan_to_num(1e-6)
             .clamp(self.min_step, self.max_step)
         )

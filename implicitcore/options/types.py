@@ -34,6 +34,9 @@ Whole = Annotated[int, Field(ge=0)]
 Controller = Literal["i", "pi", "pid"]
 """The step-size controller: integral, proportional-integral, or with a derivative term."""
 
+OnFailure = Literal["raise", "warn", "mask", "ignore"]
+"""What becomes of samples that do not converge: see :class:`implicitcore.ImplicitLayer`."""
+
 Spec = str | Mapping[str, Any]
 """What stands for a part: the name of a registered one, or a mapping with ``name`` and options."""
 

@@ -82,17 +82,6 @@ class Chain(Options, RootSolver):
         return solution.amended(evaluations=system.evaluations)
 
 
-def _part(system: System, solution: Solution, left: Tensor, z: Tensor) -> System:
-    """The system of the samples ``left``, whose residuals at z, where they go on, are known."""
-    if len(left) == len(solution.status):
-        return system
-    part, mark = system.restrict(left), solution.judged
-    if mark is None or mark.residual is not solution.residual:
-        return part
-    known = z, mark.residual.detach().index_select(0, left)
-    return replace(part, context=replace(part.context, known=known))
-
-
 def started(system: System, solution: Solution) -> System:
     """The system of a solve that began where the solution did: the next solver is judged by that.
 
@@ -105,6 +94,17 @@ def started(system: System, solution: Solution) -> System:
     with torch.no_grad():
         first = system.evaluate(solution.start.detach()).residual
     return system.started(origin_of(first.norm, first.update_norm))
+
+
+def _part(system: System, solution: Solution, left: Tensor, z: Tensor) -> System:
+    """The system of the samples ``left``, whose residuals at z, where they go on, are known."""
+    if len(left) == len(solution.status):
+        return system
+    part, mark = system.restrict(left), solution.judged
+    if mark is None or mark.residual is not solution.residual:
+        return part
+    known = z, mark.residual.detach().index_select(0, left)
+    return replace(part, context=replace(part.context, known=known))
 
 
 def merge(before: Solution, after: Solution, which: Tensor) -> Solution:

@@ -26,8 +26,7 @@ class StopTest(StopCriterion):
     Every promise about stopping is kept here and nowhere else: per sample, on the true residual,
     what met the tolerance is returned, and else the iterate of least residual. A limit that is owed
     to a growth of ``|f(z)|`` alone is met by nothing (``TRUST``): a state that runs away has
-    ``DIVERGED``. Most iterations change nothing but the residuals; they cost one
-    comparison, and the rest is done when a sample stops or gets worse.
+    ``DIVERGED``. Most iterations change nothing but the residuals, at the cost of one comparison.
 
     Arguments:
         system: gives the scale of the relative tolerance.
@@ -157,7 +156,7 @@ class StopTest(StopCriterion):
         stops = met
         trust = self._trust(residual)
         if trust is not None:
-            met, away = state.start.doubt(trust, met, residual, self._rounding())
+            met, away = trust.doubt(met, residual, state.start.ceiling, self._rounding())
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
             stops = met | away

@@ -52,6 +52,22 @@ class Trust:
         limit = torch.maximum(start.limit, start.norm * TRUST)
         return cls(limit, torch.zeros_like(limit, dtype=torch.bool))
 
+    def doubt(
+        self, met: Tensor, residual: Residual, ceiling: Tensor, rounding: float
+    ) -> tuple[Tensor, Tensor]:
+        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
+
+        One has run away where ``|f(z)|`` is far above its start, or so large that the ``rounding``
+        of f(z) - z hides a residual that has not fallen.
+        """
+        size, update, hidden = residual.norm, residual.update_norm, residual.update_norm * rounding
+        new = met & ~self.doubted
+        self.doubted = self.doubted | new
+        self.limit = torch.where(new, torch.maximum(self.limit, size * TRUST), self.limit)
+        reach = torch.maximum(self.limit, ceiling * (128 * rounding / DIVERGENCE))
+        fell = torch.maximum(size, hidden) <= reach
+        return met & fell, met & ~fell & ((hidden > reach) | (update > ceiling))
+
 
 @dataclass
 class AtStart:
@@ -76,22 +92,6 @@ class AtStart:
     def origin(self) -> Origin:
         """The same for solvers that go on."""
         return Origin(self.norm, self.ceiling)
-
-    def doubt(
-        self, trust: Trust, met: Tensor, residual: Residual, rounding: float
-    ) -> tuple[Tensor, Tensor]:
-        """Which of the samples ``met`` did so by a residual that fell, and which ran away.
-
-        One has run away where ``|f(z)|`` is far above its start, or so large that the ``rounding``
-        of f(z) - z hides a residual that has not fallen.
-        """
-        size, update, hidden = residual.norm, residual.update_norm, residual.update_norm * rounding
-        new = met & ~trust.doubted
-        trust.doubted = trust.doubted | new
-        trust.limit = torch.where(new, torch.maximum(trust.limit, size * TRUST), trust.limit)
-        reach = torch.maximum(trust.limit, self.ceiling * (128 * rounding / DIVERGENCE))
-        fell = torch.maximum(size, hidden) <= reach
-        return met & fell, met & ~fell & ((hidden > reach) | (update > self.ceiling))
 
 
 @dataclass

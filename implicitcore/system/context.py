@@ -57,10 +57,10 @@ class Context:
         function: what f read when the solve began; None where there is no backward pass.
         recorder: of the iterates, if any.
         range_checked: a stop test is to ask at its start for other units, where it needs them.
+        origin: what the solve began with, where a solver goes on from another's iterate.
         batch: samples of the whole, of which a system may have some; None where nobody asks.
         known: where a part of the batch begins, and its residuals there, ``[batch]``, which a stop
             test compares with its first.
-        origin: what the solve began with, where a solver goes on from another's iterate.
     """
 
     backend: Backend = field(metadata=SHARED)
@@ -71,11 +71,11 @@ class Context:
     function: FunctionState | None = field(default=None, metadata=SHARED)
     recorder: Recorder | None = field(default=None, metadata=rule(lambda value, rows: None))
     range_checked: bool = field(default=False, metadata=SHARED)
+    origin: Origin | None = None
     batch: int | None = field(default=None, metadata=SHARED)
     known: tuple[Tensor, Tensor] | None = field(
         default=None, metadata=rule(lambda value, rows: None)
     )
-    origin: Origin | None = None
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""
@@ -85,8 +85,8 @@ class Context:
             memory=self.memory.fork(),
             recorder=None,
             range_checked=False,
-            known=None,
             origin=None,
+            known=None,
         )
 
     def whole(self, batch: int) -> int | None:

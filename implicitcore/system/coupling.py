@@ -24,7 +24,6 @@ from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.mixing import check_rows, cut, kernels, mixed, precision
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import norm, real_dtype
-from implicitcore.tensors.packing import Packing
 
 # A residual that is this many times the one reported is another's doing.
 WORSE = 10.0
@@ -82,30 +81,23 @@ def check_known(system: System, now: Evaluation) -> None:
 
 
 @torch.no_grad()
-def check_part(dynamics: Dynamics, z: Any, x: Any, rows: Tensor) -> int:
-    """Require that f takes some samples alone for what they are in the batch.
+def check_part(system: System, part: System, z: Tensor, rows: Tensor) -> None:
+    """Require that f takes some samples for what they are in the batch: two evaluations.
 
     Arguments:
-        dynamics: what is solved.
-        z: a state of all samples.
-        x: their input.
+        system: of all samples.
+        part: of the samples ``rows``.
+        z: a state of all samples, ``[batch, n]``.
         rows: indices ``[k]``.
-
-    Returns:
-        The evaluations that it took: one of the batch and one of the part.
 
     Raises:
         InputError: f mixes samples, or a tensor of x belongs to all of them.
     """
-    packing = Packing.of(z)
-    system = System.of(dynamics, x, packing)
-    part, state = system.restrict(rows), packing.pack(z)
-    t = torch.zeros(packing.batch, dtype=real_dtype(state), device=state.device)
-    whole = system.velocity(t, state).index_select(0, rows)
-    alone = part.velocity(t.index_select(0, rows), state.index_select(0, rows))
-    eps = precision(system.context, state.dtype)
-    check_rows(alone, whole, packing.batch, part.problem.marked, eps)
-    return system.evaluations
+    t = torch.zeros(len(z), dtype=real_dtype(z), device=z.device)
+    whole = system.velocity(t, z).index_select(0, rows)
+    alone = part.velocity(t.index_select(0, rows), z.index_select(0, rows))
+    eps = precision(system.context, z.dtype)
+    check_rows(alone, whole, len(z), part.problem.marked, eps)
 
 
 class Frozen(NamedTuple):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.dynamics.fixed_point import FixedPointMap
 from implicitcore.tensors.packing import Packing
@@ -23,6 +26,7 @@ class Problem:
         x: the input without its marks: what the dynamics receive.
         is_map: see :meth:`Dynamics.is_map`.
         subtracts: the vector field is f(z) - z.
+        time_dtype: in which t reaches the dynamics; None leaves it as it comes.
     """
 
     dynamics: Dynamics = field(metadata=SHARED)
@@ -31,12 +35,21 @@ class Problem:
     x: Any = field(init=False)
     is_map: bool = field(init=False)
     subtracts: bool = field(init=False)
+    time_dtype: torch.dtype | None = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", unwrapped(self.marked))
         object.__setattr__(self, "is_map", self.dynamics.is_map())
         subtracts = type(self.dynamics).velocity is FixedPointMap.velocity
         object.__setattr__(self, "subtracts", subtracts)
+        time_dtype = None if self.dynamics.exact_time else self.packing.real_dtype
+        object.__setattr__(self, "time_dtype", time_dtype)
+
+    def time(self, t: Tensor) -> Tensor:
+        """Times ``[batch]`` as functions of the user receive them: to broadcast against z."""
+        if self.time_dtype is not None and t.dtype != self.time_dtype:
+            t = t.to(self.time_dtype)
+        return self.packing.spread(t)
 
     @classmethod
     def of(cls, dynamics: Dynamics, x: Any, packing: Packing) -> Problem:

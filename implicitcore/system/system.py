@@ -19,7 +19,7 @@ from implicitcore.system.context import Context, Recorder
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.explain import explain
 from implicitcore.system.linearization import Linearization
-from implicitcore.system.memory import versions_of
+from implicitcore.system.memory import Memory, versions_of
 from implicitcore.system.mixing import cut
 from implicitcore.system.problem import Problem
 from implicitcore.system.scope import SolveContext
@@ -124,7 +124,7 @@ class System:
         problem = self.problem
         if problem.subtracts:  # here: f may have written into the z that it was given
             return self._evaluate(problem.dynamics.update, z) - z
-        return self._evaluate(problem.dynamics.velocity, z, problem.packing.spread(t))
+        return self._evaluate(problem.dynamics.velocity, z, problem.time(t))
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
@@ -186,6 +186,10 @@ class System:
     def restrict(self, rows: Tensor) -> Self:
         """The system of some samples ``[k]``, counting with this one."""
         return restrict.of_fields(self, rows)
+
+    def begun_anew(self) -> Self:
+        """The same system before its first evaluation, counting with this one."""
+        return amended(self, context=amended(self.context, memory=Memory()))
 
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian J of f at z, as products.

@@ -13,9 +13,18 @@ from torch import Tensor
 class Pullback(ABC):
     """What the incoming gradient v of a solution z becomes, before it enters the graph of f(z)."""
 
-    @abstractmethod
     def __call__(self, v: Tensor) -> Tensor:
-        """The cotangent u of f(z), ``[batch, n]``, for v = dL/dz, ``[batch, n]``."""
+        """The cotangent u of f(z), ``[batch, n]``, for v = dL/dz, ``[batch, n]``.
+
+        NaN for a sample whose v is not finite, whatever the solver makes of it: who scales a loss
+        looks for it. The other samples do not see it.
+        """
+        finite = v.isfinite().all(1, keepdim=True)
+        return torch.where(finite, self.solve(torch.where(finite, v, 0)), torch.nan)
+
+    @abstractmethod
+    def solve(self, v: Tensor) -> Tensor:
+        """The same for a v that is finite."""
 
     @abstractmethod
     def differentiable(

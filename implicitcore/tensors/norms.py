@@ -10,10 +10,24 @@ from functools import cache
 import torch
 from torch import Tensor
 
+DOUBLE = (torch.float64, torch.complex128)
+"""The dtypes whose norms and small solves are done in float64; those of all others in float32."""
+
 
 def real_dtype(z: Tensor) -> torch.dtype:
     """The real dtype in which norms and small solves of ``z`` are done: float32 at least."""
-    return torch.float64 if z.dtype in (torch.float64, torch.complex128) else torch.float32
+    return torch.float64 if z.dtype in DOUBLE else torch.float32
+
+
+def clock_dtype(times: Tensor, z: Tensor) -> torch.dtype:
+    """The dtype in which t, dt and the ends of steps are kept: that of the times.
+
+    No less than that of the norms of ``z``, and float64 for whole numbers, where the device has it.
+    """
+    if times.device.type == "mps" or z.device.type == "mps":
+        return real_dtype(z)
+    own = times.dtype if times.is_floating_point() else torch.float64
+    return torch.promote_types(own, real_dtype(z))
 
 
 def norm(z: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
+from implicitcore.tensors.norms import DOUBLE
 from implicitcore.tensors.restrict import COUNT, SHARED
 from implicitcore.tensors.shared import is_marked
 
@@ -48,6 +49,7 @@ class Packing:
         plain: the state is one tensor.
         flat: the state is one tensor ``[batch, n]``, packed as it is.
         full_shapes: of each leaf, as the user gives and gets it.
+        real_dtype: of norms and times.
     """
 
     spec: pytree.TreeSpec = field(metadata=SHARED)
@@ -60,6 +62,7 @@ class Packing:
     plain: bool = field(init=False, repr=False, compare=False)
     flat: bool = field(init=False, repr=False, compare=False)
     full_shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+    real_dtype: torch.dtype = field(init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, z: Any, *, coupled: bool = False) -> Packing:
@@ -89,6 +92,7 @@ class Packing:
         put(self, "plain", self.spec.is_leaf())
         put(self, "flat", self.plain and not self.coupled and len(self.shapes[0]) == 1)
         put(self, "full_shapes", tuple((*lead, *shape) for shape in self.shapes))
+        put(self, "real_dtype", torch.float64 if self.dtype in DOUBLE else torch.float32)
 
     def pack(self, z: Any) -> Tensor:
         """A state as ``[batch, n]``; a view where the state is one tensor."""

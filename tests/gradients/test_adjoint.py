@@ -222,13 +222,10 @@ def test_one_nan_sample_leaves_the_others_gradients_unchanged():
         solution = ic.integrate(
             problem.field, z0, x, times=GRID, solver=ic.Tsit5(), gradient=ic.Adjoint()
         )
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            results.append(torch.autograd.grad(solution.z.square().sum(), [z0, x]))
-        assert [str(w.message) for w in caught if "1 of 8 samples" in str(w.message)] == [
-            str(w.message) for w in caught
-        ]
-        assert len(caught) == broken
+        results.append(torch.autograd.grad(solution.z.square().sum(), [z0, x]))
+        assert solution.converged.tolist() == [not broken or i != 3 for i in range(8)]
+        if broken:  # it has no graph, and there is nothing to warn of
+            assert not any(bool(gradient[3].any()) for gradient in results[-1])
     for clean, found in zip(*results, strict=True):
         assert torch.allclose(found[others], clean[others], rtol=1e-12)
 
@@ -238,12 +235,12 @@ def test_a_nan_in_the_incoming_gradient_stays_in_its_sample():
     clean = gradients(problem, ic.Tsit5(), ic.Adjoint(), torch.ones_like(weights_like(problem)))[1]
     weights = torch.ones_like(weights_like(problem))
     weights[1, 3] = torch.nan
-    with pytest.warns(ic.ConvergenceWarning, match="1 of 8 samples"):
-        _, found = gradients(problem, ic.Tsit5(), ic.Adjoint(), weights)
+    _, found = gradients(problem, ic.Tsit5(), ic.Adjoint(), weights)
     others = [0, 1, 2, 4, 5, 6, 7]
     for a, b in zip(found[:2], clean[:2], strict=True):
         assert torch.allclose(a[others], b[others], rtol=1e-12)
-    assert bool(found[2].isfinite().all())
+    assert all(bool(gradient[3].isnan().all()) for gradient in found[:2])
+    assert bool(found[2].isnan().any()), "what all samples share says that one is not finite"
 
 
 @pytest.mark.parametrize(

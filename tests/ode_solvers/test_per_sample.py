@@ -188,16 +188,6 @@ def test_times_that_cannot_be_used(grid, complaint):
         ic.integrate(lambda t, z, x: -z, torch.ones(2, 2), times=grid, solver=ic.Tsit5())
 
 
-def test_times_that_fall_together_in_the_states_precision():
-    with pytest.raises(ic.InputError, match="float32"):
-        ic.integrate(
-            lambda t, z, x: -z,
-            torch.ones(2, 2),
-            times=torch.tensor([1.0, 1.0 + 1e-12], dtype=torch.float64),
-            solver=ic.Tsit5(),
-        )
-
-
 def test_whole_numbers_are_times():
     solution = ic.integrate(
         lambda t, z, x: z, torch.ones(1, 1), times=torch.tensor([0, 1]), solver=ic.Tsit5()

@@ -177,12 +177,12 @@ def evaluate(run: Path, **options: str | None) -> None:
     type=DIRECTORY,
     default=Path("comparison"),
     show_default=True,
-    help="For results.json and the PNG.",
+    help="For results.json, the PNG and the report.",
 )
 def compare(layers: str, out: Path, seeds: tuple[int, ...], **options: str | None) -> None:
     """Train several layers on the same data with the same cell, and compare them.
 
-    All solve to the same tolerance. Prints one table and draws one picture.
+    All solve to the same tolerance. Prints one table, draws one picture, and writes a report.
     """
     from implicitcore_lab.jobs import compare_layers
 
@@ -236,6 +236,27 @@ def reproduce(  # noqa: PLR0913 - options
     except Interrupted as error:
         click.echo(f"{error}", err=True)
         raise SystemExit(128 + error.signal if error.signal else 1) from error
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=DIRECTORY)
+@click.option(
+    "--out",
+    "--output",
+    type=DIRECTORY,
+    default=Path("report"),
+    show_default=True,
+    help="For index.html and the tables.",
+)
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """Write the runs in directories RUNS as one page: index.html.
+
+    RUNS are what train or compare wrote, or directories that hold such. The page needs no network;
+    each of its tables lies beside it as CSV and as LaTeX.
+    """
+    from implicitcore_lab.report.writing import write_report
+
+    click.echo(f"written: {write_report(runs, out)}")
 
 
 def _given(**options: str | None) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,8 +19,9 @@ from implicitcore_lab.memory import peak_bytes
 from implicitcore_lab.models import Classifier
 from implicitcore_lab.records import Evaluation
 
-Solve = Callable[[Tensor], tuple[Tensor, SolveResult]]
-"""Images to logits and the solution they were read from."""
+Read = tuple[Tensor, Tensor, SolveResult]
+"""Logits, those read out of the start without the solve, and the solution."""
+Solve = Callable[[Tensor], Read]
 
 
 def evaluate(
@@ -41,27 +43,40 @@ def evaluate(
     Returns:
         The counts, the loss, and the worst residual over all samples.
     """
-    solve = solve or cast(Classifier, model).solve
-    counts = torch.zeros(3, dtype=torch.float64, device=split.labels.device)
+    solve = solve or partial(_solve, cast(Classifier, model))
+    counts = torch.zeros(4, dtype=torch.float64, device=split.labels.device)
     residuals = [torch.zeros(1, device=split.labels.device)]
     rows = torch.arange(len(split), device=split.labels.device)
     has_residual = False
     with torch.no_grad(), evaluation_mode(model):
         for batch in rows.split(batch_size):
             mine, count = engine.share(batch) if engine else (batch, len(batch))
-            logits, solution = solve(split.images[mine])
+            logits, explicit, solution = solve(split.images[mine])
             logits, labels = logits[:count].float(), split.labels[mine][:count]
             counts[0] += (logits.argmax(1) == labels).sum()
             counts[1] += (~solution.converged[:count]).sum()
             counts[2] += cross_entropy(logits, labels, reduction="sum")
+            counts[3] += (explicit[:count].argmax(1) == labels).sum()
             if isinstance(solution, Solution):
                 has_residual = True
                 residuals.append(relative_residual(solution, solution.residual)[:count])
-    correct, unconverged, loss = (engine.total(counts) if engine else counts).tolist()
+    correct, unconverged, loss, explicit = (engine.total(counts) if engine else counts).tolist()
     worst = torch.cat(residuals).max().item() if has_residual else None
     if engine and worst is not None:
         worst = engine.largest(worst)
-    return Evaluation(int(correct), len(split), worst, int(unconverged), loss / len(split))
+    return Evaluation(
+        correct=int(correct),
+        samples=len(split),
+        worst_residual=worst,
+        unconverged=int(unconverged),
+        loss=loss / len(split),
+        explicit_correct=int(explicit),
+    )
+
+
+def _solve(model: Classifier, images: Tensor) -> Read:
+    logits, solution = model.solve(images)
+    return logits, model.head(solution.start), solution
 
 
 @contextmanager

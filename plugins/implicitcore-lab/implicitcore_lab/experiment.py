@@ -32,6 +32,7 @@ class Outcome:
 
     Attributes:
         layer: its name.
+        seed: it was trained with.
         config: its full configuration.
         parameters: trainable numbers of the whole classifier.
         history: every step and epoch of the training.
@@ -42,6 +43,7 @@ class Outcome:
     """
 
     layer: str
+    seed: int
     config: dict[str, Any]
     parameters: int
     history: History
@@ -168,6 +170,7 @@ def _outcome(model: Classifier, data: Dataset, settings: Settings, history: Hist
     batch = slice(settings.batch_size)
     return Outcome(
         layer=settings.layer_name,
+        seed=settings.seed,
         config=model.layer.config,
         parameters=sum(
             parameter.numel() for parameter in model.parameters() if parameter.requires_grad

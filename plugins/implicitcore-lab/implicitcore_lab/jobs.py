@@ -20,7 +20,8 @@ from implicitcore_lab.experiment import Outcome, Surroundings, check_settings, c
 from implicitcore_lab.keeper import Checkpoints
 from implicitcore_lab.models import build_classifier
 from implicitcore_lab.plots import draw
-from implicitcore_lab.report import result, show, write_results
+from implicitcore_lab.report.writing import write_report
+from implicitcore_lab.results import result, show, write_results
 from implicitcore_lab.runs import RunDirectory
 from implicitcore_lab.settings import Settings, read_settings
 from implicitcore_lab.storage import storing, usable
@@ -182,14 +183,14 @@ def evaluate_run(path: Path, overrides: dict[str, str]) -> bool:
 def compare_layers(
     values: dict[str, Any], layers: list[str], out: Path, seeds: Sequence[int] = ()
 ) -> None:
-    """Train several layers alike, print one table, and write two files.
+    """Train several layers alike, print one table, and write what was measured.
 
-    They are ``results.json`` and ``comparison.png``.
+    That is ``results.json``, ``comparison.png`` and the page ``report/index.html``.
 
     Arguments:
         values: the settings but for the layer, as the command line gives them.
         layers: names of registered layers.
-        out: directory for the two files.
+        out: directory for them.
         seeds: each layer is trained once with each; empty is the seed of the settings.
 
     Raises:
@@ -220,7 +221,8 @@ def compare_layers(
         write_results(out / "results.json", groups, common, data.note)
         first = [group[0] for group in groups]
         draw(out / "comparison.png", first, title if not data.note else f"{title}\n{data.note}")
-    console.print(f"written: {out / 'results.json'}, {out / 'comparison.png'}")
+    page = write_report([out], out / "report")
+    console.print(f"written: {out / 'results.json'}, {out / 'comparison.png'}, {page}")
 
 
 def _title(settings: Settings, data: Dataset, seeds: Sequence[int] = ()) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +35,17 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     with _LiveBytes() as counter:
         work()
     return counter.peak
+
+
+def process_peak(device: torch.device) -> int:
+    """The most bytes held so far.
+
+    The CUDA allocator's since its count was last reset, or the process's largest resident memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes * (1 if sys.platform == "darwin" else 1024)
 
 
 class _LiveBytes(TorchDispatchMode):

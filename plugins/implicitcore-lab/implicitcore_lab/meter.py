@@ -16,6 +16,8 @@ from torch import Tensor
 
 from implicitcore import SolveResult, Status
 from implicitcore_lab.engine import Engine
+from implicitcore_lab.measures import start_distance
+from implicitcore_lab.memory import process_peak
 from implicitcore_lab.records import Step
 
 
@@ -97,6 +99,7 @@ class Meter:
                 (logits[:count].argmax(1) == labels).sum().double(),
                 (status != Status.CONVERGED).sum().double(),
                 (status == Status.NON_FINITE).sum().double(),
+                start_distance(solution)[:count].sum().double(),
                 torch.full((), float(count), dtype=torch.float64, device=labels.device),
             ]
         )
@@ -137,7 +140,7 @@ class Reading:
         meter, world = self._meter, self._meter.engine.world
         if isinstance(self._arrived, torch.cuda.Event):
             self._arrived.synchronize()
-        loss, correct, unconverged, lost, samples, *shared = self._figures.tolist()
+        loss, correct, unconverged, lost, moved, samples, *shared = self._figures.tolist()
         evaluations, backward, stop, due = shared or self._counts
         _check(loss / samples, int(lost), int(samples))
         step = Step(
@@ -151,6 +154,8 @@ class Reading:
             forward_ms=self._passes(0),
             backward_ms=self._passes(1),
             step_ms=meter.clock.between(meter.marks[0], meter.marks[-1]),
+            start_distance=moved / samples,
+            peak_bytes=process_peak(meter.engine.device),
         )
         return step, bool(stop), bool(due)
 

@@ -29,11 +29,13 @@ class Losses(NamedTuple):
         loss: a scalar, the mean over the batch.
         logits: ``[batch, classes]``.
         held: the solution they were read from.
+        explicit: logits read out of the start, without the solve; None while training.
     """
 
     loss: Tensor
     logits: Tensor
     held: Held
+    explicit: Tensor | None
 
 
 class Objective(nn.Module):
@@ -61,7 +63,7 @@ class Objective(nn.Module):
             unrolled: iterate the cell ``unrolled_depth`` times in place of the solve.
 
         Returns:
-            The loss, the logits and the solution.
+            The loss, the logits, the solution, and what its start alone says.
         """
         x = self.model.encoder(images)
         solution = self._unrolled(x) if unrolled else self.model.layer.solve(x)
@@ -71,7 +73,8 @@ class Objective(nn.Module):
             loss = loss + self.regularizer_weight * self.model.layer.regularizer(solution)
         if self.jacobian_weight and self.training and isinstance(solution, Solution):
             loss = loss + self.jacobian_weight * jacobian_regularizer(self.model.layer, solution, x)
-        return Losses(loss, logits, Held(solution))
+        explicit = None if self.training else self.model.head(solution.start)
+        return Losses(loss, logits, Held(solution), explicit)
 
     def _unrolled(self, x: Tensor) -> SolveResult:
         """The state after a few plain iterations, with their graph.

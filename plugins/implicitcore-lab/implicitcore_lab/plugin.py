@@ -35,6 +35,12 @@ def implicitcore_register(registry: Registrar) -> None:
     )
     registry.register(
         "command",
+        "report",
+        "implicitcore_lab.cli:report",
+        summary="Write runs as one HTML page, with tables as CSV and LaTeX.",
+    )
+    registry.register(
+        "command",
         "reproduce",
         "implicitcore_lab.cli:reproduce",
         summary="Measure a table of a paper again and write a page about it.",

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from annotated_types import Ge, MinLen
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Step:
         forward_ms: of the forward passes; CPU time of the process, or the CUDA stream's.
         backward_ms: of the backward passes, likewise.
         step_ms: of the whole step, the update included, likewise.
+        start_distance: mean of ``|z* - z0| / |z*|`` over the samples.
+        peak_bytes: the CUDA allocator's peak of this epoch so far; on a CPU the process's largest
+            resident memory.
     """
 
     samples: int
@@ -36,6 +41,8 @@ class Step:
     forward_ms: float = 0.0
     backward_ms: float = 0.0
     step_ms: float = 0.0
+    start_distance: float | None = None
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Epoch:
         spectral_radius: of J = df/dz at the equilibria of a test batch, the largest; None for a
             layer without equilibria.
         start_distance: mean of ``|z* - z0| / |z*|`` over that batch.
-        explicit_accuracy: of that batch, read out of z0 without the solve.
+        explicit_accuracy: of the test images, read out of z0 without the solve.
         learning_rate: of the last step.
     """
 
@@ -97,6 +104,7 @@ class Evaluation:
             residual.
         unconverged: samples whose solve missed its tolerance.
         loss: mean cross entropy.
+        explicit_correct: images classified correctly by z0, without the solve.
     """
 
     correct: int
@@ -104,11 +112,55 @@ class Evaluation:
     worst_residual: float | None
     unconverged: int
     loss: float = 0.0
+    explicit_correct: int = 0
 
     @property
     def accuracy(self) -> float:
         """Fraction of the images classified correctly."""
         return self.correct / self.samples
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run reached and what it cost, as ``result.json`` has it.
+
+    Attributes:
+        layer: its name.
+        seed: of the initial weights and of the order of the images.
+        test_accuracy: fraction of the test images.
+        test_correct: how many of them.
+        test_samples: how many there are.
+        tolerance: of the layer's solver; None where it has none.
+        seconds_per_step: median.
+        evaluations: mean per step, forward.
+        evaluations_backward: mean per step.
+        peak_bytes: of one forward and backward pass.
+        parameters: trainable numbers of the whole classifier.
+        worst_residual: largest ``|f(z) - z| / |z|`` on the test images; None without a residual.
+        unconverged_train: training samples whose solve missed its tolerance.
+        unconverged_test: test samples, likewise.
+        config: the layer's full configuration.
+        epochs: one line each.
+        residuals: worst relative residual of a test batch after each iteration.
+    """
+
+    layer: str
+    seed: int
+    test_accuracy: float
+    test_correct: int
+    test_samples: Annotated[int, Ge(1)]
+    tolerance: float | None
+    seconds_per_step: float
+    evaluations: float
+    evaluations_backward: float
+    peak_bytes: int
+    parameters: int
+    worst_residual: float | None
+    unconverged_train: int
+    unconverged_test: int
+    config: dict[str, Any]
+    epochs: Annotated[list[Epoch], MinLen(1)]
+    residuals: list[float]
 
 
 @dataclass
@@ -167,6 +219,7 @@ def summary(
         train_accuracy=sum(step.correct for step in steps) / samples,
         test_accuracy=test.accuracy,
         test_loss=test.loss,
+        explicit_accuracy=test.explicit_correct / test.samples,
         validation_accuracy=validation.accuracy if validation else None,
         validation_loss=validation.loss if validation else None,
         evaluations=mean("evaluations"),

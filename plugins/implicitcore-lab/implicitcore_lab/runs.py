@@ -63,9 +63,17 @@ class RunDirectory:
             RunError: there is no run here, or a file of it was changed.
             ConfigError: the configuration cannot be used here.
         """
+        self.check()
+        return read_settings(load_config(self.path / CONFIG))
+
+    def check(self) -> None:
+        """Require that what can be read without the weights is as the run left it.
+
+        Raises:
+            RunError: there is no run here, or a file of it was changed.
+        """
         for name in (CONFIG, METRICS, STEPS):
             self._checked(name)
-        return read_settings(load_config(self.path / CONFIG))
 
     def load_weights(self, model: nn.Module) -> None:
         """Give a classifier built from :meth:`settings` the trained weights.
@@ -92,7 +100,7 @@ class RunDirectory:
             record = json.loads(content)
             found, files = record.get("schema"), record["files"]
             int(record["test_correct"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(f"{path}: expected JSON with test_correct ({error!r})") from error
         check_schema(found, path)
         if not isinstance(files, dict):

@@ -15,7 +15,7 @@ from implicitcore_lab.data import Dataset, Split
 from implicitcore_lab.diagnostics import diagnose
 from implicitcore_lab.engine import Engine, whole
 from implicitcore_lab.errors import Interrupted, TrainingError
-from implicitcore_lab.evaluation import evaluate
+from implicitcore_lab.evaluation import Read, evaluate
 from implicitcore_lab.meter import Meter, Reading, check_finite
 from implicitcore_lab.models import Classifier
 from implicitcore_lab.objective import Objective, check_unrolled
@@ -184,7 +184,7 @@ class Training:
             images = augmented(images, settings, (self.position.step, index, engine.rank))
             with engine.unsynchronised(self.objective, index + 1 < len(batches)):
                 meter.mark()
-                loss, logits, held = self.objective(images, labels, unrolled)
+                loss, logits, held, _ = self.objective(images, labels, unrolled)
                 meter.mark()
                 self._check(loss, held.solution)
                 engine.backward(loss * (count * engine.world / len(rows)))
@@ -253,10 +253,10 @@ class Training:
     def evaluate(self, split: Split) -> Evaluation:
         """Measure the model on a split, all processes together."""
 
-        def solve(images: Tensor) -> tuple[Tensor, Any]:
+        def solve(images: Tensor) -> Read:
             labels = images.new_zeros(len(images), dtype=torch.int64)
-            _, logits, held = self.objective(images, labels)
-            return logits, held.solution
+            _, logits, held, explicit = self.objective(images, labels)
+            return logits, explicit, held.solution
 
         return evaluate(self.objective, split, self.settings.batch_size, solve, self.engine)
 

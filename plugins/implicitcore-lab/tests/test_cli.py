@@ -47,7 +47,8 @@ def test_compare(run, tmp_path):
     assert (
         deq["parameters"] == 8 * 65 + 2 * 8 + 8 * 9 + 10 * 9
     )  # encoder, its normalisation, cell, head
-    assert homoode["parameters"] == deq["parameters"] + 8  # the learned initial guess
+    field = 2 * 8 * 9 + 2 * 2 * 8  # two maps, two normalisations, in the place of the cell
+    assert homoode["parameters"] == deq["parameters"] - 8 * 9 + field + 8  # the learned start
     assert deq["tolerance"] == homoode["tolerance"] == 1e-4
     assert "accuracy: of 360 test images, one is 0.28%; 95% confidence interval: +-" in output
     assert "tolerance: 1e-04 for every layer" in output

@@ -51,9 +51,9 @@ def training(settings, data):
 
 
 def figures(history):
-    times = {"seconds": 0, "forward_ms": 0, "backward_ms": 0}
+    times = {"seconds": 0, "forward_ms": 0, "backward_ms": 0, "peak_bytes": 0}
     steps = [replace(step, step_ms=0, **times) for step in history.steps]
-    return steps, [replace(epoch, peak_bytes=0, **times) for epoch in history.epochs]
+    return steps, [replace(epoch, **times) for epoch in history.epochs]
 
 
 @pytest.mark.parametrize("layer", ["deq", "skip_deq", "homoode"])

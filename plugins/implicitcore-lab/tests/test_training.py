@@ -29,7 +29,7 @@ def build(layer, data):
 
 
 def without_times(history):
-    times = {"seconds": 0, "forward_ms": 0, "backward_ms": 0, "step_ms": 0}
+    times = {"seconds": 0, "forward_ms": 0, "backward_ms": 0, "step_ms": 0, "peak_bytes": 0}
     return [replace(step, **times) for step in history.steps]
 
 

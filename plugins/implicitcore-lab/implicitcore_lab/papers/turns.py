@@ -18,7 +18,7 @@ from implicitcore_lab.optimisation import copy_weights
 from implicitcore_lab.papers.figures import figures
 from implicitcore_lab.papers.table import Job
 from implicitcore_lab.records import Epoch
-from implicitcore_lab.report import machine
+from implicitcore_lab.results import machine
 from implicitcore_lab.runs import RunDirectory
 from implicitcore_lab.settings import RUN_ONLY, Settings
 from implicitcore_lab.state import State, random_state, set_random_state

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from implicitcore_lab.experiment import Outcome
+from implicitcore_lab.records import Record
 from implicitcore_lab.settings import Settings
+from implicitcore_lab.state import SCHEMA
 from implicitcore_lab.storage import write_atomic
 from implicitcore_lab.tolerance import tolerance_of
 
@@ -59,26 +63,27 @@ def show(console: Console, groups: Sequence[Sequence[Outcome]], title: str, data
         console.print(line, style="dim")
 
 
-def row(outcome: Outcome) -> dict[str, Any]:
+def record(outcome: Outcome) -> Record:
     """An outcome as data: the table's columns, the configuration and the curves."""
-    return {
-        "layer": outcome.layer,
-        "test_accuracy": outcome.test.accuracy,
-        "test_correct": outcome.test.correct,
-        "test_samples": outcome.test.samples,
-        "tolerance": tolerance_of(outcome.config),
-        "seconds_per_step": outcome.history.seconds_per_step,
-        "evaluations": outcome.history.mean("evaluations"),
-        "evaluations_backward": outcome.history.mean("backward"),
-        "peak_bytes": outcome.peak_bytes,
-        "parameters": outcome.parameters,
-        "worst_residual": outcome.test.worst_residual,
-        "unconverged_train": outcome.history.unconverged,
-        "unconverged_test": outcome.test.unconverged,
-        "config": outcome.config,
-        "epochs": [asdict(epoch) for epoch in outcome.history.epochs],
-        "residuals": outcome.residuals,
-    }
+    return Record(
+        layer=outcome.layer,
+        seed=outcome.seed,
+        test_accuracy=outcome.test.accuracy,
+        test_correct=outcome.test.correct,
+        test_samples=outcome.test.samples,
+        tolerance=tolerance_of(outcome.config),
+        seconds_per_step=outcome.history.seconds_per_step,
+        evaluations=outcome.history.mean("evaluations"),
+        evaluations_backward=outcome.history.mean("backward"),
+        peak_bytes=outcome.peak_bytes,
+        parameters=outcome.parameters,
+        worst_residual=outcome.test.worst_residual,
+        unconverged_train=outcome.history.unconverged,
+        unconverged_test=outcome.test.unconverged,
+        config=outcome.config,
+        epochs=outcome.history.epochs,
+        residuals=outcome.residuals,
+    )
 
 
 def write_results(
@@ -94,6 +99,7 @@ def write_results(
     """
     common = {name: value for name, value in settings.as_data().items() if name != "layer"}
     content = {
+        "schema": SCHEMA,
         "machine": machine(),
         "settings": common,
         "data_note": data_note,
@@ -104,12 +110,12 @@ def write_results(
 
 def result(outcome: Outcome, data_note: str) -> dict[str, Any]:
     """The record of one run."""
-    return {"machine": machine(), "data_note": data_note, **row(outcome)}
+    return {"machine": machine(), "data_note": data_note, **asdict(record(outcome))}
 
 
 def _layer(group: Sequence[Outcome]) -> dict[str, Any]:
     """The row of the first seed, with those of all where there are several."""
-    rows = [row(outcome) for outcome in group]
+    rows = [asdict(record(outcome)) for outcome in group]
     return rows[0] | ({"seeds": rows} if len(rows) > 1 else {})
 
 
@@ -118,20 +124,32 @@ def machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
+        "cores": os.cpu_count(),
         "torch": torch.__version__,
+        "implicitcore": version("implicitcore"),
+        "implicitcore-lab": version("implicitcore-lab"),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
-def _chance(outcomes: Sequence[Outcome]) -> str:
-    """What so many test images can tell: a 95 % interval, by Agresti and Coull."""
-    count = outcomes[0].test.samples
-    share = (min(outcome.test.correct for outcome in outcomes) + 2) / (count + 4)
+def chance(correct: int, count: int) -> str:
+    """What so many test images can tell: a 95 % interval, by Agresti and Coull.
+
+    Arguments:
+        correct: how many were classified correctly.
+        count: how many there are.
+    """
+    share = (correct + 2) / (count + 4)
     width = 1.96 * sqrt(share * (1 - share) / (count + 4))
     return (
         f"accuracy: of {count:,} test images, one is {1 / count:.2%}; 95% confidence interval: "
         f"+-{width:.1%}"
     )
+
+
+def _chance(outcomes: Sequence[Outcome]) -> str:
+    correct = min(outcome.test.correct for outcome in outcomes)
+    return chance(correct, outcomes[0].test.samples)
 
 
 def _tolerances(outcomes: Sequence[Outcome]) -> str:

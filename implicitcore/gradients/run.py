@@ -1,0 +1,90 @@
+"""A solve from the start to its result: the one edge between pytrees and packed states."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch.utils import _pytree as pytree
+
+from implicitcore.backends.base import Backend
+from implicitcore.dynamics.base import Dynamics
+from implicitcore.errors import ConfigError
+from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.failures import without_failed
+from implicitcore.gradients.unrolled import Unrolled
+from implicitcore.options.types import OnFailure
+from implicitcore.solution import Solution, Trajectory
+from implicitcore.system.context import Recorder
+from implicitcore.system.memory import apart
+from implicitcore.system.random_modules import check_random
+from implicitcore.system.scope import solving
+from implicitcore.system.system import System
+from implicitcore.tensors.autocast import ambient, promoted, suspended
+from implicitcore.tensors.packing import Packing
+from implicitcore.tensors.transforms import check_transforms, eager, usable
+
+
+class RunOptions(TypedDict, total=False):
+    """What :func:`run` is told beside its parts: ``**options: Unpack[RunOptions]``.
+
+    Attributes:
+        backend: the kernels that the solvers use; default torch.
+        trace: keep the residual after each step of a root solver.
+        coupled: the batch is one sample.
+        on_failure: ``"mask"`` gives failed samples their start; the other words are for the caller.
+    """
+
+    backend: Backend | None
+    trace: bool
+    coupled: bool
+    on_failure: OnFailure
+
+
+@eager
+def run(
+    dynamics: Dynamics,
+    z0: Any,
+    x: Any,
+    solve: Solve,
+    gradient: GradientStrategy,
+    **options: Unpack[RunOptions],
+) -> Solution | Trajectory:
+    """Pack the start, solve with the gradient attached, and unpack."""
+    backend, coupled = options.get("backend"), options.get("coupled", False)
+    check_transforms(type(gradient).__name__, gradient.transforms)
+    _check_backend(backend)
+    autocast = ambient()
+    begin, x = promoted(usable(z0), autocast), usable(x)
+    packing = Packing.of(begin, coupled=coupled)
+    with solving(dynamics) as scope:
+        if scope.random:
+            noise = solve.times is not None and isinstance(gradient, Unrolled)
+            check_random(dynamics, scope.random, required=not noise)
+        recorder = Recorder(residuals=[]) if options.get("trace") else None
+        system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
+        if torch.is_grad_enabled():
+            system = system.with_function_state()
+        with suspended() if autocast else nullcontext():
+            flat = packing.pack(begin)
+            again = partial(gradient.run, solve)
+            solution = again(system, flat)
+            on_failure = options.get("on_failure", "ignore")
+            solution = without_failed(solution, again, system, flat, on_failure)
+    system.context.end()
+    z = packing.unpack(apart(solution.z, begin, system.x))
+    parts: dict[str, Any] = {"z": z, "start": z0}
+    if isinstance(solution, Solution) and solution.iterates is not None:
+        parts["iterates"] = packing.unpack(solution.iterates)
+    found = solution.amended(**parts)
+    return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
+
+
+def _check_backend(backend: Backend | None) -> None:
+    reason = None if backend is None else backend.unavailable_reason()
+    if reason is not None:
+        raise ConfigError(
+            [f"backend: {type(backend).__name__} cannot run here: {reason}; use 'auto' or 'torch'"]
+        )

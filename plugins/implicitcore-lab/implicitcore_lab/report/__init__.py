@@ -1,0 +1,1 @@
+"""What runs reached and cost, as one HTML page and its tables."""

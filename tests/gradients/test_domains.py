@@ -1,0 +1,222 @@
+"""Fields with a domain: trial steps beyond it are retaken, and leave nothing in the gradient."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+import implicitcore as ic
+
+OTHERS = [0, 2]
+
+
+def root(t, z, a):
+    return -a * torch.sqrt(z)
+
+
+def logarithm(t, z, a):
+    return -a * (1 - torch.log(z))
+
+
+def inverse(t, z, a):
+    return -a / torch.sqrt(z * z.abs())
+
+
+def arc(t, z, a):
+    return -a * torch.acos(1 - z)
+
+
+# A field, the starts, and how far it goes: each ends near the edge of its domain, and a first step
+# of ten times the span leaps over it.
+FIELDS = {
+    "sqrt": (root, [1.0, 4.0, 2.0], 1.8),
+    "log": (logarithm, [0.5, 2.0, 1.0], 0.2),
+    "1/z": (inverse, [1.0, 4.0, 2.0], 0.4),
+    "acos": (arc, [1.0, 1.9, 1.5], 1.0),
+}
+SOLVERS = [ic.Bosh3, ic.Fehlberg45, ic.Dopri5, ic.Tsit5, ic.DOP853, ic.Adams, ic.ESDIRK]
+STRATEGIES = [ic.Unrolled(), ic.Checkpointed(), ic.Adjoint(ic.Tsit5(rtol=1e-6), drift=10)]
+each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
+each_strategy = pytest.mark.parametrize("gradient", STRATEGIES, ids=lambda g: type(g).__name__)
+
+
+def differentiated(field, starts, span, solver, gradient=None, dtype=torch.float64):  # noqa: PLR0913
+    z0 = torch.tensor(starts, dtype=dtype)[:, None].requires_grad_()
+    a = torch.ones((), dtype=dtype, requires_grad=True)
+    solution = ic.integrate(
+        field,
+        z0,
+        ic.shared(a),
+        times=torch.tensor([0.0, span / 2, span], dtype=dtype),
+        solver=solver,
+        gradient=gradient,
+    )
+    loss = solution.z[-1][solution.converged].sum()
+    return solution, torch.autograd.grad(loss, [z0, a])
+
+
+@functools.cache
+def reference(name):
+    field, starts, span = FIELDS[name]
+    tight = ic.DOP853(rtol=1e-10, atol=1e-12, first_step=1e-4)
+    return differentiated(field, starts, span, tight, ic.Unrolled())
+
+
+@each_strategy
+@each_solver
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_where_all_converge_all_gradients_are_finite_and_right(name, solver, gradient, dtype):
+    field, starts, span = FIELDS[name]
+    exact, expected = reference(name)
+    method = solver(rtol=1e-5, atol=1e-7, first_step=10 * span, max_steps=5000)
+    solution, found = differentiated(field, starts, span, method, gradient, dtype)
+    solution.raise_if_failed()
+    assert torch.allclose(solution.z[-1].double(), exact.z[-1], atol=2e-3)
+    for gradient_found, gradient_expected in zip(found, expected, strict=True):
+        assert torch.allclose(gradient_found.double(), gradient_expected, rtol=2e-2, atol=2e-2)
+
+
+def count(gradient, first_step):
+    field, starts, span = FIELDS["sqrt"]
+    solver = ic.Tsit5(rtol=1e-5, first_step=first_step)
+    return differentiated(field, starts, span, solver, gradient)[0]
+
+
+def test_only_a_step_that_was_not_finite_is_taken_again():
+    with torch.no_grad():
+        field, starts, span = FIELDS["sqrt"]
+        z0 = torch.tensor(starts, dtype=torch.float64)[:, None]
+        a = ic.shared(torch.ones((), dtype=torch.float64))
+        times = torch.tensor([0.0, span / 2, span], dtype=torch.float64)
+        plain = [
+            ic.integrate(
+                field, z0, a, times=times, solver=ic.Tsit5(rtol=1e-5, first_step=first)
+            ).evaluations
+            for first in (0.4, 50.0)
+        ]
+    assert count(ic.Unrolled(), 0.4).evaluations == plain[0]
+    assert plain[1] <= count(ic.Unrolled(), 50.0).evaluations <= plain[1] + 6 * 10
+
+
+@each_strategy
+@pytest.mark.parametrize("where", ["start", "way", "input"])
+@pytest.mark.parametrize(
+    "solver",
+    [*(s(min_step=1e-4) for s in SOLVERS), ic.Euler(dt=0.05), ic.RK4(), ic.ImplicitEuler(dt=0.05)],
+    ids=lambda s: type(s).__name__,
+)
+def test_a_sample_that_is_not_finite_leaves_the_others_gradients_as_they_are(
+    where, solver, gradient
+):
+    """z' = -a sqrt(z) + x: not finite from its start, on its way, or by its input."""
+
+    def field(t, z, x):
+        rate, shift = x
+        return torch.where(shift < -3, torch.nan, -rate * torch.sqrt(z) + shift)
+
+    def solve(rows):
+        z0 = torch.tensor([[1.0], [4.0], [2.0]], dtype=torch.float64)
+        shift = torch.zeros(3, 1, dtype=torch.float64)
+        if where == "start":
+            z0[1] = -1
+        else:
+            shift[1] = -2.5 if where == "way" else -4
+        rate = torch.ones((), dtype=torch.float64, requires_grad=True)
+        z0, shift = (part[rows].requires_grad_() for part in (z0, shift))
+        solution = ic.integrate(
+            field,
+            z0,
+            (ic.shared(rate), shift),
+            times=torch.tensor([0.0, 0.5, 1.5], dtype=torch.float64),
+            solver=solver,
+            gradient=gradient,
+        )
+        loss = solution.z[:, solution.converged].square().sum()
+        return solution, torch.autograd.grad(loss, [rate, z0, shift])
+
+    alone, expected = solve(OTHERS)
+    found, gradients = solve([0, 1, 2])
+    assert found.status.tolist() == [0, ic.Status.NON_FINITE, 0]
+    assert torch.allclose(found.z[:, OTHERS], alone.z, rtol=1e-12)
+    assert torch.allclose(gradients[0], expected[0], rtol=1e-10)
+    for among, apart in zip(gradients[1:], expected[1:], strict=True):
+        assert torch.allclose(among[OTHERS], apart, rtol=1e-10, atol=1e-14)
+        assert not bool(among[1].any()), "a failed sample has no graph"
+
+
+def test_dense_output_and_events_beside_a_sample_that_is_not_finite():
+    a = torch.ones((), dtype=torch.float64, requires_grad=True)
+    z0 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    found = ic.integrate(
+        root,
+        z0,
+        ic.shared(a),
+        times=torch.tensor([0.0, 1.8], dtype=torch.float64),
+        event=lambda t, z, x: z[:, 0] - 0.25,
+        dense=True,
+    )
+    assert found.event_times is not None
+    assert found.status.tolist() == [0, ic.Status.NON_FINITE]
+    assert found.event_times[0].item() == pytest.approx(1, abs=1e-3)
+    assert torch.autograd.grad(found.event_times[0], a, retain_graph=True)[0].item() == (
+        pytest.approx(-1, abs=1e-2)  # 2 (1 - 1/2) / a
+    )
+    inside = found.interpolate(torch.tensor([0.5], dtype=torch.float64))
+    assert inside[0, 0].item() == pytest.approx(0.75**2, abs=1e-3)
+    assert bool(inside[0, 1].isnan())
+    assert torch.autograd.grad(inside[0, 0], a)[0].item() == pytest.approx(-0.75 * 0.5, abs=1e-2)
+
+
+ROOT_SOLVERS = [ic.Picard, ic.Anderson, ic.Broyden, ic.Newton, ic.SteadyState]
+ROOT_STRATEGIES = [
+    ic.Implicit(ic.GMRES(tol=1e-9)),
+    ic.Implicit(ic.Anderson(tol=1e-9)),
+    ic.Neumann(),
+    ic.Phantom(),
+    ic.Unrolled(),
+]
+
+
+@pytest.mark.parametrize("gradient", ROOT_STRATEGIES, ids=str)
+@pytest.mark.parametrize("solver", ROOT_SOLVERS, ids=lambda s: s.__name__)
+def test_equilibria_beside_a_sample_that_is_not_finite(solver, gradient):
+    def solve(rows):
+        a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        z0 = torch.tensor([[1.0], [-1.0], [2.0]], dtype=torch.float64)[rows]
+        x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)[rows].requires_grad_()
+        solution = ic.fixed_point(
+            lambda z, x: a * torch.sqrt(z) + x, z0, x, solver=solver(tol=1e-9), gradient=gradient
+        )
+        assert solution.converged.tolist() == [row != 1 for row in rows]
+        loss = solution.z[solution.converged].sum()
+        return solution, torch.autograd.grad(loss, [a, x])
+
+    (alone, expected), (found, gradients) = solve(OTHERS), solve([0, 1, 2])
+    assert torch.allclose(found.z[OTHERS], alone.z, rtol=1e-12)
+    assert torch.allclose(gradients[0], expected[0], rtol=1e-8)
+    assert torch.allclose(gradients[1][OTHERS], expected[1], rtol=1e-8)
+    assert not bool(gradients[1][1].any())
+
+
+@pytest.mark.parametrize("gradient", [*STRATEGIES, *ROOT_STRATEGIES], ids=str)
+def test_where_no_sample_is_finite_the_gradient_is_zero(gradient):
+    class Root(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, *given):
+            return self.a * torch.sqrt(given[-2])  # z of (z, x) and of (t, z, x)
+
+    cell, z0 = Root(), torch.full((2, 1), -1.0)
+    if isinstance(gradient, (ic.Checkpointed, ic.Adjoint)):
+        times = torch.tensor([0.0, 1.0])
+        found = ic.integrate(cell, z0, times=times, gradient=gradient)
+    else:
+        found = ic.fixed_point(cell, z0, gradient=gradient)
+    assert found.status.tolist() == [ic.Status.NON_FINITE] * 2
+    z = found.z if isinstance(found, ic.Solution) else found.z[-1]
+    assert torch.autograd.grad(z[found.converged].sum(), cell.a)[0] == 0

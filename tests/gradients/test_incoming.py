@@ -1,0 +1,132 @@
+"""An incoming gradient that is not finite comes out NaN, in its sample and in what all share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.trajectory_solvers import stepwise
+from torch import nn
+
+import implicitcore as ic
+
+LINEAR = [
+    ic.GMRES(tol=1e-8),
+    ic.BiCGSTAB(tol=1e-8),
+    ic.Picard(tol=1e-8, max_steps=200),
+    ic.Anderson(tol=1e-8),
+    ic.Broyden(tol=1e-8),
+    ic.Newton(tol=1e-8),
+    ic.SteadyState(tol=1e-8, max_steps=300),
+    ic.Chain((ic.Picard(tol=1e-8, max_steps=5), ic.GMRES(tol=1e-8))),
+    ic.PseudoTransient(tol=1e-8),
+    ic.Homotopy(),
+]
+EQUILIBRIA = [
+    *(ic.Implicit(solver) for solver in LINEAR),
+    ic.Neumann(),
+    ic.Phantom(),
+    ic.Phantom(steps=3, damping=0.5),
+    ic.Shine(),
+    ic.Shine(ic.GMRES(tol=1e-8)),
+    ic.Unrolled(),
+]
+TRAJECTORIES = [ic.Unrolled(), ic.Checkpointed(), ic.Checkpointed(2), ic.Adjoint(ic.Tsit5())]
+each_value = pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+each_entry = pytest.mark.parametrize("whole", [True, False], ids=["row", "entry"])
+BAD, OTHERS = 2, [0, 1, 3]
+
+
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(5, 5, dtype=torch.float64)
+        nn.init.orthogonal_(self.linear.weight, 0.6)
+
+    def forward(self, *given):
+        z, x = given[-2:]  # of (z, x) and of (t, z, x)
+        return torch.tanh(self.linear(z) + x) - (z if len(given) == 3 else 0)
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, 5, dtype=torch.float64, generator=generator)
+    v = torch.randn(4, 5, dtype=torch.float64, generator=generator)
+    return x.requires_grad_(), v
+
+
+def spoiled(v, value, whole):
+    bad = v.clone()
+    bad[..., BAD, slice(None) if whole else 1] = value
+    return bad
+
+
+def check(cell, z, x, v, value, whole):  # noqa: PLR0913
+    wrt = [x, *cell.parameters()]
+    clean, *_ = torch.autograd.grad(z, wrt, v, retain_graph=True)
+    found, *parameters = torch.autograd.grad(z, wrt, spoiled(v, value, whole))
+    assert bool(found[BAD].isnan().any())
+    assert torch.allclose(found[OTHERS], clean[OTHERS], rtol=1e-6, atol=1e-9)
+    for parameter in parameters:
+        assert not bool(parameter.isfinite().all()), "who scales a loss sees it"
+
+
+@each_value
+@each_entry
+@pytest.mark.parametrize("gradient", EQUILIBRIA, ids=str)
+def test_of_an_equilibrium(gradient, value, whole):
+    (x, v), cell = inputs(), Cell()
+    solver = ic.Broyden(tol=1e-8) if isinstance(gradient, ic.Shine) else ic.Anderson(tol=1e-8)
+    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=gradient)
+    check(cell, solution.z, x, v, value, whole)
+
+
+@each_value
+@each_entry
+@pytest.mark.parametrize("gradient", TRAJECTORIES, ids=str)
+@pytest.mark.parametrize("solver", stepwise(), ids=lambda s: type(s).__name__)
+def test_of_a_trajectory(solver, gradient, value, whole):
+    (x, v), cell = inputs(), Cell()
+    solution = ic.integrate(
+        cell,
+        torch.zeros_like(x),
+        x,
+        times=torch.tensor([0.0, 0.3, 0.6], dtype=torch.float64),
+        solver=solver,
+        gradient=gradient,
+    )
+    cotangent = torch.stack((v * 0, v * 0, v))
+    check(cell, solution.z, x, cotangent, value, whole)
+
+
+@pytest.mark.parametrize("solver", LINEAR, ids=str)
+def test_of_a_second_derivative(solver):
+    """u^T df/dx is NaN where v is, with a graph too."""
+    (x, v), cell = inputs(), Cell()
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-8), gradient=ic.Implicit(solver)
+    )
+    weights = spoiled(v, torch.nan, True)
+    (found,) = torch.autograd.grad(solution.z, x, weights, create_graph=True)
+    assert bool(found[BAD].isnan().all())
+    assert bool(found[OTHERS].isfinite().all())
+
+
+@pytest.mark.parametrize("gradient", [*EQUILIBRIA, *TRAJECTORIES], ids=str)
+def test_a_gradient_scaler_sees_the_overflow(gradient):
+    """A loss that is scaled beyond the dtype: float32 here, whose cell is far from it."""
+    cell, x = Cell().float(), inputs()[0].detach().float()
+    z0, scale = torch.zeros_like(x), torch.tensor(1e38)
+    if gradient in TRAJECTORIES[1:]:
+        times = torch.tensor([0.0, 0.6])
+        z = ic.integrate(cell, z0, x, times=times, gradient=gradient).z[-1]
+    else:
+        solver = ic.Broyden(tol=1e-5) if isinstance(gradient, ic.Shine) else ic.Anderson(tol=1e-5)
+        z = ic.fixed_point(cell, z0, x, solver=solver, gradient=gradient).z
+    (z.sum() * 100 * scale).backward()
+    assert not all(bool(known(p.grad).isfinite().all()) for p in cell.parameters())
+
+
+def known(value):
+    assert value is not None
+    return value
