@@ -358,7 +358,8 @@ def test_the_command_writes_the_page(run, tiny, tmp_path):
     assert rendered.found == again.found
     lines = (folder / "runs" / "seed-1" / "deq" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-    assert "the saved accuracy, exactly" not in output
+    reported = run("report", folder / "runs" / "seed-1", "--output", "report")
+    assert (tmp_path / "report" / "index.html").exists(), reported
     assert "is not empty" in run("reproduce", "tiny", "--budget", "smoke", status=1)
     run("reproduce", "tiny", "--budget", "smoke", "--seeds", "0,1", "--resume", "--device", "cpu")
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from implicitcore_lab.data import Dataset
 from implicitcore_lab.engine import Engine
 from implicitcore_lab.errors import Interrupted, RunError
+from implicitcore_lab.experiment import outcome_of
 from implicitcore_lab.keeper import Checkpoints
 from implicitcore_lab.models import build_classifier
 from implicitcore_lab.optimisation import copy_weights
 from implicitcore_lab.papers.figures import figures
 from implicitcore_lab.papers.table import Job
 from implicitcore_lab.records import Epoch
-from implicitcore_lab.results import machine
+from implicitcore_lab.results import result
 from implicitcore_lab.runs import RunDirectory
 from implicitcore_lab.settings import RUN_ONLY, Settings
 from implicitcore_lab.state import State, random_state, set_random_state
@@ -111,15 +112,10 @@ class Turn:
         model = build_classifier(self.settings, self.data.shape, self.data.classes)
         copy_weights(model, self.training.weights())
         model = model.to(self.training.engine.device)
-        found = figures(model, self.data, self.settings, self.training.history)
-        samples = len(self.data.test)
+        history = self.training.history
         record = {
-            "machine": machine(),
-            "data_note": self.data.note,
-            "test_correct": round((found["accuracy"] or 0.0) * samples / 100),
-            "test_samples": samples,
-            "figures": found,
-            "epochs": [asdict(epoch) for epoch in self.training.history.epochs],
+            **result(outcome_of(model, self.data, self.settings, history), self.data.note),
+            "figures": figures(model, self.data, self.settings, history),
         }
         config = self.settings.with_layer(model.layer.config)
         self.run.finish(config, model.state_dict(), record)
