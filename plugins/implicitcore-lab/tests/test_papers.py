@@ -340,6 +340,7 @@ def test_the_command_writes_the_page(run, tiny, tmp_path):
         "| nothing | 1.00 | not measured | - |",
         "## What differs from the paper",
         "Budget smoke: little",
+        "The budget smoke, over these: 64 training images, 32 test images.",
         "Seeds: 0, 1.",
         "## Hardware",
         "implicitcore reproduce tiny --budget smoke --seeds 0,1",
@@ -388,6 +389,7 @@ def test_a_spread_of_seeds():
     column = Column("x", "x", ".2f")
     assert spread([{"x": 1.0}], column) == "1.00"
     assert spread([{"x": 1.0}, {"x": 3.0}], column) == "2.00 ± 1.41"
+    assert spread([{"x": 2.0}, {"x": 2.0}], column) == "2.00"
     assert spread([{"x": None}], column) == "-"
 
 

@@ -226,8 +226,8 @@ class MnistMLP(TrainingTable):
         if other is not None and skip is not None and other - skip > 1:
             lines.append(
                 f"Skip DEQ at weight 5 does not keep the accuracy here: {skip:.2f} % against the "
-                f"{other:.2f} % of the DEQ. Its term draws the equilibrium to the prediction, and "
-                "a predictor that begins at random is a bad place to be drawn to."
+                f"{other:.2f} % of the DEQ. Its term draws the equilibrium to a prediction that "
+                "learns from that term alone."
             )
         return lines
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from implicitcore_lab.papers.table import Column, Results, Row, Table, spread, values
+from implicitcore_lab.papers.table import Budget, Column, Results, Row, Table, spread
 
 NOT_RUN = "<!-- not run: trains for minutes -->"
 STYLE = (
@@ -114,13 +114,26 @@ def page(table: Table, rows: Sequence[Row], results: Results, how: Circumstances
         Heading("What differs from the paper"),
         Items([*less, *table.differences]),
         Heading("Settings"),
-        Items([*table.settings, f"Seeds: {', '.join(map(str, how.seeds))}."]),
+        Items([*table.settings, *_own(how.budget, budget), f"Seeds: {_listed(how.seeds)}."]),
         Heading("Hardware"),
         Items(how.hardware),
         Heading("Measure it again"),
         Command(how.command),
     ]
     return blocks
+
+
+def _own(name: str, budget: Budget) -> Iterator[str]:
+    """What a budget sets, which goes over the settings above it."""
+    parts = [f"{key} {value}" for key, value in budget.settings.items()]
+    parts += [f"{budget.train:,} training images"] if budget.train else []
+    parts += [f"{budget.test:,} test images"] if budget.test else []
+    if parts:
+        yield f"The budget {name}, over these: {_listed(parts)}."
+
+
+def _listed(items: Iterable[object]) -> str:
+    return ", ".join(map(str, items))
 
 
 def _claims(table: Table, results: Results) -> Iterator[list[str]]:
@@ -153,11 +166,6 @@ def _legend(columns: Sequence[Column], seeds: Sequence[int]) -> str:
     several = [f"mean ± standard deviation of {len(seeds)} seeds"] if len(seeds) > 1 else []
     text = "; ".join([*meanings, *several])
     return text[:1].upper() + text[1:] + "."
-
-
-def complete(rows: Sequence[Row], results: Results, column: str) -> bool:
-    """Whether every row has that figure."""
-    return all(values(results[row.name], column) for row in rows)
 
 
 def markdown(blocks: Sequence[Block]) -> str:

@@ -64,7 +64,7 @@ def reproduce(
         name=name,
         budget=budget,
         seeds=seeds,
-        command=_command(name, budget, seeds, rows),
+        command=_command(name, budget, seeds, rows, values.get("device")),
         hardware=_hardware(load, values),
     )
     with storing(output):
@@ -76,10 +76,13 @@ def reproduce(
     console.print(f"written: {output / name}.md, .html, .png, .json")
 
 
-def _command(name: str, budget: str, seeds: Sequence[int], rows: Sequence[str]) -> str:
+def _command(
+    name: str, budget: str, seeds: Sequence[int], rows: Sequence[str], device: str | None
+) -> str:
     words = ["implicitcore", "reproduce", name, "--budget", budget]
     words += ["--seeds", ",".join(map(str, seeds))]
-    return shlex.join([*words, "--rows", ",".join(rows)] if rows else words)
+    words += ["--rows", ",".join(rows)] if rows else []
+    return shlex.join([*words, "--device", device] if device else words)
 
 
 def _hardware(load: float, values: Mapping[str, Any]) -> list[str]:

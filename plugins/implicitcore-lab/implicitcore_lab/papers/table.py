@@ -223,9 +223,11 @@ def average(figures: Sequence[Figures], column: str) -> float | None:
 
 
 def spread(figures: Sequence[Figures], column: Column) -> str:
-    """Their mean as the column writes it, and the standard deviation where there are several."""
+    """Their mean as the column writes it, and the standard deviation where they differ."""
     found = values(figures, column.name)
     if not found:
         return "-"
     middle = format(mean(found), column.form)
-    return f"{middle} ± {format(stdev(found), column.form)}" if len(found) > 1 else middle
+    if len(set(found)) < 2:
+        return middle
+    return f"{middle} ± {format(stdev(found), column.form)}"

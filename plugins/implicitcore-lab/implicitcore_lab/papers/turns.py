@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +207,7 @@ def _finished(path: Path, settings: Settings, data: Dataset) -> bool:
     run = RunDirectory(path)
     if not run.finished:
         return False
-    model = build_classifier(settings, data.shape, data.classes)
-    wanted = dict(_trained(settings.with_layer(model.layer.config)))
-    has = dict(_trained(run.settings()))
+    wanted, has = (dict(_trained(each, data)) for each in (settings, run.settings()))
     different = sorted(name for name in wanted if wanted[name] != has[name])
     if different:
         raise RunError(
@@ -219,9 +217,10 @@ def _finished(path: Path, settings: Settings, data: Dataset) -> bool:
     return True
 
 
-def _trained(settings: Settings) -> Iterator[tuple[str, Any]]:
-    """The settings but for where a run runs, as JSON has them."""
-    for name, value in replace(settings).as_data().items():
+def _trained(settings: Settings, data: Dataset) -> Iterator[tuple[str, Any]]:
+    """The settings but for where a run runs, with every option of the layer, as JSON has them."""
+    model = build_classifier(settings, data.shape, data.classes)
+    for name, value in settings.with_layer(model.layer.config).as_data().items():
         if name not in RUN_ONLY:
             yield name, _plain(value)
 
