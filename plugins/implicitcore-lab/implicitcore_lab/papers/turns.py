@@ -23,7 +23,7 @@ from implicitcore_lab.results import result
 from implicitcore_lab.runs import RunDirectory
 from implicitcore_lab.settings import RUN_ONLY, Settings
 from implicitcore_lab.state import State, random_state, set_random_state
-from implicitcore_lab.training import Training
+from implicitcore_lab.training import Keeper, Training
 from implicitcore_lab.transaction import Transaction
 
 LINE_SECONDS = 30.0
@@ -41,7 +41,7 @@ class RowKeeper:
     """
 
     transaction: Transaction
-    signals: Checkpoints
+    signals: Keeper
     seconds: float
     last: float = field(default_factory=time.monotonic)
 
@@ -66,7 +66,7 @@ class Turn:
         name: of the row.
         settings: of the training.
         data: what to train on, on its device.
-        run: where it is written, begun; None of the run's own figures is remembered elsewhere.
+        run: where it is written.
         around: the process, and who knows of signals.
     """
 
@@ -76,7 +76,7 @@ class Turn:
         settings: Settings,
         data: Dataset,
         run: Transaction,
-        around: tuple[Engine, Checkpoints],
+        around: tuple[Engine, Keeper],
     ) -> None:
         self.name, self.settings, self.data, self.run = name, settings, data, run
         engine, signals = around
