@@ -57,7 +57,7 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|unittest|"
-        r"click|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?",
+        r"click|matplotlib|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?",
     ),
     # The same, as a docstring or an import for type checkers has them.
     (

@@ -52,6 +52,9 @@ from implicitcore.gradients.neumann import Neumann as Neumann
 # gradient phantom: a few damped steps with a graph
 from implicitcore.gradients.phantom import Phantom as Phantom
 
+# gradient reversible: backpropagation through every step of a reversible solve, in bounded memory
+from implicitcore.gradients.reversible import ReversibleGradient as ReversibleGradient
+
 # gradient shine: the implicit gradient with the inverse that a forward Broyden solve estimated
 from implicitcore.gradients.shine import Shine as Shine
 
@@ -59,12 +62,28 @@ from implicitcore.gradients.shine import Shine as Shine
 from implicitcore.gradients.unrolled import Unrolled as Unrolled
 from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout as VariationalDropout
+
+# start augmented: x with further channels of zeros
+from implicitcore.layers.initial import Augmented as Augmented
+
+# start identity: x itself
 from implicitcore.layers.initial import Identity as Identity
 from implicitcore.layers.initial import InitialGuess as InitialGuess
-from implicitcore.layers.initial import LearnedInitialGuess as LearnedInitialGuess
+
+# start one_step: f(0, x)
 from implicitcore.layers.initial import OneStep as OneStep
+
+# start predictor: the prediction of a module
 from implicitcore.layers.initial import Predictor as Predictor
+
+# start pyramid: zeros at several resolutions
+from implicitcore.layers.initial import Pyramid as Pyramid
+
+# start zeros: zeros
 from implicitcore.layers.initial import Zeros as Zeros
+
+# start learned: one learned value per channel
+from implicitcore.layers.learned import LearnedInitialGuess as LearnedInitialGuess
 from implicitcore.layers.losses import skip_loss as skip_loss
 from implicitcore.layers.losses import start_loss as start_loss
 from implicitcore.layers.observers import ObserverHandle as ObserverHandle
@@ -135,6 +154,7 @@ from implicitcore.root_solvers.gmres import GMRES as GMRES
 
 # root_solver homotopy: follow a path from an easy problem, then correct
 from implicitcore.root_solvers.homotopy import Homotopy as Homotopy
+from implicitcore.root_solvers.homotopy_field import HomotopyField as HomotopyField
 
 # root_solver newton: Newton's method with a line search, dense or matrix-free
 from implicitcore.root_solvers.newton import Newton as Newton
@@ -144,6 +164,9 @@ from implicitcore.root_solvers.picard import Picard as Picard
 
 # root_solver pseudo_transient: implicit Euler steps that grow into Newton's
 from implicitcore.root_solvers.pseudo_transient import PseudoTransient as PseudoTransient
+
+# root_solver reversible: two coupled damped iterations, which can be undone
+from implicitcore.root_solvers.reversible import Reversible as Reversible
 
 # root_solver steady_state: integrate dz/dt = g(z, x) until it stands still
 from implicitcore.root_solvers.steady_state import SteadyState as SteadyState

@@ -44,6 +44,7 @@ from implicitcore.options.types import Count as Count
 from implicitcore.options.types import Fraction as Fraction
 from implicitcore.options.types import OnFailure as OnFailure
 from implicitcore.options.types import Positive as Positive
+from implicitcore.options.types import Shape as Shape
 from implicitcore.options.types import Spec as Spec
 from implicitcore.options.types import Tolerance as Tolerance
 from implicitcore.options.types import Whole as Whole

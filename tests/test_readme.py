@@ -47,6 +47,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plug
 NOT_RUN = {
     "changes the environment that runs the tests": 2,
     "starts several processes, as a test of the lab does": 1,
+    "trains for minutes": 4,
 }
 MARK = re.compile(r"<!--\s*(file|not run):\s*(.+?)\s*-->")
 CAPTION = re.compile(r":caption: (.+)\n+")

@@ -28,8 +28,11 @@ _TITLES = {
     "ode_solver": "ODE solvers",
     "gradient": "Gradient strategies",
     "backend": "Backends",
+    "start": "Starts",
+    "cell": "Cells",
     "dataset": "Data sets",
     "model": "Models",
+    "table": "Tables of papers",
     "command": "Commands",
 }
 

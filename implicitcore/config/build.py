@@ -209,7 +209,10 @@ def as_data(value: Any, path: str) -> Any:
     if isinstance(value, tuple | list):
         items = [as_data(item, f"{path}[{index}]") for index, item in enumerate(value)]
         return NOT_DATA if any(item is NOT_DATA for item in items) else items
-    if getattr(value, "kind", None) in set(CLASS_KINDS).difference(MODULE_KINDS):
+    if isinstance(value, Mapping):
+        data = {str(key): as_data(item, f"{path}.{key}") for key, item in value.items()}
+        return NOT_DATA if any(item is NOT_DATA for item in data.values()) else data
+    if getattr(value, "kind", None) in {*CLASS_KINDS, "start"}.difference(MODULE_KINDS):
         described = _describe(value, path)
         return described if len(described) > 1 else described["name"]
     return NOT_DATA

@@ -106,7 +106,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         *,
         solver: RootSolver | ODESolver | Spec,
         gradient: GradientStrategy | Spec | None = None,
-        start: InitialGuess | None = None,
+        start: InitialGuess | Spec | None = None,
         horizon: Positive = 1.0,
         backend: Backend | Spec | None = TORCH,
         on_failure: OnFailure = "warn",

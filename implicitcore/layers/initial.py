@@ -8,12 +8,12 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from implicitcore.errors import InputError, show
+from implicitcore.errors import InputError
+from implicitcore.layers.shapes import first_tensor, map_shape
 from implicitcore.options.option import Option
 from implicitcore.options.options import PartMeta, options_of
-from implicitcore.options.types import Count
+from implicitcore.options.types import Count, Shape, read_shape
 
 
 class InitialGuess(nn.Module, metaclass=PartMeta):
@@ -25,6 +25,7 @@ class InitialGuess(nn.Module, metaclass=PartMeta):
         evaluations: the evaluations of f that z0 costs; the solution counts them.
     """
 
+    kind: ClassVar[str] = "start"
     detached: ClassVar[bool] = False
     evaluations: ClassVar[int] = 0
 
@@ -43,18 +44,57 @@ class Zeros(InitialGuess):
     """z0 = 0.
 
     Arguments:
-        shape: of the state of one sample; None: the shape of x, which is then one tensor.
+        shape: of the state of one sample: sizes, or for a state of several tensors a tuple or dict
+            of shapes; None: the shape of x, which is then one tensor.
     """
 
-    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(self, shape: Shape | None = None) -> None:
         super().__init__()
-        self.shape = None if shape is None else tuple(shape)
+        self.shape = None if shape is None else read_shape(shape)
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, x: Any) -> Any:
         """Zeros ``[batch, *shape]`` of x's dtype and device."""
         like = first_tensor(x, self.shape)
-        shape = like.shape[1:] if self.shape is None else self.shape
-        return like.new_zeros(like.shape[0], *shape)
+        shape = tuple(like.shape[1:]) if self.shape is None else self.shape
+        return map_shape(lambda sizes: like.new_zeros(like.shape[0], *sizes), shape)
+
+
+@final
+class Pyramid(InitialGuess):
+    """z0 = 0 at several resolutions, each half as fine as the one before (rounded up).
+
+    The state is a tuple: for an x ``[batch, ..., height, width]`` its i-th tensor is ``[batch,
+    channels[i], ceil(height / 2^i), ceil(width / 2^i)]``.
+
+    Arguments:
+        channels: of each resolution, the finest first.
+
+    Reference:
+        Bai, Koltun, Kolter, Multiscale Deep Equilibrium Models, arXiv 2006.08656.
+    """
+
+    def __init__(self, channels: tuple[Count, ...]) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+
+    def forward(self, x: Any) -> tuple[Tensor, ...]:
+        """Zeros of x's dtype and device.
+
+        Raises:
+            InputError: x is no image.
+        """
+        like = first_tensor(x, ())
+        if like.ndim < 3:
+            raise InputError(
+                f"a state of several resolutions needs an x [batch, ..., height, width]; "
+                f"received {list(like.shape)}"
+            )
+        height, width = like.shape[-2:]
+        sizes = [(-(-height // 2**i), -(-width // 2**i)) for i in range(len(self.channels))]
+        return tuple(
+            like.new_zeros(like.shape[0], count, *size)
+            for count, size in zip(self.channels, sizes, strict=True)
+        )
 
 
 @final
@@ -64,6 +104,36 @@ class Identity(InitialGuess):
     def forward(self, x: Any) -> Any:
         """x, unchanged."""
         return x
+
+
+@final
+class Augmented(InitialGuess):
+    """z0 = (x, 0): x with further channels of zeros, its first dimension after the batch.
+
+    Arguments:
+        extra: how many channels are added.
+
+    Reference:
+        Dupont, Doucet, Teh, Augmented Neural ODEs, arXiv 1904.01681.
+    """
+
+    def __init__(self, extra: Count) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def forward(self, x: Any) -> Tensor:
+        """``[batch, channels + extra, ...]``.
+
+        Raises:
+            InputError: x has no channels.
+        """
+        like = first_tensor(x, None)
+        if like.ndim < 2:
+            raise InputError(
+                f"cannot add channels to an x of shape {list(like.shape)}: expected "
+                "[batch, channels, ...]"
+            )
+        return torch.cat((like, like.new_zeros(len(like), self.extra, *like.shape[2:])), 1)
 
 
 @final
@@ -92,96 +162,33 @@ class OneStep(InitialGuess):
     Arguments:
         update: f, as the bound method ``update`` of the layer's dynamics. A module here would
             appear twice in the layer's state_dict.
-        shape: of the state of one sample; None: the shape of x.
+        shape: of the state of one sample: sizes, or for a state of several tensors a tuple or dict
+            of shapes; None: the shape of x.
+        origin: where the step is taken from, in place of zeros of that shape.
     """
 
     evaluations: ClassVar[int] = 1
 
     def __init__(
-        self, update: Callable[[Any, Any], Any], shape: tuple[int, ...] | None = None
+        self,
+        update: Callable[[Any, Any], Any],
+        shape: Shape | None = None,
+        *,
+        origin: InitialGuess | None = None,
     ) -> None:
         super().__init__()
         self.update = update
-        self.zeros = Zeros(shape)
+        self.origin = Zeros(shape) if origin is None else origin
 
     @property
-    def shape(self) -> tuple[int, ...] | None:
+    def shape(self) -> Any:
         """Of one sample's state; None is that of x."""
-        return self.zeros.shape
+        return self.origin.shape
 
     @shape.setter
-    def shape(self, shape: tuple[int, ...] | None) -> None:
-        self.zeros.shape = shape
+    def shape(self, shape: Any) -> None:
+        self.origin.shape = shape
 
     def forward(self, x: Any) -> Any:
         """f(0, x), at the cost of one evaluation."""
-        return self.update(self.zeros(x), x)
-
-
-@final
-class LearnedInitialGuess(InitialGuess):
-    """z0 is one learned value per channel, the same for all samples and positions (HomoODE).
-
-    The values are a parameter, so part of the state_dict.
-
-    Arguments:
-        channels: the size of the first dimension of the state after the batch.
-        shape: of the state of one sample, ``(channels, ...)``; None: the shape of x.
-    """
-
-    detached: ClassVar[bool] = True
-
-    def __init__(self, channels: Count, shape: tuple[int, ...] | None = None) -> None:
-        super().__init__()
-        self.shape = None if shape is None else tuple(shape)
-        self.value = nn.Parameter(torch.zeros(channels))
-
-    @property
-    def channels(self) -> int:
-        """How many values there are."""
-        return len(self.value)
-
-    def forward(self, x: Any) -> Tensor:
-        """``[batch, channels, ...]``: each channel filled with its value.
-
-        Raises:
-            InputError: the state has another number of channels.
-        """
-        like = first_tensor(x, self.shape)
-        shape = tuple(like.shape[1:]) if self.shape is None else self.shape
-        channels = self.channels
-        if not shape or shape[0] != channels:
-            raise InputError(
-                f"the learned initial guess has {channels} channels, but the state of one sample "
-                f"has shape {list(shape)}"
-            )
-        value = self.value.reshape(channels, *(1,) * (len(shape) - 1)).to(like.dtype)
-        return value.expand(like.shape[0], *shape)
-
-
-def first_tensor(x: Any, shape: tuple[int, ...] | None) -> Tensor:
-    """The tensor of x that has the batch size, dtype and device of the state.
-
-    And its shape, where ``shape`` is None.
-
-    Raises:
-        InputError: x holds no floating-point tensor, or several and no ``shape`` is given.
-    """
-    if isinstance(x, Tensor) and x.ndim and x.is_floating_point():
-        return x
-    leaves = [
-        leaf
-        for leaf in pytree.tree_leaves(x)
-        if isinstance(leaf, Tensor) and leaf.ndim and leaf.is_floating_point()
-    ]
-    if not leaves or (shape is None and len(leaves) > 1):
-        kinds = ", ".join(
-            f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else show(leaf)
-            for leaf in pytree.tree_leaves(x)[:3]
-        )
-        raise InputError(
-            f"cannot tell the shape of the state from an x with {len(leaves)} "
-            f"floating-point tensors; give shape= or z0 (x holds {kinds or 'nothing'}; numbers and "
-            "arrays become tensors by torch.as_tensor(...), integers by x.float())"
-        )
-    return leaves[0]
+        return self.update(self.origin(x), x)

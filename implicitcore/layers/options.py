@@ -10,6 +10,7 @@ from torch import nn
 from implicitcore.errors import ConfigError, PluginError, show
 from implicitcore.options.option import Option
 from implicitcore.options.options import PartMeta, options_of
+from implicitcore.options.signatures import call_signature
 
 T = TypeVar("T")
 Value = TypeVar("Value", covariant=True)
@@ -20,7 +21,8 @@ class LayerMeta(PartMeta):
 
     def __call__(cls: type[T], *args: Any, **options: Any) -> T:
         layer = super().__call__(*args, **options)  # pyright: ignore[reportAttributeAccessIssue]
-        built = {name: type(getattr(layer, name)) for name in UNSAID}
+        unsaid = UNSAID[:1] if "start" in call_signature(cls).parameters else UNSAID
+        built = {name: type(getattr(layer, name)) for name in unsaid}
         object.__setattr__(layer, "_built_with", built)
         return layer
 
@@ -38,7 +40,10 @@ class LayerMeta(PartMeta):
 
 
 UNSAID = ("dynamics", "start")
-"""The parts of a layer that its configuration does not say: its class says them."""
+"""The parts of a layer that its configuration does not say: its class says them.
+
+A layer whose start is an option of its own says that.
+"""
 
 
 class LayerOption(Generic[Value]):

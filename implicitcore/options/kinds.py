@@ -12,13 +12,16 @@ CLASS_KINDS = ("layer", "dynamics", "root_solver", "ode_solver", "gradient", "ba
 MODULE_KINDS = ("layer", "dynamics")
 """The kinds whose parts hold modules and functions, which only Python can give."""
 
-DATA_KINDS = ("dataset", "model")
+PIECE_KINDS = ("start", "cell")
+"""What layers are made around: where z0 comes from, and the f(z, x) of ``implicitcore-layers``."""
+
+DATA_KINDS = ("dataset", "model", "table")
 """What a training is about: classes too, whose bases are those of ``implicitcore-lab``."""
 
 DATA_PACKAGE = "implicitcore_lab"
 """The package of these bases; its module ``testing`` defines the checks of these kinds."""
 
-NAMED_KINDS = (*CLASS_KINDS, *DATA_KINDS)
+NAMED_KINDS = (*CLASS_KINDS, *PIECE_KINDS, *DATA_KINDS)
 """The kinds whose parts a configuration makes by their names."""
 
 KINDS = (*NAMED_KINDS, "command")

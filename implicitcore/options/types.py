@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 Tolerance = Annotated[float, Field(ge=0)]
 """At least 0; 0 never stops."""
@@ -20,6 +21,9 @@ Positive = Annotated[float, Field(gt=0)]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 """More than 0, at most 1."""
+
+ProperFraction = Annotated[float, Field(gt=0, lt=1)]
+"""More than 0, less than 1."""
 
 Count = Annotated[int, Field(ge=1)]
 """A whole number of at least 1."""
@@ -35,3 +39,31 @@ OnFailure = Literal["raise", "warn", "mask", "ignore"]
 
 Spec = str | Mapping[str, Any]
 """What stands for a part: the name of a registered one, or a mapping with ``name`` and options."""
+
+
+def read_shape(value: Any) -> tuple[Any, ...] | dict[str, Any]:
+    """The shape of one sample's state, with tuples for lists.
+
+    Arguments:
+        value: sizes, for a state that is one tensor; for another pytree a tuple or a dict of
+            shapes.
+
+    Raises:
+        PydanticCustomError: it is neither.
+
+    >>> read_shape([[24, 16, 16], [24, 8, 8]])
+    ((24, 16, 16), (24, 8, 8))
+    """
+    if isinstance(value, Mapping):
+        return {str(key): read_shape(item) for key, item in value.items()}
+    if not isinstance(value, tuple | list):
+        raise PydanticCustomError("shape", "Input should be sizes, or a tuple or dict of shapes")
+    if any(isinstance(item, tuple | list | Mapping) for item in value):
+        return tuple(map(read_shape, value))
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in value):
+        raise PydanticCustomError("shape", "Input should be sizes, whole numbers of at least 0")
+    return tuple(map(int, value))
+
+
+Shape = Annotated[tuple[Any, ...] | dict[str, Any], BeforeValidator(read_shape)]
+"""The shape of one sample's state, without the batch: sizes, or a tuple or dict of shapes."""

@@ -131,8 +131,8 @@ class Registrar:
         """Register a part under a name.
 
         Arguments:
-            kind: layer, dynamics, root_solver, ode_solver, gradient, backend, dataset, model or
-                command.
+            kind: layer, dynamics, root_solver, ode_solver, gradient, backend, start, cell, dataset,
+                model, table or command.
             name: lower-case letters and digits, with ``_``, ``-`` or ``.`` between them.
             target: ``"module:attribute"``, imported when the part is first used.
             summary: one line that says what it is.

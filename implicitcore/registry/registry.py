@@ -31,8 +31,10 @@ LOCAL = "local"
 
 _HOMES = {
     "layer": "implicitcore-layers",
+    "cell": "implicitcore-layers",
     "dataset": "implicitcore-lab",
     "model": "implicitcore-lab",
+    "table": "implicitcore-lab",
     "command": "implicitcore-lab",
 }
 """The distributions of the kinds of which the core has none."""
@@ -68,8 +70,8 @@ class Registry:
         process registered under it before.
 
         Arguments:
-            kind: layer, dynamics, root_solver, ode_solver, gradient, backend, dataset, model or
-                command.
+            kind: layer, dynamics, root_solver, ode_solver, gradient, backend, start, cell, dataset,
+                model, table or command.
             name: lower-case letters and digits, with ``_``, ``-`` or ``.`` between them.
             target: a class, or ``"module:attribute"``.
             summary: one line that says what it is.

@@ -13,12 +13,18 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
+from implicitcore.root_solvers.reversible import Reversible
 from implicitcore.testing.expect import expect
 from implicitcore.testing.options import for_dtype, with_options
 from implicitcore.testing.problems import Problem, inputs, problem_for
 
-# Solvers that every strategy takes: Shine needs the inverse that Broyden estimates.
-SOLVERS = (Broyden(tol=1e-11, max_steps=100), Tsit5(rtol=1e-6, atol=1e-8))
+# Solvers of which every strategy takes one: Shine needs the inverse that Broyden estimates, and
+# ReversibleGradient steps that can be taken back.
+SOLVERS = (
+    Broyden(tol=1e-11, max_steps=100),
+    Tsit5(rtol=1e-6, atol=1e-8),
+    Reversible(tol=1e-11, max_steps=200),
+)
 
 
 @dataclass(frozen=True)

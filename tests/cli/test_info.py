@@ -73,7 +73,7 @@ def test_it_shows_the_call_the_options_and_the_first_paragraph(site_with_layer: 
         "mode str default 'mean' of working",
         "gradient gradient or None default None default `Implicit()` with a root solver, "
         "`Unrolled()` with an ODE solver",
-        "start InitialGuess | None default None where z0 comes from; default zeros shaped like x",
+        "start start or None default None where z0 comes from; default zeros shaped like x",
         "horizon float > 0 default 1.0 the end time of an ODE solver",
         "backend backend or None default TorchBackend() the kernels of the inner loop; "
         "default torch",

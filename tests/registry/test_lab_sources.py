@@ -250,7 +250,8 @@ THEIRS = '''
 from dataclasses import dataclass
 import torch
 from torch import nn
-from implicitcore_lab import ContractiveCell, DataSource, Dataset, ModelBuilder, Split
+from implicitcore_lab import DataSource, Dataset, ModelBuilder, Split
+from implicitcore_layers import ContractiveCell
 
 @dataclass(frozen=True, kw_only=True)
 class Moons(DataSource):
@@ -273,7 +274,7 @@ class Plain(ModelBuilder):
 
     def build(self, hidden, shape, classes):
         linear = nn.Linear(shape[0], hidden)
-        cell = ContractiveCell(nn.Linear(hidden, hidden))
+        cell = ContractiveCell(hidden)
         return linear, cell, nn.Linear(hidden, classes), nn.Linear(hidden, hidden)
 '''
 

@@ -31,7 +31,7 @@ def registry() -> Registry:
 
 def test_every_builtin_part_loads(registry: Registry):
     [builtin] = [plugin for plugin in registry.plugins() if plugin.name == "builtin"]
-    assert {part.kind for part in builtin.parts} == set(CLASS_KINDS) - {"layer"}
+    assert {part.kind for part in builtin.parts} == {*CLASS_KINDS, "start"} - {"layer"}
     for part in builtin.parts:
         assert part.load().kind == part.kind
         assert part.summary

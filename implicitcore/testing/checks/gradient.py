@@ -34,13 +34,16 @@ EXACT = 1e-3
 
 @contract("gradient")
 def serves_a_root_or_a_trajectory(gradient: GradientStrategy) -> None:
-    """Differentiates a root, a trajectory or both, and refuses the other with a GradientError."""
+    """Differentiates a root, a trajectory or both, and refuses the other with a GradientError.
+
+    A strategy for one solver serves ``Reversible``, or refuses it too.
+    """
     errors = [_allowed(gradient, solver) for solver in SOLVERS]
     expect(
         None in errors,
-        "gave it Broyden and Tsit5",
+        "gave it Broyden, Tsit5 and Reversible",
         " and ".join(map(str, errors)),
-        "one GradientError at most",
+        "a gradient with one of them",
     )
 
 

@@ -191,6 +191,54 @@ def compare(layers: str, out: Path, seeds: tuple[int, ...], **options: str | Non
 
 
 @click.command()
+@click.argument("table", metavar="TABLE")
+@click.option(
+    "--budget",
+    default="short",
+    show_default=True,
+    metavar="NAME",
+    help="How much is spent: smoke (does it run), short, or paper.",
+)
+@click.option(
+    "--seeds",
+    type=Seeds(),
+    default="0,1,2",
+    show_default=True,
+    metavar="N,N,...",
+    help="Each row is measured once with each.",
+)
+@click.option("--rows", default="", metavar="A,B,...", help="Rows, or patterns as 'skip-*'.")
+@click.option("--resume", is_flag=True, help="Go on from what the output folder holds.")
+@click.option("--out", "--output", type=DIRECTORY, help="Folder; default papers/TABLE-BUDGET.")
+@click.option("--data-dir", metavar="DIR", help=SETTINGS["data_dir"][1])
+@click.option("--device", metavar="NAME", help=SETTINGS["device"][1])
+def reproduce(  # noqa: PLR0913 - options
+    table: str,
+    budget: str,
+    seeds: tuple[int, ...],
+    rows: str,
+    resume: bool,
+    out: Path | None,
+    **options: str | None,
+) -> None:
+    """Measure the table TABLE of a paper again and write a page about it.
+
+    The rows train in one process, a step of each in turn, so that their times compare. The page
+    (Markdown, HTML, PNG and JSON) says what the paper claims, what was measured, how and on what.
+    On SIGTERM and SIGINT each row writes a checkpoint; --resume goes on from there.
+    """
+    from implicitcore_lab.errors import Interrupted
+    from implicitcore_lab.papers.reproduce import reproduce as measure
+
+    patterns = [name.strip() for name in rows.split(",") if name.strip()]
+    try:
+        measure(table, budget, seeds, (out, resume), _given(**options), patterns)
+    except Interrupted as error:
+        click.echo(f"{error}", err=True)
+        raise SystemExit(128 + error.signal if error.signal else 1) from error
+
+
+@click.command()
 @click.argument("runs", nargs=-1, required=True, type=DIRECTORY)
 @click.option(
     "--out",

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from implicitcore import Solution, SolveResult
 from implicitcore_lab.data import Split
 from implicitcore_lab.engine import Engine
+from implicitcore_lab.measures import norms
 from implicitcore_lab.memory import peak_bytes
 from implicitcore_lab.models import Classifier
 from implicitcore_lab.records import Evaluation
@@ -91,7 +92,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def relative_residual(solution: SolveResult, residual: Tensor) -> Tensor:
     """``[..., batch]`` residuals over the size of each sample's state."""
-    return residual / solution.z.flatten(1).norm(dim=1).clamp(min=torch.finfo(residual.dtype).tiny)
+    return residual / norms(solution.z)
 
 
 def residual_curve(model: Classifier, images: Tensor) -> list[float]:

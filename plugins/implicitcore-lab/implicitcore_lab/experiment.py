@@ -157,7 +157,7 @@ def run(
         history = training.run(step_done, epoch_done, around.keeper)
     trained = build_classifier(settings, data.shape, data.classes).to(device)
     copy_weights(trained, training.weights())
-    return trained, _outcome(trained, data, settings, history)
+    return trained, outcome_of(trained, data, settings, history)
 
 
 def compile_parts(model: Classifier) -> None:
@@ -166,7 +166,15 @@ def compile_parts(model: Classifier) -> None:
         part.compile()
 
 
-def _outcome(model: Classifier, data: Dataset, settings: Settings, history: History) -> Outcome:
+def outcome_of(model: Classifier, data: Dataset, settings: Settings, history: History) -> Outcome:
+    """Measure a trained classifier.
+
+    Arguments:
+        model: the classifier, on the device of the data.
+        data: what it was trained on.
+        settings: of the training.
+        history: its steps and epochs.
+    """
     batch = slice(settings.batch_size)
     return Outcome(
         layer=settings.layer_name,

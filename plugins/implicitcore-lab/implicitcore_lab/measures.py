@@ -100,7 +100,7 @@ def start_distance(solution: SolveResult) -> Tensor:
     return norms(moved, floor=False) / norms(solution.z)
 
 
-def norms(state: Tensor, *, floor: bool = True) -> Tensor:
+def norms(state: Any, *, floor: bool = True) -> Tensor:
     """The 2-norm of each sample of a state, ``[batch]``; above zero where it is divided by."""
     leaves = [leaf.detach().flatten(1).norm(dim=1) for leaf in pytree.tree_leaves(state)]
     size = torch.stack(leaves).norm(dim=0)

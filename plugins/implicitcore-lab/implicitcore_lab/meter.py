@@ -153,6 +153,7 @@ class Reading:
             seconds=meter.seconds,
             forward_ms=self._passes(0),
             backward_ms=self._passes(1),
+            step_ms=meter.clock.between(meter.marks[0], meter.marks[-1]),
             start_distance=moved / samples,
             peak_bytes=process_peak(meter.engine.device),
         )

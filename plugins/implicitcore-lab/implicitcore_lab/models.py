@@ -20,7 +20,7 @@ from implicitcore import ConfigError, ImplicitLayer, SolveResult, UnknownPartErr
 from implicitcore.extend import REGISTRY, Options
 from implicitcore_lab.settings import Settings
 from implicitcore_lab.tolerance import at_tolerance
-from implicitcore_layers import HomoODE
+from implicitcore_layers import ContractiveCell, HomoODE
 
 COLOUR = 3
 GROUPS = 4
@@ -30,44 +30,6 @@ COPIES = 4
 
 Parts = tuple[nn.Module, nn.Module, nn.Module, nn.Module]
 """Encoder, cell, head and the predictor of Skip DEQ."""
-
-
-class ContractiveCell(nn.Module):
-    """f(z, x) = tanh(W z + x) with the 2-norm of W at most ``bound`` < 1.
-
-    It is a contraction in z whatever training does to W: the equilibrium exists, is unique,
-    attracts z' = f(z, x) - z, and I - df/dz is never singular. W is scaled by a bound on its norm
-    that costs two small products: ``|W|_2 <= k |W W^T W W^T|_F^(1/4)`` (the Schatten 8-norm), where
-    k^2 is how many outputs a pixel reaches (1 for a matrix).
-
-    Arguments:
-        linear: W, an ``nn.Linear`` or ``nn.Conv2d`` with as many outputs as inputs; its bias is
-            part of f.
-        bound: the contraction factor.
-    """
-
-    def __init__(self, linear: nn.Linear | nn.Conv2d, bound: float = 0.9) -> None:
-        super().__init__()
-        self.linear = linear
-        self.bound = bound
-
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """f(z, x), shaped like z and x: ``[batch, n]`` or ``[batch, channels, height, width]``."""
-        return torch.tanh(self._map(z) + x)
-
-    def _map(self, z: Tensor) -> Tensor:
-        weight, bias = self.linear.weight * self._scale(), self.linear.bias
-        if isinstance(self.linear, nn.Conv2d):
-            return nn.functional.conv2d(z, weight, bias, padding="same")
-        return nn.functional.linear(z, weight, bias)
-
-    def _scale(self) -> Tensor:
-        weight = self.linear.weight
-        reach = prod(weight.shape[2:]) ** 0.5
-        rows = weight.flatten(1)
-        gram = rows @ rows.T
-        fourth_power = torch.linalg.matrix_norm(gram @ gram).clamp(min=(self.bound / reach) ** 4)
-        return self.bound / reach * fourth_power**-0.25
 
 
 class HomotopyField(nn.Module):
@@ -171,7 +133,7 @@ class Dense(ModelBuilder):
         encoder = nn.Sequential(
             nn.Flatten(), nn.Linear(prod(shape), hidden), nn.LayerNorm(hidden), nn.ReLU()
         )
-        cell = ContractiveCell(nn.Linear(hidden, hidden))
+        cell = ContractiveCell(hidden)
         predictor = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh())
         return encoder, cell, nn.Linear(hidden, classes), predictor
 
@@ -195,7 +157,7 @@ class Convolutional(ModelBuilder):
             nn.GroupNorm(groups, hidden),
             nn.ReLU(),
         )
-        cell = ContractiveCell(nn.Conv2d(hidden, hidden, 3, padding=1))
+        cell = ContractiveCell(hidden, kernel=3)
         head = nn.Sequential(
             nn.AdaptiveAvgPool2d(POOLED), nn.Flatten(), nn.Linear(hidden * POOLED**2, classes)
         )

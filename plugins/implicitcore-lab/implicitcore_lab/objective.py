@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils import _pytree as pytree
 
 from implicitcore import RootSolver, Solution, SolveResult, jacobian_regularizer
 from implicitcore_lab.errors import TrainingError
@@ -84,10 +85,11 @@ class Objective(nn.Module):
         """
         layer = self.model.layer
         start = layer.start(x)
-        z = start.detach() if layer.start.detached else start
+        z = pytree.tree_map(torch.detach, start) if layer.start.detached else start
         for _ in range(self.depth):
             z = layer.dynamics.update(z, x)
-        none = torch.zeros(len(z), dtype=torch.int8, device=z.device)
+        first = pytree.tree_leaves(z)[0]
+        none = torch.zeros(len(first), dtype=torch.int8, device=first.device)
         return SolveResult(
             z=z,
             start=start,

@@ -14,7 +14,7 @@ IMPLICITCORE_API = 1
 
 @hookimpl
 def implicitcore_register(registry: Registrar) -> None:
-    """Register the commands, the data sets and the models."""
+    """Register the commands, the data sets, the models and the tables."""
     registry.register(
         "command",
         "train",
@@ -39,6 +39,19 @@ def implicitcore_register(registry: Registrar) -> None:
         "implicitcore_lab.cli:report",
         summary="Write runs as one HTML page, with tables as CSV and LaTeX.",
     )
+    registry.register(
+        "command",
+        "reproduce",
+        "implicitcore_lab.cli:reproduce",
+        summary="Measure a table of a paper again and write a page about it.",
+    )
+    for name, target, summary in (
+        ("mnist-mlp", "mnist_mlp:MnistMLP", "Skip DEQs on MNIST, fully connected."),
+        ("cifar10-tiny", "cifar10_tiny:Cifar10Tiny", "Multiscale DEQs on CIFAR-10."),
+        ("homoode-mnist", "homoode_mnist:HomoODEMnist", "HomoODE, DEQ and Neural ODEs on MNIST."),
+        ("bridge", "bridge:Bridge", "One equilibrium by five ways."),
+    ):
+        registry.register("table", name, f"implicitcore_lab.papers.{target}", summary=summary)
     for name, target, summary in (
         ("digits", "images:Digits", "Handwritten digits of scikit-learn, 8 x 8."),
         ("mnist", "images:MNIST", "Handwritten digits, 28 x 28."),
@@ -53,5 +66,7 @@ def implicitcore_register(registry: Registrar) -> None:
     for name, target, summary in (
         ("dense", "models:Dense", "Linear encoder, cell and head."),
         ("convolutional", "models:Convolutional", "Convolutional encoder and cell."),
+        ("preset", "papers.models:PresetModel", "A cell of a paper with its own stem and head."),
+        ("homoode", "papers.models:HomoODEModel", "HomoODE's stem, field and head."),
     ):
         registry.register("model", name, f"implicitcore_lab.{target}", summary=summary)

@@ -25,6 +25,7 @@ class Step:
         seconds: how long it took.
         forward_ms: of the forward passes; CPU time of the process, or the CUDA stream's.
         backward_ms: of the backward passes, likewise.
+        step_ms: of the whole step, the update included, likewise.
         start_distance: mean of ``|z* - z0| / |z*|`` over the samples.
         peak_bytes: the CUDA allocator's peak of this epoch so far; on a CPU the process's largest
             resident memory.
@@ -39,6 +40,7 @@ class Step:
     seconds: float
     forward_ms: float = 0.0
     backward_ms: float = 0.0
+    step_ms: float = 0.0
     start_distance: float | None = None
     peak_bytes: int | None = None
 

@@ -1,6 +1,6 @@
-"""What a data set and a model promise, as checks of :mod:`implicitcore.testing`.
+"""What a data set, a model and a table promise, as checks of :mod:`implicitcore.testing`.
 
-``implicitcore check dataset NAME`` and ``implicitcore check model NAME`` run them, and
+``implicitcore check dataset NAME`` and so on run them, and
 :func:`implicitcore.testing.parametrize_with_checks` makes tests of them.
 """
 
@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from implicitcore import Status
+from implicitcore import ConfigError, Status
 from implicitcore.testing import ContractError, contract
 from implicitcore_lab.data import Dataset, DataSource, Split
 from implicitcore_lab.errors import DataError
 from implicitcore_lab.models import Classifier, ModelBuilder, Parts, build_classifier, make_parts
 from implicitcore_lab.objective import Objective
+from implicitcore_lab.papers.table import Table
 from implicitcore_lab.settings import Settings
 
 HIDDEN, CLASSES, BATCH = 8, 5, 3
@@ -153,6 +154,37 @@ def layers_train_in_it(builder: ModelBuilder) -> None:
             settings = Settings(hidden=HIDDEN, layer=layer)
             model = build_classifier(settings, shape, CLASSES, builder)
             _train(model, Split(_samples(shape), torch.arange(BATCH) % CLASSES))
+
+
+@contract("table")
+def has_rows_by_names_of_their_own(table: Table) -> None:
+    """There are rows, and no two have the same name or the same title."""
+    rows = table.rows()
+    for what, found in (
+        ("names", [row.name for row in rows]),
+        ("titles", [row.title for row in rows]),
+    ):
+        _expect(len(set(found)) == len(found) > 0, f"the rows have the {what} {found}")
+
+
+@contract("table")
+def claims_are_about_its_rows(table: Table) -> None:
+    """Each claim is about a row and a column that there are."""
+    names, shown = [row.name for row in table.rows()], [column.name for column in table.columns]
+    for claim in table.claims:
+        known = claim.row in names and claim.over in (*names, "") and claim.column in shown
+        _expect(known, f"a claim about a row or a column that there is not: {claim}")
+
+
+@contract("table")
+def every_budget_has_rows(table: Table) -> None:
+    """The patterns of a budget fit some row."""
+    for name, budget in table.budgets.items():
+        try:
+            found = table.choose(budget.rows)
+        except ConfigError as error:
+            raise ContractError(f"the budget {name}: {error}") from error
+        _expect(bool(found), f"the budget {name} has no rows")
 
 
 def _splits(data: Dataset) -> tuple[tuple[str, Split], tuple[str, Split]]:

@@ -109,12 +109,26 @@ class Training:
             TrainingError: the loss is not finite.
             Interrupted: the keeper says to stop; a checkpoint has been written.
         """
+        for _ in self.steps(on_step, on_epoch, keeper):
+            pass
+        return self.history
+
+    def steps(
+        self,
+        on_step: Callable[[Step], None] = lambda step: None,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+        keeper: Keeper | None = None,
+    ) -> Iterator[None]:
+        """The same as :meth:`run`, one step at each turn, so that trainings can take turns.
+
+        They share torch's global generator: who lets them take turns gives each its own state.
+        """
         order = torch.Generator().manual_seed(self.settings.seed)
         for _ in range(self.position.epoch):
             torch.randperm(len(self.data.train), generator=order)
         while self.position.epoch < self.settings.epochs and not self._out_of_patience():
             rows = torch.randperm(len(self.data.train), generator=order)
-            self._epoch(rows.split(self.samples), on_step, keeper)
+            yield from self._epoch(rows.split(self.samples), on_step, keeper)
             on_epoch(self._finish_epoch())
             if keeper:
                 keeper.keep(self.state(), self.position.step)
@@ -122,14 +136,13 @@ class Training:
             copy_weights(self.model, self.best.weights)
         elif self.average:
             copy_weights(self.model, self.average.weights)
-        return self.history
 
     def _epoch(
         self,
         batches: tuple[Tensor, ...],
         on_step: Callable[[Step], None],
         keeper: Keeper | None,
-    ) -> None:
+    ) -> Iterator[None]:
         waiting: list[Reading] = []
         late = 1 if self.engine.device.type == "cuda" else 0
         while self.position.batch < len(batches):
@@ -147,6 +160,7 @@ class Training:
                 keeper.keep(self.state(), self.position.step)
             if stop:
                 raise Interrupted(self.position.step)
+            yield
 
     def _take(self, readings: list[Reading], on_step: Callable[[Step], None]) -> tuple[bool, bool]:
         """Add steps to the history; whether to stop, and whether a checkpoint is due."""

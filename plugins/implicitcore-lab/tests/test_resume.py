@@ -51,13 +51,9 @@ def training(settings, data):
 
 
 def figures(history):
-    return [
-        replace(step, seconds=0, forward_ms=0, backward_ms=0, peak_bytes=0)
-        for step in history.steps
-    ], [
-        replace(epoch, seconds=0, forward_ms=0, backward_ms=0, peak_bytes=0)
-        for epoch in history.epochs
-    ]
+    times = {"seconds": 0, "forward_ms": 0, "backward_ms": 0, "peak_bytes": 0}
+    steps = [replace(step, step_ms=0, **times) for step in history.steps]
+    return steps, [replace(epoch, **times) for epoch in history.epochs]
 
 
 @pytest.mark.parametrize("layer", ["deq", "skip_deq", "homoode"])

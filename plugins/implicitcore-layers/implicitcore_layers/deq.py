@@ -15,7 +15,7 @@ from implicitcore import (
     RootSolver,
     Zeros,
 )
-from implicitcore.extend import CallOptions, LayerOption, LayerOptions, OptionOf, Spec
+from implicitcore.extend import CallOptions, LayerOption, LayerOptions, OptionOf, Shape, Spec
 
 
 class Equilibrium(ImplicitLayer):
@@ -50,7 +50,7 @@ class Equilibrium(ImplicitLayer):
 class DEQOptions(LayerOptions, total=False):
     """The options of :class:`DEQ` beside its root solver."""
 
-    shape: tuple[int, ...] | None
+    shape: Shape | None
 
 
 class DEQ(Equilibrium):
@@ -61,7 +61,8 @@ class DEQ(Equilibrium):
         root_solver: finds the equilibrium; its tolerance is ``|f(z) - z| / |f(z)|`` per sample, in
             the 2-norm.
         gradient: default the implicit gradient.
-        shape: of one sample's state; None is that of x.
+        shape: of one sample's state: sizes, or for a state of several tensors a tuple or dict of
+            shapes; None is that of x.
         backend: the kernels of the inner loop.
         on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"``, ``"mask"`` or
             ``"ignore"``; see
@@ -81,7 +82,7 @@ class DEQ(Equilibrium):
         cell: Callable[[Any, Any], Any],
         *,
         root_solver: RootSolver | Spec = Anderson(),
-        shape: tuple[int, ...] | None = None,
+        shape: Shape | None = None,
         **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(cell, Zeros(shape), root_solver=root_solver, **options)

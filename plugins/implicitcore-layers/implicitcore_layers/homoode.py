@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack, final
+from typing import Any, Literal, Unpack, final
 
 from torch import Tensor
 
 from implicitcore import LearnedInitialGuess, SolveResult, VectorField, start_loss
-from implicitcore.extend import Count, OptionOf
+from implicitcore.extend import Count, OptionOf, Shape
 from implicitcore_layers.neural_ode import Flow, FlowOptions
 
 
@@ -18,16 +18,22 @@ class HomoODE(Flow):
 
     The output is z(horizon). c = g(x), the features of a stem, is what the layer is called with. z0
     is one value per channel, part of the state_dict; it gets no gradient from the task loss, and
-    :meth:`regularizer` fits it to the detached outputs, so that the path from it is short. There is
-    no residual: the horizon ends the solve.
+    :meth:`regularizer` fits it to the detached outputs, so that the path from it is short. It
+    begins at -1 and 1 in turn: a field that opens with a normalisation is singular at zero. There
+    is no residual: the horizon ends the solve.
 
     Arguments:
-        cell: F, a module or function of (z, c) that returns a state shaped like z.
-        channels: of the state, its first dimension after the batch.
+        cell: F, a module or function of (z, c) that returns a state shaped like z; of (t, z, c)
+            where not ``autonomous``, with t as ``[batch, 1, ..., 1]``.
+        channels: of the state, its first dimension after the batch; for a state of several tensors
+            one number for each.
+        init: what z0 begins at: ``"signs"`` is -1 and 1 in turn, ``"normal"`` draws from a standard
+            normal distribution; or a constant, or the values themselves.
         ode_solver: integrates.
         gradient: default the adjoint, whose memory does not grow with the steps.
         horizon: the end time.
         shape: of one sample's state; None is that of c.
+        autonomous: the cell does not take the time.
         backend: the kernels of the inner loop.
         on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"``, ``"mask"`` or
             ``"ignore"``; see
@@ -39,19 +45,23 @@ class HomoODE(Flow):
     """
 
     cell = OptionOf("dynamics", "cell", "field")
+    autonomous = OptionOf("dynamics", "autonomous")
     channels = OptionOf("start", "channels")
+    init = OptionOf("start", "init")
     shape = OptionOf("start", "shape")
 
     def __init__(
         self,
-        cell: Callable[[Any, Any], Any],
+        cell: Callable[..., Any],
         *,
-        channels: Count,
-        shape: tuple[int, ...] | None = None,
+        channels: Count | tuple[Count, ...],
+        init: Literal["signs", "normal"] | float | tuple[float, ...] = "signs",
+        shape: Shape | None = None,
+        autonomous: bool = True,
         **options: Unpack[FlowOptions],
     ) -> None:
-        start = LearnedInitialGuess(channels, shape)
-        super().__init__(VectorField(cell, autonomous=True), start, **options)
+        start = LearnedInitialGuess(channels, shape, init)
+        super().__init__(VectorField(cell, autonomous=autonomous), start, **options)
 
     def regularizer(self, solution: SolveResult) -> Tensor:
         """smooth-L1 of z0 to the detached z(horizon)."""

@@ -7,6 +7,7 @@ from typing import Any, Unpack, final
 
 from implicitcore import (
     Adjoint,
+    Augmented,
     GradientStrategy,
     Identity,
     ImplicitLayer,
@@ -15,7 +16,15 @@ from implicitcore import (
     Tsit5,
     VectorField,
 )
-from implicitcore.extend import CallOptions, LayerOption, LayerOptions, OptionOf, Positive, Spec
+from implicitcore.extend import (
+    CallOptions,
+    Count,
+    LayerOption,
+    LayerOptions,
+    OptionOf,
+    Positive,
+    Spec,
+)
 
 
 class FlowOptions(LayerOptions, total=False):
@@ -42,7 +51,7 @@ class Flow(ImplicitLayer):
     def __init__(  # noqa: PLR0913 - keyword options
         self,
         dynamics: VectorField,
-        start: InitialGuess,
+        start: InitialGuess | Spec | None,
         *,
         ode_solver: ODESolver | Spec = Tsit5(),
         gradient: GradientStrategy | Spec | None = Adjoint(),
@@ -56,11 +65,13 @@ class Flow(ImplicitLayer):
 
 @final
 class NeuralODE(Flow):
-    """dz/dt = f(z, x) from z(0) = x; the output is z(horizon).
+    """dz/dt = f(z, x) from z(0) = x, or from another start; the output is z(horizon).
 
     Arguments:
         cell: f, a module or function of (z, x); of (t, z, x) where not ``autonomous``, with t as
             ``[batch, 1, ..., 1]``.
+        start: where z(0) comes from, by default x; ``"zeros"`` for a field that takes x at each
+            time, ``{"name": "learned", "channels": 64}``, or any other.
         ode_solver: integrates.
         gradient: default the adjoint, whose memory does not grow with the steps.
         horizon: the end time.
@@ -72,17 +83,60 @@ class NeuralODE(Flow):
 
     Reference:
         Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv
-        1806.07366.
+        1806.07366; from zero, with x in the field: arXiv 2201.12240.
     """
 
     cell = OptionOf("dynamics", "cell", "field")
     autonomous = OptionOf("dynamics", "autonomous")
+    start = LayerOption[InitialGuess]("start", lambda layer: Identity())
 
     def __init__(
         self,
         cell: Callable[..., Any],
         *,
+        start: InitialGuess | Spec | None = None,
         autonomous: bool = True,
         **options: Unpack[FlowOptions],
     ) -> None:
-        super().__init__(VectorField(cell, autonomous=autonomous), Identity(), **options)
+        super().__init__(VectorField(cell, autonomous=autonomous), start, **options)
+
+
+@final
+class AugmentedNeuralODE(Flow):
+    """dz/dt = f(z, x) from z(0) = (x, 0); the output is z(horizon), the added channels included.
+
+    The flow of a Neural ODE cannot change how its inputs lie to each other: no trajectory crosses
+    another. With further channels, which begin at zero, they pass each other there.
+
+    Arguments:
+        cell: f, a module or function of (z, x), z with the added channels and x without them; of
+            (t, z, x) where not ``autonomous``, with t as ``[batch, 1, ..., 1]``.
+        extra: how many channels are added to x, in its first dimension after the batch.
+        ode_solver: integrates.
+        gradient: default the adjoint, whose memory does not grow with the steps.
+        horizon: the end time.
+        autonomous: the cell does not take the time.
+        backend: the kernels of the inner loop.
+        on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see
+            :class:`ImplicitLayer`.
+
+    Raises:
+        InputError: from a call, where x is not one tensor ``[batch, channels, ...]``.
+
+    Reference:
+        Dupont, Doucet, Teh, Augmented Neural ODEs, arXiv 1904.01681.
+    """
+
+    cell = OptionOf("dynamics", "cell", "field")
+    autonomous = OptionOf("dynamics", "autonomous")
+    extra = OptionOf("start", "extra")
+
+    def __init__(
+        self,
+        cell: Callable[..., Any],
+        *,
+        extra: Count,
+        autonomous: bool = True,
+        **options: Unpack[FlowOptions],
+    ) -> None:
+        super().__init__(VectorField(cell, autonomous=autonomous), Augmented(extra), **options)

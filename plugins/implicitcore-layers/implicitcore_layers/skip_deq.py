@@ -16,7 +16,7 @@ from implicitcore import (
     SteadyState,
     skip_loss,
 )
-from implicitcore.extend import LayerOption, LayerOptions, OptionOf, Spec, Tolerance
+from implicitcore.extend import LayerOption, LayerOptions, OptionOf, Shape, Spec, Tolerance
 from implicitcore_layers.deq import Equilibrium
 
 
@@ -27,8 +27,16 @@ class SkipOptions(LayerOptions, total=False):
     weight: float
 
 
-class _Skip(Equilibrium):
-    """An equilibrium whose loss gains weight x mean ``|z - z0|``, with gradient to both ends."""
+class Skip(Equilibrium):
+    """An equilibrium whose loss gains weight x mean ``|z - z0|``, with gradient to both ends.
+
+    Arguments:
+        cell: f, a module or function of (z, x) that returns a state shaped like z.
+        start: where z0 comes from.
+        root_solver: default: to the steady state; any root solver will do.
+        weight: of the regulariser.
+        **options: those of every layer.
+    """
 
     weight = LayerOption[float]("weight")
 
@@ -44,13 +52,17 @@ class _Skip(Equilibrium):
         super().__init__(cell, start, root_solver=root_solver, **options)
         self.weight = weight
 
+    def first_update(self, z: Any, x: Any) -> Any:
+        """f(z, x) of the layer's dynamics, whichever they are by then."""
+        return self.dynamics.update(z, x)
+
     def regularizer(self, solution: SolveResult) -> Tensor:
         """Weight x mean ``|z - z0|``."""
         return self.weight * skip_loss(solution)
 
 
 @final
-class SkipDEQ(_Skip):
+class SkipDEQ(Skip):
     """z0 = predictor(x), then the equilibrium z = f(z, x) from there.
 
     The loss gains weight x mean ``|z - z0|``. There is no stop-gradient in that term: it also draws
@@ -80,14 +92,15 @@ class SkipDEQ(_Skip):
 
 
 @final
-class SkipRegDEQ(_Skip):
+class SkipRegDEQ(Skip):
     """Skip DEQ without a predictor.
 
     z0 = f(0, x), and the same term weight x mean ``|z - z0|`` in the loss.
 
     Arguments:
         cell: f, a module or function of (z, x) that returns a state shaped like z.
-        shape: of one sample's state; None is that of x.
+        shape: of one sample's state: sizes, or for a state of several tensors a tuple or dict of
+            shapes; None is that of x.
         root_solver: default: to the steady state; any root solver will do.
         weight: of the regulariser.
         **options: those of every layer.
@@ -102,11 +115,7 @@ class SkipRegDEQ(_Skip):
         self,
         cell: Callable[[Any, Any], Any],
         *,
-        shape: tuple[int, ...] | None = None,
+        shape: Shape | None = None,
         **options: Unpack[SkipOptions],
     ) -> None:
-        super().__init__(cell, OneStep(self._update, shape), **options)
-
-    def _update(self, z: Any, x: Any) -> Any:
-        """f(z, x) of the layer's dynamics, whichever they are by then."""
-        return self.dynamics.update(z, x)
+        super().__init__(cell, OneStep(self.first_update, shape), **options)

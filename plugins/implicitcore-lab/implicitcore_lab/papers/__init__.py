@@ -1,0 +1,1 @@
+"""The tables of papers, measured again: ``implicitcore reproduce TABLE``."""

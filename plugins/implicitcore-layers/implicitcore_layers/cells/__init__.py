@@ -1,0 +1,1 @@
+"""Cells, the f(z, x) that layers are made around, and the presets of the papers."""
