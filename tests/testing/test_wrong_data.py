@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from implicitcore.testing import checks_for, run_checks
-from implicitcore_lab import ContractiveCell, DataError, Dataset, DataSource, ModelBuilder, Split
+from implicitcore_lab import DataError, Dataset, DataSource, ModelBuilder, Split
+from implicitcore_layers import ContractiveCell
 
 IMAGES, LABELS = torch.ones(6, 2), torch.arange(6) % 2
 
@@ -94,18 +95,27 @@ def test_a_data_set_of_nothing(part: DataSource, message: str):
     assert message in failures(part)["loads_a_dataset"]
 
 
-class Mixing(ContractiveCell):
+class Right(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.cell = ContractiveCell(features)
+
+    def forward(self, z, x):
+        return self.cell(z, x)
+
+
+class Mixing(Right):
     def forward(self, z, x):
         return super().forward(z - z.mean(0), x)
 
 
-class Forgotten(ContractiveCell):
-    def __init__(self, linear):
-        super().__init__(linear)
+class Forgotten(Right):
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
         self.extra = nn.Parameter(torch.zeros(2))
 
 
-class Infinite(ContractiveCell):
+class Infinite(Right):
     """At z = 0, where a DEQ begins."""
 
     def forward(self, z, x):
@@ -123,7 +133,7 @@ class Parts(ModelBuilder):
     def build(self, hidden, shape, classes):
         self.calls.append(1)
         cells = {"mixing": Mixing, "forgotten": Forgotten, "infinite": Infinite}
-        cell = cells.get(self.fault, ContractiveCell)(nn.Linear(hidden, hidden))
+        cell = cells.get(self.fault, Right)(hidden)
         head = nn.Linear(hidden, classes + (self.fault == "head"))
         if self.fault == "seed":
             nn.init.constant_(head.bias, len(self.calls))

@@ -5,6 +5,5 @@ from implicitcore_lab.data import DataSource as DataSource
 from implicitcore_lab.data import Split as Split
 from implicitcore_lab.data import standardised as standardised
 from implicitcore_lab.errors import DataError as DataError
-from implicitcore_lab.models import ContractiveCell as ContractiveCell
 from implicitcore_lab.models import ModelBuilder as ModelBuilder
 from implicitcore_lab.pixels import Pixels as Pixels
