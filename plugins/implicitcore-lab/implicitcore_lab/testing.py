@@ -214,8 +214,9 @@ def _made(builder: ModelBuilder) -> Iterator[tuple[Tensor, Parts]]:
 
 
 def _train(model: Classifier, split: Split) -> None:
-    loss, _, held = Objective(model, Settings())(split.images, split.labels)
-    finite = not bool((held.solution.status == Status.NON_FINITE).any())
+    losses = Objective(model, Settings())(split.images, split.labels)
+    loss, status = losses.loss, losses.held.solution.status
+    finite = not bool((status == Status.NON_FINITE).any())
     _expect(finite, f"{type(model.layer).__name__}: a solve met values that are not finite")
     _expect(bool(loss.isfinite()), f"loss {loss.item()}")
     loss.backward()

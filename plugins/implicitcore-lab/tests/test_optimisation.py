@@ -148,7 +148,7 @@ def test_the_loss_is_the_sum_of_its_terms(data):
     model = build(settings, data)
     images, labels = data.train.images, data.train.labels
     torch.manual_seed(0)
-    loss, logits, held = Objective(model, settings)(images, labels)
+    loss, logits, held, _ = Objective(model, settings)(images, labels)
     torch.manual_seed(0)
     jacobian = ic.jacobian_regularizer(model.layer, held.solution, model.encoder(images))
     expected = (
@@ -164,7 +164,7 @@ def test_unrolled_steps_iterate_the_cell(data):
     settings = replace(SETTINGS, unrolled_steps=2, unrolled_depth=3)
     model = build(settings, data)
     images = data.train.images
-    _, logits, held = Objective(model, settings)(images, data.train.labels, unrolled=True)
+    _, logits, held, _ = Objective(model, settings)(images, data.train.labels, unrolled=True)
     x = model.encoder(images)
     z = torch.zeros_like(x)
     for _ in range(3):
