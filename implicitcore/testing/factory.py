@@ -51,7 +51,7 @@ class Maker:
 
     Arguments:
         part: a class, or a ``functools.partial`` of one; a start or a cell, which is copied.
-        given: makes the inputs; None for ``[batch, 6]``, or what a start or cell says that it takes.
+        given: makes the inputs; None for ``[batch, 6]``, or what a start or cell takes.
 
     Attributes:
         kind: of the part.
