@@ -41,9 +41,9 @@ class AnyCell(nn.Module):
 
     def forward(self, *arguments: Tensor) -> Tensor:
         """f, ``[batch, 6]``."""
-        *time, z, x = arguments if len(arguments) > 1 else arguments * 2
-        f = self.cell(z, x)
-        return f * torch.cos(time[0]) if time else f
+        x = arguments[-1]
+        f = self.cell(x if len(arguments) == 1 else arguments[-2], x)
+        return f * torch.cos(arguments[0]) if len(arguments) > 2 else f
 
 
 class Maker:
