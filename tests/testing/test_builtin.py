@@ -85,11 +85,15 @@ def test_starts(part, check):
     check(part)
 
 
+def relaxed(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (z + x)
+
+
 OBJECT_STARTS = [
     ic.Identity(),
     ic.LearnedInitialGuess(6),
     ic.Predictor(torch.nn.Linear(6, 4)),
-    ic.OneStep(ic.FixedPoint(torch.nn.Bilinear(6, 6, 6)).update),
+    ic.OneStep(relaxed),
 ]
 
 

@@ -2,7 +2,7 @@
 
 The commands ``train``, ``compare`` and ``evaluate``.
 
-An author of data sets and models imports from here; a name is imported when it is first used, so
+An author of data sets, models and tables imports from here; a name is imported when it is first used, so
 that the commands stay light.
 """
 
