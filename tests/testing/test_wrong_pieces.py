@@ -157,7 +157,7 @@ STARTS = [
     (DetachesItsWeight, {"gradient_reaches_every_parameter"}),
     (SharesItself, {"deepcopy"}),
     (NoPickle, {"pickle_round_trip"}),
-    (FreeStep, {"counts_its_evaluations"}),
+    (FreeStep, {"costs_what_it_says"}),
     (Stranger, OPTIONS | {"makes_a_state"}),
 ]
 
@@ -326,7 +326,7 @@ def test_every_check_catches_a_part(kind):
     own = {name for _, names in rows for name in names}
     names = {check.name for check in checks_for(kind)}
     assert names <= caught
-    assert names & {"counts_its_evaluations", "certificate_holds"} <= own
+    assert names & {"costs_what_it_says", "certificate_holds"} <= own
 
 
 # Tables.

@@ -33,7 +33,7 @@ def makes_a_state(maker: Maker) -> None:
 
 
 @contract("start")
-def counts_its_evaluations(maker: Maker) -> None:
+def costs_what_it_says(maker: Maker) -> None:
     """``evaluations`` is how often f(z, x) is evaluated for z0; a prediction from x is none."""
     start = maker.make()
     given = [each.name for each in options_of(type(start)).values() if each.from_python]
