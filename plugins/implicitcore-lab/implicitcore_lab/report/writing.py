@@ -54,9 +54,9 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
 
 
 def _check_target(out: Path) -> None:
-    page = out / PAGE
-    if page.exists():
-        written = MARK in page.read_bytes()[:1000]
+    html = out / PAGE
+    if html.exists():
+        written = MARK in html.read_bytes()[:1000]
     else:
         written = not out.exists() or not any(out.iterdir())
     if not written:
