@@ -114,9 +114,16 @@ def served(
     gradient: GradientStrategy, batch: int = 8, dtype: torch.dtype = torch.float64
 ) -> Iterator[Case]:
     """The root and the trajectory, where the strategy is for them."""
-    for solver in SOLVERS:
-        if serves(gradient, solver):
-            yield make_case(gradient, for_dtype(solver, dtype), batch, dtype)
+    for solver in served_solvers(gradient):
+        yield make_case(gradient, for_dtype(solver, dtype), batch, dtype)
+
+
+def served_solvers(gradient: GradientStrategy) -> list[RootSolver | ODESolver]:
+    """Broyden and Tsit5, where the strategy serves them; one that serves neither is of its own."""
+    *usual, last = SOLVERS
+    return [solver for solver in usual if serves(gradient, solver)] or [
+        solver for solver in (last,) if serves(gradient, solver)
+    ]
 
 
 def _take(z: Tensor, wrt: Sequence[Tensor], v: Tensor) -> list[Tensor]:

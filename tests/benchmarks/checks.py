@@ -20,10 +20,11 @@ from benchmarks.markdown import missed, table
 from benchmarks.problem import Problem
 from benchmarks.root_problems import CONV, MLP_32, problems
 from benchmarks.timing import interleave, keep_memory
-from implicitcore import functional
 from implicitcore.gradients import approximate, implicit, phantom
-from implicitcore.root_solvers import convergence
+from implicitcore.gradients import run as runs
+from implicitcore.root_solvers import convergence, judgement, stepwise
 from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.system.memory import Memory
 from implicitcore.system.system import System
 from implicitcore.tensors.packing import Packing
@@ -51,14 +52,18 @@ def trusting(memory: Memory) -> None:
 
 
 CHECKS: tuple[tuple[Any, str, Any], ...] = (
-    (functional, "check_random", nothing),
-    (functional, "check_transforms", nothing),
-    (functional, "apart", passed),
+    (runs, "check_random", nothing),
+    (runs, "check_sharding", nothing),
+    (runs, "check_transforms", nothing),
+    (runs, "apart", passed),
     (implicit, "check_residual", nothing),
-    (implicit, "check_products", nothing),
     (approximate, "check_residual", nothing),
     (phantom, "check_residual", nothing),
     (convergence, "check_range", nothing),
+    (convergence, "check_known", nothing),
+    (stepwise, "check_like", nothing),
+    (judgement, "check_solution", nothing),
+    (StopState, "check_apart", nothing),
     (StopTest, "_trust", nothing),
     (System, "check_function", nothing),
     (System, "with_function_state", lambda system: system),

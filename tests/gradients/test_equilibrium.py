@@ -94,14 +94,21 @@ def test_a_cell_that_mixes_samples_gets_its_gradient(solver, gradient):
     # The whole batch as one sample: its Jacobian is dense.
     z = fixed_point(whole, torch.zeros(1, x.numel(), dtype=x.dtype))
     expected = implicit_gradient(whole, z, 2 * z, [weight])
-    solution = ic.fixed_point(
-        cell, torch.zeros_like(x), x, solver=solver(tol=1e-12, max_steps=500), gradient=gradient
-    )
-    # A sample that rests while the others go on has no step to differentiate.
-    limit = 1e-5 if isinstance(gradient, ic.Unrolled) else 1e-6
-    assert (
-        relative_error(torch.autograd.grad(solution.z.square().sum(), [weight]), expected) < limit
-    )
+
+    def found(coupled):
+        options = {"solver": solver(tol=1e-12, max_steps=500), "gradient": gradient}
+        solution = ic.fixed_point(cell, torch.zeros_like(x), x, coupled=coupled, **options)
+        return torch.autograd.grad(solution.z.square().sum(), [weight])
+
+    assert relative_error(found(coupled=True), expected) < 1e-6
+    try:
+        apart = found(coupled=False)
+    except ic.InputError as error:
+        assert "use coupled=True" in str(error)
+    else:
+        # A sample that rests while the others go on has no step to differentiate.
+        limit = 1e-5 if isinstance(gradient, ic.Unrolled) else 1e-6
+        assert relative_error(apart, expected) < limit
 
 
 @pytest.mark.parametrize(("steps", "damping"), [(1, 1.0), (1, 0.5), (4, 1.0), (4, 0.7)])

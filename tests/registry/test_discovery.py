@@ -222,8 +222,13 @@ def test_an_interrupt_is_not_a_broken_plugin(site: Site):
         + registers("good", "a:B"),
     )
     registry = Registry()
-    with pytest.raises(KeyboardInterrupt):
-        registry.plugins()
+    # A process that was started in the background of a shell has the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            registry.plugins()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert plugin_of(registry, "mine").status == "ok"
 
 

@@ -100,9 +100,18 @@ def test_a_root_solve_is_right_or_refused(cell, dtype, number):
         assert (share[solution.converged] <= 3 * tol).all()
 
 
-@pytest.mark.parametrize("cell", [batch_norm, mean, graph], ids=lambda cell: cell.__name__)
-def test_it_is_refused_where_samples_stop_apart(cell):
-    for solver in (ic.Picard(tol=1e-9, **STEPS), ic.Anderson(tol=1e-9, **STEPS)):
+@pytest.mark.parametrize(
+    ("cell", "solvers"),
+    [
+        # Picard's samples stay within their tolerances there, which the test above measures.
+        (batch_norm, [ic.Anderson]),
+        (mean, [ic.Picard, ic.Anderson]),
+        (graph, [ic.Picard, ic.Anderson]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_it_is_refused_where_samples_stop_apart(cell, solvers):
+    for solver in (kind(tol=1e-9, **STEPS) for kind in solvers):
         with torch.no_grad(), pytest.raises(ic.InputError, match="the cell mixes samples"):
             ic.fixed_point(cell, torch.zeros_like(X), X, solver=solver)
 

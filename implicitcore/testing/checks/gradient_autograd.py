@@ -8,7 +8,7 @@ from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close
-from implicitcore.testing.gradients import SOLVERS, make_case, relative, served, serves
+from implicitcore.testing.gradients import make_case, relative, served, served_solvers
 
 # A strategy is exact up to the tolerances of its own backward solve.
 EXACT = 1e-3
@@ -136,7 +136,7 @@ def zero_gradient_without_samples(gradient: GradientStrategy) -> None:
 @contract("gradient")
 def takes_inputs_without_a_gradient(gradient: GradientStrategy) -> None:
     """Parameters get their gradient where x and z0 require none, and x where they require none."""
-    for solver in filter(lambda solver: serves(gradient, solver), SOLVERS):
+    for solver in served_solvers(gradient):
         whole, without = (
             make_case(gradient, solver),
             make_case(gradient, solver, x_requires_grad=False),

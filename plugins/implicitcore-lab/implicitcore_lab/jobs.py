@@ -221,8 +221,8 @@ def compare_layers(
         write_results(out / "results.json", groups, common, data.note)
         first = [group[0] for group in groups]
         draw(out / "comparison.png", first, title if not data.note else f"{title}\n{data.note}")
-    page = write_report([out], out / "report")
-    console.print(f"written: {out / 'results.json'}, {out / 'comparison.png'}, {page}")
+    report = write_report([out], out / "report")
+    console.print(f"written: {out / 'results.json'}, {out / 'comparison.png'}, {report}")
 
 
 def _title(settings: Settings, data: Dataset, seeds: Sequence[int] = ()) -> str:

@@ -30,9 +30,9 @@ from implicitcore_lab.papers.page import (
     Circumstances,
     Grid,
     Paragraph,
+    blocks_of,
     markdown,
     markup,
-    page,
 )
 from implicitcore_lab.papers.table import Budget, Claim, Column, Job, Row, spread
 from implicitcore_lab.papers.training_table import TrainingTable, cut_data
@@ -410,7 +410,7 @@ def test_text_is_text_in_both_forms():
 def page_head():
     how = Circumstances("tiny", "smoke", (0,), "command", ("a machine",))
     results = {"deq": [{"accuracy": 1.0}], "ode": [{}]}
-    return page(Tiny(), Tiny().rows(), results, how)
+    return blocks_of(Tiny(), Tiny().rows(), results, how)
 
 
 def test_a_grey_image_for_a_coloured_stem():
@@ -428,7 +428,7 @@ def test_a_cell_without_a_stem_is_refused():
 
 @pytest.mark.filterwarnings("ignore::implicitcore.ConvergenceWarning")  # at 18 steps, untrained
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == HEAVY)) for name in TABLES]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "bridge")) for name in TABLES]
 )
 def test_smoke(run, name, tmp_path):
     run("reproduce", name, "--budget", "smoke", "--seeds", "0", "--output", "here")

@@ -72,6 +72,10 @@ def test_going_on_is_as_if_nothing_had_happened(data, layer, step):
     torch.randn(7)  # whatever the process has drawn since
     second.load(keeper.kept, first.history)
     found = second.run()
+    # A new cell is asked once whether it mixes samples, where it is integrated step by step.
+    asked = found.steps[step].evaluations - expected.steps[step].evaluations
+    assert asked in ({0, 1} if layer == "homoode" else {0})
+    found.steps[step] = replace(found.steps[step], evaluations=expected.steps[step].evaluations)
     assert figures(found) == figures(expected)
     assert len(found.steps) == 6
     for name, value in whole.model.state_dict().items():

@@ -84,7 +84,9 @@ class Circumstances:
     hardware: Sequence[str]
 
 
-def page(table: Table, rows: Sequence[Row], results: Results, how: Circumstances) -> list[Block]:
+def blocks_of(
+    table: Table, rows: Sequence[Row], results: Results, how: Circumstances
+) -> list[Block]:
     """The page of a table.
 
     Arguments:

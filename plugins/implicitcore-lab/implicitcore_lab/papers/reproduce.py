@@ -15,7 +15,7 @@ import torch
 from implicitcore import create
 from implicitcore_lab.display import make_console
 from implicitcore_lab.errors import RunError
-from implicitcore_lab.papers.page import Circumstances, markdown, markup, page
+from implicitcore_lab.papers.page import Circumstances, blocks_of, markdown, markup
 from implicitcore_lab.papers.picture import draw_table
 from implicitcore_lab.papers.table import Job, Results, Table, spread
 from implicitcore_lab.storage import storing, usable, write_atomic
@@ -69,7 +69,7 @@ def reproduce(
     )
     with storing(output):
         draw_table(output / f"{name}.png", table, results)
-        blocks = page(table, chosen, results, how)
+        blocks = blocks_of(table, chosen, results, how)
         write_atomic(output / f"{name}.md", markdown(blocks).encode())
         write_atomic(output / f"{name}.html", markup(blocks).encode())
         write_atomic(output / f"{name}.json", _data(results, how))
