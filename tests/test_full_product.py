@@ -1,7 +1,7 @@
 """The full product of what this repository registers: each combination trains one step, or is
 refused with a reason.
 
-Each pair of parts that can meet, in a sample of the product; the product of all is slow.
+Each pair of parts that can meet, in a sample of the product, and the product of all.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def share(found: Counter[str]) -> float:
     return found["trained"] / (found.total() - found["ConfigError: backend"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slice_", range(SLICES))
 def test_each_pair_of_parts(outcomes, slice_):
     everything = list(combinations(distributions()))
