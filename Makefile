@@ -108,4 +108,4 @@ honesty: install ## solve 24,000 random problems in every way and measure what i
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m honesty $(HONESTY_ARGS)
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist demo docs/gallery .pytest_cache .ruff_cache

@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
 ]
 html_theme = "furo"
 html_title = "implicitcore"
@@ -28,8 +29,22 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_search_summary = False  # a page opened from a folder may not read others
 myst_enable_extensions = ["colon_fence", "dollarmath"]
-exclude_patterns = ["_extensions"]
+exclude_patterns = ["_extensions", "examples", "gallery/**/*.ipynb", "gallery/**/*.py"]
+
+# IMPLICITCORE_GALLERY=small trains less, for a test.
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": "plot_",
+    "download_all_examples": False,
+    "show_signature": False,
+    "abort_on_example_error": True,
+    "copyfile_regex": r"(?!)",
+    "capture_repr": (),
+    "min_reported_time": 1e9,
+}
 
 # The pages of docs/reference say by hand what is public; the tables of names are made from them.
 autosummary_generate = False
