@@ -44,6 +44,7 @@ sphinx_gallery_conf = {
     "copyfile_regex": r"(?!)",
     "capture_repr": (),
     "min_reported_time": 1e9,
+    "write_computation_times": False,  # a page that asks for scripts from elsewhere
 }
 
 # The pages of docs/reference say by hand what is public; the tables of names are made from them.

@@ -69,7 +69,7 @@ def site(tmp_path_factory):
 def documented(site):
     with (site / "objects.inv").open("rb") as file:
         inventory = InventoryFile.load(file, "", lambda base, name: name)
-    return {name for names in inventory.data.values() for name in names}
+    return {name for names in inventory.values() for name in names}
 
 
 def test_every_public_name_is_in_the_inventory(site):
