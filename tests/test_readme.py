@@ -180,7 +180,21 @@ def run_block(
             )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+LONG = {"tutorial.md", "lab.md", "command_line.md"}
+"""Their blocks make environments, plugins and runs."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=[pytest.mark.slow] * (page.name in LONG),
+        )
+        for page in PAGES
+    ],
+)
 def test_every_block_runs(page, tmp_path, tmp_path_factory, monkeypatch):
     environment = Environment(tmp_path_factory.mktemp("venv"))
     monkeypatch.chdir(tmp_path)
