@@ -4,6 +4,7 @@ import runpy
 import warnings
 
 import pytest
+import torch
 from support.sites import ROOT
 
 from implicitcore.testing.requirements import needs
@@ -45,6 +46,18 @@ CLAIMS = {
 
 def test_every_example_has_its_claim():
     assert {path.stem for path in EXAMPLES.glob("plot_*.py")} == set(CLAIMS)
+
+
+def test_the_front_page_has_the_picture_of_its_script(tmp_path):
+    """Newton, the flow and the homotopy arrive at the equilibrium; Picard circles."""
+    needs("matplotlib")
+    draw = runpy.run_path(str(ROOT / "docs" / "pictures" / "equilibrium.py"))["draw"]
+    paths = draw(tmp_path / "picture.svg")
+    away = {name: (path[-1] - paths["equilibrium"][0]).norm() for name, path in paths.items()}
+    assert away.pop("Picard") > 0.1
+    assert torch.tensor(list(away.values())).max() < 1e-3
+    assert (tmp_path / "picture.svg").stat().st_size > 10_000
+    assert (ROOT / "docs" / "_static" / "equilibrium.svg").stat().st_size > 10_000
 
 
 @pytest.mark.slow
