@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "implicitcore"
 author = "implicitcore contributors"
+project_copyright = author
 
 extensions = [
     "mathml",
