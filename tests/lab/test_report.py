@@ -230,10 +230,12 @@ def test_foreign_results_are_one_sentence(tmp_path, content):
     assert output.count("\n") == 1
 
 
-def test_no_run_is_one_sentence(tmp_path):
+def test_no_run_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("nothing")
     assert "no run here; expected a directory" in invoke("report", tmp_path, status=1)
     assert "no run here" in invoke("report", tmp_path / "nowhere", status=1)
+    monkeypatch.chdir(tmp_path)
+    assert "no run here" in invoke("report", ".", status=1)
     with pytest.raises(RunError, match="cannot contain the character NUL"):
         write_report([Path("a\0b")], tmp_path / "report")
     (tmp_path / "cut.partial").mkdir()

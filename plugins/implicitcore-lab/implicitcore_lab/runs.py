@@ -26,6 +26,7 @@ from implicitcore_lab.settings import Settings, read_settings
 from implicitcore_lab.state import check_schema
 from implicitcore_lab.storage import digest, reason, usable
 
+PARTIAL = ".partial"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 STEPS = "steps.jsonl"
@@ -47,6 +48,17 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = usable(path)
+
+    @property
+    def partial(self) -> Path:
+        """Where the run is while it is written.
+
+        Raises:
+            RunError: the directory cannot be renamed.
+        """
+        if not self.path.name or self.path.name == "..":
+            raise RunError(f"{self.path}: expected a directory that can be renamed, as runs/first")
+        return self.path.with_name(self.path.name + PARTIAL)
 
     @property
     def finished(self) -> bool:

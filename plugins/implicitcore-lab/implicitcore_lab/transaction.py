@@ -39,7 +39,6 @@ from implicitcore_lab.storage import (
     write_atomic,
 )
 
-PARTIAL = ".partial"
 REPLACED = ".replaced"
 READY = "ready"
 """An empty file that says that the directory is whole and only has to appear."""
@@ -75,10 +74,8 @@ class Transaction:
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-        self.path = RunDirectory(path).path
-        if not self.path.name or self.path.name == "..":
-            raise RunError(f"{path}: expected a directory that can be renamed, as runs/first")
-        self.partial = self.path.with_name(self.path.name + PARTIAL)
+        run = RunDirectory(path)
+        self.path, self.partial = run.path, run.partial
         self._overwrite = overwrite
         self.lines = MeasuredLines(self.partial)
         with storing(self.path):
@@ -246,7 +243,7 @@ def unfinished_settings(path: Path) -> Settings | None:
         RunError: they cannot be read.
         ConfigError: they cannot be used here.
     """
-    file = RunDirectory(path).path.with_name(path.name + PARTIAL) / CONFIG
+    file = RunDirectory(path).partial / CONFIG
     with storing(path):
         if not file.exists():
             return None
@@ -271,7 +268,7 @@ def resumed(given: Settings, path: Path, values: Mapping[str, Any]) -> Settings:
     stored = unfinished_settings(path)
     if stored is None:
         return given
-    whole = (path.with_name(path.name + PARTIAL) / WEIGHTS).exists()
+    whole = (RunDirectory(path).partial / WEIGHTS).exists()
     for name in values:
         wanted, has = getattr(given, name), getattr(stored, name)
         # Beside the weights the layer is written with all of its options.

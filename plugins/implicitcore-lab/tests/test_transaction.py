@@ -7,9 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from implicitcore.cli import cli
 from implicitcore_lab import transaction
 from implicitcore_lab.errors import Interrupted, RunError
 from implicitcore_lab.runs import RunDirectory
@@ -18,20 +16,6 @@ from implicitcore_lab.storage import DirectoryLock, exchange, write_atomic
 from implicitcore_lab.transaction import Transaction, resumed
 
 SMALL = ["--epochs", "1", "--hidden", "4", "--batch-size", "512", "--device", "cpu"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Run a command in an empty folder; gives its output."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*words, status=0):
-        result = CliRunner().invoke(cli, [str(word) for word in words])
-        assert result.exit_code == status, result.output
-        assert "Traceback" not in result.output
-        return result.output
-
-    return invoke
 
 
 @pytest.fixture
@@ -192,7 +176,8 @@ def test_a_lock_is_free_when_its_holder_lets_go(tmp_path):
 )
 def test_paths_that_cannot_be(run, tmp_path, out, message):
     (tmp_path / "file").touch()
-    assert message in run("train", "--out", out, *SMALL, status=1)
+    for more in ([], ["--resume"], ["--overwrite"]):
+        assert message in run("train", "--out", out, *more, *SMALL, status=1)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

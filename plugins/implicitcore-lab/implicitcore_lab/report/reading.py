@@ -12,10 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from implicitcore_lab.errors import RunError
 from implicitcore_lab.records import Record
-from implicitcore_lab.runs import CONFIG, RESULT, RunDirectory
+from implicitcore_lab.runs import CONFIG, PARTIAL, RESULT, RunDirectory
 from implicitcore_lab.state import check_schema
 from implicitcore_lab.storage import reason, storing, usable
-from implicitcore_lab.transaction import PARTIAL
 
 RESULTS = "results.json"
 """What ``compare`` writes."""
@@ -81,7 +80,7 @@ def _places(path: Path) -> list[Path]:
         raise RunError(f"{path} cannot be read: {reason(error)}") from error
     if found:
         return found
-    if path.name.endswith(PARTIAL) or path.with_name(path.name + PARTIAL).exists():
+    if path.name.endswith(PARTIAL) or RunDirectory(path.resolve()).partial.exists():
         raise RunError(f"{path}: the run has not ended; go on with `implicitcore train --resume`")
     raise RunError(
         f"{path}: no run here; expected a directory written by `implicitcore train` or "
