@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from honesty import gradients, roots, trajectories
-from honesty.finding import Finding, Hang
+from honesty.finding import Finding, Hang, bounded
 from honesty.measure import measure
 from honesty.problems import FAMILIES, Problem, problem
 from honesty.program import main
 from honesty.report import BEGIN, END
 from honesty.solvers import ode_solver, parts
-from honesty.tally import Row, Tally, bounded, merge
+from honesty.tally import Row, Tally, merge
 
 import implicitcore as ic
 from implicitcore.extend import Options

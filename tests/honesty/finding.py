@@ -60,11 +60,30 @@ class Hang(BaseException):
     """The call took too long."""
 
 
+@contextmanager
+def bounded(seconds: int) -> Iterator[None]:
+    """Raise :class:`Hang` after a while, where this thread can be told."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise Hang(f"no answer in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def examine(case: Case, seed: str) -> Finding | None:
     """Make a call, and see what is wrong with how it ended; without warnings."""
     told = f"{seed} {case.told}"
     try:
-        with _limited(), warnings.catch_warnings():
+        with bounded(SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrong = case.lie(case.call())
     except ImplicitCoreError as error:
@@ -97,22 +116,3 @@ def _text(case: str, message: str) -> Finding | None:
     if not message.replace("\n", "").isprintable():
         return Finding("text", case, f"control characters in {message!r}"[:300])
     return None
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Raise :class:`Hang` after a while, where this thread can be told."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)

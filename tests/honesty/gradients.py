@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 import implicitcore as ic
-from honesty.finding import Hang
 from honesty.problems import Problem, problem
 from honesty.solvers import parts, root_solver
-from honesty.tally import Row, Tally, bounded
+from honesty.tally import Row, Tally, answer
 
 SOLVERS = ("picard", "anderson", "broyden", "newton", "steady_state", "chain", "pseudo_transient")
 BACKWARD = ("gmres", "bicgstab", "picard", "anderson", "broyden", "newton")
@@ -63,25 +62,20 @@ def _train(
     row.samples += len(subject.z0)
     call = ic.fixed_point if subject.call == "fixed_point" else ic.find_root
     x = (ic.shared(factor), tuple(leaves))
-    try:
-        with warnings.catch_warnings(), bounded():
-            warnings.simplefilter("error")
-            warnings.simplefilter("ignore", ic.ImplicitCoreWarning)
-            solution = call(Scaled(subject), subject.z0, x, solver=solver, gradient=gradient)
-            row.statuses.update(ic.Status(one).name.lower() for one in solution.status.tolist())
-            wanted = solution.z[solution.converged]
-            if not wanted.numel() or not wanted.requires_grad:
-                return
-            found = torch.autograd.grad(wanted.sum(), [factor, *leaves], allow_unused=True)
-    except ic.ImplicitCoreError:
-        row.refused += 1
+
+    def train() -> tuple[ic.Solution, Sequence[Tensor | None]] | None:
+        solution = call(Scaled(subject), subject.z0, x, solver=solver, gradient=gradient)
+        row.statuses.update(ic.Status(one).name.lower() for one in solution.status.tolist())
+        wanted = solution.z[solution.converged]
+        if not wanted.numel() or not wanted.requires_grad:
+            return None
+        wrt = [factor, *leaves]
+        return solution, torch.autograd.grad(wanted.sum(), wrt, allow_unused=True)
+
+    trained = answer(row, text, train)
+    if trained is None:
         return
-    except Hang as error:
-        row.find("hang", text, str(error))
-        return
-    except Exception as error:
-        row.find("bare error", text, f"{type(error).__name__}: {error}")
-        return
+    solution, found = trained
     names = ("the parameter of all samples", *(f"x[{index}]" for index in range(len(leaves))))
     for name, value in zip(names, found, strict=True):
         if value is not None and not bool(value.isfinite().all()):

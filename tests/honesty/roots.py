@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,11 +10,10 @@ import torch
 from torch import Tensor
 
 import implicitcore as ic
-from honesty.finding import Hang
 from honesty.measure import Measured, measure
 from honesty.problems import Problem, problem
 from honesty.solvers import parts, root_solver
-from honesty.tally import Row, Tally, bounded
+from honesty.tally import Row, Tally, answer
 
 TOLERANCES = {
     torch.bfloat16: (1e-1, 1e-2, 1e-3, 1e-6),
@@ -90,19 +88,9 @@ def solve(asked: Asked, row: Row, seed: int) -> None:
     before = [each.clone() for each in (*subject.parameters, subject.z0)]
     row.calls += 1
     row.samples += len(subject.z0)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), bounded():
-            warnings.simplefilter("error")
-            warnings.simplefilter("ignore", ic.ImplicitCoreWarning)
-            solution = asked.solve()
-    except ic.ImplicitCoreError:
-        row.refused += 1
-        return
-    except Hang as found:
-        row.find("hang", case, str(found))
-        return
-    except Exception as error:
-        row.find("bare error", case, f"{type(error).__name__}: {error}")
+    with torch.no_grad():
+        solution = answer(row, case, asked.solve)
+    if solution is None:
         return
     after = (*subject.parameters, subject.z0)
     if not all(map(_same, before, after)):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import signal
+import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from honesty.finding import Finding, Hang
+import implicitcore as ic
+from honesty.finding import Finding, Hang, bounded
+
+Result = TypeVar("Result")
 
 PATIENCE = 120
 """Seconds after which a call hangs."""
@@ -56,17 +59,20 @@ def merge(total: Tally, part: Tally) -> None:
         total.setdefault(key, Row()).add(row)
 
 
-@contextmanager
-def bounded(seconds: int = PATIENCE) -> Iterator[None]:
-    """Ends what takes longer with :class:`Hang`; in the main thread of a process."""
+def answer(row: Row, case: str, call: Callable[[], Result]) -> Result | None:
+    """What a call returns; None where the library refused it, or where it is a finding.
 
-    def ring(*_: object) -> None:
-        raise Hang(f"no answer in {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
+    Warnings are errors, but for those of the library.
+    """
     try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        with warnings.catch_warnings(), bounded(PATIENCE):
+            warnings.simplefilter("error")
+            warnings.simplefilter("ignore", ic.ImplicitCoreWarning)
+            return call()
+    except ic.ImplicitCoreError:
+        row.refused += 1
+    except Hang as error:
+        row.find("hang", case, str(error))
+    except Exception as error:
+        row.find("bare error", case, f"{type(error).__name__}: {error}")
+    return None

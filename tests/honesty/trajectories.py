@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import implicitcore as ic
-from honesty.finding import Hang
 from honesty.solvers import ode_solver, parts
-from honesty.tally import Row, Tally, bounded
+from honesty.tally import Row, Tally, answer
 
 WILD = 1000.0
 """Times the tolerance: a bound on each step says only so much of the sum of all."""
@@ -131,21 +130,12 @@ def integrate(asked: Asked, tolerances: tuple[float, float], row: Row, told: str
     row.calls += 1
     row.samples += len(asked.z0)
     times = torch.tensor([0.0, asked.end], dtype=asked.z0.dtype)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), bounded():
-            warnings.simplefilter("error")
-            warnings.simplefilter("ignore", ic.ImplicitCoreWarning)
-            found = ic.integrate(
-                asked.field.field, asked.z0, asked.x, times=times, solver=asked.solver
-            )
-    except ic.ImplicitCoreError:
-        row.refused += 1
-        return
-    except Hang as error:
-        row.find("hang", case, str(error))
-        return
-    except Exception as error:
-        row.find("bare error", case, f"{type(error).__name__}: {error}")
+    call = partial(
+        ic.integrate, asked.field.field, asked.z0, asked.x, times=times, solver=asked.solver
+    )
+    with torch.no_grad():
+        found = answer(row, case, call)
+    if found is None:
         return
     row.statuses.update(ic.Status(status).name.lower() for status in found.status.tolist())
     for kind, wrong in judge(asked, tolerances, found, row):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from implicitcore.cli import cli
 from implicitcore_lab.storage import digest
 
 REAL_DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -21,6 +23,26 @@ def real_data() -> Path:
             "is none here"
         )
     return REAL_DATA
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Run a command in an empty folder; gives the result."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*words, status=0):
+        result = CliRunner().invoke(cli, [str(word) for word in words])
+        assert result.exit_code == status, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def run(command):
+    """The same; gives the output."""
+    return lambda *words, status=0: command(*words, status=status).output
 
 
 @pytest.fixture

@@ -9,13 +9,11 @@ from typing import ClassVar
 
 import pytest
 import torch
-from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
 import implicitcore as ic
-from implicitcore.cli import cli
 from implicitcore.extend import REGISTRY
 from implicitcore.testing import parametrize_with_checks, run_checks
 from implicitcore.testing.expect import known
@@ -71,19 +69,6 @@ class Tiny(TrainingTable):
 def tiny():
     """The table under a name, for the command line."""
     ic.register("table", "tiny", Tiny, summary="Two layers.")
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*words, status=0):
-        result = CliRunner().invoke(cli, [str(word) for word in words])
-        assert result.exit_code == status, result.output
-        assert "Traceback" not in result.output
-        return result.output
-
-    return invoke
 
 
 def job(folder, *, rows=None, seeds=(0,), resume=False):
