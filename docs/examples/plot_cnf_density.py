@@ -2,9 +2,10 @@ r"""
 Density by a continuous normalizing flow
 ========================================
 
-A flow :math:`dz/dt = v(t, z)` carries a density along: :math:`\frac{d}{dt} \log p(z(t)) = -\operatorname{tr} \frac{\partial v}{\partial z}`.
-State and log-density are one pytree, and go through one solve. The claim: the likelihood of two moons rises above that of the best Gaussian, and the
-density integrates to 1.
+A flow :math:`dz/dt = v(t, z)` carries a density along:
+:math:`\frac{d}{dt} \log p(z(t)) = -\operatorname{tr} \frac{\partial v}{\partial z}`. State and
+log-density are one pytree, and go through one solve. The claim: the likelihood of two moons rises
+above that of the best Gaussian, and the density integrates to 1.
 """
 
 import os
@@ -24,7 +25,7 @@ normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
 
 
 class Field(nn.Module):
-    """One hidden layer of units that depend on the time; the trace of its Jacobian is a sum over them."""
+    """One hidden layer of units that depend on the time: the Jacobian's trace is a sum of them."""
 
     def __init__(self, hidden=64):
         super().__init__()

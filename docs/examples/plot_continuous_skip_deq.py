@@ -2,9 +2,9 @@
 Continuous and Skip DEQ
 =======================
 
-One encoder and one kind of cell, four layers: a DEQ, a Continuous DEQ that integrates to the steady state, a Skip DEQ that begins from a
-prediction, and a Skip Reg DEQ whose cell predicts for itself. The claim: all learn alike, and those that begin near their equilibrium
-need fewer evaluations.
+One encoder and one kind of cell, four layers: a DEQ, a Continuous DEQ that integrates to the steady
+state, a Skip DEQ that begins from a prediction, and a Skip Reg DEQ whose cell predicts for itself.
+The claim: all learn alike, and those that begin near their equilibrium need fewer evaluations.
 """
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,8 @@ images = torch.tensor(images, dtype=torch.float32) / 8 - 1
 labels = torch.tensor(labels)
 
 # %%
-# The skip layers add a term to the loss, ``layer.regularizer(solution)``: the distance from the start to the equilibrium.
+# The skip layers add a term to the loss, ``layer.regularizer(solution)``: the distance from the
+# start to the equilibrium.
 
 flow = {"name": "steady_state", "ode_solver": "tsit5", "tol": 1e-3}
 options = {

@@ -2,8 +2,9 @@ r"""
 Deblurring with a DEQ prior
 ===========================
 
-An image :math:`u` is seen blurred and with noise, :math:`y = A u + n`. Gradient descent on :math:`\|A u - y\|^2` with a learned step between,
-repeated to its end, is a fixed-point equation, :math:`z = R(z - \eta A^\top (A z - y))`: a DEQ whose cell knows the physics. The claim: the learned
+An image :math:`u` is seen blurred and with noise, :math:`y = A u + n`. Gradient descent on
+:math:`\|A u - y\|^2` with a learned step between, repeated to its end, is a fixed-point equation,
+:math:`z = R(z - \eta A^\top (A z - y))`: a DEQ whose cell knows the physics. The claim: the learned
 equilibrium restores unseen digits better than the best Tikhonov regularisation.
 """
 
@@ -32,7 +33,8 @@ def seen(u):
 
 
 # %%
-# R is the mean of the step of descent and of a network on it. Spectral norms keep the network near a contraction, and so the mean.
+# R is the mean of the step of descent and of a network on it. Spectral norms keep the network near
+# a contraction, and so the mean.
 
 
 class Restore(nn.Module):

@@ -2,9 +2,10 @@
 A graph DEQ on a real graph
 ===========================
 
-Zachary's karate club: 34 members, and the side each took when the club split. The nodes of a graph are not independent samples, so the layer
-is told, ``coupled=True``: one norm, one step, one stop test for all. The claim: from the two leaders' labels alone, the equilibrium
-of a message passing cell places almost all others.
+Zachary's karate club: 34 members, and the side each took when the club split. The nodes of a graph
+are not independent samples, so the layer is told, ``coupled=True``: one norm, one step, one stop
+test for all. The claim: from the two leaders' labels alone, the equilibrium of a message passing
+cell places almost all others.
 """
 
 import matplotlib.pyplot as plt
@@ -23,7 +24,8 @@ side = torch.tensor([int(graph.nodes[n]["club"] != "Mr. Hi") for n in graph])
 leaders = torch.tensor([0, 33])
 
 # %%
-# Each node's state is a damped mean of its neighbours' and its own input: a learned graph diffusion to the end.
+# Each node's state is a damped mean of its neighbours' and its own input: a learned graph diffusion
+# to the end.
 
 
 class MessagePassing(nn.Module):

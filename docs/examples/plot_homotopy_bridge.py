@@ -2,9 +2,10 @@ r"""
 HomoODE and the bridge
 ======================
 
-An equilibrium is also the end of a flow. The zero path of :math:`H(z, s) = s (z - f(z)) + (1 - s)(z - a)` leads from :math:`a` to the fixed
-point, and obeys :math:`dz/ds = (I - s J)^{-1} (f(z) - a)`: what a DEQ finds as a root, a Neural ODE finds as a state at the time 1.
-The claim: both find the same point, and a HomoODE learns such a field.
+An equilibrium is also the end of a flow. The zero path of
+:math:`H(z, s) = s (z - f(z)) + (1 - s)(z - a)` leads from :math:`a` to the fixed point, and obeys
+:math:`dz/ds = (I - s J)^{-1} (f(z) - a)`: what a DEQ finds as a root, a Neural ODE finds as a state
+at the time 1. The claim: both find the same point, and a HomoODE learns such a field.
 """
 
 import matplotlib.pyplot as plt
@@ -38,7 +39,8 @@ bridge = (path.z[-1] - root.z).norm() / root.z.norm()
 print(f"relative difference of root and flow: {bridge:.1e}")
 
 # %%
-# A HomoODE learns a field F(z; c) from a start that all samples share. Here its target is the equilibrium of each x.
+# A HomoODE learns a field F(z; c) from a start that all samples share. Here its target is the
+# equilibrium of each x.
 
 
 class Field(nn.Module):

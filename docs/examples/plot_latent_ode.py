@@ -2,10 +2,11 @@
 A latent ODE on irregular samples
 =================================
 
-Sixty spirals, each seen with noise at twenty times of its own. An encoder reads a sequence backwards in time, a Neural ODE
-carries the latent state, a decoder turns it into observations. Times of each sample's own are read from the dense output:
-``integrate(..., dense=True)`` and ``interpolate(t)``. The claim: the reconstruction error falls well below that of the mean, at times that were
-not seen too.
+Sixty spirals, each seen with noise at twenty times of its own. An encoder reads a sequence
+backwards in time, a Neural ODE carries the latent state, a decoder turns it into observations.
+Times of each sample's own are read from the dense output: ``integrate(..., dense=True)`` and
+``interpolate(t)``. The claim: the reconstruction error falls well below that of the mean, at times
+that were not seen too.
 """
 
 import os

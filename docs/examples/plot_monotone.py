@@ -2,9 +2,10 @@ r"""
 A monotone operator layer with its certificate
 ==============================================
 
-The equilibrium of :math:`z = \operatorname{relu}(W z + b + x)` exists and is unique where :math:`I - W` is strongly monotone, whatever the norm of W.
-``MonotoneCell`` keeps to it by its parametrization, and says so: ``cell.certificate()``. The claim: the certified rate bounds what is measured, before and after training,
-and every start ends at one point.
+The equilibrium of :math:`z = \operatorname{relu}(W z + b + x)` exists and is unique where
+:math:`I - W` is strongly monotone, whatever the norm of W. ``MonotoneCell`` keeps to it by its
+parametrization, and says so: ``cell.certificate()``. The claim: the certified rate bounds what is
+measured, before and after training, and every start ends at one point.
 """
 
 import matplotlib.pyplot as plt

@@ -2,9 +2,10 @@ r"""
 A pendulum with events
 ======================
 
-The period of a pendulum depends on how far it swings. An event ends each sample where the pendulum passes through the bottom, a quarter of its
-period after it was let go; the time of the event is an implicit function, and has a gradient. The claim: the periods are those of the elliptic integral, and
-the length that gives a wanted period is found by following that gradient.
+The period of a pendulum depends on how far it swings. An event ends each sample where the pendulum
+passes through the bottom, a quarter of its period after it was let go; the time of the event is an
+implicit function, and has a gradient. The claim: the periods are those of the elliptic integral,
+and the length that gives a wanted period is found by following that gradient.
 """
 
 import math

@@ -2,9 +2,10 @@ r"""
 Robertson's kinetics with gradients
 ===================================
 
-Three substances and rates of 0.04, 1e4 and 3e7: the standard stiff problem. An implicit method takes steps as long as the solution is smooth, and
-``Checkpointed`` differentiates through them. The claim: ESDIRK crosses seven decades of time in less than two hundred steps, mass is conserved, and the gradient with respect to
-the rates is that of finite differences.
+Three substances and rates of 0.04, 1e4 and 3e7: the standard stiff problem. An implicit method
+takes steps as long as the solution is smooth, and ``Checkpointed`` differentiates through them. The
+claim: ESDIRK crosses seven decades of time in less than two hundred steps, mass is conserved, and
+the gradient with respect to the rates is that of finite differences.
 """
 
 import matplotlib.pyplot as plt
