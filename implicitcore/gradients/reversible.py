@@ -13,14 +13,13 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.checkpoints import Checkpoints
-from implicitcore.gradients.trajectory import agrees, pull, require_same, total
+from implicitcore.gradients.trajectory import agrees, backward_pass, pull, require_same, total
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.reversible import Pair, Path, Reversible
 from implicitcore.solution import Solution
 from implicitcore.system.coupling import check_residual
 from implicitcore.system.system import System
-from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
 from implicitcore.tensors.norms import column
 
@@ -114,14 +113,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         call: _Call = ctx.call
-        if torch.is_grad_enabled():
-            raise GradientError(
-                "ReversibleGradient gives first derivatives only; use Unrolled for a second "
-                "derivative (create_graph=True)"
-            )
-        call.system.check_function()
-        _ = ctx.saved_tensors  # autograd's own error, where one of them was changed in place since
-        with call.system.scope.entered(), suspended():
+        with backward_pass(ctx, "ReversibleGradient", call.system):
             z0, gradients = _Backward(call).run(grad_outputs[0])
         return None, None, z0, *gradients
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -181,6 +182,29 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
+@contextmanager
+def backward_pass(ctx: Any, strategy: str, system: System) -> Iterator[None]:
+    """The backward pass of a function that saved what the solve depends on.
+
+    Arguments:
+        ctx: autograd's, of the function.
+        strategy: the name of the gradient strategy.
+        system: the one of the forward pass.
+
+    Raises:
+        GradientError: on a second derivative; where the function has changed since the solve.
+    """
+    if torch.is_grad_enabled():
+        raise GradientError(
+            f"{strategy} gives first derivatives only; use Unrolled for a second derivative "
+            "(create_graph=True)"
+        )
+    system.check_function()
+    _ = ctx.saved_tensors  # autograd's own error, where one of them was changed in place since
+    with system.scope.entered(), suspended():
+        yield
+
+
 class _Attached(torch.autograd.Function):
     """The stored trajectory, differentiable in z0 and the tensors of the vector field."""
 
@@ -193,14 +217,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         call: _Call = ctx.call
-        if torch.is_grad_enabled():
-            raise GradientError(
-                f"{call.strategy} gives first derivatives only; use Unrolled for a second "
-                "derivative (create_graph=True)"
-            )
-        call.system.check_function()
-        _ = ctx.saved_tensors  # autograd's own error, where one of them was changed in place since
-        with call.system.scope.entered(), suspended():
+        with backward_pass(ctx, call.strategy, call.system):
             bound = call.bound()
             if not call.replays:
                 call.probe.check(bound.system)
