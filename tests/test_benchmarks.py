@@ -66,6 +66,7 @@ def check_quick_run(program, path, count, limit, *options):
     return before
 
 
+@pytest.mark.slow
 def test_quick_root_run(tmp_path):
     page = check_quick_run(root, tmp_path / "root.json", 5, 1e-3)
     assert page.count("| vjps | residual |") == 5
@@ -113,6 +114,7 @@ def test_without_the_checks_a_solve_is_the_same():
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_quick_gpu_run(tmp_path):
     page = check_quick_run(gpu, tmp_path / "gpu.json", 5, 1e-3, "--device", "cpu")
     assert page.count("| vjps | residual |") == 5

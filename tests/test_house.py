@@ -15,6 +15,7 @@ from implicitcore.options.kinds import NAMED_KINDS
 
 DOORS = {"implicitcore", "implicitcore.extend", "implicitcore.testing"}
 COMMAND_LINE = "implicitcore.cli"  # a test of a command runs it in its own process
+TESTS = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("plugins/*/tests/**/*.py")])
 PLUGINS = sorted(ROOT.glob("plugins/*/**/*.py"))
 
 
@@ -86,6 +87,25 @@ def test_a_plugin_uses_no_helper_of_this_repository(file: Path):
         "benchmarks",
         "tests",
     }
+
+
+def developers_only() -> set[str]:
+    """The packages that only make install-dev brings, by the names that they are imported by."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = settings["project"]["optional-dependencies"]
+    names = {re.split(r"[^\w-]", line, maxsplit=1)[0] for line in extras["lint"] + extras["docs"]}
+    both = {"networkx", "scikit-learn"}  # torch and the lab bring them, too
+    return {name.replace("-", "_").lower() for name in names - both}
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_test_module_can_be_collected_without_the_developers_tools(file: Path):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    froms = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    names = {
+        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert not {str(name).split(".")[0] for name in froms | names} & developers_only()
 
 
 @pytest.mark.parametrize("kind", NAMED_KINDS)

@@ -370,6 +370,7 @@ print(len(mine_plugin.heard))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("disabled", "heard"), [("", "1"), ("mine", "0")])
 def test_the_first_use_of_a_name_makes_plugins_hear(tmp_path, disabled, heard):
     site = Site(tmp_path)

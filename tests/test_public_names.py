@@ -126,6 +126,7 @@ def test_the_import_needs_no_typing():
     assert run_python("-S", "-c", code).stdout == "\n"  # -S: what site imports is not ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "code"),
     [

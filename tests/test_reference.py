@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support.sites import ROOT, SOLVER, Site, distributions, registers, run_python
 
 from implicitcore.cli.reference_page import _text, reference_page
@@ -40,6 +41,7 @@ def test_every_part_has_its_section():
     )
 
 
+@pytest.mark.slow
 def test_the_parts_of_other_plugins_are_in_their_page_and_not_in_ours(tmp_path):
     site = Site(tmp_path)
     site.add(

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 from PIL import Image
-from sphinx.util.inventory import InventoryFile
 from support.browser import Visit, browse
 from support.sites import ROOT
 
@@ -67,6 +66,8 @@ def site(tmp_path_factory):
 
 
 def documented(site):
+    from sphinx.util.inventory import InventoryFile  # make install-dev brings it
+
     with (site / "objects.inv").open("rb") as file:
         inventory = InventoryFile.load(file, "", lambda base, name: name)
     return {name for names in inventory.values() for name in names}

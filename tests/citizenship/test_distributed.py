@@ -32,6 +32,7 @@ def test_data_parallel_gradients_are_those_of_one_process(tmp_path):
         assert relative_error(second[name, sizes][1], expected) < 1e-8
 
 
+@pytest.mark.slow
 def test_weights_divided_among_processes_have_the_gradients_of_one(tmp_path):
     first, second = ranks.run(ranks.divided, tmp_path)
     builders = {name: (ranks.model, gradient) for name, gradient in ranks.GRADIENTS.items()}
@@ -48,6 +49,7 @@ def test_weights_divided_among_processes_have_the_gradients_of_one(tmp_path):
                 assert "divide the whole model, fully_shard(model)" in told, (name, way)
 
 
+@pytest.mark.slow
 def test_a_cell_that_communicates_stops_with_the_others(tmp_path):
     first, second = ranks.run(ranks.communicating, tmp_path)
     for (solver, gradient, sizes), mine in first.items():

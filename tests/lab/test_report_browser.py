@@ -8,7 +8,7 @@ from support.reports import HOSTILE, SMALL, Page, invoke
 
 from implicitcore_lab.report.writing import write_report
 
-pytestmark = pytest.mark.extras
+pytestmark = [pytest.mark.slow, pytest.mark.extras]
 
 
 @pytest.fixture(scope="module")

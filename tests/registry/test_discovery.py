@@ -241,6 +241,7 @@ def test_a_part_whose_module_raises_anything_is_an_error_of_ours(site: Site, err
         Registry().find("root_solver", "bad").load()
 
 
+@pytest.mark.slow
 def test_nothing_of_a_plugin_controls_the_terminal(site: Site):
     """Not its metadata, its docstrings and its errors, in any command that shows them."""
     red = "\x1b[31mred\x07"

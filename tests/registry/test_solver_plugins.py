@@ -124,12 +124,14 @@ def test_every_method_is_found_and_nothing_heavy_is_imported(installed: tuple[st
     assert done.stdout.splitlines() == [*found, "heavy"], done.stderr
 
 
+@pytest.mark.slow
 def test_configurations_round_trip(installed: tuple[str, Site]):
     name, site = installed
     done = run_python("-W", "error", "-c", ROUND_TRIP.format(name=name), path=(site,))
     assert done.stdout == "done\n", done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_describes_them(installed: tuple[str, Site]):
     name, site = installed
     kind = "ode_solver"

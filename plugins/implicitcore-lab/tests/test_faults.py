@@ -9,6 +9,7 @@ def bench(tmp_path_factory):
     return lab.Bench(tmp_path_factory.mktemp("faults"), ("deq",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "count"),
     [

@@ -39,7 +39,6 @@ from implicitcore_lab.training import Training
 
 TABLES = ("mnist-mlp", "cifar10-tiny", "homoode-mnist", "bridge")
 TRAINED = TABLES[:3]
-HEAVY = "cifar10-tiny"
 TRAIN = {"batch_size": 16, "epochs": 2, "hidden": 8, "device": "cpu"}
 
 
@@ -412,9 +411,8 @@ def test_a_cell_without_a_stem_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore::implicitcore.ConvergenceWarning")  # at 18 steps, untrained
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "bridge")) for name in TABLES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLES)
 def test_smoke(run, name, tmp_path):
     run("reproduce", name, "--budget", "smoke", "--seeds", "0", "--output", "here")
     assert {path.suffix for path in (tmp_path / "here").iterdir() if path.is_file()} == {

@@ -67,6 +67,7 @@ def test_a_process_that_dies_ends_the_others(tmp_path, dead):
     assert "go on with --resume" in left.output
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_they_go_on(tmp_path):
     words = [*TRAIN, "--epochs", "2", "--out", tmp_path / "run"]
     whole = [*TRAIN, "--epochs", "2", "--out", tmp_path / "whole"]
