@@ -10,6 +10,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.tensors.norms import column, norm, real_dtype, rms_norm
+from implicitcore.tensors.packing import DTYPES
 
 
 @final
@@ -17,14 +18,7 @@ class TorchBackend(Backend):
     """Runs on any device and floating-point dtype of torch, and is differentiable."""
 
     device_types: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps", "xpu")
-    dtypes: ClassVar[tuple[torch.dtype, ...]] = (
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-        torch.complex64,
-        torch.complex128,
-    )
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = DTYPES
     differentiable: ClassVar[bool] = True
 
     def unavailable_reason(self) -> str | None:
