@@ -30,7 +30,8 @@ OURS = [
     for part in REGISTRY.parts(kind)
     if part.provider.startswith("implicitcore")
 ]
-CLASSES = [*OURS, ic.Zeros, ic.Identity, ic.LearnedInitialGuess, ic.OneStep, ic.Predictor]
+STARTS = [ic.Zeros, ic.Identity, ic.LearnedInitialGuess, ic.OneStep, ic.Predictor, ic.WarmStart]
+CLASSES = [*OURS, *STARTS]
 ADAPTIVE = [ic.Bosh3, ic.Fehlberg45, ic.Dopri5, ic.Tsit5, ic.DOP853, ic.ESDIRK, ic.Adams]
 
 
