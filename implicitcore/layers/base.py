@@ -87,7 +87,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         torch.Size([3, 4])
         >>> layer.solver = {"name": "picard", "tol": 1e-5}
         >>> layer.solver
-        Picard(tol=1e-05, atol=0.0, max_steps=50, compact=False, damping=1.0)
+        Picard(tol=1e-05, atol=0.0, max_steps=50, compact=False, min_steps=1, damping=1.0)
     """
 
     kind: ClassVar[str] = "layer"
@@ -166,10 +166,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
                 the sample where it ended last, and keeps where it ends now.
             trace: keep the residual after each step.
         """
-        scope = (current() or SolveContext()).stopping_with(group_of(self))
-        scope.cache_weights(self.dynamics)
-        scope.cache_weights(self.start)
-        with scope.entered():
+        with self._scope().entered():
             start = self._begin(x, keys) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0
             begin = (
@@ -185,6 +182,23 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         if observers.active and not in_backward():
             observers.notify(self, solution)
         return solution
+
+    @eager
+    def explicit(self, x: Any, *, keys: Any = None) -> Any:
+        """z0 alone, without the solve: the layer as an explicit one.
+
+        Where a regularizer keeps the equilibrium near the start (the Skip DEQs) it is what the
+        solve would correct, at the cost of the start.
+
+        Arguments:
+            x: the input, as :meth:`solve` takes it.
+            keys: int64 ``[batch]``, for a :class:`WarmStart`.
+
+        Returns:
+            The state, with the gradient that the start gives it.
+        """
+        with self._scope().entered():
+            return self._begin(x, keys)
 
     @property
     def sync_steps(self) -> bool | ProcessGroup:
@@ -250,6 +264,12 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         return (
             f"solver={self.solver}, gradient={self.gradient}, backend={type(self.backend).__name__}"
         )
+
+    def _scope(self) -> SolveContext:
+        scope = (current() or SolveContext()).stopping_with(group_of(self))
+        scope.cache_weights(self.dynamics)
+        scope.cache_weights(self.start)
+        return scope
 
     def _begin(self, x: Any, keys: Any) -> Any:
         return self.start(unwrapped(x)) if keys is None else self.start.keyed(unwrapped(x), keys)

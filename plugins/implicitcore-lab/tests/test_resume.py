@@ -81,10 +81,11 @@ def test_going_on_is_as_if_nothing_had_happened(data, layer, step):
     assert len(found.steps) == 6
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
-    if warm:
+    if whole.warm and second.warm:
         for name, value in whole.warm.state_dict().items():
             assert torch.equal(value, second.warm.state_dict()[name]), name
         assert whole.warm.seen.all()
+    assert bool(warm) == bool(whole.warm) == bool(second.warm)
     for one, other in zip(whole.optimizers, second.optimizers, strict=True):
         for values, others in zip(
             one.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True
