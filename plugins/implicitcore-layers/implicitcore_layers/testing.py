@@ -1,7 +1,7 @@
 """What a cell promises, as checks of :mod:`implicitcore.testing`.
 
 ``implicitcore check cell NAME`` runs them, and
-:func:`implicitcore.testing.parametrize_with_checks` makes tests of them.
+:func:`~implicitcore.testing.parametrize.parametrize_with_checks` makes tests of them.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ class Augmented(Table):
     claim: ClassVar[str] = (
         "The flow of a Neural ODE is a homeomorphism: a disk stays inside the ring around it, and "
         "no line separates them. Channels that begin at zero let it out. Seen from the "
-        "equilibrium: where x stands still, da/dt = f(a, x) - a from a = 0 is a continuous DEQ, and what is "
-        "added is on its way to a* = f(a*, x), a function of x that need not be invertible."
+        "equilibrium: where x stands still, da/dt = f(a, x) - a from a = 0 is a continuous DEQ, "
+        "and what is added is on its way to a* = f(a*, x), a function of x that need "
+        "not be invertible."
     )
     columns: ClassVar[Sequence[Column]] = (
         Column("accuracy", "accuracy (%)", ".1f", "of new points"),
