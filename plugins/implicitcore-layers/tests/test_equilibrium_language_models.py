@@ -46,6 +46,17 @@ def test_the_implicit_gradient_is_that_of_the_steps():
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
 
 
+def test_the_jacobian_regularizer_trains_the_cell():
+    cell, x = cell_and_x()
+    layer = ic.build("deq", cell)
+    solution = layer.solve(x)
+    ic.jacobian_regularizer(layer, solution, x).backward()
+    grad = cell.mix.weight.grad
+    assert grad is not None
+    assert grad.isfinite().all()
+    assert grad.any()
+
+
 def test_features_that_heads_cannot_share_are_an_error():
     with pytest.raises(ic.ConfigError, match="features: expected a multiple of 4 heads, got 6"):
         CausalTransformerCell(6)
