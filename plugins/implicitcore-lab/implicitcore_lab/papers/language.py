@@ -194,14 +194,16 @@ def _text(name: str, seed: int, steps: int) -> dict[str, float]:
 def _loss(model: Model, name: str, symbols: Tensor, labels: Tensor) -> tuple[Tensor, float]:
     x = model.encode(symbols)
     if name == "explicit":
-        z, spent = model.layer.explicit(x), 1
-    else:
-        solution = model.layer.solve(x)
-        z, spent = solution.z, solution.evaluations
-    loss = cross_entropy(model.head(z).flatten(0, 1), labels.flatten())
-    if name != "explicit" and torch.is_grad_enabled():
+        return _entropy(model, model.layer.explicit(x), labels), 1.0
+    solution = model.layer.solve(x)
+    loss = _entropy(model, solution.z, labels)
+    if torch.is_grad_enabled():
         loss = loss + JACOBIAN * jacobian_regularizer(model.layer, solution, x)
-    return loss, float(spent)
+    return loss, float(solution.evaluations)
+
+
+def _entropy(model: Model, z: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(model.head(z).flatten(0, 1), labels.flatten())
 
 
 def _numbers(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
