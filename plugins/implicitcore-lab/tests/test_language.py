@@ -65,3 +65,11 @@ def test_each_model_trains_and_is_measured(name):
     assert (distance is None) == (name in ("neural-ode", "augmented"))
     if distance is not None:  # e^-3 of the way is left where f does not depend on a
         assert distance < (1e-3 if name == "deq" else 0.5)
+
+
+def test_a_difference_within_the_deviation_is_told_to_be_none():
+    once, deep = [{"bits": 2.4}, {"bits": 2.3}], [{"bits": 2.2}, {"bits": 2.45}]
+    told = language.Language().verdict({"explicit": once, "equilibrium": deep})
+    assert "less than the deviation over the seeds: no difference is shown" in told[0]
+    apart = language.Language().verdict({"explicit": once, "equilibrium": [{"bits": 1.0}] * 2})
+    assert apart[0].endswith("(1.000 and 2.350).")
