@@ -139,10 +139,10 @@ class Augmented(Table):
         worst = min(values(results.get("deq", ()), "accuracy"), default=100.0)
         if worst < 99:
             lines.append(
-                f"Trained as an equilibrium the same map does not get there with every seed "
-                f"({worst:.1f} % with the worst): nothing keeps it a contraction, and where the "
-                "iteration does not settle the implicit gradient is not that of what is returned. "
-                "The flow, of a fixed length, has no such condition."
+                f"Trained as an equilibrium the same map does not separate the classes with every "
+                f"seed in so many steps: {worst:.1f} % with the worst. The columns do not say why; "
+                "a solve that fails would show as evaluations at their limit of "
+                f"{ROOT.max_steps}."
             )
         return lines
 

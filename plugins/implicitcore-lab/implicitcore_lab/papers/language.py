@@ -77,9 +77,9 @@ class Language(Table):
         f"Text: windows of {WINDOW} bytes of Python's own documentation (data set text), the last "
         f"fifth tested on. Equilibria by Anderson to {SOLVE.tol:g}, at most {SOLVE.max_steps} "
         f"iterates, backward by GMRES with clip=10; the Jacobian term has weight {JACOBIAN:g}. "
-        "Without it the equilibrium needed 2.518 ± 0.245 bits (600 steps, 3 seeds). The weight is the "
-        "best of 0.03 and 0.1 at 600 steps, after 0.3 and 3 at 250, with seed 0 and on the text that "
-        "is tested on: a choice that favours the equilibrium.",
+        "Without it the equilibrium needed 2.518 ± 0.245 bits (600 steps, 3 seeds). The weight is "
+        "the best of 0.03 and 0.1 at 600 steps, after 0.3 and 3 at 250, with seed 0 and on the "
+        "text that is tested on: a choice that favours the equilibrium.",
         f"Sorting: {LENGTH} numbers below {NUMBERS}, then the same in order. Each step iterates "
         f"0 to {MOST - TRAINED} times without a graph, carries the state, and then {TRAINED} times "
         "with one (random depth, truncated supervision); tested at each depth.",
@@ -133,8 +133,8 @@ class Language(Table):
         sorts = [average(results.get(row.name, ()), "sorted_1") for row in self.rows()]
         if sorts[0] is not None and sorts[0] > 99:
             lines.append(
-                f"The block applied once sorts too ({sorts[0]:.1f} %): the task needs no depth, and "
-                "shows what further iterations do to what is right already."
+                f"The block applied once sorts too ({sorts[0]:.1f} %): the task needs no depth, "
+                "and shows what further iterations do to what is right already."
             )
         deep = [average(results.get("equilibrium", ()), f"sorted_{depth}") for depth in (8, 64)]
         if deep[0] is not None and deep[1] is not None:
