@@ -91,6 +91,9 @@ from implicitcore.layers.observers import observe as observe
 from implicitcore.layers.stability import jacobian_regularizer as jacobian_regularizer
 from implicitcore.layers.stability import spectral_radius as spectral_radius
 
+# start warm: each sample's last equilibrium
+from implicitcore.layers.warm import WarmStart as WarmStart
+
 # ode_solver adams: Adams predictor-corrector, variable step and order, one evaluation a step
 from implicitcore.ode_solvers.adams import Adams as Adams
 from implicitcore.ode_solvers.base import ODESolver as ODESolver

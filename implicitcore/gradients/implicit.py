@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
 from implicitcore.options.options import Options
+from implicitcore.options.types import Positive
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.root_solvers.judgement import solve_from
@@ -26,6 +27,7 @@ from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
 from implicitcore.tensors.cotangent import Pullback, attach
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
+from implicitcore.tensors.norms import column, norm
 
 
 @final
@@ -42,9 +44,13 @@ class Implicit(Options, GradientStrategy):
     Attributes:
         solver: any root solver; its tolerance is relative to the 2-norm of v, per sample. ``GMRES``
             needs the fewest products.
+        clip: u is scaled to at most so many times ``|v|``, per sample; None leaves it. Where J
+            comes near 1 the gradient of one sample can outgrow those of all others; a contraction
+            with rate r has ``|u| <= |v| / (1 - r)``. The gradient is then that of a first
+            derivative alone.
 
     Raises:
-        GradientError: on a third derivative.
+        GradientError: on a third derivative, or with ``clip`` on a second.
 
     Reference:
         Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv 1909.01377; backward by GMRES: arXiv
@@ -52,6 +58,7 @@ class Implicit(Options, GradientStrategy):
     """
 
     solver: RootSolver = GMRES(tol=1e-5)
+    clip: Positive | None = None
 
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         """See :meth:`GradientStrategy.run`."""
@@ -59,7 +66,10 @@ class Implicit(Options, GradientStrategy):
         if not torch.is_grad_enabled():
             return solution
         jacobian = system.linearize(solution.z.detach())
-        return attached(solution, BackwardSolve(self.solver, system, jacobian, solution.backward))
+        backward = BackwardSolve(self.solver, system, jacobian, solution.backward)
+        if self.clip is not None:
+            backward = _Clipped(**vars(backward), clip=self.clip)
+        return attached(solution, backward)
 
 
 def attached(solution: Solution, backward: BackwardSolve) -> Solution:
@@ -158,6 +168,25 @@ class BackwardSolve(Pullback):
             warn_repeatedly(
                 owner, "backward", lambda: _inexact(solution, record), ConvergenceWarning
             )
+
+
+@dataclass(frozen=True, eq=False)
+class _Clipped(BackwardSolve):
+    """A backward solve whose u is at most ``clip`` times as long as v."""
+
+    clip: float
+
+    def solve(self, v: Tensor) -> Tensor:
+        """u, ``[batch, n]``."""
+        u = super().solve(v)
+        size, most = norm(u), self.clip * norm(v)
+        return torch.where(column(size > most), u * column(most / size), u)
+
+    def differentiable(
+        self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        """Refuse: the clipped u solves no equation."""
+        raise GradientError("a clipped implicit gradient has no second derivative")
 
 
 def _inexact(solution: Solution, record: Backward) -> str:

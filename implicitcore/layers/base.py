@@ -87,7 +87,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         torch.Size([3, 4])
         >>> layer.solver = {"name": "picard", "tol": 1e-5}
         >>> layer.solver
-        Picard(tol=1e-05, atol=0.0, max_steps=50, compact=False, damping=1.0)
+        Picard(tol=1e-05, atol=0.0, max_steps=50, compact=False, min_steps=1, damping=1.0)
     """
 
     kind: ClassVar[str] = "layer"
@@ -131,23 +131,26 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         else:
             super().__setattr__(name, value)
 
-    def forward(self, x: Any, z0: Any = None) -> Any:
+    def forward(self, x: Any, z0: Any = None, *, keys: Any = None) -> Any:
         """The solution's z, differentiable.
 
         Arguments:
             x: the input, any pytree; tensors in it have the batch first, or are marked by
                 :func:`shared`.
             z0: begin from here and not from the layer's start.
+            keys: int64 ``[batch]``, the number of each sample, for a :class:`WarmStart`.
 
         Raises:
             SolveError: a sample failed, and ``on_failure`` says so.
         """
-        solution = self.solve(x, z0)
+        solution = self.solve(x, z0) if keys is None else self.solve(x, z0, keys=keys)
         report(solution, self.on_failure, type(self).__name__, self)
         return solution.z
 
     @eager
-    def solve(self, x: Any, z0: Any = None, *, trace: bool = False) -> Solution | FinalState:
+    def solve(
+        self, x: Any, z0: Any = None, *, keys: Any = None, trace: bool = False
+    ) -> Solution | FinalState:
         """The whole result: z, status per sample, evaluations, and with a root solver the residual.
 
         A :class:`~implicitcore.Solution`, or with an ODE solver the
@@ -157,14 +160,14 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         Arguments:
             x: the input, any pytree; tensors in it have the batch first, or are marked by
                 :func:`shared`.
-            z0: begin from here and not from the layer's start.
+            z0: begin from here and not from the layer's start: the state of the call before carries
+                on where it ended, and ``z0.detach()`` without its gradient.
+            keys: int64 ``[batch]``, the number of each sample, for a :class:`WarmStart`: it begins
+                the sample where it ended last, and keeps where it ends now.
             trace: keep the residual after each step.
         """
-        scope = (current() or SolveContext()).stopping_with(group_of(self))
-        scope.cache_weights(self.dynamics)
-        scope.cache_weights(self.start)
-        with scope.entered():
-            start = self.start(unwrapped(x)) if z0 is None else z0
+        with self._scope().entered():
+            start = self._begin(x, keys) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0
             begin = (
                 pytree.tree_map(torch.detach, start)
@@ -174,9 +177,28 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             solution = self._run(begin, x, trace)
         if spent or start is not begin:
             solution = solution.amended(start=start, evaluations=solution.evaluations + spent)
+        if keys is not None:
+            self.start.keep(keys, solution)
         if observers.active and not in_backward():
             observers.notify(self, solution)
         return solution
+
+    @eager
+    def explicit(self, x: Any, *, keys: Any = None) -> Any:
+        """z0 alone, without the solve: the layer as an explicit one.
+
+        Where a regularizer keeps the equilibrium near the start (the Skip DEQs) it is what the
+        solve would correct, at the cost of the start.
+
+        Arguments:
+            x: the input, as :meth:`solve` takes it.
+            keys: int64 ``[batch]``, for a :class:`WarmStart`.
+
+        Returns:
+            The state, with the gradient that the start gives it.
+        """
+        with self._scope().entered():
+            return self._begin(x, keys)
 
     @property
     def sync_steps(self) -> bool | ProcessGroup:
@@ -242,6 +264,15 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         return (
             f"solver={self.solver}, gradient={self.gradient}, backend={type(self.backend).__name__}"
         )
+
+    def _scope(self) -> SolveContext:
+        scope = (current() or SolveContext()).stopping_with(group_of(self))
+        scope.cache_weights(self.dynamics)
+        scope.cache_weights(self.start)
+        return scope
+
+    def _begin(self, x: Any, keys: Any) -> Any:
+        return self.start(unwrapped(x)) if keys is None else self.start.keyed(unwrapped(x), keys)
 
     def _run(self, begin: Any, x: Any, trace: bool) -> Solution | FinalState:
         solve = Solve(self.solver, self._times(begin))

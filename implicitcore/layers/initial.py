@@ -13,6 +13,7 @@ from implicitcore.errors import InputError
 from implicitcore.layers.shapes import first_tensor, map_shape
 from implicitcore.options.options import CheckedMeta
 from implicitcore.options.types import Count, Shape, read_shape
+from implicitcore.solution import SolveResult
 
 
 class InitialGuess(nn.Module, metaclass=CheckedMeta):
@@ -33,6 +34,24 @@ class InitialGuess(nn.Module, metaclass=CheckedMeta):
     @abstractmethod
     def forward(self, x: Any) -> Any:
         """z0: any pytree of tensors ``[batch, ...]``."""
+
+    def keyed(self, x: Any, keys: Any) -> Any:
+        """z0 of the samples that the keys name, for a start that tells them apart.
+
+        Arguments:
+            x: the input.
+            keys: int64 ``[batch]``, the number of each sample.
+
+        Raises:
+            InputError: it does not.
+        """
+        del x, keys
+        raise InputError(
+            f"keys: the start {type(self).__name__} takes none; give the layer a WarmStart"
+        )
+
+    def keep(self, keys: Any, solution: SolveResult) -> None:
+        """What follows a solve with keys: here nothing."""
 
     def example_shape(self) -> Shape:
         """The shape of one sample of an x that fits, as small as may be: the checks draw such."""

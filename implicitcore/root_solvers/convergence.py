@@ -1,7 +1,4 @@
-"""How far each sample of a solve is.
-
-The stop test of every root solver and of the steady-state integration.
-"""
+"""How far each sample is: the stop test of every root solver and the steady-state integration."""
 
 from __future__ import annotations
 
@@ -23,16 +20,17 @@ from implicitcore.tensors.restrict import restrict
 class StopTest(StopCriterion):
     """Which samples have stopped, their best iterates, measured residuals and statuses.
 
-    Every promise about stopping is kept here and nowhere else: per sample, on the true residual,
-    what met the tolerance is returned, and else the iterate of least residual. A limit that is owed
-    to a growth of ``|f(z)|`` alone is met by nothing (``TRUST``): a state that runs away has
-    ``DIVERGED``. Most iterations change nothing but the residuals, at the cost of one comparison.
+    Every promise about stopping is kept here alone: per sample, on the true residual, what met the
+    tolerance is returned, and else the iterate of least residual. A limit owed to a growth of
+    ``|f(z)|`` alone is met by nothing (``TRUST``): a state that runs away has ``DIVERGED``. Most
+    iterations change nothing but the residuals, at the cost of one comparison.
 
     Arguments:
         system: gives the scale of the relative tolerance.
         z0: the start, ``[batch, n]``.
         tol: relative tolerance.
         atol: absolute tolerance.
+        min_steps: iterates before this one do not stop a sample by their tolerance.
 
     Attributes:
         state: where each sample is.
@@ -41,9 +39,12 @@ class StopTest(StopCriterion):
         tol: the relative tolerance that holds.
     """
 
-    def __init__(self, system: System, z0: Tensor, tol: float, atol: float) -> None:
+    def __init__(
+        self, system: System, z0: Tensor, tol: float, atol: float, min_steps: int = 1
+    ) -> None:
         super().__init__()
-        self.system, self.start, self.tol = system, z0, system.tolerance(tol)
+        self.system, self.start, self.min_steps = system, z0, min_steps
+        self.tol = system.tolerance(tol)
         self.state = StopState.at(z0, system.absolute(atol))
         self.remaining, self.count = z0.shape[0], 0
         self.stopped: Tensor | None = None
@@ -78,9 +79,10 @@ class StopTest(StopCriterion):
         if self.recorder is not None:
             self._record(now.z, size)
         # Both comparisons in two calls, and NaN fails them: most iterations end here. The residual
-        # is then the least so far: the largest has not changed.
+        # is then the least so far (which ``min_steps`` lets be within the limit).
         if (
             self.start.is_cpu
+            and self.min_steps == 1
             and state.failure is None
             and torch.equal(torch.clamp(size, state.limit, state.best_norm), size)
         ):
@@ -152,14 +154,14 @@ class StopTest(StopCriterion):
     def _accept(self, residual: Residual, size: Tensor, usual: bool) -> Tensor:
         """Find the samples that stop; those that met their tolerance."""
         state = self.state
-        met = size <= state.limit
-        stops = met
+        early = self.count < self.min_steps
+        stops = met = torch.zeros_like(state.active) if early else size <= state.limit
         trust = self._trust(residual)
         if trust is not None:
             met, away = trust.doubt(met, residual, state.start.ceiling, self._rounding())
+            stops = met | away
             if not self.start.is_cpu or bool(away.any()):
                 state.fail(away, Status.DIVERGED)
-            stops = met | away
         if not usual:
             stops = stops | state.lose(size)
         self.stop(stops)

@@ -113,8 +113,9 @@ class Reversible(StepwiseRootSolver[Pair]):
             z0: ``[batch, n]``.
             keep: called before each step with its index and the pair.
         """
-        test, now, pair = StopTest(system, z0, self.tol, self.atol), system.evaluate(z0), None
-        pair, held = self.init(system, z0), now
+        test = StopTest(system, z0, self.tol, self.atol, self.min_steps)
+        now, pair = system.evaluate(z0), self.init(system, z0)
+        held = now
         best = torch.zeros(len(z0), dtype=torch.int64, device=z0.device)
         steps = 0
         while True:

@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from implicitcore.errors import InputError, show
+from implicitcore.errors import ConfigError, InputError, show
 from implicitcore.options.shared import Stopping
+from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.synchronized import stop_criterion
 from implicitcore.solution import Solution
@@ -27,6 +28,10 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
     """A root solver that is two methods: the loop around them is shared by all.
 
     Attributes:
+        min_steps: least iterates of a sample, the start included, before one that meets the
+            tolerance stops it. For starts that may meet it while the graph is to have steps
+            (``Unrolled``, ``Reversible``), and for depths that are to be no less in use than in
+            training.
         compact: stopped samples leave the batch and cost no more evaluations, but for one, which
             shows whether f takes those that stay for what they were. For batches whose
             samples need unlike numbers of steps, and a cell that takes each sample by itself. What
@@ -34,6 +39,14 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
     """
 
     compact: bool = False
+    min_steps: Count = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_steps > self.max_steps:
+            raise ConfigError(
+                [f"min_steps: expected at most max_steps, {self.max_steps}; got {self.min_steps}"]
+            )
 
     @abstractmethod
     def init(self, system: System, z: Tensor) -> State:
@@ -85,7 +98,7 @@ def iterate(
     Returns:
         The solution, and the solver's last state.
     """
-    test = stop_criterion(system, start.z, solver.tol, solver.atol)
+    test = stop_criterion(system, start.z, solver.tol, solver.atol, solver.min_steps)
     now, z, state = start, start.z, solver.init(system, start.z)
     buffers: tuple[Tensor, ...] = ()
     for count in range(solver.max_steps):

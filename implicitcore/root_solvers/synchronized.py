@@ -27,11 +27,15 @@ class SynchronizedStopTest(StopCriterion):
         z0: the start, ``[batch, n]``.
         tol: relative tolerance.
         atol: absolute tolerance.
+        min_steps: iterates before this one do not meet it.
     """
 
-    def __init__(self, system: System, z0: Tensor, tol: float, atol: float) -> None:
+    def __init__(
+        self, system: System, z0: Tensor, tol: float, atol: float, min_steps: int = 1
+    ) -> None:
         super().__init__()
         self.system, self.start, self.atol = system, z0, atol
+        self.min_steps = min_steps
         self.tol = system.tolerance(tol)
         self.residuals: list[Tensor] = []
         self.met = torch.zeros(len(z0), dtype=torch.bool, device=z0.device)
@@ -47,6 +51,8 @@ class SynchronizedStopTest(StopCriterion):
         self.residuals.append(size)
         self.scale = self.system.scale(residual.update_norm, self.residuals[0])
         self.met = size <= self.atol + self.tol * self.scale
+        if len(self.residuals) < self.min_steps:
+            self.met = torch.zeros_like(self.met)
         return self._stop(residual)
 
     def _stop(self, residual: Residual) -> bool:
@@ -92,7 +98,9 @@ class SynchronizedStopTest(StopCriterion):
         )
 
 
-def stop_criterion(system: System, z0: Tensor, tol: float, atol: float) -> StopCriterion:
+def stop_criterion(
+    system: System, z0: Tensor, tol: float, atol: float, min_steps: int = 1
+) -> StopCriterion:
     """The stop test of a system: alone, or together with the processes of its group."""
     kind = StopTest if system.scope.group is None else SynchronizedStopTest
-    return kind(system, z0, tol, atol)
+    return kind(system, z0, tol, atol, min_steps)

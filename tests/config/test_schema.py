@@ -63,6 +63,8 @@ NEEDED = {
     "start augmented": {"extra": 2},
     "start learned": {"channels": 3},
     "start pyramid": CHANNELS,
+    "start warm": {"samples": 5},
+    "cell causal-transformer": {"features": 8},
     "cell contractive": {"features": 3},
     "cell monotone": {"features": 3},
     "cell homoode": {"channels": 3},

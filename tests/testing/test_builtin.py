@@ -71,6 +71,7 @@ GIVEN = {
     "one_step": [{}, {"origin": ic.LearnedInitialGuess(6, (6,))}],
     "predictor": [{}, {"predictor": torch.nn.Linear(6, 4)}],
     "pyramid": [{"channels": (2, 4, 1)}],
+    "warm": [{"samples": 5}, {"samples": 5, "start": ic.LearnedInitialGuess(6)}],
     "zeros": [{}, {"shape": {"a": (2, 3), "b": (4,)}}],
 }
 STARTS = [

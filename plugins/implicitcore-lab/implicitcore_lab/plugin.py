@@ -50,6 +50,8 @@ def implicitcore_register(registry: Registrar) -> None:
         ("cifar10-tiny", "cifar10_tiny:Cifar10Tiny", "Multiscale DEQs on CIFAR-10."),
         ("homoode-mnist", "homoode_mnist:HomoODEMnist", "HomoODE, DEQ and Neural ODEs on MNIST."),
         ("bridge", "bridge:Bridge", "One equilibrium by five ways."),
+        ("augmented", "augmented:Augmented", "Why augmented Neural ODEs work."),
+        ("language", "language:Language", "An equilibrium language model and its explicit twin."),
     ):
         registry.register("table", name, f"implicitcore_lab.papers.{target}", summary=summary)
     for name, target, summary in (

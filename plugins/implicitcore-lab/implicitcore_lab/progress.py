@@ -56,6 +56,8 @@ def capture(training: Training) -> State:
     best = training.best
     state.data["best"] = {"accuracy": best.accuracy, "epoch": best.epoch}
     state.add("best_weights", _whole(best.weights))
+    if training.warm:
+        state.add("warm", _whole(training.warm.state_dict()))
     if training.average:
         state.data["average_updates"] = training.average.updates
         state.add("average", _whole(training.average.weights))
@@ -85,6 +87,8 @@ def _restore(training: Training, state: State) -> None:
     training.position = Position(**state.data["position"])
     weights = state.get("best_weights")
     training.best = Best(**state.data["best"], weights=_placed(training, weights))
+    if training.warm:
+        training.warm.load_state_dict(state.get("warm"))
     if training.average:
         training.average.updates = state.data["average_updates"]
         training.average.weights = _placed(training, state.get("average"))

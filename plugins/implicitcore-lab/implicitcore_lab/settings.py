@@ -57,6 +57,8 @@ class Settings(Options):
         unrolled_steps: first train so many steps through ``unrolled_depth`` plain iterations of the
             cell, without a solve (for layers with a root solver).
         unrolled_depth: iterations of the cell in those steps.
+        warm_start: begin each training sample at its equilibrium of the last epoch (for layers with
+            a root solver that begin at zero).
         start_optimizer: another optimiser for what gives the layer its start; None has one for all.
         start_learning_rate: of that optimiser.
         start_every: it steps once in so many steps.
@@ -105,6 +107,7 @@ class Settings(Options):
     jacobian_weight: Weight = 0.0
     unrolled_steps: Steps = 0
     unrolled_depth: Annotated[int, Ge(1), Le(1000)] = 6
+    warm_start: bool = False
     start_optimizer: OptimizerName | None = None
     start_learning_rate: Rate = 1e-2
     start_every: Size = 1

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from implicitcore import SolveResult
+from implicitcore import SolveResult, WarmStart
 from implicitcore_lab.augment import augmented
 from implicitcore_lab.data import Dataset, Split
 from implicitcore_lab.diagnostics import diagnose
@@ -70,7 +70,12 @@ class Training:
         check_equilibrium(model, settings)
         self.model, self.data, self.settings = model, data, settings
         self.engine = engine or Engine(settings)
-        self.objective = self.engine.module(Objective(model, settings))
+        self.warm = WarmStart(len(data.train), model.layer.start) if settings.warm_start else None
+        if self.warm and self.engine.world > 1:
+            raise TrainingError(
+                "warm_start: each process would know its own samples alone; train with one process"
+            )
+        self.objective = self.engine.module(Objective(model, settings, self.warm))
         self.optimizers = self.engine.optimizers(build_optimizers(model, settings))
         self.average = AveragedWeights(model, settings.ema) if settings.ema else None
         self.history = History()
@@ -184,7 +189,7 @@ class Training:
             images = augmented(images, settings, (self.position.step, index, engine.rank))
             with engine.unsynchronised(self.objective, index + 1 < len(batches)):
                 meter.mark()
-                loss, logits, held, _ = self.objective(images, labels, unrolled)
+                loss, logits, held, _ = self.objective(images, labels, unrolled, mine)
                 meter.mark()
                 self._check(loss, held.solution)
                 engine.backward(loss * (count * engine.world / len(rows)))

@@ -37,7 +37,7 @@ from implicitcore_lab.papers.training_table import TrainingTable, cut_data
 from implicitcore_lab.settings import read_settings
 from implicitcore_lab.training import Training
 
-TABLES = ("mnist-mlp", "cifar10-tiny", "homoode-mnist", "bridge")
+TABLES = ("mnist-mlp", "cifar10-tiny", "homoode-mnist", "bridge", "augmented", "language")
 TRAINED = TABLES[:3]
 TRAIN = {"batch_size": 16, "epochs": 2, "hidden": 8, "device": "cpu"}
 

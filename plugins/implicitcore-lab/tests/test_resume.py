@@ -56,10 +56,11 @@ def figures(history):
     return steps, [replace(epoch, **times) for epoch in history.epochs]
 
 
-@pytest.mark.parametrize("layer", ["deq", "skip_deq", "homoode"])
+@pytest.mark.parametrize("layer", ["deq", "warm deq", "skip_deq", "homoode"])
 @pytest.mark.parametrize("step", [1, 2, 4])
 def test_going_on_is_as_if_nothing_had_happened(data, layer, step):
-    settings = SETTINGS.with_layer(layer)
+    warm, _, name = layer.rpartition(" ")
+    settings = replace(SETTINGS.with_layer(name), warm_start=bool(warm))
     if layer == "homoode":
         settings = replace(settings, unrolled_steps=0, jacobian_weight=0.0)
     whole = training(settings, data)
@@ -80,6 +81,11 @@ def test_going_on_is_as_if_nothing_had_happened(data, layer, step):
     assert len(found.steps) == 6
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+    if whole.warm and second.warm:
+        for name, value in whole.warm.state_dict().items():
+            assert torch.equal(value, second.warm.state_dict()[name]), name
+        assert whole.warm.seen.all()
+    assert bool(warm) == bool(whole.warm) == bool(second.warm)
     for one, other in zip(whole.optimizers, second.optimizers, strict=True):
         for values, others in zip(
             one.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True

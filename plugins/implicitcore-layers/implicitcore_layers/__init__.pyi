@@ -14,6 +14,7 @@ from implicitcore_layers.cells.multiscale import MultiscaleImageNet as Multiscal
 from implicitcore_layers.cells.multiscale import MultiscaleLarge as MultiscaleLarge
 from implicitcore_layers.cells.multiscale import MultiscaleTiny as MultiscaleTiny
 from implicitcore_layers.cells.paper_mlp import PaperMLP as PaperMLP
+from implicitcore_layers.cells.transformer import CausalTransformerCell as CausalTransformerCell
 from implicitcore_layers.continuous_deq import ContinuousDEQ as ContinuousDEQ
 from implicitcore_layers.deq import DEQ as DEQ
 from implicitcore_layers.homoode import HomoODE as HomoODE

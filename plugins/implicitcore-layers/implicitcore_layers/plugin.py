@@ -53,6 +53,11 @@ _LAYERS = (
 _CELLS = (
     ("contractive", "contractive:ContractiveCell", "tanh(W z + b + x) with a norm of W below 1"),
     ("monotone", "monotone:MonotoneCell", "the equilibrium of a monotone operator, unique"),
+    (
+        "causal-transformer",
+        "transformer:CausalTransformerCell",
+        "a causal transformer block with its input added at each evaluation",
+    ),
     ("paper-mlp", "paper_mlp:PaperMLP", "relu(W z) + relu(U x), for MNIST"),
     ("multiscale", "multiscale:MultiscaleCell", "blocks at several resolutions and their exchange"),
     ("multiscale-tiny", "multiscale:MultiscaleTiny", "two resolutions, for CIFAR-10"),

@@ -24,6 +24,7 @@ from implicitcore_layers import (
 
 CELLS = [part for part in REGISTRY.parts("cell") if part.provider == "implicitcore-layers"]
 NEEDED = {
+    "causal-transformer": {"features": 8},
     "contractive": {"features": 6},
     "monotone": {"features": 6},
     "multiscale": {"channels": [4, 8, 8]},

@@ -18,6 +18,7 @@ GIVEN = {
 }
 PARTS = [part for part in REGISTRY.parts("layer") if part.provider == "implicitcore-layers"]
 CELLS = {
+    "causal-transformer": [{"features": 8}, {"features": 6, "heads": 2, "expansion": 1}],
     "contractive": [{"features": 6}, {"features": 3, "kernel": 3}],
     "monotone": [{"features": 6}, {"features": 4, "margin": 0.3}],
     "multiscale": [{"channels": (4, 8, 8)}],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -22,9 +21,9 @@ from implicitcore import (
     Tsit5,
     fixed_point,
 )
+from implicitcore_lab.papers.kept import measure_rows
 from implicitcore_lab.papers.paths import Cell, draw_paths
-from implicitcore_lab.papers.table import Budget, Column, Figures, Job, Results, Row, Table, average
-from implicitcore_lab.storage import storing, write_atomic
+from implicitcore_lab.papers.table import Budget, Column, Job, Results, Row, Table, average
 from implicitcore_layers import HomoODE
 
 FEATURES, SAMPLES, GAIN, EASY = 6, 4, 3.0, 0.95
@@ -108,11 +107,8 @@ class Bridge(Table):
 
     def measure(self, job: Job) -> Results:
         """Measure seed after seed."""
-        results: dict[str, list[Figures]] = {row.name: [] for row in job.rows}
-        for seed in job.seeds:
-            for name, figures in _seed(seed, job).items():
-                results[name].append(figures)
-        return results
+        count = job.budget.settings["cells"]
+        return measure_rows(job, lambda name, seed: _measure(name, seed, count))
 
     def draw(self, figure: Figure, results: Results) -> None:
         """The paths."""
@@ -157,23 +153,6 @@ def _cell(generator: torch.Generator, gain: float) -> tuple[Cell, Tensor]:
     options: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
     weight = gain * torch.randn(FEATURES, FEATURES, **options) / FEATURES**0.5
     return Cell(weight), torch.randn(SAMPLES, FEATURES, **options)
-
-
-def _seed(seed: int, job: Job) -> dict[str, Figures]:
-    """The figures of one seed, from the disk where they are there."""
-    path = job.output / "runs" / f"seed-{seed}.json"
-    count = job.budget.settings["cells"]
-    found = json.loads(path.read_text()) if job.resume and path.exists() else {}
-    if found.get("cells") != count:
-        found = {"cells": count, "rows": {}}
-    for row in job.rows:
-        if row.name not in found["rows"]:
-            found["rows"][row.name] = _measure(row.name, seed, count)
-            with storing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, (json.dumps(found, indent=2) + "\n").encode())
-            job.console.print(f"seed {seed}  {row.title}")
-    return {row.name: found["rows"][row.name] for row in job.rows}
 
 
 @torch.no_grad()
