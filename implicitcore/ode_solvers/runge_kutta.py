@@ -54,6 +54,8 @@ class RungeKutta(StepwiseODESolver[Tensor]):
             system.backend.stage_combination,
             [*step.stages],
         )
+        if tableau.dense and not tableau.fsal:
+            stages.append(self.velocity(step.state))
         for row, node in zip(tableau.more_a, tableau.more_c, strict=True):
             stages.append(
                 system.velocity(torch.add(t, dt, alpha=node), stage_combination(z, dt, stages, row))
