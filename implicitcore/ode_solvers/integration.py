@@ -179,9 +179,10 @@ class Integration:
 
         It is cut off where an event happens in it; samples that end there are not active.
         """
-        samples, recorder = self.samples, self.recorder
-        # Who does not take the step stays in time too, where a solver evaluates its end.
-        dt, end = torch.where(accept, attempt.dt, 0), torch.where(accept, attempt.end, samples.t)
+        samples, recorder, dt, end = self.samples, self.recorder, attempt.dt, attempt.end
+        if not look.all_pass:
+            # Who does not take the step stays in time too, where a solver evaluates its end.
+            dt, end = torch.where(accept, dt, 0), torch.where(accept, end, samples.t)
         start = StepStart(samples.t, dt, samples.z, samples.state)
         step, piece = extended(self.solver, self.system, start, step, end, accept)
         if recorder is not None:
@@ -201,10 +202,11 @@ class Integration:
         """Samples ``passed`` output times on their way to the end of a step."""
         samples, times = self.samples, self.stops.times
         with torch.no_grad():
-            first = samples.next
-            # an event may have cut the step off before them
-            reached = torch.maximum(self.stops.passed(end), first)
-            samples.next = reached if every else torch.where(passed, reached, first)
+            first, reached = samples.next, self.stops.passed(end)
+            if not every:
+                reached = torch.where(passed, reached, first)
+            # An event may have cut the step off before them.
+            samples.next = reached if self.recorder is None else torch.maximum(reached, first)
             samples.due = times[samples.next.clamp(max=len(times) - 1)]
         self.outputs.passing(start, piece, None if every else passed, first, samples.next)
 
