@@ -15,7 +15,7 @@ from implicitcore.tensors.norms import column
 class Rows(NamedTuple):
     """Whose rows are, and for which output times they stand."""
 
-    samples: Tensor  # [rows] int64
+    samples: Tensor | None  # [rows] int64; None where there is one for each sample
     first: Tensor  # [rows] int64, the first output time
     end: Tensor  # [rows] int64, one more than the last; as the first where there is none
     # [rows], t and dt of the step, where the rows are pieces of its continuous extension
@@ -59,8 +59,7 @@ class Outputs:
         """Samples that ``passed`` the output times from the first up to the end; None: all."""
         rows = torch.stack(list(piece), 1)
         if passed is None:
-            samples = torch.arange(len(rows), device=rows.device)
-            found = Rows(samples, first, end, start.t, start.dt)
+            found = Rows(None, first, end, start.t, start.dt)
         else:
             index = passed.nonzero().squeeze(1)
             rows = rows.index_select(0, index)
@@ -86,15 +85,14 @@ class Outputs:
         pieces = [i for i, which in enumerate(self.which) if which.dt is not None]
         table, used = [rows[0]], batch
         for group in filter(None, (states, pieces)):
-            which = _joined([self.which[i] for i in group])
+            which = _joined([self.which[i] for i in group], batch)
             found = torch.cat([rows[1 + i] for i in group])
             index, row = _times_of(which)
-            if which.t is None or which.dt is None:
-                place[index, which.samples[row]] = row + used
-            else:
-                place[index, which.samples[row]] = torch.arange(len(row), device=device) + used
-                s = (times[index] - which.t[row]) / which.dt[row]
-                found = _evaluated(found, row, s)
+            at = row
+            if which.t is not None and which.dt is not None:
+                found = _evaluated(found, row, (times[index] - which.t[row]) / which.dt[row])
+                at = torch.arange(len(row), device=device)
+            place[index, which.samples[row]] = at + used
             table.append(found)
             used += len(found)
         late = torch.arange(count, device=device)[:, None] >= reached
@@ -102,8 +100,12 @@ class Outputs:
         return torch.cat((*table, last)).index_select(0, place.flatten()).reshape(count, *last.shape)
 
 
-def _joined(parts: Sequence[Rows]) -> Rows:
-    return Rows(*(None if found[0] is None else torch.cat(found) for found in zip(*parts, strict=True)))
+def _joined(parts: Sequence[Rows], batch: int) -> Rows:
+    """All rows in one."""
+    every = torch.arange(batch, device=parts[0].first.device)
+    samples = torch.cat([every if part.samples is None else part.samples for part in parts])
+    others = zip(*(part[1:] for part in parts), strict=True)
+    return Rows(samples, *(None if found[0] is None else torch.cat(found) for found in others))
 
 
 def _times_of(which: Rows) -> tuple[Tensor, Tensor]:
