@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference \
-	bench-root bench-ode bench-dispatch bench-checks bench-gpu faults-lab honesty clean
+	bench-root bench-ode bench-dispatch bench-checks bench-gpu faults-lab honesty choose clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile \
@@ -101,8 +101,11 @@ bench-gpu: install ## measure training on an NVIDIA GPU, for docs/benchmarks/gpu
 faults-lab: install ## end trainings in every way (kill -9, SIGTERM, full disk, bit flips) and count what is lost
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults.lab $(FAULTS_ARGS)
 
+choose: install ## measure the table of docs/how_to_choose.md and write it
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks.choose
+
 honesty: install ## solve 24,000 random problems in every way and measure what is said of them
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m honesty $(HONESTY_ARGS)
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) build dist demo docs/api .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist demo docs/gallery .pytest_cache .ruff_cache

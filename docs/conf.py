@@ -1,46 +1,56 @@
 """Settings of the documentation: Sphinx, MyST and furo.
 
-`make docs` builds it with every warning an error.
+`make docs` builds it with every warning an error. The site works from a folder, without a network:
+formulas are MathML, and no page asks for a script, style or picture from elsewhere.
 """
 
-import os
+import sys
 from pathlib import Path
 
-from docutils.nodes import Element
-from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "implicitcore"
 author = "implicitcore contributors"
+project_copyright = author
 
 extensions = [
+    "mathml",
+    "public_names",
     "myst_parser",
-    "sphinx.ext.apidoc",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
 ]
 html_theme = "furo"
 html_title = "implicitcore"
-myst_enable_extensions = ["dollarmath"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_search_summary = False  # a page opened from a folder may not read others
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+exclude_patterns = ["_extensions", "examples", "gallery/**/*.ipynb", "gallery/**/*.py"]
 
-# The reference is made anew at each build, a page for each package: a new module needs no line
-# here.
-_root = Path(__file__).parent.parent
-_packages = [_root / "implicitcore", *sorted(_root.glob("plugins/*/implicitcore_*"))]
-apidoc_modules = [
-    {"path": str(package), "destination": f"api/{package.name}", "module_first": True}
-    for package in _packages
-]
-os.environ["SPHINX_APIDOC_OPTIONS"] = (
-    "members,show-inheritance"  # the setting apidoc_automodule_options is ignored for packages
-)
-exclude_patterns = ["api/*/modules.rst"]  # a table of contents that holds one package only
+# IMPLICITCORE_GALLERY=small trains less, for a test.
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": "plot_",
+    "download_all_examples": False,
+    "show_signature": False,
+    "abort_on_example_error": True,
+    "copyfile_regex": r"(?!)",
+    "capture_repr": (),
+    "min_reported_time": 1e9,
+    "write_computation_times": False,  # a page that asks for scripts from elsewhere
+}
 
-autodoc_default_options = {
-    "ignore-module-all": True
-}  # a name is described in the module that defines it, not where it is exported
+# The pages of docs/reference say by hand what is public; the tables of names are made from them.
+autosummary_generate = False
+autodoc_default_options = {"show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -78,32 +88,6 @@ nitpick_ignore_regex = [
 ]
 
 
-def resolve_short_name(
-    app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element
-) -> Element | None:
-    """Find the one object that a short name can mean.
-
-    Such as ``System``, ``Dynamics.update`` or ``implicitcore.Anderson``.
-    """
-    if node.get("refdomain") != "py":
-        return None
-    domain = env.get_domain("py")
-    short = node["reftarget"].removeprefix("implicitcore.").removeprefix("extend.")
-    wants_module = node["reftype"] == "mod"  # else `build` is the function, not its module
-    matches = [
-        name
-        for name, _, kind, *_ in domain.get_objects()
-        if name.endswith(f".{short}") and (kind == "module") == wants_module
-    ]
-    if len(matches) > 1:  # a plugin has a class of the same name: the core's is meant
-        matches = [name for name in matches if name.startswith("implicitcore.")]
-    if len(matches) != 1:
-        return None
-    return domain.resolve_xref(
-        env, node["refdoc"], app.builder, node["reftype"], matches[0], node, text
-    )
-
-
 def whole_first_line(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
@@ -113,8 +97,7 @@ def whole_first_line(
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the functions above."""
-    app.connect("missing-reference", resolve_short_name)
+    """Connect the function above."""
     app.connect(
         "autodoc-process-docstring", whole_first_line, priority=400
     )  # napoleon comes at 500

@@ -35,6 +35,7 @@ from implicitcore.ode_solvers.stepwise import EqualSteps as EqualSteps
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver as StepwiseODESolver
 from implicitcore.ode_solvers.tableaus import Tableau as Tableau
 from implicitcore.ode_solvers.times import check_times as check_times
+from implicitcore.options.options import CheckedMeta as CheckedMeta
 from implicitcore.options.options import Options as Options
 from implicitcore.options.options import options_of as options_of
 from implicitcore.options.shared import ErrorTolerance as ErrorTolerance

@@ -153,6 +153,7 @@ def test_the_gpu_page_compares_with_the_torch_backend():
     assert "| MLP, tol 1e-5 | anderson | 2000.00 | 2.00 x | 0.25 x |" in lines
 
 
+@pytest.mark.slow
 def test_quick_ode_run(tmp_path):
     page = check_quick_run(ode, tmp_path / "ode.json", 4, 1e-2)
     assert page.count("| vjps | final state error |") == 3

@@ -45,9 +45,10 @@ from implicitcore.testing.expect import known
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
 NOT_RUN = {
-    "changes the environment that runs the tests": 2,
+    "changes the environment that runs the tests": 3,
     "starts several processes, as a test of the lab does": 1,
     "trains for minutes": 4,
+    "another library's code, beside ours": 6,
 }
 MARK = re.compile(r"<!--\s*(file|not run):\s*(.+?)\s*-->")
 CAPTION = re.compile(r":caption: (.+)\n+")
@@ -179,7 +180,21 @@ def run_block(
             )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+LONG = {"tutorial.md", "lab.md", "command_line.md"}
+"""Their blocks make environments, plugins and runs."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=[pytest.mark.slow] * (page.name in LONG),
+        )
+        for page in PAGES
+    ],
+)
 def test_every_block_runs(page, tmp_path, tmp_path_factory, monkeypatch):
     environment = Environment(tmp_path_factory.mktemp("venv"))
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ import click
 
 from implicitcore.cli.group import Kind, echo, table
 from implicitcore.errors import ConfigError
-from implicitcore.options.kinds import MODULE_KINDS
+from implicitcore.options.kinds import MODULE_KINDS, PIECE_KINDS
 
 if TYPE_CHECKING:
     from implicitcore.testing import CheckResult
@@ -86,7 +86,7 @@ def _made(kind: str, name: str, settings: Settings) -> Any:
     """
     from implicitcore.config.build import create, prepare
 
-    make = prepare if kind in MODULE_KINDS else create
+    make = prepare if kind in (*MODULE_KINDS, *PIECE_KINDS) else create
     return make(kind, nested(settings) | {"name": name})
 
 

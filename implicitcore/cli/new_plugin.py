@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from implicitcore.cli.group import Kind, echo
-from implicitcore.options.kinds import DATA_KINDS, DATA_PACKAGE
+from implicitcore.options.kinds import PACKAGES
 from implicitcore.registry.discovery import canonical
 from implicitcore.registry.hookspecs import PROJECT
 
@@ -26,10 +26,6 @@ _TAKEN = ("all", "builtin")
 """What the settings and the lists call all plugins, and the core's own."""
 
 
-_LAB = '    "implicitcore-lab>=0.1,<0.2",\n'
-"""The line of the requirements that data sets and models have."""
-
-
 @dataclass(frozen=True)
 class Example:
     """The part that a new plugin has until its author writes another.
@@ -39,7 +35,7 @@ class Example:
         cls: its class.
         summary: one line that says what it is.
         subject: what the contract test checks: objects for most kinds, classes of layers and
-            dynamics.
+            of dynamics.
     """
 
     module: str
@@ -73,8 +69,20 @@ _EXAMPLES = {
         "plain torch, with norms and inner products summed in float64",
         "WideSums()",
     ),
+    "start": Example(
+        "lifted", "Lifted", "x with further channels, each a learned sum of its own", "Lifted(4, 2)"
+    ),
+    "cell": Example(
+        "orthogonal",
+        "OrthogonalCell",
+        "a contraction alike in all directions: its matrix is orthogonal",
+        "OrthogonalCell(6)",
+    ),
     "dataset": Example("spirals", "Spirals", "points on spirals, which no line parts", "Spirals()"),
     "model": Example("lowrank", "LowRank", "few weights: a cell of low rank", "LowRank()"),
+    "table": Example(
+        "krylov", "Krylov", "Anderson acceleration and GMRES on linear problems", "Krylov()"
+    ),
 }
 
 
@@ -144,7 +152,8 @@ def render(name: str, kind: str) -> dict[str, str]:
 
     example = _EXAMPLES[kind]
     package = f"{PROJECT}_{name.replace('-', '_')}"
-    deeper = DATA_PACKAGE if kind in DATA_KINDS else "implicitcore.extend"
+    home = PACKAGES.get(kind)
+    requirement = f'    "{home.replace("_", "-")}>=0.1,<0.2",\n' if home else ""
     values = {
         "name": name,
         "distribution": f"{PROJECT}-{name}",
@@ -155,8 +164,8 @@ def render(name: str, kind: str) -> dict[str, str]:
         "class": example.cls,
         "summary": example.summary,
         "subject": example.subject,
-        "requirement": _LAB if kind in DATA_KINDS else "",
-        "pages": f"`implicitcore` and `{deeper}`",
+        "requirement": requirement,
+        "pages": f"`implicitcore` and `{home or 'implicitcore.extend'}`",
     }
     template = resources.files("implicitcore.cli") / "template"
     sources = {

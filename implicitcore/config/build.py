@@ -55,7 +55,7 @@ def create(kind: str, spec: Any, /, *args: Any, path: str = "", **options: Any) 
     """Create a part of any kind.
 
     Arguments:
-        kind: layer, dynamics, root_solver, ode_solver, gradient, backend, dataset or model.
+        kind: one of :data:`~implicitcore.options.kinds.NAMED_KINDS`: ``"layer"``, ``"cell"``, ...
         spec: a name, a mapping with ``name``, or an object, which is returned.
         *args: positional arguments of the part: the cell of a layer or of dynamics.
         path: where the specification stands, for the messages.
@@ -87,7 +87,7 @@ def prepare(kind: str, spec: Any, /, *, path: str = "", **options: Any) -> funct
     What only Python can give it, the cell of a layer, is still missing.
 
     Arguments:
-        kind: layer, dynamics, root_solver, ode_solver, gradient, backend, dataset or model.
+        kind: one of :data:`~implicitcore.options.kinds.NAMED_KINDS`: ``"layer"``, ``"cell"``, ...
         spec: a name, or a mapping with ``name``.
         path: where the specification stands, for the messages.
         **options: options of the part, over those in ``spec``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, final
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from implicitcore.errors import InputError
 from implicitcore.layers.shapes import first_tensor, map_shape
-from implicitcore.options.option import Option
-from implicitcore.options.options import PartMeta, options_of
+from implicitcore.options.options import CheckedMeta
 from implicitcore.options.types import Count, Shape, read_shape
 
 
-class InitialGuess(nn.Module, metaclass=PartMeta):
+class InitialGuess(nn.Module, metaclass=CheckedMeta):
     """The abstract initial guess: z0 for an input x.
+
+    A subclass keeps every option of its ``__init__`` as an attribute of the same name.
 
     Attributes:
         detached: the solve starts from z0 without its graph, so that parameters of z0 are trained
@@ -29,14 +30,13 @@ class InitialGuess(nn.Module, metaclass=PartMeta):
     detached: ClassVar[bool] = False
     evaluations: ClassVar[int] = 0
 
-    @classmethod
-    def checked_options(cls) -> Mapping[str, Option]:
-        """All of them, where one of them cannot be used."""
-        return options_of(cls)
-
     @abstractmethod
     def forward(self, x: Any) -> Any:
         """z0: any pytree of tensors ``[batch, ...]``."""
+
+    def example_shape(self) -> Shape:
+        """The shape of one sample of an x that fits, as small as may be: the checks draw such."""
+        return (6,)
 
 
 @final
@@ -95,6 +95,11 @@ class Pyramid(InitialGuess):
             like.new_zeros(like.shape[0], count, *size)
             for count, size in zip(self.channels, sizes, strict=True)
         )
+
+    def example_shape(self) -> Shape:
+        """One channel, with two pixels or more at the coarsest resolution."""
+        size = 2 ** len(self.channels)
+        return (1, size, size + 1)
 
 
 @final

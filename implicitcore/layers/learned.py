@@ -92,6 +92,12 @@ class LearnedInitialGuess(InitialGuess):
             )
         return filled
 
+    def example_shape(self) -> Shape:
+        """The state's own where it is that of x, else what it is by default."""
+        if self.shape is not None or not isinstance(self._channels, int):
+            return super().example_shape()
+        return (self._channels, 2, 3)
+
     @property
     def _told(self) -> str:
         return _told(self._channels)

@@ -18,8 +18,11 @@ PIECE_KINDS = ("start", "cell")
 DATA_KINDS = ("dataset", "model", "table")
 """What a training is about: classes too, whose bases are those of ``implicitcore-lab``."""
 
-DATA_PACKAGE = "implicitcore_lab"
-"""The package of these bases; its module ``testing`` defines the checks of these kinds."""
+PACKAGES = {"cell": "implicitcore_layers", **dict.fromkeys(DATA_KINDS, "implicitcore_lab")}
+"""Of the kinds whose base is not in the core the package that has it.
+
+Its module ``testing`` defines checks of the kind.
+"""
 
 NAMED_KINDS = (*CLASS_KINDS, *PIECE_KINDS, *DATA_KINDS)
 """The kinds whose parts a configuration makes by their names."""

@@ -55,6 +55,29 @@ class PartMeta(ABCMeta):
         return {}
 
 
+class CheckedMeta(PartMeta):
+    """The class of the classes of modules that check each option before a new one is made.
+
+    What an option reads (a part by its name, an int for a float) is what ``__init__`` is given. A
+    subclass keeps every option as an attribute of the same name.
+    """
+
+    def __call__(cls: Any, *args: Any, **options: Any) -> Any:
+        checked, places = cls.checked_options(), call_signature(cls).positional
+        given = {**dict(zip(places, args, strict=False)), **options}
+        read = {name: checked[name].read(value) for name, value in given.items() if name in checked}
+        if any(problems for _, problems in read.values()):
+            raise ConfigError(_problems(cls, args, options))
+        values = {name: value for name, (value, _) in read.items()}
+        by_place = [values.get(name, value) for name, value in zip(places, args, strict=False)]
+        by_name = {name: values.get(name, value) for name, value in options.items()}
+        return super().__call__(*by_place, *args[len(by_place) :], **by_name)
+
+    def checked_options(cls) -> Mapping[str, Option]:
+        """All of them."""
+        return options_of(cls)
+
+
 class Options(metaclass=PartMeta):
     """Base of the parts that are frozen dataclasses: each field is checked when an object is made.
 

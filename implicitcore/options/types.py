@@ -49,7 +49,7 @@ def read_shape(value: Any) -> tuple[Any, ...] | dict[str, Any]:
             shapes.
 
     Raises:
-        PydanticCustomError: it is neither.
+        ValueError: it is neither.
 
     >>> read_shape([[24, 16, 16], [24, 8, 8]])
     ((24, 16, 16), (24, 8, 8))

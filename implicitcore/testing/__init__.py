@@ -20,6 +20,7 @@ from implicitcore.testing.check import Check as Check
 from implicitcore.testing.check import contract as contract
 from implicitcore.testing.expect import ContractError as ContractError
 from implicitcore.testing.expect import NotApplicable as NotApplicable
+from implicitcore.testing.factory import Maker as Maker
 from implicitcore.testing.parametrize import parametrize_with_checks as parametrize_with_checks
 from implicitcore.testing.run import CheckResult as CheckResult
 from implicitcore.testing.run import checks_for as checks_for
@@ -29,6 +30,7 @@ __all__ = [
     "Check",
     "CheckResult",
     "ContractError",
+    "Maker",
     "NotApplicable",
     "checks_for",
     "contract",

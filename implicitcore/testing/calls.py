@@ -57,28 +57,43 @@ def calls(subject: Any, batch: int | None = None) -> Iterator[Call]:
         subject: a part, or the :class:`~implicitcore.testing.factory.Maker` of one.
         batch: samples; None for some that suit the kind.
     """
-    kind = kind_of(subject.factory if isinstance(subject, Maker) else subject)
+    kind = subject.kind if isinstance(subject, Maker) else kind_of(subject)
     of_kind, default = _CALLS[kind]
     yield from of_kind(subject, default if batch is None else batch)
 
 
 def module_call(maker: Maker, module: Any, batch: int = 4) -> Call:
-    """The call of a layer, or of the velocity and the update of dynamics."""
+    """The call of a layer, a start or a cell, or of the velocity and the update of dynamics."""
+    name, run = _RUNS[maker.kind]
     inputs = maker.inputs(batch)
-    if kind_of(maker.factory) == "layer":
-        return Call(
-            "called the layer", inputs, lambda x: {"layer(x)": flat(module(x))}, batch, 1e-7, None
-        )
-    z, x = inputs
+    if maker.kind == "layer":
+        return Call(name, inputs, lambda x: run(module, x), batch, 1e-7, None)
+    if maker.kind == "dynamics":
+        inputs = (times_like(inputs[0]), *inputs)
+    # The state is the last.
+    inputs = inputs if maker.kind == "start" else (*inputs[:-2], inputs[-1], inputs[-2])
+    return Call(name, inputs, lambda given: run(module, given), batch, 1e-12, 1e-12)
 
-    def run(inputs: Any) -> Results:
-        t, x, z = inputs
-        return {
-            "velocity(t, z, x)": flat(module.velocity(t, z, unwrapped(x))),
-            "update(z, x)": flat(module.update(z, unwrapped(x))),
-        }
 
-    return Call("called the dynamics", (times_like(z), x, z), run, batch, 1e-12, 1e-12)
+def _run_dynamics(module: Any, inputs: Any) -> Results:
+    t, x, z = inputs
+    return {
+        "velocity(t, z, x)": flat(module.velocity(t, z, unwrapped(x))),
+        "update(z, x)": flat(module.update(z, unwrapped(x))),
+    }
+
+
+def _run_cell(module: Any, inputs: Any) -> Results:
+    x, z = inputs
+    return {"f(z, x)": flat(module(z, unwrapped(x)))}
+
+
+_RUNS: dict[str, tuple[str, Callable[[Any, Any], Results]]] = {
+    "layer": ("called the layer", lambda module, x: {"layer(x)": flat(module(x))}),
+    "dynamics": ("called the dynamics", _run_dynamics),
+    "start": ("called the start", lambda module, x: {"z0": flat(module(unwrapped(x)))}),
+    "cell": ("called the cell", _run_cell),
+}
 
 
 def times_like(z: Any, value: float | None = None) -> Tensor:
@@ -171,6 +186,8 @@ class _Given(Draw):
 _CALLS: dict[str, tuple[Callable[[Any, int], Iterator[Call]], int]] = {
     "layer": (_module, 4),
     "dynamics": (_module, 4),
+    "start": (_module, 4),
+    "cell": (_module, 4),
     "root_solver": (_solver, 8),
     "ode_solver": (_solver, 8),
     "gradient": (_gradient, 4),

@@ -13,7 +13,7 @@ import torch
 from implicitcore.errors import ImplicitCoreWarning, InputError, describe_error, with_article
 from implicitcore.testing.expect import ContractError, NotApplicable
 from implicitcore.testing.factory import Inputs, Maker
-from implicitcore.testing.subjects import MADE_FROM_CELLS, kind_of, label
+from implicitcore.testing.subjects import MADE, kind_of, label
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Check:
         name: stable: plugins name it where they expect it to fail.
         kind: of the parts that it is for.
         function: does the work, on the part; on a :class:`~implicitcore.testing.factory.Maker` of
-            layers and of dynamics.
+            modules: layers, dynamics, starts and cells.
         inputs: where their inputs come from, where the kit's own do not fit.
     """
 
@@ -72,7 +72,7 @@ def subject_of(part: Any, inputs: Inputs | None = None) -> Any:
     Raises:
         InputError: it is no part, or needs more than a cell.
     """
-    return Maker(part, inputs) if kind_of(part) in MADE_FROM_CELLS else part
+    return Maker(part, inputs) if kind_of(part) in MADE else part
 
 
 CHECKS: dict[str, list[Check]] = {}
@@ -85,8 +85,8 @@ The package ``checks`` defines them.
 def contract(*kinds: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Make a function the check of its name, for these kinds.
 
-    Its docstring is one line, the promise; it takes a part, a :class:`Maker` of layers and of
-    dynamics, and raises :class:`ContractError` where the promise is broken.
+    Its docstring is one line, the promise; it takes a part, or the :class:`Maker` of layers,
+    dynamics, starts or cells, and raises :class:`ContractError` where the promise is broken.
     """
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:

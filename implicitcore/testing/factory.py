@@ -1,4 +1,4 @@
-"""Layers and dynamics for the checks, each of which makes instances of its own from a class."""
+"""The modules of the checks, each of which makes instances of its own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from implicitcore.errors import InputError
 from implicitcore.layers.base import ImplicitLayer
+from implicitcore.layers.shapes import map_shape
+from implicitcore.options.kinds import PIECE_KINDS
+from implicitcore.options.options import options_of
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.testing.options import limited, with_options
 from implicitcore.testing.problems import Cell, inputs
 from implicitcore.testing.subjects import kind_of, label
 
 Inputs = Callable[[int, torch.dtype], Any]
-"""(batch, dtype) -> x of a layer, (z, x) of dynamics."""
+"""(batch, dtype) -> x of a layer or a start, (z, x) of dynamics or a cell."""
 
 # Options at which a gradient can be compared with differences of values. A root solver that
 # integrates keeps its own step tolerances.
@@ -27,7 +30,10 @@ TIGHT_TRAJECTORY = {"rtol": 1e-8, "atol": 1e-10, "dt": 0.01, **limited(2000)}
 
 
 class AnyCell(nn.Module):
-    """A contraction f(z, x) by 0.4, and f(t, z, x) for dynamics that pass the time."""
+    """A contraction f(z, x) by 0.4.
+
+    And f(t, z, x), for dynamics that pass the time, and f(x), for a start that predicts.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -35,29 +41,35 @@ class AnyCell(nn.Module):
 
     def forward(self, *arguments: Tensor) -> Tensor:
         """f, ``[batch, 6]``."""
-        *time, z, x = arguments
-        f = self.cell(z, x)
-        return f * torch.cos(time[0]) if time else f
+        x = arguments[-1]
+        f = self.cell(x if len(arguments) == 1 else arguments[-2], x)
+        return f * torch.cos(arguments[0]) if len(arguments) > 2 else f
 
 
 class Maker:
-    """Makes the layers or dynamics of a check.
+    """Makes the modules of a check.
 
     Arguments:
-        factory: a class, or a ``functools.partial`` of one.
-        given: makes the inputs; None for ``[batch, 6]``.
+        part: a class, or a ``functools.partial`` of one; a start or a cell, which is copied.
+        given: makes the inputs; None for ``[batch, 6]``, or what a start or cell takes.
+
+    Attributes:
+        kind: of the part.
+        factory: makes one, of a cell where it takes one.
 
     Raises:
         InputError: the factory needs more than a cell.
     """
 
-    def __init__(self, factory: Callable[..., Any], given: Inputs | None = None) -> None:
-        self.factory, self.given = factory, given
-        positional, keywords = _required(factory)
+    def __init__(self, part: Any, given: Inputs | None = None) -> None:
+        self.kind, self.given = kind_of(part), given
+        self.factory: Callable[..., Any] = part
+        self._module = part if isinstance(part, nn.Module) else None
+        positional, keywords = ([], []) if self._module is not None else _required(part)
         self.takes_cell = bool(positional)
         missing = [*positional[1:], *keywords]
         if missing:
-            name = label(factory)
+            name = label(part)
             hint = ", ".join(f"{option}=..." for option in missing)
             raise InputError(
                 f"{name} needs {', '.join(missing)} beside a cell: pass "
@@ -71,8 +83,13 @@ class Maker:
     def make(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
         """A new module; the same seed makes an equal one."""
         torch.manual_seed(seed)
-        # A copy: all instances of a partial share its arguments (a predictor).
-        return copy.deepcopy(self.factory(*self.cell(seed))).to(dtype)
+        if self._module is not None:
+            module = copy.deepcopy(self._module) if seed == 0 else _another(self._module)
+        else:
+            # A copy: all instances of a partial share its arguments (a predictor).
+            module = copy.deepcopy(self.factory(*self.cell(seed)))
+        # A start or cell drops nothing at random outside a solve.
+        return (module.eval() if self.kind in PIECE_KINDS else module).to(dtype)
 
     def exact(self) -> Any:
         """A layer whose solver and backward pass meet tight tolerances."""
@@ -86,12 +103,28 @@ class Maker:
         return layer
 
     def inputs(self, batch: int = 4, dtype: torch.dtype = torch.float64) -> Any:
-        """The x of a layer; (z, x) of dynamics."""
+        """The x of a layer or a start; (z, x) of dynamics or a cell."""
+        shape = self._example() if self.given is None else None
         torch.manual_seed(1)
         if self.given is not None:
             return self.given(batch, dtype)
+        if shape is not None:
+            return map_shape(lambda sizes: torch.randn(batch, *sizes, dtype=dtype), shape)
         x = inputs(batch, dtype=dtype)
-        return x if kind_of(self.factory) == "layer" else (inputs(batch, seed=2, dtype=dtype), x)
+        return x if self.kind == "layer" else (inputs(batch, seed=2, dtype=dtype), x)
+
+    def _example(self) -> Any:
+        """The shapes of one sample of the inputs of a start or cell."""
+        if self.kind not in PIECE_KINDS:
+            return None
+        module = self.make()
+        return module.example_shape() if self.kind == "start" else module.example_shapes()
+
+
+def _another(module: nn.Module) -> nn.Module:
+    """A new module with the options of this one, and weights of its own."""
+    cls = type(module)
+    return cls(**{name: copy.deepcopy(getattr(module, name)) for name in options_of(cls)})
 
 
 def _required(factory: Callable[..., Any]) -> tuple[list[str], list[str]]:

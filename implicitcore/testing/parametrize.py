@@ -23,14 +23,14 @@ def parametrize_with_checks(
     Every check of each part is a test, ``MySolver-finds_the_root``.
 
     Arguments:
-        parts: objects for the kinds root_solver, ode_solver, gradient and backend; for layer and
-            dynamics a class, or a ``functools.partial`` of one, that is called with a cell f(z, x),
-            or with nothing where it has none.
+        parts: objects for most kinds; for layer and dynamics a class, or a ``functools.partial`` of
+            one, that is called with a cell f(z, x), or with nothing where it has none; for start
+            and cell either.
         expected_failed_checks: for each check that is expected to fail the reason, by name; for all
             parts, or a function of the part that returns them. One that passes all the same fails
             the test.
         inputs: (batch, dtype) -> x, for layers whose x is not one tensor ``[batch, 6]``; for
-            dynamics it returns (z, x).
+            dynamics and cells it returns (z, x).
 
     Raises:
         InputError: one of the parts is none; a class where an object is needed, or the reverse.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import implicitcore.testing.checks  # noqa: F401 - defines the checks
 from implicitcore.errors import ConfigError, InputError, did_you_mean
-from implicitcore.options.kinds import DATA_KINDS, DATA_PACKAGE, NAMED_KINDS
+from implicitcore.options.kinds import NAMED_KINDS, PACKAGES
 from implicitcore.testing.check import CHECKS, Check, subject_of
 from implicitcore.testing.expect import ContractError, NotApplicable
 from implicitcore.testing.factory import Inputs
@@ -45,7 +45,7 @@ def checks_for(part_or_kind: Any) -> tuple[Check, ...]:
         part_or_kind: ``"root_solver"`` or another kind, or a part.
 
     Raises:
-        InputError: it is no part; the checks of data sets and models are not installed.
+        InputError: it is no part; the package that has the checks of its kind is not installed.
 
     >>> checks_for("root_solver")[0].name
     'finds_the_root'
@@ -54,18 +54,19 @@ def checks_for(part_or_kind: Any) -> tuple[Check, ...]:
     if not is_kind:
         subject_of(part_or_kind)  # refused here rather than once by every check
     kind = part_or_kind if is_kind else kind_of(part_or_kind)
-    if kind in DATA_KINDS:
-        _define_data_checks()
+    if kind in PACKAGES:
+        _define_checks(kind)
     return tuple(CHECKS[kind])
 
 
-def _define_data_checks() -> None:
-    """Import the checks that the package of these kinds adds."""
+def _define_checks(kind: str) -> None:
+    """Import the checks that the package of a kind adds."""
+    package = PACKAGES[kind]
     try:
-        importlib.import_module(f"{DATA_PACKAGE}.testing")
+        importlib.import_module(f"{package}.testing")
     except ModuleNotFoundError as error:
-        home = DATA_PACKAGE.replace("_", "-")
-        raise InputError(f"their checks are in {home}: pip install {home}") from error
+        home = package.replace("_", "-")
+        raise InputError(f"the checks of a {kind} are in {home}: pip install {home}") from error
 
 
 def run_checks(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
 
 from implicitcore.errors import InputError, show
-from implicitcore.options.kinds import CLASS_KINDS, NAMED_KINDS
+from implicitcore.options.kinds import CLASS_KINDS, NAMED_KINDS, PIECE_KINDS
+from implicitcore.options.options import options_of
 
 MADE_FROM_CELLS = ("layer", "dynamics")
 """The kinds whose parts are given as classes: each check makes its own instances."""
+
+MADE = (*MADE_FROM_CELLS, *PIECE_KINDS)
+"""The kinds whose parts are modules: those of layers are given as classes or as objects."""
 
 
 def kind_of(part: Any) -> str:
@@ -34,7 +37,7 @@ def kind_of(part: Any) -> str:
                 f"expected a class, or functools.partial({name}, ...), for each check "
                 f"makes {kind}s of its own; received {show(owner)}"
             )
-    elif isinstance(owner, type):
+    elif isinstance(owner, type) and kind not in MADE:
         raise InputError(
             f"expected an object, as {owner.__name__}(), received the class {owner.__name__}"
         )
@@ -64,20 +67,13 @@ def _owner(part: Any) -> Any:
 
 
 def _set_options(part: Any) -> Iterator[tuple[str, Any]]:
-    """The options of a dataclass that are not their defaults."""
-    for field in (
-        dataclasses.fields(part)
-        if dataclasses.is_dataclass(part) and not isinstance(part, type)
-        else ()
-    ):
-        default = (
-            field.default_factory()
-            if field.default_factory is not dataclasses.MISSING
-            else field.default
-        )
-        value = getattr(part, field.name)
-        if field.init and value != default:
-            yield field.name, value
+    """The options of an object that are not their defaults."""
+    if isinstance(part, type):
+        return
+    for option in options_of(type(part)).values():
+        value = getattr(part, option.name, option.default)
+        if value != option.default:
+            yield option.name, value
 
 
 def _short(value: Any) -> str:

@@ -40,6 +40,11 @@ def rows(result: Result) -> dict[str, list[str]]:
         ("gradient", "implicit", ["solver.name=gmres", "solver.tol=1e-6"]),
         ("backend", "torch", []),
         ("dynamics", "fixed_point", []),
+        ("start", "one_step", []),
+        ("start", "learned", ["channels=4", "init=normal"]),
+        ("cell", "monotone", ["features=4"]),
+        ("cell", "paper-mlp", ["features=8"]),
+        ("table", "bridge", []),
     ],
 )
 def test_a_sound_part_passes_every_check_of_its_kind(

@@ -246,7 +246,7 @@ def test_info_of_a_command(plugins: Site):
             ("check", "command", "train"),
             2,
             "unknown kind 'command' (kinds: layer, dynamics, root_solver, ode_solver, "
-            "gradient, backend)",
+            "gradient, backend, start, cell, dataset, model, table)",
         ),
         (("config", "schema", "layr"), 2, "unknown kind 'layr'; did you mean 'layer'?"),
         (

@@ -77,11 +77,12 @@ def test_it_shows_the_call_the_options_and_the_first_paragraph(site_with_layer: 
         "horizon float > 0 default 1.0 the end time of an ODE solver",
         "backend backend or None default TorchBackend() the kernels of the inner loop; "
         "default torch",
-        "on_failure 'raise' | 'warn' | 'mask' default 'warn' what becomes of samples that "
-        "do not converge",
+        "on_failure 'raise' | 'warn' | 'mask' | 'ignore' default 'warn' what becomes of samples "
+        "that do not converge",
         "coupled bool default False the samples depend on each other (nodes of a graph, batch "
         "norm in training, attention over the batch): the batch is solved as one, with one norm, "
-        "one step and one stop test, and all of x belongs to it",
+        "one step and one stop test, and all of x belongs to it; else such a batch is an error "
+        "where it is found",
         "",
         "A layer for tests, see Predictor.",
     ]

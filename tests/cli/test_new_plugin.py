@@ -1,14 +1,18 @@
 """``new-plugin``: what it writes installs, passes its own tests, and is what
 plugins/implicitcore-example has."""
 
+import io
 import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 from support.sites import ROOT, Environment, Site, run_python
 
 from implicitcore import __version__
@@ -16,6 +20,7 @@ from implicitcore.cli import cli
 from implicitcore.cli.new_plugin import render
 from implicitcore.options.kinds import NAMED_KINDS
 from implicitcore.testing.requirements import needs
+from implicitcore_lab import Job
 
 NO_TORCH = (
     "-c",
@@ -134,6 +139,31 @@ def test_what_it_writes_passes_this_repositorys_lint(kind, tmp_path):
             ruff, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_table_that_it_writes_measures_what_it_says(tmp_path, monkeypatch):
+    new_plugin("mine", "--kind", "table", folder=tmp_path)
+    module = tmp_path / "implicitcore-mine" / "implicitcore_mine" / "krylov.py"
+    table = vars(import_file(module, monkeypatch))["Krylov"](features=12)
+    said = io.StringIO()
+    job = Job(table.rows(), table.budget("smoke"), [0, 1], tmp_path, True, {}, Console(file=said))
+    results = table.measure(job)
+    assert all(each["solved"] == 1.0 for found in results.values() for each in found)
+    assert table.claims[0].ours(results) == pytest.approx(1.0, abs=0.15)
+    assert results["picard"][0]["steps"] > 5 * results["gmres"][0]["steps"]
+    (tmp_path / "runs" / "gmres-1-2.json").unlink()  # the rest is found there again
+    measured = said.getvalue().count("\n")
+    assert table.measure(job) == results
+    assert said.getvalue().count("\n") == measured + 1
+
+
+def import_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_range_of_versions_is_that_of_this_core():

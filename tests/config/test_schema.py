@@ -54,11 +54,28 @@ def test_a_real_yaml_file_is_valid(tmp_path, problems_of):
     assert config.prepare("layer", data).keywords["root_solver"].tol == 1e-4
 
 
+CHANNELS = {"channels": [3, 4]}
+NEEDED = {
+    "layer homoode": {"channels": 3},
+    "layer augmented_neural_ode": {"extra": 2},
+    **{f"layer multiscale_{name}": CHANNELS for name in ("deq", "continuous_deq")},
+    **{f"layer multiscale_{name}": CHANNELS for name in ("skip_reg_deq", "neural_ode")},
+    "start augmented": {"extra": 2},
+    "start learned": {"channels": 3},
+    "start pyramid": CHANNELS,
+    "cell contractive": {"features": 3},
+    "cell monotone": {"features": 3},
+    "cell homoode": {"channels": 3},
+    "cell multiscale": CHANNELS,
+}
+"""What parts need beside their defaults."""
+
+
 @pytest.mark.parametrize("kind", NAMED_KINDS)
 def test_every_part_with_its_defaults_is_valid(kind: str, problems_of):
-    needed = {"homoode": {"channels": 3}}
     specs = {
-        part.name: {"name": part.name, **needed.get(part.name, {})} for part in REGISTRY.parts(kind)
+        part.name: {"name": part.name, **NEEDED.get(f"{kind} {part.name}", {})}
+        for part in REGISTRY.parts(kind)
     }
     described = {name: ic.describe(config.prepare(kind, spec)) for name, spec in specs.items()}
     assert {

@@ -19,7 +19,7 @@ GRADIENTS = sorted(
 )
 # How far the gradient may be from the dense one, relative, at the tolerances below; the
 # approximations are checked elsewhere.
-EXACT = {"implicit": 1e-3, "unrolled": 2e-2}
+EXACT = {"implicit": 1e-3, "unrolled": 2e-2, "reversible": 2e-2}
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -36,6 +36,10 @@ def test_every_pair_is_right_or_refused(name, gradient, dtype, batch):
         return
     if gradient == "shine" and name != "broyden":
         with pytest.raises(ic.GradientError, match="Broyden"):
+            ic.fixed_point(cell, z0, x, solver=solver, gradient=strategy)
+        return
+    if gradient == "reversible" and name != "reversible":
+        with pytest.raises(ic.GradientError, match=r"Reversible\(\)"):
             ic.fixed_point(cell, z0, x, solver=solver, gradient=strategy)
         return
     solution = ic.fixed_point(cell, z0, x, solver=solver, gradient=strategy).raise_if_failed()

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
-from support.reports import HOSTILE, SMALL, Page, invoke
+from support.reports import HOSTILE, SMALL, Page, invoke, sign
 
 from implicitcore_lab.errors import RunError
 from implicitcore_lab.report.tables import Column, Spread, Table
@@ -105,7 +105,7 @@ def test_the_same_runs_give_the_same_page(runs, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_text_of_the_user_is_escaped_everywhere(runs, tmp_path, sign):
+def test_text_of_the_user_is_escaped_everywhere(runs, tmp_path):
     run = runs / "homoode"
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"hidden": HOSTILE, HOSTILE: HOSTILE}))
@@ -163,7 +163,7 @@ def test_compare_writes_the_report_of_its_results(tmp_path):
     assert (tmp_path / "again" / "index.html").read_bytes() == before
 
 
-def test_what_cannot_be_measured_is_no_number(runs, tmp_path, sign):
+def test_what_cannot_be_measured_is_no_number(runs, tmp_path):
     path = runs / "homoode" / "result.json"
     record = json.loads(path.read_text())
     for epoch in record["epochs"]:

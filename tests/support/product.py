@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import implicitcore as ic
 from implicitcore.options.option import Option
@@ -130,7 +131,7 @@ def train(combination: Combination) -> str:
 
 
 def _train(combination: Combination) -> None:
-    layer, x = _build(combination.spec), _input()
+    layer, x = _build(combination.spec), _input(combination.layer)
     loss = _loss(layer, x)
     found = _gradients(layer, x, loss)
     expected = _expected(combination.layer)
@@ -160,38 +161,67 @@ def _gradients(layer: ic.ImplicitLayer, x: Tensor, loss: Tensor) -> list[Tensor]
 
 def _loss(layer: ic.ImplicitLayer, x: Tensor) -> Tensor:
     solution = layer.solve(x).raise_if_failed()
-    return solution.z.square().sum() + layer.regularizer(solution)
+    squares = sum(leaf.square().sum() for leaf in pytree.tree_leaves(solution.z))
+    return squares + layer.regularizer(solution)
 
 
 @cache
 def _expected(name: str) -> list[Tensor]:
     """The gradients by backpropagation through a solve to tight tolerances."""
     slot = _solver_slot(_part("layer", name)).name
-    layer, x = _build({"name": name, slot: TIGHT[slot], "gradient": "unrolled"}), _input()
+    layer, x = _build({"name": name, slot: TIGHT[slot], "gradient": "unrolled"}), _input(name)
     return _gradients(layer, x, _loss(layer, x))
 
 
 class Cell(nn.Module):
-    """f(z, x), a contraction in z."""
+    """f(z, x), a contraction in z, of a state of any shapes with ``size`` numbers in all."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+
+    def forward(self, z: Any, x: Tensor) -> Any:
+        leaves, spec = pytree.tree_flatten(z)
+        flat = torch.cat([leaf.flatten(1) for leaf in leaves], 1)
+        given = nn.functional.pad(x.flatten(1), (0, flat.shape[1] - x[0].numel()))
+        f = torch.tanh(0.4 * self.linear(flat) + given)
+        parts = f.split([leaf[0].numel() for leaf in leaves], 1)
+        pairs = zip(parts, leaves, strict=True)
+        return pytree.tree_unflatten([part.reshape(leaf.shape) for part, leaf in pairs], spec)
+
+
+class Pyramid(nn.Module):
+    """A state at two resolutions, made of x."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(N, N)
+        self.linear = nn.Linear(4, 5)
 
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        return torch.tanh(0.4 * self.linear(z) + x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        fine, coarse = self.linear(x.flatten(1)).split([4, 1], 1)
+        return fine.reshape(x.shape), coarse.reshape(-1, 1, 1, 1)
 
 
 def _build(spec: dict[str, Any]) -> ic.ImplicitLayer:
     """The layer, with what its class asks for beside a cell."""
     torch.manual_seed(0)
-    cell, given = Cell(), {"predictor": nn.Linear(N, N), "channels": N}
+    if _multiscale(spec["name"]):  # states [batch, 1, 2, 2] and [batch, 1, 1, 1]
+        cell, given = Cell(5), {"predictor": Pyramid(), "channels": (1, 1)}
+    else:
+        cell, given = Cell(N), {"predictor": nn.Linear(N, N), "channels": N, "extra": 1}
     known = options_of(REGISTRY.find("layer", spec["name"]).load())
+    if "extra" in known:
+        cell = Cell(N + 1)
     return ic.build(spec, cell, **{name: value for name, value in given.items() if name in known})
 
 
-def _input() -> Tensor:
-    return torch.randn(BATCH, N, generator=torch.Generator().manual_seed(1)).requires_grad_()
+def _multiscale(layer: str) -> bool:
+    return "multiscale" in layer
+
+
+def _input(layer: str) -> Tensor:
+    shape = (BATCH, 1, 2, 2) if _multiscale(layer) else (BATCH, N)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:

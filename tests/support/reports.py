@@ -1,5 +1,6 @@
 """The report of the lab: small runs for it, a text that no page may take for more, and a reader."""
 
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -8,6 +9,7 @@ from urllib.request import url2pathname
 from click.testing import CliRunner
 
 from implicitcore.cli import cli
+from implicitcore_lab.storage import digest
 
 SMALL = ["--epochs", "2", "--hidden", "8", "--batch-size", "256", "--device", "cpu"]
 HOSTILE = "<script>alert(1)</script> \"' & $\\frac{1}{0}$ _x_ %"
@@ -18,6 +20,14 @@ def invoke(*words, status=0):
     assert result.exit_code == status, result.output
     assert "Traceback" not in result.output
     return result.output
+
+
+def sign(folder):
+    """Write the digests of a run's files into its record, as they are now."""
+    path = folder / "result.json"
+    record = json.loads(path.read_text())
+    files = {name: digest((folder / name).read_bytes()) for name in record["files"]}
+    path.write_text(json.dumps(record | {"files": files}))
 
 
 class Page(HTMLParser):

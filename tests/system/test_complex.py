@@ -91,6 +91,11 @@ def test_every_strategy(name, gradient):
     check(name, SOLVERS["broyden"], gradient)
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_steps_taken_back(name):
+    check(name, ic.Reversible(tol=1e-11, max_steps=500), ic.ReversibleGradient())
+
+
 @pytest.mark.parametrize("solver", ["newton", "pseudo transient", "homotopy", "broyden"])
 def test_complex_roots(solver):
     x = torch.tensor([[-1 + 0.5j], [2 - 3j]], dtype=C)

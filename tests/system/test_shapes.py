@@ -66,7 +66,8 @@ def test_every_strategy(gradient, cell):
         if gradient in (ic.Adjoint, ic.Checkpointed):
             ic.integrate(field, z0, x, times=times, gradient=gradient())
         else:
-            ic.fixed_point(CELLS[cell], z0, x, solver=ic.Broyden(), gradient=gradient())
+            solver = ic.Reversible() if gradient is ic.ReversibleGradient else ic.Broyden()
+            ic.fixed_point(CELLS[cell], z0, x, solver=solver, gradient=gradient())
 
 
 def wrong(z):

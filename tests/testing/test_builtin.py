@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+
 import implicitcore as ic
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing import parametrize_with_checks
@@ -54,4 +58,45 @@ def test_objects(part, check):
 
 @parametrize_with_checks([part.load() for part in builtin("dynamics")])
 def test_dynamics(part, check):
+    check(part)
+
+
+GIVEN = {
+    "augmented": [{"extra": 2}],
+    "learned": [
+        {"channels": 6},
+        {"channels": 4, "init": "normal"},
+        {"channels": (2, 3), "shape": ((2, 4, 4), (3, 2))},
+    ],
+    "one_step": [{}, {"origin": ic.LearnedInitialGuess(6, (6,))}],
+    "predictor": [{}, {"predictor": torch.nn.Linear(6, 4)}],
+    "pyramid": [{"channels": (2, 4, 1)}],
+    "zeros": [{}, {"shape": {"a": (2, 3), "b": (4,)}}],
+}
+STARTS = [
+    partial(part.load(), **options)
+    for part in builtin("start")
+    for options in GIVEN.get(part.name, [{}])
+]
+
+
+@parametrize_with_checks(STARTS)
+def test_starts(part, check):
+    check(part)
+
+
+def relaxed(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (z + x)
+
+
+OBJECT_STARTS = [
+    ic.Identity(),
+    ic.LearnedInitialGuess(6),
+    ic.Predictor(torch.nn.Linear(6, 4)),
+    ic.OneStep(relaxed),
+]
+
+
+@parametrize_with_checks(OBJECT_STARTS)
+def test_starts_given_as_objects(part, check):
     check(part)

@@ -18,3 +18,4 @@ from implicitcore.testing.checks import shared_batch as shared_batch
 from implicitcore.testing.checks import shared_module as shared_module
 from implicitcore.testing.checks import shared_options as shared_options
 from implicitcore.testing.checks import shared_solver as shared_solver
+from implicitcore.testing.checks import start as start

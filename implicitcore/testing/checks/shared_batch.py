@@ -6,16 +6,17 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from implicitcore.options.kinds import CLASS_KINDS
+from implicitcore.options.kinds import CLASS_KINDS, PIECE_KINDS
 from implicitcore.testing.calls import calls
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import expect, expect_close, expect_equal
 from implicitcore.testing.tensors import copied, rows, with_nan
 
-CAN_MASK_NAN = tuple(kind for kind in CLASS_KINDS if kind != "layer")  # a layer raises
+BATCH_KINDS = (*CLASS_KINDS, *PIECE_KINDS)
+CAN_MASK_NAN = tuple(kind for kind in BATCH_KINDS if kind != "layer")  # a layer raises
 
 
-@contract(*CLASS_KINDS)
+@contract(*BATCH_KINDS)
 def per_sample(subject: Any) -> None:
     """A batch gives what its samples give alone."""
     for call in calls(subject):
@@ -39,7 +40,7 @@ def nan_isolation(subject: Any) -> None:
             expect_close(value[others], clean[name][others], did, call.beside_nan)
 
 
-@contract(*CLASS_KINDS)
+@contract(*BATCH_KINDS)
 def empty_batch(subject: Any) -> None:
     """No samples are no error, and results of no samples."""
     whole = {call.name: call.run(copied(call.inputs)) for call in calls(subject)}
@@ -50,7 +51,7 @@ def empty_batch(subject: Any) -> None:
             expect(list(value.shape) == wanted, did, f"shape {list(value.shape)}", wanted)
 
 
-@contract(*CLASS_KINDS)
+@contract(*BATCH_KINDS)
 def stateless(subject: Any) -> None:
     """The same call gives the same results, whatever was called in between."""
     for call in calls(subject):
@@ -63,7 +64,7 @@ def stateless(subject: Any) -> None:
             expect_equal(value, first[name], f"{call.name} again, compared {name}")
 
 
-@contract(*CLASS_KINDS)
+@contract(*BATCH_KINDS)
 def no_input_mutation(subject: Any) -> None:
     """No argument is changed."""
     for call in calls(subject):

@@ -11,16 +11,18 @@ from typing import Any
 
 from implicitcore.config.build import create, describe
 from implicitcore.errors import ConfigError, UnknownPartError
-from implicitcore.options.kinds import CLASS_KINDS, DATA_KINDS
+from implicitcore.options.kinds import CLASS_KINDS, DATA_KINDS, PIECE_KINDS
 from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect
+from implicitcore.testing.factory import Maker
 from implicitcore.testing.options import parts_in
 from implicitcore.testing.subjects import MADE_FROM_CELLS
 
 OBJECT_KINDS = (*(kind for kind in CLASS_KINDS if kind not in MADE_FROM_CELLS), *DATA_KINDS)
 DATACLASS_KINDS = tuple(kind for kind in OBJECT_KINDS if kind != "backend")
+CHECKED_KINDS = (*OBJECT_KINDS, *PIECE_KINDS)
 
 
 @contract(*DATACLASS_KINDS)
@@ -61,9 +63,10 @@ def config_round_trip(part: Any) -> None:
     expect(_same(twin, part), f"created a part from {config}", twin, part)
 
 
-@contract(*OBJECT_KINDS)
-def refuses_a_value_of_another_type(part: Any) -> None:
+@contract(*CHECKED_KINDS)
+def refuses_a_value_of_another_type(subject: Any) -> None:
     """A value of another type than an option's annotation is an error."""
+    part = _made(subject)
     options = [option for option in options_of(type(part)).values() if option.annotation is not Any]
     if not options:
         raise NotApplicable(f"{type(part).__name__} has no options")
@@ -81,10 +84,10 @@ def refuses_a_value_of_another_type(part: Any) -> None:
         )
 
 
-@contract(*OBJECT_KINDS)
-def refuses_an_unknown_option(part: Any) -> None:
+@contract(*CHECKED_KINDS)
+def refuses_an_unknown_option(subject: Any) -> None:
     """A misspelt option, and one value too many, are a ConfigError that says so."""
-    cls = type(part)
+    cls = type(_made(subject))
     extra = (object(),) * (1 + len(options_of(cls)))
     for did, args, options in (
         ("gave it no_such_option=1", (), {"no_such_option": 1}),
@@ -101,9 +104,10 @@ def refuses_an_unknown_option(part: Any) -> None:
         expect(False, did, found, "a ConfigError; derive from the base class of its kind")
 
 
-@contract(*OBJECT_KINDS)
-def refuses_an_infinite_value(part: Any) -> None:
+@contract(*CHECKED_KINDS)
+def refuses_an_infinite_value(subject: Any) -> None:
     """An option that is infinite is an error."""
+    part = _made(subject)
     cls = type(part)
     options = [item for item in options_of(cls).values() if "float" in item.type_text]
     if not options:
@@ -115,6 +119,10 @@ def refuses_an_infinite_value(part: Any) -> None:
         except ConfigError:
             continue
         expect(False, f"gave {option.name} an infinity", "no error", "a ConfigError")
+
+
+def _made(subject: Any) -> Any:
+    return subject.make() if isinstance(subject, Maker) else subject
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -82,6 +82,7 @@ def found(dtype: torch.dtype, changes: dict[str, str]) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_is_found(bug):
     old, new = BUGS[bug]

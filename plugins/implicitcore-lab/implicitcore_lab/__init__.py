@@ -2,8 +2,8 @@
 
 The commands ``train``, ``compare`` and ``evaluate``.
 
-An author of data sets and models imports from here; a name is imported when it is first used, so
-that the commands stay light.
+An author of data sets, models and tables imports from here; a name is imported when it is first
+used, so that the commands stay light.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an author of data sets and models needs, each with the module that defines it."""
+"""What an author of data sets, models and tables needs, each with the module that defines it."""
 
 from implicitcore_lab.data import Dataset as Dataset
 from implicitcore_lab.data import DataSource as DataSource
@@ -6,4 +6,12 @@ from implicitcore_lab.data import Split as Split
 from implicitcore_lab.data import standardised as standardised
 from implicitcore_lab.errors import DataError as DataError
 from implicitcore_lab.models import ModelBuilder as ModelBuilder
+from implicitcore_lab.papers.table import Budget as Budget
+from implicitcore_lab.papers.table import Claim as Claim
+from implicitcore_lab.papers.table import Column as Column
+from implicitcore_lab.papers.table import Figures as Figures
+from implicitcore_lab.papers.table import Job as Job
+from implicitcore_lab.papers.table import Results as Results
+from implicitcore_lab.papers.table import Row as Row
+from implicitcore_lab.papers.table import Table as Table
 from implicitcore_lab.pixels import Pixels as Pixels

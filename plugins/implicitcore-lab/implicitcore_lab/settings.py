@@ -148,6 +148,15 @@ class Settings(Options):
         return asdict(self) | {"data_dir": None if self.data_dir is None else str(self.data_dir)}
 
 
+def within(given: Any, whole: Any) -> bool:
+    """Whether the specification of a part is that of one whose options are all there."""
+    if isinstance(whole, dict) and isinstance(given, str):
+        return given == whole.get("name")
+    if isinstance(whole, dict) and isinstance(given, dict):
+        return all(within(value, whole.get(name)) for name, value in given.items())
+    return given == whole
+
+
 def read_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from a configuration; what it leaves out comes from the data set's defaults.
 

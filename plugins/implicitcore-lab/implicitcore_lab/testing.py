@@ -1,7 +1,7 @@
 """What a data set, a model and a table promise, as checks of :mod:`implicitcore.testing`.
 
 ``implicitcore check dataset NAME`` and so on run them, and
-:func:`implicitcore.testing.parametrize_with_checks` makes tests of them.
+:func:`~implicitcore.testing.parametrize.parametrize_with_checks` makes tests of them.
 """
 
 from __future__ import annotations

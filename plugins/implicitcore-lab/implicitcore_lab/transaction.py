@@ -28,7 +28,7 @@ from implicitcore_lab.runs import (
     WEIGHTS,
     RunDirectory,
 )
-from implicitcore_lab.settings import RUN_ONLY, Settings, read_settings
+from implicitcore_lab.settings import RUN_ONLY, Settings, read_settings, within
 from implicitcore_lab.state import SCHEMA, State, checkpoints, read_state, write_state
 from implicitcore_lab.storage import (
     DirectoryLock,
@@ -162,8 +162,8 @@ class Transaction:
         """
         with storing(self.partial):
             self.lines.sync()
-            write_atomic(self.partial / CONFIG, _json(settings.as_data()))
             write_atomic(self.partial / WEIGHTS, save(_contiguous(weights)))
+            write_atomic(self.partial / CONFIG, _json(settings.as_data()))
             files = {name: digest((self.partial / name).read_bytes()) for name in RECORDED}
             record = {"schema": SCHEMA, "files": files, **result}
             write_atomic(self.partial / RESULT, _json(record))
@@ -271,9 +271,11 @@ def resumed(given: Settings, path: Path, values: Mapping[str, Any]) -> Settings:
     stored = unfinished_settings(path)
     if stored is None:
         return given
+    whole = (path.with_name(path.name + PARTIAL) / WEIGHTS).exists()
     for name in values:
         wanted, has = getattr(given, name), getattr(stored, name)
-        if name not in RUN_ONLY and wanted != has:
+        # Beside the weights the layer is written with all of its options.
+        if name not in RUN_ONLY and wanted != has and not (whole and within(wanted, has)):
             raise RunError(
                 f"{name}: the run in {path} was started with {has!r}, received {wanted!r}: "
                 "--resume goes on with the settings of the run"

@@ -428,7 +428,7 @@ def test_a_cell_without_a_stem_is_refused():
 
 @pytest.mark.filterwarnings("ignore::implicitcore.ConvergenceWarning")  # at 18 steps, untrained
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == HEAVY)) for name in TABLES]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "bridge")) for name in TABLES]
 )
 def test_smoke(run, name, tmp_path):
     run("reproduce", name, "--budget", "smoke", "--seeds", "0", "--output", "here")

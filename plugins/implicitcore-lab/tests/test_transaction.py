@@ -15,7 +15,7 @@ from implicitcore_lab.errors import Interrupted, RunError
 from implicitcore_lab.runs import RunDirectory
 from implicitcore_lab.settings import Settings
 from implicitcore_lab.storage import DirectoryLock, exchange, write_atomic
-from implicitcore_lab.transaction import Transaction
+from implicitcore_lab.transaction import Transaction, resumed
 
 SMALL = ["--epochs", "1", "--hidden", "4", "--batch-size", "512", "--device", "cpu"]
 
@@ -274,3 +274,28 @@ def test_an_interrupted_training_says_where(tmp_path):
     assert error.signal == 15
     assert str(tmp_path) in str(error)
     assert "--resume" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("layer", "fits"),
+    [
+        ("deq", True),
+        ({"name": "deq", "root_solver": "anderson"}, True),
+        ("homoode", False),
+        ({"name": "deq", "root_solver": "picard"}, False),
+    ],
+)
+def test_a_run_that_was_cut_short_as_it_ended_goes_on(tmp_path, layer, fits):
+    """Its configuration has all options of the layer by then."""
+    whole = {"name": "deq", "root_solver": {"name": "anderson", "tol": 1e-4}, "coupled": False}
+    partial = tmp_path / "here.partial"
+    partial.mkdir()
+    partial.joinpath("weights.safetensors").touch()
+    stored = Settings(layer=whole)
+    partial.joinpath("config.json").write_text(json.dumps(stored.as_data()))
+    given = Settings(layer=layer)
+    if fits:
+        assert resumed(given, tmp_path / "here", {"layer": layer}).layer == whole
+    else:
+        with pytest.raises(RunError, match="was started with"):
+            resumed(given, tmp_path / "here", {"layer": layer})

@@ -105,7 +105,10 @@ def test_a_wrong_option_is_told(name, options, message, by_name):
         ic.create("cell", name, **options) if by_name else cls(**options)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("homoode-")) for name in SMALL],
+)
 def test_every_preset_trains_a_step(name):
     cell = create(name, **({"dropout": 0.0} if "homoode" in name or "multiscale" in name else {}))
     if not isinstance(cell, Preset):

@@ -1,21 +1,29 @@
-"""Every layer keeps the contract of its kind."""
+"""Every layer and every cell keeps the contract of its kind."""
 
 from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 
 from implicitcore.extend import REGISTRY
 from implicitcore.testing import parametrize_with_checks
-from implicitcore_layers import MultiscaleCell
+from implicitcore_layers import ContractiveCell, MultiscaleCell
 
 GIVEN = {
     "skip_deq": {"predictor": nn.Linear(6, 6)},
     "homoode": {"channels": 6},
 }
 PARTS = [part for part in REGISTRY.parts("layer") if part.provider == "implicitcore-layers"]
+CELLS = {
+    "contractive": [{"features": 6}, {"features": 3, "kernel": 3}],
+    "monotone": [{"features": 6}, {"features": 4, "margin": 0.3}],
+    "multiscale": [{"channels": (4, 8, 8)}],
+    "homoode": [{"channels": 8, "groups": 4}],
+}
+BIG = ("multiscale-large", "multiscale-imagenet")
 PLAIN = [part for part in PARTS if not part.name.startswith(("multiscale", "augmented"))]
 MULTISCALE = [part for part in PARTS if part.name.startswith("multiscale")]
 
@@ -103,4 +111,30 @@ def test_contract_at_several_resolutions(part, check):
     ]
 )
 def test_contract_with_added_channels(part, check):
+    check(part)
+
+
+def cells(*, big: bool) -> list:
+    found = [part for part in REGISTRY.parts("cell") if part.provider == "implicitcore-layers"]
+    return [
+        partial(part.load(), **options)
+        for part in found
+        for options in CELLS.get(part.name, [{}])
+        if (part.name in BIG) == big
+    ]
+
+
+@parametrize_with_checks(cells(big=False))
+def test_contract_of_a_cell(part, check):
+    check(part)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(cells(big=True))
+def test_contract_of_a_big_cell(part, check):
+    check(part)
+
+
+@parametrize_with_checks([ContractiveCell(5), MultiscaleCell(channels=(2, 4), groups=2)])
+def test_contract_of_a_cell_given_as_an_object(part, check):
     check(part)

@@ -43,7 +43,7 @@ def homoode(cell: Any, **options: Any) -> Any:
     return layer.double()
 
 
-@pytest.mark.parametrize("dense_below", [64, 0])
+@pytest.mark.parametrize("dense_below", [64, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scale", [0.5, 2.0, 8.0])
 @pytest.mark.parametrize("init", ["signs", 0.0, 3.0])
 def test_it_ends_at_the_equilibria_of_the_cell(scale, init, dense_below):

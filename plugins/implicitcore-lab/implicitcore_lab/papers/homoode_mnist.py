@@ -13,7 +13,7 @@ from implicitcore_lab.papers.training_table import TrainingTable
 
 TOL = 1e-3
 CHANNELS = 8
-BEGUN, EXTRA = 5, 4
+STEM, EXTRA = 5, 4
 """Of the augmented Neural ODE: channels of the stem, and those added."""
 ODE = {"name": "dopri5", "rtol": TOL, "atol": TOL}
 FLOW: Mapping[str, Any] = {"ode_solver": ODE, "gradient": {"name": "checkpointed"}}
@@ -111,7 +111,7 @@ class HomoODEMnist(TrainingTable):
         "for each channel. Head: GN, relu, conv 1 x 1 to 64, BatchNorm, relu, mean, linear.",
         "HomoODE: dz/dt = F(z; c) from the learned start, t from 0 to 1. DEQ: z = F(z; c) from 0. "
         "Neural ODE: dz/dt = F(z; 0) from z(0) = c. Augmented: the same from z(0) = (c, 0), with "
-        f"{EXTRA} further channels and {BEGUN} of the stem, so that all have as many parameters "
+        f"{EXTRA} further channels and {STEM} of the stem, so that all have as many parameters "
         "within 2 %.",
         f"Flows: Dopri5 with the tolerances {TOL:g}; their gradient is that of the steps taken, "
         "with checkpoints. DEQ: "
@@ -192,6 +192,6 @@ def _rows() -> Iterator[Row]:
         {
             "layer": {"name": "augmented_neural_ode", "extra": EXTRA, **FLOW},
             "model": {**CLOSED, "extra": EXTRA},
-            "hidden": BEGUN,
+            "hidden": STEM,
         },
     )

@@ -90,14 +90,14 @@ def _paths(cell: Cell, x: Tensor) -> dict[str, Tensor]:
     start = (torch.arange(x.shape[1]) % 2 * 2 - 1).to(x).expand_as(x)
     paths: dict[str, Tensor] = {}
     for name, solver in (("Picard", Picard(tol=1e-8)), ("Anderson", Anderson(tol=1e-8))):
-        visited: list[Tensor] = []
+        points: list[Tensor] = []
 
-        def recorded(z: Tensor, x: Tensor, visited: list[Tensor] = visited) -> Tensor:
-            visited.append(z[0].clone())
+        def recorded(z: Tensor, x: Tensor, points: list[Tensor] = points) -> Tensor:
+            points.append(z[0].clone())
             return cell(z, x)
 
         fixed_point(recorded, zero, x, solver=solver)
-        paths[name] = torch.stack(visited)
+        paths[name] = torch.stack(points)
     flow = integrate(
         lambda t, z, x: cell(z, x) - z,
         zero,

@@ -46,7 +46,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     with storing(usable(out)):
         _check_target(out)
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / PAGE, _page(runs, groups).encode())
+        write_atomic(out / PAGE, _html(runs, groups).encode())
         for table in tables(groups):
             write_atomic(out / f"{table.name}.csv", table.as_csv().encode())
             write_atomic(out / f"{table.name}.tex", table.as_latex().encode())
@@ -63,7 +63,7 @@ def _check_target(out: Path) -> None:
         raise RunError(f"{out} is not empty and holds no report; give another --out")
 
 
-def _page(runs: Sequence[Run], groups: Sequence[Group]) -> str:
+def _html(runs: Sequence[Run], groups: Sequence[Group]) -> str:
     folder = resources.files("implicitcore_lab.report")
     css, script, template = (
         (folder / name).read_text(encoding="utf-8")

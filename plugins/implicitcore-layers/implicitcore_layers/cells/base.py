@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar
 
 from torch import nn
 
-from implicitcore import ConfigError
-from implicitcore.extend import Options, options_of
+from implicitcore.extend import CheckedMeta, Shape
 
 
-class CellMeta(type(Options)):
-    """The class of the classes of cells: the options of a new cell are checked."""
-
-    def __call__(cls, *args: Any, **options: Any) -> Any:
-        known = options_of(cls)
-        given = {**dict(zip(known, args, strict=False)), **options}
-        checked = [known[name].read(value)[1] for name, value in given.items() if name in known]
-        problems = list(chain(*checked))
-        if problems:
-            raise ConfigError(problems)
-        return super().__call__(*args, **options)
-
-    def checked_options(cls) -> Mapping[str, Any]:
-        """All of them."""
-        return options_of(cls)
-
-
-class Cell(nn.Module, metaclass=CellMeta):
+class Cell(nn.Module, metaclass=CheckedMeta):
     """f(z, x), a module with weights of its own: the base of every part of the kind ``cell``.
 
     A subclass keeps every option of its ``__init__`` as an attribute of the same name.
@@ -42,6 +22,10 @@ class Cell(nn.Module, metaclass=CellMeta):
     @abstractmethod
     def forward(self, z: Any, x: Any) -> Any:
         """f(z, x), shaped like z."""
+
+    def example_shapes(self) -> tuple[Shape, Shape]:
+        """The shapes of one sample of z and of x, as small as may be: the checks draw such."""
+        return (6,), (6,)
 
 
 class Preset(Cell):

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from implicitcore.extend import Count, Fraction
+from implicitcore.extend import Count, Fraction, Shape
 from implicitcore_layers.cells.base import Cell, Certificate
 
 
@@ -42,6 +42,11 @@ class ContractiveCell(Cell):
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """f(z, x), shaped like z and x: ``[batch, n]`` or ``[batch, channels, height, width]``."""
         return torch.tanh(self._map(z) + x)
+
+    def example_shapes(self) -> tuple[Shape, Shape]:
+        """Vectors, or with a kernel images."""
+        shape = (self.features,) if self.kernel is None else (self.features, 4, 5)
+        return shape, shape
 
     @torch.no_grad()
     def certificate(self) -> Certificate:

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from implicitcore import VariationalDropout
-from implicitcore.extend import Count, Tolerance
+from implicitcore.extend import Count, Shape, Tolerance
 from implicitcore_layers.cells.base import Preset
 from implicitcore_layers.cells.norms import ConvNorm, Norm, make_norm
 
@@ -59,6 +59,11 @@ class HomoODEField(Preset):
         """F(z; c) with c the input x, ``[batch, channels, height, width]``, as z."""
         inner = self.norm1(self.conv1(z)).relu() + x
         return self.norm2(self.drop(self.conv2(inner)))
+
+    def example_shapes(self) -> tuple[Shape, Shape]:
+        """Images."""
+        shape = (self.channels, 4, 5)
+        return shape, shape
 
     def stem(self) -> nn.Module:
         """Two convolutions with BatchNorm and relu, of which the second halves the resolution."""

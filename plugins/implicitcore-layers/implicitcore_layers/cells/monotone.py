@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from implicitcore.extend import Count, Positive
+from implicitcore.extend import Count, Positive, Shape
 from implicitcore_layers.cells.base import Cell, Certificate
 
 
@@ -42,6 +42,10 @@ class MonotoneCell(Cell):
         operator = self._operator()
         step = self._step(operator)
         return torch.relu(z - step * (z @ operator.T - self.bias - x))
+
+    def example_shapes(self) -> tuple[Shape, Shape]:
+        """Vectors."""
+        return (self.features,), (self.features,)
 
     @torch.no_grad()
     def weight(self) -> Tensor:

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from implicitcore.extend import Count, Tolerance, Whole
+from implicitcore.extend import Count, Shape, Tolerance, Whole
 from implicitcore_layers.cells.base import Preset
 from implicitcore_layers.cells.multiscale_head import Head, Stem
 from implicitcore_layers.cells.multiscale_parts import (
@@ -77,6 +77,13 @@ class MultiscaleCell(Preset):
         inner = [block(*pair) for block, *pair in zip(self.blocks, z, inputs, strict=True)]
         mixed = self.exchange(inner)
         return tuple(fuse(part) for fuse, part in zip(self.fuse, mixed, strict=True))
+
+    def example_shapes(self) -> tuple[Shape, Shape]:
+        """Images, of two pixels or more at the coarsest resolution."""
+        size = 2 ** len(self.channels)
+        sizes = [(size >> i, size >> i) for i in range(len(self.channels))]
+        z = tuple((count, *pair) for count, pair in zip(self.channels, sizes, strict=True))
+        return z, z[0]
 
     def stem(self) -> nn.Module:
         """Convolutions with BatchNorm and relu: two, more where the resolution is halved more."""

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from implicitcore.extend import Count
+from implicitcore.extend import Count, Shape
 from implicitcore_layers.cells.base import Preset
 
 
@@ -32,6 +32,10 @@ class PaperMLP(Preset):
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """f(z, x), ``[batch, features]``, as z and x."""
         return self.state(z).relu() + self.input(x).relu()
+
+    def example_shapes(self) -> tuple[Shape, Shape]:
+        """Vectors."""
+        return (self.features,), (self.features,)
 
     def stem(self) -> nn.Module:
         """Flatten, linear, relu."""
