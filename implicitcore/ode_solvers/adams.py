@@ -114,7 +114,6 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
             z_next, error, Past(differences[:, :-1], grid.gaps, order), order=grid.order + 1
         )
 
-
     def piece(  # noqa: PLR0913 - that of every solver
         self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Past, step: Step
     ) -> list[Tensor]:

@@ -97,7 +97,9 @@ class Outputs:
             used += len(found)
         late = torch.arange(count, device=device)[:, None] >= reached
         place = torch.where(late, torch.arange(used, used + batch, device=device), place)
-        return torch.cat((*table, last)).index_select(0, place.flatten()).reshape(count, *last.shape)
+        return (
+            torch.cat((*table, last)).index_select(0, place.flatten()).reshape(count, *last.shape)
+        )
 
 
 def _joined(parts: Sequence[Rows], batch: int) -> Rows:

@@ -19,6 +19,7 @@ class Stepper(ABC, Generic[State]):
     """One map per step, for the loop that all stepwise ODE solvers share."""
 
     max_steps: int
+
     @property
     @abstractmethod
     def step_size(self) -> StepSize:

@@ -64,7 +64,8 @@ class Stops:
             reached = torch.arange(first + 1, len(times) + 1, device=times.device)
             return cls(times, times[:1], ends, ends, reached, forward, first > 1)
         jumps = _checked(step_at, times)
-        return cls._at_jumps(times, jumps, torch.finfo(real_dtype(z0)).eps, forward, hit_times)
+        eps = max(torch.finfo(dtype).eps for dtype in (jumps.dtype, real_dtype(z0)))
+        return cls._at_jumps(times, jumps.to(times.dtype), eps, forward, hit_times)
 
     @classmethod
     def _at_jumps(
@@ -72,23 +73,26 @@ class Stops:
     ) -> Stops:
         sign = 1 if forward else -1
         ahead, jumps = times * sign, (jumps * sign).unique()
-        jumps = jumps[(jumps >= ahead[0]) & (jumps <= ahead[-1])]
         margin = MARGIN * eps * times.abs().max()
-        start = ahead[:1] + margin * torch.isin(ahead[:1], jumps)
-        all_stops = torch.cat((jumps, ahead[1:] if hit_times else ahead[-1:])).unique()
-        stops = all_stops[all_stops > ahead[0]]
+        jumps = jumps[(jumps >= ahead[0] - margin) & (jumps <= ahead[-1] + margin)]
+        first = jumps - ahead[0] <= margin
+        start = torch.cat((ahead[:1], jumps[first] + margin))[-1:]
+        jumps = jumps[~first]
+        others = ahead[1:] if hit_times else ahead[-1:]
+        apart = ((others[:, None] - jumps).abs() > margin).all(1)
+        stops = torch.cat((jumps, others[apart])).sort().values
         width = margin * torch.isin(stops, jumps)
         ends = stops - width
         resumes = torch.cat((stops[:-1] + width[:-1], ends[-1:]))
         if not bool((ends > torch.cat((start, resumes[:-1]))).all()):
             raise InputError(
-                "step_at: expected times further from each other and from the output times than "
+                "step_at: expected times further from each other than "
                 f"rounding ({margin.item():.2g}), received {(jumps * sign).tolist()}"
             )
         reached = torch.searchsorted(ahead, stops + width, right=True)
         between = len(times) > 2 and not hit_times
         ends, resumes = ends * sign, resumes * sign
-        return cls(times, start * sign, ends, resumes, reached, forward, between, len(jumps) > 0)
+        return cls(times, start * sign, ends, resumes, reached, forward, between, jumps=True)
 
     def later(self, t: Tensor, than: Tensor) -> Tensor:
         """Whether a time comes later than another one, bool."""
@@ -108,7 +112,8 @@ def _checked(step_at: object, times: Tensor) -> Tensor:
         InputError: they are something else.
     """
     try:
-        found = torch.as_tensor(step_at, device=times.device)
+        given = isinstance(step_at, Tensor)
+        found = step_at if given else torch.tensor(step_at, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"step_at: expected a tensor of times, received {show(step_at)}"
@@ -119,4 +124,5 @@ def _checked(step_at: object, times: Tensor) -> Tensor:
             f"step_at: expected finite times of shape [S], received {found.dtype} of shape "
             f"{list(found.shape)}: {found.tolist()}"
         )
-    return found.detach().to(times.dtype)
+    found = found.detach().to(times.device)
+    return found if found.is_floating_point() else found.to(times.dtype)
