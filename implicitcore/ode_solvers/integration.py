@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from implicitcore.ode_solvers.at_rest import AtRest
 from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.dense import StepStart
+from implicitcore.ode_solvers.look import Look
 from implicitcore.ode_solvers.outputs import Outputs
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder, extended
-from implicitcore.ode_solvers.samples import Samples, spread
+from implicitcore.ode_solvers.samples import Samples, chosen
 from implicitcore.ode_solvers.step_chooser import Attempt, Choice, StepChooser
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.ode_solvers.stops import Stops
@@ -23,17 +23,6 @@ from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import all_finite, column, real_dtype
-
-
-class _Look(NamedTuple):
-    """What is known of a step on the host."""
-
-    follows: Tensor  # [batch] bool, what takes its end over
-    alike: bool  # all do
-    arrived: bool  # a sample reached a stop
-    refused: bool  # a sample did not accept it
-    passed: Tensor | None  # [batch] bool, the samples that pass output times; None where none does
-    all_pass: bool
 
 
 @dataclass(eq=False)
@@ -126,7 +115,7 @@ class Integration:
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
             samples.steps = samples.steps + samples.active
-            look = self._look(attempt, choice)
+            look = Look.at(samples, self.stops, attempt, choice)
         if look.refused and (torch.is_grad_enabled() or self.observer is not None):
             step = self._without_refused(step, attempt, choice)
         if step is not None and (self.recorder is not None or look.passed is not None):
@@ -138,19 +127,6 @@ class Integration:
         samples = self.samples
         size = dt.to(real_dtype(samples.z))
         return self.solver.step(self.system, samples.t, size, samples.z, samples.state)
-
-    def _look(self, attempt: Attempt, choice: Choice) -> _Look:
-        """The one look at the device in a step where nothing happens."""
-        samples, accept = self.samples, choice.accept
-        # A sample at its last time may follow the others: its dt is zero.
-        follows = accept | samples.done
-        arrived, refused = accept & attempt.arrives, samples.active & ~accept
-        asked = [follows.all(), arrived.any(), refused.any()]
-        if not self.stops.between:
-            return _Look(follows, *torch.stack(asked).tolist(), None, False)
-        passed = accept & self.stops.later(attempt.end, samples.due)
-        found = torch.stack([*asked, passed.any(), passed.all()]).tolist()
-        return _Look(follows, *found[:3], passed if found[3] else None, found[4])
 
     def _without_refused(self, step: Step, attempt: Attempt, choice: Choice) -> Step | None:
         """The step as those that accepted it take it, or None where no sample did.
@@ -173,7 +149,7 @@ class Integration:
         return self._try(torch.where(accept, attempt.dt, 0))
 
     def _follow(
-        self, step: Step, attempt: Attempt, accept: Tensor, look: _Look
+        self, step: Step, attempt: Attempt, accept: Tensor, look: Look
     ) -> tuple[Step, Attempt]:
         """What is wanted of a step between its ends.
 
@@ -210,7 +186,7 @@ class Integration:
             samples.due = times[samples.next.clamp(max=len(times) - 1)]
         self.outputs.passing(start, piece, None if every else passed, first, samples.next)
 
-    def _advance(self, step: Step | None, attempt: Attempt, choice: Choice, look: _Look) -> None:
+    def _advance(self, step: Step | None, attempt: Attempt, choice: Choice, look: Look) -> None:
         """Go to the end of a step where it was accepted."""
         samples, accept = self.samples, choice.accept
         with torch.no_grad():
@@ -265,7 +241,7 @@ class Integration:
         samples.t = torch.where(jumped, resumes, samples.t)
         if samples.state is not None and bool(jumped.any()):
             state = self.solver.init(self.system, samples.t, samples.z)
-            samples.state = _chosen(jumped, state, samples.state)
+            samples.state = chosen(jumped, state, samples.state)
 
     def _keep(self, step: Step, which: Tensor | None) -> None:
         """The new state for the samples that accepted.
@@ -281,7 +257,7 @@ class Integration:
         if step.state is None or self.observer is not None:
             samples.state = None  # an observer needs each first stage at its own point
         else:
-            samples.state = _chosen(which, step.state, samples.state)
+            samples.state = chosen(which, step.state, samples.state)
 
     def trajectory(self) -> Trajectory:
         """The states at the output times.
@@ -302,8 +278,3 @@ class Integration:
             event_times=recorder and recorder.event_times,
             interpolant=recorder and recorder.interpolant(self.stops),
         )
-
-
-def _chosen(which: Tensor, new: Any, old: Any) -> Any:
-    """The new state of a solver for some samples, the old one for the others."""
-    return pytree.tree_map(lambda a, b: torch.where(spread(which, a), a, b), new, old)

@@ -15,7 +15,7 @@ from implicitcore.tensors.norms import column
 class Rows(NamedTuple):
     """Whose rows are, and for which output times they stand."""
 
-    samples: Tensor | None  # [rows] int64; None where there is one for each sample
+    samples: Tensor  # [rows] int64
     first: Tensor  # [rows] int64, the first output time
     end: Tensor  # [rows] int64, one more than the last; as the first where there is none
     # [rows], t and dt of the step, where the rows are pieces of its continuous extension
@@ -41,6 +41,7 @@ class Outputs:
     def __init__(self, z0: Tensor | None = None) -> None:
         self.rows: list[Tensor] = [] if z0 is None else [z0]
         self.which: list[Rows] = []
+        self.every: Tensor | None = None  # the index of each sample, made once
 
     def arrive(self, z: Tensor, arrived: Tensor, first: Tensor, end: Tensor) -> None:
         """Samples ``arrived``, and are at the output times from the first up to the end."""
@@ -59,7 +60,9 @@ class Outputs:
         """Samples that ``passed`` the output times from the first up to the end; None: all."""
         rows = torch.stack(list(piece), 1)
         if passed is None:
-            found = Rows(None, first, end, start.t, start.dt)
+            if self.every is None:
+                self.every = torch.arange(len(rows), device=rows.device)
+            found = Rows(self.every, first, end, start.t, start.dt)
         else:
             index = passed.nonzero().squeeze(1)
             rows = rows.index_select(0, index)
@@ -85,7 +88,7 @@ class Outputs:
         pieces = [i for i, which in enumerate(self.which) if which.dt is not None]
         table, used = [rows[0]], batch
         for group in filter(None, (states, pieces)):
-            which = _joined([self.which[i] for i in group], batch)
+            which = _joined([self.which[i] for i in group])
             found = torch.cat([rows[1 + i] for i in group])
             index, row = _times_of(which)
             at = row
@@ -102,12 +105,15 @@ class Outputs:
         )
 
 
-def _joined(parts: Sequence[Rows], batch: int) -> Rows:
+def _joined(parts: Sequence[Rows]) -> Rows:
     """All rows in one."""
-    every = torch.arange(batch, device=parts[0].first.device)
-    samples = torch.cat([every if part.samples is None else part.samples for part in parts])
-    others = zip(*(part[1:] for part in parts), strict=True)
-    return Rows(samples, *(None if found[0] is None else torch.cat(found) for found in others))
+    samples = torch.cat([part.samples for part in parts])
+    first, end = torch.cat([part.first for part in parts]), torch.cat([part.end for part in parts])
+    t = [part.t for part in parts if part.t is not None]
+    dt = [part.dt for part in parts if part.dt is not None]
+    return (
+        Rows(samples, first, end, torch.cat(t), torch.cat(dt)) if t else Rows(samples, first, end)
+    )
 
 
 def _times_of(which: Rows) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from implicitcore.ode_solvers.stops import Stops
 from implicitcore.solution import Status
@@ -87,6 +88,10 @@ class Samples:
         return status
 
 
-def spread(mask: Tensor, value: Tensor) -> Tensor:
-    """``[batch]`` with as many dimensions as the value, to broadcast."""
-    return mask.reshape(-1, *(1,) * (value.ndim - 1))
+def chosen(which: Tensor, new: Any, old: Any) -> Any:
+    """The new state of a solver for some samples, the old one for the others."""
+
+    def of_each(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(which.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    return pytree.tree_map(of_each, new, old)

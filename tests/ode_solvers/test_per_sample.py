@@ -94,7 +94,7 @@ def test_a_nan_on_the_way_ends_that_sample_with_its_last_finite_state(solver, hi
     ]
     assert torch.equal(found.z[:, OTHERS], clean.z[:, OTHERS])
     assert bool(found.z.isfinite().all())
-    # The output before it is there; its steps near the NaN are others, and so is what they interpolate.
+    # The output before it is there; its steps near the NaN are others, and what they interpolate.
     rtol = 1e-5 if hit_times else 2e-3
     assert torch.allclose(found.z[1, 3], clean.z[1, 0], rtol=rtol)
     assert found.z[2, 3, 0].item() == pytest.approx(torch.exp(torch.tensor(-0.5)).item(), rel=0.1)
