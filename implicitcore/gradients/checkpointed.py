@@ -199,7 +199,7 @@ class _Pullback:
         run = self.forward.run
         rows = [row.detach().requires_grad_() for row in (*run.outputs.rows, run.samples.z)]
         with torch.enable_grad():
-            z = run.outputs.assemble(rows[:-1], rows[-1], run.samples.next, run.stops.times)
+            z = run.outputs.assemble(rows[:-1], rows[-1], run.samples.ahead.next, run.stops.times)
         return torch.autograd.grad(z, rows, v)
 
     def _step(

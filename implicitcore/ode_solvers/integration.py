@@ -176,15 +176,15 @@ class Integration:
         self, start: StepStart, piece: Sequence[Tensor], end: Tensor, passed: Tensor, every: bool
     ) -> None:
         """Samples ``passed`` output times on their way to the end of a step."""
-        samples, times = self.samples, self.stops.times
+        samples, first = self.samples, self.samples.ahead.next
         with torch.no_grad():
-            first, reached = samples.next, self.stops.passed(end)
+            reached = self.stops.passed(end)
             if not every:
                 reached = torch.where(passed, reached, first)
-            # An event may have cut the step off before them.
-            samples.next = reached if self.recorder is None else torch.maximum(reached, first)
-            samples.due = times[samples.next.clamp(max=len(times) - 1)]
-        self.outputs.passing(start, piece, None if every else passed, first, samples.next)
+            if self.recorder is not None:  # an event may have cut the step off before them
+                reached = torch.maximum(reached, first)
+            samples.ahead = samples.ahead.passed(reached, self.stops)
+        self.outputs.passing(start, piece, None if every else passed, first, reached)
 
     def _advance(self, step: Step | None, attempt: Attempt, choice: Choice, look: Look) -> None:
         """Go to the end of a step where it was accepted."""
@@ -216,23 +216,18 @@ class Integration:
     def _arrive(self, arrived: Tensor, before: Tensor) -> None:
         """Samples ``arrived`` at their next stops; ``before`` are their last step sizes."""
         samples, stops = self.samples, self.stops
-        first, stop = samples.next, samples.stop.clamp(max=len(stops.ends) - 1)
-        samples.next = torch.where(arrived, stops.reached[stop], first)
-        samples.stop = samples.stop + arrived
-        samples.mark = torch.where(arrived, samples.steps, samples.mark)
-        samples.done = samples.stop >= len(stops.ends)
+        came, last = samples.ahead, len(stops.ends) - 1
+        samples.ahead = ahead = came.arrived(arrived, samples.steps, stops)
+        samples.done = ahead.stop > last
         samples.active = samples.active & ~samples.done
-        samples.target = stops.ends[samples.stop.clamp(max=len(stops.ends) - 1)]
-        if stops.between:
-            samples.due = stops.times[samples.next.clamp(max=len(stops.times) - 1)]
         # A step that was shortened to arrive says little about the size that the error allows.
         samples.size = torch.where(arrived, torch.maximum(samples.size, before), samples.size)
-        self.outputs.arrive(samples.z, arrived, first, samples.next)
+        self.outputs.arrive(samples.z, arrived, came.next, ahead.next)
         if self.observer is not None:
-            here = arrived & (samples.next > first)
-            samples.z, samples.state = self.observer.arrive(samples.z, here, first), None
+            here = arrived & (ahead.next > came.next)
+            samples.z, samples.state = self.observer.arrive(samples.z, here, came.next), None
         if stops.jumps:
-            self._leap(arrived, stops.resumes[stop])
+            self._leap(arrived, stops.resumes[came.stop.clamp(max=last)])
 
     def _leap(self, arrived: Tensor, resumes: Tensor) -> None:
         """Samples ``arrived`` go on behind a jump of the field, with the velocity there."""
@@ -269,7 +264,7 @@ class Integration:
         z0 = outputs.rows[0] if self.observer is None else None
         self.rest.check(self.system, self.solver.velocity, samples, times, z0)
         return Trajectory(
-            z=outputs.assemble(outputs.rows, samples.z, samples.next, times),
+            z=outputs.assemble(outputs.rows, samples.z, samples.ahead.next, times),
             start=outputs.rows[0],
             status=samples.status(recorder and recorder.ended),
             steps=samples.steps,

@@ -36,7 +36,7 @@ class Look(NamedTuple):
         if not stops.between:
             alike, arrived, refused = torch.stack(asked).tolist()
             return cls(follows, alike, arrived, refused)
-        passed = accept & stops.later(attempt.end, samples.due)
+        passed = accept & stops.later(attempt.end, samples.ahead.due)
         found = torch.stack([*asked, passed.any(), passed.all()])
         alike, arrived, refused, some_pass, all_pass = found.tolist()
         return cls(follows, alike, arrived, refused, passed if some_pass else None, all_pass)

@@ -90,7 +90,7 @@ class StepsLeft:
     @torch.no_grad()
     def _left(self, run: Integration) -> int:
         samples = run.samples
-        spent = samples.steps - samples.mark
+        spent = samples.steps - samples.ahead.mark
         going = samples.active & (spent < self.limit)
         most = int(torch.where(going, spent, -1).max())
         if most < 0:

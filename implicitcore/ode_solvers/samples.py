@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,35 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.ode_solvers.stops import Stops
 from implicitcore.solution import Status
+
+
+class Ahead(NamedTuple):
+    """The times that each sample goes to."""
+
+    next: Tensor  # [batch], the index of the next output time
+    due: Tensor  # [batch], that time; kept where output times lie between the stops
+    stop: Tensor  # [batch], the index of the next time at which a step has to end
+    target: Tensor  # [batch], that time
+    mark: Tensor  # [batch], the steps taken until the last stop
+
+    @classmethod
+    def at_start(cls, none: Tensor, stops: Stops) -> Ahead:
+        """The first ones; ``none`` is zero for each sample."""
+        due, target = (times.expand(len(none)) for times in (stops.times[1:2], stops.ends[:1]))
+        return cls(none + 1, due, none, target, none)
+
+    def passed(self, reached: Tensor, stops: Stops) -> Ahead:
+        """With so many output times ``reached``."""
+        due = stops.times[reached.clamp(max=len(stops.times) - 1)] if stops.between else self.due
+        return self._replace(next=reached, due=due)
+
+    def arrived(self, arrived: Tensor, steps: Tensor, stops: Stops) -> Ahead:
+        """Where samples ``arrived`` at their stops, after so many ``steps``."""
+        last = len(stops.ends) - 1
+        reached = torch.where(arrived, stops.reached[self.stop.clamp(max=last)], self.next)
+        stop, mark = self.stop + arrived, torch.where(arrived, steps, self.mark)
+        target = stops.ends[stop.clamp(max=last)]
+        return self.passed(reached, stops)._replace(stop=stop, target=target, mark=mark)
 
 
 @dataclass
@@ -25,16 +54,12 @@ class Samples:
         state: the solver's, any pytree of ``[batch, ...]``; None where it is to be made.
         size: of the next step, positive, ``[batch]``.
         error: what the control of the step size remembers, ``[..., batch]``.
-        next: the index of the next output time, ``[batch]``.
-        due: that time, ``[batch]``.
-        stop: the index of the next time at which a step has to end, ``[batch]``.
-        target: that time, ``[batch]``.
+        ahead: the times that it goes to.
         active: takes steps, ``[batch]`` bool.
         done: reached the last output time, ``[batch]`` bool.
         finite: had finite values so far, ``[batch]`` bool.
         moving: has a step size left to try, ``[batch]`` bool.
         steps: taken, ``[batch]``.
-        mark: ``steps`` at the last stop, ``[batch]``.
     """
 
     t: Tensor
@@ -42,24 +67,19 @@ class Samples:
     state: Any
     size: Tensor
     error: Tensor
-    next: Tensor
-    due: Tensor
-    stop: Tensor
-    target: Tensor
+    ahead: Ahead
     active: Tensor
     done: Tensor
     finite: Tensor
     moving: Tensor
     steps: Tensor
-    mark: Tensor
 
     @classmethod
     def at_start(cls, z0: Tensor, stops: Stops) -> Samples:
         """All of them at the first of the output times."""
         batch = z0.shape[0]
         t = stops.start.expand(batch)
-        first = torch.ones(batch, dtype=torch.int64, device=z0.device)
-        none = torch.zeros_like(first)
+        none = torch.zeros(batch, dtype=torch.int64, device=z0.device)
         yes = torch.ones(batch, dtype=torch.bool, device=z0.device)
         return cls(
             t=t,
@@ -67,21 +87,17 @@ class Samples:
             state=None,
             size=torch.zeros_like(t),
             error=torch.ones_like(t),
-            next=first,
-            due=stops.times[1:2].expand(batch),
-            stop=none,
-            target=stops.ends[:1].expand(batch),
+            ahead=Ahead.at_start(none, stops),
             active=yes,
             done=torch.zeros_like(yes),
             finite=yes,
             moving=yes,
             steps=none,
-            mark=none,
         )
 
     def status(self, ended: Tensor | None) -> Tensor:
         """What became of each, ``[batch]`` int8; some may have ``ended`` before the last time."""
-        status = torch.full_like(self.next, Status.MAX_STEPS, dtype=torch.int8)
+        status = torch.full_like(self.steps, Status.MAX_STEPS, dtype=torch.int8)
         status[~self.moving] = Status.DIVERGED
         status[~self.finite] = Status.NON_FINITE
         status[self.done if ended is None else self.done | ended] = Status.CONVERGED

@@ -87,12 +87,12 @@ class ControlledSteps(StepChooser):
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
-        remaining = samples.target - samples.t
+        remaining = samples.ahead.target - samples.t
         return self.control.first(system, samples.t, samples.z, velocity, remaining)
 
     def choose(self, samples: Samples) -> Attempt:
         """See :meth:`StepChooser.choose`."""
-        t, target, size = samples.t, samples.target, samples.size
+        t, target, size = samples.t, samples.ahead.target, samples.size
         if self.coarse:
             size = torch.maximum(size, self.eps * t.abs())
         dt, arrives = self.control.fit(size, target - t)
@@ -192,7 +192,7 @@ class ReplayedSteps(StepChooser):
         A step that will be rejected is not taken: what f gives beyond its domain is in no graph.
         """
         step = self.record[self.index]
-        end = torch.where(step.arrives, samples.target, samples.t + step.dt)
+        end = torch.where(step.arrives, samples.ahead.target, samples.t + step.dt)
         return Attempt(torch.where(step.accept, step.dt, 0), step.arrives, end)
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:

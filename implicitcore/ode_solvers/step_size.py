@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class StepSize(ABC):
     """
 
     min_step: float = 0.0
-    hits_times: bool = True
+    hits_times: ClassVar[bool] = True
 
     @abstractmethod
     def first(
@@ -160,7 +160,7 @@ class Adaptive(StepSize):
     min_step: float = 0.0
     max_step: float = torch.inf
     steady_bound: float = 0.3
-    hits_times: bool = False
+    hits_times: ClassVar[bool] = False
 
     @classmethod
     def of(cls, control: ErrorControl, order: int, *, steady_bound: float = 0.3) -> Adaptive:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import implicitcore as ic
+from implicitcore.ode_solvers.dense import Interpolant
 from implicitcore.testing.trajectories import driven, logistic, trajectories
 
 ADAPTIVE = [ic.Bosh3, ic.Fehlberg45, ic.Dopri5, ic.Tsit5, ic.DOP853, ic.Adams, ic.ESDIRK]
@@ -36,6 +37,7 @@ def test_the_error_between_the_steps_is_that_of_the_steps(method, rtol):
     solver = method(rtol=rtol, atol=rtol / 100, max_steps=5000)
     with torch.no_grad():
         found = ic.integrate(swing, z0, times=line(400, end), solver=solver, dense=True)
+        assert isinstance(found.interpolant, Interpolant)
         stops = found.interpolant.ends[0].unique()
         at_steps = found.interpolate(stops)[:, 0]
     exact = lambda t: torch.stack((t.cos(), -t.sin()), 1)  # noqa: E731
@@ -48,12 +50,10 @@ def test_many_times_cost_what_two_cost_and_change_no_step(method):
     problem, solver = logistic(4), method()
     with torch.no_grad():
         two, many, hit = (
-            ic.integrate(problem.field, problem.z0, problem.x, solver=solver, **options)
-            for options in (
-                {"times": line(2, 3)},
-                {"times": line(1000, 3)},
-                {"times": line(100, 3), "hit_times": True},
+            ic.integrate(
+                problem.field, problem.z0, problem.x, times=times, solver=solver, hit_times=hit
             )
+            for times, hit in ((line(2, 3), False), (line(1000, 3), False), (line(100, 3), True))
         )
     assert torch.equal(many.steps, two.steps)
     assert torch.equal(many.z[-1], two.z[-1])
@@ -132,6 +132,7 @@ def test_an_event_cuts_the_times_off():
     fall = lambda t, z, x: torch.stack((z[:, 1], -torch.ones_like(z[:, 1])), 1)  # noqa: E731
     z0 = torch.tensor([[0.5, 0.0], [2.0, 0.0]], dtype=torch.float64, requires_grad=True)
     found = ic.integrate(fall, z0, times=line(41, 4), event=lambda t, z, x: z[:, 0])
+    assert found.event_times is not None
     assert found.event_times.tolist() == pytest.approx([1.0, 2.0])
     for i, (height, end) in enumerate(((0.5, 1.0), (2.0, 2.0))):
         t = found.times.clamp(max=end)
