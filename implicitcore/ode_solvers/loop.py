@@ -89,6 +89,8 @@ class StepsLeft:
 
     @torch.no_grad()
     def _left(self, run: Integration) -> int:
+        if len(run.stops.ends) == 1:
+            return 0  # who still takes steps took all of them
         samples = run.samples
         spent = samples.steps - samples.ahead.mark
         going = samples.active & (spent < self.limit)
