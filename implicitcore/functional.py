@@ -19,6 +19,7 @@ from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event, check_event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
+from implicitcore.ode_solvers.stops import StepAt
 from implicitcore.options.annotations import PartType
 from implicitcore.options.option import Option, read_part
 from implicitcore.options.types import OnFailure, Spec
@@ -157,6 +158,8 @@ def integrate(  # noqa: PLR0913 - keyword options
     gradient: GradientStrategy | Spec | None = None,
     dense: bool = False,
     event: Event | None = None,
+    hit_times: bool = False,
+    step_at: StepAt | None = None,
     exact_time: bool = False,
     backend: Backend | Spec | None = None,
     on_failure: OnFailure = "ignore",
@@ -178,6 +181,12 @@ def integrate(  # noqa: PLR0913 - keyword options
         event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
             start is no change). Two changes within one step are not seen: ``max_step`` of an
             adaptive solver bounds the steps.
+        hit_times: end a step at each output time, which is then as accurate as a step's end and
+            costs at least a step each. Else z there is interpolated by the solver's own continuous
+            extension, whose error is that of the steps, and output times are nearly free. Solvers
+            with equal steps hit the times always.
+        step_at: times ``[S]`` at which v jumps (a switch, a dose). A step ends just before each and
+            the next begins just behind it, so that no stage sees the other side.
         exact_time: v and event receive t in the dtype of the times. Else it is rounded to the real
             dtype of z, float32 at least, so that it mixes with z: too coarse for a field of t whose
             float64 times are far from zero.
@@ -226,7 +235,7 @@ def integrate(  # noqa: PLR0913 - keyword options
             f"{name} has no gradient between the output times: dense output and events "
             "need gradient=Unrolled()"
         )
-    solve = Solve(chosen or _TSIT5, times, dense, event)
+    solve = Solve(chosen or _TSIT5, times, dense, event, hit_times, step_at)
     options, field = _options(kernels, on_failure, coupled), VectorField(v, exact_time=exact_time)
     found = _returned(Trajectory, run(field, z0, x, solve, strategy, **options), strategy)
     report(found, on_failure, "integrate", owner_of(field))

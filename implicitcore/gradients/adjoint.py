@@ -14,8 +14,9 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.quadrature import ANOTHER, AdjointSystem, Quadrature
 from implicitcore.gradients.trajectory import Bound, attach, pull, total
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.ode_solvers.integration import integrate_loop
+from implicitcore.ode_solvers.loop import integrate_loop
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
+from implicitcore.ode_solvers.stops import StepAt
 from implicitcore.options.options import Options
 from implicitcore.options.types import Positive
 from implicitcore.solution import Backward, Status, Trajectory
@@ -75,10 +76,11 @@ class Adjoint(Options, GradientStrategy):
                 "equilibrium; use Implicit"
             )
         with torch.no_grad():
-            solution = solver.solve(system, z0, solve.grid)
+            solution = solve.integrate(solver, system, z0)
         if not torch.is_grad_enabled():
             return solution
-        return attach(self, _Pullback(self, self.solver or solver, solution), system, solution, z0)
+        pullback = _Pullback(self, self.solver or solver, solution, solve.step_at)
+        return attach(self, pullback, system, solution, z0)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class _Pullback:
     strategy: Adjoint
     solver: ODESolver
     solution: Trajectory
+    step_at: StepAt | None
 
     def __call__(self, bound: Bound, v: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """See :data:`implicitcore.gradients.trajectory.Pullback`."""
@@ -138,7 +141,9 @@ class _Pullback:
             raise GradientError(
                 f"{name} does not show its steps, so it cannot integrate backwards: {ANOTHER}"
             )
-        return integrate_loop(self.solver, system, z0, times, observer=quadrature)
+        return integrate_loop(
+            self.solver, system, z0, times, step_at=self.step_at, observer=quadrature
+        )
 
     def _note(self, system: AdjointSystem, status: Tensor, drift: Tensor) -> None:
         """Fill the record, and warn where the integration went wrong."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from implicitcore.errors import GradientError, InputError
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
+from implicitcore.ode_solvers.stops import StepAt
 from implicitcore.options.options import PartMeta
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.judgement import solve as solve_root
@@ -30,12 +31,16 @@ class Solve:
         times: the output times of an ODE solver; None for a root solver.
         dense: keep the continuous extension of a trajectory.
         event: end each sample where this changes its sign.
+        hit_times: end a step at each output time.
+        step_at: times at which the field jumps, where steps end.
     """
 
     solver: RootSolver | ODESolver
     times: Tensor | None = None
     dense: bool = False
     event: Event | None = None
+    hit_times: bool = False
+    step_at: StepAt | None = None
 
     @property
     def grid(self) -> Tensor:
@@ -49,28 +54,37 @@ class Solve:
             raise InputError(f"{name} integrates over times, and none were given")
         return self.times
 
-    def __call__(
-        self, system: System, z0: Tensor, times: Tensor | None = None
-    ) -> Solution | Trajectory:
-        """Solve from z0 (over other ``times``, where given)."""
+    def __call__(self, system: System, z0: Tensor) -> Solution | Trajectory:
+        """Solve from z0."""
         if isinstance(self.solver, RootSolver):
             return solve_root(self.solver, system, z0)
-        times = self.grid if times is None else times
-        found = self._integrate(self.solver, system, z0, times)
-        check_trajectory(self.solver, found, z0, times)
+        return self.integrate(self.solver, system, z0)
+
+    def integrate(self, solver: ODESolver, system: System, z0: Tensor) -> Trajectory:
+        """The trajectory from z0 by the ODE solver.
+
+        Raises:
+            InputError: what is wanted beside the output times needs another solver.
+        """
+        times, options = self.grid, self._wanted()
+        if not options:
+            found = solver.solve(system, z0, times)
+        elif isinstance(solver, StepwiseODESolver):
+            found = solver.solve(system, z0, times, **options)
+        else:
+            between = self.dense or self.event is not None
+            lack = "gives no values between the times" if between else "does not show its steps"
+            raise InputError(
+                f"{type(solver).__name__} {lack}: {', '.join(options)} needs a solver that does"
+            )
+        check_trajectory(solver, found, z0, times)
         return found
 
-    def _integrate(
-        self, solver: ODESolver, system: System, z0: Tensor, times: Tensor
-    ) -> Trajectory:
-        if not (self.dense or self.event):
-            return solver.solve(system, z0, times)
-        if not isinstance(solver, StepwiseODESolver):
-            raise InputError(
-                f"{type(solver).__name__} gives no values between the times: dense "
-                "output and events need a solver that does"
-            )
-        return solver.solve(system, z0, times, dense=self.dense, event=self.event)
+    def _wanted(self) -> dict[str, Any]:
+        """What is asked for beside the output times, as a stepwise solver takes it."""
+        options = {"dense": self.dense, "event": self.event}
+        options |= {"hit_times": self.hit_times, "step_at": self.step_at}
+        return {name: it for name, it in options.items() if it is not None and it is not False}
 
 
 def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Tensor) -> Solution:

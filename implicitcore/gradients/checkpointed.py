@@ -16,9 +16,12 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.checkpoints import Checkpoints
 from implicitcore.gradients.trajectory import Bound, agrees, attach, pull, require_same, total
 from implicitcore.ode_solvers.integration import Integration
-from implicitcore.ode_solvers.samples import Outputs, Samples
+from implicitcore.ode_solvers.loop import StepsLeft
+from implicitcore.ode_solvers.outputs import Outputs
+from implicitcore.ode_solvers.samples import Samples
 from implicitcore.ode_solvers.step_chooser import ControlledSteps, RecordedSteps, ReplayedSteps
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
+from implicitcore.ode_solvers.stops import Stops
 from implicitcore.ode_solvers.times import check_times
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
@@ -70,7 +73,7 @@ class Checkpointed(Options, GradientStrategy):
         if not torch.is_grad_enabled():
             return solve(system, z0)
         with torch.no_grad():
-            forward = _Forward(solver, system, z0, check_times(solve.grid, z0), self.checkpoints)
+            forward = _Forward(solver, solve, system, z0, self.checkpoints)
             solution = forward.run.trajectory()
         pullback = _Pullback(forward, solution.backward)
         return attach(self, pullback, system, solution, z0, replays=True)
@@ -94,27 +97,29 @@ class _Forward:
 
     Arguments:
         solver: makes the steps.
+        solve: has the output times.
         system: the vector field.
         z0: ``[batch, n]``.
-        times: the output times.
         budget: most states kept beside the first.
     """
 
     def __init__(
         self,
         solver: StepwiseODESolver[Any],
+        solve: Solve,
         system: System,
         z0: Tensor,
-        times: Tensor,
         budget: int | None,
     ) -> None:
-        self.chooser = RecordedSteps(ControlledSteps(solver.step_size, times))
+        control, times = solver.step_size, check_times(solve.grid, z0)
+        hits = solve.hit_times or control.hits_times
+        stops = Stops.of(times, z0, hit_times=hits, step_at=solve.step_at)
+        self.chooser = RecordedSteps(ControlledSteps(control, stops))
         self.kept = Checkpoints[Samples](budget)
-        self.run = run = Integration.at_start(solver, system, z0, times, self.chooser)
-        for index in range(solver.max_steps):
-            if not run.more:
-                break
-            self.kept.offer(index, copy.copy(run.samples))
+        self.run = run = Integration.at_start(solver, system, z0, stops, self.chooser)
+        left = StepsLeft(solver.max_steps)
+        while run.more and left.take(run):
+            self.kept.offer(self.steps, copy.copy(run.samples))
             if run.begin():
                 run.step()
 
@@ -127,7 +132,7 @@ class _Forward:
         """An integration that goes on from the samples before a step as this one did."""
         run, chooser = self.run, ReplayedSteps(self.chooser.record, index)
         return Integration(
-            run.solver, system, run.times, chooser, copy.copy(samples), Outputs(), started=True
+            run.solver, system, run.stops, chooser, copy.copy(samples), Outputs(), started=True
         )
 
 
@@ -194,7 +199,7 @@ class _Pullback:
         run = self.forward.run
         rows = [row.detach().requires_grad_() for row in (*run.outputs.rows, run.samples.z)]
         with torch.enable_grad():
-            z = run.outputs.assemble(rows[:-1], rows[-1], run.samples.next, len(run.times))
+            z = run.outputs.assemble(rows[:-1], rows[-1], run.samples.ahead.next, run.stops.times)
         return torch.autograd.grad(z, rows, v)
 
     def _step(
@@ -212,7 +217,7 @@ class _Pullback:
         self.record.vjps += bound.system.evaluations - evaluations
         reached = [
             *zip(_carried(run.samples), cotangents, strict=False),
-            *((row, arrivals.pop()) for row in run.outputs.rows),
+            *((row, arrivals.pop()) for row in reversed(run.outputs.rows)),
         ]
         used = [(tensor, v) for tensor, v in reached if tensor.requires_grad and v is not None]
         wrt = [*before, *bound.inputs]

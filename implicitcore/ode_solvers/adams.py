@@ -114,6 +114,23 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
             z_next, error, Past(differences[:, :-1], grid.gaps, order), order=grid.order + 1
         )
 
+    def piece(  # noqa: PLR0913 - that of every solver
+        self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Past, step: Step
+    ) -> list[Tensor]:
+        """See :meth:`Stepper.piece`.
+
+        The integral of the step's own polynomial: its error on the way is that of the step.
+        """
+        with torch.no_grad():
+            grid, rows = _Grid(dt, state), state.gaps.shape[1]
+            lever, integrals = _integrals(rows, dt.dtype, dt.device)
+            ratio = (column(dt.abs()) / grid.gaps)[:, :-1]
+            products = (1 - lever * ratio).cumprod(2)
+            products = torch.nn.functional.pad(products, (1, 0), value=1.0)
+            along = torch.tensordot(integrals, products, 1).transpose(0, 1)
+            weights = along * (grid.newton * column(dt)).unsqueeze(1)
+        return [z, *(weights.to(z.dtype) @ state.differences).unbind(1)]
+
 
 class _Grid:
     """The coefficients of one step from the distances of the last times, per sample.
@@ -129,6 +146,7 @@ class _Grid:
         g: ``[batch, rows + 1]``, g_0 .., the integrals over the step of the polynomials of Newton's
             form, over dt.
         order: ``[batch]``, of this step.
+        newton: ``[batch, rows]``, beta_j below the order, else zero.
         weights: ``[batch, rows]``, those of the differences.
         highest: ``[batch]``, the highest next order whose error can be estimated.
     """
@@ -151,7 +169,8 @@ class _Grid:
         self.order = torch.where(size > LONGER * last, 1, past.order.clamp(min=1))
         self.highest = past.order + 1
         self.sums = beta.unsqueeze(1) * lower
-        self.weights = self.g[:, :-1] * beta * lower.index_select(0, self.order)
+        self.newton = beta * lower.index_select(0, self.order)
+        self.weights = self.g[:, :-1] * self.newton
 
     def choose(self, sizes: Tensor) -> Tensor:
         """The next order: of this, one less and one more, that with the smallest error.
@@ -196,3 +215,26 @@ def _constants(
         lever, weights = (1 - nodes)[:, None, None] / 2, vectors[0].square()
         lower = torch.ones(size + 1, size, device="cpu").tril(-1)
         return lever.to(device, dtype), weights.to(device, dtype), lower.to(device, dtype)
+
+
+@functools.cache
+def _integrals(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What makes a piece of a polynomial of degree ``size`` - 1 on [0, 1]: of its integral from 0.
+
+    1 - u at ``size`` nodes ``[nodes, 1, 1]``, and the matrix ``[size, nodes]`` that takes its
+    values there to c_1, c_2, .. of :func:`~implicitcore.ode_solvers.dense.evaluate`.
+    """
+    with torch.inference_mode(False):
+        angles = torch.arange(size, dtype=torch.float64, device="cpu").add(0.5) * (torch.pi / size)
+        nodes = (1 - angles.cos()) / 2  # Chebyshev's
+        gauss, weights, _ = _constants(2 * size, torch.float64, torch.device("cpu"))
+        inner = nodes * (1 - gauss.flatten()[:, None])  # [gauss, nodes]
+        away = inner[..., None, None] - nodes
+        apart = nodes[:, None] - nodes + torch.eye(size, dtype=torch.float64, device="cpu")
+        same = torch.eye(size, dtype=torch.bool, device="cpu")
+        lagrange = torch.where(same, 1, away / apart).prod(-1)  # [gauss, nodes, size]
+        sums = (weights[:, None, None] * lagrange).sum(0) * nodes[:, None]
+        factors = [nodes if k % 2 == 0 else 1 - nodes for k in range(size)]
+        basis = torch.stack(factors).cumprod(0).T
+        matrix = torch.linalg.solve(basis, sums)
+        return (1 - nodes)[:, None, None].to(device, dtype), matrix.to(device, dtype)

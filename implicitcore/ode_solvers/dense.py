@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import InputError
+from implicitcore.ode_solvers.stops import Stops
 from implicitcore.tensors.packing import Packing
 
 
@@ -128,8 +129,11 @@ class Pieces:
         self.accepted.append(accept)
         self.rows.append(torch.stack(list(piece), 1)[accept])
 
-    def interpolant(self, packing: Packing, times: Tensor) -> Interpolant:
+    def interpolant(self, packing: Packing, stops: Stops) -> Interpolant:
         """All of them; the first piece is the state at the first time."""
+        ends, times = torch.stack(self.ends, 1), stops.times
+        if stops.jumps:  # the last step may have ended just before the last time
+            ends = torch.where(ends == stops.ends[-1], times[-1], ends)
         degree = self.rows[0].shape[1] - 1 if self.rows else 0
         first = torch.stack([self.z0, *[torch.zeros_like(self.z0)] * degree], 1)
         accepted = torch.stack(self.accepted)
@@ -137,7 +141,7 @@ class Pieces:
         return Interpolant(
             packing=packing,
             span=times[[0, -1]],
-            ends=torch.stack(self.ends, 1),
+            ends=ends,
             starts=torch.stack(self.starts, 1),
             dt=torch.stack(self.dt, 1),
             row=torch.where(accepted, place, place[0]).T,

@@ -122,6 +122,24 @@ class ImplicitRungeKutta(ErrorTolerance, StepwiseODESolver[StepCache]):
         error = stage_combination(None, one, increments, tableau.error) if tableau.error else None
         return Step(z_next, error, weights=tableau.b, points=points)
 
+    @property
+    def piece_needs_state(self) -> bool:
+        """Not where the continuous extension is made of the stages."""
+        return not self.tableau.dense
+
+    def piece(
+        self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: StepCache, step: Step
+    ) -> list[Tensor]:
+        """See :meth:`Stepper.piece`.
+
+        The method's own continuous extension, where the tableau has one.
+        """
+        if not self.tableau.dense:
+            return super().piece(system, t, dt, z, state, step)
+        combine, one = system.backend.stage_combination, torch.ones_like(dt)
+        moves = [point - z for _, point in step.points[self.tableau.explicit :]]
+        return [z, step.z - z, *(combine(None, one, moves, row) for row in self.tableau.dense)]
+
     def _solve(self, stage: Stage, start: Tensor) -> tuple[Tensor, Tensor]:
         """The move of a stage with its gradient, and which samples have one; else zero."""
         with torch.no_grad():

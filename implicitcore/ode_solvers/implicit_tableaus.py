@@ -20,12 +20,16 @@ class ImplicitTableau:
         c: nodes.
         order: of the solution.
         error: b minus the weights of the embedded method; empty where there is none.
+        dense: weights d_ji of the continuous extension on the moves of the implicit stages, z(t + s
+            dt) = z + s (z_next - z) + s (1 - s) (D_1 + s (D_2 + ...)), where D_j = sum_i d_ji (Y_i
+            - z); empty where there is none.
     """
 
     a: tuple[tuple[float, ...], ...]
     c: tuple[float, ...]
     order: int
     error: tuple[float, ...] = ()
+    dense: tuple[tuple[float, ...], ...] = ()
 
     @property
     def b(self) -> tuple[float, ...]:
@@ -77,4 +81,24 @@ ESDIRK436 = ImplicitTableau(
     c=(0.0, 1 / 2, 83 / 250, 31 / 50, 17 / 20, 1.0),
     order=4,
     error=tuple(b - e for b, e in zip(_B, _EMBEDDED, strict=True)),
+    # Of order 3, and made of the stages themselves: what is fast and decays stays bounded by its
+    # size at the start (measured: at most 1.0 of it), where a velocity would be multiplied by dt
+    # dg/dz. Of the four weights that the order leaves free those with the least error of order 4
+    # and the smallest sums.
+    dense=(
+        (
+            3.7312235502847955,
+            3.9247036504379222,
+            -5.263385341651745,
+            3.4262166442543283,
+            -2.8175986228798906,
+        ),
+        (
+            -8.814931426705147,
+            -6.259499350769432,
+            18.970939562951568,
+            -6.883245304618498,
+            0.5743954777037739,
+        ),
+    ),
 )

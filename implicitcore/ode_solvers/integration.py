@@ -1,76 +1,28 @@
-"""The loop of every stepwise ODE solver."""
+"""An integration, step by step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from implicitcore.ode_solvers.at_rest import AtRest
 from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.dense import StepStart
-from implicitcore.ode_solvers.events import Event
-from implicitcore.ode_solvers.recorder import TrajectoryRecorder
-from implicitcore.ode_solvers.samples import Outputs, Samples, spread
-from implicitcore.ode_solvers.step_chooser import Attempt, Choice, ControlledSteps, StepChooser
+from implicitcore.ode_solvers.look import Look
+from implicitcore.ode_solvers.outputs import Outputs
+from implicitcore.ode_solvers.recorder import TrajectoryRecorder, extended
+from implicitcore.ode_solvers.samples import Samples, chosen
+from implicitcore.ode_solvers.step_chooser import Attempt, Choice, StepChooser
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
-from implicitcore.ode_solvers.times import check_times
+from implicitcore.ode_solvers.stops import Stops
 from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import all_finite, column, real_dtype
-
-
-def integrate_loop(  # noqa: PLR0913 - keyword options
-    solver: Stepper[Any],
-    system: System,
-    z0: Tensor,
-    times: Tensor,
-    stop: Stop | None = None,
-    *,
-    dense: bool = False,
-    event: Event | None = None,
-    observer: StepObserver | None = None,
-) -> Trajectory:
-    """Integrate from z0 over the output times, each sample at its own pace.
-
-    Arguments:
-        solver: makes the steps.
-        system: the vector field.
-        z0: ``[batch, n]``.
-        times: output times ``[T]``.
-        stop: see :meth:`~implicitcore.ode_solvers.base.ODESolver.solve`.
-        dense: keep the continuous extension.
-        event: end each sample where this changes its sign.
-        observer: called along the steps.
-    """
-    control = solver.step_size if stop is None else solver.step_size.steady_state()
-    times = check_times(times, z0, bounded=stop is None)
-    run = Integration.at_start(solver, system, z0, times, ControlledSteps(control, times))
-    run.observer = observer
-    if dense or event is not None:
-        samples = run.samples
-        run.record(TrajectoryRecorder(solver, system, samples.t, z0, dense=dense, event=event))
-    for _ in range(solver.max_steps):
-        if not run.begin(stop):
-            break
-        run.step()
-    else:
-        if stop is not None:
-            run.begin(stop)  # the state after the last step is looked at too
-    return run.trajectory()
-
-
-class _Look(NamedTuple):
-    """What is known of a step on the host."""
-
-    follows: Tensor  # [batch] bool, what takes its end over
-    alike: bool  # all do
-    arrived: bool  # a sample reached an output time
-    refused: bool  # a sample did not accept it
 
 
 @dataclass(eq=False)
@@ -80,7 +32,7 @@ class Integration:
     Attributes:
         solver: makes the steps.
         system: the vector field.
-        times: the output times, ``[T]``.
+        stops: the output times, and where steps have to end.
         chooser: decides how long they are, and which samples accept them.
         samples: where each sample is.
         outputs: the states at the output times.
@@ -93,7 +45,7 @@ class Integration:
 
     solver: Stepper[Any]
     system: System
-    times: Tensor
+    stops: Stops
     chooser: StepChooser
     samples: Samples
     outputs: Outputs
@@ -109,12 +61,12 @@ class Integration:
         solver: Stepper[Any],
         system: System,
         z0: Tensor,
-        times: Tensor,
+        stops: Stops,
         chooser: StepChooser,
     ) -> Integration:
         """With all samples at the first of the output times."""
-        samples, outputs = Samples.at_start(z0, times), Outputs(z0)
-        return cls(solver, system, times, chooser, samples, outputs, more=len(z0) > 0)
+        samples, outputs = Samples.at_start(z0, stops), Outputs(z0)
+        return cls(solver, system, stops, chooser, samples, outputs, more=len(z0) > 0)
 
     def record(self, recorder: TrajectoryRecorder) -> None:
         """Keep what is wanted of the trajectory between the output times."""
@@ -163,11 +115,11 @@ class Integration:
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
             samples.steps = samples.steps + samples.active
-            look = self._look(attempt, choice)
+            look = Look.at(samples, self.stops, attempt, choice)
         if look.refused and (torch.is_grad_enabled() or self.observer is not None):
             step = self._without_refused(step, attempt, choice)
-        if step is not None and self.recorder is not None:
-            step, attempt = self._record(self.recorder, step, attempt, choice.accept)
+        if step is not None and (self.recorder is not None or look.passed is not None):
+            step, attempt = self._follow(step, attempt, choice.accept, look)
         self._advance(step, attempt, choice, look)
 
     def _try(self, dt: Tensor) -> Step:
@@ -175,15 +127,6 @@ class Integration:
         samples = self.samples
         size = dt.to(real_dtype(samples.z))
         return self.solver.step(self.system, samples.t, size, samples.z, samples.state)
-
-    def _look(self, attempt: Attempt, choice: Choice) -> _Look:
-        """The one look at the device in a step where nothing happens."""
-        samples, accept = self.samples, choice.accept
-        # A sample at its last time may follow the others: its dt is zero.
-        follows = accept | samples.done
-        arrived, refused = accept & attempt.arrives, samples.active & ~accept
-        found = torch.stack((follows.all(), arrived.any(), refused.any()))
-        return _Look(follows, *found.tolist())
 
     def _without_refused(self, step: Step, attempt: Attempt, choice: Choice) -> Step | None:
         """The step as those that accepted it take it, or None where no sample did.
@@ -205,22 +148,45 @@ class Integration:
             self.observer.before_step()
         return self._try(torch.where(accept, attempt.dt, 0))
 
-    def _record(
-        self, recorder: TrajectoryRecorder, step: Step, attempt: Attempt, accept: Tensor
+    def _follow(
+        self, step: Step, attempt: Attempt, accept: Tensor, look: Look
     ) -> tuple[Step, Attempt]:
-        """The step, cut off where an event happens in it; samples that end there are not active."""
-        samples = self.samples
-        # Who does not take the step stays in time too, where a solver evaluates its end.
-        dt, end = torch.where(accept, attempt.dt, 0), torch.where(accept, attempt.end, samples.t)
-        start = StepStart(samples.t, dt, samples.z, samples.state)
-        step, end = recorder.record(start, step, end, accept)
-        undefined = recorder.undefined
-        goes_on = ~(recorder.ended | undefined)
-        samples.active = samples.active & goes_on
-        samples.finite = samples.finite & ~undefined
-        return step, attempt._replace(arrives=attempt.arrives & goes_on, end=end)
+        """What is wanted of a step between its ends.
 
-    def _advance(self, step: Step | None, attempt: Attempt, choice: Choice, look: _Look) -> None:
+        It is cut off where an event happens in it; samples that end there are not active.
+        """
+        samples, recorder, dt, end = self.samples, self.recorder, attempt.dt, attempt.end
+        if not look.all_pass:
+            # Who does not take the step stays in time too, where a solver evaluates its end.
+            dt, end = torch.where(accept, dt, 0), torch.where(accept, end, samples.t)
+        start = StepStart(samples.t, dt, samples.z, samples.state)
+        step, piece = extended(self.solver, self.system, start, step, end, accept)
+        if recorder is not None:
+            step, end = recorder.record(start, step, piece, end, accept)
+            undefined = recorder.undefined
+            goes_on = ~(recorder.ended | undefined)
+            samples.active = samples.active & goes_on
+            samples.finite = samples.finite & ~undefined
+            attempt = attempt._replace(arrives=attempt.arrives & goes_on, end=end)
+        if look.passed is not None:
+            self._pass(start, piece, end, look.passed, look.all_pass)
+        return step, attempt
+
+    def _pass(
+        self, start: StepStart, piece: Sequence[Tensor], end: Tensor, passed: Tensor, every: bool
+    ) -> None:
+        """Samples ``passed`` output times on their way to the end of a step."""
+        samples, first = self.samples, self.samples.ahead.next
+        with torch.no_grad():
+            reached = self.stops.passed(end)
+            if not every:
+                reached = torch.where(passed, reached, first)
+            if self.recorder is not None:  # an event may have cut the step off before them
+                reached = torch.maximum(reached, first)
+            samples.ahead = samples.ahead.passed(reached, self.stops)
+        self.outputs.passing(start, piece, None if every else passed, first, reached)
+
+    def _advance(self, step: Step | None, attempt: Attempt, choice: Choice, look: Look) -> None:
         """Go to the end of a step where it was accepted."""
         samples, accept = self.samples, choice.accept
         with torch.no_grad():
@@ -248,17 +214,29 @@ class Integration:
         samples.active = samples.active & ~lost
 
     def _arrive(self, arrived: Tensor, before: Tensor) -> None:
-        """Samples ``arrived`` at their next output times; ``before`` are their last step sizes."""
-        samples = self.samples
-        reached, samples.next = samples.next, samples.next + arrived
-        samples.done = samples.next >= len(self.times)
+        """Samples ``arrived`` at their next stops; ``before`` are their last step sizes."""
+        samples, stops = self.samples, self.stops
+        came, last = samples.ahead, len(stops.ends) - 1
+        samples.ahead = ahead = came.arrived(arrived, samples.steps, stops)
+        samples.done = ahead.stop > last
         samples.active = samples.active & ~samples.done
-        samples.target = self.times[samples.next.clamp(max=len(self.times) - 1)]
         # A step that was shortened to arrive says little about the size that the error allows.
         samples.size = torch.where(arrived, torch.maximum(samples.size, before), samples.size)
-        self.outputs.add(samples.z, arrived, reached)
+        self.outputs.arrive(samples.z, arrived, came.next, ahead.next)
         if self.observer is not None:
-            samples.z, samples.state = self.observer.arrive(samples.z, arrived, reached), None
+            here = arrived & (ahead.next > came.next)
+            samples.z, samples.state = self.observer.arrive(samples.z, here, came.next), None
+        if stops.jumps:
+            self._leap(arrived, stops.resumes[came.stop.clamp(max=last)])
+
+    def _leap(self, arrived: Tensor, resumes: Tensor) -> None:
+        """Samples ``arrived`` go on behind a jump of the field, with the velocity there."""
+        samples = self.samples
+        jumped = arrived & (samples.t != resumes)
+        samples.t = torch.where(jumped, resumes, samples.t)
+        if samples.state is not None and bool(jumped.any()):
+            state = self.solver.init(self.system, samples.t, samples.z)
+            samples.state = chosen(jumped, state, samples.state)
 
     def _keep(self, step: Step, which: Tensor | None) -> None:
         """The new state for the samples that accepted.
@@ -274,11 +252,7 @@ class Integration:
         if step.state is None or self.observer is not None:
             samples.state = None  # an observer needs each first stage at its own point
         else:
-            samples.state = pytree.tree_map(
-                lambda new, old: torch.where(spread(which, new), new, old),
-                step.state,
-                samples.state,
-            )
+            samples.state = chosen(which, step.state, samples.state)
 
     def trajectory(self) -> Trajectory:
         """The states at the output times.
@@ -286,15 +260,16 @@ class Integration:
         A sample that failed keeps its last state in those it did not reach.
         """
         samples, outputs, recorder = self.samples, self.outputs, self.recorder
+        times = self.stops.times
         z0 = outputs.rows[0] if self.observer is None else None
-        self.rest.check(self.system, self.solver.velocity, samples, self.times, z0)
+        self.rest.check(self.system, self.solver.velocity, samples, times, z0)
         return Trajectory(
-            z=outputs.assemble(outputs.rows, samples.z, samples.next, len(self.times)),
+            z=outputs.assemble(outputs.rows, samples.z, samples.ahead.next, times),
             start=outputs.rows[0],
             status=samples.status(recorder and recorder.ended),
             steps=samples.steps,
             evaluations=self.system.evaluations,
-            times=self.times,
+            times=times,
             event_times=recorder and recorder.event_times,
-            interpolant=recorder and recorder.interpolant(self.times),
+            interpolant=recorder and recorder.interpolant(self.stops),
         )

@@ -5,6 +5,7 @@ Its continuous extension, and its event.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.dense import Interpolant, Pieces, StepStart
 from implicitcore.ode_solvers.events import Crossings, Event
 from implicitcore.ode_solvers.stepper import Stepper
+from implicitcore.ode_solvers.stops import Stops
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
@@ -22,7 +24,6 @@ class TrajectoryRecorder:
     """Records the steps of an integration.
 
     Arguments:
-        solver: makes the pieces.
         system: the vector field.
         t: the first time, ``[batch]``.
         z: the state there, ``[batch, n]``.
@@ -33,9 +34,8 @@ class TrajectoryRecorder:
         ended: the samples whose event happened, ``[batch]``.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword options
+    def __init__(
         self,
-        solver: Stepper[Any],
         system: System,
         t: Tensor,
         z: Tensor,
@@ -43,7 +43,7 @@ class TrajectoryRecorder:
         dense: bool,
         event: Event | None,
     ) -> None:
-        self.solver, self.system = solver, system
+        self.system = system
         self.pieces = Pieces(t, z) if dense else None
         self.crossings = Crossings(event, system, t, z) if event is not None else None
         self.ended = torch.zeros_like(t, dtype=torch.bool)
@@ -60,21 +60,14 @@ class TrajectoryRecorder:
         """When the event of each sample happened, ``[batch]``."""
         return None if self.crossings is None else self.crossings.times
 
-    def interpolant(self, times: Tensor) -> Interpolant | None:
+    def interpolant(self, stops: Stops) -> Interpolant | None:
         """The continuous extension, where it was kept."""
-        return None if self.pieces is None else self.pieces.interpolant(self.system.packing, times)
+        return None if self.pieces is None else self.pieces.interpolant(self.system.packing, stops)
 
     def record(
-        self, start: StepStart, step: Step, end: Tensor, accept: Tensor
+        self, start: StepStart, step: Step, piece: Sequence[Tensor], end: Tensor, accept: Tensor
     ) -> tuple[Step, Tensor]:
-        """The step and its end, both cut off where an event happens in it.
-
-        The step holds the solver's state there.
-        """
-        if step.state is None:
-            here = torch.where(column(accept), step.z, start.z)
-            step = step._replace(state=self.solver.init(self.system, end, here))
-        piece = self.solver.piece(self.system, *start, step)
+        """The step and its end, both cut off where an event happens in its ``piece``."""
         if self.crossings is not None:
             crossed = self.crossings.update(end, step.z, accept)
             if crossed is not None:
@@ -85,3 +78,16 @@ class TrajectoryRecorder:
         if self.pieces is not None:
             self.pieces.add(start, end, piece, accept)
         return step, end
+
+
+def extended(
+    solver: Stepper[Any], system: System, start: StepStart, step: Step, end: Tensor, accept: Tensor
+) -> tuple[Step, list[Tensor]]:
+    """The continuous extension of a step, which then holds the solver's state at its end.
+
+    Where the extension needs it: that of the samples which did not accept is where they are.
+    """
+    if step.state is None and solver.piece_needs_state:
+        here = torch.where(column(accept), step.z, start.z)
+        step = step._replace(state=solver.init(system, end, here))
+    return step, solver.piece(system, *start, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -49,17 +50,33 @@ class RungeKutta(StepwiseODESolver[Tensor]):
 
         The method's own continuous extension, where the tableau has one.
         """
-        tableau, stage_combination, stages = (
-            self.tableau,
-            system.backend.stage_combination,
-            [*step.stages],
-        )
+        tableau, stages = self.tableau, [*step.stages]
+        if not tableau.fsal:
+            stages.append(self.velocity(step.state))
         for row, node in zip(tableau.more_a, tableau.more_c, strict=True):
-            stages.append(
-                system.velocity(torch.add(t, dt, alpha=node), stage_combination(z, dt, stages, row))
-            )
-        higher = [stage_combination(None, dt, stages, row) for row in tableau.dense]
-        return [*super().piece(system, t, dt, z, state, step), *higher]
+            point = system.backend.stage_combination(z, dt, stages, row)
+            stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
+        weights = _extension(type(self), z.dtype, z.device)
+        higher = (weights @ torch.stack(stages).flatten(1)).view(-1, *z.shape)
+        return [z, *(higher * column(dt).to(z.dtype)).unbind(0)]
+
+
+@functools.cache
+def _extension(solver: type[RungeKutta], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weights of the stages in c_1, c_2, .. of a piece, over dt: ``[degree, stages]``.
+
+    The last of the step's own stages is the velocity at its end.
+    """
+    tableau = solver.tableau
+    with torch.inference_mode(False):
+        b = torch.tensor(tableau.b, dtype=torch.float64, device="cpu")
+        first, last = torch.zeros(2, len(b) if tableau.fsal else len(b) + 1, dtype=b.dtype)
+        move = torch.nn.functional.pad(b, (0, len(first) - len(b)))
+        first[0], last[-1] = 1, 1
+        cubic = torch.stack((move, first - move, 2 * move - first - last))
+        cubic = torch.nn.functional.pad(cubic, (0, len(tableau.more_a)))
+        rows = [cubic, torch.tensor(tableau.dense, dtype=b.dtype).view(-1, cubic.shape[1])]
+        return torch.cat(rows).to(device, dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

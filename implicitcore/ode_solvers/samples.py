@@ -1,15 +1,45 @@
-"""Where each sample of an integration is, and where it was at the output times."""
+"""Where each sample of an integration is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from implicitcore.ode_solvers.stops import Stops
 from implicitcore.solution import Status
+
+
+class Ahead(NamedTuple):
+    """The times that each sample goes to."""
+
+    next: Tensor  # [batch], the index of the next output time
+    due: Tensor  # [batch], that time; kept where output times lie between the stops
+    stop: Tensor  # [batch], the index of the next time at which a step has to end
+    target: Tensor  # [batch], that time
+    mark: Tensor  # [batch], the steps taken until the last stop
+
+    @classmethod
+    def at_start(cls, none: Tensor, stops: Stops) -> Ahead:
+        """The first ones; ``none`` is zero for each sample."""
+        due, target = (times.expand(len(none)) for times in (stops.times[1:2], stops.ends[:1]))
+        return cls(none + 1, due, none, target, none)
+
+    def passed(self, reached: Tensor, stops: Stops) -> Ahead:
+        """With so many output times ``reached``."""
+        due = stops.times[reached.clamp(max=len(stops.times) - 1)] if stops.between else self.due
+        return self._replace(next=reached, due=due)
+
+    def arrived(self, arrived: Tensor, steps: Tensor, stops: Stops) -> Ahead:
+        """Where samples ``arrived`` at their stops, after so many ``steps``."""
+        last = len(stops.ends) - 1
+        reached = torch.where(arrived, stops.reached[self.stop.clamp(max=last)], self.next)
+        stop, mark = self.stop + arrived, torch.where(arrived, steps, self.mark)
+        target = stops.ends[stop.clamp(max=last)]
+        return self.passed(reached, stops)._replace(stop=stop, target=target, mark=mark)
 
 
 @dataclass
@@ -24,8 +54,7 @@ class Samples:
         state: the solver's, any pytree of ``[batch, ...]``; None where it is to be made.
         size: of the next step, positive, ``[batch]``.
         error: what the control of the step size remembers, ``[..., batch]``.
-        next: the index of the next output time, ``[batch]``.
-        target: that time, ``[batch]``.
+        ahead: the times that it goes to.
         active: takes steps, ``[batch]`` bool.
         done: reached the last output time, ``[batch]`` bool.
         finite: had finite values so far, ``[batch]`` bool.
@@ -38,8 +67,7 @@ class Samples:
     state: Any
     size: Tensor
     error: Tensor
-    next: Tensor
-    target: Tensor
+    ahead: Ahead
     active: Tensor
     done: Tensor
     finite: Tensor
@@ -47,11 +75,11 @@ class Samples:
     steps: Tensor
 
     @classmethod
-    def at_start(cls, z0: Tensor, times: Tensor) -> Samples:
+    def at_start(cls, z0: Tensor, stops: Stops) -> Samples:
         """All of them at the first of the output times."""
         batch = z0.shape[0]
-        t = times[:1].expand(batch)
-        first = torch.ones(batch, dtype=torch.int64, device=z0.device)
+        t = stops.start.expand(batch)
+        none = torch.zeros(batch, dtype=torch.int64, device=z0.device)
         yes = torch.ones(batch, dtype=torch.bool, device=z0.device)
         return cls(
             t=t,
@@ -59,65 +87,27 @@ class Samples:
             state=None,
             size=torch.zeros_like(t),
             error=torch.ones_like(t),
-            next=first,
-            target=times[1:2].expand(batch),
+            ahead=Ahead.at_start(none, stops),
             active=yes,
             done=torch.zeros_like(yes),
             finite=yes,
             moving=yes,
-            steps=torch.zeros_like(first),
+            steps=none,
         )
 
     def status(self, ended: Tensor | None) -> Tensor:
         """What became of each, ``[batch]`` int8; some may have ``ended`` before the last time."""
-        status = torch.full_like(self.next, Status.MAX_STEPS, dtype=torch.int8)
+        status = torch.full_like(self.steps, Status.MAX_STEPS, dtype=torch.int8)
         status[~self.moving] = Status.DIVERGED
         status[~self.finite] = Status.NON_FINITE
         status[self.done if ended is None else self.done | ended] = Status.CONVERGED
         return status
 
 
-def spread(mask: Tensor, value: Tensor) -> Tensor:
-    """``[batch]`` with as many dimensions as the value, to broadcast."""
-    return mask.reshape(-1, *(1,) * (value.ndim - 1))
+def chosen(which: Tensor, new: Any, old: Any) -> Any:
+    """The new state of a solver for some samples, the old one for the others."""
 
+    def of_each(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(which.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-class Outputs:
-    """The states at the output times: rows in the order of arrival, and whose they are.
-
-    Arguments:
-        z0: the state at the first time, ``[batch, n]``; None where only later ones are wanted.
-    """
-
-    def __init__(self, z0: Tensor | None = None) -> None:
-        self.rows: list[Tensor] = [] if z0 is None else [z0]
-        self.samples: list[Tensor] = []
-        self.which: list[Tensor] = []
-
-    def add(self, z: Tensor, arrived: Tensor, which: Tensor) -> None:
-        """Samples ``arrived`` at their output times ``which``."""
-        index = arrived.nonzero().squeeze(1)
-        self.rows.append(z.index_select(0, index))
-        self.samples.append(index)
-        self.which.append(which.index_select(0, index))
-
-    def assemble(self, rows: Sequence[Tensor], last: Tensor, reached: Tensor, count: int) -> Tensor:
-        """``[T, batch, n]`` from the rows of the start and of each arrival.
-
-        Arguments:
-            rows: these, or others of their shapes.
-            last: the state now, ``[batch, n]``: that of the times that were not ``reached``.
-            reached: output times, the first included, ``[batch]``.
-            count: of all output times.
-        """
-        batch, device = len(last), last.device
-        place = torch.arange(batch, device=device).repeat(count, 1)
-        if self.samples:
-            samples = torch.cat(self.samples)
-            used = batch + len(samples)
-            place[torch.cat(self.which), samples] = torch.arange(batch, used, device=device)
-        else:
-            used = batch
-        late = torch.arange(count, device=device)[:, None] >= reached
-        place = torch.where(late, torch.arange(used, used + batch, device=device), place)
-        return torch.cat((*rows, last)).index_select(0, place.flatten()).reshape(count, *last.shape)
+    return pytree.tree_map(of_each, new, old)

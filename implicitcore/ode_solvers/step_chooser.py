@@ -12,6 +12,7 @@ from torch import Tensor
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.samples import Samples
 from implicitcore.ode_solvers.step_size import StepSize
+from implicitcore.ode_solvers.stops import Stops
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import all_finite
 
@@ -24,11 +25,11 @@ SHORTEST = 1e-3
 
 
 class Attempt(NamedTuple):
-    """A step of each sample towards its next output time."""
+    """A step of each sample towards its next stop."""
 
     dt: Tensor  # [batch], with its sign; zero for a sample that is not active
     arrives: Tensor  # [batch] bool, whether it ends there
-    end: Tensor  # [batch], t + dt; the output time itself where it arrives
+    end: Tensor  # [batch], t + dt; the stop itself where it arrives
 
 
 class Choice(NamedTuple):
@@ -75,22 +76,23 @@ class ControlledSteps(StepChooser):
 
     Arguments:
         control: chooses the sizes.
-        times: the output times of the integration.
+        stops: where steps have to end.
     """
 
-    def __init__(self, control: StepSize, times: Tensor) -> None:
-        self.control, self.times = control, times
+    def __init__(self, control: StepSize, stops: Stops) -> None:
+        times = torch.cat((stops.start, stops.ends))
+        self.control, self.span = control, (times[-1] - times[0]).abs().clamp(max=1)
         self.eps = torch.finfo(times.dtype).eps
         self.coarse = bool(self.eps * times.abs().max() > COARSE * times.diff().abs().min())
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
-        remaining = samples.target - samples.t
+        remaining = samples.ahead.target - samples.t
         return self.control.first(system, samples.t, samples.z, velocity, remaining)
 
     def choose(self, samples: Samples) -> Attempt:
         """See :meth:`StepChooser.choose`."""
-        t, target, size = samples.t, samples.target, samples.size
+        t, target, size = samples.t, samples.ahead.target, samples.size
         if self.coarse:
             size = torch.maximum(size, self.eps * t.abs())
         dt, arrives = self.control.fit(size, target - t)
@@ -114,8 +116,7 @@ class ControlledSteps(StepChooser):
     ) -> tuple[Tensor, Tensor]:
         """Those for which no smaller step is left to try."""
         size = attempt.dt.abs()
-        span = (self.times[-1] - self.times[0]).abs().clamp(max=1)
-        floor = (SHORTEST * self.eps * span).clamp(min=self.control.min_step)
+        floor = (SHORTEST * self.eps * self.span).clamp(min=self.control.min_step)
         smallest = torch.maximum(self.eps * samples.t.abs(), floor)
         lost = refused & ((choice.size >= size) | (choice.size < smallest))
         return lost, lost & ~(choice.finite & choice.error.isfinite())
@@ -191,7 +192,7 @@ class ReplayedSteps(StepChooser):
         A step that will be rejected is not taken: what f gives beyond its domain is in no graph.
         """
         step = self.record[self.index]
-        end = torch.where(step.arrives, samples.target, samples.t + step.dt)
+        end = torch.where(step.arrives, samples.ahead.target, samples.t + step.dt)
         return Attempt(torch.where(step.accept, step.dt, 0), step.arrives, end)
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:

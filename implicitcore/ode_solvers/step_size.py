@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -38,9 +38,11 @@ class StepSize(ABC):
 
     Attributes:
         min_step: a sample that would need a shorter step has failed.
+        hits_times: a step ends at each output time; else they are interpolated.
     """
 
     min_step: float = 0.0
+    hits_times: ClassVar[bool] = True
 
     @abstractmethod
     def first(
@@ -158,6 +160,7 @@ class Adaptive(StepSize):
     min_step: float = 0.0
     max_step: float = torch.inf
     steady_bound: float = 0.3
+    hits_times: ClassVar[bool] = False
 
     @classmethod
     def of(cls, control: ErrorControl, order: int, *, steady_bound: float = 0.3) -> Adaptive:

@@ -37,6 +37,11 @@ class Stepper(ABC, Generic[State]):
         """The velocity that the state holds."""
         return state  # pyright: ignore[reportReturnType]
 
+    @property
+    def piece_needs_state(self) -> bool:
+        """Whether :meth:`piece` needs the state at the end of the step."""
+        return True
+
     def piece(
         self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: State, step: Step
     ) -> list[Tensor]:
@@ -44,8 +49,9 @@ class Stepper(ABC, Generic[State]):
 
         The coefficients of :func:`~implicitcore.ode_solvers.dense.evaluate`, each ``[batch, n]``.
         By default Hermite's cubic through the states and velocities at both ends: its error goes
-        with dt^4. It is asked for only where somebody wants dense output or an event;
-        ``step.state`` is then never None.
+        with dt^4, so that a method of a higher order than 4 needs one of its own. It is asked for
+        where a step passes output times, and for dense output and events; ``step.state`` is then
+        not None, unless ``piece_needs_state`` is False. A step's own samples alone may count.
         """
         del system, t
         width, move = column(dt).to(z.dtype), step.z - z

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from implicitcore.ode_solvers.base import ODESolver, Stop
 from implicitcore.ode_solvers.events import Event
-from implicitcore.ode_solvers.integration import integrate_loop
+from implicitcore.ode_solvers.loop import integrate_loop
 from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.ode_solvers.stepper import State, Stepper
+from implicitcore.ode_solvers.stops import StepAt
 from implicitcore.options.shared import StepLimit
 from implicitcore.options.types import Positive
 from implicitcore.solution import Trajectory
@@ -25,7 +26,8 @@ class StepwiseODESolver(StepLimit, ODESolver, Stepper[State]):
     ``init`` and ``velocity``.
 
     The loop keeps every promise: each sample has its own time, step size and status, arrives at
-    each output time exactly, and is frozen when it is done. A step must treat the samples
+    the last time exactly (at each output time where steps are equal, else ``piece`` interpolates),
+    and is frozen when it is done. A step must treat the samples
     independently and may be told dt = 0 for those that are done.
     """
 
@@ -38,12 +40,25 @@ class StepwiseODESolver(StepLimit, ODESolver, Stepper[State]):
         *,
         dense: bool = False,
         event: Event | None = None,
+        hit_times: bool = False,
+        step_at: StepAt | None = None,
     ) -> Trajectory:
         """See :meth:`ODESolver.solve`.
 
-        With the continuous extension where ``dense``, and up to the event of each sample.
+        With the continuous extension where ``dense``, and up to the event of each sample; steps end
+        at each output time where ``hit_times``, and at the jumps of the field, ``step_at``.
         """
-        return integrate_loop(self, system, z0, times, stop, dense=dense, event=event)
+        return integrate_loop(
+            self,
+            system,
+            z0,
+            times,
+            stop,
+            dense=dense,
+            event=event,
+            hit_times=hit_times,
+            step_at=step_at,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

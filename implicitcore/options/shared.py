@@ -44,8 +44,9 @@ class StepLimit(Options):
     """When an integration gives up.
 
     Attributes:
-        max_steps: most steps of a sample, rejected ones included, over all output times: no entry
-            of ``solution.steps`` is larger.
+        max_steps: most steps of a sample, rejected ones included, from one time at which steps have
+            to end to the next: with equal steps from output time to output time, else over all of
+            them (but for ``hit_times`` and ``step_at``).
     """
 
     max_steps: Count = 1000

@@ -98,7 +98,8 @@ class Linearization:
                 "is_grads_batched": True,
             }
             try:
-                return torch.autograd.grad(self.fz, self.point, units, **options)[0]
+                rows = torch.autograd.grad(self.fz, self.point, units, **options)[0]
+                return rows.expand_as(units)  # one zero for all, where f does not depend on z
             except RuntimeError:
                 return torch.stack(
                     [self._product(self.fz, self.point, unit, graph) for unit in units]

@@ -64,10 +64,9 @@ def test_each_sample_may_have_times_of_its_own(solver):
 def test_it_passes_through_the_output_times_and_has_the_fields_slope(solver):
     problem, times = driven(), real(0.2, 0.5, 1.3)
     with torch.no_grad():
-        solution = ic.integrate(
-            problem.field, problem.z0, problem.x, times=times, solver=solver, dense=True
-        )
-        plain = ic.integrate(problem.field, problem.z0, problem.x, times=times, solver=solver)
+        options = {"times": times, "solver": solver, "hit_times": True}
+        solution = ic.integrate(problem.field, problem.z0, problem.x, dense=True, **options)
+        plain = ic.integrate(problem.field, problem.z0, problem.x, **options)
     assert torch.equal(solution.z, plain.z)  # it is looked on, and changes nothing
     assert torch.allclose(solution.interpolate(times), solution.z, rtol=1e-13)
     t = times.clone().requires_grad_()

@@ -171,7 +171,9 @@ def test_a_batch_equals_single_solves_and_a_nan_stays_alone():
     assert found.status.tolist() == [
         ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)
     ]
-    assert torch.equal(known(found.event_times)[others], known(together.event_times)[others])
+    # With a gradient too: Newton's steps in the graph may move the last bit.
+    healthy = run(z0.clone().requires_grad_(), omega)
+    assert torch.equal(known(found.event_times)[others], known(healthy.event_times)[others])
     assert bool(
         torch.autograd.grad(known(found.event_times)[others].sum(), sick)[0][others]
         .isfinite()

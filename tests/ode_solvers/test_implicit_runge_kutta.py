@@ -321,3 +321,13 @@ def test_the_way_between_the_steps():
                 prothero_robinson, z0, rate, times=grid, solver=solver, dense=True
             ).raise_if_failed()
         assert (solution.interpolate(times(1.3)) - math.sin(1.3)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_field_that_does_not_depend_on_the_state(n):
+    x = torch.ones(2, n, dtype=torch.float64, requires_grad=True)
+    grid = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    found = ic.integrate(lambda t, z, x: t * x, x * 0, x, times=grid, solver=ic.ESDIRK())
+    assert torch.allclose(found.z, (grid**2 / 2)[:, None, None].expand(3, 2, n), atol=1e-9)
+    slope = torch.autograd.grad(found.z[-1].sum(), x)[0]
+    assert torch.allclose(slope, torch.full_like(slope, 2.0))

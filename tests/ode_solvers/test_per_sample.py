@@ -30,9 +30,9 @@ GRID = torch.tensor([0.0, 0.35, 1.0], dtype=torch.float64)
 OTHERS = [0, 1, 2, 4, 5, 6, 7]
 
 
-def run(field, z0, x, solver, gradient=None):
+def run(field, z0, x, solver, gradient=None, **options):
     z0, x = z0.detach().clone().requires_grad_(), x.detach().clone().requires_grad_()
-    solution = ic.integrate(field, z0, x, times=GRID, solver=solver, gradient=gradient)
+    solution = ic.integrate(field, z0, x, times=GRID, solver=solver, gradient=gradient, **options)
     return solution, torch.autograd.grad(solution.z.square().sum(), [z0, x])
 
 
@@ -82,18 +82,21 @@ def test_one_nan_sample_leaves_the_other_seven_unchanged(solver, where):
 
 
 @each_solver
-def test_a_nan_on_the_way_ends_that_sample_with_its_last_finite_state(solver):
+@pytest.mark.parametrize("hit_times", [True, False])
+def test_a_nan_on_the_way_ends_that_sample_with_its_last_finite_state(solver, hit_times):
     field = lambda t, z, x: torch.where((t > 0.5) & (x > 0), torch.nan, 0 * x - z)  # noqa: E731
     x = torch.zeros(8, 1, dtype=torch.float64)
-    clean, _ = run(field, torch.ones(8, 2, dtype=torch.float64), x, solver)
+    clean, _ = run(field, torch.ones(8, 2, dtype=torch.float64), x, solver, hit_times=hit_times)
     x[3] = 1
-    found, _ = run(field, torch.ones(8, 2, dtype=torch.float64), x, solver)
+    found, _ = run(field, torch.ones(8, 2, dtype=torch.float64), x, solver, hit_times=hit_times)
     assert found.status.tolist() == [
         ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)
     ]
     assert torch.equal(found.z[:, OTHERS], clean.z[:, OTHERS])
     assert bool(found.z.isfinite().all())
-    assert torch.allclose(found.z[1, 3], clean.z[1, 0])  # the output before it is there
+    # The output before it is there; its steps near the NaN are others, and what they interpolate.
+    rtol = 1e-5 if hit_times else 2e-3
+    assert torch.allclose(found.z[1, 3], clean.z[1, 0], rtol=rtol)
     assert found.z[2, 3, 0].item() == pytest.approx(torch.exp(torch.tensor(-0.5)).item(), rel=0.1)
 
 

@@ -334,6 +334,13 @@ class IgnoresItsTolerances(AdaptiveRungeKutta):
         return ic.Bosh3(rtol=1e-2, atol=1e-3).step_size
 
 
+class StraightBetweenItsSteps(AdaptiveRungeKutta):
+    tableau = tableaus.TSIT5
+
+    def piece(self, system, t, dt, z, state, step):
+        return [z, step.z - z]
+
+
 TIMED = {"integrates_a_time_dependent_field", "integrates_in_float32", "integrates_backward"}
 FOLLOWS = TIMED | {"integrates_an_exponential", "integrates_an_oscillator"}
 BACK = {
@@ -364,6 +371,7 @@ ODE_SOLVERS = [
     (NeverSettles(), {"stops_at_a_steady_state"}),
     (LeaksBetweenSamples(), {"per_sample", "nan_isolation"}),
     (IgnoresItsTolerances(), {"error_follows_rtol"}),
+    (StraightBetweenItsSteps(), {"is_right_between_its_steps"}),
 ]
 
 

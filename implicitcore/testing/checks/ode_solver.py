@@ -133,6 +133,29 @@ def error_follows_rtol(solver: ODESolver) -> None:
 
 
 @contract("ode_solver")
+def is_right_between_its_steps(solver: ODESolver) -> None:
+    """z at many output times is as right as at the ends of its steps.
+
+    For solvers with an rtol that choose their steps, which may interpolate.
+    """
+    needed(solver, "rtol")
+    if getattr(solver, "dt", None) is not None:
+        raise NotApplicable("its steps are given by dt")
+    problem, chosen = trajectory(), with_options(solver, rtol=1e-6, atol=1e-8, max_steps=4000)
+    few, many = (
+        _error(chosen, replace(problem, times=torch.linspace(0.2, 1, count, dtype=torch.float64)))
+        for count in (2, 50)
+    )
+    bound = max(3 * few, 1e-5)
+    expect(
+        many <= bound,
+        f"integrated to 50 output times, after an error of {few:.2g} at the last alone",
+        f"{many:.2g}",
+        f"at most {bound:.2g}",
+    )
+
+
+@contract("ode_solver")
 def has_its_order(solver: ODESolver) -> None:
     """The error is O(dt^order), where it has a dt.
 

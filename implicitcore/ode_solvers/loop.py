@@ -1,0 +1,102 @@
+"""The loop of every stepwise ODE solver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from implicitcore.ode_solvers.base import Stop
+from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.integration import Integration
+from implicitcore.ode_solvers.recorder import TrajectoryRecorder
+from implicitcore.ode_solvers.step_chooser import ControlledSteps
+from implicitcore.ode_solvers.stepper import StepObserver, Stepper
+from implicitcore.ode_solvers.stops import StepAt, Stops
+from implicitcore.ode_solvers.times import check_times
+from implicitcore.solution import Trajectory
+from implicitcore.system.system import System
+
+
+def integrate_loop(  # noqa: PLR0913 - keyword options
+    solver: Stepper[Any],
+    system: System,
+    z0: Tensor,
+    times: Tensor,
+    stop: Stop | None = None,
+    *,
+    dense: bool = False,
+    event: Event | None = None,
+    hit_times: bool = False,
+    step_at: StepAt | None = None,
+    observer: StepObserver | None = None,
+) -> Trajectory:
+    """Integrate from z0 over the output times, each sample at its own pace.
+
+    Arguments:
+        solver: makes the steps.
+        system: the vector field.
+        z0: ``[batch, n]``.
+        times: output times ``[T]``.
+        stop: see :meth:`~implicitcore.ode_solvers.base.ODESolver.solve`.
+        dense: keep the continuous extension.
+        event: end each sample where this changes its sign.
+        hit_times: end a step at each output time; else they are interpolated where the steps are
+            chosen freely.
+        step_at: times at which the field jumps: steps end before and begin behind them.
+        observer: called along the steps, which then end at each output time.
+    """
+    control = solver.step_size if stop is None else solver.step_size.steady_state()
+    times = check_times(times, z0, bounded=stop is None)
+    hits = hit_times or control.hits_times or observer is not None
+    stops = Stops.of(times, z0, hit_times=hits, step_at=step_at)
+    run = Integration.at_start(solver, system, z0, stops, ControlledSteps(control, stops))
+    run.observer = observer
+    if dense or event is not None:
+        samples = run.samples
+        run.record(TrajectoryRecorder(system, samples.t, z0, dense=dense, event=event))
+    steps = StepsLeft(solver.max_steps)
+    while steps.take(run):
+        if not run.begin(stop):
+            break
+        run.step()
+    else:
+        if stop is not None:
+            run.begin(stop)  # the state after the last step is looked at too
+    return run.trajectory()
+
+
+class StepsLeft:
+    """How many steps the samples of an integration may still take: so many from stop to stop.
+
+    Arguments:
+        limit: most steps of a sample between two stops.
+
+    Attributes:
+        sure: in so many steps no sample is out of them: only then they are looked at.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = self.sure = limit
+
+    def take(self, run: Integration) -> bool:
+        """Whether another step may be taken; samples that are out of steps are not active then."""
+        if not self.sure:
+            self.sure = self._left(run)
+        self.sure -= 1
+        return self.sure >= 0
+
+    @torch.no_grad()
+    def _left(self, run: Integration) -> int:
+        if len(run.stops.ends) == 1:
+            return 0  # who still takes steps took all of them
+        samples = run.samples
+        spent = samples.steps - samples.ahead.mark
+        going = samples.active & (spent < self.limit)
+        most = int(torch.where(going, spent, -1).max())
+        if most < 0:
+            return 0
+        samples.active = going
+        run.rest.count(going)
+        return self.limit - most
