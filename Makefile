@@ -22,7 +22,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference \
-	bench-root bench-ode bench-dispatch bench-checks bench-gpu faults-lab honesty choose clean
+	bench-root bench-ode bench-dispatch bench-checks bench-gpu faults-lab honesty choose \
+	wheels clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile \
@@ -106,6 +107,10 @@ choose: install ## measure the table of docs/how_to_choose.md and write it
 
 honesty: install ## solve 24,000 random problems in every way and measure what is said of them
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m honesty $(HONESTY_ARGS)
+
+wheels: install-dev ## build all distributions in dist/, check them, and run the README on the wheels alone
+	$(BIN)/python .ci/wheels.py build
+	$(BIN)/python .ci/wheels.py try
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist demo docs/gallery .pytest_cache .ruff_cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from implicitcore.cli.group import Kind, aligned, echo, load_command
+from implicitcore.errors import did_you_mean
 from implicitcore.options.kinds import KINDS
 from implicitcore.registry.part import Part, missing_requirements, pip_install
 from implicitcore.registry.registry import REGISTRY
@@ -18,10 +19,16 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: implicitcore info root_solver anderson")
-@click.argument("kind", type=Kind(KINDS), metavar="KIND")
-@click.argument("name")
-def info(kind: str, name: str) -> None:
-    """Show a part. What it is, who provides it, how Python calls it, its options."""
+@click.argument("kind", metavar="[KIND]")
+@click.argument("name", required=False)
+def info(kind: str, name: str | None) -> None:
+    """Show a part. What it is, who provides it, how Python calls it, its options.
+
+    KIND may be left out where one kind alone has a part of that NAME.
+    """
+    if name is None:
+        kind, name = _kind_of(kind), kind
+    kind = Kind(KINDS).convert(kind, None, None)
     part = REGISTRY.find(kind, name)
     echo(f"{part.kind} {part.name}: {part.summary}")
     echo(f"provider: {part.provider} {part.version or ''}".rstrip())
@@ -29,6 +36,23 @@ def info(kind: str, name: str) -> None:
         _show_command(part)
     else:
         _show_class(part)
+
+
+def _kind_of(name: str) -> str:
+    """The kind that has a part of this name.
+
+    Raises:
+        UsageError: none or several have; or the name is that of a kind.
+    """
+    if name in KINDS:
+        raise click.UsageError(f"'info {name}' lacks the NAME of a part: see 'list {name}'")
+    found = [kind for kind in KINDS if any(part.name == name for part in REGISTRY.parts(kind))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise click.UsageError(f"{name!r} is a {' and a '.join(found)}: say which")
+    names = [part.name for kind in KINDS for part in REGISTRY.parts(kind)]
+    raise click.UsageError(f"no part is called {name!r}{did_you_mean(name, names)}")
 
 
 def _show_command(part: Part) -> None:

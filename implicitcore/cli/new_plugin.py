@@ -175,7 +175,7 @@ def render(name: str, kind: str) -> dict[str, str]:
     }
     sources[PurePosixPath("package", f"{example.module}.py")] = template / "parts" / f"{kind}.py.in"
     files = {
-        str(path).replace("package/", f"{package}/"): Template(
+        str(path).replace("package", package, 1): Template(
             source.read_text(encoding="utf-8")
         ).substitute(values)
         for path, source in sources.items()

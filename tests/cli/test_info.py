@@ -120,3 +120,22 @@ def test_a_part_that_cannot_be_imported_is_one_message(site: Site, run: Run):
     assert result.stderr.startswith(
         "Error: backend 'gone' of mine 1.0 cannot be imported: ModuleNotFoundError"
     )
+
+
+def test_the_kind_may_be_left_out(site_with_layer: Site, run: Run):
+    assert run("info", "skip").stdout == run("info", "layer", "skip").stdout
+    assert run("info", "anderson").stdout == run("info", "root_solver", "anderson").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("andersen", "no part is called 'andersen'; did you mean 'anderson'"),
+        ("layer", "'info layer' lacks the NAME of a part: see 'list layer'"),
+        ("reversible", "'reversible' is a root_solver and a gradient: say which"),
+    ],
+)
+def test_a_name_alone_that_does_not_tell(name: str, message: str, run: Run):
+    result = run("info", name)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())

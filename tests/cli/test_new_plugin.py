@@ -242,3 +242,13 @@ def test_what_the_wheel_writes_installs_and_passes_its_own_tests(kind, built, tm
 
 def test_the_command_needs_no_torch(tmp_path):
     assert run_python(*NO_TORCH, "new-plugin", "mine", "--directory", str(tmp_path)).returncode == 0
+
+
+def test_the_tests_of_two_plugins_run_in_one_call(tmp_path):
+    """Each has a test module of its own name, which pytest imports beside the other's."""
+    for name in ("one", "two"):
+        new_plugin(name, "--kind", "start", folder=tmp_path)
+    paths = [str(tmp_path / f"implicitcore-{name}") for name in ("one", "two")]
+    done = run_python("-m", "pytest", "-q", "--collect-only", *paths, PYTHONPATH=":".join(paths))
+    assert done.returncode == 0, done.stdout
+    assert "error" not in done.stdout
