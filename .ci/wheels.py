@@ -21,6 +21,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
+# What the test of the README reads; nothing of the packages.
+NEEDED = (
+    *("README.md", "pyproject.toml", "Makefile", "constraints.txt", ".ci/torch_build.py"),
+    *("conftest.py", "tests/conftest.py", "tests/support", "tests/test_readme.py"),
+)
 
 
 def projects() -> list[Path]:
@@ -62,8 +67,7 @@ def try_out(folder: Path) -> None:
     run(python, ROOT / ".ci" / "torch_build.py", "install", *constraint)
     pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     run(*pip, *constraint, "--find-links", DIST, "implicitcore[all,test]", folder=folder)
-    copied = ("README.md", "pyproject.toml", "conftest.py", "tests/conftest.py", "tests/support")
-    for name in (*copied, "tests/test_readme.py"):
+    for name in NEEDED:
         target = folder / name
         target.parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, target)
