@@ -56,11 +56,12 @@ def residuals(
     steps = list(range(len(values)))
     ax.fill_between(steps, curves[0].tolist(), curves[-1].tolist(), alpha=0.2, color="C0")
     for level, curve in zip(levels.tolist(), curves, strict=True):
-        ax.plot(steps, curve.tolist(), color="C0", lw=2 if level == 0.5 else 0.8)
-        ax.annotate(f"{level:.0%}", (steps[-1], curve[-1].item()), fontsize=7)
+        width = 2 if level == 0.5 else 0.8
+        ax.plot(steps, curve.tolist(), color="C0", lw=width)
     if bool((curves > 0).any()):
         ax.set_yscale("log", nonpositive="mask")
-    ax.set(title="Residual, quantiles over samples", xlabel="iteration", ylabel="residual")
+    named = ", ".join(f"{level:.0%}" for level in levels.tolist())
+    ax.set(title=f"Residual at {named} of samples", xlabel="iteration", ylabel="residual")
     return _whole_ticks(ax)
 
 

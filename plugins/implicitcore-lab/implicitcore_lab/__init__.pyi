@@ -5,6 +5,7 @@ from implicitcore_lab.data import DataSource as DataSource
 from implicitcore_lab.data import Split as Split
 from implicitcore_lab.data import standardised as standardised
 from implicitcore_lab.diagnosis.diagnose import diagnose as diagnose
+from implicitcore_lab.diagnosis.pictures import draw_diagnosis as draw_diagnosis
 from implicitcore_lab.diagnosis.record import Diagnosis as Diagnosis
 from implicitcore_lab.diagnosis.record import Finding as Finding
 from implicitcore_lab.errors import DataError as DataError

@@ -54,7 +54,8 @@ def diagnose(
     reported first, and taken away for what follows.
 
     It works on a copy: the layer, its buffers and torch's generator stay as they are. The mode
-    (``train()``, ``eval()``) is that of the layer. It costs some hundred evaluations of f.
+    (``train()``, ``eval()``) is that of the layer, but solves are measured without dropout. It
+    costs some hundred evaluations of f.
 
     Arguments:
         layer: the layer.
@@ -64,7 +65,7 @@ def diagnose(
         samples: so many of the batch are measured, the first ones; all where they are coupled.
 
     Returns:
-        The diagnosis: ``print`` it, or ``draw`` it.
+        The diagnosis: ``print`` it; :func:`draw_diagnosis` draws it.
 
     Raises:
         ConfigError: samples is not positive.
@@ -72,8 +73,8 @@ def diagnose(
     Example:
         >>> import torch, implicitcore as ic
         >>> from implicitcore_lab import diagnose
-        >>> layer = ic.build("deq", lambda z, x: 1.3 * torch.sin(z) + x, root_solver="picard")
-        >>> diagnose(layer, torch.linspace(2.0, 2.5, 8).reshape(8, 1)).healthy
+        >>> layer = ic.build("deq", lambda z, x: 0.5 * torch.sin(z) + x, root_solver="picard")
+        >>> diagnose(layer, torch.linspace(-1.0, 1.0, 8).reshape(8, 1)).healthy
         True
         >>> expanding = ic.build("deq", lambda z, x: x - 1.5 * z, root_solver="picard")
         >>> diagnose(expanding, torch.ones(4, 2)).causes

@@ -21,7 +21,7 @@ INEXACT = 0.05
 ALIKE = 0.9
 """An approximate gradient is to have at least this cosine with the exact one."""
 
-SAME_PLACE = 0.1
+SAME_PLACE = 0.5
 """The layer and the reference are at the same solution where they differ by less."""
 
 _Gradients = tuple[list[Tensor], list[Tensor]]

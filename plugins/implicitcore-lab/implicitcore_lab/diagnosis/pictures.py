@@ -28,8 +28,13 @@ CURVES: dict[str, Callable[..., Axes]] = {
 Panel = Callable[[Axes], Axes]
 
 
-def draw(path: Path, diagnosis: Diagnosis) -> None:
-    """Draw what was measured into a PNG file, a panel for each curve."""
+def draw_diagnosis(path: str | Path, diagnosis: Diagnosis) -> None:
+    """Draw what was measured into a PNG file, a panel for each curve.
+
+    Arguments:
+        path: the file.
+        diagnosis: what :func:`diagnose` gave.
+    """
     panels = _panels(diagnosis)
     rows = max(1, -(-len(panels) // COLUMNS))
     figure = Figure(figsize=(5 * COLUMNS, 4 * rows), layout="constrained")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -92,12 +91,6 @@ class Diagnosis:
             "figures": self.figures,
             "unmeasured": list(self.unmeasured),
         }
-
-    def draw(self, path: str | Path) -> None:
-        """Write all pictures into one PNG file."""
-        from implicitcore_lab.diagnosis.pictures import draw
-
-        draw(Path(path), self)
 
 
 @dataclass

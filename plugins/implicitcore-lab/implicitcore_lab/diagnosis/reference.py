@@ -36,7 +36,7 @@ ROOT = Chain(
 )
 BACKWARD = Implicit(GMRES(tol=TIGHT, max_products=400))
 EXPLICIT = DOP853(rtol=TIGHT, atol=1e-12, max_steps=2000)
-STIFF = ESDIRK(rtol=1e-8, atol=1e-10, max_steps=2000)
+STIFF = ESDIRK(rtol=1e-6, atol=1e-8, max_steps=2000)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore import spectral_radius
+from implicitcore import SteadyState, spectral_radius
 from implicitcore.extend import norm
 from implicitcore_lab.diagnosis.record import Record
 from implicitcore_lab.diagnosis.subject import Subject, times_of
@@ -77,8 +77,12 @@ def _check_moves(subject: Subject, record: Record) -> None:
 
 @torch.no_grad()
 def _check_singular(subject: Subject, record: Record) -> None:
-    """Find a Jacobian at the start that is far larger than a step further on."""
-    if subject.layer.coupled:
+    """Find a Jacobian at the start of an integration that is far larger than a step further on.
+
+    A root solver has left the place after one step.
+    """
+    integrates = not subject.is_root or isinstance(subject.layer.solver, SteadyState)
+    if subject.layer.coupled or not integrates:
         return
     state = subject.start()
     system = subject.system(state)
