@@ -149,22 +149,34 @@ def test_the_readme_by_the_changed_import_alone(theirs):
 
 
 @pytest.mark.slow
-def test_a_training_step_takes_no_longer_than_torchdeqs(theirs):
-    """The least of many, in turns; a tenth is left for what else runs here."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"f_solver": "anderson", "b_solver": "anderson", "ift": True},
+        {"f_solver": "broyden", "b_solver": "broyden", "ift": True},
+        {"ift": True},
+        {"grad": 5},
+        {"core": "indexing", "n_states": 3},
+    ],
+    ids=["anderson", "broyden", "fixed_point_iter", "phantom", "indexing"],
+)
+def test_a_training_step_takes_no_longer_than_torchdeqs(theirs, options):
+    """The least of several steps of each, in turns."""
     cell = Cell(64).float()
     x = torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
-    options = {"f_solver": "anderson", "b_solver": "anderson", "ift": True, "f_stop_mode": "rel"}
-    modules = [library.get_deq(**options, f_tol=1e-4, b_tol=1e-4) for library in (ours, theirs)]
+    common = {"f_stop_mode": "rel", "f_tol": 1e-4, "b_tol": 1e-4}
+    modules = [library.get_deq(**options, **common) for library in (ours, theirs)]
 
     def step(deq) -> float:
         began = time.perf_counter()
         zs, _ = deq(lambda z: cell(z, x), torch.zeros_like(x))
-        zs[-1].square().sum().backward()
+        torch.stack([z.square().sum() for z in zs]).sum().backward()
         return time.perf_counter() - began
 
-    times = [[step(deq) for deq in modules] for _ in range(20)]
+    times = [[step(deq) for deq in modules] for _ in range(12)]
     mine, right = (min(each) for each in zip(*times, strict=True))
-    assert mine <= 1.1 * right, f"ours {1e3 * mine:.2f} ms, TorchDEQ's {1e3 * right:.2f} ms"
+    print(f"ours {1e3 * mine:.2f} ms, TorchDEQ's {1e3 * right:.2f} ms: {mine / right:.2f}")
+    assert mine <= right
 
 
 def test_without_torchdeq_the_gradient_is_exact():
