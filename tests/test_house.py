@@ -13,7 +13,7 @@ from implicitcore.cli.new_plugin import render
 from implicitcore.lazy import read_stub
 from implicitcore.options.kinds import NAMED_KINDS
 
-DOORS = {"implicitcore", "implicitcore.extend", "implicitcore.testing"}
+DOORS = {"implicitcore", "implicitcore.extend", "implicitcore.plots", "implicitcore.testing"}
 COMMAND_LINE = "implicitcore.cli"  # a test of a command runs it in its own process
 TESTS = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("plugins/*/tests/**/*.py")])
 PLUGINS = sorted(ROOT.glob("plugins/*/**/*.py"))

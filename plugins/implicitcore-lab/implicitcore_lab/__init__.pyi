@@ -1,9 +1,13 @@
-"""What an author of data sets, models and tables needs, each with the module that defines it."""
+"""What users and authors of data sets, models and tables need, each with its module."""
 
 from implicitcore_lab.data import Dataset as Dataset
 from implicitcore_lab.data import DataSource as DataSource
 from implicitcore_lab.data import Split as Split
 from implicitcore_lab.data import standardised as standardised
+from implicitcore_lab.diagnosis.diagnose import diagnose as diagnose
+from implicitcore_lab.diagnosis.pictures import draw_diagnosis as draw_diagnosis
+from implicitcore_lab.diagnosis.record import Diagnosis as Diagnosis
+from implicitcore_lab.diagnosis.record import Finding as Finding
 from implicitcore_lab.errors import DataError as DataError
 from implicitcore_lab.models import ModelBuilder as ModelBuilder
 from implicitcore_lab.papers.table import Budget as Budget

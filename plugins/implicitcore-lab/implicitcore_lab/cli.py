@@ -260,5 +260,30 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     click.echo(f"written: {write_report(runs, out)}")
 
 
+@click.command()
+@click.argument("subject", metavar="RUN|CONFIG", type=click.Path(path_type=Path))
+@click.option("--samples", default=32, show_default=True, metavar="N", help="So many are measured.")
+@click.option(
+    "--out",
+    "--output",
+    type=DIRECTORY,
+    default=Path("diagnosis"),
+    show_default=True,
+    help="For diagnosis.json and diagnosis.png.",
+)
+@click.option("--data-dir", metavar="DIR", help=SETTINGS["data_dir"][1])
+@click.option("--device", metavar="NAME", help=SETTINGS["device"][1])
+def diagnose(subject: Path, samples: int, out: Path, **options: str | None) -> None:
+    """Measure the layer of a run or of a configuration, and name what is wrong with it.
+
+    RUN is a directory that train wrote; CONFIG a file that train takes, whose layer is measured as
+    it begins. The first test images are the batch. Exit status 1 where a fault is found.
+    """
+    from implicitcore_lab.diagnosis.job import diagnose_job
+
+    if not diagnose_job(subject, samples, out, _given(**options)):
+        raise SystemExit(1)
+
+
 def _given(**options: str | None) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
