@@ -31,13 +31,11 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
     steps that it needs, is frozen where it stops, and gives its best iterate, as in ``model(x)``.
     The end of the name says what is written:
 
-    ============= ==================================== =========================================
-    ``.pt2``      an exported program                  ``torch.export.load(path).module()(x)``
-    ``.aoti.pt2`` machine code of this kind of         ``torch._inductor.aoti_load_package(path)(x)``
-                  processor; needs a C++ compiler
-    ``.onnx``     an ONNX model, the solve as a Loop;  ``onnxruntime.InferenceSession(path)``
-                  needs ``onnx`` and ``onnxscript``
-    ============= ==================================== =========================================
+    - ``.pt2``: an exported program, ``torch.export.load(path).module()(x)``;
+    - ``.aoti.pt2``: machine code for processors of this kind,
+      ``torch._inductor.aoti_load_package(path)(x)``; writing it needs a C++ compiler;
+    - ``.onnx``: an ONNX model in which the solve is a Loop, ``onnxruntime.InferenceSession(path)``;
+      writing it needs ``onnx`` and ``onnxscript``.
 
     The model is written as it is in ``eval()`` and is not changed. A graph neither raises nor
     warns: where the layer would raise (``on_failure``), that sample's output is NaN. For the status
@@ -60,7 +58,8 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
 
     Example:
         >>> import torch, implicitcore as ic
-        >>> layer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: (z + x).sin() / 2), solver="anderson")
+        >>> cell = ic.FixedPoint(lambda z, x: (z + x).sin() / 2)
+        >>> layer = ic.ImplicitLayer(cell, solver="anderson")
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), layer)
         >>> from tempfile import mkdtemp
         >>> file = ic.export(model, torch.ones(2, 3), mkdtemp() + "/model.pt2")
@@ -75,7 +74,7 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
     with torch.no_grad(), _for_inference(model) as traced:
         try:
             program = torch.export.export(traced, arguments, dynamic_shapes=shapes, strict=False)
-            write(program.run_decompositions(), path)
+            write(program, path)
         except ImplicitCoreError:
             raise
         except Exception as error:
@@ -163,9 +162,7 @@ def _for_inference(model: nn.Module) -> Iterator[nn.Module]:
     """A copy of the model to be traced; what its functions call is in ``eval()`` in the block."""
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name)
+        _fix_weights(module)
     layers = [module for module in model.modules() if isinstance(module, ImplicitLayer)]
     # A function is not copied: the modules that it calls are those of the model itself.
     called = [part for layer in layers for part in captured_modules(layer.dynamics)]
@@ -183,3 +180,17 @@ def _for_inference(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
         for module, p in dropouts:
             module.p = p
+
+
+def _fix_weights(module: nn.Module) -> None:
+    """Make what parametrizations compute plain parameters of a module that was copied.
+
+    By hand, for it shares its class with the original, from which torch would take the weights.
+    """
+    if not parametrize.is_parametrized(module):
+        return
+    weights = {name: getattr(module, name).detach() for name in module.parametrizations}  # pyright: ignore[reportGeneralTypeIssues]
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(weight, requires_grad=False))

@@ -65,7 +65,7 @@ class AndersonMemory(NamedTuple):
     alive: Tensor  # [batch, depth] bool, which rows are in use
     last: Tensor  # [batch, 1, 2 n], the residual and the plain step of the iterate before
     plain: Tensor  # [batch] bool, the samples whose last step was none of acceleration
-    count: Tensor  # int64, rows written; -1 before the first iterate
+    written: Tensor  # int64, rows written; -1 before the first iterate
 
 
 class AndersonIteration(Iteration[Anderson, AndersonMemory]):
@@ -85,8 +85,8 @@ class AndersonIteration(Iteration[Anderson, AndersonMemory]):
         """See :meth:`Iteration.step`."""
         solver, n, g = self.solver, now.z.shape[1], now.residual.value.unsqueeze(1)
         current = torch.cat((g, _plain(now, solver.damping).unsqueeze(1)), 2)
-        first, full = memory.count < 0, memory.count == PERIOD * solver.depth
-        count = torch.where(full, 0, memory.count)
+        first, full = memory.written < 0, memory.written == PERIOD * solver.depth
+        count = torch.where(full, 0, memory.written)
         alive = memory.alive & ~column(grown) & ~full
         pair = current - memory.last
         pair = _without(pair, _inner(memory.rows[..., :n], pair[..., :n], alive), memory.rows)
@@ -114,7 +114,7 @@ class GoodMemory(NamedTuple):
 
     steps: Tensor  # [batch, memory + 1, n]
     matrix: Tensor  # [batch, memory + 1, memory + 1]
-    count: Tensor  # int64, steps written
+    written: Tensor  # int64, steps written
 
 
 class GoodBroydenIteration(Iteration[Broyden, GoodMemory]):
@@ -127,15 +127,13 @@ class GoodBroydenIteration(Iteration[Broyden, GoodMemory]):
         count = torch.zeros((), dtype=torch.int64, device=z.device)
         return GoodMemory(z.new_zeros(z.shape[0], depth, z.shape[1]), matrix, count)
 
-    def step(
-        self, now: Evaluation, grown: Tensor, memory: GoodMemory
-    ) -> tuple[Tensor, GoodMemory]:
+    def step(self, now: Evaluation, grown: Tensor, memory: GoodMemory) -> tuple[Tensor, GoodMemory]:
         """See :meth:`Iteration.step`."""
         del grown
         depth, g = self.solver.memory + 1, now.residual.value.unsqueeze(1)
         dtype = memory.matrix.dtype
-        full = memory.count == depth
-        count = torch.where(full, 0, memory.count)
+        full = memory.written == depth
+        count = torch.where(full, 0, memory.written)
         rows = torch.where(full, 0, memory.steps)
         matrix = torch.where(full, 0, memory.matrix)
         place = torch.arange(depth, device=g.device)
@@ -161,7 +159,7 @@ class BadMemory(NamedTuple):
     left: Tensor  # [batch, memory, n]
     right: Tensor  # [batch, memory, n]
     last: Tensor  # [batch, 1, n], the last residual
-    count: Tensor  # int64, updates written; -1 before the first iterate
+    written: Tensor  # int64, updates written; -1 before the first iterate
 
 
 class BadBroydenIteration(Iteration[Broyden, BadMemory]):
@@ -176,17 +174,17 @@ class BadBroydenIteration(Iteration[Broyden, BadMemory]):
     def step(self, now: Evaluation, grown: Tensor, memory: BadMemory) -> tuple[Tensor, BadMemory]:
         """See :meth:`Iteration.step`."""
         del grown
-        g, full = now.residual.value.unsqueeze(1), memory.count == self.solver.memory
+        g, full = now.residual.value.unsqueeze(1), memory.written == self.solver.memory
         # Where it begins again nothing is learnt of the last step, as before the first one.
-        begins = full | (memory.count < 0)
+        begins = full | (memory.written < 0)
         left, right = torch.where(begins, 0, memory.left), torch.where(begins, 0, memory.right)
         y = g - memory.last
         direction = _without(g, TORCH.inner_products(right, g), left)
         square = y.square().sum(2, keepdim=True)
         learnt = (square > 0) & ~begins
         u = torch.where(learnt, direction / torch.where(square == 0, 1, square), 0)
-        here = torch.arange(self.solver.memory, device=g.device).view(1, -1, 1) == memory.count
-        count = torch.where(begins, 0, memory.count + 1)
+        here = torch.arange(self.solver.memory, device=g.device).view(1, -1, 1) == memory.written
+        count = torch.where(begins, 0, memory.written + 1)
         left = torch.where(here & ~begins, u, left)
         right = torch.where(here & ~begins, y, right)
         s = direction - u * (y * g).sum(2, keepdim=True)

@@ -57,7 +57,7 @@ def solve(solver: Any, system: GraphSystem, z0: Tensor) -> Solution:
 
     def going(samples: Samples, now: Evaluation, memory: Any) -> Tensor:
         del now, memory
-        return samples.active.any() & (samples.count < solver.max_steps)
+        return samples.active.any() & (samples.evaluations < solver.max_steps)
 
     def step(samples: Samples, now: Evaluation, memory: Any) -> tuple[Samples, Evaluation, Any]:
         z_next, memory = iteration.step(now, samples.grown, memory)

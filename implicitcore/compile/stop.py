@@ -19,7 +19,7 @@ from implicitcore.tensors.norms import column
 class Samples(NamedTuple):
     """Where each sample is: what :class:`StopTest` keeps, as tensors that a loop carries."""
 
-    count: Tensor  # int64, evaluations judged
+    evaluations: Tensor  # int64
     active: Tensor  # [batch] bool
     steps: Tensor  # [batch] int64, evaluations up to the stop of each
     best: Tensor  # [batch, n]
@@ -72,7 +72,7 @@ class GraphStop:
     def judge(self, samples: Samples, now: Evaluation) -> Samples:
         """Take in an iterate and its residual."""
         residual, size, active = now.residual, now.residual.norm, samples.active
-        count = samples.count + 1
+        count = samples.evaluations + 1
         met = active & (size <= self._limit(now)) & (count >= self.min_steps)
         trust = Trust(samples.trust, samples.doubted)
         met, away = trust.doubt(met, residual, self.origin.ceiling, self.system.rounding)
@@ -106,6 +106,6 @@ class GraphStop:
             start=start,
             residual=samples.best_norm,
             status=torch.where(active, int(Status.MAX_STEPS), samples.failure).to(torch.int8),
-            steps=torch.where(active, samples.count, samples.steps),
-            evaluations=samples.count,  # pyright: ignore[reportArgumentType] - a number of the graph
+            steps=torch.where(active, samples.evaluations, samples.steps),
+            evaluations=samples.evaluations,  # pyright: ignore[reportArgumentType] - a number of the graph
         )

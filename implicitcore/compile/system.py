@@ -68,9 +68,7 @@ class Layout:
                 leaf = flat.reshape(-1, *self.shapes[0])
             return pytree.tree_unflatten([leaf], self.spec)
         parts = flat.split([prod(shape) for shape in self.shapes], 1)
-        leaves = [
-            part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)
-        ]
+        leaves = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.spec)
 
 
