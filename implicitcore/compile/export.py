@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,8 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
     arguments, shapes = _batched(example if isinstance(example, tuple) else (example,))
     if any(torch.is_autocast_enabled(leaf.device.type) for leaf in _tensors(arguments)):
         raise ConfigError(["export: outside of autocast; write the model in the dtype it is in"])
-    with torch.no_grad(), _for_inference(model) as traced:
+    with torch.no_grad(), _for_inference(model) as traced, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own parts
         try:
             program = torch.export.export(traced, arguments, dynamic_shapes=shapes, strict=False)
             write(program, path)

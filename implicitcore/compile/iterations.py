@@ -96,7 +96,7 @@ class AndersonIteration(Iteration[Anderson, AndersonMemory]):
         rows = torch.where(
             write.view(1, -1, 1), (pair * scale.view(-1, 1, 1)).to(g.dtype), memory.rows
         )
-        alive = torch.where(write, column(~grown), alive)
+        alive = (alive & ~write) | (write & column(~grown))
         back = (grown & ~memory.plain).view(-1, 1, 1)
         last = torch.where(back, memory.last, current)
         z = _without(last[..., n:], _inner(rows[..., :n], g, alive), rows[..., n:])

@@ -58,13 +58,13 @@ class GraphLayer(nn.Module):
         start = self.start(x) if z0 is None else z0
         layout = Layout.of(start, coupled=self.coupled)
         flat = layout.pack(start)
-        solution = solve(self.solver, graph_system(self.dynamics, x, layout, flat.dtype), flat)
+        found = solve(self.solver, graph_system(self.dynamics, x, layout, flat.dtype), flat)
         spent = self.start.evaluations if z0 is None else 0
-        found = solution.amended(
-            z=layout.unpack(solution.z), start=start, evaluations=solution.evaluations + spent
-        )
+        evaluations: Any = found.evaluations + spent
+        values = found._replace(z=layout.unpack(found.z), evaluations=evaluations)
+        solution = Solution(start=start, **values._asdict())
         batch = pytree.tree_leaves(start)[0].shape[0]
-        return found.of_each(batch) if self.coupled else found
+        return solution.of_each(batch) if self.coupled else solution
 
     def _refused(self, status: Tensor) -> Tensor | None:
         """The samples ``[batch]`` whose z must not be taken for an answer."""

@@ -15,13 +15,12 @@ from implicitcore.compile.iterations import (
     Iteration,
     PicardIteration,
 )
-from implicitcore.compile.stop import GraphStop, Samples
+from implicitcore.compile.stop import Found, GraphStop, Samples
 from implicitcore.compile.system import GraphSystem
 from implicitcore.errors import ConfigError
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.picard import Picard
-from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.tensors.norms import column
 
@@ -46,13 +45,17 @@ def iteration_of(solver: Any) -> Iteration[Any, Any]:
     raise ConfigError([f"solver: {type(solver).__name__} has no loop in a graph; use {known}"])
 
 
-def solve(solver: Any, system: GraphSystem, z0: Tensor) -> Solution:
+def solve(solver: Any, system: GraphSystem, z0: Tensor) -> Found:
     """What the solver finds from z0, ``[batch, n]``, with the statuses of the eager loop.
 
     Every sample stops by itself, and the loop where all have. ``compact`` changes no result, and
     nothing here.
     """
-    first = system.evaluate(z0)
+    return solve_from(solver, system, system.evaluate(z0))
+
+
+def solve_from(solver: Any, system: GraphSystem, first: Evaluation) -> Found:
+    """The same from a point where f is known."""
     stop, iteration = GraphStop.at(system, solver, first), iteration_of(solver)
 
     def going(samples: Samples, now: Evaluation, memory: Any) -> Tensor:
@@ -65,6 +68,6 @@ def solve(solver: Any, system: GraphSystem, z0: Tensor) -> Solution:
         now = system.evaluate(z)
         return stop.judge(samples, now), now, memory
 
-    begin = stop.first(first), first, iteration.begin(z0)
+    begin = stop.first(first), first, iteration.begin(first.z)
     samples, _, _ = while_loop(going, step, begin)
-    return stop.solution(samples, z0)
+    return stop.ended(samples)

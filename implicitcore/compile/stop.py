@@ -11,7 +11,7 @@ from torch import Tensor
 from implicitcore.compile.system import GraphSystem
 from implicitcore.root_solvers.stop_criterion import GROWTH
 from implicitcore.root_solvers.stop_state import TRUST, Trust, origin_of
-from implicitcore.solution import Origin, Solution, Status
+from implicitcore.solution import Origin, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.tensors.norms import column
 
@@ -29,6 +29,16 @@ class Samples(NamedTuple):
     failure: Tensor  # [batch] int8, a Status, 0 where a sample did not fail
     trust: Tensor  # [batch], see Trust
     doubted: Tensor  # [batch] bool, see Trust
+
+
+class Found(NamedTuple):
+    """What a solve in a graph gives."""
+
+    z: Tensor  # [batch, n]
+    residual: Tensor  # [batch]
+    status: Tensor  # [batch] int8
+    steps: Tensor  # [batch] int64
+    evaluations: Tensor  # int64
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class GraphStop:
         size, z = now.residual.norm, now.z
         far, no = torch.full_like(size, torch.inf), torch.zeros_like(size, dtype=torch.bool)
         whole = torch.zeros_like(size, dtype=torch.int64)
-        trust = torch.maximum(self._limit(now), self.origin.norm * TRUST)
+        trust = torch.maximum(self.limit(now), self.origin.norm * TRUST)
         count = torch.zeros((), dtype=torch.int64, device=z.device)
         failure = whole.to(torch.int8)
         before = Samples(count, ~no, whole, z, far, far, no, failure, trust, no)
@@ -73,7 +83,7 @@ class GraphStop:
         """Take in an iterate and its residual."""
         residual, size, active = now.residual, now.residual.norm, samples.active
         count = samples.evaluations + 1
-        met = active & (size <= self._limit(now)) & (count >= self.min_steps)
+        met = active & (size <= self.limit(now)) & (count >= self.min_steps)
         trust = Trust(samples.trust, samples.doubted)
         met, away = trust.doubt(met, residual, self.origin.ceiling, self.system.rounding)
         lost = active & ~(size <= self.origin.ceiling)
@@ -94,18 +104,18 @@ class GraphStop:
             trust.doubted,
         )
 
-    def _limit(self, now: Evaluation) -> Tensor:
+    def limit(self, now: Evaluation) -> Tensor:
+        """Below which a residual meets the tolerance, ``[batch]``."""
         scale = self.system.scale(now.residual.update_norm, self.origin.norm)
         return torch.add(torch.full_like(scale, self.floor), scale, alpha=self.tol)
 
-    def solution(self, samples: Samples, start: Tensor) -> Solution:
-        """The best iterates, packed; evaluations are a tensor."""
+    def ended(self, samples: Samples) -> Found:
+        """The best iterates."""
         active = samples.active
-        return Solution(
-            z=samples.best,
-            start=start,
-            residual=samples.best_norm,
-            status=torch.where(active, int(Status.MAX_STEPS), samples.failure).to(torch.int8),
-            steps=torch.where(active, samples.evaluations, samples.steps),
-            evaluations=samples.evaluations,  # pyright: ignore[reportArgumentType] - a number of the graph
+        return Found(
+            samples.best,
+            samples.best_norm,
+            torch.where(active, int(Status.MAX_STEPS), samples.failure).to(torch.int8),
+            torch.where(active, samples.evaluations, samples.steps),
+            samples.evaluations,
         )

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.backends.base import Backend, Residual
-from implicitcore.backends.torch import TORCH
+from implicitcore.backends.base import Residual
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import InputError
 from implicitcore.system.evaluation import Evaluation
@@ -90,13 +89,11 @@ class GraphSystem:
         function: z -> f(z) and g(z), where the dynamics give it, else None; ``[batch, n]``.
         relative_to: see :meth:`Dynamics.scale`.
         rounding: of f(z), relative to it, where the residual is a difference with z.
-        backend: the kernels, which are torch's in a graph.
     """
 
     function: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     relative_to: Callable[[Tensor, Tensor], Tensor]
     rounding: float
-    backend: Backend = TORCH
 
     def evaluate(self, z: Tensor) -> Evaluation:
         """One evaluation; what it gives shares no memory with what f reads."""
