@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.compile.system import GraphSystem
+from implicitcore.graph.system import GraphSystem
 from implicitcore.root_solvers.stop_criterion import GROWTH
 from implicitcore.root_solvers.stop_state import TRUST, Trust, origin_of
 from implicitcore.solution import Origin, Status

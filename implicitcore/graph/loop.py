@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from implicitcore.compile.iterations import (
+from implicitcore.errors import ConfigError
+from implicitcore.graph.iterations import (
     AndersonIteration,
     BadBroydenIteration,
     GoodBroydenIteration,
     Iteration,
     PicardIteration,
 )
-from implicitcore.compile.stop import Found, GraphStop, Samples
-from implicitcore.compile.system import GraphSystem
-from implicitcore.errors import ConfigError
+from implicitcore.graph.stop import Found, GraphStop, Samples
+from implicitcore.graph.system import GraphSystem
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.picard import Picard

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.compile.layer import check_layer
-from implicitcore.compile.loop import SOLVERS
-from implicitcore.compile.plan import Inputs, Plan
-from implicitcore.compile.system import Layout
-from implicitcore.errors import ConfigError, GradientError
+from implicitcore.errors import ConfigError, GradientError, InputError
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
+from implicitcore.graph.layer import check_layer
+from implicitcore.graph.loop import SOLVERS
+from implicitcore.graph.plan import Inputs, Plan
+from implicitcore.graph.system import Layout
+from implicitcore.graph.trace import Kind
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.solution import Backward, Solution, Status
 from implicitcore.system.captured_modules import captured_modules
+from implicitcore.tensors.autocast import ambient
 from implicitcore.tensors.norms import column
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
 
@@ -32,8 +34,7 @@ class CompiledLayer(nn.Module):
 
     def __init__(self, layer: ImplicitLayer) -> None:
         super().__init__()
-        check_layer(layer)
-        _check_gradient(layer.gradient)
+        _check_call(layer)
         self.layer = layer
         self.plans: dict[Any, Plan] = {}
 
@@ -46,6 +47,7 @@ class CompiledLayer(nn.Module):
     def solve(self, x: Any, z0: Any = None) -> Solution:
         """See :meth:`ImplicitLayer.solve`."""
         layer = self.layer
+        _check_call(layer)
         begin = layer.start(unwrapped(x)) if z0 is None else z0
         layout = Layout.of(begin, coupled=layer.coupled)
         flat = layout.pack(begin).detach()
@@ -71,32 +73,80 @@ class CompiledLayer(nn.Module):
         """See :meth:`ImplicitLayer.regularizer`."""
         return self.layer.regularizer(solution)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was compiled, which another process compiles again."""
+        return {**super().__getstate__(), "plans": {}}
+
     def _plan(self, x: Any, layout: Layout, flat: Tensor) -> tuple[Plan, list[Tensor]]:
+        """What was compiled for such inputs, and the tensors that it takes."""
         layer, dynamics = self.layer, self.layer.dynamics
         leaves, spec = pytree.tree_flatten(unwrapped(x))
-        marked = pytree.tree_leaves(x, is_leaf=lambda leaf: isinstance(leaf, Shared))
-        shared = {id(t) for m in marked if isinstance(m, Shared) for t in pytree.tree_leaves(m)}
         fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        per_sample = tuple(t.ndim > 0 and id(t) not in shared for t in given)
+        shared = _shared(x)
+        has_batch = [not layer.coupled and t.ndim > 0 and id(t) not in shared for t in given]
         owned = tuple(_owned(dynamics))
         tensors = [*given, *(getattr(module, name) for module, name in owned)]
+        has_batch = [not layer.coupled, *has_batch, *(False for _ in owned)]
+        kinds = tuple(map(Kind.of, (flat, *tensors), has_batch))
         modes = tuple(module.training for module in dynamics.modules())
-        key = (layer.solver, layer.gradient, layout.shapes, str(spec), str(fixed), per_sample, modes)
-        kinds = tuple((t.dtype, t.device, t.requires_grad, t.shape[1:]) for t in (flat, *tensors))
-        found = self.plans.get((key, kinds))
-        if found is None:
-            inputs = Inputs(spec, fixed, per_sample, owned)
-            adjoint = layer.gradient.solver
-            example = (flat, *tensors)
-            found = Plan(dynamics, layer.solver, adjoint, layout, inputs, example)
-            self.plans[key, kinds] = found
-        return found, tensors
+        key = layer.solver, layer.gradient, layout.shapes, spec, repr(fixed), owned, modes, kinds
+        if key not in self.plans:
+            inputs = Inputs(spec, fixed, len(given), owned)
+            adjoint = layer.gradient.solver  # pyright: ignore[reportAttributeAccessIssue] - checked
+            self.plans[key] = Plan(dynamics, layer.solver, adjoint, layout, inputs, kinds)
+        return self.plans[key], tensors
 
 
 def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.compile
-    """The layer with its solve, and its implicit gradient, as one compiled graph each."""
+    """The layer with its solve and its implicit gradient as one compiled graph each.
+
+    The loop, its stop test and the cell are fused; what does not depend on z (the weights of
+    parametrizations, what the cell makes of x alone) is computed once a solve. The steps, statuses
+    and iterates are those of the layer within rounding, and so is the gradient. The solution's
+    ``evaluations`` lack the one that the layer takes for its graph, which is a part of the backward
+    pass here.
+
+    The first call compiles, and takes seconds to a minute; the first call with another size of the
+    batch compiles once more, for all sizes. What backward needs is compiled by the first one.
+    Worth it for small cells in long runs; on large ones evaluations are the cost, and stay.
+
+    Arguments:
+        layer: with the solver ``Picard``, ``Anderson`` or ``Broyden``, and the gradient
+            ``Implicit`` with one of them or ``GMRES``. The result shares its parameters and follows
+            its options. f has to be a function of its inputs: in training no dropout, and no
+            statistics that it writes.
+
+    Returns:
+        A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.
+
+    Raises:
+        ConfigError: a solver or gradient that has no loop in a graph.
+
+    Example:
+        >>> import implicitcore as ic
+        >>> cell = ic.FixedPoint(lambda z, x: (z + x).sin() / 2)
+        >>> layer = ic.compile(ic.ImplicitLayer(cell, solver=ic.Anderson(tol=1e-5)))
+        >>> layer.layer.solver.tol
+        1e-05
+    """
     return CompiledLayer(layer)
+
+
+def _check_call(layer: ImplicitLayer) -> None:
+    """Refuse what was assigned since, and a call under autocast.
+
+    Raises:
+        ConfigError: of the layer.
+        InputError: of autocast.
+    """
+    check_layer(layer)
+    _check_gradient(layer.gradient)
+    if ambient():
+        raise InputError(
+            "a compiled layer solves in the dtype of its input, and this is autocast: convert the "
+            "layer and its input (layer.bfloat16()), or use the layer as it is"
+        )
 
 
 def _check_gradient(gradient: Any) -> None:
@@ -113,6 +163,17 @@ def _check_gradient(gradient: Any) -> None:
                 f"use {names}"
             ]
         )
+
+
+def _shared(x: Any) -> set[int]:
+    """The identities of the tensors that are marked as shared."""
+    marks = pytree.tree_leaves(x, is_leaf=lambda leaf: isinstance(leaf, Shared))
+    return {
+        id(tensor)
+        for mark in marks
+        if isinstance(mark, Shared)
+        for tensor in pytree.tree_leaves(mark)
+    }
 
 
 def _owned(dynamics: nn.Module) -> Any:
@@ -174,8 +235,7 @@ def _without(left_out: Tensor, plan: Plan, saved: tuple[Tensor, ...]) -> tuple[T
     """
     rows = torch.arange(len(left_out), device=left_out.device)
     rows = torch.where(left_out, (~left_out).int().argmax(), rows)
-    batched = plan._batched
     return tuple(
-        tensor.index_select(0, rows) if per_sample else tensor
-        for tensor, per_sample in zip(saved, batched, strict=True)
+        tensor.index_select(0, rows) if kind.has_batch else tensor
+        for tensor, kind in zip(saved, plan.kinds, strict=True)
     )

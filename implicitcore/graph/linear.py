@@ -12,9 +12,9 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from implicitcore.backends.base import Residual
 from implicitcore.backends.torch import TORCH
-from implicitcore.compile.loop import solve_from
-from implicitcore.compile.stop import Found, GraphStop, Samples
-from implicitcore.compile.system import GraphSystem, exact_norm
+from implicitcore.graph.loop import solve_from
+from implicitcore.graph.stop import Found, GraphStop, Samples
+from implicitcore.graph.system import GraphSystem, exact_norm
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.tensors.norms import column, norm
@@ -121,6 +121,7 @@ def _correction(
     beta = norm(g)
     eps = torch.finfo(beta.dtype)
     place = torch.arange(most_rows + 1, device=g.device)
+
     def going(cycle: Cycle) -> Tensor:
         return cycle.active.any() & (cycle.products < most)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,31 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from implicitcore.errors import GradientError, InputError, describe_error
+from implicitcore.errors import GradientError, InputError
+
+BATCH = 3
+"""The size of the batch in a trace, whose size may be any: one would be taken for a constant."""
+
+
+class Kind(NamedTuple):
+    """What a graph depends on in a tensor."""
+
+    shape: tuple[int, ...]  # with another size of the batch, where it has one
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+    has_batch: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor, has_batch: bool) -> Kind:
+        """Of a tensor."""
+        shape = tuple(tensor.shape)
+        shape = (BATCH, *shape[1:]) if has_batch else shape
+        return cls(shape, tensor.dtype, tensor.device, tensor.requires_grad, has_batch)
+
+    def example(self) -> Tensor:
+        """A tensor of the kind, with no values."""
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,36 +57,34 @@ class Split:
     inside: GraphModule
 
 
-def traced(
-    function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], batched: Sequence[bool]
-) -> GraphModule:
+def traced(function: Callable[..., Sequence[Tensor]], kinds: Sequence[Kind]) -> GraphModule:
     """The function as a graph.
 
     Arguments:
         function: of tensors, to tensors.
-        arguments: examples.
-        batched: which of them have the batch first.
+        kinds: of its arguments.
 
     Raises:
-        InputError: the function draws random numbers, writes into an argument, or depends on values.
+        InputError: the function draws random numbers, writes into an argument, or depends on
+            values.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
-    def fake(tensor: Tensor, has_batch: bool) -> Tensor:
-        sizes = [DimDynamic.STATIC] * tensor.ndim
-        if has_batch:
+    def fake(kind: Kind) -> Tensor:
+        sizes = [DimDynamic.STATIC] * len(kind.shape)
+        if kind.has_batch:
             sizes[0] = DimDynamic.DUCK
         context = StatelessSymbolicContext(dynamic_sizes=sizes)
-        # A tensor that is given twice is two arguments.
-        return mode.from_tensor(tensor.detach().clone(), symbolic_context=context)
+        return mode.from_tensor(kind.example(), symbolic_context=context)
 
-    examples = [fake(*pair) for pair in zip(arguments, batched, strict=True)]
+    examples = [fake(kind) for kind in kinds]
     try:
         with mode:
             trace = make_fx(torch.func.functionalize(function), _allow_non_fake_inputs=True)
             graph = trace(*examples)
     except Exception as error:
-        raise InputError(f"f cannot be compiled: {describe_error(error)}") from error
+        cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise InputError(f"f cannot be compiled: {cause}") from error
     graph.graph.eliminate_dead_code()
     _check(graph)
     return graph
@@ -104,12 +126,10 @@ def split(module: GraphModule, changing: int, outputs: Sequence[int]) -> Split:
     body = [node for node in nodes if node in needed and node in varying]
     ends = {source for node in body for source in node.all_input_nodes} | set(results)
     given = [node for node in nodes if node in ends and node not in varying]
-    head = [node for node in nodes if node not in varying and node.op not in ("placeholder", "output")]
+    head = [node for node in nodes if node in needed and node not in varying]
     return Split(
-        _part(module, places[changing:], [node for node in head if node in needed], given),
-        _part(
-            module, [*places[:changing], *given], [n for n in body if n not in places], results
-        ),
+        _part(module, places[changing:], head, given),
+        _part(module, [*places[:changing], *given], body, results),
     )
 
 
@@ -131,7 +151,7 @@ def _part(
     graph, copies = Graph(), {}
     for index, node in enumerate(inputs):
         copies[node] = graph.placeholder(f"a{index}")
-    for node in nodes:
+    for node in (node for node in nodes if node not in copies):
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] for node in outputs))
     return GraphModule(module, graph)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.compile.loop import iteration_of, solve
-from implicitcore.compile.system import Layout, graph_system
 from implicitcore.errors import ConfigError
+from implicitcore.graph.loop import iteration_of, solve
+from implicitcore.graph.system import Layout, graph_system
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.solution import Solution, Status
 from implicitcore.system.captured_modules import captured_modules

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
 
-from implicitcore.compile.linear import linear_solve
-from implicitcore.compile.loop import solve
-from implicitcore.compile.system import GraphSystem, Layout, graph_system
-from implicitcore.compile.trace import Split, split, traced
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.graph.linear import linear_solve
+from implicitcore.graph.loop import solve
+from implicitcore.graph.system import GraphSystem, Layout, graph_system
+from implicitcore.graph.trace import Kind, Split, split, traced
 from implicitcore.tensors.norms import column
 
 
@@ -28,20 +28,20 @@ class Inputs:
     Attributes:
         spec: the structure of x.
         fixed: the leaves of x that are no tensors, by their places.
-        per_sample: of the tensors in x, whether they have the batch first.
+        count: of the tensors in x.
         owned: the module and the name of each other tensor.
     """
 
     spec: pytree.TreeSpec
     fixed: dict[int, Any]
-    per_sample: tuple[bool, ...]
+    count: int
     owned: tuple[tuple[nn.Module, str], ...]
 
     def x(self, tensors: Sequence[Tensor]) -> Any:
         """The x that the tensors are of."""
         rest = iter(tensors)
-        count = len(self.per_sample) + len(self.fixed)
-        leaves = [self.fixed[i] if i in self.fixed else next(rest) for i in range(count)]
+        places = range(self.count + len(self.fixed))
+        leaves = [self.fixed[i] if i in self.fixed else next(rest) for i in places]
         return pytree.tree_unflatten(leaves, self.spec)
 
 
@@ -55,7 +55,7 @@ class Plan:
         adjoint: of the backward pass.
         layout: of the state.
         inputs: what f reads beside z.
-        example: z0 and those tensors.
+        kinds: of z0 and those tensors.
     """
 
     dynamics: Dynamics
@@ -63,17 +63,11 @@ class Plan:
     adjoint: Any
     layout: Layout
     inputs: Inputs
-    example: tuple[Tensor, ...]
-
-    @property
-    def _batched(self) -> list[bool]:
-        """Of z and the tensors, which have the batch first."""
-        coupled, rest = self.layout.coupled, len(self.inputs.owned)
-        return [not coupled, *self.inputs.per_sample, *(False,) * rest]
+    kinds: tuple[Kind, ...]
 
     def _function(self, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """f(z), and g(z) where the dynamics give it, of these tensors."""
-        count = len(self.inputs.per_sample)
+        count = self.inputs.count
         with ExitStack() as stack:
             owned: dict[nn.Module, dict[str, Tensor]] = {}
             for (module, name), tensor in zip(self.inputs.owned, tensors[count:], strict=True):
@@ -100,18 +94,17 @@ class Plan:
     @cached_property
     def differentiated(self) -> list[int]:
         """The places of the tensors that get a gradient."""
-        return [i for i, tensor in enumerate(self.example[1:]) if tensor.requires_grad]
+        return [i for i, kind in enumerate(self.kinds[1:]) if kind.requires_grad]
 
     @cached_property
     def _value(self) -> Split:
-        graph = traced(self._function, self.example, self._batched)
+        graph = traced(self._function, self.kinds)
         return split(graph, 1, range(1 if self.dynamics.is_map() else 2))
 
     @cached_property
     def _products(self) -> tuple[Split, Split]:
         """J^T v, and v^T df of the tensors."""
-        z, batched = self.example[0], self._batched
-        graph = traced(self._pulled, (z, *self.example), [batched[0], *batched])
+        graph = traced(self._pulled, (self.kinds[0], *self.kinds))
         others = range(1, len(self.differentiated) + 1)
         return split(graph, 1, [0]), split(graph, 1, others)
 
@@ -120,7 +113,7 @@ class Plan:
         """z0 and the tensors -> z, residual, status, steps, evaluations."""
         value, is_map, solver = self._value, self.dynamics.is_map(), self.solver
         scale = self.dynamics.scale
-        rounding = torch.finfo(self.example[0].dtype).eps / 2 if is_map else 0.0
+        rounding = torch.finfo(self.kinds[0].dtype).eps / 2 if is_map else 0.0
 
         def run(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             known = value.before(*tensors)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.compile import loop
-from implicitcore.compile.layer import in_graph
+from implicitcore.graph import loop
+from implicitcore.graph.layer import in_graph
 
 SOLVERS = [
     ic.Picard(tol=1e-6),

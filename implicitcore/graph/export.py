@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from implicitcore.compile.layer import in_graph
 from implicitcore.errors import ConfigError, ImplicitCoreError, InputError, describe_error
+from implicitcore.graph.layer import in_graph
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout
 from implicitcore.system.captured_modules import captured_modules
