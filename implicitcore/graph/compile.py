@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class CompiledLayer(nn.Module):
         _check_call(layer)
         self.layer = layer
         self.plans: dict[Any, Plan] = {}
+        self.reads = Reads.of(layer.dynamics)
 
     def forward(self, x: Any, z0: Any = None) -> Any:
         """See :meth:`ImplicitLayer.forward`."""
@@ -85,11 +87,13 @@ class CompiledLayer(nn.Module):
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         shared = _shared(x)
         has_batch = [not layer.coupled and t.ndim > 0 and id(t) not in shared for t in given]
-        owned = tuple(_owned(dynamics))
+        if not self.reads.holds():
+            self.reads = Reads.of(dynamics)
+        owned = self.reads.owned
         tensors = [*given, *(getattr(module, name) for module, name in owned)]
         has_batch = [not layer.coupled, *has_batch, *(False for _ in owned)]
         kinds = tuple(map(Kind.of, (flat, *tensors), has_batch))
-        modes = tuple(module.training for module in dynamics.modules())
+        modes = tuple(module.training for module in self.reads.modules)
         key = layer.solver, layer.gradient, layout.shapes, spec, repr(fixed), owned, modes, kinds
         if key not in self.plans:
             inputs = Inputs(spec, fixed, len(given), owned)
@@ -176,16 +180,35 @@ def _shared(x: Any) -> set[int]:
     }
 
 
-def _owned(dynamics: nn.Module) -> Any:
-    """The parameters and buffers that f may read: of the dynamics and of what it captured."""
-    seen: set[nn.Module] = set()
-    for part in (dynamics, *captured_modules(dynamics)):
-        for module in part.modules():
-            if module in seen:
-                continue
-            seen.add(module)
-            for tensors in (module._parameters, module._buffers):
-                yield from ((module, name) for name, t in tensors.items() if t is not None)
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """What f may read beside z and x.
+
+    Attributes:
+        modules: the dynamics, what it captured, and their parts.
+        owned: the module and the name of each parameter and buffer.
+    """
+
+    modules: tuple[nn.Module, ...]
+    owned: tuple[tuple[nn.Module, str], ...]
+
+    @classmethod
+    def of(cls, dynamics: nn.Module) -> Reads:
+        """By a look at all modules, which takes longer than a call."""
+        roots = (dynamics, *captured_modules(dynamics))
+        modules = tuple(dict.fromkeys(part for root in roots for part in root.modules()))
+        owned = tuple(
+            (module, name)
+            for module in modules
+            for tensors in (module._parameters, module._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        )
+        return cls(modules, owned)
+
+    def holds(self) -> bool:
+        """Whether the tensors are still where they were, as others they may be."""
+        return all(name in m._parameters or name in m._buffers for m, name in self.owned)
 
 
 class _Solve(torch.autograd.Function):

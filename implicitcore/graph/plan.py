@@ -18,6 +18,7 @@ from implicitcore.graph.linear import linear_solve
 from implicitcore.graph.loop import solve
 from implicitcore.graph.system import GraphSystem, Layout, graph_system
 from implicitcore.graph.trace import Kind, Split, split, traced
+from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.tensors.norms import column
 
 
@@ -141,9 +142,15 @@ class Plan:
             gradients = others.inside(u, *others.before(z, *tensors))
             return found.residual, found.status, found.evaluations, *gradients
 
-        return compiled(run)
+        # A loop inside a loop was seen to end the process, in C++ (torch 2.13).
+        return compiled(run, in_cpp=not isinstance(solver, GMRES))
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One graph of the function, for any size of the batch."""
-    return torch.compile(function, fullgraph=True)
+def compiled(function: Callable[..., Any], *, in_cpp: bool = True) -> Callable[..., Any]:
+    """One graph of the function, for any size of the batch.
+
+    Arguments:
+        function: of tensors.
+        in_cpp: the loop is in C++ too, whose calls would cost more from Python than a small cell.
+    """
+    return torch.compile(function, fullgraph=True, options={"cpp_wrapper": in_cpp})
