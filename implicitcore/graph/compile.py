@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import ConfigError, GradientError, InputError
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
-from implicitcore.graph.layer import check_layer
+from implicitcore.graph.layer import GraphLayer, check_layer
 from implicitcore.graph.loop import SOLVERS
 from implicitcore.graph.plan import Inputs, Plan
 from implicitcore.graph.system import Layout
@@ -24,6 +24,7 @@ from implicitcore.system.captured_modules import captured_modules
 from implicitcore.tensors.autocast import ambient
 from implicitcore.tensors.norms import column
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
+from implicitcore.tensors.transforms import eager
 
 
 class CompiledLayer(nn.Module):
@@ -39,13 +40,18 @@ class CompiledLayer(nn.Module):
         self.layer = layer
         self.plans: dict[Any, Plan] = {}
         self.reads = Reads.of(layer.dynamics)
+        # For a graph around this one, without a gradient; in a tuple it is no part of this module.
+        self.inlined = (GraphLayer(layer),)
 
     def forward(self, x: Any, z0: Any = None) -> Any:
         """See :meth:`ImplicitLayer.forward`."""
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            return self.inlined[0](x, z0)
         solution = self.solve(x, z0)
         report(solution, self.layer.on_failure, type(self.layer).__name__, self.layer)
         return solution.z
 
+    @eager
     def solve(self, x: Any, z0: Any = None) -> Solution:
         """See :meth:`ImplicitLayer.solve`."""
         layer = self.layer
@@ -114,6 +120,9 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     The first call compiles, and takes seconds to a minute; the first call with another size of the
     batch compiles once more, for all sizes. What backward needs is compiled by the first one.
     Worth it for small cells in long runs; on large ones evaluations are the cost, and stay.
+    ``torch.compile`` of a model around it takes the loop into its own graph in inference, also with
+    ``fullgraph=True`` (where the layer would raise, that sample's output is NaN), and leaves it as
+    it is in training, which is a break of the graph.
 
     Arguments:
         layer: with the solver ``Picard``, ``Anderson`` or ``Broyden``, and the gradient

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConfigError
 from implicitcore.graph.loop import iteration_of, solve
+from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout, graph_system
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.solution import Solution, Status
 from implicitcore.system.captured_modules import captured_modules
-from implicitcore.tensors.norms import column
 from implicitcore.tensors.shared import unwrapped
 
 
@@ -42,35 +42,41 @@ class GraphLayer(nn.Module):
 
     def forward(self, x: Any, z0: Any = None) -> Any:
         """The solution's z; see :meth:`ImplicitLayer.forward`."""
-        solution = self.solve(x, z0)
-        bad = self._refused(solution.status)
-        if bad is None:
-            return solution.z
-        return pytree.tree_map(
-            lambda z, start: _chosen(bad, start if self.on_failure == "mask" else torch.nan, z),
-            solution.z,
-            solution.start,
-        )
+        found, start = self._found(x, z0)
+        return found.z if self.on_failure == "ignore" else self._answers(found, start)
 
     def solve(self, x: Any, z0: Any = None) -> Solution:
         """The whole result; ``evaluations`` is a tensor. See :meth:`ImplicitLayer.solve`."""
+        found, start = self._found(x, z0)
+        return Solution(start=start, **found._asdict())
+
+    def _found(self, x: Any, z0: Any) -> tuple[Found, Any]:
+        """What was found, unpacked and of each sample, and where it began."""
         x = unwrapped(x)
         start = self.start(x) if z0 is None else z0
         layout = Layout.of(start, coupled=self.coupled)
         flat = layout.pack(start)
         found = solve(self.solver, graph_system(self.dynamics, x, layout, flat.dtype), flat)
         spent = self.start.evaluations if z0 is None else 0
-        evaluations: Any = found.evaluations + spent
-        values = found._replace(z=layout.unpack(found.z), evaluations=evaluations)
-        solution = Solution(start=start, **values._asdict())
-        batch = pytree.tree_leaves(start)[0].shape[0]
-        return solution.of_each(batch) if self.coupled else solution
+        z, residual, status, steps, evaluations = found
+        if self.coupled:
+            batch = pytree.tree_leaves(start)[0].shape[0]
+            residual, status, steps = (each.expand(batch) for each in (residual, status, steps))
+        return Found(layout.unpack(z), residual, status, steps, evaluations + spent), start
 
-    def _refused(self, status: Tensor) -> Tensor | None:
-        """The samples ``[batch]`` whose z must not be taken for an answer."""
-        if self.on_failure == "ignore":
-            return None
-        return status == Status.NON_FINITE if self.on_failure == "warn" else status != 0
+    def _answers(self, found: Found, start: Any) -> Any:
+        """z where it may be taken for an answer."""
+        by_value = self.on_failure == "warn"
+        bad = found.status == int(Status.NON_FINITE) if by_value else found.status != 0
+        leaves, spec = pytree.tree_flatten(found.z)
+        instead = (
+            pytree.tree_leaves(start) if self.on_failure == "mask" else [torch.nan] * len(leaves)
+        )
+        chosen = [
+            torch.where(bad.reshape(-1, *(1,) * (z.ndim - 1)), value, z)
+            for z, value in zip(leaves, instead, strict=True)
+        ]
+        return pytree.tree_unflatten(chosen, spec)
 
 
 def check_layer(layer: ImplicitLayer) -> None:
@@ -93,8 +99,3 @@ def in_graph(model: nn.Module) -> nn.Module:
             if isinstance(child, ImplicitLayer):
                 setattr(parent, name, GraphLayer(child))
     return model
-
-
-def _chosen(which: Tensor, value: Tensor | float, z: Tensor) -> Tensor:
-    mask = column(which) if z.ndim == 2 else which.reshape(-1, *(1,) * (z.ndim - 1))
-    return torch.where(mask, value, z)

@@ -237,3 +237,20 @@ def test_a_copy_compiles_for_itself():
     copied = pickle.loads(pickle.dumps(compiled))
     assert not copied.plans
     torch.testing.assert_close(copied((x, ic.shared(scale))), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_it_is_a_part_of_a_larger_graph_in_inference():
+    torch._dynamo.reset()
+    linear = nn.Linear(6, 6)
+    inner = ic.ImplicitLayer(
+        ic.FixedPoint(lambda z, x: torch.tanh(0.5 * linear(z) + x)), solver=ic.Anderson(tol=1e-6)
+    )
+    model = nn.Sequential(nn.Linear(4, 6), ic.compile(inner), nn.Linear(6, 2))
+    whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for batch in (2, 7):
+            x = torch.randn(batch, 4)
+            expected = model[2](inner(model[0](x)))
+            torch.testing.assert_close(whole(x), expected, rtol=1e-5, atol=1e-5)
