@@ -113,6 +113,8 @@ class StopState:
         start: what is known from the first residual on.
         failure: ``[batch]`` int8, a :class:`Status` where a sample stopped without having met its
             tolerance and 0 elsewhere; None until one does.
+        pending: ``[batch]``, the limits of the last iterate, where that is the best of each sample
+            and ``best_limit`` does not have them yet.
     """
 
     active: Tensor
@@ -126,6 +128,7 @@ class StopState:
     limit: Tensor
     start: AtStart
     failure: Tensor | None = None
+    pending: Tensor | None = None
 
     @classmethod
     def at(cls, z0: Tensor, atol: Tensor | float) -> StopState:
