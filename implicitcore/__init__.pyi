@@ -9,6 +9,8 @@ from implicitcore.backends.base import Backend as Backend
 
 # backend torch: plain torch operations: the reference
 from implicitcore.backends.torch import TorchBackend as TorchBackend
+from implicitcore.graph.compile import compile as compile
+from implicitcore.graph.export import export as export
 from implicitcore.config.build import build as build
 from implicitcore.config.build import create as create
 from implicitcore.config.build import describe as describe

@@ -1,0 +1,273 @@
+"""Layers whose solve and whose gradient are one compiled graph each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from implicitcore.errors import ConfigError, GradientError, InputError
+from implicitcore.gradients.failures import report
+from implicitcore.gradients.implicit import Implicit
+from implicitcore.graph.layer import GraphLayer, check_layer
+from implicitcore.graph.loop import SOLVERS
+from implicitcore.graph.plan import Inputs, Plan
+from implicitcore.graph.system import Layout
+from implicitcore.graph.trace import Kind
+from implicitcore.layers.base import ImplicitLayer
+from implicitcore.root_solvers.gmres import GMRES
+from implicitcore.solution import Backward, Solution, Status
+from implicitcore.system.captured_modules import captured_modules
+from implicitcore.tensors.autocast import ambient
+from implicitcore.tensors.norms import column
+from implicitcore.tensors.shared import Shared, check_batch, unwrapped
+from implicitcore.tensors.transforms import eager
+
+
+class CompiledLayer(nn.Module):
+    """See :func:`compile`.
+
+    Arguments:
+        layer: the layer; it stays what it was, and shares its parameters with this module.
+    """
+
+    def __init__(self, layer: ImplicitLayer) -> None:
+        super().__init__()
+        _check_call(layer)
+        self.layer = layer
+        self.plans: dict[Any, Plan] = {}
+        self.reads = Reads.of(layer.dynamics)
+        # For a graph around this one, without a gradient; in a tuple it is no part of this module.
+        self.inlined = (GraphLayer(layer),)
+
+    def forward(self, x: Any, z0: Any = None) -> Any:
+        """See :meth:`ImplicitLayer.forward`."""
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            return self.inlined[0](x, z0)
+        solution = self.solve(x, z0)
+        report(solution, self.layer.on_failure, type(self.layer).__name__, self.layer)
+        return solution.z
+
+    @eager
+    def solve(self, x: Any, z0: Any = None) -> Solution:
+        """See :meth:`ImplicitLayer.solve`."""
+        layer = self.layer
+        _check_call(layer)
+        begin = layer.start(unwrapped(x)) if z0 is None else z0
+        layout = Layout.of(begin, coupled=layer.coupled)
+        flat = layout.pack(begin).detach()
+        check_batch(x, len(pytree.tree_leaves(begin)[0]))
+        plan, tensors = self._plan(x, layout, flat)
+        record = Backward()
+        z, residual, status, steps, evaluations = _Solve.apply(
+            plan, record, layer.on_failure, flat, *tensors
+        )
+        spent = layer.start.evaluations if z0 is None else 0
+        found = Solution(
+            z=layout.unpack(z),
+            start=begin,
+            residual=residual,
+            status=status,
+            steps=steps,
+            evaluations=int(evaluations) + spent,
+            backward=record,
+        )
+        return found.of_each(len(pytree.tree_leaves(begin)[0])) if layer.coupled else found
+
+    def regularizer(self, solution: Solution) -> Tensor:
+        """See :meth:`ImplicitLayer.regularizer`."""
+        return self.layer.regularizer(solution)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was compiled, which another process compiles again."""
+        return {**super().__getstate__(), "plans": {}}
+
+    def _plan(self, x: Any, layout: Layout, flat: Tensor) -> tuple[Plan, list[Tensor]]:
+        """What was compiled for such inputs, and the tensors that it takes."""
+        layer, dynamics = self.layer, self.layer.dynamics
+        leaves, spec = pytree.tree_flatten(unwrapped(x))
+        fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        shared = _shared(x)
+        has_batch = [not layer.coupled and t.ndim > 0 and id(t) not in shared for t in given]
+        if not self.reads.holds():
+            self.reads = Reads.of(dynamics)
+        owned = self.reads.owned
+        tensors = [*given, *(getattr(module, name) for module, name in owned)]
+        has_batch = [not layer.coupled, *has_batch, *(False for _ in owned)]
+        kinds = tuple(map(Kind.of, (flat, *tensors), has_batch))
+        modes = tuple(module.training for module in self.reads.modules)
+        key = layer.solver, layer.gradient, layout.shapes, spec, repr(fixed), owned, modes, kinds
+        if key not in self.plans:
+            inputs = Inputs(spec, fixed, len(given), owned)
+            adjoint = layer.gradient.solver  # pyright: ignore[reportAttributeAccessIssue] - checked
+            self.plans[key] = Plan(dynamics, layer.solver, adjoint, layout, inputs, kinds)
+        return self.plans[key], tensors
+
+
+def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.compile
+    """The layer with its solve and its implicit gradient as one compiled graph each.
+
+    The loop, its stop test and the cell are fused; what does not depend on z (the weights of
+    parametrizations, what the cell makes of x alone) is computed once a solve. The steps, statuses
+    and iterates are those of the layer within rounding, and so is the gradient. The solution's
+    ``evaluations`` lack the one that the layer takes for its graph, which is a part of the backward
+    pass here.
+
+    The first call compiles, and takes seconds to a minute; the first call with another size of the
+    batch compiles once more, for all sizes. What backward needs is compiled by the first one.
+    Worth it for small cells in long runs; on large ones evaluations are the cost, and stay.
+    ``torch.compile`` of a model around it takes the loop into its own graph in inference, also with
+    ``fullgraph=True`` (where the layer would raise, that sample's output is NaN), and leaves it as
+    it is in training, which is a break of the graph.
+
+    Arguments:
+        layer: with the solver ``Picard``, ``Anderson`` or ``Broyden``, and the gradient
+            ``Implicit`` with one of them or ``GMRES``. The result shares its parameters and follows
+            its options. f has to be a function of its inputs: in training no dropout, and no
+            statistics that it writes.
+
+    Returns:
+        A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.
+
+    Raises:
+        ConfigError: a solver or gradient that has no loop in a graph.
+
+    Example:
+        >>> import implicitcore as ic
+        >>> cell = ic.FixedPoint(lambda z, x: (z + x).sin() / 2)
+        >>> layer = ic.compile(ic.ImplicitLayer(cell, solver=ic.Anderson(tol=1e-5)))
+        >>> layer.layer.solver.tol
+        1e-05
+    """
+    return CompiledLayer(layer)
+
+
+def _check_call(layer: ImplicitLayer) -> None:
+    """Refuse what was assigned since, and a call under autocast.
+
+    Raises:
+        ConfigError: of the layer.
+        InputError: of autocast.
+    """
+    check_layer(layer)
+    _check_gradient(layer.gradient)
+    if ambient():
+        raise InputError(
+            "a compiled layer solves in the dtype of its input, and this is autocast: convert the "
+            "layer and its input (layer.bfloat16()), or use the layer as it is"
+        )
+
+
+def _check_gradient(gradient: Any) -> None:
+    known = (*SOLVERS, GMRES)
+    if not isinstance(gradient, Implicit) or gradient.clip is not None:
+        raise ConfigError(
+            [f"gradient: a compiled layer takes Implicit without a clip; received {gradient}"]
+        )
+    if not isinstance(gradient.solver, known):
+        names = ", ".join(kind.__name__ for kind in known)
+        raise ConfigError(
+            [
+                f"gradient.solver: {type(gradient.solver).__name__} has no loop in a graph; "
+                f"use {names}"
+            ]
+        )
+
+
+def _shared(x: Any) -> set[int]:
+    """The identities of the tensors that are marked as shared."""
+    marks = pytree.tree_leaves(x, is_leaf=lambda leaf: isinstance(leaf, Shared))
+    return {
+        id(tensor)
+        for mark in marks
+        if isinstance(mark, Shared)
+        for tensor in pytree.tree_leaves(mark)
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """What f may read beside z and x.
+
+    Attributes:
+        modules: the dynamics, what it captured, and their parts.
+        owned: the module and the name of each parameter and buffer.
+    """
+
+    modules: tuple[nn.Module, ...]
+    owned: tuple[tuple[nn.Module, str], ...]
+
+    @classmethod
+    def of(cls, dynamics: nn.Module) -> Reads:
+        """By a look at all modules, which takes longer than a call."""
+        roots = (dynamics, *captured_modules(dynamics))
+        modules = tuple(dict.fromkeys(part for root in roots for part in root.modules()))
+        owned = tuple(
+            (module, name)
+            for module in modules
+            for tensors in (module._parameters, module._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        )
+        return cls(modules, owned)
+
+    def holds(self) -> bool:
+        """Whether the tensors are still where they were, as others they may be."""
+        return all(name in m._parameters or name in m._buffers for m, name in self.owned)
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, plan: Plan, record: Backward, on_failure: str, z0: Tensor, *tensors: Tensor
+    ) -> Any:
+        z, residual, status, steps, evaluations = plan.forward(z0, *tensors)
+        ctx.plan, ctx.record, ctx.left_out = plan, record, None
+        failed = status if on_failure == "mask" else status == Status.NON_FINITE
+        saved = z, *tensors
+        if bool(failed.any()):
+            ctx.left_out = left_out = failed != 0
+            saved = _without(left_out, plan, saved)
+            if on_failure == "mask":
+                z = torch.where(column(left_out), z0.nan_to_num(0.0, 0.0, 0.0), z)
+        ctx.save_for_backward(*saved)
+        ctx.mark_non_differentiable(residual, status, steps, evaluations)
+        ctx.set_materialize_grads(False)
+        return z, residual, status, steps, evaluations
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        v, plan, saved = grad_outputs[0], ctx.plan, ctx.saved_tensors
+        gradients: list[Tensor | None] = [None] * (len(saved) - 1)
+        if v is None:
+            return None, None, None, None, *gradients
+        if torch.is_grad_enabled():
+            raise GradientError(
+                "a compiled layer has first derivatives; use the layer itself for a second"
+            )
+        if ctx.left_out is not None:
+            v = torch.where(column(ctx.left_out), 0, v)
+        residual, status, products, *found = plan.backward(v.contiguous(), *saved)
+        record = ctx.record
+        record.vjps += int(products)
+        record.residual, record.status = residual, status
+        for place, gradient in zip(plan.differentiated, found, strict=True):
+            gradients[place] = gradient
+        return None, None, None, None, *gradients
+
+
+def _without(left_out: Tensor, plan: Plan, saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same tensors, with a sample that has not failed in place of each that has.
+
+    A factor of zero does not stop the NaN of its derivative.
+    """
+    rows = torch.arange(len(left_out), device=left_out.device)
+    rows = torch.where(left_out, (~left_out).int().argmax(), rows)
+    return tuple(
+        tensor.index_select(0, rows) if kind.has_batch else tensor
+        for tensor, kind in zip(saved, plan.kinds, strict=True)
+    )

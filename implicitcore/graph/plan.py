@@ -1,0 +1,150 @@
+"""A solve and its gradient as two compiled functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils import _pytree as pytree
+
+from implicitcore.dynamics.base import Dynamics
+from implicitcore.graph.linear import linear_solve
+from implicitcore.graph.loop import solve
+from implicitcore.graph.system import GraphSystem, Layout, graph_system
+from implicitcore.graph.trace import Kind, Split, split, traced
+from implicitcore.tensors.norms import column
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What f reads beside z, as a list of tensors: those of x, then those of modules.
+
+    Attributes:
+        spec: the structure of x.
+        fixed: the leaves of x that are no tensors, by their places.
+        count: of the tensors in x.
+        owned: the module and the name of each other tensor.
+    """
+
+    spec: pytree.TreeSpec
+    fixed: dict[int, Any]
+    count: int
+    owned: tuple[tuple[nn.Module, str], ...]
+
+    def x(self, tensors: Sequence[Tensor]) -> Any:
+        """The x that the tensors are of."""
+        rest = iter(tensors)
+        places = range(self.count + len(self.fixed))
+        leaves = [self.fixed[i] if i in self.fixed else next(rest) for i in places]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One solve, compiled for states and inputs of one kind.
+
+    Attributes:
+        dynamics: what is solved.
+        solver: of the equilibrium.
+        adjoint: of the backward pass.
+        layout: of the state.
+        inputs: what f reads beside z.
+        kinds: of z0 and those tensors.
+    """
+
+    dynamics: Dynamics
+    solver: Any
+    adjoint: Any
+    layout: Layout
+    inputs: Inputs
+    kinds: tuple[Kind, ...]
+
+    def _function(self, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """f(z), and g(z) where the dynamics give it, of these tensors."""
+        count = self.inputs.count
+        with ExitStack() as stack:
+            owned: dict[nn.Module, dict[str, Tensor]] = {}
+            for (module, name), tensor in zip(self.inputs.owned, tensors[count:], strict=True):
+                owned.setdefault(module, {})[name] = tensor
+            for module, values in owned.items():
+                stack.enter_context(_reparametrize_module(module, values))
+            x = self.inputs.x(tensors[:count])
+            system = graph_system(self.dynamics, x, self.layout, z.dtype)
+            fz, g = system.function(z)
+        return (fz,) if g is None else (fz, g)
+
+    def _pulled(self, v: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """v^T df of z and of each tensor that is to have a gradient."""
+        places = [0, *(i + 1 for i in self.differentiated)]
+
+        def value(*wanted: Tensor) -> Tensor:
+            given = [z, *tensors]
+            for place, tensor in zip(places, wanted, strict=True):
+                given[place] = tensor
+            return self._function(*given)[0]
+
+        return torch.func.vjp(value, *((z, *tensors)[place] for place in places))[1](v)
+
+    @cached_property
+    def differentiated(self) -> list[int]:
+        """The places of the tensors that get a gradient."""
+        return [i for i, kind in enumerate(self.kinds[1:]) if kind.requires_grad]
+
+    @cached_property
+    def _value(self) -> Split:
+        graph = traced(self._function, self.kinds)
+        return split(graph, 1, range(1 if self.dynamics.is_map() else 2))
+
+    @cached_property
+    def _products(self) -> tuple[Split, Split]:
+        """J^T v, and v^T df of the tensors."""
+        graph = traced(self._pulled, (self.kinds[0], *self.kinds))
+        others = range(1, len(self.differentiated) + 1)
+        return split(graph, 1, [0]), split(graph, 1, others)
+
+    @cached_property
+    def forward(self) -> Callable[..., tuple[Tensor, ...]]:
+        """z0 and the tensors -> z, residual, status, steps, evaluations."""
+        value, is_map, solver = self._value, self.dynamics.is_map(), self.solver
+        scale = self.dynamics.scale
+        rounding = torch.finfo(self.kinds[0].dtype).eps / 2 if is_map else 0.0
+
+        def run(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            known = value.before(*tensors)
+
+            def function(z: Tensor) -> tuple[Tensor, Tensor | None]:
+                found = value.inside(z, *known)
+                return found[0], None if is_map else found[1]
+
+            return tuple(solve(solver, GraphSystem(function, scale, rounding), z0))
+
+        return compiled(run)
+
+    @cached_property
+    def backward(self) -> Callable[..., tuple[Tensor, ...]]:
+        """v, z and the tensors -> residual, status, products, and the gradients."""
+        (product, others), solver = self._products, self.adjoint
+
+        def run(v: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            known = product.before(z, *tensors)
+            finite = column(v.isfinite().all(1))
+            u, found = linear_solve(
+                solver, lambda u: product.inside(u, *known)[0], torch.where(finite, v, 0)
+            )
+            u = torch.where(finite, u, torch.nan)
+            gradients = others.inside(u, *others.before(z, *tensors))
+            return found.residual, found.status, found.evaluations, *gradients
+
+        return compiled(run)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One graph of the function, for any size of the batch."""
+    # Not cpp_wrapper: faster by a half, it was seen to free memory twice in a loop (torch 2.13).
+    return torch.compile(function, fullgraph=True, options={"cpp_wrapper": False})

@@ -1,0 +1,130 @@
+"""f as a function of a packed state, as a graph can take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from implicitcore.backends.base import Residual
+from implicitcore.dynamics.base import Dynamics
+from implicitcore.errors import InputError
+from implicitcore.system.evaluation import Evaluation
+from implicitcore.tensors.norms import real_dtype, scaled_norm
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How a state is one tensor ``[batch, n]``, for any size of the batch.
+
+    Attributes:
+        spec: the structure of the state.
+        shapes: of each leaf, without its first dimension.
+        coupled: the whole batch is one sample, ``[1, n]``.
+    """
+
+    spec: pytree.TreeSpec
+    shapes: tuple[tuple[int, ...], ...]
+    coupled: bool
+
+    @classmethod
+    def of(cls, z: Any, *, coupled: bool = False) -> Layout:
+        """The layout of states shaped like ``z``.
+
+        Raises:
+            InputError: a state of complex numbers, or of several tensors in a coupled batch.
+        """
+        leaves, spec = pytree.tree_flatten(z)
+        if any(leaf.is_complex() for leaf in leaves):
+            raise InputError("a graph solves real states; received a complex one")
+        if coupled and len(leaves) > 1:
+            raise InputError(
+                "a graph solves a coupled batch whose state is one tensor; "
+                f"received {len(leaves)} tensors"
+            )
+        return cls(spec, tuple(tuple(leaf.shape[1:]) for leaf in leaves), coupled)
+
+    def pack(self, z: Any) -> Tensor:
+        """A state as ``[batch, n]``."""
+        leaves = pytree.tree_leaves(z)
+        if self.coupled:
+            return leaves[0].reshape(1, -1)
+        if len(leaves) == 1 and len(self.shapes[0]) == 1:
+            return leaves[0]
+        parts = [leaf.reshape(leaf.shape[0], prod(leaf.shape[1:])) for leaf in leaves]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def unpack(self, flat: Tensor) -> Any:
+        """``[batch, n]`` as a state."""
+        if len(self.shapes) == 1:
+            leaf = flat
+            if self.coupled or len(self.shapes[0]) != 1:
+                leaf = flat.reshape(-1, *self.shapes[0])
+            return pytree.tree_unflatten([leaf], self.spec)
+        parts = flat.split([prod(shape) for shape in self.shapes], 1)
+        leaves = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+def exact_norm(z: Tensor) -> Tensor:
+    """2-norm of each sample, ``[batch, n] -> [batch]``, whose squares neither over- nor underflow.
+
+    In the units of float64, or where the state is in float64 itself, in those of its largest entry.
+    """
+    if z.dtype == torch.float64:
+        return scaled_norm(z)
+    return torch.linalg.vector_norm(z, dim=1, dtype=torch.float64).to(real_dtype(z))
+
+
+@dataclass(frozen=True, eq=False)
+class GraphSystem:
+    """What a solve in a graph sees: f and its residual, and what its tolerance is relative to.
+
+    Attributes:
+        function: z -> f(z) and g(z), where the dynamics give it, else None; ``[batch, n]``.
+        relative_to: see :meth:`Dynamics.scale`.
+        rounding: of f(z), relative to it, where the residual is a difference with z.
+    """
+
+    function: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    relative_to: Callable[[Tensor, Tensor], Tensor]
+    rounding: float
+
+    def evaluate(self, z: Tensor) -> Evaluation:
+        """One evaluation; what it gives shares no memory with what f reads."""
+        fz, g = self.function(z)
+        value = fz - z if g is None else g.clone()
+        residual = Residual(value, exact_norm(value), exact_norm(fz))
+        return Evaluation(z, fz.clone() if g is None else fz, residual)
+
+    def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
+        """What the relative tolerance is relative to, ``[batch]``."""
+        return self.relative_to(update_norm, start_norm)
+
+
+def graph_system(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype) -> GraphSystem:
+    """The system of some dynamics at x, given without marks."""
+    if dynamics.is_map():
+
+        def function(z: Tensor) -> tuple[Tensor, Tensor | None]:
+            return layout.pack(dynamics.update(layout.unpack(z), x)), None
+
+        return GraphSystem(function, dynamics.scale, torch.finfo(dtype).eps / 2)
+
+    def field(z: Tensor) -> tuple[Tensor, Tensor | None]:
+        state = layout.unpack(z)
+        g = layout.pack(dynamics.velocity(_zero_time(state), state, x))
+        return z + g, g
+
+    return GraphSystem(field, dynamics.scale, 0.0)
+
+
+def _zero_time(state: Any) -> Tensor:
+    leaves: Sequence[Tensor] = pytree.tree_leaves(state)
+    first = leaves[0]
+    return first.new_zeros(first.shape[0], *(1,) * (first.ndim - 1), dtype=real_dtype(first))

@@ -1,0 +1,157 @@
+"""f and its vector-Jacobian product as graphs of tensor operations, for any size of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+from implicitcore.errors import GradientError, InputError
+
+BATCH = 3
+"""The size of the batch in a trace, whose size may be any: one would be taken for a constant."""
+
+
+class Kind(NamedTuple):
+    """What a graph depends on in a tensor."""
+
+    shape: tuple[int, ...]  # with another size of the batch, where it has one
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+    has_batch: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor, has_batch: bool) -> Kind:
+        """Of a tensor."""
+        shape = tuple(tensor.shape)
+        shape = (BATCH, *shape[1:]) if has_batch else shape
+        return cls(shape, tensor.dtype, tensor.device, tensor.requires_grad, has_batch)
+
+    def example(self) -> Tensor:
+        """A tensor of the kind, with no values."""
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A function of which a loop changes some arguments: what they do not reach is computed once.
+
+    Attributes:
+        before: the other arguments -> what the rest needs of them.
+        inside: the arguments that change, and what ``before`` gave -> the results.
+    """
+
+    before: GraphModule
+    inside: GraphModule
+
+
+def traced(function: Callable[..., Sequence[Tensor]], kinds: Sequence[Kind]) -> GraphModule:
+    """The function as a graph.
+
+    Arguments:
+        function: of tensors, to tensors.
+        kinds: of its arguments.
+
+    Raises:
+        InputError: the function draws random numbers, writes into an argument, or depends on
+            values.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def fake(kind: Kind) -> Tensor:
+        sizes = [DimDynamic.STATIC] * len(kind.shape)
+        if kind.has_batch:
+            sizes[0] = DimDynamic.DUCK
+        context = StatelessSymbolicContext(dynamic_sizes=sizes)
+        return mode.from_tensor(kind.example(), symbolic_context=context)
+
+    examples = [fake(kind) for kind in kinds]
+    try:
+        with mode:
+            trace = make_fx(torch.func.functionalize(function), _allow_non_fake_inputs=True)
+            graph = trace(*examples)
+    except Exception as error:
+        cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise InputError(f"f cannot be compiled: {cause}") from error
+    graph.graph.eliminate_dead_code()
+    _check(graph)
+    return graph
+
+
+def _check(module: GraphModule) -> None:
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            constant = getattr(module, node.target)
+            if isinstance(constant, Tensor) and constant.requires_grad:
+                raise GradientError(
+                    f"f reads a tensor of shape {[*constant.shape]} that requires a gradient and "
+                    "is neither in x nor a parameter of a module: make it one of them"
+                )
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise InputError(
+                f"f draws random numbers ({node.target}), in each evaluation of a graph anew: "
+                "compile it in eval(), or use the layer as it is"
+            )
+        if node.target._schema.is_mutable:
+            raise InputError(
+                f"f writes into a tensor that it is given or keeps ({node.target}), as statistics "
+                "in training: compile it in eval(), or use the layer as it is"
+            )
+
+
+def split(module: GraphModule, changing: int, outputs: Sequence[int]) -> Split:
+    """The first ``changing`` arguments change in a loop; only some ``outputs`` are wanted."""
+    nodes = list(module.graph.nodes)
+    places = [node for node in nodes if node.op == "placeholder"]
+    results = [list(nodes[-1].args[0])[index] for index in outputs]
+    varying = set(places[:changing])
+    needed = _reaching(results)
+    for node in nodes:
+        if node in needed and any(source in varying for source in node.all_input_nodes):
+            varying.add(node)
+    body = [node for node in nodes if node in needed and node in varying]
+    ends = {source for node in body for source in node.all_input_nodes} | set(results)
+    given = [node for node in nodes if node in ends and node not in varying]
+    head = [node for node in nodes if node in needed and node not in varying]
+    return Split(
+        _part(module, places[changing:], head, given),
+        _part(module, [*places[:changing], *given], body, results),
+    )
+
+
+def _reaching(results: Sequence[Node]) -> set[Node]:
+    """The nodes that the results are made of."""
+    found, todo = set(), list(results)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo.extend(node.all_input_nodes)
+    return found
+
+
+def _part(
+    module: GraphModule, inputs: Sequence[Node], nodes: Sequence[Node], outputs: Sequence[Node]
+) -> GraphModule:
+    """A graph of some nodes of another one."""
+    graph, copies = Graph(), {}
+    for index, node in enumerate(inputs):
+        copies[node] = graph.placeholder(f"a{index}")
+    for node in (node for node in nodes if node not in copies):
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in outputs))
+    return GraphModule(module, graph)

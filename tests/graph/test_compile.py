@@ -1,0 +1,256 @@
+"""Compiled layers against the eager ones: the same solutions and the same gradients."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import implicitcore as ic
+from implicitcore.graph import linear, loop, plan
+
+PAIRS = [
+    (ic.Picard(tol=1e-9, max_steps=100), ic.Picard(tol=1e-9, max_steps=100)),
+    (ic.Anderson(tol=1e-9), ic.GMRES(tol=1e-9)),
+    (ic.Anderson(tol=1e-9), ic.GMRES(tol=1e-9, restart=4)),
+    (ic.Broyden(tol=1e-9), ic.Anderson(tol=1e-9)),
+    (ic.Broyden(tol=1e-9, variant="bad"), ic.Broyden(tol=1e-9)),
+]
+
+
+class Cell(nn.Module):
+    """tanh(W z + U x), where half of the input is weighed by what belongs to all samples."""
+
+    def __init__(self, n: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w, self.u = nn.Linear(n, n), nn.Linear(n, n, bias=False)
+        self.register_buffer("offset", torch.randn(n))
+
+    def forward(self, z, x):
+        x, scale = x
+        return torch.tanh(self.w(z) + self.u(x) * scale + self.offset)
+
+
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch):
+    """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
+
+    def repeat(going, step, carried):
+        while going(*carried):
+            carried = step(*carried)
+        return carried
+
+    for module in (loop, linear):
+        monkeypatch.setattr(module, "while_loop", repeat)
+    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
+
+
+def layer(solver=PAIRS[1][0], adjoint=PAIRS[1][1], **options) -> ic.ImplicitLayer:
+    cell = ic.FixedPoint(Cell())
+    gradient = ic.Implicit(adjoint)
+    start = ic.Zeros((8,))
+    return ic.ImplicitLayer(cell, solver=solver, gradient=gradient, start=start, **options).double()
+
+
+def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(batch, 8, dtype=torch.float64, requires_grad=True)
+    return x, torch.rand(8, dtype=torch.float64, requires_grad=True)
+
+
+def compare(eager: ic.ImplicitLayer, compiled, batch: int) -> None:
+    x, scale = inputs(batch)
+    leaves = [x, scale, *eager.parameters()]
+    v = torch.randn(batch, 8, dtype=torch.float64)
+    found, solutions = [], []
+    for module in (eager, compiled):
+        solution = module.solve((x, ic.shared(scale)))
+        found.append(torch.autograd.grad(solution.z, leaves, v))
+        solutions.append(solution)
+    one, other = solutions
+    assert torch.equal(one.status, other.status) and torch.equal(one.steps, other.steps)
+    torch.testing.assert_close(other.z, one.z)
+    torch.testing.assert_close(other.residual, one.residual, rtol=1e-3, atol=1e-12)
+    for expected, gradient in zip(*found, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-7, atol=1e-8)
+    assert other.backward.vjps == one.backward.vjps
+    assert other.backward.status.tolist() == one.backward.status.tolist()
+    # What the eager layer evaluates once more, for its graph, is here a part of the backward pass.
+    assert other.evaluations == one.evaluations - 1
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize(("solver", "adjoint"), PAIRS, ids=str)
+def test_the_solution_and_its_gradient_are_those_of_the_layer(solver, adjoint):
+    eager = layer(solver, adjoint)
+    compiled = ic.compile(eager)
+    for batch in (1, 3, 8):
+        compare(eager, compiled, batch)
+    assert len(compiled.plans) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("solver", "adjoint"), PAIRS[:4], ids=str)
+def test_one_graph_each_serves_every_batch(solver, adjoint):
+    torch._dynamo.reset()
+    eager = layer(solver, adjoint)
+    compiled = ic.compile(eager)
+    for batch in (3, 8, 5, 1):
+        compare(eager, compiled, batch)
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_sample_that_is_not_finite_leaves_no_nan_in_the_others():
+    holder = nn.Module()
+    holder.weight = nn.Linear(4, 4).weight
+    eager = ic.ImplicitLayer(
+        ic.FixedPoint(lambda z, x: torch.where(x > 5, torch.nan, 0.3 * (z @ holder.weight) + x)),
+        solver=ic.Anderson(tol=1e-6),
+        gradient=ic.Implicit(ic.Anderson(tol=1e-6)),
+        on_failure="ignore",
+    )
+    x = torch.randn(3, 4)
+    x[1, 2] = 9.0
+    found = []
+    for module in (eager, ic.compile(eager)):
+        leaf = x.clone().requires_grad_()
+        solution = module.solve(leaf)
+        assert solution.status.tolist() == [0, 3, 0]
+        loss = solution.z[solution.converged].square().sum()
+        found.append(torch.autograd.grad(loss, [leaf, holder.weight]))
+    for expected, gradient in zip(*found, strict=True):
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("plainly")
+def test_an_incoming_nan_is_its_samples_alone():
+    compiled = ic.compile(layer())
+    x, scale = inputs(3)
+    z = compiled((x, ic.shared(scale)))
+    v = torch.ones_like(z)
+    v[1, 0] = torch.nan
+    (gradient,) = torch.autograd.grad(z, x, v)
+    assert gradient.isnan().all(1).tolist() == [False, True, False]
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_scaled_loss_has_an_equally_accurate_gradient(scale):
+    eager = layer(ic.Anderson(tol=1e-5), ic.GMRES(tol=1e-5)).float()
+    x, shared = (leaf.detach().float() for leaf in inputs(4))
+    found = []
+    for module, size in ((eager, 1.0), (ic.compile(eager), scale)):
+        leaf = x.clone().requires_grad_()
+        z = module((leaf, ic.shared(shared)))
+        found.append(torch.autograd.grad(z, leaf, torch.full_like(z, size))[0] / size)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("coupled", [False, True])
+def test_parameters_are_read_at_each_call(coupled):
+    conv = nn.Conv2d(2, 2, 3, padding=1).double()
+    eager = ic.ImplicitLayer(
+        ic.FixedPoint(lambda z, x: torch.tanh(0.4 * conv(z) + x)),
+        solver=ic.Anderson(tol=1e-8),
+        coupled=coupled,
+    )
+    compiled = ic.compile(eager)
+    for _ in range(2):
+        x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x), eager(x), rtol=1e-6, atol=1e-7)
+        conv.weight = nn.Parameter(conv.weight.detach() * 1.3)
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_second_derivative_is_refused():
+    x, scale = inputs(2)
+    z = ic.compile(layer())((x, ic.shared(scale)))
+    with pytest.raises(ic.GradientError, match="first derivatives"):
+        torch.autograd.grad(z.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"solver": ic.Newton()}, "solver: Newton has no loop in a graph; use Picard, Anderson"),
+        ({"gradient": ic.Phantom()}, "gradient: a compiled layer takes Implicit"),
+        ({"gradient": ic.Implicit(ic.Newton())}, r"gradient.solver: Newton .*, GMRES"),
+    ],
+)
+def test_what_has_no_loop_in_a_graph_is_named(change, message):
+    eager = layer()
+    for name, value in change.items():
+        setattr(eager, name, value)
+    with pytest.raises(ic.ConfigError, match=message):
+        ic.compile(eager)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (lambda z, x: 0.5 * z * torch.rand_like(z) + x, "draws random numbers"),
+        (lambda z, x: z * 0.5 if float(z.sum()) > 0 else x, "cannot be compiled"),
+    ],
+)
+def test_an_f_that_is_no_function_of_its_inputs_is_refused(cell, message):
+    compiled = ic.compile(ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Picard()))
+    with pytest.raises(ic.InputError, match=message):
+        compiled(torch.ones(2, 3))
+
+
+def test_a_tensor_that_is_no_parameter_is_refused_where_it_would_lose_its_gradient():
+    loose = torch.ones(3, requires_grad=True)
+    compiled = ic.compile(
+        ic.ImplicitLayer(ic.FixedPoint(lambda z, x: 0.1 * z * loose + x), solver=ic.Picard())
+    )
+    with pytest.raises(ic.GradientError, match="neither in x nor a parameter"):
+        compiled(torch.ones(2, 3))
+
+
+def test_statistics_that_f_writes_are_refused():
+    norm = nn.BatchNorm1d(3)
+    compiled = ic.compile(
+        ic.ImplicitLayer(
+            ic.FixedPoint(lambda z, x: 0.1 * norm(z) + x), solver=ic.Picard(), coupled=True
+        )
+    )
+    with pytest.raises(ic.InputError, match="writes into a tensor"):
+        compiled(torch.randn(4, 3))
+
+
+def test_autocast_is_refused():
+    compiled = ic.compile(layer())
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ic.InputError, match="autocast"):
+        compiled(inputs(2)[0])
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_copy_compiles_for_itself():
+    compiled = ic.compile(layer())
+    x, scale = inputs(2)
+    expected = compiled((x, ic.shared(scale)))
+    copied = pickle.loads(pickle.dumps(compiled))
+    assert not copied.plans
+    torch.testing.assert_close(copied((x, ic.shared(scale))), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_it_is_a_part_of_a_larger_graph_in_inference():
+    torch._dynamo.reset()
+    linear = nn.Linear(6, 6)
+    inner = ic.ImplicitLayer(
+        ic.FixedPoint(lambda z, x: torch.tanh(0.5 * linear(z) + x)), solver=ic.Anderson(tol=1e-6)
+    )
+    model = nn.Sequential(nn.Linear(4, 6), ic.compile(inner), nn.Linear(6, 2))
+    whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for batch in (2, 7):
+            x = torch.randn(batch, 4)
+            expected = model[2](inner(model[0](x)))
+            torch.testing.assert_close(whole(x), expected, rtol=1e-5, atol=1e-5)
