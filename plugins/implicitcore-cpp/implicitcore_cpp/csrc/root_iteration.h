@@ -13,6 +13,22 @@
 
 namespace implicitcore {
 
+// Tensors that are used again as soon as nobody else holds one: fresh memory costs more than a
+// pass over it.
+class Buffers {
+ public:
+  at::Tensor take(const at::Tensor& like) {
+    for (const at::Tensor& each : all_) {
+      if (each.use_count() == 1 && each.storage().use_count() == 1) return each;
+    }
+    all_.push_back(at::empty_like(like));
+    return all_.back();
+  }
+
+ private:
+  std::vector<at::Tensor> all_;
+};
+
 // What RootResult of implicitcore has.
 struct Result {
   at::Tensor z, residual, limit, status, steps, start_norm, ceiling, size, last;
@@ -51,17 +67,18 @@ class Iteration : public RootIteration {
                 "f(z) must be shaped like z, [batch, n]");
     z = z.contiguous();
     fz = fz.contiguous();
-    if (!g && !residual_.defined()) residual_ = at::empty_like(z);
-    const at::Tensor value = g ? g->contiguous() : residual_;
-    rows_ = {z.const_data_ptr<T>(), fz.const_data_ptr<T>(), value.const_data_ptr<T>(), z.size(1)};
-    T* out = g ? nullptr : residual_.mutable_data_ptr<T>();
+    const bool writes = !g && update_->reads_residual();
+    at::Tensor value = g ? g->contiguous() : writes ? residuals_.take(z) : at::Tensor();
+    rows_ = {z.const_data_ptr<T>(), fz.const_data_ptr<T>(),
+             value.defined() ? value.const_data_ptr<T>() : nullptr, z.size(1)};
+    T* out = writes ? value.mutable_data_ptr<T>() : nullptr;
     each([&](int64_t b) { measure(b, out ? out + b * rows_.n : nullptr); });
     const bool done = test_.check();
     keep(z);
     last_ = z;
     if (done || last) return std::nullopt;
     if (update_->plain() && test_.remaining == test_.batch()) return fz;
-    return next(z);
+    return next({z, fz, value});
   }
 
   at::Tensor size() const override { return real(test_.size); }
@@ -97,7 +114,8 @@ class Iteration : public RootIteration {
   std::unique_ptr<Update<T>> update_;
   bool fixed_;  // what the tolerance is relative to is known, and stands in for |f(z)|
   Pointers rows_;
-  at::Tensor best_, last_, residual_;
+  at::Tensor best_, last_;
+  Buffers iterates_, residuals_;
   bool owned_ = false;  // nobody else has seen `best_`
 
   static at::Tensor real(const std::vector<R>& values) {
@@ -111,7 +129,7 @@ class Iteration : public RootIteration {
 
   Row<T> row(int64_t b) const {
     const int64_t at = b * rows_.n;
-    return {rows_.z + at,  rows_.fz + at, rows_.g + at, rows_.n, b,
+    return {rows_.z + at,  rows_.fz + at, rows_.g ? rows_.g + at : nullptr, rows_.n, b,
             test_.size[b], test_.any_grown && test_.grown[b]};
   }
 
@@ -119,10 +137,12 @@ class Iteration : public RootIteration {
   void measure(int64_t b, T* out) {
     const Row<T> now = row(b);
     if (out) subtract(now.fz, now.z, out, now.n);
-    R size = norm<R>(now.g, now.n);
+    R size = now.g ? norm<R>(now.g, now.n) : distance(now.fz, now.z, now.n);
     R update = fixed_ ? test_.fixed(b) : norm<R>(now.fz, now.n);
     if (size < test_.small() && test_.active[b]) {
-      size = scaled_norm<R>(now.g, now.n);
+      std::vector<T> value(now.n);
+      subtract(now.fz, now.z, value.data(), now.n);
+      size = scaled_norm<R>(now.g ? now.g : value.data(), now.n);
       if (size > 0 && update < test_.small() && !fixed_) update = scaled_norm<R>(now.fz, now.n);
     }
     test_.size[b] = size;
@@ -151,10 +171,10 @@ class Iteration : public RootIteration {
     std::copy(from + b * rows_.n, from + (b + 1) * rows_.n, to + b * rows_.n);
   }
 
-  at::Tensor next(const at::Tensor& z) {
-    at::Tensor out = at::empty_like(z);
+  at::Tensor next(const Iterates& now) {
+    at::Tensor out = iterates_.take(now.z);
     T* next = out.mutable_data_ptr<T>();
-    update_->begin();
+    update_->begin(now);
     each([&](int64_t b) {
       if (test_.active[b]) {
         update_->step(row(b), next + b * rows_.n);

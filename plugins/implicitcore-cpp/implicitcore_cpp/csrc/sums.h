@@ -55,7 +55,17 @@ inline R norm(const T* values, int64_t n) {
   }));
 }
 
-// The same where squares underflow, for another pass.
+// |a - b|, each difference rounded to the dtype.
+template <class T>
+inline Real<T> distance(const T* a, const T* b, int64_t n) {
+  using R = Real<T>;
+  return root<R>(sum<R>(n, [=](int64_t i) {
+    const R value = static_cast<R>(static_cast<T>(static_cast<R>(a[i]) - static_cast<R>(b[i])));
+    return value * value;
+  }));
+}
+
+// The norm where squares underflow, for another pass.
 template <class R, class T>
 inline R scaled_norm(const T* values, int64_t n) {
   R most = 0;

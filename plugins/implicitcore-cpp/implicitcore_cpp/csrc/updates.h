@@ -1,6 +1,7 @@
 // The next iterate of each sample, by the formulas of the solvers of the same names.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -21,15 +22,22 @@ struct Row {
   bool grown;    // more than doubled
 };
 
+// The same of all samples.
+struct Iterates {
+  at::Tensor z, fz, g;
+};
+
 // What all samples have in common, and the memory of each.
 template <class T>
 class Update {
  public:
   virtual ~Update() = default;
+  // The residual is read, and so to be written.
+  virtual bool reads_residual() const { return true; }
   // f(z) itself is the next iterate.
   virtual bool plain() const { return false; }
   // Before the samples of an iteration.
-  virtual void begin() {}
+  virtual void begin(const Iterates& now) {}
   // Write the next iterate of one sample; samples may be on several threads.
   virtual void step(const Row<T>& now, T* next) = 0;
   // After them.
@@ -54,6 +62,7 @@ class Picard : public Update<T> {
  public:
   explicit Picard(double damping) : damping_(damping) {}
   bool plain() const override { return damping_ == 1; }
+  bool reads_residual() const override { return false; }
 
   void step(const Row<T>& now, T* next) override {
     if (plain()) {
@@ -71,16 +80,16 @@ class Picard : public Update<T> {
 template <class T>
 struct Rows {
   at::Tensor buffer;
+  T* data;
   int64_t depth, n, count = 0;
 
   Rows(const at::Tensor& z, int64_t depth, int64_t width)
-      : buffer(at::empty({z.size(0), depth, width}, z.options())), depth(depth), n(width) {}
+      : buffer(at::empty({z.size(0), depth, width}, z.options())),
+        data(buffer.template mutable_data_ptr<T>()), depth(depth), n(width) {}
 
   int64_t used() const { return std::min(count, depth); }
   int64_t slot() const { return count % depth; }
-  T* row(int64_t sample, int64_t i) {
-    return buffer.template mutable_data_ptr<T>() + (sample * depth + i) * n;
-  }
+  T* row(int64_t sample, int64_t i) const { return data + (sample * depth + i) * n; }
 };
 
 // Broyden's good method: the steps since the last restart, factor by factor. With t_j = s_j / |s_j|^2,
@@ -94,14 +103,14 @@ class Broyden : public Update<T> {
       : steps_(z, memory + 1, z.size(1)), squares_(z.size(0) * (memory + 1)),
         kept_(z.size(0) * (memory + 1)) {}
 
-  void begin() override {
+  void begin(const Iterates&) override {
     if (steps_.count == steps_.depth) steps_.count = 0;
   }
 
   void step(const Row<T>& now, T* next) override {
     const int64_t first = now.sample * steps_.depth, newest = steps_.count - 1, n = now.n;
-    R* d = scratch<R>(n);
-    const T* g = now.g;
+    R* __restrict d = scratch<R>(n);
+    const T* __restrict g = now.g;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) d[i] = static_cast<R>(g[i]);
     R scale = 1;
@@ -111,12 +120,13 @@ class Broyden : public Update<T> {
       kept_[first + newest] = safe;
       if (safe) scale = 1 / denominator;
     }
-    T* s = steps_.row(now.sample, newest + 1);
+    T* __restrict s = steps_.row(now.sample, newest + 1);
+    T* __restrict to = next;
     const T* z = now.z;
     squares_[first + newest + 1] = sum<R>(n, [=](int64_t i) {
       s[i] = static_cast<T>(d[i] * scale);
       const R value = static_cast<R>(s[i]);
-      next[i] = static_cast<T>(static_cast<R>(z[i]) + value);
+      to[i] = static_cast<T>(static_cast<R>(z[i]) + value);
       return value * value;
     });
   }
@@ -129,13 +139,13 @@ class Broyden : public Update<T> {
   std::vector<uint8_t> kept_;
 
   // The factors that are known, in place; the coefficient of the newest. One pass over each row.
-  R apply(R* d, int64_t sample, int64_t newest, int64_t n) {
+  R apply(R* __restrict d, int64_t sample, int64_t newest, int64_t n) {
     const int64_t first = sample * steps_.depth;
-    const T* row = steps_.row(sample, 0);
-    double product = sum<R>(n, [=](int64_t i) { return static_cast<R>(row[i]) * d[i]; });
+    const T* __restrict first_row = steps_.row(sample, 0);
+    double product = sum<R>(n, [=](int64_t i) { return static_cast<R>(first_row[i]) * d[i]; });
     for (int64_t j = 0; j < newest; ++j) {
       const R c = kept_[first + j] ? share(product, first + j) : 0;
-      row = steps_.row(sample, j + 1);
+      const T* __restrict row = steps_.row(sample, j + 1);
       product = sum<R>(n, [=](int64_t i) {
         const R value = static_cast<R>(row[i]);
         d[i] += c * value;
