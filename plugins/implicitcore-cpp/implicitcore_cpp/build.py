@@ -24,6 +24,7 @@ NAME = "implicitcore_cpp_kernels"
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = (
     "-O3",
+    "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-std=c++20",
@@ -32,7 +33,6 @@ FLAGS = (
     "-fvisibility=hidden",
     "-w",
 )
-NATIVE = "-march=native"
 
 
 class BuildError(RuntimeError):
@@ -52,7 +52,7 @@ def missing() -> str | None:
         return "the kernels are not built on Windows"
     if compiler() is None:
         named = os.environ.get("CXX")
-        wanted = f"{named}, which CXX names" if named else "g++ or clang++"
+        wanted = f"{named} (of the variable CXX)" if named else "g++ or clang++"
         return f"there is no C++ compiler: {wanted} is not on the path"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "the headers of Python are not installed (Python.h; python3-dev on Debian)"
@@ -121,7 +121,6 @@ def _command(out: Path) -> list[str]:
     return [
         str(compiler()),
         *FLAGS,
-        NATIVE,
         *threads,
         *lenient,
         f"-DTORCH_EXTENSION_NAME={NAME}",
