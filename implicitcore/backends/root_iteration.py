@@ -112,9 +112,12 @@ class RootIteration(Protocol):
 
     def size(self) -> Tensor:
         """``|f(z) - z|`` at the last iterate, ``[batch]``."""
+        ...
 
     def between(self, least: float, most: float) -> bool:
         """Whether ``|f(z)|`` at the last iterate is between these, in each sample."""
+        ...
 
     def result(self) -> RootResult:
         """Where each sample is."""
+        ...
