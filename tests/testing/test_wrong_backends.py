@@ -183,7 +183,7 @@ class WrongInHalf(Mine):
 
 
 class StopsTogether(Mine):
-    """Does whole iterations, of Picard whatever it is asked for, until all samples have converged."""
+    """Does whole iterations: those of Picard, until all samples have converged."""
 
     def root_iteration(self, update, rule, z):
         return _Together(rule, z)
