@@ -50,7 +50,7 @@ class WarmStart(InitialGuess):
         ... )
         >>> x, keys = torch.ones(2, 3), torch.tensor([7, 42])
         >>> [layer.solve(x, keys=keys).evaluations for epoch in range(2)]
-        [6, 1]
+        [7, 2]
     """
 
     detached: ClassVar[bool] = True

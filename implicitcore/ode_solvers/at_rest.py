@@ -32,6 +32,7 @@ class AtRest:
         velocity: ``[batch, n]``, the first there.
         last: ``[batch, n]``, the last one.
         start: ``[batch, n]``, the velocity at the start.
+        same: no sample took the last step, so that its velocities are those before it.
     """
 
     late: bool = False
@@ -43,6 +44,7 @@ class AtRest:
     velocity: Tensor | None = None
     last: Tensor | None = None
     start: Tensor | None = None
+    same: bool = False
 
     def count(self, active: Tensor) -> bool:
         """Whether a sample is active: one look at the device."""
@@ -56,6 +58,9 @@ class AtRest:
         """The velocities ``[batch, n]`` before a step."""
         if self.start is None:
             self.start = velocity
+        if self.same:
+            self.same = False
+            return
         ready, self.before = self.before if self.late else self.rows, self.rows
         self.last = velocity
         if ready is None or ready is self.known:

@@ -198,6 +198,7 @@ class Integration:
                 self._give_up(self.chooser.lost(samples, attempt, choice, refused))
             if self.observer is not None and step is not None:
                 self.observer.after_step(step, attempt.dt, None if look.alike else accept)
+        self.rest.same = step is None
         if step is not None:
             self._keep(step, None if look.alike else look.follows)
         if look.arrived:

@@ -52,7 +52,6 @@ class StopTest(StopCriterion):
         self.recorder = system.context.recorder
         # The whole batch, where stopped samples have left it, and which of it are here.
         self.whole: tuple[StopState, Tensor] | None = None
-        self.latest: Tensor | None = None  # the limits of the last iterate, where it is the best
 
     def check(self, now: Evaluation) -> bool:
         """Take in an iterate and its residual; True when every sample has stopped.
@@ -87,7 +86,7 @@ class StopTest(StopCriterion):
             and torch.equal(torch.clamp(size, state.limit, state.best_norm), size)
         ):
             state.best_norm = state.size = size
-            self.latest, self.grown = state.limit, None
+            state.pending, self.grown = state.limit, None
             return None
         self._settle()
         # NaN compares false, so this finds all that must not go on, and all that is not measured.
@@ -102,9 +101,9 @@ class StopTest(StopCriterion):
 
     def _settle(self) -> None:
         """Take over the limits of the iterates that were the best without a look at each sample."""
-        if self.latest is not None:
-            self.state.best_limit = self._in_force(self.latest)
-            self.latest = None
+        if self.state.pending is not None:
+            self.state.best_limit = self._in_force(self.state.pending)
+            self.state.pending = None
 
     def _in_force(self, limit: Tensor) -> Tensor:
         """The limits of the active samples, and for the others those that they met."""

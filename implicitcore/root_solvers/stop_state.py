@@ -119,6 +119,8 @@ class StopState:
         start: what is known from the first residual on.
         failure: ``[batch]`` int8, a :class:`Status` where a sample stopped without having met its
             tolerance and 0 elsewhere; None until one does.
+        pending: ``[batch]``, the limits of the last iterate, where that is the best of each sample
+            and ``best_limit`` does not have them yet.
     """
 
     active: Tensor
@@ -132,6 +134,7 @@ class StopState:
     limit: Tensor
     start: AtStart
     failure: Tensor | None = None
+    pending: Tensor | None = None
 
     @classmethod
     def at(cls, z0: Tensor, atol: Tensor | float) -> StopState:

@@ -36,6 +36,7 @@ SETTINGS = {
     "jacobian_weight": ("W", "Times |df/dz|^2 / n at the solution (default 0)."),
     "unrolled_steps": ("N", "First steps that iterate the cell without a solve (default 0)."),
     "unrolled_depth": ("N", "Iterations in those steps (default 6)."),
+    "warm_start": ("true|false", "Begin each image at its equilibrium of the last epoch."),
     "start_optimizer": ("NAME", "Another optimiser for a learned start: adam, adamw or sgd."),
     "start_learning_rate": ("RATE", "Of that one (default 0.01)."),
     "start_every": ("N", "It steps once in so many steps (default 1)."),

@@ -38,6 +38,7 @@ CHANGES: dict[str, list[tuple[object, dict[str, object]]]] = {
     "jacobian_weight": [(1.0, {})],
     "unrolled_steps": [(3, UNROLLED)],
     "unrolled_depth": [(1, UNROLLED)],
+    "warm_start": [(True, {})],
     "start_optimizer": [("adam", {"layer": "skip_deq"}), ("sgd", {"layer": "homoode"})],
     "start_learning_rate": [(0.5, START)],
     "start_every": [(2, START)],
