@@ -49,8 +49,7 @@ UpdateRule = PicardRule | AndersonRule | BroydenRule
 """How the next iterate follows from z, f(z) and those before."""
 
 
-@dataclass(frozen=True, eq=False)
-class StopRule:
+class StopRule(NamedTuple):
     """When each sample stops: what :class:`~implicitcore.extend.StopTest` decides by.
 
     Attributes:
@@ -84,6 +83,7 @@ class RootResult(NamedTuple):
     z: Tensor  # [batch, n], the iterate that met the tolerance, or that of least residual
     residual: Tensor  # [batch], its residual
     limit: Tensor  # [batch], what that was compared with
+    relative: Tensor  # [batch], the residual as it is compared with tol: tol times the two's ratio
     status: Tensor  # [batch] int8; MAX_STEPS where a sample has not stopped
     steps: Tensor  # [batch] int64, the evaluations until a sample stopped
     start_norm: Tensor  # [batch], the residual at the start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from implicitcore.system.system import System
 from implicitcore.tensors.norms import bounds, norm, real_dtype
 
 
-@dataclass(frozen=True, eq=False)
-class FusedLoop:
+class FusedLoop(NamedTuple):
     """A solve whose iterations are a backend's.
 
     Attributes:
@@ -64,7 +63,7 @@ class FusedLoop:
             self._check_apart(found)
         recorder = system.context.recorder
         kept = recorder.residuals if recorder is not None else None
-        relative = found.residual / found.limit * tol if tol else None
+        relative = found.relative if tol else None
         origin, trace = (
             Origin(found.start_norm, found.ceiling),
             torch.stack(kept) if kept else None,

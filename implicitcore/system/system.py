@@ -17,6 +17,7 @@ from implicitcore.dynamics.fixed_point import FixedPointMap
 from implicitcore.errors import InputError
 from implicitcore.solution import Origin
 from implicitcore.system.context import Context, Recorder
+from implicitcore.system.current import running
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.explain import explain
 from implicitcore.system.linearization import Linearization
@@ -252,7 +253,10 @@ class System:
             point, versions = z.clone(), versions_of(problem.x)
         version = point._version
         try:
-            value = self._call(function, *time, packing.unpack(point), problem.x)
+            if context.autocast or running.context is not context.scope:
+                value = self._call(function, *time, packing.unpack(point), problem.x)
+            else:
+                value = function(*time, packing.unpack(point), problem.x)
         except Exception as error:
             explain(error, problem)
             self._suspect(error)

@@ -210,8 +210,10 @@ class _Together:
     def result(self):
         status = torch.where(self.norm <= self.limit, 0, 1).to(torch.int8)
         steps = torch.full(self.norm.shape, self.count)
-        norms = self.norm, self.limit, status, steps, self.norm, self.norm * 1e8, self.norm
-        return RootResult(self.z, *norms, self.z, False)
+        compared = self.norm, self.limit, self.norm / self.limit
+        return RootResult(
+            self.z, *compared, status, steps, self.norm, self.norm * 1e8, self.norm, self.z, False
+        )
 
 
 # What a wrong value is seen by besides: in derivatives, and in what solvers make of it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, final
 
@@ -66,7 +66,7 @@ class CppBackend(Options, FusedBackend):
         numbers = rule.tol, rule.rounding, rule.divergence, rule.trust, rule.growth
         stop = kernels.Rule(*numbers, rule.min_steps, scale)
         samples = rule.floor, 0.0 if fixed is None else fixed, rule.origin
-        return kernels.root_iteration(name, astuple(update), stop, samples, z)
+        return kernels.root_iteration(name, tuple(vars(update).values()), stop, samples, z)
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         return Residual(out, *build.load().residual(fz, z, out))

@@ -1,4 +1,5 @@
 // The module that implicitcore_cpp loads.
+#include <pybind11/gil_safe_call_once.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "anderson.h"
@@ -81,10 +82,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("size", &RootIteration::size)
       .def("between", &RootIteration::between)
       .def("result", [](const RootIteration& self) {
+        PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> type;
         const Result r = self.result();
-        return py::module_::import("implicitcore.extend")
-            .attr("RootResult")(r.z, r.residual, r.limit, r.status, r.steps, r.start_norm,
-                                r.ceiling, r.size, r.last, r.stopped_apart);
+        return type
+            .call_once_and_store_result(
+                [] { return py::module_::import("implicitcore.extend").attr("RootResult"); })
+            .get_stored()(r.z, r.residual, r.limit, r.relative, r.status, r.steps, r.start_norm,
+                          r.ceiling, r.size, r.last, r.stopped_apart);
       });
   module.def("root_iteration", &root_iteration);
   module.def("residual", &residual);

@@ -31,7 +31,7 @@ class Buffers {
 
 // What RootResult of implicitcore has.
 struct Result {
-  at::Tensor z, residual, limit, status, steps, start_norm, ceiling, size, last;
+  at::Tensor z, residual, limit, relative, status, steps, start_norm, ceiling, size, last;
   bool stopped_apart;
 };
 
@@ -98,7 +98,11 @@ class Iteration : public RootIteration {
       status[b] = max_steps;
       steps[b] = test_.count;
     }
-    return {best_, real(test_.best_norm), real(test_.best_limit),
+    std::vector<R> relative(test_.batch());
+    for (int64_t b = 0; b < test_.batch(); ++b) {
+      relative[b] = test_.best_norm[b] / test_.best_limit[b] * test_.tol();
+    }
+    return {best_, real(test_.best_norm), real(test_.best_limit), real(relative),
             tensor_of<int8_t>(status, at::kChar), tensor_of<int64_t>(steps, at::kLong),
             real(test_.start_norm), real(test_.ceiling), real(test_.size), last_,
             test_.stopped_apart};

@@ -59,6 +59,8 @@ class StopTest {
   // What the tolerance is relative to, where that is known.
   R fixed(int64_t b) const { return fixed_[b]; }
 
+  R tol() const { return rule_.tol; }
+
   // Below it the square of a residual underflows.
   static R small() { return 100 * std::sqrt(std::numeric_limits<R>::min()); }
 
