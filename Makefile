@@ -51,7 +51,8 @@ test-gpu: install ## run the tests that need an NVIDIA GPU, for every backend th
 install: $(INSTALLED) ## create the environment in .venv (done by the other targets)
 install-dev: $(INSTALLED_DEV) ## add the extras (linters, the documentation builder, Triton, NVRTC)
 
-# Re-made whenever a requirement changes. The packages are editable, so code needs no new install.
+# Re-made whenever a requirement changes. The packages are editable, so code needs no new install;
+# C++ that changed is built at its first use. Without a compiler the C++ backend is left out.
 $(INSTALLED): $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) \
 		or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
@@ -60,6 +61,7 @@ $(INSTALLED): $(REQUIREMENTS)
 	$(BIN)/python .ci/torch_build.py install --constraint constraints.txt \
 		$(if $(TORCH_INDEX),--index $(TORCH_INDEX))
 	$(PIP) --editable '.[test]' $(PLUGINS:%=--editable %)
+	-$(BIN)/python -m implicitcore_cpp.build
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)

@@ -7,6 +7,13 @@ annotations. Type checkers read this list, and so does :mod:`implicitcore.lazy` 
 from implicitcore.backends.base import Backend as Backend
 from implicitcore.backends.base import Residual as Residual
 from implicitcore.backends.fused import FusedBackend as FusedBackend
+from implicitcore.backends.root_iteration import AndersonRule as AndersonRule
+from implicitcore.backends.root_iteration import BroydenRule as BroydenRule
+from implicitcore.backends.root_iteration import PicardRule as PicardRule
+from implicitcore.backends.root_iteration import RootIteration as RootIteration
+from implicitcore.backends.root_iteration import RootResult as RootResult
+from implicitcore.backends.root_iteration import StopRule as StopRule
+from implicitcore.backends.root_iteration import UpdateRule as UpdateRule
 from implicitcore.dynamics.base import Dynamics as Dynamics
 from implicitcore.dynamics.fixed_point import FixedPointMap as FixedPointMap
 from implicitcore.errors import did_you_mean as did_you_mean

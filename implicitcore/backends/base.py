@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.options.options import PartMeta
 
 
@@ -44,6 +45,24 @@ class Backend(metaclass=PartMeta):
 
         Else the package, driver, CUDA build or device that is missing.
         """
+
+    def unready_reason(self) -> str | None:
+        """Why ``auto`` passes over the backend, as one that would have to be built first.
+
+        Here where it cannot run.
+        """
+        return self.unavailable_reason()
+
+    def root_iteration(self, update: UpdateRule, rule: StopRule, z: Tensor) -> RootIteration | None:
+        """The iterations of a solve from z, each in one call; torch's own loop where it is None.
+
+        Arguments:
+            update: how the next iterate follows.
+            rule: when a sample stops.
+            z: the start, ``[batch, n]``; nothing records a graph.
+        """
+        del update, rule, z
+        return None
 
     @abstractmethod
     def residual(self, fz: Tensor, z: Tensor, out: Tensor | None = None) -> Residual:

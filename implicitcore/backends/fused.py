@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend, Residual
+from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.backends.torch import TORCH
 from implicitcore.tensors.transforms import transformed
 
@@ -32,6 +33,18 @@ class FusedBackend(Backend):
     """
 
     differentiable: ClassVar[bool] = True
+
+    @final
+    def root_iteration(self, update: UpdateRule, rule: StopRule, z: Tensor) -> RootIteration | None:
+        """See :meth:`Backend.root_iteration`."""
+        return self._root_iteration(update, rule, z) if self._takes(z) else None
+
+    def _root_iteration(
+        self, update: UpdateRule, rule: StopRule, z: Tensor
+    ) -> RootIteration | None:
+        """The iterations of a solve; None where the kernels do not do a whole one."""
+        del update, rule, z
+        return None
 
     @final
     def residual(self, fz: Tensor, z: Tensor, out: Tensor | None = None) -> Residual:

@@ -27,7 +27,8 @@ class Candidate:
     Attributes:
         part: what is registered.
         backend: the backend; None where it could not be made.
-        reason: why it cannot run here; None where it can.
+        reason: why it cannot run here as it is (see :meth:`Backend.unready_reason`); None where it
+            can.
         error: what its code raised, where it did: then it is broken, and not just unavailable.
     """
 
@@ -44,7 +45,7 @@ def candidates(registry: Registry) -> Iterator[Candidate]:
     ):
         try:
             backend = part.load()()
-            found = Candidate(part, backend, backend.unavailable_reason())
+            found = Candidate(part, backend, backend.unready_reason())
         except (
             Exception
         ) as error:  # a plugin's: it must not keep the other backends from being found

@@ -96,8 +96,8 @@ class Stage(System):
             self.outer.velocity(self.t, self.frame.z + move),
         )
 
-    def _map(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`System._map`: g is as that of a vector field."""
+    def map(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`System.map`: g is as that of a vector field."""
         move = self.frame.weight * z
         g = self.frame.correction(self.image(move) - move)
         return z + g, g
@@ -105,7 +105,7 @@ class Stage(System):
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The residual, whose steady state is the solution."""
         del t
-        return self._map(z)[1]
+        return self.map(z)[1]
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """One in the root mean square of u; less where the stage moves less, above the rounding."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
+from implicitcore.backends.root_iteration import AndersonRule
 from implicitcore.options.types import Count, Fraction, Tolerance
 from implicitcore.root_solvers.history import History
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
@@ -142,12 +143,21 @@ class Anderson(StepwiseRootSolver[AndersonState]):
     damping: Fraction = 1.0
     regularization: Tolerance | None = None
 
+    def update_rule(self, z: Tensor) -> AndersonRule:
+        """See :meth:`StepwiseRootSolver.update_rule`."""
+        return AndersonRule(self.depth, PERIOD * self.depth, self.damping, self._ridge(z))
+
+    def _ridge(self, z: Tensor) -> float:
+        """What is added to the length of a new direction, in units of the residual."""
+        if self.regularization is None:
+            return (10 * torch.finfo(real_dtype(z)).eps) ** 0.5
+        return self.regularization**0.5
+
     def init(self, system: System, z: Tensor) -> AndersonState:
         """An empty history."""
         info = torch.finfo(real_dtype(z))
-        relative = 10 * info.eps if self.regularization is None else self.regularization
         least = torch.full((), info.tiny**0.5, dtype=real_dtype(z), device=z.device)
-        return AndersonState(History.like(z, self.depth, 2 * z.shape[1]), relative**0.5, least)
+        return AndersonState(History.like(z, self.depth, 2 * z.shape[1]), self._ridge(z), least)
 
     def restart(self, state: AndersonState, grown: Tensor) -> AndersonState:
         """See :meth:`StepwiseRootSolver.restart`."""

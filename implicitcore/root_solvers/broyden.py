@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
+from implicitcore.backends.root_iteration import BroydenRule
 from implicitcore.errors import GradientError
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.history import History
@@ -48,6 +49,11 @@ class Broyden(StepwiseRootSolver[Any]):
 
     memory: Count = 20
     variant: Literal["good", "bad"] = "good"
+
+    def update_rule(self, z: Tensor) -> BroydenRule | None:
+        """See :meth:`StepwiseRootSolver.update_rule`."""
+        del z
+        return BroydenRule(self.memory) if self.variant == "good" else None
 
     def init(self, system: System, z: Tensor) -> _Good | _Bad:
         """B = -I."""

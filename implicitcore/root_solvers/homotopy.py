@@ -166,8 +166,8 @@ class _Path(System):
         problem = replace(system.problem, packing=Packing.of(start))
         return cls(problem, system.context.recounted(), system, a, start)
 
-    def _map(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`System._map`."""
+    def map(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`System.map`."""
         g = self.velocity(torch.zeros_like(z[:, 0]), z)
         return z + g, g
 

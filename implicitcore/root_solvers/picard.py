@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from implicitcore.backends.root_iteration import PicardRule
 from implicitcore.options.types import Fraction
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.system.evaluation import Evaluation
@@ -32,6 +33,11 @@ class Picard(StepwiseRootSolver[None]):
     """
 
     damping: Fraction = 1.0
+
+    def update_rule(self, z: Tensor) -> PicardRule:
+        """See :meth:`StepwiseRootSolver.update_rule`."""
+        del z
+        return PicardRule(self.damping)
 
     def init(self, system: System, z: Tensor) -> None:
         """No state."""

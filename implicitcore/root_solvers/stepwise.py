@@ -9,10 +9,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from implicitcore.backends.root_iteration import UpdateRule
 from implicitcore.errors import ConfigError, InputError, show
 from implicitcore.options.shared import Stopping
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.fused import fused_loop
 from implicitcore.root_solvers.synchronized import stop_criterion
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
@@ -81,13 +83,31 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
         del grown
         return state
 
+    def update_rule(self, z: Tensor) -> UpdateRule | None:
+        """The iteration as data, for a backend that does it in one call; None where there is none.
+
+        What :meth:`init`, :meth:`step` and :meth:`restart` do, from a start ``z`` on.
+        """
+        del z
+        return None
+
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        return self.solve_from(system, system.evaluate(z0))
+        found = self._fused(system, z0, None)
+        return iterate(self, system, system.evaluate(z0))[0] if found is None else found
 
     def solve_from(self, system: System, start: Evaluation) -> Solution:
         """See :meth:`RootSolver.solve_from`."""
-        return iterate(self, system, start)[0]
+        found = self._fused(system, start.z, start)
+        return iterate(self, system, start)[0] if found is None else found
+
+    def _fused(self, system: System, z0: Tensor, start: Evaluation | None) -> Solution | None:
+        """The solution by the backend's own iterations, where it has them."""
+        if self.compact:
+            return None
+        limits = self.tol, self.atol, self.min_steps, self.max_steps
+        loop = fused_loop(system, z0, self.update_rule(z0), limits)
+        return None if loop is None else loop.run(z0, start)
 
 
 def iterate(

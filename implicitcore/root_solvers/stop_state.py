@@ -23,6 +23,12 @@ DIVERGENCE = 1e8
 TRUST = 0.1
 
 
+def tiny(dtype: torch.dtype) -> float:
+    """The least residual that is compared with: above zero, so that an exact root is seen."""
+    info = torch.finfo(dtype)
+    return info.tiny * info.eps
+
+
 def origin_of(size: Tensor, update: Tensor) -> Origin:
     """What follows from the first residual and ``|f(z)|``, ``[batch]``.
 
@@ -136,12 +142,12 @@ class StopState:
         batch, dtype, device = z0.shape[0], real_dtype(z0), z0.device
         far = torch.full((batch,), torch.inf, dtype=dtype, device=device)
         info = torch.finfo(dtype)
-        tiny, small = info.tiny * info.eps, torch.full_like(far, 100 * info.tiny**0.5)
+        least, small = tiny(dtype), torch.full_like(far, 100 * info.tiny**0.5)
         # A tensor where the units of the samples differ.
         floor = (
-            torch.full_like(far, atol + tiny)
+            torch.full_like(far, atol + least)
             if isinstance(atol, float | int)
-            else (atol + tiny).to(far)
+            else (atol + least).to(far)
         )
         active = torch.ones(batch, dtype=torch.bool, device=device)
         steps = torch.zeros(batch, dtype=torch.int64, device=device)

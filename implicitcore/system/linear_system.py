@@ -94,6 +94,14 @@ class LinearSystem(System):
         del update_norm, start_norm
         return self.v_norm
 
+    def stop_scale(self) -> Tensor:
+        """See :meth:`System.stop_scale`."""
+        return self.v_norm
+
+    def map(self, z: Tensor) -> tuple[Tensor, None]:
+        """See :meth:`System.map`."""
+        return self.update(z), None
+
     def tolerance(self, tol: float) -> float:
         """``tol``, but no less than the products can meet.
 

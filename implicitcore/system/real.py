@@ -63,8 +63,8 @@ class RealSystem(System):
         """See :meth:`System.absolute`."""
         return self.inner.absolute(atol)
 
-    def _map(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        fz, g = self.inner._map(to_complex(z))
+    def map(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        fz, g = self.inner.map(to_complex(z))
         return to_real(fz), None if g is None else to_real(g)
 
 

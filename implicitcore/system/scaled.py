@@ -96,6 +96,6 @@ class ScaledSystem(System):
         if recorder.iterates is not None:
             recorder.iterates[:] = [self.back(y) for y in recorder.iterates]
 
-    def _map(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        fz, g = self.inner._map(self.back(z))
+    def map(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        fz, g = self.inner.map(self.back(z))
         return self.into(fz), None if g is None else self.into(g)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.dynamics.fixed_point import FixedPointMap
 from implicitcore.errors import InputError
 from implicitcore.solution import Origin
 from implicitcore.system.context import Context, Recorder
+from implicitcore.system.current import running
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.explain import explain
 from implicitcore.system.linearization import Linearization
@@ -105,7 +107,7 @@ class System:
 
     def update(self, z: Tensor) -> Tensor:
         """The fixed-point map f(z), ``[batch, n]``: one evaluation."""
-        return self._map(z)[0]
+        return self.map(z)[0]
 
     def evaluate(self, z: Tensor, out: Tensor | None = None) -> Evaluation:
         """f(z) with its residual: one evaluation.
@@ -114,7 +116,7 @@ class System:
             z: ``[batch, n]``.
             out: a buffer for the residual, where it has to be computed (without a graph).
         """
-        fz, g = self._map(z)
+        fz, g = self.map(z)
         return Evaluation(z, fz, self.residual(z, fz, g, out))
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
@@ -127,6 +129,18 @@ class System:
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
         return self.problem.dynamics.scale(update_norm, start_norm)
+
+    def stop_scale(self) -> Literal["update", "root"] | Tensor | None:
+        """:meth:`scale` as data (see :class:`~implicitcore.extend.StopRule`).
+
+        None where it is a function of its own.
+        """
+        if type(self) is not System:
+            return None
+        scale = type(self.problem.dynamics).scale
+        if scale is FixedPointMap.scale:
+            return "update"
+        return "root" if scale is Dynamics.scale else None
 
     def tolerance(self, tol: float) -> float:
         """The relative tolerance that a solver is to meet where it was asked for ``tol``.
@@ -200,10 +214,10 @@ class System:
         attached = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
             point = z if attached else z.detach().requires_grad_()
-            fz, g = self._map(point)
+            fz, g = self.map(point)
         return Linearization(self, point, fz, g)
 
-    def _map(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    def map(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """f(z), and g(z) where f is z + g: the residual is then what the dynamics give.
 
         Taken from z + g, it would be lost in the rounding of a large z.
@@ -239,7 +253,10 @@ class System:
             point, versions = z.clone(), versions_of(problem.x)
         version = point._version
         try:
-            value = self._call(function, *time, packing.unpack(point), problem.x)
+            if context.autocast or running.context is not context.scope:
+                value = self._call(function, *time, packing.unpack(point), problem.x)
+            else:
+                value = function(*time, packing.unpack(point), problem.x)
         except Exception as error:
             explain(error, problem)
             self._suspect(error)

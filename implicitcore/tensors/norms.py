@@ -59,7 +59,7 @@ def fits(size: Tensor, dtype: torch.dtype) -> bool:
     A residual that is smaller by the precision still has a square, and one that is larger by what
     counts as divergence. A look at ``size`` ``[batch]`` on the host; zero and NaN do not fit.
     """
-    least, most = _bounds(dtype)
+    least, most = bounds(dtype)
     if size.is_cpu:
         return torch.equal(size.clamp(least, most), size)
     low, high = size.aminmax()
@@ -68,11 +68,12 @@ def fits(size: Tensor, dtype: torch.dtype) -> bool:
 
 def misfits(size: Tensor) -> Tensor:
     """The samples ``[batch]`` for which they can not; zeros and what is not finite are none."""
-    return (size.clamp(*_bounds(size.dtype)) != size) & (size > 0) & size.isfinite()
+    return (size.clamp(*bounds(size.dtype)) != size) & (size > 0) & size.isfinite()
 
 
 @cache
-def _bounds(dtype: torch.dtype) -> tuple[float, float]:
+def bounds(dtype: torch.dtype) -> tuple[float, float]:
+    """The least and the largest 2-norm of a state that a solve can take; see :func:`fits`."""
     info = torch.finfo(dtype)
     return info.tiny**0.5 / info.eps, info.max**0.5 * 1e-8
 

@@ -9,6 +9,7 @@ from support.failing import failed
 
 import implicitcore as ic
 from implicitcore.backends.base import Residual
+from implicitcore.extend import RootResult
 
 TORCH = ic.TorchBackend()
 
@@ -181,12 +182,48 @@ class WrongInHalf(Mine):
         )
 
 
+class StopsTogether(Mine):
+    """Does whole iterations: those of Picard, until all samples have converged."""
+
+    def root_iteration(self, update, rule, z):
+        return _Together(rule, z)
+
+
+class _Together:
+    def __init__(self, rule, z):
+        self.rule, self.count, self.start = rule, 0, z
+
+    def advance(self, z, fz, g, last):
+        self.z, self.count = z, self.count + 1
+        found = TORCH.residual(fz, z)
+        self.norm, self.update_norm = found.norm, found.update_norm
+        fixed = isinstance(self.rule.scale, torch.Tensor)
+        self.limit = self.rule.tol * (self.rule.scale if fixed else found.update_norm)
+        return None if last or bool((self.norm <= self.limit).all()) else fz
+
+    def size(self):
+        return self.norm
+
+    def between(self, least, most):
+        return True
+
+    def result(self):
+        status = torch.where(self.norm <= self.limit, 0, 1).to(torch.int8)
+        steps = torch.full(self.norm.shape, self.count)
+        compared = self.norm, self.limit, self.norm / self.limit
+        return RootResult(
+            self.z, *compared, status, steps, self.norm, self.norm * 1e8, self.norm, self.z, False
+        )
+
+
 # What a wrong value is seen by besides: in derivatives, and in what solvers make of it.
 SLOPES, SOLVES = "derivatives_are_right_or_absent", "solves_as_the_reference_does"
+STOPS = "stops_as_the_reference_does"
 BACKENDS = [
     (Mine(), set()),
     (NotDifferentiable(), set()),
-    (ForgetsTheScale(), {"axpy_history_is_right", SLOPES, SOLVES}),
+    (ForgetsTheScale(), {"axpy_history_is_right", SLOPES, SOLVES, STOPS}),
+    (StopsTogether(), {STOPS}),
     (IgnoresOut(), {"writes_to_out"}),
     (ForgetsTheTail(), {"residual_is_right", SLOPES}),
     (ForgetsOneSample(), {"error_norm_is_right", "per_sample", SLOPES}),
@@ -194,7 +231,7 @@ BACKENDS = [
     (OneStepSize(), {"stage_combination_is_right", "per_sample", SLOPES, SOLVES}),
     (NotConjugated(), {"inner_products_is_right"}),
     (Overflows(), {"norms_are_at_least_float32"}),
-    (AssumesContiguous(), {"takes_strided_views", SOLVES}),
+    (AssumesContiguous(), {"takes_strided_views", SOLVES, STOPS}),
     (ChangesItsArguments(), {"no_input_mutation"}),
     (HidesItsDerivative(), {"derivatives_are_right_or_absent"}),
     (ClaimsToBeDifferentiable(), {"derivatives_are_right_or_absent"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from implicitcore.functional import fixed_point, integrate
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.broyden import Broyden
+from implicitcore.root_solvers.picard import Picard
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import expect, expect_close
 from implicitcore.testing.kernels import Draw, device_of, expect_results, rounding, widest
@@ -106,6 +108,50 @@ def solves_as_the_reference_does(backend: Backend) -> None:
         )
     found, expected = (_trajectory(each, dtype, device) for each in (backend, REFERENCE))
     expect_close(found, expected, "integrated by Tsit5, compared with the torch backend", bound)
+
+
+@contract("backend")
+def stops_as_the_reference_does(backend: Backend) -> None:
+    """Picard, Anderson and Broyden stop each sample at the same step, with the same status.
+
+    Also where samples diverge, have no root, or are not finite: whoever does whole iterations
+    (``root_iteration``) does the stop test too.
+    """
+    device, dtype = device_of(backend), widest(backend)
+    for solver in (Picard(tol=1e-4), Anderson(tol=1e-4), Broyden(tol=1e-4)):
+        for name, f in _HARD.items():
+            found, expected = (
+                _stops(solver, f, each, dtype, device) for each in (backend, REFERENCE)
+            )
+            did = f"solved {name} by {type(solver).__name__}, compared with the torch backend"
+            for what, mine, theirs in zip(("status", "steps"), found, expected, strict=True):
+                expect(mine == theirs, did, f"{what} {mine}", str(theirs))
+
+
+def _shift(z: Tensor) -> Tensor:
+    """Unlike entries: of equal ones differences are parallel, and rounding decides."""
+    return torch.linspace(-1, 1, z.shape[1]).to(z).cos().cumsum(0).sin()
+
+
+_HARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "contractions of unlike rates": lambda z, x: torch.tanh(x * z.roll(1, 1) + _shift(z)),
+    "linear maps, of which some expand": lambda z, x: 2 * x * z.roll(1, 1) + _shift(z),
+    "maps without a fixed point": lambda z, x: z + 1 + x,
+    "maps of which one gives NaN": lambda z, x: torch.where(
+        x == x[1:2], torch.nan, 0.5 * z.roll(1, 1) + _shift(z)
+    ),
+}
+
+
+@torch.no_grad()
+def _stops(
+    solver: Any, f: Any, backend: Backend, dtype: torch.dtype, device: str
+) -> tuple[list[int], list[int]]:
+    """The status and the steps of each sample."""
+    rates = torch.linspace(0.1, 0.9, 5, dtype=dtype, device=device)
+    x = rates[:, None].expand(5, 9).contiguous()
+    found = fixed_point(f, torch.zeros_like(x), x, solver=solver, backend=backend)
+    return found.status.tolist(), found.steps.tolist()
 
 
 def _root(solver: Any, backend: Backend, dtype: torch.dtype, device: str) -> Tensor:

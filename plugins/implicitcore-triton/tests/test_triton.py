@@ -14,7 +14,8 @@ IMPORTS = (
 )
 AUTO = """
 import implicitcore as ic
-assert isinstance(ic.create("backend", "auto"), ic.TorchBackend)
+from implicitcore_triton import TritonBackend
+assert not isinstance(ic.create("backend", "auto"), TritonBackend)
 print(ic.create("backend", {"name": "triton", "interpret": True}).unavailable_reason())
 """
 

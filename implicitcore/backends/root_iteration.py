@@ -1,0 +1,123 @@
+"""One iteration of a root solver as data: what a backend may do in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from implicitcore.solution import Origin
+
+
+@dataclass(frozen=True)
+class PicardRule:
+    """(1 - damping) z + damping f(z)."""
+
+    damping: float
+
+
+@dataclass(frozen=True)
+class AndersonRule:
+    """As :class:`~implicitcore.Anderson` says.
+
+    Attributes:
+        depth: earlier directions kept.
+        period: directions after which all are forgotten.
+        damping: of the plain step.
+        ridge: added to the length of a new direction, in units of the residual.
+    """
+
+    depth: int
+    period: int
+    damping: float
+    ridge: float
+
+
+@dataclass(frozen=True)
+class BroydenRule:
+    """As the good method of :class:`~implicitcore.Broyden`.
+
+    Attributes:
+        memory: updates kept, after which all are forgotten.
+    """
+
+    memory: int
+
+
+UpdateRule = PicardRule | AndersonRule | BroydenRule
+"""How the next iterate follows from z, f(z) and those before."""
+
+
+class StopRule(NamedTuple):
+    """When each sample stops: what :class:`~implicitcore.extend.StopTest` decides by.
+
+    Attributes:
+        tol: relative tolerance.
+        floor: the least that a residual is compared with, a number or ``[batch]``.
+        scale: what ``tol`` is relative to: ``"update"`` is ``|f(z)|``, ``"root"`` max(1,
+            min(``|g(z0)|``, ``|f(z)|``)); or that itself, ``[batch]``, which stands in for
+            ``|f(z)|`` then.
+        rounding: of f(z), relative to it, where the residual is its difference with z.
+        min_steps: iterates before this one do not meet the tolerance.
+        origin: what the solve began with, where another solver did.
+        divergence: a residual this many times its scale at the start is lost.
+        trust: to this share the residual is to fall where the limit grew.
+        growth: a residual this many times that before is one that grew.
+    """
+
+    tol: float
+    floor: Tensor | float
+    scale: Literal["update", "root"] | Tensor
+    rounding: float
+    min_steps: int
+    origin: Origin | None
+    divergence: float
+    trust: float
+    growth: float
+
+
+class RootResult(NamedTuple):
+    """Where each sample is."""
+
+    z: Tensor  # [batch, n], the iterate that met the tolerance, or that of least residual
+    residual: Tensor  # [batch], its residual
+    limit: Tensor  # [batch], what that was compared with
+    relative: Tensor  # [batch], the residual as it is compared with tol: tol times the two's ratio
+    status: Tensor  # [batch] int8; MAX_STEPS where a sample has not stopped
+    steps: Tensor  # [batch] int64, the evaluations until a sample stopped
+    start_norm: Tensor  # [batch], the residual at the start
+    ceiling: Tensor  # [batch], above which a residual is lost
+    size: Tensor  # [batch], the last residual
+    last: Tensor  # [batch, n], the last iterate
+    stopped_apart: bool  # a sample stopped while others went on
+
+
+class RootIteration(Protocol):
+    """The iterations of one solve, each in one call; without a graph."""
+
+    def advance(self, z: Tensor, fz: Tensor, g: Tensor | None, last: bool) -> Tensor | None:
+        """Take in an iterate: its residual, the stop test, the best iterate, and the update.
+
+        Arguments:
+            z: ``[batch, n]``; kept, and not written to.
+            fz: f(z), ``[batch, n]``.
+            g: the residual, where it is not f(z) - z.
+            last: there is no next iterate.
+
+        Returns:
+            The next iterate, in which samples that have stopped stay where they were; None where
+            all have, or with ``last``.
+        """
+
+    def size(self) -> Tensor:
+        """``|f(z) - z|`` at the last iterate, ``[batch]``."""
+        ...
+
+    def between(self, least: float, most: float) -> bool:
+        """Whether ``|f(z)|`` at the last iterate is between these, in each sample."""
+        ...
+
+    def result(self) -> RootResult:
+        """Where each sample is."""
+        ...

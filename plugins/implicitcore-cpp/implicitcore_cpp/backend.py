@@ -1,0 +1,97 @@
+"""The backend: which kernel is called how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from implicitcore.extend import (
+    AndersonRule,
+    BroydenRule,
+    FusedBackend,
+    Options,
+    PicardRule,
+    Residual,
+    RootIteration,
+    StopRule,
+    UpdateRule,
+)
+from implicitcore_cpp import build
+
+_UPDATES = {PicardRule: "picard", AndersonRule: "anderson", BroydenRule: "broyden"}
+_SCALES = {"update": 0, "root": 1}
+_FIXED = 2
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CppBackend(Options, FusedBackend):
+    """A whole iteration of Picard, Anderson and Broyden as one call of C++, on the CPU.
+
+    Residual, norms, stop test, best iterate and update in as few passes over the memory as there
+    can be, vectorised over the entries of a sample and parallel over the samples. float32, float64
+    and bfloat16 states, the last with norms and coefficients in float32. A sample's result does not
+    depend on the batch it is in. Built by the machine's own C++ compiler at the first use, which
+    takes half a minute once, or ahead by ``python -m implicitcore_cpp.build``; ``auto`` takes it
+    where it is built.
+    """
+
+    device_types: ClassVar[tuple[str, ...]] = ("cpu",)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64, torch.bfloat16)
+
+    def unavailable_reason(self) -> str | None:
+        """See :meth:`Backend.unavailable_reason`; found once, and then remembered."""
+        return _reason()
+
+    def unready_reason(self) -> str | None:
+        """See :meth:`Backend.unready_reason`."""
+        if self.unavailable_reason() is None and not build.is_built():
+            return "it is not built yet: python -m implicitcore_cpp.build"
+        return self.unavailable_reason()
+
+    def _root_iteration(
+        self, update: UpdateRule, rule: StopRule, z: Tensor
+    ) -> RootIteration | None:
+        name = _UPDATES.get(type(update))
+        if name is None:
+            return None
+        kernels = build.load()
+        fixed = rule.scale if isinstance(rule.scale, Tensor) else None
+        scale = _FIXED if fixed is not None else _SCALES[str(rule.scale)]
+        numbers = rule.tol, rule.rounding, rule.divergence, rule.trust, rule.growth
+        stop = kernels.Rule(*numbers, rule.min_steps, scale)
+        samples = rule.floor, 0.0 if fixed is None else fixed, rule.origin
+        return kernels.root_iteration(name, tuple(vars(update).values()), stop, samples, z)
+
+    def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
+        return Residual(out, *build.load().residual(fz, z, out))
+
+    def _inner_products(self, history: Tensor, row: Tensor) -> Tensor:
+        return build.load().inner_products(history, row)
+
+    def _axpy_history(
+        self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float, out: Tensor
+    ) -> Tensor:
+        build.load().axpy_history(row, weights, history, scale, out)
+        return out
+
+    def _stage_combination(
+        self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
+    ) -> Tensor:
+        return build.load().stage_combination(z, dt, list(stages), list(weights))
+
+    def _error_norm(
+        self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
+    ) -> Tensor:
+        return build.load().error_norm(error, z, z_next, rtol, atol)
+
+
+@cache
+def _reason() -> str | None:
+    """Why no kernel can run in this process."""
+    return None if build.is_built() else build.missing()

@@ -1,0 +1,227 @@
+// Anderson acceleration by truncated Gram-Schmidt.
+#pragma once
+
+#include "updates.h"
+
+namespace implicitcore {
+
+// Products of K rows with two vectors.
+template <int K, class T>
+inline void products(const T* const* rows, const Real<T>* __restrict q, const T* __restrict g,
+                     int64_t n, Real<T>* with_q, Real<T>* with_g) {
+  using R = Real<T>;
+  double totals[4] = {};
+  const T *a = rows[0], *b = rows[K - 1];
+  for (int64_t begin = 0; begin < n; begin += BLOCK) {
+    const int64_t end = std::min(n, begin + BLOCK);
+    R aq = 0, ag = 0, bq = 0, bg = 0;
+#pragma omp simd reduction(+ : aq, ag, bq, bg)
+    for (int64_t i = begin; i < end; ++i) {
+      const R value = static_cast<R>(a[i]), residual = static_cast<R>(g[i]);
+      aq += value * q[i];
+      ag += value * residual;
+      if constexpr (K == 2) {
+        const R other = static_cast<R>(b[i]);
+        bq += other * q[i];
+        bg += other * residual;
+      }
+    }
+    totals[0] += aq;
+    totals[1] += ag;
+    totals[2] += bq;
+    totals[3] += bg;
+  }
+  for (int k = 0; k < K; ++k) {
+    with_q[k] = totals[2 * k];
+    with_g[k] = totals[2 * k + 1];
+  }
+}
+
+// See Anderson of implicitcore: rows (q_i, p_i), a difference of residuals, orthonormal, and of the
+// plain steps beside it.
+template <class T>
+class Anderson : public Update<T> {
+  using R = Real<T>;
+  static constexpr int64_t TILE = 256;  // entries for which all rows are read, while they are near
+
+ public:
+  Anderson(const at::Tensor& z, int64_t depth, int64_t period, double damping, double ridge)
+      : q_(z, depth, z.size(1)), p_(z, depth, z.size(1)), period_(period), damping_(damping),
+        ridge_(ridge), alive_(z.size(0) * depth, 1), plain_(z.size(0), 1), back_(z.size(0)) {}
+
+  void begin(const Iterates& now) override {
+    if (q_.count == period_) q_.count = p_.count = 0;
+    plain_step_ = now.fz;
+    if (damping_ != 1) plain_step_ = at::empty_like(now.z);
+    now_ = now;
+    damped_ = damping_ == 1 ? nullptr : plain_step_.template mutable_data_ptr<T>();
+    last_g_ = last_.g.defined() ? last_.g.template const_data_ptr<T>() : nullptr;
+    last_p_ = last_.g.defined() ? last_.fz.template const_data_ptr<T>() : nullptr;
+  }
+
+  void step(const Row<T>& now, T* next) override {
+    const int64_t at = now.sample * now.n;
+    const T* plain = now.fz;
+    if (damped_) {
+      lerp(now.z, now.fz, static_cast<R>(damping_), damped_ + at, now.n);
+      plain = damped_ + at;
+    }
+    if (!last_g_) {
+      std::copy(plain, plain + now.n, next);
+      return;
+    }
+    const Weights weights = learn(now, last_g_ + at);
+    back_[now.sample] = now.grown && !plain_[now.sample];
+    plain_[now.sample] = now.grown;
+    const T* last_p = last_p_ + at;
+    move(now, weights, back_[now.sample] ? last_p : plain, {plain, last_p}, next);
+  }
+
+  // The residual and the plain step to go on from; a sample that goes back keeps its own.
+  void end() override {
+    at::Tensor g = now_.g, p = plain_step_;
+    if (last_g_) {
+      ++q_.count;
+      ++p_.count;
+      if (std::find(back_.begin(), back_.end(), 1) != back_.end()) {
+        g = merged(g, last_.g);
+        p = merged(p, last_.fz);
+        std::fill(back_.begin(), back_.end(), 0);
+      }
+    }
+    last_.g = g;
+    last_.fz = p;
+    now_ = {};
+    plain_step_.reset();
+  }
+
+ private:
+  Rows<T> q_, p_;
+  int64_t period_;
+  double damping_, ridge_;
+  Iterates last_, now_;     // of `last_` the residual, and as fz the plain step
+  at::Tensor plain_step_;
+  const T *last_g_ = nullptr, *last_p_ = nullptr;
+  T* damped_ = nullptr;
+  std::vector<uint8_t> alive_, plain_, back_;  // per row of a sample, and per sample
+
+  // The rows in use and their coefficients, in the new direction and in the next iterate.
+  struct Weights {
+    std::vector<int64_t>&rows;
+    std::vector<R>&old, &next;
+    R scale, newest;
+  };
+
+  at::Tensor merged(const at::Tensor& now, const at::Tensor& last) const {
+    at::Tensor out = at::empty_like(now);
+    const int64_t n = now.size(1);
+    T* to = out.template mutable_data_ptr<T>();
+    for (int64_t b = 0; b < now.size(0); ++b) {
+      const T* from = (back_[b] ? last : now).template const_data_ptr<T>() + b * n;
+      std::copy(from, from + n, to + b * n);
+    }
+    return out;
+  }
+
+  // Write the newest difference of residuals, orthonormal to the others, over the oldest.
+  Weights learn(const Row<T>& now, const T* __restrict last_g) {
+    thread_local std::vector<int64_t> rows;
+    thread_local std::vector<R> old, next;
+    const int64_t n = now.n, slot = q_.slot();
+    uint8_t* alive = alive_.data() + now.sample * q_.depth;
+    if (now.grown) std::fill(alive, alive + q_.depth, 0);
+    rows.clear();
+    for (int64_t j = 0; j < q_.used(); ++j) {
+      if (alive[j]) rows.push_back(j);
+    }
+    old.resize(rows.size());
+    next.resize(rows.size());
+    const T* __restrict g = now.g;
+    R* __restrict q = scratch<R>(n);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) q[i] = static_cast<R>(g[i]) - static_cast<R>(last_g[i]);
+    project(now, q, rows, old.data(), next.data());
+    const R length = reduce(now, q, rows, old);
+    const R least = std::sqrt(std::numeric_limits<R>::min());
+    const R scale = 1 / std::hypot(length, least + static_cast<R>(ridge_) * now.size);
+    T* __restrict row = q_.row(now.sample, slot);
+    const double newest = sum<R>(n, [=](int64_t i) {
+      row[i] = static_cast<T>(q[i] * scale);
+      return static_cast<R>(row[i]) * static_cast<R>(g[i]);
+    });
+    for (size_t k = 0; k < rows.size(); ++k) {
+      if (rows[k] == slot) next[k] = 0;
+    }
+    alive[slot] = !now.grown;
+    return {rows, old, next, scale, now.grown ? R(0) : static_cast<R>(newest)};
+  }
+
+  void project(const Row<T>& now, const R* q, const std::vector<int64_t>& rows, R* old, R* next) {
+    const size_t count = rows.size();
+    for (size_t k = 0; k < count; k += 2) {
+      const T* pair[2] = {q_.row(now.sample, rows[k]), nullptr};
+      if (k + 1 < count) {
+        pair[1] = q_.row(now.sample, rows[k + 1]);
+        products<2>(pair, q, now.g, now.n, old + k, next + k);
+      } else {
+        products<1>(pair, q, now.g, now.n, old + k, next + k);
+      }
+    }
+  }
+
+  // Take from q its parts along the rows; what is left of it, as a norm.
+  R reduce(const Row<T>& now, R* q, const std::vector<int64_t>& rows,
+           const std::vector<R>& weights) {
+    double square = 0;
+    for (int64_t begin = 0; begin < now.n; begin += TILE) {
+      const int64_t size = std::min(now.n - begin, TILE);
+      R* __restrict part = q + begin;
+      for (size_t k = 0; k < rows.size(); ++k) {
+        const T* __restrict row = q_.row(now.sample, rows[k]) + begin;
+        const R weight = weights[k];
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) part[i] -= weight * static_cast<R>(row[i]);
+      }
+      square += sum<R>(size, [=](int64_t i) { return part[i] * part[i]; });
+    }
+    return root<R>(square);
+  }
+
+  // The plain step of this iterate, and of the last.
+  struct Plain {
+    const T *now, *last;
+  };
+
+  // The next iterate, from the plain step `base`, and the newest p.
+  void move(const Row<T>& now, const Weights& weights, const T* base, Plain plain, T* next) {
+    alignas(64) R row[TILE], step[TILE];
+    const R scale = weights.scale, share = weights.newest;
+    for (int64_t begin = 0; begin < now.n; begin += TILE) {
+      const int64_t size = std::min(now.n - begin, TILE);
+      const T *here = plain.now + begin, *before = plain.last + begin, *from = base + begin;
+      T *__restrict to = p_.row(now.sample, p_.slot()) + begin, *__restrict out = next + begin;
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) {
+        row[i] = static_cast<R>(here[i]) - static_cast<R>(before[i]);
+        step[i] = static_cast<R>(from[i]);
+      }
+      for (size_t k = 0; k < weights.rows.size(); ++k) {
+        const T* __restrict p = p_.row(now.sample, weights.rows[k]) + begin;
+        const R old = weights.old[k], next_weight = weights.next[k];
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+          const R value = static_cast<R>(p[i]);
+          row[i] -= old * value;
+          step[i] -= next_weight * value;
+        }
+      }
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) {
+        to[i] = static_cast<T>(row[i] * scale);
+        out[i] = static_cast<T>(step[i] - share * static_cast<R>(to[i]));
+      }
+    }
+  }
+};
+
+}  // namespace implicitcore

@@ -1,0 +1,190 @@
+// The kernels of FusedBackend, one by one: for the loops that are not whole iterations here.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include "sums.h"
+
+namespace implicitcore {
+
+// Entries of states below which one thread is faster than several.
+constexpr int64_t GRAIN = 32768;
+
+template <class Work>
+inline void each_sample(int64_t batch, int64_t n, Work work) {
+  const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, n));
+  at::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) work(b);
+  });
+}
+
+template <class R>
+inline at::Tensor norms(int64_t batch) {
+  return at::empty({batch}, at::TensorOptions(c10::CppTypeToScalarType<R>::value));
+}
+
+// Call work(T()) for the dtype T of the states.
+template <class Work>
+inline void dispatch(const at::Tensor& z, Work work) {
+  switch (z.scalar_type()) {
+    case at::kFloat:
+      return work(float());
+    case at::kDouble:
+      return work(double());
+    case at::kBFloat16:
+      return work(c10::BFloat16());
+    default:
+      TORCH_CHECK(false, "no kernels for ", z.scalar_type());
+  }
+}
+
+inline std::vector<at::Tensor> residual(const at::Tensor& fz, const at::Tensor& z,
+                                        at::Tensor out) {
+  std::vector<at::Tensor> found(2);
+  dispatch(z, [&](auto type) {
+    using T = decltype(type);
+    using R = Real<T>;
+    const int64_t batch = z.size(0), n = z.size(1);
+    found = {norms<R>(batch), norms<R>(batch)};
+    R *size = found[0].mutable_data_ptr<R>(), *update = found[1].mutable_data_ptr<R>();
+    const T *from = z.const_data_ptr<T>(), *to = fz.const_data_ptr<T>();
+    T* g = out.mutable_data_ptr<T>();
+    each_sample(batch, n, [&](int64_t b) {
+      const T *from_b = from + b * n, *to_b = to + b * n;
+      T* g_b = g + b * n;
+      update[b] = norm<R>(to_b, n);
+      subtract(to_b, from_b, g_b, n);
+      size[b] = norm<R>(g_b, n);
+    });
+  });
+  return found;
+}
+
+// The rows of a history [batch, depth, n], contiguous in the last dimension.
+template <class T>
+struct Lines {
+  const T* data;
+  int64_t sample, line;
+
+  explicit Lines(const at::Tensor& history)
+      : data(history.const_data_ptr<T>()), sample(history.stride(0)), line(history.stride(1)) {}
+  const T* at(int64_t b, int64_t i) const { return data + b * sample + i * line; }
+};
+
+inline at::Tensor inner_products(const at::Tensor& history, const at::Tensor& row) {
+  const int64_t batch = history.size(0), depth = history.size(1), n = history.size(2);
+  at::Tensor out = at::empty({batch, 1, depth}, row.options());
+  dispatch(row, [&](auto type) {
+    using T = decltype(type);
+    using R = Real<T>;
+    const Lines<T> rows(history), one(row);
+    T* products = out.mutable_data_ptr<T>();
+    each_sample(batch, n * depth, [&](int64_t b) {
+      const T* v = one.at(b, 0);
+      for (int64_t j = 0; j < depth; ++j) {
+        const T* q = rows.at(b, j);
+        products[b * depth + j] = static_cast<T>(static_cast<R>(sum<R>(
+            n, [&](int64_t i) { return static_cast<R>(q[i]) * static_cast<R>(v[i]); })));
+      }
+    });
+  });
+  return out;
+}
+
+inline void axpy_history(const std::optional<at::Tensor>& row, const at::Tensor& weights,
+                         const at::Tensor& history, double scale, at::Tensor out) {
+  constexpr int64_t TILE = 256;
+  const int64_t batch = history.size(0), depth = history.size(1), n = history.size(2);
+  dispatch(history, [&](auto type) {
+    using T = decltype(type);
+    using R = Real<T>;
+    const Lines<T> rows(history), base(row ? *row : out);
+    const T* w = weights.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    const int64_t stride = out.stride(0);
+    each_sample(batch, n * depth, [&](int64_t b) {
+      R total[TILE];
+      for (int64_t begin = 0; begin < n; begin += TILE) {
+        const int64_t size = std::min(TILE, n - begin);
+        const T* from = base.at(b, 0) + begin;
+        for (int64_t i = 0; i < size; ++i) total[i] = row ? static_cast<R>(from[i]) : R(0);
+        for (int64_t j = 0; j < depth; ++j) {
+          const T* p = rows.at(b, j) + begin;
+          const R weight = static_cast<R>(w[b * depth + j]) * static_cast<R>(scale);
+#pragma omp simd
+          for (int64_t i = 0; i < size; ++i) total[i] += weight * static_cast<R>(p[i]);
+        }
+        for (int64_t i = 0; i < size; ++i) to[b * stride + begin + i] = static_cast<T>(total[i]);
+      }
+    });
+  });
+}
+
+inline at::Tensor stage_combination(const std::optional<at::Tensor>& z, const at::Tensor& dt,
+                                    const std::vector<at::Tensor>& stages,
+                                    const std::vector<double>& weights) {
+  constexpr int64_t TILE = 256;
+  const int64_t batch = stages[0].size(0), n = stages[0].size(1);
+  at::Tensor out = at::empty_like(stages[0]);
+  const at::Tensor times = dt.to(at::kDouble);
+  const double* step = times.const_data_ptr<double>();
+  dispatch(out, [&](auto type) {
+    using T = decltype(type);
+    using R = Real<T>;
+    std::vector<const T*> slopes;
+    for (const at::Tensor& stage : stages) slopes.push_back(stage.const_data_ptr<T>());
+    const T* from = z ? z->const_data_ptr<T>() : nullptr;
+    T* to = out.mutable_data_ptr<T>();
+    each_sample(batch, n * slopes.size(), [&](int64_t b) {
+      R total[TILE];
+      for (int64_t begin = 0; begin < n; begin += TILE) {
+        const int64_t size = std::min(TILE, n - begin), at = b * n + begin;
+        for (int64_t i = 0; i < size; ++i) total[i] = from ? static_cast<R>(from[at + i]) : R(0);
+        for (size_t j = 0; j < slopes.size(); ++j) {
+          const R weight = static_cast<R>(weights[j] * step[b]);
+          const T* slope = slopes[j] + at;
+#pragma omp simd
+          for (int64_t i = 0; i < size; ++i) total[i] += weight * static_cast<R>(slope[i]);
+        }
+        for (int64_t i = 0; i < size; ++i) to[at + i] = static_cast<T>(total[i]);
+      }
+    });
+  });
+  return out;
+}
+
+inline at::Tensor error_norm(const at::Tensor& error, const at::Tensor& z,
+                             const at::Tensor& z_next, double rtol, double atol) {
+  at::Tensor out;
+  dispatch(z, [&](auto type) {
+    using T = decltype(type);
+    using R = Real<T>;
+    const int64_t batch = z.size(0), n = z.size(1);
+    out = norms<R>(batch);
+    R* found = out.mutable_data_ptr<R>();
+    const T *e = error.const_data_ptr<T>(), *a = z.const_data_ptr<T>(),
+            *c = z_next.const_data_ptr<T>();
+    each_sample(batch, n, [&](int64_t b) {
+      const double total = sum<R>(n, [=](int64_t j) {
+        const int64_t i = b * n + j;
+        const R before = std::abs(static_cast<R>(a[i])), after = std::abs(static_cast<R>(c[i]));
+        // The sum is a NaN where one of them is, as the larger would not be.
+        const R larger = before > after ? before : after, nan = (before + after) * 0;
+        const R share = static_cast<R>(e[i]) /
+                        ((larger + nan) * static_cast<R>(rtol) + static_cast<R>(atol));
+        return share * share;
+      });
+      found[b] = root<R>(total) / std::sqrt(static_cast<R>(n));
+    });
+  });
+  return out;
+}
+
+}  // namespace implicitcore

@@ -1,0 +1,99 @@
+// The module that implicitcore_cpp loads.
+#include <pybind11/gil_safe_call_once.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "anderson.h"
+#include "root_iteration.h"
+
+namespace implicitcore {
+namespace {
+
+// The update of a solver, as a name and its numbers.
+template <class T>
+std::unique_ptr<Update<T>> update_of(const std::string& name, const std::vector<double>& options,
+                                     const at::Tensor& z) {
+  const at::Tensor like = z.contiguous();
+  if (name == "picard") return std::make_unique<Picard<T>>(options.at(0));
+  if (name == "broyden") return std::make_unique<Broyden<T>>(like, options.at(0));
+  TORCH_CHECK(name == "anderson", "no update ", name);
+  return std::make_unique<Anderson<T>>(like, options.at(0), options.at(1), options.at(2),
+                                       options.at(3));
+}
+
+using Values = std::variant<double, at::Tensor>;
+using Begun = std::optional<std::pair<at::Tensor, at::Tensor>>;
+
+template <class R>
+std::vector<R> values_of(const Values& values, int64_t batch) {
+  if (const double* each = std::get_if<double>(&values)) {
+    return std::vector<R>(batch, static_cast<R>(*each));
+  }
+  const at::Tensor tensor = std::get<at::Tensor>(values).contiguous();
+  TORCH_CHECK(tensor.numel() == batch && tensor.scalar_type() == c10::CppTypeToScalarType<R>::value,
+              "one number for each sample, in the dtype of norms");
+  const R* data = tensor.const_data_ptr<R>();
+  return std::vector<R>(data, data + batch);
+}
+
+template <class T>
+std::unique_ptr<RootIteration> iteration_of(const std::string& name,
+                                            const std::vector<double>& options, const Rule& rule,
+                                            const std::tuple<Values, Values, Begun>& samples,
+                                            const at::Tensor& z) {
+  using R = Real<T>;
+  const auto& [floor, fixed, begun] = samples;
+  const int64_t batch = z.size(0);
+  std::vector<R> norm, ceiling;
+  if (begun) {
+    norm = values_of<R>(begun->first, batch);
+    ceiling = values_of<R>(begun->second, batch);
+  }
+  StopTest<R> test(rule, values_of<R>(floor, batch), values_of<R>(fixed, batch), begun.has_value(),
+                   norm, ceiling);
+  return std::make_unique<Iteration<T>>(std::move(test), update_of<T>(name, options, z),
+                                        rule.scale == Scale::fixed);
+}
+
+// One for the dtype of z.
+std::unique_ptr<RootIteration> root_iteration(const std::string& name,
+                                              const std::vector<double>& options, const Rule& rule,
+                                              const std::tuple<Values, Values, Begun>& samples,
+                                              const at::Tensor& z) {
+  std::unique_ptr<RootIteration> found;
+  dispatch(z, [&](auto type) {
+    found = iteration_of<decltype(type)>(name, options, rule, samples, z);
+  });
+  return found;
+}
+
+}  // namespace
+}  // namespace implicitcore
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  namespace py = pybind11;
+  using namespace implicitcore;
+  py::class_<Rule>(module, "Rule")
+      .def(py::init([](double tol, double rounding, double divergence, double trust, double growth,
+                       int64_t min_steps, int64_t scale) {
+        return Rule{tol, rounding, divergence, trust, growth, min_steps, static_cast<Scale>(scale)};
+      }));
+  py::class_<RootIteration>(module, "RootIteration")
+      .def("advance", &RootIteration::advance)
+      .def("size", &RootIteration::size)
+      .def("between", &RootIteration::between)
+      .def("result", [](const RootIteration& self) {
+        PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> type;
+        const Result r = self.result();
+        return type
+            .call_once_and_store_result(
+                [] { return py::module_::import("implicitcore.extend").attr("RootResult"); })
+            .get_stored()(r.z, r.residual, r.limit, r.relative, r.status, r.steps, r.start_norm,
+                          r.ceiling, r.size, r.last, r.stopped_apart);
+      });
+  module.def("root_iteration", &root_iteration);
+  module.def("residual", &residual);
+  module.def("inner_products", &inner_products);
+  module.def("axpy_history", &axpy_history);
+  module.def("stage_combination", &stage_combination);
+  module.def("error_norm", &error_norm);
+}

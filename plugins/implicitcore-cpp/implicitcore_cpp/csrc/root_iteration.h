@@ -1,0 +1,194 @@
+// One iteration of a root solver: residual, norms, stop test, freeze, best iterate and update.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "kernels.h"
+#include "stop_test.h"
+#include "updates.h"
+
+namespace implicitcore {
+
+// Tensors that are used again as soon as nobody else holds one: fresh memory costs more than a
+// pass over it.
+class Buffers {
+ public:
+  at::Tensor take(const at::Tensor& like) {
+    for (const at::Tensor& each : all_) {
+      if (each.use_count() == 1 && each.storage().use_count() == 1) return each;
+    }
+    all_.push_back(at::empty_like(like));
+    return all_.back();
+  }
+
+ private:
+  std::vector<at::Tensor> all_;
+};
+
+// What RootResult of implicitcore has.
+struct Result {
+  at::Tensor z, residual, limit, relative, status, steps, start_norm, ceiling, size, last;
+  bool stopped_apart;
+};
+
+class RootIteration {
+ public:
+  virtual ~RootIteration() = default;
+  virtual std::optional<at::Tensor> advance(at::Tensor z, at::Tensor fz,
+                                            std::optional<at::Tensor> g, bool last) = 0;
+  virtual at::Tensor size() const = 0;
+  virtual bool between(double least, double most) const = 0;
+  virtual Result result() const = 0;
+};
+
+template <class T, class V>
+inline at::Tensor tensor_of(const std::vector<V>& values, at::ScalarType dtype) {
+  at::Tensor out = at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions(dtype));
+  std::copy(values.begin(), values.end(), out.mutable_data_ptr<T>());
+  return out;
+}
+
+template <class T>
+class Iteration : public RootIteration {
+  using R = Real<T>;
+
+ public:
+  Iteration(StopTest<R> test, std::unique_ptr<Update<T>> update, bool fixed)
+      : test_(std::move(test)), update_(std::move(update)), fixed_(fixed) {}
+
+  std::optional<at::Tensor> advance(at::Tensor z, at::Tensor fz, std::optional<at::Tensor> g,
+                                    bool last) override {
+    TORCH_CHECK(z.dim() == 2 && z.size(0) == test_.batch() && fz.sizes() == z.sizes() &&
+                    fz.scalar_type() == z.scalar_type() && (!g || g->sizes() == z.sizes()),
+                "f(z) must be shaped like z, [batch, n]");
+    z = z.contiguous();
+    fz = fz.contiguous();
+    const bool writes = !g && update_->reads_residual();
+    at::Tensor value = g ? g->contiguous() : writes ? residuals_.take(z) : at::Tensor();
+    rows_ = {z.const_data_ptr<T>(), fz.const_data_ptr<T>(),
+             value.defined() ? value.const_data_ptr<T>() : nullptr, z.size(1)};
+    T* out = writes ? value.mutable_data_ptr<T>() : nullptr;
+    each([&](int64_t b) { measure(b, out ? out + b * rows_.n : nullptr); });
+    const bool done = test_.check();
+    keep(z);
+    last_ = z;
+    if (done || last) return std::nullopt;
+    if (update_->plain() && test_.remaining == test_.batch()) return fz;
+    return next({z, fz, value});
+  }
+
+  at::Tensor size() const override { return real(test_.size); }
+
+  bool between(double least, double most) const override {
+    for (const R value : test_.update) {
+      if (!(value >= static_cast<R>(least) && value <= static_cast<R>(most))) return false;
+    }
+    return true;
+  }
+
+  Result result() const override {
+    std::vector<int8_t> status(test_.failure);
+    std::vector<int64_t> steps(test_.steps);
+    for (int64_t b = 0; b < test_.batch(); ++b) {
+      if (!test_.active[b]) continue;
+      status[b] = max_steps;
+      steps[b] = test_.count;
+    }
+    std::vector<R> relative(test_.batch());
+    for (int64_t b = 0; b < test_.batch(); ++b) {
+      relative[b] = test_.best_norm[b] / test_.best_limit[b] * test_.tol();
+    }
+    return {best_, real(test_.best_norm), real(test_.best_limit), real(relative),
+            tensor_of<int8_t>(status, at::kChar), tensor_of<int64_t>(steps, at::kLong),
+            real(test_.start_norm), real(test_.ceiling), real(test_.size), last_,
+            test_.stopped_apart};
+  }
+
+ private:
+  struct Pointers {
+    const T *z, *fz, *g;
+    int64_t n;
+  };
+
+  StopTest<R> test_;
+  std::unique_ptr<Update<T>> update_;
+  bool fixed_;  // what the tolerance is relative to is known, and stands in for |f(z)|
+  Pointers rows_;
+  at::Tensor best_, last_;
+  Buffers iterates_, residuals_;
+  bool owned_ = false;  // nobody else has seen `best_`
+
+  static at::Tensor real(const std::vector<R>& values) {
+    return tensor_of<R>(values, c10::CppTypeToScalarType<R>::value);
+  }
+
+  template <class Work>
+  void each(Work work) {
+    each_sample(test_.batch(), rows_.n, work);
+  }
+
+  Row<T> row(int64_t b) const {
+    const int64_t at = b * rows_.n;
+    return {rows_.z + at,  rows_.fz + at, rows_.g ? rows_.g + at : nullptr, rows_.n, b,
+            test_.size[b], test_.any_grown && test_.grown[b]};
+  }
+
+  // Write the residual to `out`, where it is not given, and take the norms.
+  void measure(int64_t b, T* out) {
+    const Row<T> now = row(b);
+    if (out) subtract(now.fz, now.z, out, now.n);
+    R size = now.g ? norm<R>(now.g, now.n) : distance(now.fz, now.z, now.n);
+    R update = fixed_ ? test_.fixed(b) : norm<R>(now.fz, now.n);
+    if (size < test_.small() && test_.active[b]) {
+      std::vector<T> value(now.n);
+      subtract(now.fz, now.z, value.data(), now.n);
+      size = scaled_norm<R>(now.g ? now.g : value.data(), now.n);
+      if (size > 0 && update < test_.small() && !fixed_) update = scaled_norm<R>(now.fz, now.n);
+    }
+    test_.size[b] = size;
+    test_.update[b] = update;
+  }
+
+  // The best iterate: z itself where it is that of every sample, for no more than a reference.
+  void keep(const at::Tensor& z) {
+    if (test_.all_improved) {
+      best_ = z;
+      owned_ = false;
+      return;
+    }
+    const at::Tensor before = best_.defined() ? best_ : z;
+    if (!owned_) best_ = at::empty_like(z);
+    T* best = best_.mutable_data_ptr<T>();
+    const T* old = before.const_data_ptr<T>();
+    for (int64_t b = 0; b < test_.batch(); ++b) {
+      if (owned_ && !test_.improved[b]) continue;
+      copy_row(test_.improved[b] ? rows_.z : old, best, b);
+    }
+    owned_ = true;
+  }
+
+  void copy_row(const T* from, T* to, int64_t b) const {
+    std::copy(from + b * rows_.n, from + (b + 1) * rows_.n, to + b * rows_.n);
+  }
+
+  at::Tensor next(const Iterates& now) {
+    at::Tensor out = iterates_.take(now.z);
+    T* next = out.mutable_data_ptr<T>();
+    update_->begin(now);
+    each([&](int64_t b) {
+      if (test_.active[b]) {
+        update_->step(row(b), next + b * rows_.n);
+      } else {
+        copy_row(rows_.z, next, b);
+      }
+    });
+    update_->end();
+    return out;
+  }
+};
+
+}  // namespace implicitcore

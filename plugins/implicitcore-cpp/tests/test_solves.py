@@ -1,0 +1,177 @@
+"""Whole solves: those of the torch backend, promise by promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cpp_problems import PROBLEMS, SOLVERS, UNSTABLE, Problem
+
+import implicitcore as ic
+from implicitcore.testing import checks_for
+from implicitcore.testing.expect import known
+from implicitcore.testing.solve_checks import SolveChecks
+
+DTYPES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+def solve(problem: Problem, solver, backend, kind="fixed_point", **options):
+    """Without a graph; ``find_root`` has the residual from the dynamics and not as a difference."""
+    f = problem.f if kind == "fixed_point" else lambda z, x: problem.f(z, x) - z
+    start = torch.zeros_like(problem.x)
+    with torch.no_grad():
+        return getattr(ic, kind)(f, start, problem.x, solver=solver, backend=backend, **options)
+
+
+@pytest.fixture
+def calls(cpp, monkeypatch):
+    """How often an iteration was the backend's, which makes every comparison one with C++."""
+    made, ask = [], type(cpp)._root_iteration
+
+    def asked(self, *arguments):
+        made.append(arguments[0])
+        return ask(self, *arguments)
+
+    monkeypatch.setattr(type(cpp), "_root_iteration", asked)
+    return made
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "fixed_point") for name in PROBLEMS), ("rates", "find_root"), ("nan", "find_root")],
+)
+def test_the_same_samples_stop_at_the_same_steps(cpp, calls, name, solver, kind):
+    problem = PROBLEMS[name](torch.float64)
+    found, expected = (solve(problem, solver, each, kind) for each in (cpp, None))
+    assert calls
+    assert found.status.tolist() == expected.status.tolist()
+    assert found.steps.tolist() == expected.steps.tolist()
+    assert found.evaluations == expected.evaluations
+    # A map that expands makes more of rounding, and where there is no root it chooses the iterate.
+    bound, rows = (1e-7, expected.converged) if name in UNSTABLE else (1e-12, slice(None))
+    assert torch.equal(found.z.isfinite(), expected.z.isfinite())
+    z, best = found.z[rows].nan_to_num(), expected.z[rows].nan_to_num()
+    assert bool(((z - best).abs() <= bound * best.abs().clamp(min=1)).all())
+    assert torch.allclose(
+        found.residual[rows], expected.residual[rows], rtol=1e-3, atol=bound, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+def test_every_dtype_meets_its_tolerance(cpp, calls, solver, dtype):
+    tol = DTYPES[dtype]
+    problem = PROBLEMS["contraction"](dtype)
+    found = solve(problem, solver(tol=tol), cpp).raise_if_failed()
+    assert calls and found.z.dtype == dtype
+    g = (problem.f(found.z, problem.x) - found.z).double().norm(dim=1)
+    size = problem.f(found.z, problem.x).double().norm(dim=1)
+    assert bool((g <= 1.01 * tol * size + torch.finfo(dtype).eps * size).all())
+    exact = solve(PROBLEMS["contraction"](torch.float64), ic.Newton(tol=1e-12), None).z
+    assert (found.z.double() - exact).norm() <= (40 * tol + 1e-12) * exact.norm()
+
+
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+def test_a_sample_has_the_bits_that_it_has_alone(cpp, calls, solver):
+    problem = PROBLEMS["rates"](torch.float64)
+    together = solve(problem, solver(tol=1e-9, max_steps=200), cpp)
+    assert len(set(together.steps.tolist())) > 2
+    for row in range(len(problem.x)):
+        alone = solve(problem.sample(row), solver(tol=1e-9, max_steps=200), cpp)
+        assert torch.equal(alone.z[0], together.z[row])
+        assert alone.steps.item() == together.steps[row].item()
+
+
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+def test_a_nan_stays_in_its_sample(cpp, calls, solver):
+    problem, clean = PROBLEMS["nan"](torch.float64), PROBLEMS["contraction"](torch.float64)
+    found, whole = (solve(each, solver(tol=1e-9), cpp) for each in (problem, clean))
+    others = found.status != ic.Status.NON_FINITE
+    assert int((~others).sum()) == 1
+    assert torch.equal(found.z[others], whole.z[others])
+
+
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+def test_a_trace_and_second_calls_are_those_of_torch(cpp, calls, solver):
+    problem = PROBLEMS["contraction"](torch.float64)
+    layers = [
+        ic.ImplicitLayer(ic.FixedPoint(problem.f), solver=solver(tol=1e-8), backend=backend)
+        for backend in (cpp, None)
+    ]
+    start = torch.zeros_like(problem.x)
+    with torch.no_grad():
+        found, expected = (layer.solve(problem.x, start, trace=True) for layer in layers)
+    assert isinstance(found, ic.Solution) and isinstance(expected, ic.Solution)
+    residuals, others = known(found.trace), known(expected.trace)
+    assert residuals.shape == others.shape
+    assert torch.allclose(residuals, others, rtol=1e-3, atol=1e-12)
+
+
+def test_a_cell_that_keeps_its_states_sees_each_as_it_was(cpp, calls):
+    kept, copies = [], []
+
+    def f(z, x):
+        kept.append(z)
+        copies.append(z.clone())
+        return torch.tanh(0.8 * z + x)
+
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ic.fixed_point(f, torch.zeros(3, 5), x, solver=ic.Anderson(tol=1e-6), backend=cpp)
+    assert calls and len(kept) > 4
+    assert all(torch.equal(z, copy) for z, copy in zip(kept, copies, strict=True))
+
+
+def test_a_cell_that_mixes_samples_is_an_error(cpp, calls):
+    rates = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)[:, None]
+    x = torch.ones(6, 4, dtype=torch.float64)
+    mixing = lambda z, x: rates * z + 0.1 * z.mean(0, keepdim=True) + x  # noqa: E731
+    with pytest.raises(ic.InputError, match="mixes|beside the others|coupled"):
+        with torch.no_grad():
+            ic.fixed_point(mixing, torch.zeros_like(x), x, solver=ic.Picard(tol=1e-8), backend=cpp)
+    assert calls
+
+
+@pytest.mark.parametrize("solver", [ic.Picard(tol=1e-11), ic.Anderson(tol=1e-11)], ids=str)
+def test_an_equilibrium_and_its_gradient(cpp, calls, solver):
+    SolveChecks(cpp).equilibrium(solver)
+    assert calls
+
+
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+def test_the_backward_solve_is_the_backends_too(cpp, calls, solver):
+    gradients = []
+    for backend in (cpp, None):
+        problem = PROBLEMS["contraction"](torch.float64)
+        x = problem.x.clone().requires_grad_()
+        made = solver(tol=1e-10)
+        found = ic.fixed_point(
+            problem.f, torch.zeros_like(x), x, solver=made, gradient=ic.Implicit(made),
+            backend=backend,
+        )  # fmt: skip
+        before = len(calls)
+        gradients.append(torch.autograd.grad(found.z.square().sum(), x)[0])
+        assert len(calls) == before + (backend is cpp)
+        gradients.append(found.backward.vjps)
+    assert gradients[1] == gradients[3]
+    assert torch.allclose(gradients[0], gradients[2], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("check", checks_for("root_solver"), ids=lambda check: check.name)
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+def test_the_solvers_keep_their_contract(cpp, monkeypatch, solver, check):
+    """With the kernels wherever no backend is asked for."""
+    monkeypatch.setattr("implicitcore.system.system.TORCH", cpp)
+    check(solver())
+
+
+def test_several_threads_give_the_same_bits(cpp):
+    problem = PROBLEMS["wide"](torch.float32)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(solve(problem, ic.Anderson(tol=1e-5), cpp).z)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
