@@ -9,8 +9,6 @@ from implicitcore.backends.base import Backend as Backend
 
 # backend torch: plain torch operations: the reference
 from implicitcore.backends.torch import TorchBackend as TorchBackend
-from implicitcore.graph.compile import compile as compile
-from implicitcore.graph.export import export as export
 from implicitcore.config.build import build as build
 from implicitcore.config.build import create as create
 from implicitcore.config.build import describe as describe
@@ -62,6 +60,8 @@ from implicitcore.gradients.shine import Shine as Shine
 
 # gradient unrolled: backpropagation through every step
 from implicitcore.gradients.unrolled import Unrolled as Unrolled
+from implicitcore.graph.compile import compile as compile
+from implicitcore.graph.export import export as export
 from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout as VariationalDropout
 
