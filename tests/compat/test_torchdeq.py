@@ -156,9 +156,9 @@ def test_the_readme_by_the_changed_import_alone(theirs):
         {"f_solver": "broyden", "b_solver": "broyden", "ift": True},
         {"ift": True},
         {"grad": 5},
-        {"core": "indexing", "n_states": 3},
+        {"n_states": 3},
     ],
-    ids=["anderson", "broyden", "fixed_point_iter", "phantom", "indexing"],
+    ids=["anderson", "broyden", "fixed_point_iter", "phantom", "states"],
 )
 def test_a_training_step_takes_no_longer_than_torchdeqs(theirs, options):
     """The least of several steps of each, in turns."""
