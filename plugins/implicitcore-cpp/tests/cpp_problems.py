@@ -35,8 +35,8 @@ class Problem:
 
 def _draw(dtype: torch.dtype, batch: int, n: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(n, n, generator=generator, dtype=torch.float64)
-    weight /= torch.linalg.matrix_norm(weight, 2)
+    weight = torch.randn(N, N, generator=generator, dtype=torch.float64)
+    weight /= torch.linalg.matrix_norm(weight, 2)  # a map of more entries does without one
     shift = torch.randn(batch, n, generator=generator, dtype=torch.float64)
     rates = torch.linspace(0.1, 0.98, batch, dtype=torch.float64)[:, None]
     return weight.to(dtype), torch.cat((shift, rates), 1).to(dtype)

@@ -128,7 +128,7 @@ def test_a_cell_that_mixes_samples_is_an_error(cpp, calls):
     mixing = lambda z, x: rates * z + 0.1 * z.mean(0, keepdim=True) + x  # noqa: E731
     with pytest.raises(ic.InputError, match="mixes|beside the others|coupled"):
         with torch.no_grad():
-            ic.fixed_point(mixing, torch.zeros_like(x), x, solver=ic.Picard(tol=1e-8), backend=cpp)
+            ic.fixed_point(mixing, torch.zeros_like(x), x, solver=ic.Picard(tol=1e-3), backend=cpp)
     assert calls
 
 
