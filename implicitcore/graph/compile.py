@@ -122,7 +122,8 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     Worth it for small cells in long runs; on large ones evaluations are the cost, and stay.
     ``torch.compile`` of a model around it takes the loop into its own graph in inference, also with
     ``fullgraph=True`` (where the layer would raise, that sample's output is NaN), and leaves it as
-    it is in training, which is a break of the graph.
+    it is in training, which is a break of the graph. In such a graph the options are those that the
+    layer has now.
 
     Arguments:
         layer: with the solver ``Picard``, ``Anderson`` or ``Broyden``, and the gradient

@@ -167,7 +167,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     linear = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
     drop = ic.VariationalDropout(0.4)
     layer = ic.ImplicitLayer(
-        ic.FixedPoint(lambda z, x: drop(linear(z)).tanh() + x), solver="anderson"
+        ic.FixedPoint(lambda z, x: drop(0.5 * linear(z)).tanh() + x), solver=ic.Anderson(tol=1e-6)
     )
     model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)), layer)
     path = ic.export(model, torch.randn(3, 5), tmp_path / "model.pt2")
