@@ -207,7 +207,7 @@ def test_options_of_one_call():
 def test_priority_of_options_and_objects():
     namespace = argparse.Namespace(f_max_iter=7, learning_rate=1e-3)
     settings = ours.get_deq(namespace, f_max_iter=9, tau=0.5).settings
-    assert (settings.f_max_iter, settings.tau) == (7, 0.5)
+    assert (settings.forward.max_iter, settings.sampling.tau) == (7, 0.5)
     assert ours.get_deq({"ift": True, "mine": 1}).settings.implicit
     x = batch()
     deq = ours.get_deq(f_solver=ic.Newton(tol=1e-10), ift=True)

@@ -66,8 +66,9 @@ def stiff():
 
 
 def dead_predictor():
-    predictor = nn.Sequential(nn.Linear(N, N), nn.ReLU())
-    nn.init.constant_(predictor[0].bias, -100.0)
+    linear = nn.Linear(N, N)
+    nn.init.constant_(linear.bias, -100.0)
+    predictor = nn.Sequential(linear, nn.ReLU())
     return ic.build("skip_deq", Cell(), predictor=predictor), inputs()
 
 
