@@ -157,7 +157,9 @@ class DEQ(nn.Module):
             for k in range(len(counts) - 1)
         ]
         states, last = self._differentiate(call, [*earlier, solution.z])
-        return states, _statistics(last or solution)
+        return states, _statistics(
+            solution if last is None else solution.amended(backward=last.backward)
+        )
 
     def _sliced(self, call: _Call, indexing: Any) -> tuple[list[Any], SolverStat]:
         """Each state from a solve that goes on from the one before, gradient steps included."""
@@ -165,11 +167,11 @@ class DEQ(nn.Module):
         counts = self.settings.sampling.phantom_steps(len(slices))
         z, states, solutions = call.z0, [], []
         for index, (steps, grad) in enumerate(zip(slices, counts, strict=True)):
-            solutions.append(call.solve(z, steps))
             if index == len(slices) - 1 and self.settings.implicit:
-                solutions.append(call.implicit(solutions[-1].z))
+                solutions.append(call.solve(z, steps, call.strategy))
                 states.append(call.shown(solutions[-1].z))
                 break
+            solutions.append(call.solve(z, steps))
             way = call.phantom(solutions[-1].z, grad)
             states += [call.shown(way[k - 1]) for k in self.settings.sampling.sampled(grad)]
             z = pytree.tree_map(torch.detach, way[-1])
