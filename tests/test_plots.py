@@ -29,9 +29,9 @@ def test_residuals_are_quantiles(ax):
 
 def test_residuals_of_a_layer_that_converges_exactly(ax):
     layer = ic.build("deq", lambda z, x: x + 0 * z)
-    found = layer.solve(torch.ones(3, 2), trace=True)
-    assert isinstance(found, ic.Solution) and found.trace is not None
-    plots.residuals(found.trace, ax=ax)
+    solution = layer.solve(torch.ones(3, 2), trace=True)
+    assert isinstance(solution, ic.Solution) and solution.trace is not None
+    plots.residuals(solution.trace, ax=ax)
     assert len(ax.lines) == 5
 
 

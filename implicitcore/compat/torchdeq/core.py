@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.compat.torchdeq.settings import ForwardSolver, Settings, refuse
+from implicitcore.compat.torchdeq.settings import Settings, SolverOptions, refuse
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.errors import ConfigError, InputError
 from implicitcore.gradients.base import GradientStrategy, Solve
@@ -129,12 +129,12 @@ class DEQ(nn.Module):
             build = self._sliced if self.settings.core == "sliced" else self._indexing
             states, info = build(call, kwargs.get("indexing"))
         if not states:
-            gap, grad = self.settings.sup_gap, self.settings.grad
+            gap, grad = self.settings.sampling.sup_gap, self.settings.sampling.grad
             raise ConfigError([f"sup_gap: {gap} samples none of {grad} phantom steps"])
         return states, info
 
     def _evaluate(self, call: _Call, sradius_mode: bool) -> tuple[list[Any], SolverStat]:
-        settings, steps = self.settings, call.solver.f_max_iter
+        settings, steps = self.settings, call.solver.max_iter
         most = settings.eval_f_max_iter or int(steps * settings.eval_factor)
         solution = call.solve(call.z0, most)
         radius = spectral_radius(call.cell, solution.z) if sradius_mode else None
@@ -142,10 +142,14 @@ class DEQ(nn.Module):
 
     def _indexing(self, call: _Call, indexing: Any) -> tuple[list[Any], SolverStat]:
         """All states from one solve, with a gradient beside it."""
-        steps = call.solver.f_max_iter
-        counts = self.settings.states(steps, indexing)
+        steps = call.solver.max_iter
+        counts = self.settings.sampling.states(steps, indexing)
         if self.settings.implicit and len(counts) == 1:
-            solution = call.solve(call.z0, steps, Implicit(self.settings.backward))
+            solution = call.solve(
+                call.z0,
+                steps,
+                call.strategy,
+            )
             return [call.shown(solution.z)], _statistics(solution)
         solution = call.solve(call.z0, steps, Unrolled(iterates=tuple(counts[:-1])))
         earlier = [
@@ -153,21 +157,23 @@ class DEQ(nn.Module):
             for k in range(len(counts) - 1)
         ]
         states, last = self._differentiate(call, [*earlier, solution.z])
-        return states, _statistics(last or solution)
+        return states, _statistics(
+            solution if last is None else solution.amended(backward=last.backward)
+        )
 
     def _sliced(self, call: _Call, indexing: Any) -> tuple[list[Any], SolverStat]:
         """Each state from a solve that goes on from the one before, gradient steps included."""
-        slices = self.settings.slices(call.solver.f_max_iter, indexing)
-        counts = self.settings.phantom_steps(len(slices))
+        slices = self.settings.sampling.slices(call.solver.max_iter, indexing)
+        counts = self.settings.sampling.phantom_steps(len(slices))
         z, states, solutions = call.z0, [], []
         for index, (steps, grad) in enumerate(zip(slices, counts, strict=True)):
-            solutions.append(call.solve(z, steps))
             if index == len(slices) - 1 and self.settings.implicit:
-                solutions.append(call.implicit(solutions[-1].z))
+                solutions.append(call.solve(z, steps, call.strategy))
                 states.append(call.shown(solutions[-1].z))
                 break
+            solutions.append(call.solve(z, steps))
             way = call.phantom(solutions[-1].z, grad)
-            states += [call.shown(way[k - 1]) for k in self.settings.sampled(grad)]
+            states += [call.shown(way[k - 1]) for k in self.settings.sampling.sampled(grad)]
             z = pytree.tree_map(torch.detach, way[-1])
         return states, _statistics(solutions[-1])
 
@@ -175,7 +181,7 @@ class DEQ(nn.Module):
         self, call: _Call, points: Sequence[Any]
     ) -> tuple[list[Any], Solution | None]:
         """A gradient for each state: phantom steps, or the implicit one for the last."""
-        counts = self.settings.phantom_steps(len(points))
+        counts = self.settings.sampling.phantom_steps(len(points))
         states, last = [], None
         for index, (z, grad) in enumerate(zip(points, counts, strict=True)):
             if index == len(points) - 1 and self.settings.implicit:
@@ -183,7 +189,7 @@ class DEQ(nn.Module):
                 states.append(call.shown(last.z))
             else:
                 way = call.phantom(z, grad)
-                states += [call.shown(way[k - 1]) for k in self.settings.sampled(grad)]
+                states += [call.shown(way[k - 1]) for k in self.settings.sampling.sampled(grad)]
         return states, last
 
 
@@ -193,7 +199,7 @@ class _Call:
 
     func: Callable[..., Any]
     z_init: Any
-    solver: ForwardSolver
+    solver: SolverOptions
     settings: Settings
 
     def __post_init__(self) -> None:
@@ -213,11 +219,17 @@ class _Call:
 
     def implicit(self, z: Any) -> Solution:
         """The implicit gradient at a state."""
-        return self._run(_STAND, z, Implicit(self.settings.backward))
+        return self._run(_STAND, z, self.strategy)
+
+    @property
+    def strategy(self) -> Implicit:
+        """The implicit gradient, by the backward solver."""
+        backward = self.settings.backward
+        return Implicit(backward.make(backward.max_iter))
 
     def phantom(self, z: Any, steps: int) -> list[Any]:
         """The states of damped steps with a graph, from a state without one."""
-        tau, way = self.settings.tau, []
+        tau, way = self.settings.sampling.tau, []
         for _ in range(steps):
             fz = self.cell(z, None)
             z = fz if tau == 1 else pytree.tree_map(lambda a, b: torch.lerp(a, b, tau), z, fz)

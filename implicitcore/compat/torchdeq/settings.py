@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from implicitcore.errors import ConfigError, did_you_mean, show
 from implicitcore.registry.registry import REGISTRY
@@ -41,22 +41,22 @@ _ELSEWHERE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForwardSolver:
-    """A solver with TorchDEQ's names of its options.
+class SolverOptions:
+    """A solver with TorchDEQ's options.
 
     Attributes:
-        f_solver: a name of TorchDEQ, of a registered root solver, or such a solver.
-        f_max_iter: evaluations of f.
-        f_tol: the tolerance.
-        f_stop_mode: ``"abs"`` or ``"rel"``.
+        solver: a name of TorchDEQ, of a registered root solver, or such a solver.
+        max_iter: evaluations of f.
+        tol: the tolerance.
+        stop_mode: ``"abs"`` or ``"rel"``.
         tau: damping.
         memory: earlier steps that Anderson (``m``) and Broyden (``LBFGS_thres``) keep.
     """
 
-    f_solver: Any = "fixed_point_iter"
-    f_max_iter: int = 40
-    f_tol: float = 1e-3
-    f_stop_mode: Literal["abs", "rel"] = "abs"
+    solver: Any = "fixed_point_iter"
+    max_iter: int = 40
+    tol: float = 1e-3
+    stop_mode: str = "abs"
     tau: float = 1.0
     memory: int | None = None
 
@@ -66,122 +66,53 @@ class ForwardSolver:
         Raises:
             ConfigError: there is no such solver or stop mode.
         """
-        if isinstance(self.f_solver, RootSolver):
-            return self.f_solver
-        if self.f_stop_mode not in ("abs", "rel"):
+        if isinstance(self.solver, RootSolver):
+            return self.solver
+        if self.stop_mode not in ("abs", "rel"):
             raise ConfigError(
-                [f"stop_mode: expected 'abs' or 'rel', received {show(self.f_stop_mode)}"]
+                [f"stop_mode: expected 'abs' or 'rel', received {show(self.stop_mode)}"]
             )
-        relative = self.f_stop_mode == "rel"
-        tol = TINY if self.f_solver == "simple_fixed_point_iter" else max(self.f_tol, TINY)
+        relative = self.stop_mode == "rel"
+        tol = TINY if self.solver == "simple_fixed_point_iter" else max(self.tol, TINY)
         stop: dict[str, Any] = {"tol": tol if relative else 0.0, "atol": 0.0 if relative else tol}
         stop["max_steps"] = steps + 1  # the start is an iterate too
-        if self.f_solver == "anderson":
+        if self.solver == "anderson":
             return Anderson(**stop, damping=self.tau, depth=max((self.memory or 6) - 1, 1))
-        if self.f_solver == "broyden":
+        if self.solver == "broyden":
             return Broyden(**stop, memory=self.memory or max(steps, 1))
-        if self.f_solver in NAMES:
+        if self.solver in NAMES:
             return Picard(**stop, damping=self.tau)
-        return _registered(self.f_solver, stop)
+        return _registered(self.solver, stop)
 
-    def called(self, options: Mapping[str, Any]) -> ForwardSolver:
+    def called(self, options: Mapping[str, Any]) -> SolverOptions:
         """The same with TorchDEQ's ``solver_kwargs`` of one call.
 
         Raises:
             ConfigError: an option that is unknown, or not carried over.
         """
-        known = {"tol": "f_tol", "stop_mode": "f_stop_mode", "max_iter": "f_max_iter"}
-        known |= {"tau": "tau", "m": "memory", "LBFGS_thres": "memory"}
-        known |= {"f_tol": "f_tol", "f_stop_mode": "f_stop_mode", "f_max_iter": "f_max_iter"}
-        refuse(options, known, "solver_kwargs")
-        return replace(self, **{known[name]: value for name, value in options.items()})
+        refuse(options, _CALL, "solver_kwargs")
+        return replace(self, **{_CALL[name]: value for name, value in options.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The options of a DEQ, as TorchDEQ names them."""
+class Sampling:
+    """Which states are returned, and the phantom steps from each.
 
-    core: Literal["indexing", "sliced"] = "sliced"
-    f_solver: Any = "fixed_point_iter"
-    b_solver: Any = "fixed_point_iter"
-    f_max_iter: int = 40
-    b_max_iter: int = 40
-    f_tol: float = 1e-3
-    b_tol: float = 1e-6
-    f_stop_mode: str = "abs"
-    b_stop_mode: str = "abs"
-    eval_factor: float = 1.0
-    eval_f_max_iter: int = 0
-    ift: bool = False
-    hook_ift: bool = False
+    Attributes:
+        n_states: so many, evenly spaced.
+        indexing: after so many steps, where ``n_states`` is 1.
+        grad: phantom steps, of all states or of each.
+        tau: their damping.
+        sup_gap: return every so many of them.
+        sup_loc: return these.
+    """
+
+    n_states: int = 1
+    indexing: Any = None
     grad: Any = 1
     tau: float = 1.0
     sup_gap: int = -1
     sup_loc: Any = None
-    n_states: int = 1
-    indexing: Any = None
-    coupled: bool = False
-
-    @classmethod
-    def read(cls, args: Any, options: Mapping[str, Any]) -> Settings:
-        """The settings in ``args``, before those of ``options``.
-
-        Arguments:
-            args: a mapping, a namespace or any object with attributes; what it has beside the
-                options is left alone.
-            options: keyword arguments.
-
-        Raises:
-            ConfigError: an option that is unknown, not carried over or without meaning.
-        """
-        names = [field.name for field in fields(cls)]
-        given = args if isinstance(args, Mapping) else _attributes(args, names)
-        refuse(options, [*names, *_ELSEWHERE], "get_deq")
-        both = {**options, **{name: given[name] for name in names if name in given}}
-        settings = cls(**{name: both[name] for name in names if both.get(name) is not None})
-        settings.check()
-        return settings
-
-    def check(self) -> None:
-        """Refuse what has no meaning.
-
-        Raises:
-            ConfigError: lists every problem.
-        """
-        problems = []
-        if self.core not in ("indexing", "sliced"):
-            problems.append(f"core: expected 'indexing' or 'sliced', received {show(self.core)}")
-        for name in ("f_max_iter", "b_max_iter", "n_states"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                problems.append(
-                    f"{name}: expected a whole number of at least 1, received "
-                    f"{show(getattr(self, name))}"
-                )
-        if not all(isinstance(count, int) and count > 0 for count in listed(self.grad)):
-            problems.append(f"grad: expected numbers of at least 1, received {show(self.grad)}")
-        if problems:
-            raise ConfigError(problems)
-
-    @property
-    def implicit(self) -> bool:
-        """Whether the last state is differentiated implicitly."""
-        return self.ift or self.hook_ift
-
-    @property
-    def forward(self) -> ForwardSolver:
-        """The forward solver."""
-        return ForwardSolver(
-            f_solver=self.f_solver,
-            f_max_iter=self.f_max_iter,
-            f_tol=self.f_tol,
-            f_stop_mode=self.f_stop_mode,  # pyright: ignore[reportArgumentType] - checked by make
-        )
-
-    @property
-    def backward(self) -> RootSolver:
-        """The solver of the backward pass; its tolerance is relative to the incoming gradient."""
-        solver = ForwardSolver(f_solver=self.b_solver, f_tol=self.b_tol, f_stop_mode="rel")
-        return solver.make(self.b_max_iter)
 
     def states(self, steps: int, indexing: Any) -> list[int]:
         """After how many steps states are sampled; the last is that of the solution."""
@@ -218,6 +149,116 @@ class Settings:
         if self.sup_gap > 0:
             return list(range(self.sup_gap, steps + 1, self.sup_gap))
         return [*(k for k in listed(self.sup_loc) if 0 < k <= steps), steps]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of a DEQ.
+
+    Attributes:
+        core: all states from one solve, ``"indexing"``, or one slice after the other, ``"sliced"``.
+        forward: the solver.
+        backward: that of the implicit gradient; its tolerance is relative to the incoming gradient.
+        sampling: which states are returned.
+        eval_factor: times ``f_max_iter``, in ``eval()``.
+        eval_f_max_iter: ``f_max_iter`` in ``eval()``, where it is not 0.
+        implicit: differentiate the solution implicitly.
+        coupled: the samples depend on each other.
+    """
+
+    core: str = "sliced"
+    forward: SolverOptions = SolverOptions()
+    backward: SolverOptions = SolverOptions(tol=1e-6, stop_mode="rel")
+    sampling: Sampling = Sampling()
+    eval_factor: float = 1.0
+    eval_f_max_iter: int = 0
+    implicit: bool = False
+    coupled: bool = False
+
+    @classmethod
+    def read(cls, args: Any, options: Mapping[str, Any]) -> Settings:
+        """The settings in ``args``, before those of ``options``.
+
+        Arguments:
+            args: a mapping, a namespace or any object with attributes; what it has beside the
+                options is left alone.
+            options: keyword arguments.
+
+        Raises:
+            ConfigError: an option that is unknown, not carried over or without meaning.
+        """
+        refuse(options, [*_DEFAULTS, *_ELSEWHERE], "get_deq")
+        given = args if isinstance(args, Mapping) else _attributes(args, _DEFAULTS)
+        both = {**options, **{name: given[name] for name in _DEFAULTS if name in given}}
+        values = {**_DEFAULTS, **{name: it for name, it in both.items() if it is not None}}
+        _check(values)
+        forward, backward = (
+            {name: values[f"{way}_{name}"] for name in ("solver", "max_iter", "tol")}
+            for way in "fb"
+        )
+        return cls(
+            core=values["core"],
+            forward=SolverOptions(**forward, stop_mode=values["f_stop_mode"]),
+            backward=SolverOptions(**backward, stop_mode="rel"),
+            sampling=Sampling(**{field.name: values[field.name] for field in fields(Sampling)}),
+            eval_factor=values["eval_factor"],
+            eval_f_max_iter=values["eval_f_max_iter"],
+            implicit=values["ift"] or values["hook_ift"],
+            coupled=values["coupled"],
+        )
+
+
+_DEFAULTS: dict[str, Any] = {
+    "core": "sliced",
+    "f_solver": "fixed_point_iter",
+    "b_solver": "fixed_point_iter",
+    "f_max_iter": 40,
+    "b_max_iter": 40,
+    "f_tol": 1e-3,
+    "b_tol": 1e-6,
+    "f_stop_mode": "abs",
+    "b_stop_mode": "abs",
+    "eval_factor": 1.0,
+    "eval_f_max_iter": 0,
+    "ift": False,
+    "hook_ift": False,
+    "grad": 1,
+    "tau": 1.0,
+    "sup_gap": -1,
+    "sup_loc": None,
+    "n_states": 1,
+    "indexing": None,
+    "coupled": False,
+}
+
+# TorchDEQ's names of the options of one call.
+_CALL = {
+    "tol": "tol",
+    "stop_mode": "stop_mode",
+    "max_iter": "max_iter",
+    "f_tol": "tol",
+    "f_stop_mode": "stop_mode",
+    "f_max_iter": "max_iter",
+    "tau": "tau",
+    "m": "memory",
+    "LBFGS_thres": "memory",
+}
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Refuse what has no meaning."""
+    problems = []
+    if values["core"] not in ("indexing", "sliced"):
+        problems.append(f"core: expected 'indexing' or 'sliced', received {show(values['core'])}")
+    for name in ("f_max_iter", "b_max_iter", "n_states"):
+        if not isinstance(values[name], int) or values[name] < 1:
+            problems.append(
+                f"{name}: expected a whole number of at least 1, received {show(values[name])}"
+            )
+    if not all(isinstance(count, int) and count > 0 for count in listed(values["grad"])):
+        problems.append(f"grad: expected numbers of at least 1, received {show(values['grad'])}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def listed(value: Any) -> list[Any]:
