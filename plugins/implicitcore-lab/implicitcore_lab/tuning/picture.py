@@ -12,13 +12,14 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rich.table import Table
 
 from implicitcore_lab.tuning.result import Tuned
+from implicitcore_lab.tuning.space import LIMITS
 from implicitcore_lab.tuning.trials import Row
 
 
 def table(tuned: Tuned) -> Table:
     """The Pareto front, the fastest first; the default beside it where it is not on it."""
     found = Table(title="Pareto front: time of a training step and gradient error")
-    for title in ("trial", "time / default", "ms", "gradient error", "f", "backward"):
+    for title in ("trial", "time / default", "gradient error", "f", "backward"):
         found.add_column(title, justify="right")
     found.add_column("configuration", overflow="fold")
     shown = tuned.front if tuned.default in tuned.front else (*tuned.front, tuned.default)
@@ -31,11 +32,10 @@ def table(tuned: Tuned) -> Table:
 def _cells(row: Row) -> tuple[str, ...]:
     it, name = row.measured, str(row.number)
     if it is None:
-        return name, "-", "-", "-", "-", "-", f"{words(row)}: {row.reason}"
+        return name, "-", "-", "-", "-", f"{words(row)}: {row.reason}"
     return (
         name,
         f"{it.time_ratio:.2f}",
-        f"{it.milliseconds:.3g}",
         f"{it.gradient_error:.1e}",
         str(it.evaluations),
         str(it.backward),
@@ -55,8 +55,11 @@ def _words(part: Any) -> str:
         return f"{part:.2g}"
     if not isinstance(part, Mapping):
         return str(part)
-    options = {name: value for name, value in part.items() if name not in ("name", "max_steps")}
-    told = [f"{name}={_words(value)}" for name, value in options.items()]
+    told = [
+        f"{name}={_words(value)}"
+        for name, value in part.items()
+        if name not in ("name", *LIMITS) and value is not False
+    ]
     return f"{part['name']}({', '.join(told)})" if told else part["name"]
 
 

@@ -159,7 +159,11 @@ def _row(trial: FrozenTrial) -> Row:
     held = trial.user_attrs
     measured = Measured(**held["measured"]) if "measured" in held else None
     return Row(
-        trial.number, held.get("parts", {}), measured, held.get("reason", ""), held.get("worker", "")
+        trial.number,
+        held.get("parts", {}),
+        measured,
+        held.get("reason", ""),
+        held.get("worker", ""),
     )
 
 
@@ -202,7 +206,9 @@ def _finished(study: optuna.Study) -> int:
 
 def _tolerance(problem: Problem) -> float:
     solver = problem.layer.solver
-    return next((float(getattr(solver, name)) for name in ("tol", "rtol") if hasattr(solver, name)), 1e-4)
+    return next(
+        (float(getattr(solver, name)) for name in ("tol", "rtol") if hasattr(solver, name)), 1e-4
+    )
 
 
 def _described(problem: Problem, space: Space) -> dict[str, Any]:
