@@ -1,1 +1,1 @@
-"""The search for a layer's fastest configuration: solver, gradient strategy, tolerances, backend."""
+"""The search for a layer's fastest solver, gradient strategy, tolerances and backend."""

@@ -77,7 +77,7 @@ def draw(path: Path, tuned: Tuned) -> None:
     if tuned.best.measured and not tuned.best.is_default:
         axes.loglog(*_points([tuned.best.measured]), "*", color="C3", markersize=13, label="best")
     axes.axhline(tuned.max_gradient_error, color="0.5", linestyle=":", label="allowed error")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7), numticks=20))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(

@@ -47,14 +47,16 @@ def reference(problem: Problem) -> Reference:
     tried: list[str] = []
     for dtype, exact in _versions(problem):
         for layer, text in _tight(exact, dtype):
+            name = f"{text}, {str(dtype).removeprefix('torch.')}"
             try:
                 solution, gradients = exact.seeded_step(layer)
-                reason = failure(solution)
             except (ic.ImplicitCoreError, RuntimeError) as error:
-                reason = first_line(error)
+                tried.append(f"{name}: {first_line(error)}")
+                continue
+            reason = failure(solution)
             if not reason:
-                return Reference(gradients, f"{text}, {str(dtype).removeprefix('torch.')}")
-            tried.append(f"{text}, {dtype}: {reason}")
+                return Reference(gradients, name)
+            tried.append(f"{name}: {reason}")
     raise TrainingError("no reference to judge gradients by: " + "; ".join(tried))
 
 

@@ -52,7 +52,8 @@ class Tuned:
         default, best = self.default.measured, self.best.measured
         if self.best.is_default:
             if default is None:
-                return f"the default fails ({self.default.reason}), and nothing tried reaches {allowed}"
+                reason = self.default.reason
+                return f"the default fails ({reason}), and nothing tried reaches {allowed}"
             place = "on the front" if self.default in self.front else "the fastest measured"
             return f"the default is {place}: nothing tried is faster at {allowed}"
         assert best is not None  # noqa: S101 - only what was measured is chosen
@@ -115,7 +116,7 @@ def _time_then_error(pair: tuple[Measured, Row]) -> tuple[float, float, int]:
 
 
 def config_of(layer: ImplicitLayer) -> dict[str, Any]:
-    """The configuration of a layer; of one that is not registered its solver, gradient and backend."""
+    """The configuration of a layer; of one that is not registered that of its parts."""
     try:
         return layer.config
     except ConfigError:

@@ -19,7 +19,7 @@ ROOT_GRADIENTS = ("implicit", "neumann", "phantom", "shine", "unrolled")
 ODE_GRADIENTS = ("adjoint", "checkpointed", "unrolled")
 
 LIMITS = ("max_steps", "max_products")
-"""They cost nothing where they are not reached: all are tried with ``SLACK`` times their default."""
+"""They cost nothing where they are not reached: tried are ``SLACK`` times their defaults."""
 SLACK = 4
 KEPT = (
     *LIMITS,
@@ -74,12 +74,8 @@ class Space:
         """The parts of a trial, as configurations."""
         solver = self._part(trial, self.kind, self.kind, self.solvers)
         gradient = self._part(trial, "gradient", "gradient", self.gradients)
-        found = {"solver": solver, "gradient": gradient}
-        if len(self.backends) > 1:
-            found["backend"] = trial.suggest_categorical("backend", self.backends)
-        else:
-            found["backend"] = self.backends[0]
-        return found
+        backend = trial.suggest_categorical("backend", self.backends)
+        return {"solver": solver, "gradient": gradient, "backend": backend}
 
     def usual(self, tol: float) -> list[dict[str, Any]]:
         """Where a search begins: each solver with its default options.

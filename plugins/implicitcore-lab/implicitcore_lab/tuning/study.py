@@ -27,6 +27,8 @@ from implicitcore_lab.tuning.trials import Measured, Refused, Row, measure
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SMALLEST_ERROR = 1e-12
+ALLOWED = "gradient error"
+"""The constraint: more than 0 is not allowed."""
 FAR = 10.0
 """How far from allowed a refused trial counts, in powers of ten."""
 
@@ -66,7 +68,7 @@ class Search:
             warnings.simplefilter("ignore")  # what Optuna calls experimental
             study, cap = self._begin(report)
             while _finished(study) < self.options.trials and time.monotonic() < end:
-                report(self._try(study))
+                report(self._try(study, cap))
             return list(rows(study)), cap
 
     def _begin(self, report: Callable[[Row], None]) -> tuple[optuna.Study, float]:
@@ -85,12 +87,10 @@ class Search:
             for params in self.space.usual(_tolerance(self.problem)):
                 study.enqueue_trial(params)
         default = next(row for row in rows(study) if row.is_default)
-        cap = self.options.allowed(default.measured and default.measured.gradient_error)
-        study.sampler = _sampler(self.options, cap)
-        return study, cap
+        return study, self.options.allowed(default.measured and default.measured.gradient_error)
 
     def _add_default(self, study: optuna.Study) -> Row:
-        attributes = {"parts": {}, "worker": worker()}
+        attributes: dict[str, Any] = {"parts": {}, "worker": worker()}
         try:
             found = measure(self.problem, self.exact, self.problem.layer, self.options.repeats)
         except Refused as error:
@@ -99,10 +99,12 @@ class Search:
         else:
             found = replace(found, time_ratio=1.0)  # two timings of one thing differ by noise
             attributes["measured"] = asdict(found)
-            study.add_trial(create_trial(values=_objectives(found), user_attrs=attributes))
+            excess = {ALLOWED: _excess(found, self.options.allowed(found.gradient_error))}
+            values = _objectives(found)
+            study.add_trial(create_trial(values=values, user_attrs=attributes, constraints=excess))
         return next(row for row in rows(study) if row.is_default)
 
-    def _try(self, study: optuna.Study) -> Row:
+    def _try(self, study: optuna.Study, cap: float) -> Row:
         trial = study.ask()
         try:
             parts = self.space.suggest(trial)
@@ -111,11 +113,13 @@ class Search:
             found = self._measure(parts)
         except Refused as error:
             trial.set_user_attr("reason", str(error))
+            trial.set_constraint(ALLOWED, FAR)
             return _row(study.tell(trial, state=TrialState.PRUNED))
         except BaseException:
             study.tell(trial, state=TrialState.FAIL)
             raise
         trial.set_user_attr("measured", asdict(found))
+        trial.set_constraint(ALLOWED, _excess(found, cap))
         return _row(study.tell(trial, _objectives(found)))
 
     def _measure(self, parts: Mapping[str, Any]) -> Measured:
@@ -135,7 +139,7 @@ def open_study(options: TuningOptions) -> optuna.Study:
     try:
         return optuna.create_study(
             storage=_storage(options.storage),
-            sampler=_sampler(options, math.inf),
+            sampler=_sampler(options),
             study_name=options.study,
             directions=["minimize", "minimize"],
             load_if_exists=True,
@@ -175,25 +179,20 @@ def _storage(given: str | None) -> str | BaseStorage | None:
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-def _sampler(options: TuningOptions, cap: float) -> optuna.samplers.BaseSampler:
-    """TPE, which is told that a gradient error above the cap is not allowed.
-
-    Processes that share a storage draw different configurations.
-    """
+def _sampler(options: TuningOptions) -> optuna.samplers.BaseSampler:
+    """TPE; processes that share a storage draw different configurations."""
     seed = options.seed + (os.getpid() if options.storage else 0)
-
-    def excess(trial: FrozenTrial) -> tuple[float]:
-        found = _row(trial).measured
-        if found is None:
-            return (FAR,)
-        return (_logarithm(found.gradient_error) - _logarithm(cap),)
-
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True, constraints_func=excess)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def _objectives(found: Measured) -> tuple[float, float]:
     """Powers of ten: both objectives are about factors."""
     return _logarithm(found.time_ratio), _logarithm(found.gradient_error)
+
+
+def _excess(found: Measured, cap: float) -> float:
+    """How far the gradient error is above what is allowed."""
+    return _logarithm(found.gradient_error) - _logarithm(cap)
 
 
 def _logarithm(value: float) -> float:
