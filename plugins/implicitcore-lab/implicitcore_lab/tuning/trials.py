@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -79,6 +80,8 @@ def measure(problem: Problem, exact: Reference, layer: ImplicitLayer, repeats: i
     if reason:
         raise Refused(reason)
     error = gradient_error(gradients, exact.gradients)
+    if not isfinite(error):
+        raise Refused("the gradient is not finite")
     backward = solution.backward.vjps + solution.backward.evaluations
     milliseconds, times = time_beside(problem, [layer], repeats)
     return Measured(times[0], milliseconds[0], error, solution.evaluations, backward)
