@@ -19,3 +19,6 @@ from implicitcore_lab.papers.table import Results as Results
 from implicitcore_lab.papers.table import Row as Row
 from implicitcore_lab.papers.table import Table as Table
 from implicitcore_lab.pixels import Pixels as Pixels
+from implicitcore_lab.tuning.options import TuningOptions as TuningOptions
+from implicitcore_lab.tuning.result import Tuned as Tuned
+from implicitcore_lab.tuning.tune import tune as tune

@@ -51,6 +51,12 @@ def implicitcore_register(registry: Registrar) -> None:
         "implicitcore_lab.cli:diagnose",
         summary="Measure a layer on a batch and name what is wrong with it.",
     )
+    registry.register(
+        "command",
+        "tune",
+        "implicitcore_lab.tuning.command:tune",
+        summary="Find the fastest solver and gradient for a layer on its data.",
+    )
     for name, target, summary in (
         ("mnist-mlp", "mnist_mlp:MnistMLP", "Skip DEQs on MNIST, fully connected."),
         ("cifar10-tiny", "cifar10_tiny:Cifar10Tiny", "Multiscale DEQs on CIFAR-10."),

@@ -1,0 +1,1 @@
+"""The search for a layer's fastest solver, gradient strategy, tolerances and backend."""
