@@ -20,7 +20,7 @@ from implicitcore_lab.tuning.problem import gradient_error, make_problem
 from implicitcore_lab.tuning.reference import reference
 from implicitcore_lab.tuning.result import front_of
 from implicitcore_lab.tuning.space import ODE_SOLVERS, ROOT_SOLVERS, make_space
-from implicitcore_lab.tuning.study import open_study
+from implicitcore_lab.tuning.study import FINISHED, open_study
 from implicitcore_lab.tuning.trials import Measured, Row
 from implicitcore_layers import ContractiveCell
 
@@ -77,6 +77,7 @@ def test_a_layer_in_float64_is_judged_in_float64(cell, x):
     assert {leaf.dtype for leaf in found.gradients if leaf is not None} == {torch.float64}
 
 
+@pytest.mark.slow
 def test_without_a_fixed_point_there_is_no_reference(x):
     layer = ic.build("deq", lambda z, x: z + 1 + x**2)
     with pytest.raises(TrainingError, match=r"no reference to judge gradients by.*float64"):
@@ -266,11 +267,12 @@ def test_two_processes_share_a_journal(tmp_path):
     told = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     own = [int(out.split()[0]) for out, _ in told]
-    trials = open_study(TuningOptions(storage=journal)).trials
+    study = open_study(TuningOptions(storage=journal))
+    trials = study.get_trials(states=FINISHED)
     assert 10 <= sum(own) == len(trials) <= 12  # each may have one under way at the end
     assert min(own) >= 1
     assert len({it.user_attrs["worker"] for it in trials}) == 2
-    assert [it.number for it in trials] == list(range(len(trials)))
+    assert len({json.dumps(it.params) for it in trials[1:]}) == len(trials) - 1  # none twice
     assert all(out.split()[1:] == ["0", "True"] for out, _ in told)
 
 
