@@ -149,7 +149,7 @@ def test_a_fast_default_is_on_the_front(cell, x):
 def test_refused_combinations_keep_their_reason(cell, x):
     reasons = []
     found = tune(
-        "deq", x, cell, trials=40, repeats=1, seed=3, report=lambda row: reasons.append(row.reason)
+        "deq", x, cell, trials=20, repeats=1, seed=3, report=lambda row: reasons.append(row.reason)
     )
     refused = [it for it in found.rows if it.measured is None]
     assert refused
@@ -166,6 +166,23 @@ def test_a_default_that_fails_is_said(cell, x):
     assert found.default.reason == "forward: 8 max_steps of 8 samples"
     assert not found.best.is_default
     assert "the default fails (forward: 8 max_steps of 8 samples)" in found.summary()
+
+
+def test_a_layer_of_ones_own_with_several_inputs(cell):
+    """x is a pytree, a part of it belongs to all samples, and the layer is not registered."""
+    x = {
+        "shift": torch.ones(4, 6),
+        "rate": ic.shared(torch.full((6,), 0.5)),
+        "index": torch.ones(4, 1).long(),
+    }
+    dynamics = ic.FixedPoint(lambda z, x: torch.tanh(x["rate"] * z + x["shift"] * x["index"]))
+    start = ic.Zeros(shape=(6,))
+    layer = ic.ImplicitLayer(dynamics, solver=ic.Newton(tol=1e-5), start=start)
+    found = tune(layer, x, trials=6, repeats=1)
+    assert sum(it.measured is not None for it in found.rows) >= 5
+    for part, spec in found.config.items():
+        setattr(layer, part, spec)
+    assert layer.solve(x).converged.all()
 
 
 def test_a_trajectory_is_tuned_among_ode_solvers(cell, x):
@@ -218,5 +235,7 @@ def test_options_and_names_that_there_are_not(cell, x):
         ic.ConfigError, match="trials: expected a number greater than or equal to 1"
     ):
         tune("deq", x, cell, trials=0)
+    with pytest.raises(ic.InputError, match="returned shape"):  # the layer's own words
+        tune(ic.build("deq", lambda z, x: z[:, :2]), x)
     with pytest.raises(ic.UnknownPartError, match="did you mean 'anderson'"):
         tune("deq", x, cell, root_solver=("andersen",))

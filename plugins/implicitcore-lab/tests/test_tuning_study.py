@@ -60,6 +60,7 @@ print(len(own), found.default.number, exact)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_journal(tmp_path):
     journal = str(tmp_path / "journal.log")
     command = [sys.executable, "-c", PROCESS, journal]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import time
 import warnings
@@ -25,6 +26,8 @@ from implicitcore_lab.tuning.reference import Reference
 from implicitcore_lab.tuning.space import Space
 from implicitcore_lab.tuning.trials import Measured, Refused, Row, measure
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Of a function, in its text: another in each process."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SMALLEST_ERROR = 1e-12
 ALLOWED = "gradient error"
@@ -217,7 +220,7 @@ def _tolerance(problem: Problem) -> float:
 def _described(problem: Problem, space: Space) -> dict[str, Any]:
     """What two processes must have alike to share a study."""
     return {
-        "layer": str(problem.layer),
+        "layer": ADDRESS.sub("", str(problem.layer)),
         "leaves": [[*leaf.shape] for leaf in problem.leaves],
         "dtypes": [str(leaf.dtype) for leaf in problem.leaves],
         "space": space.as_data(),
