@@ -88,7 +88,9 @@ class Search:
             trial = self._default_trial()
             if not _has_default(study):  # no other process has measured it meanwhile
                 study.add_trial(trial)
-                report(next(rows(study)))
+            first = next(row for row in rows(study) if row.is_default)
+            if first.worker == worker():  # of two that add it at once one begins the study
+                report(first)
                 for params in self.space.usual(_tolerance(self.problem)):
                     study.enqueue_trial(params)
         default = next(row for row in rows(study) if row.is_default)
