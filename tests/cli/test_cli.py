@@ -237,7 +237,7 @@ def test_info_of_a_command(plugins: Site):
             "(kinds: layer, ",
         ),
         (
-            ("info", "anderson"),
+            ("info", "anderson", "x"),
             2,
             "unknown kind 'anderson'; 'anderson' is the name of a root_solver (kinds: ",
         ),
@@ -254,7 +254,7 @@ def test_info_of_a_command(plugins: Site):
             2,
             "unknown kind 'layr'; did you mean 'layer'?",
         ),
-        (("info", "root_solver"), 2, "Error: Missing argument 'NAME'"),
+        (("info", "root_solver"), 2, "Error: 'info root_solver' lacks the NAME of a part"),
         (
             ("plugins", "lst"),
             2,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rich.table import Table
 
-from implicitcore_lab.tuning.result import Tuned
 from implicitcore_lab.tuning.space import LIMITS
 from implicitcore_lab.tuning.trials import Row
+
+if TYPE_CHECKING:
+    from implicitcore_lab.tuning.result import Tuned
 
 
 def table(tuned: Tuned) -> Table:

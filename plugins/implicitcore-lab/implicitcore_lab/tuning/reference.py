@@ -17,7 +17,7 @@ from implicitcore_lab.errors import TrainingError, first_line
 from implicitcore_lab.tuning.problem import Gradients, Problem, failure
 
 TIGHT = {torch.float64: (1e-11, 1e-9, 1e-7), torch.float32: (1e-6, 1e-5)}
-STEPS, NEWTON_STEPS = 2000, 100
+STEPS, NEWTON_STEPS = 1000, 100
 PRODUCTS, RESTART = 5000, 100
 ODE_STEPS = 100_000
 WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}

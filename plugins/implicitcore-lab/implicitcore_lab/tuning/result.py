@@ -15,6 +15,7 @@ from implicitcore_lab.storage import storing, write_atomic
 from implicitcore_lab.tuning.trials import Measured, Row
 
 TRIALS, BEST, PICTURE = "trials.json", "best.yaml", "front.png"
+PARTS = ("solver", "gradient", "backend")
 NOISE = 1.02
 """A smaller gain in time is none."""
 
@@ -116,9 +117,16 @@ def _time_then_error(pair: tuple[Measured, Row]) -> tuple[float, float, int]:
 
 
 def config_of(layer: ImplicitLayer) -> dict[str, Any]:
-    """The configuration of a layer; of one that is not registered that of its parts."""
+    """The configuration of a layer; of one that is not registered that of its registered parts."""
     try:
         return layer.config
     except ConfigError:
-        parts = {name: getattr(layer, name) for name in ("solver", "gradient", "backend")}
-        return {name: describe(part) for name, part in parts.items()}
+        found = {name: _config_of_part(getattr(layer, name)) for name in PARTS}
+        return {name: it for name, it in found.items() if it}
+
+
+def _config_of_part(part: Any) -> dict[str, Any] | None:
+    try:
+        return describe(part)
+    except ConfigError:
+        return None

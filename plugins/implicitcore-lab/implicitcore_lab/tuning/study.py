@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import time
 import warnings
@@ -25,6 +26,8 @@ from implicitcore_lab.tuning.reference import Reference
 from implicitcore_lab.tuning.space import Space
 from implicitcore_lab.tuning.trials import Measured, Refused, Row, measure
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Of a function, in its text: another in each process."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SMALLEST_ERROR = 1e-12
 ALLOWED = "gradient error"
@@ -62,7 +65,6 @@ class Search:
         Raises:
             RunError: the storage cannot be used, or has a study of that name for another problem.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         end = time.monotonic() + 60 * (self.options.minutes or math.inf)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Optuna calls experimental
@@ -82,27 +84,29 @@ class Search:
                 "batch or parts that are tried); give another name with --study"
             )
         study.set_user_attr("problem", own)
-        if not any(row.is_default for row in rows(study)):
-            report(self._add_default(study))
-            for params in self.space.usual(_tolerance(self.problem)):
-                study.enqueue_trial(params)
+        if not _has_default(study):
+            trial = self._default_trial()
+            if not _has_default(study):  # no other process has measured it meanwhile
+                study.add_trial(trial)
+            first = next(row for row in rows(study) if row.is_default)
+            if first.worker == worker():  # of two that add it at once one begins the study
+                report(first)
+                for params in self.space.usual(_tolerance(self.problem)):
+                    study.enqueue_trial(params)
         default = next(row for row in rows(study) if row.is_default)
         return study, self.options.allowed(default.measured and default.measured.gradient_error)
 
-    def _add_default(self, study: optuna.Study) -> Row:
+    def _default_trial(self) -> FrozenTrial:
         attributes: dict[str, Any] = {"parts": {}, "worker": worker()}
         try:
             found = measure(self.problem, self.exact, self.problem.layer, self.options.repeats)
         except Refused as error:
             attributes["reason"] = str(error)
-            study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=attributes))
-        else:
-            found = replace(found, time_ratio=1.0)  # two timings of one thing differ by noise
-            attributes["measured"] = asdict(found)
-            excess = {ALLOWED: _excess(found, self.options.allowed(found.gradient_error))}
-            values = _objectives(found)
-            study.add_trial(create_trial(values=values, user_attrs=attributes, constraints=excess))
-        return next(row for row in rows(study) if row.is_default)
+            return create_trial(state=TrialState.PRUNED, user_attrs=attributes)
+        found = replace(found, time_ratio=1.0)  # two timings of one thing differ by noise
+        attributes["measured"] = asdict(found)
+        excess = {ALLOWED: _excess(found, self.options.allowed(found.gradient_error))}
+        return create_trial(values=_objectives(found), user_attrs=attributes, constraints=excess)
 
     def _try(self, study: optuna.Study, cap: float) -> Row:
         trial = study.ask()
@@ -136,6 +140,7 @@ def open_study(options: TuningOptions) -> optuna.Study:
     Raises:
         RunError: the storage cannot be used.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         return optuna.create_study(
             storage=_storage(options.storage),
@@ -152,6 +157,10 @@ def rows(study: optuna.Study) -> Iterator[Row]:
     """The finished trials in order."""
     for trial in study.get_trials(deepcopy=False, states=FINISHED):
         yield _row(trial)
+
+
+def _has_default(study: optuna.Study) -> bool:
+    return any(row.is_default for row in rows(study))
 
 
 def worker() -> str:
@@ -213,7 +222,7 @@ def _tolerance(problem: Problem) -> float:
 def _described(problem: Problem, space: Space) -> dict[str, Any]:
     """What two processes must have alike to share a study."""
     return {
-        "layer": str(problem.layer),
+        "layer": ADDRESS.sub("", str(problem.layer)),
         "leaves": [[*leaf.shape] for leaf in problem.leaves],
         "dtypes": [str(leaf.dtype) for leaf in problem.leaves],
         "space": space.as_data(),

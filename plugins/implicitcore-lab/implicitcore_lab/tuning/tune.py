@@ -44,11 +44,14 @@ def tune(
             ``max_gradient_error``, ``root_solver``, ``storage``, ``study``, ...
 
     Returns:
-        The front and the recommended configuration; ``save(folder)`` writes them.
+        The front and the recommended configuration; ``save(folder)`` writes them. Of a layer that
+        is not registered (a plain :class:`implicitcore.ImplicitLayer`) the configuration has its
+        ``solver``, ``gradient`` and ``backend``, which can be assigned to it.
 
     Raises:
         ConfigError: an option is unknown or out of its bounds.
         UnknownPartError: there is no part of a name that was given.
+        ImplicitCoreError: the layer cannot take x, or its strategy not its solver.
         TrainingError: nothing converges tightly on this batch, so that there is no right gradient.
         RunError: the storage cannot be used, or has a study of that name for another problem.
 
@@ -72,6 +75,7 @@ def search(problem: Problem, options: TuningOptions, report: Callable[[Row], Non
     kind = "root_solver" if problem.is_equilibrium else "ode_solver"
     named = {name: getattr(options, name) for name in ("root_solver", "ode_solver", "gradient")}
     space = make_space(kind, named, problem.device)
+    problem.seeded_step(problem.layer)  # what is wrong with the layer is said as it says it
     exact = reference(problem)
     rows, cap = Search(problem, exact, space, options).run(report)
     best, speedup = _best(problem, rows, cap, options.repeats)
