@@ -66,14 +66,14 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(abc|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|unittest|"
+        r"(abc|argparse|collections|dataclasses|enum|functools|inspect|os|pathlib|typing|unittest|"
         r"click|matplotlib|numpy|pluggy|pydantic|rich|scipy|torch|nn)(\..*)?",
     ),
     # The same, as a docstring or an import for type checkers has them.
     (
         "py:class",
-        r"Any|Callable|Command|Console|Iterator|Mapping|Module|Path|ProcessGroup|Sequence|"
-        r"SummaryWriter|Tensor",
+        r"Any|ArgumentParser|Axes|Callable|Command|Console|Iterable|Iterator|Mapping|Module|"
+        r"Path|ProcessGroup|Sequence|SummaryWriter|Tensor",
     ),
     # A private class, which has no page: a base or an argument of one that has.
     ("py:(class|exc)", r"(.*\.)?_[A-Z]\w*"),
@@ -83,6 +83,10 @@ nitpick_ignore_regex = [
         r"implicitcore\.((root|ode)_solvers\.step(wise|per)|gradients\.checkpoints)\.State|"
         r"(implicitcore\.layers\.options\.)?Value",
     ),
+    # TorchDEQ's options, which their function describes, and the alias of a weight's function.
+    ("py:class", r"(implicitcore\.compat\.torchdeq\.(settings|loss)\.)?(Settings|WeightFunction)"),
+    # The words that a finding's cause is one of.
+    ("py:class", r"(implicitcore_lab\.diagnosis\.record\.)?Cause"),
     # The bounds of an annotation, and what other distributions define.
     ("py:class", r"(gt|ge|lt|le)=.*|(annotated_types|pytorch_lightning|_thread)\..*"),
 ]

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from implicitcore.compat.torchdeq.core import get_deq, reset_deq
+from implicitcore.compat.torchdeq.core import DEQ, get_deq, reset_deq
 from implicitcore.compat.torchdeq.dropout import (
     VariationalDropout,
     VariationalDropout1d,
@@ -45,6 +45,7 @@ from implicitcore.compat.torchdeq.norm import apply_norm, remove_norm, reset_nor
 from implicitcore.compat.torchdeq.utils import add_deq_args, mem_gc, mixed_init
 
 __all__ = [
+    "DEQ",
     "VariationalDropout",
     "VariationalDropout1d",
     "VariationalDropout2d",
