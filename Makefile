@@ -112,7 +112,7 @@ honesty: install ## solve 24,000 random problems in every way and measure what i
 
 wheels: install-dev ## build all distributions in dist/, check them, and run the README on the wheels alone
 	$(BIN)/python .ci/wheels.py build
-	$(BIN)/python .ci/wheels.py try
+	$(BIN)/python .ci/wheels.py try docs/start.md
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist demo docs/gallery .pytest_cache .ruff_cache

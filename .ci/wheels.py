@@ -1,8 +1,9 @@
 """Build every distribution, check them, and run the README on the wheels alone.
 
     python .ci/wheels.py build           wheels and source distributions in dist/, checked by twine
-    python .ci/wheels.py try [FOLDER]    installs implicitcore[all,test] from dist/ into a new
-                                         environment in FOLDER and runs README.md's blocks there
+    python .ci/wheels.py try [PAGE ...]  installs implicitcore[all,test] from dist/ into a new
+                                         environment, far from here, and runs the blocks of
+                                         README.md and of these pages there
 
 Needs ``implicitcore[release]``.
 """
@@ -56,8 +57,8 @@ def _settings(folder: Path) -> dict[str, str]:
     return tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def try_out(folder: Path) -> None:
-    """Install the wheels alone, and do what the README says.
+def try_out(folder: Path, pages: list[str]) -> None:
+    """Install the wheels alone, and do what the README and these pages say.
 
     What they depend on comes as a user gets it, torch in the build that fits the machine.
     """
@@ -67,7 +68,7 @@ def try_out(folder: Path) -> None:
     run(python, ROOT / ".ci" / "torch_build.py", "install", *constraint)
     pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     run(*pip, *constraint, "--find-links", DIST, "implicitcore[all,test]", folder=folder)
-    for name in NEEDED:
+    for name in (*NEEDED, *pages):
         target = folder / name
         target.parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, target)
@@ -77,8 +78,8 @@ def try_out(folder: Path) -> None:
     where = "import implicitcore; print(implicitcore.__file__)"
     found = subprocess.run([python, "-c", where], cwd=folder, capture_output=True, text=True)
     if str(folder) not in found.stdout:
-        raise SystemExit(f"the README ran on {found.stdout.strip()}, not on the wheels")
-    print("README.md runs on the wheels alone")
+        raise SystemExit(f"the pages ran on {found.stdout.strip()}, not on the wheels")
+    print(f"{', '.join(['README.md', *pages])}: run on the wheels alone")
 
 
 def main() -> None:
@@ -86,16 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build")
-    commands.add_parser("try").add_argument("folder", nargs="?", type=Path)
+    commands.add_parser("try").add_argument("pages", nargs="*", metavar="PAGE")
     options = parser.parse_args()
     if options.command == "build":
         build()
-    elif options.folder is not None:
-        options.folder.mkdir(parents=True)
-        try_out(options.folder.resolve())
-    else:
-        with tempfile.TemporaryDirectory(prefix="wheels-") as folder:
-            try_out(Path(folder).resolve())
+        return
+    with tempfile.TemporaryDirectory(prefix="wheels-") as folder:
+        try_out(Path(folder).resolve(), options.pages)
 
 
 if __name__ == "__main__":
