@@ -72,6 +72,7 @@ def test_quick_root_run(tmp_path):
     assert page.count("| vjps | residual |") == 5
 
 
+@pytest.mark.slow
 def test_quick_dispatch_run(tmp_path):
     path = tmp_path / "dispatch.json"
     dispatch.main(["--quick", "--output", str(tmp_path)])
@@ -94,6 +95,7 @@ def test_quick_dispatch_run(tmp_path):
     assert path.with_suffix(".md").read_text() == before
 
 
+@pytest.mark.slow
 def test_quick_run_of_the_checks(capsys):
     before = [getattr(owner, name) for owner, name, _ in checks.CHECKS]
     checks.main(["--quick"])

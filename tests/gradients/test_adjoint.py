@@ -110,6 +110,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("solver", EXACT, ids=lambda s: type(s).__name__)
+@pytest.mark.slow
 def test_a_module_and_a_pytree_input_agree_with_unrolled(solver):
     """Parameters used on a part of the way only; x made of leaves and of values computed before."""
     net, z0, a = Net(), inputs(seed=2).requires_grad_(), inputs(seed=3).requires_grad_()

@@ -245,6 +245,7 @@ def peak(gradient, steps):
     return peak_bytes(work, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_does_not_depend_on_the_steps():
     peak("reversible", 2)
     small, medium, large = (peak("reversible", steps) for steps in (5, 50, 500))

@@ -146,6 +146,7 @@ def test_runs_of_one_layer_are_told_apart_by_what_differs(runs, tmp_path):
     assert labels == ["deq, hidden 8", "homoode", "deq, hidden 9"]
 
 
+@pytest.mark.slow
 def test_compare_writes_the_report_of_its_results(tmp_path):
     options = ("--layers", "deq,homoode", "--seeds", "0,1", *SMALL)
     output = invoke("compare", *options, "--out", tmp_path)

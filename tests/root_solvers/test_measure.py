@@ -75,6 +75,7 @@ ROOTLESS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("f", ROOTLESS.values(), ids=ROOTLESS.keys())
 @pytest.mark.parametrize("solver", solvers(1e-3, 2000)[:8], ids=named)
+@pytest.mark.slow
 def test_a_map_without_a_fixed_point_is_never_converged(solver, f, dtype):
     solution = solve(f, torch.zeros(2, 4, dtype=dtype), None, solver)
     assert not solution.converged.any()

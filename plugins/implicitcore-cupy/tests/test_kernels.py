@@ -24,6 +24,7 @@ ORDERS = {"forward": FORWARD, "reverse": REVERSE, "shuffled": SHUFFLED}
 @each_check
 @each_dtype
 @pytest.mark.parametrize("n", SIZES)
+@pytest.mark.slow
 def test_equal_to_the_torch_backend(check, dtype, n):
     backend = on_cpu()
     for problem in kernel_problems(backend, "cpu", dtype, (n,)):

@@ -28,6 +28,7 @@ def test_paths_end_at_equilibria():
         assert (z[:-1] - inner).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_all_ways_find_the_same_equilibrium(tmp_path):
     table = Bridge()
     budget = table.budgets["smoke"]

@@ -27,6 +27,7 @@ def test_sorting_is_to_be_read_off_what_came_before():
 
 
 @pytest.mark.parametrize("name", ["explicit", "equilibrium"])
+@pytest.mark.slow
 def test_a_character_model_begins_near_eight_bits_and_learns(name):
     few, more = (language._text(name, 0, steps) for steps in (1, 25))
     assert few["parameters"] == more["parameters"] == 43_216
@@ -35,6 +36,7 @@ def test_a_character_model_begins_near_eight_bits_and_learns(name):
     assert (more["evaluations"] > 1) == (name == "equilibrium")
 
 
+@pytest.mark.slow
 def test_both_have_as_many_parameters_and_the_depths_are_told():
     once, deep = (language._sorting(name, 0, 2) for name in ("explicit", "equilibrium"))
     assert list(once) == ["sorted_1"]

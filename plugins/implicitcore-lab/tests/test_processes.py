@@ -39,6 +39,7 @@ def difference(one, other):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.slow
 def test_two_processes_equal_one(alone, tmp_path, strategy):
     words = [*TRAIN, "--strategy", strategy, "--out", tmp_path / "run"]
     ranks = launch(words, tmp_path)
