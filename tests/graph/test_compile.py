@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from support import python_loop
 from torch import nn
 
 import implicitcore as ic
@@ -37,14 +38,8 @@ class Cell(nn.Module):
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch):
     """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
-
-    def repeat(going, step, carried):
-        while going(*carried):
-            carried = step(*carried)
-        return carried
-
     for module in (loop, linear):
-        monkeypatch.setattr(module, "while_loop", repeat)
+        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
     monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from support import python_loop
 from torch import nn
 
 import implicitcore as ic
@@ -41,13 +42,7 @@ class Cell(nn.Module):
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch):
     """The loop in Python: what a graph would compute, without the time that tracing takes."""
-
-    def repeat(going, step, carried):
-        while going(*carried):
-            carried = step(*carried)
-        return carried
-
-    monkeypatch.setattr(loop, "while_loop", repeat)
+    monkeypatch.setattr(loop, "while_loop", python_loop.while_loop)
 
 
 def same(layer: ic.ImplicitLayer, x, *, extra: int = 0, **tolerances) -> ic.Solution:
