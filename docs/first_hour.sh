@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A newcomer's first hour, in an environment that holds nothing else: every distribution is built and
-# installed from its wheel, then each block of the README, of Start, of the tutorial, of Tuning and
-# of It does not converge is run as it stands there. In a checkout, with a network:
+# A newcomer's first hour, in an environment that holds nothing else: every distribution is built
+# and installed from its wheel, then each block of the README, of Start, of the tutorial, of Tuning
+# and of It does not converge is run as it stands there. In a checkout, with a network:
 #
 #     bash docs/first_hour.sh
 set -euo pipefail

@@ -103,13 +103,18 @@ class Kind(click.Choice):
         """The kind, or an error with the near matches."""
         if value in self.choices:
             return value
-        meant = sorted({part.kind for part in REGISTRY.parts() if part.name == value})
+        meant = sorted(kinds_named(value))
         hint = (
             f"; {value!r} is the name of {with_article(' and of '.join(meant))}"
             if meant
             else did_you_mean(value, self.choices)
         )
         self.fail(f"unknown kind {value!r}{hint} (kinds: {', '.join(self.choices)})", param, ctx)
+
+
+def kinds_named(name: str) -> set[str]:
+    """The kinds that have a part of this name."""
+    return {part.kind for part in REGISTRY.parts() if part.name == name}
 
 
 def load_command(part: Part) -> click.Command:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from implicitcore.cli.group import Kind, aligned, echo, load_command
+from implicitcore.cli.group import Kind, aligned, echo, kinds_named, load_command
 from implicitcore.errors import did_you_mean
 from implicitcore.options.kinds import KINDS
 from implicitcore.registry.part import Part, missing_requirements, pip_install
@@ -46,13 +46,13 @@ def _kind_of(name: str) -> str:
     """
     if name in KINDS:
         raise click.UsageError(f"'info {name}' lacks the NAME of a part: see 'list {name}'")
-    found = [kind for kind in KINDS if any(part.name == name for part in REGISTRY.parts(kind))]
+    found = sorted(kinds_named(name), key=KINDS.index)
     if len(found) == 1:
         return found[0]
     if found:
         raise click.UsageError(f"{name!r} is a {' and a '.join(found)}: say which")
-    names = [part.name for kind in KINDS for part in REGISTRY.parts(kind)]
-    raise click.UsageError(f"no part is called {name!r}{did_you_mean(name, names)}")
+    near = did_you_mean(name, (part.name for part in REGISTRY.parts()))
+    raise click.UsageError(f"no part is called {name!r}{near}")
 
 
 def _show_command(part: Part) -> None:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.backends.root_iteration import RootIteration, RootResult, StopRule, UpdateRule
+from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.root_solvers.stop_criterion import GROWTH
 from implicitcore.root_solvers.stop_state import DIVERGENCE, TRUST, tiny
-from implicitcore.solution import Judged, Origin, Solution
+from implicitcore.solution import Judged, Origin, Solution, Status
 from implicitcore.system.coupling import Frozen, check_frozen
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
@@ -60,7 +60,8 @@ class FusedLoop(NamedTuple):
         """What the stop test says."""
         found, system, tol = self.iteration.result(), self.system, self.rule.tol
         if found.stopped_apart:
-            self._check_apart(found)
+            frozen = Frozen(found.z, found.last, found.residual, found.size, found.limit)
+            check_frozen(system, frozen, lambda: found.status == Status.CONVERGED)
         recorder = system.context.recorder
         kept = recorder.residuals if recorder is not None else None
         relative = found.relative if tol else None
@@ -77,14 +78,6 @@ class FusedLoop(NamedTuple):
             steps=found.steps,
             evaluations=system.evaluations,
         )
-
-    def _check_apart(self, found: RootResult) -> None:
-        """Require that a sample which stopped kept its residual while the others moved."""
-        judged = torch.maximum(found.residual, found.limit)
-        if torch.equal(torch.minimum(found.size, judged), found.size):
-            return
-        kept = (found.status == 0) & (found.last == found.z).all(1)
-        check_frozen(self.system, Frozen(found.z, kept, found.residual, found.size, found.limit))
 
 
 def fused_loop(

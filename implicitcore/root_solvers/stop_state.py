@@ -188,13 +188,8 @@ class StopState:
         Raises:
             InputError: f mixes samples.
         """
-        with torch.no_grad():
-            judged = torch.maximum(self.best_norm, self.best_limit)
-            if torch.equal(torch.minimum(self.size, judged), self.size):
-                return  # no sample has more than what it was judged by
-            kept = self.converged() & (self.last == self.best).all(1)
-        found = Frozen(self.best, kept, self.best_norm, self.size, self.best_limit)
-        check_frozen(system, found)
+        found = Frozen(self.best, self.last, self.best_norm, self.size, self.best_limit)
+        check_frozen(system, found, self.converged)
 
     def put(self, rows: Tensor, part: StopState) -> None:
         """Write back what became of the samples ``rows``."""

@@ -9,6 +9,7 @@ may not change while the others move. Only where nothing shows f is asked, once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -104,26 +105,35 @@ class Frozen(NamedTuple):
     """Samples that stopped and went along where they were."""
 
     z: Tensor  # [batch, n], where each stopped
-    kept: Tensor  # [batch] bool, which of them met their tolerance and have not moved since
-    reported: Tensor  # [batch], their residuals there
+    last: Tensor  # [batch, n], where each was evaluated last
+    reported: Tensor  # [batch], their residuals at z
     found: Tensor  # [batch], the same at the last evaluation
     limit: Tensor  # [batch], what was to be met
 
 
 @torch.no_grad()
-def check_frozen(system: System, frozen: Frozen) -> None:
+def check_frozen(system: System, frozen: Frozen, met: Callable[[], Tensor]) -> None:
     """Require that samples which stopped have the same residual when the others have moved.
 
     No evaluation: they were evaluated beside the others.
 
+    Arguments:
+        system: what is solved.
+        frozen: all samples.
+        met: gives which of them met their tolerance, ``[batch]``; seldom asked.
+
     Raises:
         InputError: f mixes samples.
     """
-    z, kept, reported, found, limit = frozen
+    z, last, reported, found, limit = frozen
+    judged = torch.maximum(reported, limit)
+    if torch.equal(torch.minimum(found, judged), found):
+        return  # no sample has more than what it was judged by
     if system.packing.coupled or len(z) < 2:
         return
     # The same states in the same place of a batch: there is no more between them than rounding.
-    allowed = torch.add(torch.maximum(reported, limit), norm(z), alpha=_rounding(system, z))
+    kept = met() & (last == z).all(1)
+    allowed = torch.add(judged, norm(z), alpha=_rounding(system, z))
     _refuse(system, kept & (found > allowed) & found.isfinite(), reported, found)
 
 
