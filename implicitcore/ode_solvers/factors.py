@@ -1,0 +1,70 @@
+"""The factorised matrices of the simplified Newton method."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicitcore.tensors.norms import column, real_dtype
+
+# So few rows are factorised anew in each step: to ask who needs it costs as much.
+SMALL = 16
+
+# The factors serve while dt is within this share of theirs.
+DRIFT = 0.25
+
+
+class Factors(NamedTuple):
+    """The LU factors of I - dt (A x J), of each sample."""
+
+    lu: Tensor  # [batch, m, m]
+    pivots: Tensor  # [batch, m] int32
+    dt: Tensor  # [batch], that of the matrix; zero where it is to be made
+
+    @classmethod
+    def none(cls, z: Tensor, rows: int) -> Factors:
+        """None yet, for states ``[batch, n]``."""
+        empty = z.new_zeros(len(z), rows, rows, dtype=real_dtype(z))
+        pivots = torch.ones(len(z), rows, dtype=torch.int32, device=z.device)
+        return cls(empty, pivots, empty.new_zeros(len(z)))
+
+    @classmethod
+    def of(cls, coupling: Tensor, dt: Tensor, jacobian: Tensor) -> Factors:
+        """Those of a step.
+
+        Arguments:
+            coupling: A ``[k, k]``, of the stages that are solved together.
+            dt: ``[batch]``.
+            jacobian: J ``[batch, n, n]``.
+        """
+        scaled = jacobian * -dt[:, None, None]
+        rows = len(coupling) * scaled.shape[1]
+        blocks = coupling[:, None, :, None] * scaled[:, None, :, None, :]
+        matrix = blocks.reshape(-1, rows, rows)
+        matrix.diagonal(dim1=1, dim2=2).add_(1)
+        return cls(*torch.linalg.lu_factor_ex(matrix)[:2], dt)
+
+    def renewed(self, coupling: Tensor, dt: Tensor, jacobian: Tensor) -> Factors:
+        """The same where dt is near theirs, new ones where it is not.
+
+        All are made where one is needed, and each sample keeps its own where it needs none: what is
+        its own does not depend on the others.
+        """
+        if self.lu.shape[1] <= SMALL:
+            return self.of(coupling, dt, jacobian)
+        wrong = (dt - self.dt).abs() > DRIFT * self.dt.abs()
+        if not bool(wrong.any()):
+            return self
+        new = self.of(coupling, dt, jacobian)
+        return Factors(
+            torch.where(wrong[:, None, None], new.lu, self.lu),
+            torch.where(column(wrong), new.pivots, self.pivots),
+            torch.where(wrong, dt, self.dt),
+        )
+
+    def solve(self, right: Tensor) -> Tensor:
+        """The solutions for ``[batch, m]``."""
+        columns = right.to(self.lu.dtype).unsqueeze(2)
+        return torch.linalg.lu_solve(self.lu, self.pivots, columns).squeeze(2).to(right.dtype)
