@@ -96,12 +96,14 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
             sequence = self.sequence(system, t, dt, state, self.frame(dt, z, state))
             newton = None if state.kept is None else self._newton(sequence, state.kept)
             solved = self.solve_stages(sequence) if newton is None else newton.solved
+            if newton is not None and newton.lost:
+                sequence, solved = self.rescued(sequence, newton)
             error = self.error(sequence, newton and newton.kept)
         if torch.is_grad_enabled():
             sequence = self._attached(sequence, z, state)
         # The last stage is the next state; one that is not solved has no value.
         z_next = torch.where(column(solved), sequence.points[-1][1], torch.nan)
-        following = None if newton is None else self._following(sequence, newton, z_next)
+        following = newton and self._following(newton, sequence, solved, z_next)
         return Step(z_next, error, following, weights=self.tableau.b, points=sequence.points)
 
     @property
@@ -141,11 +143,19 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
             sequence.add(stage, attached(stage, move, dense=self._dense(z)))
         return sequence
 
-    def _following(self, sequence: StageSequence, newton: NewtonStep, z: Tensor) -> StepCache:
+    def rescued(
+        self, sequence: StageSequence, newton: NewtonStep
+    ) -> tuple[StageSequence, Tensor]:
+        """The stages where some samples have none, and which have them: those as they are."""
+        return sequence, newton.solved
+
+    def _following(
+        self, newton: NewtonStep, sequence: StageSequence, solved: Tensor, z: Tensor
+    ) -> StepCache:
         """What the next step begins with at z: one evaluation, and n products where any is slow."""
         system, t, kept, slow = sequence.system, sequence.points[-1][0], newton.after(), newton.slow
-        z = torch.where(column(newton.solved), z, sequence.frame.z)
-        past = sequence.past_after(newton.solved)
+        z = torch.where(column(solved), z, sequence.frame.z)
+        past = sequence.past_after(solved)
         if slow is None:
             return StepCache(system.velocity(t, z), None, kept, past)
         velocity, jacobian = linearized(system, t, z)

@@ -12,6 +12,7 @@ from implicitcore.ode_solvers import implicit_tableaus as tableaus
 from implicitcore.ode_solvers.factors import Factors
 from implicitcore.ode_solvers.implicit_method import ImplicitMethod
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
+from implicitcore.ode_solvers.newton_step import NewtonStep
 from implicitcore.ode_solvers.stage_sequence import StageSequence
 from implicitcore.ode_solvers.stages import Frame
 from implicitcore.ode_solvers.step_cache import Kept, StepCache, linearized
@@ -110,7 +111,23 @@ class ImplicitRungeKutta(ImplicitMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedImplicitRungeKutta(EqualSteps[StepCache], ImplicitRungeKutta):
-    """An implicit Runge-Kutta method with equal steps."""
+    """An implicit Runge-Kutta method with equal steps.
+
+    No shorter step helps a sample whose stages the simplified Newton method does not solve: it goes
+    to the root solver of large systems.
+    """
+
+    def rescued(
+        self, sequence: StageSequence, newton: NewtonStep
+    ) -> tuple[StageSequence, Tensor]:
+        """See :meth:`ImplicitMethod.rescued`."""
+        again = sequence.begun(newton.kept.factors)
+        solved = newton.solved | self.solve_stages(again)
+        merged = sequence.begun()
+        for own, other in zip(sequence.moves, again.moves, strict=True):
+            move = torch.where(column(newton.solved), own, other)
+            merged.add(merged.equation(), move)
+        return merged, solved
 
 
 @final

@@ -33,6 +33,7 @@ class NewtonStep:
     Attributes:
         solved: which samples have all stages, ``[batch]`` bool.
         slow: which should have a new Jacobian, ``[batch]`` bool; None where none should.
+        lost: one of them has not all stages.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class NewtonStep:
         self.iterations: list[Iteration] = []
         self.moving = sequence.dt != 0
         self.slow: Tensor | None = None
+        self.lost = False
         stale = self._solve()
         if stale is not None:
             frame = sequence.frame
@@ -96,7 +98,8 @@ class NewtonStep:
         slow = (rate > SLOW) & self.moving
         stale = ~(solved | self.kept.fresh) & self.moving
         masks = [mask for iteration in iterations for mask in iteration.history]
-        *opened, any_slow, any_stale = torch.stack([*masks, slow, stale]).any(1).tolist()
+        flags = torch.stack([*masks, slow, stale, ~solved & self.moving]).any(1).tolist()
+        *opened, any_slow, any_stale, self.lost = flags
         first, end = None, 0
         for place, iteration in enumerate(iterations):
             begin, end = end, end + len(iteration.history)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from implicitcore.errors import InputError
-from implicitcore.ode_solvers.factors import Factors
 from implicitcore.ode_solvers.implicit_method import ImplicitMethod
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
 from implicitcore.ode_solvers.stage_sequence import StageSequence
@@ -53,47 +53,73 @@ REAL = 1 / (3 + 3 ** (2 / 3) - 3 ** (1 / 3))
 ERROR = ((-13 - 7 * _S) / 3, (-13 + 7 * _S) / 3, -1 / 3)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class CoupledStage(Stage):
-    """The moves of all stages, ``[batch, 3 n]``: dt (A x I) g(t + c dt, z + m)."""
+    """The moves of all stages, ``[batch, 3 n]``: m = dt (A x I) g(t + c dt, z + m).
+
+    Attributes:
+        times: of the stages, each ``[batch]``.
+        coupling: dt A, ``[batch, 3, 3]``.
+    """
+
+    times: Sequence[Tensor]
+    coupling: Tensor
 
     def image(self, move: Tensor) -> Tensor:
         """See :meth:`Stage.image`: three evaluations."""
-        z = self.frame.z
-        velocities = [
-            self.outer.velocity(t, z + part)
-            for t, part in zip(self.times, move.tensor_split(3, 1), strict=True)
-        ]
-        coupled = _matrix(z.dtype, z.device) @ torch.stack(velocities, 1)
-        return (coupled * self.dt[:, None, None].to(z.dtype)).flatten(1)
+        return (self.coupling @ self._velocities(move)).flatten(1)
 
-    @property
-    def times(self) -> list[Tensor]:
-        """Those of the stages."""
-        return [torch.add(self.t, self.dt, alpha=node) for node in RADAU_IIA5.c]
+    def defect(self, move: Tensor) -> Tensor:
+        """See :meth:`Stage.defect`."""
+        velocities = self._velocities(move)
+        moves = move.view_as(velocities)
+        return torch.baddbmm(moves, self.coupling, velocities, beta=-1).flatten(1)
 
-
-@functools.cache
-def _matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(RADAU_IIA5.a, dtype=dtype, device=device)
+    def _velocities(self, move: Tensor) -> Tensor:
+        z, velocity = self.frame.z, self.outer.velocity
+        parts = move.tensor_split(3, 1)
+        return torch.stack(
+            [velocity(t, z + part) for t, part in zip(self.times, parts, strict=True)], 1
+        )
 
 
 @functools.cache
-def _error(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The weights of dt g and of the moves in the estimate of the error, ``[1, 4]``."""
+def _constant(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        weights = torch.tensor([[1.0, *ERROR]], dtype=torch.float64, device="cpu") * REAL
-        return weights.to(device, dtype)
+        return _CONSTANTS[name]().to(device, dtype)
 
 
-@functools.cache
-def _extrapolation(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """From the values at the nodes and zero at zero to the coefficients of s, s^2, s^3."""
-    with torch.inference_mode(False):
-        nodes = torch.tensor(RADAU_IIA5.c, dtype=torch.float64, device="cpu")
-        powers = torch.stack((nodes, nodes**2, nodes**3), 1)
-        return torch.linalg.inv(powers).to(device, dtype)
+def _double(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
+def _extrapolation() -> Tensor:
+    """The weights of the last moves in the next ones, for each power of the ratio of the steps.
+
+    ``[3, 9]``: q(1 + r c_i) - q(1), where q is the polynomial through zero and the moves.
+    """
+    nodes = _double(RADAU_IIA5.c)
+    coefficients = torch.linalg.inv(torch.stack((nodes, nodes**2, nodes**3), 1))
+    first, second, third = coefficients
+    powers = (first + 2 * second + 3 * third, second + 3 * third, third)
+    return torch.stack(
+        [torch.outer(nodes**k, power).flatten() for k, power in enumerate(powers, 1)]
+    )
+
+
+def _real() -> Tensor:
+    """The left eigenvector of A of its real eigenvalue, of norm one."""
+    a = _double(RADAU_IIA5.a)
+    return torch.linalg.svd(a.T - REAL * torch.eye(3, dtype=a.dtype))[2][-1]
+
+
+_CONSTANTS: dict[str, Callable[[], Tensor]] = {
+    "a": lambda: _double(RADAU_IIA5.a),
+    "error": lambda: _double([[1.0, *ERROR]]) * REAL,
+    "extrapolation": _extrapolation,
+    "powers": lambda: _double([1.0, 2.0, 3.0]),
+    "real": _real,
+}
 
 
 class CoupledStages(StageSequence):
@@ -104,16 +130,20 @@ class CoupledStages(StageSequence):
     def __len__(self) -> int:
         return 1
 
-    def past_after(self, solved: Tensor) -> tuple[Tensor, Tensor]:
-        """This step; where it is not ``solved`` nothing."""
-        move = torch.where(column(solved), self.moves[0].detach(), 0)
-        return self.dt, move.view(len(move), 3, -1)
-
-    def equation(self) -> Stage:
+    def equation(self) -> CoupledStage:
         """All stages."""
-        system, z = self.system, self.frame.z
+        system, z, dt = self.system, self.frame.z, self.dt
+        times = [torch.add(self.t, dt, alpha=node) for node in RADAU_IIA5.c]
         return CoupledStage(
-            system.problem, system.context, system, self.t, self.dt, z, self.frame
+            system.problem,
+            system.context,
+            system,
+            self.t,
+            dt,
+            z,
+            self.frame,
+            times=times,
+            coupling=_constant("a", z.dtype, z.device) * dt[:, None, None].to(z.dtype),
         )
 
     def start(self) -> Tensor:
@@ -122,24 +152,25 @@ class CoupledStages(StageSequence):
         if self.past is None:
             return z.new_zeros(len(z), 3 * z.shape[1])
         dt, moves = self.past
-        ratio = torch.where(dt == 0, 0, self.dt / dt).to(z.dtype)[:, None]
-        nodes = _matrix(z.dtype, z.device).sum(1)
-        ahead = 1 + ratio * nodes
-        powers = torch.stack((ahead - 1, ahead**2 - 1, ahead**3 - 1), 2)
-        weights = powers @ _extrapolation(z.dtype, z.device)
-        return (weights @ moves).flatten(1)
+        powers = column((self.dt / dt).to(z.dtype)) ** _constant("powers", z.dtype, z.device)
+        weights = powers @ _constant("extrapolation", z.dtype, z.device)
+        return (weights.view(-1, 3, 3) @ moves).flatten(1)
 
     def add(self, stage: Stage, move: Tensor) -> None:
         """They are solved."""
-        times = stage.times if isinstance(stage, CoupledStage) else []
-        parts = move.tensor_split(3, 1)
-        self.moves.append(move)
-        self.points.extend((t, self.frame.z + part) for t, part in zip(times, parts, strict=True))
+        if isinstance(stage, CoupledStage):
+            z, parts = self.frame.z, move.tensor_split(3, 1)
+            self.moves.append(move)
+            self.points += [(t, z + part) for t, part in zip(stage.times, parts, strict=True)]
 
     def back_to(self, stage: int) -> None:
         """Forget them."""
-        self.moves.clear()
-        self.points.clear()
+        del self.moves[stage:], self.points[3 * stage :]
+
+    def past_after(self, solved: Tensor) -> tuple[Tensor, Tensor]:
+        """This step; where it is not ``solved`` nothing."""
+        move = torch.where(column(solved), self.moves[0].detach(), 0)
+        return torch.where(self.dt == 0, 1, self.dt), move.view(len(move), 3, -1)
 
 
 @final
@@ -171,7 +202,7 @@ class RadauIIA5(ErrorControl, ImplicitMethod):
 
     def coupling(self, z: Tensor) -> Tensor:
         """A."""
-        return _matrix(real_dtype(z), z.device)
+        return _constant("a", real_dtype(z), z.device)
 
     def sequence(
         self, system: System, t: Tensor, dt: Tensor, state: StepCache, frame: Frame
@@ -182,15 +213,19 @@ class RadauIIA5(ErrorControl, ImplicitMethod):
         return sequence
 
     def error(self, sequence: StageSequence, kept: Kept | None) -> Tensor:
-        """The difference to a method of order 3, filtered."""
+        """The difference to a method of order 3, filtered by (I - dt REAL dg/dz)^-1.
+
+        Of which the matrix of the stages is a part, by the eigenvector of its real eigenvalue.
+        """
         move, dt = sequence.moves[0], column(sequence.dt)
         start = (sequence.velocity * dt.to(move.dtype)).unsqueeze(1)
         parts = torch.cat((start, move.view(len(move), 3, -1)), 1)
-        defect = (_error(move.dtype, move.device) @ parts).squeeze(1)
+        defect = _constant("error", move.dtype, move.device) @ parts
         if kept is None:
-            return defect
-        real = torch.full((1, 1), REAL, dtype=kept.jacobian.dtype, device=move.device)
-        return Factors.of(real, sequence.dt.to(real.dtype), kept.jacobian).solve(defect)
+            return defect.squeeze(1)
+        real = _constant("real", move.dtype, move.device)
+        found = kept.factors.solve((defect * column(real)).flatten(1))
+        return real @ found.view_as(parts[:, 1:])
 
     def no_past(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """No move, over a step of one."""

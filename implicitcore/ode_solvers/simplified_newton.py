@@ -12,7 +12,7 @@ from implicitcore.ode_solvers.stages import ROUNDING, Stage
 from implicitcore.tensors.norms import column, norm
 
 # What may be left of a stage, in units of the error that a step may make.
-KAPPA = 0.01
+KAPPA = 0.03
 
 # Most iterations of a stage.
 MOST = 8
@@ -88,7 +88,7 @@ class Iteration:
 
     def _iterate(self) -> None:
         inverse, first = self.units.inverse, self.count == 0
-        correction = self.factors.solve(self.stage.image(self.move) - self.move)
+        correction = self.factors.solve(self.stage.defect(self.move))
         size = torch.linalg.vector_norm(correction * inverse, dim=1)
         moved = self.move + correction
         if first:

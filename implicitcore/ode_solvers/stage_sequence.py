@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from implicitcore.ode_solvers.factors import Factors
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
 from implicitcore.ode_solvers.stages import Frame, Stage
 from implicitcore.system.system import System
@@ -43,6 +44,11 @@ class StageSequence:
         self.moves: list[Tensor] = []
         self.increments = [velocity * column(dt).to(z.dtype) for _ in range(explicit)]
         self.points = [(t, z)] * explicit
+
+    def begun(self, factors: Factors | None = None) -> StageSequence:
+        """The same equations, of which none is solved."""
+        frame = Frame(self.frame.z, self.frame.weight, factors)
+        return StageSequence(self.tableau, self.system, self.t, self.dt, self.velocity, frame)
 
     def __len__(self) -> int:
         return len(self.tableau.a) - self.tableau.explicit

@@ -93,6 +93,10 @@ class Stage(System):
             self.outer.velocity(self.t, self.frame.z + move),
         )
 
+    def defect(self, move: Tensor) -> Tensor:
+        """What the image differs from the move by."""
+        return self.image(move) - move
+
     def map(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`System.map`: g is as that of a vector field."""
         move = self.frame.weight * z

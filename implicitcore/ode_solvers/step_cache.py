@@ -15,7 +15,7 @@ from implicitcore.tensors.norms import column, real_dtype
 from implicitcore.tensors.transforms import check_products
 
 # Where a correction was more than this share of the last, the next step has a new Jacobian.
-SLOW = 0.05
+SLOW = 0.01
 
 # The rate of an iteration of which nothing is known.
 UNKNOWN = 1.0
