@@ -39,12 +39,14 @@ class Factors(NamedTuple):
             dt: ``[batch]``.
             jacobian: J ``[batch, n, n]``.
         """
-        scaled = jacobian * -dt[:, None, None]
-        rows = len(coupling) * scaled.shape[1]
-        blocks = coupling[:, None, :, None] * scaled[:, None, :, None, :]
-        matrix = blocks.reshape(-1, rows, rows)
-        matrix.diagonal(dim1=1, dim2=2).add_(1)
-        return cls(*torch.linalg.lu_factor_ex(matrix)[:2], dt)
+        matrix, rows = jacobian * dt[:, None, None], len(coupling) * jacobian.shape[1]
+        if len(coupling) == 1:
+            matrix = matrix * coupling
+        else:
+            matrix = coupling[:, None, :, None] * matrix[:, None, :, None, :]
+        unit = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(unit - matrix.reshape(-1, rows, rows))
+        return cls(factors, pivots, dt)
 
     def renewed(self, coupling: Tensor, dt: Tensor, jacobian: Tensor) -> Factors:
         """The same where dt is near theirs, new ones where it is not.
@@ -66,5 +68,6 @@ class Factors(NamedTuple):
 
     def solve(self, right: Tensor) -> Tensor:
         """The solutions for ``[batch, m]``."""
-        columns = right.to(self.lu.dtype).unsqueeze(2)
-        return torch.linalg.lu_solve(self.lu, self.pivots, columns).squeeze(2).to(right.dtype)
+        if right.dtype == self.lu.dtype:
+            return torch.linalg.lu_solve(self.lu, self.pivots, right.unsqueeze(2)).squeeze(2)
+        return self.solve(right.to(self.lu.dtype)).to(right.dtype)

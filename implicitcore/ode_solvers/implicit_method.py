@@ -101,8 +101,9 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
             error = self.error(sequence, newton and newton.kept)
         if torch.is_grad_enabled():
             sequence = self._attached(sequence, z, state)
-        # The last stage is the next state; one that is not solved has no value.
-        z_next = torch.where(column(solved), sequence.points[-1][1], torch.nan)
+        z_next = sequence.points[-1][1]  # the last stage; one that is not solved has no value
+        if newton is None or newton.lost:
+            z_next = torch.where(column(solved), z_next, torch.nan)
         following = newton and self._following(newton, sequence, solved, z_next)
         return Step(z_next, error, following, weights=self.tableau.b, points=sequence.points)
 
@@ -154,7 +155,8 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
     ) -> StepCache:
         """What the next step begins with at z: one evaluation, and n products where any is slow."""
         system, t, kept, slow = sequence.system, sequence.points[-1][0], newton.after(), newton.slow
-        z = torch.where(column(solved), z, sequence.frame.z)
+        if newton.lost:
+            z = torch.where(column(solved), z, sequence.frame.z)
         past = sequence.past_after(solved)
         if slow is None:
             return StepCache(system.velocity(t, z), None, kept, past)

@@ -9,7 +9,6 @@ from implicitcore.ode_solvers.factors import Factors
 from implicitcore.ode_solvers.simplified_newton import Iteration, Units
 from implicitcore.ode_solvers.stage_sequence import StageSequence
 from implicitcore.ode_solvers.step_cache import SLOW, Kept, linearized
-from implicitcore.tensors.norms import column
 
 # A rate is worth less the older it is.
 AGEING = 0.8
@@ -68,7 +67,7 @@ class NewtonStep:
         while first is not None:
             self._run(first, factors, rate)
             first, slow, stale = self._look()
-        self.slow = slow if slow is not None else None
+        self.slow = slow
         return stale
 
     def _run(self, first: int, factors: Factors, rate: Tensor) -> None:
@@ -96,9 +95,10 @@ class NewtonStep:
         self.rate = rate = rates[0] if len(rates) == 1 else torch.stack(rates).amax(0)
         solved = self.solved
         slow = (rate > SLOW) & self.moving
-        stale = ~(solved | self.kept.fresh) & self.moving
+        unsolved = self.moving & ~solved
+        stale = unsolved & ~self.kept.fresh
         masks = [mask for iteration in iterations for mask in iteration.history]
-        flags = torch.stack([*masks, slow, stale, ~solved & self.moving]).any(1).tolist()
+        flags = torch.stack([*masks, slow, stale, unsolved]).any(1).tolist()
         *opened, any_slow, any_stale, self.lost = flags
         first, end = None, 0
         for place, iteration in enumerate(iterations):
@@ -113,10 +113,6 @@ class NewtonStep:
 
     def after(self) -> Kept:
         """What the next step begins with, but for new Jacobians."""
-        rate = torch.where(self.solved, self.rate, self.kept.rate)
+        rate = torch.where(self.solved, self.rate, self.kept.rate) if self.lost else self.rate
         fresh = torch.zeros_like(self.kept.fresh)
         return self.kept._replace(rate=rate, fresh=fresh, guess=tuple(self.guess))
-
-    def end(self) -> Tensor:
-        """The state after the step, ``[batch, n]``: NaN where it is not solved."""
-        return torch.where(column(self.solved), self.sequence.points[-1][1], torch.nan)

@@ -13,11 +13,13 @@ from torch import Tensor
 from implicitcore.errors import InputError
 from implicitcore.ode_solvers.implicit_method import ImplicitMethod
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
+from implicitcore.ode_solvers.repeated import repeated
 from implicitcore.ode_solvers.stage_sequence import StageSequence
 from implicitcore.ode_solvers.stages import Frame, Stage
 from implicitcore.ode_solvers.step_cache import Kept, StepCache
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.options.shared import ErrorControl
+from implicitcore.options.types import Controller
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, real_dtype
 
@@ -58,12 +60,14 @@ class CoupledStage(Stage):
     """The moves of all stages, ``[batch, 3 n]``: m = dt (A x I) g(t + c dt, z + m).
 
     Attributes:
-        times: of the stages, each ``[batch]``.
+        times: of the stages, ``[batch, 3]``.
         coupling: dt A, ``[batch, 3, 3]``.
+        many: the vector field with each sample three times, where f allows it.
     """
 
-    times: Sequence[Tensor]
+    times: Tensor
     coupling: Tensor
+    many: System | None
 
     def image(self, move: Tensor) -> Tensor:
         """See :meth:`Stage.image`: three evaluations."""
@@ -76,11 +80,13 @@ class CoupledStage(Stage):
         return torch.baddbmm(moves, self.coupling, velocities, beta=-1).flatten(1)
 
     def _velocities(self, move: Tensor) -> Tensor:
-        z, velocity = self.frame.z, self.outer.velocity
-        parts = move.tensor_split(3, 1)
-        return torch.stack(
-            [velocity(t, z + part) for t, part in zip(self.times, parts, strict=True)], 1
-        )
+        z = self.frame.z
+        points = z.unsqueeze(1) + move.view(len(z), 3, -1)
+        if self.many is not None:
+            found = self.many.velocity(self.times.flatten(), points.flatten(0, 1))
+            return found.view_as(points)
+        places = zip(self.times.unbind(1), points.unbind(1), strict=True)
+        return torch.stack([self.outer.velocity(t, point) for t, point in places], 1)
 
 
 @functools.cache
@@ -114,8 +120,9 @@ def _real() -> Tensor:
 
 
 _CONSTANTS: dict[str, Callable[[], Tensor]] = {
+    "c": lambda: _double(RADAU_IIA5.c),
     "a": lambda: _double(RADAU_IIA5.a),
-    "error": lambda: _double([[1.0, *ERROR]]) * REAL,
+    "error": lambda: _double(ERROR) * REAL,
     "extrapolation": _extrapolation,
     "powers": lambda: _double([1.0, 2.0, 3.0]),
     "real": _real,
@@ -133,7 +140,7 @@ class CoupledStages(StageSequence):
     def equation(self) -> CoupledStage:
         """All stages."""
         system, z, dt = self.system, self.frame.z, self.dt
-        times = [torch.add(self.t, dt, alpha=node) for node in RADAU_IIA5.c]
+        many = None if torch.is_grad_enabled() else repeated(system, 3, self.t, z)
         return CoupledStage(
             system.problem,
             system.context,
@@ -142,7 +149,10 @@ class CoupledStages(StageSequence):
             dt,
             z,
             self.frame,
-            times=times,
+            times=torch.addcmul(
+                column(self.t), column(dt), _constant("c", self.t.dtype, self.t.device)
+            ),
+            many=many,
             coupling=_constant("a", z.dtype, z.device) * dt[:, None, None].to(z.dtype),
         )
 
@@ -159,17 +169,19 @@ class CoupledStages(StageSequence):
     def add(self, stage: Stage, move: Tensor) -> None:
         """They are solved."""
         if isinstance(stage, CoupledStage):
-            z, parts = self.frame.z, move.tensor_split(3, 1)
+            z = self.frame.z
+            points = z.unsqueeze(1) + move.view(len(z), 3, -1)
             self.moves.append(move)
-            self.points += [(t, z + part) for t, part in zip(stage.times, parts, strict=True)]
+            self.points.extend(zip(stage.times.unbind(1), points.unbind(1), strict=True))
 
     def back_to(self, stage: int) -> None:
         """Forget them."""
         del self.moves[stage:], self.points[3 * stage :]
 
     def past_after(self, solved: Tensor) -> tuple[Tensor, Tensor]:
-        """This step; where it is not ``solved`` nothing."""
-        move = torch.where(column(solved), self.moves[0].detach(), 0)
+        """This step: no next one begins where it is not ``solved``."""
+        del solved
+        move = self.moves[0].detach()
         return torch.where(self.dt == 0, 1, self.dt), move.view(len(move), 3, -1)
 
 
@@ -189,6 +201,7 @@ class RadauIIA5(ErrorControl, ImplicitMethod):
     """
 
     tableau: ClassVar[ImplicitTableau] = RADAU_IIA5
+    controller: Controller = "i"
 
     @property
     def step_size(self) -> StepSize:
@@ -217,15 +230,15 @@ class RadauIIA5(ErrorControl, ImplicitMethod):
 
         Of which the matrix of the stages is a part, by the eigenvector of its real eigenvalue.
         """
-        move, dt = sequence.moves[0], column(sequence.dt)
-        start = (sequence.velocity * dt.to(move.dtype)).unsqueeze(1)
-        parts = torch.cat((start, move.view(len(move), 3, -1)), 1)
-        defect = _constant("error", move.dtype, move.device) @ parts
+        move = sequence.moves[0]
+        moves, dt = move.view(len(move), 3, -1), column(sequence.dt).to(move.dtype)
+        defect = _constant("error", move.dtype, move.device) @ moves
+        defect = torch.addcmul(defect, sequence.velocity, dt, value=REAL)
         if kept is None:
-            return defect.squeeze(1)
+            return defect
         real = _constant("real", move.dtype, move.device)
-        found = kept.factors.solve((defect * column(real)).flatten(1))
-        return real @ found.view_as(parts[:, 1:])
+        found = kept.factors.solve((defect.unsqueeze(1) * column(real)).flatten(1))
+        return real @ found.view_as(moves)
 
     def no_past(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """No move, over a step of one."""

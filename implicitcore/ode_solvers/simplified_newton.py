@@ -39,9 +39,12 @@ class Units:
             weight: ``[batch, n]``, the error that a step may make.
             copies: how many stages are solved together.
         """
-        inverse = (max(z.shape[1], 1) ** -0.5) / weight
+        batch, n = z.shape
+        inverse = weight.reciprocal() * max(n, 1) ** -0.5
         floor = norm(z * inverse) * (ROUNDING * torch.finfo(z.dtype).eps)
-        return cls((inverse * copies**-0.5).repeat(1, copies) if copies > 1 else inverse, floor)
+        if copies > 1:
+            inverse = (inverse * copies**-0.5).unsqueeze(1).expand(-1, copies, -1)
+        return cls(inverse.reshape(batch, copies * n), floor)
 
 
 class Iteration:
@@ -87,22 +90,27 @@ class Iteration:
             self.history.append(self.open)
 
     def _iterate(self) -> None:
-        inverse, first = self.units.inverse, self.count == 0
+        inverse, floor = self.units.inverse, self.units.floor
         correction = self.factors.solve(self.stage.defect(self.move))
         size = torch.linalg.vector_norm(correction * inverse, dim=1)
         moved = self.move + correction
-        if first:
+        if not self.count:
             extent = torch.linalg.vector_norm(moved * inverse, dim=1).clamp(max=1)
-            self._bound = KAPPA * torch.maximum(extent, self.units.floor)
-            self.move, rate = moved, self.rate
+            self._bound = torch.maximum(extent, floor) * KAPPA
+            # As if there had been one before.
+            last, self.move, was_open = size / self.rate, moved, None
         else:
-            self.move = torch.where(column(self.open), moved, self.move)
-            rate = torch.where(self.open, size / self._size, self.rate)
-        small = (size * rate <= self._bound * (1 - rate)) | (size <= self.units.floor)
-        going = (rate < 2) & (size < torch.inf)  # not where one is NaN
-        self.solved = small & going if first else self.solved | (self.open & small)
-        self.open = going & ~small if first else self.open & going & ~small
-        self._size, self.rate, self.count = size, rate, self.count + 1
+            last, was_open = self._size, self.open
+            self.move = torch.where(column(was_open), moved, self.move)
+            self.rate = torch.where(was_open, size / last, self.rate)
+        solved = (size * size <= self._bound * (last - size)) | (size <= floor)
+        if was_open is None:
+            known = last < torch.inf  # not where it is NaN
+            solved, going = solved & known, known & ~solved
+        else:
+            going = (size < last) & was_open & ~solved
+            solved = self.solved | (solved & was_open)
+        self._size, self.solved, self.open, self.count = size, solved, going, self.count + 1
 
     @property
     def rate_after(self) -> Tensor:
