@@ -12,7 +12,7 @@ from implicitcore.ode_solvers.stages import ROUNDING, Stage
 from implicitcore.tensors.norms import column, norm
 
 # What may be left of a stage, in units of the error that a step may make.
-KAPPA = 0.03
+KAPPA = 0.01
 
 # Most iterations of a stage.
 MOST = 8
@@ -105,8 +105,8 @@ class Iteration:
             self.rate = torch.where(was_open, size / last, self.rate)
         solved = (size * size <= self._bound * (last - size)) | (size <= floor)
         if was_open is None:
-            known = last < torch.inf  # not where it is NaN
-            solved, going = solved & known, known & ~solved
+            known = self.rate < torch.inf  # not where it is NaN
+            solved, going = solved & known, known & (size < torch.inf) & ~solved
         else:
             going = (size < last) & was_open & ~solved
             solved = self.solved | (solved & was_open)
