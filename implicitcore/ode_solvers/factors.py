@@ -13,7 +13,7 @@ from implicitcore.tensors.norms import column, real_dtype
 SMALL = 16
 
 # The factors serve while dt is within this share of theirs.
-DRIFT = 0.25
+DRIFT = 0.1
 
 
 class Factors(NamedTuple):
@@ -21,14 +21,14 @@ class Factors(NamedTuple):
 
     lu: Tensor  # [batch, m, m]
     pivots: Tensor  # [batch, m] int32
-    dt: Tensor  # [batch], that of the matrix; zero where it is to be made
+    dt: Tensor  # [batch], that of the matrix; zero where it is to be made anew
 
     @classmethod
     def none(cls, z: Tensor, rows: int) -> Factors:
-        """None yet, for states ``[batch, n]``."""
-        empty = z.new_zeros(len(z), rows, rows, dtype=real_dtype(z))
-        pivots = torch.ones(len(z), rows, dtype=torch.int32, device=z.device)
-        return cls(empty, pivots, empty.new_zeros(len(z)))
+        """Those of dt = 0, for states ``[batch, n]``."""
+        unit = torch.eye(rows, dtype=real_dtype(z), device=z.device).expand(len(z), -1, -1)
+        pivots = torch.arange(1, rows + 1, dtype=torch.int32, device=z.device).expand(len(z), -1)
+        return cls(unit.contiguous(), pivots.contiguous(), unit.new_zeros(len(z)))
 
     @classmethod
     def of(cls, coupling: Tensor, dt: Tensor, jacobian: Tensor) -> Factors:
@@ -54,7 +54,7 @@ class Factors(NamedTuple):
         All are made where one is needed, and each sample keeps its own where it needs none: what is
         its own does not depend on the others.
         """
-        if self.lu.shape[1] <= SMALL:
+        if not self.old:
             return self.of(coupling, dt, jacobian)
         wrong = (dt - self.dt).abs() > DRIFT * self.dt.abs()
         if not bool(wrong.any()):
@@ -65,6 +65,11 @@ class Factors(NamedTuple):
             torch.where(column(wrong), new.pivots, self.pivots),
             torch.where(wrong, dt, self.dt),
         )
+
+    @property
+    def old(self) -> bool:
+        """They may be of another step."""
+        return self.lu.shape[1] > SMALL
 
     def solve(self, right: Tensor) -> Tensor:
         """The solutions for ``[batch, m]``."""

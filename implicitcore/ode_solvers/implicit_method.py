@@ -108,6 +108,11 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
         return Step(z_next, error, following, weights=self.tableau.b, points=sequence.points)
 
     @property
+    def looks_ahead(self) -> bool:
+        """See :meth:`Stepper.looks_ahead`."""
+        return max(self.tableau.c) > 1
+
+    @property
     def piece_needs_state(self) -> bool:
         """Not where the continuous extension is made of the stages."""
         return not self.tableau.dense
@@ -144,9 +149,7 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
             sequence.add(stage, attached(stage, move, dense=self._dense(z)))
         return sequence
 
-    def rescued(
-        self, sequence: StageSequence, newton: NewtonStep
-    ) -> tuple[StageSequence, Tensor]:
+    def rescued(self, sequence: StageSequence, newton: NewtonStep) -> tuple[StageSequence, Tensor]:
         """The stages where some samples have none, and which have them: those as they are."""
         return sequence, newton.solved
 

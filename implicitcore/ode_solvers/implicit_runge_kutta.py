@@ -117,9 +117,7 @@ class FixedImplicitRungeKutta(EqualSteps[StepCache], ImplicitRungeKutta):
     to the root solver of large systems.
     """
 
-    def rescued(
-        self, sequence: StageSequence, newton: NewtonStep
-    ) -> tuple[StageSequence, Tensor]:
+    def rescued(self, sequence: StageSequence, newton: NewtonStep) -> tuple[StageSequence, Tensor]:
         """See :meth:`ImplicitMethod.rescued`."""
         again = sequence.begun(newton.kept.factors)
         solved = newton.solved | self.solve_stages(again)

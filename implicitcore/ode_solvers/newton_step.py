@@ -35,9 +35,7 @@ class NewtonStep:
         lost: one of them has not all stages.
     """
 
-    def __init__(
-        self, sequence: StageSequence, kept: Kept, coupling: Tensor, units: Units
-    ) -> None:
+    def __init__(self, sequence: StageSequence, kept: Kept, coupling: Tensor, units: Units) -> None:
         self.sequence, self.kept, self.coupling, self.units = sequence, kept, coupling, units
         self.guess = list(kept.guess)
         self.iterations: list[Iteration] = []
@@ -95,6 +93,8 @@ class NewtonStep:
         self.rate = rate = rates[0] if len(rates) == 1 else torch.stack(rates).amax(0)
         solved = self.solved
         slow = (rate > SLOW) & self.moving
+        if self.kept.factors.old:  # it is then not the Jacobian's fault
+            slow = slow & (self.kept.factors.dt == self.sequence.dt)
         unsolved = self.moving & ~solved
         stale = unsolved & ~self.kept.fresh
         masks = [mask for iteration in iterations for mask in iteration.history]

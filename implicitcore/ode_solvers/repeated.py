@@ -47,4 +47,3 @@ def _checked(system: System, rows: Tensor, copies: int, t: Tensor, z: Tensor) ->
     bound = torch.finfo(z.dtype).eps ** 0.5 * norm(expected)
     wrong = (norm(found - expected) > bound) & torch.isfinite(bound)
     return None if bool(wrong.any()) else many
-

@@ -64,12 +64,15 @@ class StepCache(NamedTuple):
 
 
 def linearized(system: System, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The velocity at a point, and its Jacobian without a graph: one evaluation and n products."""
+    """The velocity at a point, and its Jacobian without a graph.
+
+    One evaluation and n products; one evaluation more where the products are one.
+    """
     check_products()
     graph, n = torch.is_grad_enabled(), z.shape[1]
-    many = repeated(system, n, t, z) if 1 < n <= FEW and not graph else None
-    if many is not None:
-        return _in_one_call(many, t, z)
+    many = repeated(system, n, t, z) if 1 < n <= FEW else None
+    if many is not None:  # the same numbers with a graph and without one
+        return system.velocity(t, z), _in_one_call(many, t, z.detach())
     with torch.enable_grad():
         point = z if graph and z.requires_grad else z.detach().requires_grad_()
         velocity = system.velocity(t, point)
@@ -78,14 +81,14 @@ def linearized(system: System, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return velocity if graph else velocity.detach(), jacobian
 
 
-def _in_one_call(many: System, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from a system with each sample n times: one product, of another row in each."""
+@torch.no_grad()
+def _in_one_call(many: System, t: Tensor, z: Tensor) -> Tensor:
+    """The Jacobian, from a system with each sample n times: each gives another row."""
     n = z.shape[1]
     times = t.unsqueeze(1).expand(-1, n).reshape(-1)
     with torch.enable_grad():
-        points = z.detach().unsqueeze(1).expand(-1, n, -1).reshape(-1, n).requires_grad_()
+        points = z.unsqueeze(1).expand(-1, n, -1).reshape(-1, n).requires_grad_()
         velocities = many.velocity(times, points)
     rows = torch.eye(n, dtype=z.dtype, device=z.device).repeat(len(z), 1)
-    many.evaluations += n - 1  # one more product counts n
-    jacobian = Linearization(many, points, velocities).vjp(rows).view(-1, n, n)
-    return velocities.detach()[::n], jacobian.to(real_dtype(z))
+    many.evaluations += n - 1  # the one product counts as n
+    return Linearization(many, points, velocities).vjp(rows).view(-1, n, n).to(real_dtype(z))
