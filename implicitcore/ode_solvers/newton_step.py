@@ -61,11 +61,11 @@ class NewtonStep:
         self.kept = kept = kept._replace(factors=factors)
         rate = kept.rate.clamp(min=LEAST_RATE) ** AGEING
         self.iterations.clear()
-        first: int | None = 0
+        self._run(0, factors, rate)
+        first, self.slow, stale = self._look()
         while first is not None:
             self._run(first, factors, rate)
-            first, slow, stale = self._look()
-        self.slow = slow
+            first, self.slow, stale = self._look()
         return stale
 
     def _run(self, first: int, factors: Factors, rate: Tensor) -> None:
@@ -106,7 +106,7 @@ class NewtonStep:
             needed = 1 + sum(opened[begin:end])
             if first is None and needed > iteration.count and opened[end - 1]:
                 first = place
-                self.guess[place] = iteration.count + 1
+                self.guess[place:] = [max(g, iteration.count + 1) for g in self.guess[place:]]
             elif first is None:
                 self.guess[place] = max(min(needed, iteration.count), iteration.count - 1)
         return first, slow if any_slow else None, stale if any_stale else None

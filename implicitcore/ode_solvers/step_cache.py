@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from implicitcore.ode_solvers.factors import Factors
 from implicitcore.ode_solvers.repeated import repeated
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, real_dtype
+from implicitcore.tensors.norms import real_dtype
 from implicitcore.tensors.transforms import check_products
 
 # Where a correction was more than this share of the last, the next step has a new Jacobian.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -347,7 +347,7 @@ def test_a_field_that_ends_is_told_in_few_evaluations(method):
     )
     assert solution.status.tolist() == [ic.Status.NON_FINITE]
     assert solution.z[-1].abs().max() < 1e-6
-    assert solution.evaluations < 6000
+    assert solution.evaluations < 8000
 
 
 def test_stages_beyond_the_step_do_not_meet_a_jump():
@@ -383,7 +383,7 @@ def test_a_field_that_normalises_over_the_batch_is_not_called_with_copies():
     """One sample: its batch norm sees the state alone, and no other stage."""
     field = lambda t, z, x: 1 - z + (z - z.mean((0, 2), keepdim=True))  # noqa: E731
     z0 = torch.rand(1, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    tight = {"rtol": 1e-8, "atol": 1e-10}
+    tight: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
     found = run(field, z0, times(0, 2), ic.RadauIIA5(**tight)).raise_if_failed()
     expected = run(field, z0, times(0, 2), ic.DOP853(**tight)).raise_if_failed()
     assert torch.allclose(found.z, expected.z, rtol=1e-6)
