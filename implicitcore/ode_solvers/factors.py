@@ -9,8 +9,8 @@ from torch import Tensor
 
 from implicitcore.tensors.norms import column, real_dtype
 
-# So few rows are factorised anew in each step: to ask who needs it costs as much.
-SMALL = 16
+# So few rows are factorised anew in each step: what more iterations with old factors cost is more.
+SMALL = 128
 
 # The factors serve while dt is within this share of theirs.
 DRIFT = 0.1

@@ -197,13 +197,18 @@ def test_every_root_solver_solves_the_same_stages(root_solver, batch):
     )
 
 
-def test_a_large_stiff_system_needs_no_matrix():
-    """The heat equation on 100 points: rates from 10 to 4e4."""
-    n = 100
+@pytest.mark.parametrize(
+    "solver",
+    [ic.ESDIRK(root_solver=NEWTON), ic.ESDIRK(), ic.ESDIRK(dense_below=200)],
+    ids=["newton-krylov", "default", "factors-of-earlier-steps"],
+)
+def test_a_large_stiff_system(solver):
+    """The heat equation on 140 points, with and without a matrix: rates from 10 to 8e4."""
+    n = 140
     lattice = torch.arange(1, n + 1, dtype=torch.float64) / (n + 1)
     z0 = torch.sin(math.pi * lattice)[None]
     heat = lambda t, z, x: torch.nn.functional.pad(z, (1, 1)).diff(n=2) * (n + 1) ** 2  # noqa: E731
-    solution = run(heat, z0, times(0, 0.2), ic.ESDIRK(root_solver=NEWTON)).raise_if_failed()
+    solution = run(heat, z0, times(0, 0.2), solver).raise_if_failed()
     exact = z0 * math.exp(-0.2 * 4 * (n + 1) ** 2 * math.sin(math.pi / (2 * (n + 1))) ** 2)
     assert (solution.z[-1] - exact).abs().max() < 1e-3
     assert int(solution.steps[0]) < 30
@@ -268,15 +273,17 @@ def test_a_stage_that_is_not_solved_shortens_the_step():
     assert (solution.z[-1] - problem.trajectory(times(1))[0]).abs().max() < 1e-2
 
 
-def test_a_complex_state_is_refused():
+@each_adaptive
+def test_a_complex_state_is_refused(method):
+    name = method.__name__
     with pytest.raises(
-        ic.InputError, match="ESDIRK: expected a real state, received torch.complex128"
+        ic.InputError, match=f"{name}: expected a real state, received torch.complex128"
     ):
         ic.integrate(
             lambda t, z, x: 1j * z,
             torch.ones(1, 1, dtype=torch.complex128),
             times=times(0, 1),
-            solver=ic.ESDIRK(),
+            solver=method(),
         )
 
 
@@ -284,7 +291,9 @@ def test_a_complex_state_is_refused():
     ("dtype", "error"), [(torch.bfloat16, 3e-2), (torch.float16, 1e-2), (torch.float32, 2e-3)]
 )
 @pytest.mark.parametrize(
-    "solver", [ic.Trapezoid(dt=0.1), ic.ESDIRK()], ids=lambda s: type(s).__name__
+    "solver",
+    [ic.Trapezoid(dt=0.1), ic.ESDIRK(), ic.Kvaerno5(), ic.RadauIIA5()],
+    ids=lambda s: type(s).__name__,
 )
 def test_every_dtype_keeps_its_own(solver, dtype, error):
     z0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=dtype)
