@@ -106,8 +106,14 @@ from implicitcore.ode_solvers.implicit_runge_kutta import ESDIRK as ESDIRK
 # ode_solver implicit_euler: implicit Euler, order 1, L-stable
 from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitEuler as ImplicitEuler
 
+# ode_solver kvaerno5: Kvaerno's ESDIRK, order 5, adaptive, for stiff dynamics
+from implicitcore.ode_solvers.implicit_runge_kutta import Kvaerno5 as Kvaerno5
+
 # ode_solver trapezoid: trapezoidal rule, order 2, A-stable
 from implicitcore.ode_solvers.implicit_runge_kutta import Trapezoid as Trapezoid
+
+# ode_solver radau_iia5: Radau IIA, order 5, adaptive, for stiff dynamics and small states
+from implicitcore.ode_solvers.radau import RadauIIA5 as RadauIIA5
 
 # ode_solver dop853: Dormand-Prince, order 8, adaptive
 from implicitcore.ode_solvers.runge_kutta import DOP853 as DOP853

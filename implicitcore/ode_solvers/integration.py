@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicitcore.errors import InputError
 from implicitcore.ode_solvers.at_rest import AtRest
 from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.dense import StepStart
@@ -23,6 +24,8 @@ from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import all_finite, column, real_dtype
+
+OTHERS = "expected one whose stages lie within (ESDIRK, RadauIIA5, every explicit solver)"
 
 
 @dataclass(eq=False)
@@ -41,6 +44,7 @@ class Integration:
         started: the first step has a size.
         more: a sample needs a step.
         rest: the samples that need none while others do.
+        own_points: the last step named the points of its stages.
     """
 
     solver: Stepper[Any]
@@ -54,6 +58,7 @@ class Integration:
     started: bool = False
     more: bool = True
     rest: AtRest = field(default_factory=AtRest)
+    own_points: bool = False
 
     @classmethod
     def at_start(
@@ -64,7 +69,16 @@ class Integration:
         stops: Stops,
         chooser: StepChooser,
     ) -> Integration:
-        """With all samples at the first of the output times."""
+        """With all samples at the first of the output times.
+
+        Raises:
+            InputError: the field jumps, and the solver looks beyond the end of a step.
+        """
+        if stops.jumps and solver.looks_ahead:
+            name = type(solver).__name__
+            raise InputError(
+                f"step_at: a stage of {name} lies beyond the end of its step; {OTHERS}"
+            )
         samples, outputs = Samples.at_start(z0, stops), Outputs(z0)
         return cls(solver, system, stops, chooser, samples, outputs, more=len(z0) > 0)
 
@@ -226,7 +240,11 @@ class Integration:
         self.outputs.arrive(samples.z, arrived, came.next, ahead.next)
         if self.observer is not None:
             here = arrived & (ahead.next > came.next)
-            samples.z, samples.state = self.observer.arrive(samples.z, here, came.next), None
+            samples.z = self.observer.arrive(samples.z, here, came.next)
+            if self.own_points:
+                self._restart(here)
+            else:
+                samples.state = None
         if stops.jumps:
             self._leap(arrived, stops.resumes[came.stop.clamp(max=last)])
 
@@ -235,9 +253,14 @@ class Integration:
         samples = self.samples
         jumped = arrived & (samples.t != resumes)
         samples.t = torch.where(jumped, resumes, samples.t)
-        if samples.state is not None and bool(jumped.any()):
+        self._restart(jumped)
+
+    def _restart(self, which: Tensor) -> None:
+        """The solver begins anew with the samples that were moved in time or state."""
+        samples = self.samples
+        if samples.state is not None and bool(which.any()):
             state = self.solver.init(self.system, samples.t, samples.z)
-            samples.state = chosen(jumped, state, samples.state)
+            samples.state = chosen(which, state, samples.state)
 
     def _keep(self, step: Step, which: Tensor | None) -> None:
         """The new state for the samples that accepted.
@@ -245,12 +268,13 @@ class Integration:
         For all of them without a choice where ``which`` is None.
         """
         samples, rest = self.samples, self.rest.rows
+        self.own_points = bool(step.points)
         if which is None:
             samples.z, samples.state = step.z, step.state
             return
         samples.z = torch.where(column(which), step.z, samples.z)
         which = which if rest is None else which | rest  # as it was evaluated beside the others
-        if step.state is None or self.observer is not None:
+        if step.state is None or (self.observer is not None and not self.own_points):
             samples.state = None  # an observer needs each first stage at its own point
         else:
             samples.state = chosen(which, step.state, samples.state)

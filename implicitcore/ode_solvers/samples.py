@@ -105,9 +105,14 @@ class Samples:
 
 
 def chosen(which: Tensor, new: Any, old: Any) -> Any:
-    """The new state of a solver for some samples, the old one for the others."""
+    """The new state of a solver for some samples, the old one for the others.
 
-    def of_each(new: Tensor, old: Tensor) -> Tensor:
+    What is no tensor belongs to no sample: the new one.
+    """
+
+    def of_each(new: Any, old: Any) -> Any:
+        if not isinstance(new, Tensor):
+            return new
         return torch.where(which.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
     return pytree.tree_map(of_each, new, old)

@@ -38,6 +38,11 @@ class Stepper(ABC, Generic[State]):
         return state  # pyright: ignore[reportReturnType]
 
     @property
+    def looks_ahead(self) -> bool:
+        """Whether a stage lies beyond the end of the step: the field may not jump there."""
+        return False
+
+    @property
     def piece_needs_state(self) -> bool:
         """Whether :meth:`piece` needs the state at the end of the step."""
         return True

@@ -36,7 +36,17 @@ FIELDS = {
     "1/z": (inverse, [1.0, 4.0, 2.0], 0.4),
     "acos": (arc, [1.0, 1.9, 1.5], 1.0),
 }
-SOLVERS = [ic.Bosh3, ic.Fehlberg45, ic.Dopri5, ic.Tsit5, ic.DOP853, ic.Adams, ic.ESDIRK]
+SOLVERS = [
+    ic.Bosh3,
+    ic.Fehlberg45,
+    ic.Dopri5,
+    ic.Tsit5,
+    ic.DOP853,
+    ic.Adams,
+    ic.ESDIRK,
+    ic.Kvaerno5,
+    ic.RadauIIA5,
+]
 STRATEGIES = [ic.Unrolled(), ic.Checkpointed(), ic.Adjoint(ic.Tsit5(rtol=1e-6), drift=10)]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
 each_strategy = pytest.mark.parametrize("gradient", STRATEGIES, ids=lambda g: type(g).__name__)

@@ -22,7 +22,7 @@ ADAPTIVE = [
     ic.DOP853(),
     ic.Adams(),
 ]
-IMPLICIT = [ic.ImplicitEuler(), ic.Trapezoid(), ic.ESDIRK()]
+IMPLICIT = [ic.ImplicitEuler(), ic.Trapezoid(), ic.ESDIRK(), ic.Kvaerno5(), ic.RadauIIA5()]
 SOLVERS = [*FIXED, *ADAPTIVE]
 each_solver = pytest.mark.parametrize("solver", [*SOLVERS, *IMPLICIT], ids=str)
 each_adaptive = pytest.mark.parametrize("solver", ADAPTIVE, ids=str)

@@ -19,6 +19,7 @@ from implicitcore import (
     Implicit,
     ImplicitCoreError,
     Newton,
+    RadauIIA5,
     SolveResult,
     Unrolled,
 )
@@ -67,7 +68,9 @@ def reference(subject: Subject, own: SolveResult, record: Record) -> Reference |
         exact = exact.changed(solver=ROOT, gradient=BACKWARD)
         z0 = double(_finite(own.z, own.start))
     else:
-        solver = STIFF if isinstance(subject.layer.solver, ImplicitRungeKutta) else EXPLICIT
+        solver = (
+            STIFF if isinstance(subject.layer.solver, ImplicitRungeKutta | RadauIIA5) else EXPLICIT
+        )
         exact, z0 = exact.changed(solver=solver, gradient=Unrolled()), None
     try:
         return Reference(exact, exact.solve(z0))
