@@ -29,6 +29,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
     the first of the next step (FSAL) it is not evaluated twice.
     """
 
+    lockstep: ClassVar[bool] = True
     tableau: ClassVar[Tableau]
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import ConvergenceWarning
+from implicitcore.ode_solvers.grid import Grid
+from implicitcore.ode_solvers.stops import Stops
 from implicitcore.options.shared import ErrorControl
 from implicitcore.options.types import Controller
 from implicitcore.system.repeated import owner_of, warn_repeatedly
@@ -64,6 +66,14 @@ class StepSize(ABC):
         """The same for an integration that is to end at a steady state."""
         return self
 
+    def grid(self, stops: Stops, limit: int) -> Grid | None:
+        """The steps, where they are known beforehand: at most so many from stop to stop.
+
+        Else None.
+        """
+        del stops, limit
+        return None
+
     def with_order(self, order: Tensor) -> StepSize:
         """The same for a step whose error goes with dt^order, ``[batch]``."""
         del order
@@ -111,6 +121,10 @@ class Fixed(StepSize):
         return torch.where(
             remaining.isinf(), torch.copysign(size, remaining), remaining / parts
         ), parts <= 1
+
+    def grid(self, stops: Stops, limit: int) -> Grid:
+        """See :meth:`StepSize.grid`."""
+        return Grid.equal(stops, self.dt, limit)
 
     def accept(
         self,
