@@ -84,7 +84,9 @@ class TorchBackend(Backend):
 @cache
 def _by_size(weights: tuple[float, ...]) -> list[tuple[int, float]]:
     """The index of each weight that is not zero, the largest first, then relative to that."""
-    order = sorted((i for i, weight in enumerate(weights) if weight), key=lambda i: -abs(weights[i]))
+    order = sorted(
+        (i for i, weight in enumerate(weights) if weight), key=lambda i: -abs(weights[i])
+    )
     most = weights[order[0]]
     return [(order[0], most), *((i, weights[i] / most) for i in order[1:])]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil, copysign
 from typing import NamedTuple
 
 import torch
@@ -50,23 +51,27 @@ class Grid:
 
         A span that would need more is cut off there, and is the last.
         """
-        like, starts = stops.ends, torch.cat((stops.start, stops.resumes[:-1])).cpu().double()
-        ends = like.cpu().double()
-        way = ends - starts
-        wanted = (way.abs() / longest - SLACK).ceil().clamp(min=1)
-        size, whole = way / wanted, int((wanted <= limit).cumprod(0).sum())
-        parts = wanted[: whole + 1].clamp(max=limit).to(torch.int64)
-        after = parts.cumsum(0)
-        first, last = after - parts, after[:whole] - 1
-        span = torch.arange(len(parts)).repeat_interleave(parts)
-        end = starts[span] + torch.arange(1, len(span) + 1).sub(first[span]) * size[span]
-        end[last] = ends[:whole]
-        t = end.roll(1)
-        t[first] = starts[: len(parts)]
-        jumps = (starts[1:] != ends[:-1]).tolist()
-        arrivals = map(Arrival, after[:whole].tolist(), stops.reached.tolist(), [*jumps, False])
-        t, end, size = (part.to(like.device, like.dtype) for part in (t, end, size))
-        return cls(t, end, size, list(arrivals))
+        t: list[float] = []
+        end: list[float] = []
+        size: list[float] = []
+        arrivals: list[Arrival] = []
+        start = stops.start.item()
+        spans = stops.ends.tolist(), stops.resumes.tolist(), stops.reached.tolist()
+        for stop, resume, reached in zip(*spans, strict=True):
+            ratio = abs(stop - start) / longest - SLACK
+            whole = ratio <= limit
+            parts = max(ceil(ratio), 1) if whole else limit
+            dt = (stop - start) / parts if whole else copysign(longest, stop - start)
+            begins = [start + k * dt for k in range(parts)]
+            t += begins
+            end += [*begins[1:], stop if whole else start + limit * dt]
+            size.append(dt)
+            if not whole:
+                break
+            arrivals.append(Arrival(len(t), reached, resume != stop))
+            start = resume
+        rows = torch.tensor([t, end], dtype=stops.ends.dtype, device=stops.ends.device)
+        return cls(rows[0], rows[1], rows.new_tensor(size), arrivals)
 
     def __len__(self) -> int:
         """How many steps it has."""

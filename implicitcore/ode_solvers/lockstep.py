@@ -21,7 +21,7 @@ EVERY = 32
 class _Place(NamedTuple):
     """Where all samples were known to be finite."""
 
-    index: int
+    step: int
     stop: int
     z: Tensor
     state: Any
@@ -46,7 +46,7 @@ class Lockstep:
         self.run, self.chooser, self.every = run, chooser, every
         self.going, self.stop = run.more, chooser.grid.stops_before(chooser.index)
         self._begins = chooser.grid.begins(chooser.index, len(run.samples.z))
-        self._velocity: Tensor | None = None
+        self._start: Tensor | None = None  # the first velocity
         self._enter()
         self._mark()
 
@@ -89,35 +89,36 @@ class Lockstep:
     def settle(self) -> None:
         """Let the samples know where they are."""
         run, samples, stops = self.run, self.run.samples, self.run.stops
-        grid, index = self.chooser.grid, self.chooser.index
         none, every = torch.zeros_like(samples.steps), torch.ones_like(samples.done)
+        samples.steps = none + self.chooser.index
+        run.more = run.more and self.stop < len(stops.ends)
+        if not run.more:
+            samples.done, samples.active = every, ~every
+            samples.ahead = samples.ahead._replace(next=none + len(stops.times))
+            return
+        if self._start is not None:
+            run.rest.note(self._start)
+        grid, index = self.chooser.grid, self.chooser.index
         t = grid.end[-1] if index == len(grid) else grid.t[index]
-        samples.t, samples.steps = t.expand(len(none)), none + index
-        samples.size = self._size.abs()
+        samples.t, samples.size = t.expand(len(none)), self._size.abs()
         samples.ahead = Ahead.at_start(none, stops)
         if self.stop:
             before = samples.ahead._replace(stop=none + (self.stop - 1))
             samples.ahead = before.arrived(every, samples.steps - self.spent, stops)
-        run.more = run.more and self.stop < len(stops.ends)
-        if not run.more:
-            samples.done, samples.active = every, ~every
 
     def _init(self, t: Tensor) -> None:
         """The state of the solver, where a step did not leave it."""
-        run, samples, known = self.run, self.run.samples, self._known
+        run, samples = self.run, self.run.samples
         samples.state = run.solver.init(run.system, t, samples.z)
         if run.observer is not None:
             run.observer.after_init()
-        if self.chooser.index == known.index:
-            self._known = known._replace(state=samples.state)
         if not run.started:
-            run.started, self._velocity = True, run.solver.velocity(samples.state)
-            run.rest.note(self._velocity)
+            run.started, self._start = True, run.solver.velocity(samples.state)
 
     def _finite(self, z: Tensor) -> bool:
         """Whether all samples are: one look at the device, and one more at the first velocity."""
-        begin, self._velocity = self._velocity, None
-        return whole_finite(z) and (begin is None or whole_finite(begin))
+        start = self._start if self._known.step == 0 else None
+        return whole_finite(z) and (start is None or whole_finite(start))
 
     def _pass(self, step: Step) -> None:
         """What follows a step that arrives at a stop, or after which there was a look."""
@@ -150,7 +151,7 @@ class Lockstep:
         """Samples are at the start of a span between two stops."""
         run, grid = self.run, self.chooser.grid
         ahead = grid.arrivals[self.stop : self.stop + 1]
-        self._due = ahead[0].step if ahead else len(grid)
+        self._due = ahead[0].step if ahead else -1
         size = grid.size[min(self.stop, len(grid.size) - 1)]
         dt, batch = size.to(real_dtype(run.samples.z)), len(run.samples.z)
         self._size = size.expand(batch)
@@ -166,6 +167,6 @@ class Lockstep:
         """Forget the steps since the last look."""
         run, known, self.going = self.run, self._known, False
         self.chooser.index, self.stop, run.samples.z, run.samples.state = known
-        run.started = known.index > 0
+        run.started = known.step > 0
         run.outputs.forget(known.stop)
         self._enter()

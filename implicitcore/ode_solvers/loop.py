@@ -12,7 +12,7 @@ from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.integration import Integration
 from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder
-from implicitcore.ode_solvers.step_chooser import ControlledSteps, GridSteps
+from implicitcore.ode_solvers.step_chooser import ControlledSteps, GridSteps, choose_steps
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.ode_solvers.stops import StepAt, Stops
 from implicitcore.ode_solvers.times import check_times
@@ -52,8 +52,8 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     times = check_times(times, z0, bounded=stop is None)
     hits = hit_times or control.hits_times or observer is not None
     stops = Stops.of(times, z0, hit_times=hits, step_at=step_at)
-    grid = control.grid(stops, solver.max_steps) if stop is None else None
-    chooser = ControlledSteps(control, stops) if grid is None else GridSteps(grid)
+    free = ControlledSteps(control, stops) if stop is not None else None
+    chooser = free or choose_steps(control, stops, solver.max_steps)
     run = Integration.at_start(solver, system, z0, stops, chooser)
     run.observer = observer
     steps = StepsLeft(solver.max_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import sub
 from typing import NamedTuple
 
 import torch
@@ -94,6 +95,8 @@ class Outputs:
             reached: output times, the first included, ``[batch]``.
             times: the output times.
         """
+        if self.together and self.together[-1] == len(times):
+            return self._of_all(rows)
         count, batch, device, shared = len(times), len(last), last.device, 1 + len(self.together)
         place = torch.arange(batch, device=device).repeat(count, 1)
         if self.together:
@@ -119,6 +122,14 @@ class Outputs:
         return (
             torch.cat((*table, last)).index_select(0, place.flatten()).reshape(count, *last.shape)
         )
+
+    def _of_all(self, rows: Sequence[Tensor]) -> Tensor:
+        """``[T, batch, n]`` where all samples came to the last time together."""
+        found, ends = torch.stack(list(rows)), [1, *self.together]
+        if len(found) == ends[-1]:
+            return found
+        many = torch.tensor([1, *map(sub, ends[1:], ends)], device=found.device)
+        return found.repeat_interleave(many, 0)
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

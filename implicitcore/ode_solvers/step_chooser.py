@@ -163,6 +163,12 @@ class GridSteps(StepChooser):
         return self.grid.size[self.grid.stops_before(self.index)]
 
 
+def choose_steps(control: StepSize, stops: Stops, limit: int) -> ControlledSteps | GridSteps:
+    """Who chooses the steps for a control of their size, at most so many from stop to stop."""
+    grid = control.grid(stops, limit)
+    return ControlledSteps(control, stops) if grid is None else GridSteps(grid)
+
+
 class RecordedStep(NamedTuple):
     """The choices of one step."""
 
