@@ -67,10 +67,7 @@ class StepSize(ABC):
         return self
 
     def grid(self, stops: Stops, limit: int) -> Grid | None:
-        """The steps, where they are known beforehand: at most so many from stop to stop.
-
-        Else None.
-        """
+        """The steps, where they are known beforehand: at most so many from stop to stop."""
         del stops, limit
         return None
 
@@ -102,10 +99,7 @@ class StepSize(ABC):
 @final
 @dataclass(frozen=True)
 class Fixed(StepSize):
-    """Equal steps that arrive at each output time exactly.
-
-    No longer than ``dt`` (but for a hundredth: t is rounded).
-    """
+    """Equal steps that arrive at each output time, no longer than ``dt`` and a hundredth of it."""
 
     dt: float
 
