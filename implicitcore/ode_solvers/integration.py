@@ -93,12 +93,7 @@ class Integration:
         """Make ready for a step; False where no sample needs one."""
         if not self.more:
             return False
-        samples = self.samples
-        if samples.state is None:
-            samples.state = self.solver.init(self.system, samples.t, samples.z)
-            if self.observer is not None:
-                self.observer.after_init()
-        velocity = self.solver.velocity(samples.state)
+        samples, velocity = self.samples, self.velocity()
         if stop is not None:
             samples.active = samples.active & stop(samples.t, samples.z, velocity)
             self.more = self.rest.count(samples.active)
@@ -107,6 +102,15 @@ class Integration:
         if self.more and stop is None:
             self.rest.note(velocity)
         return self.more
+
+    def velocity(self) -> Tensor:
+        """Where the samples are; the solver's state is made where there is none."""
+        samples = self.samples
+        if samples.state is None:
+            samples.state = self.solver.init(self.system, samples.t, samples.z)
+            if self.observer is not None:
+                self.observer.after_init()
+        return self.solver.velocity(samples.state)
 
     @torch.no_grad()
     def _start(self, velocity: Tensor) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import ConvergenceWarning
+from implicitcore.ode_solvers.grid import Grid
+from implicitcore.ode_solvers.stops import Stops
 from implicitcore.options.shared import ErrorControl
 from implicitcore.options.types import Controller
 from implicitcore.system.repeated import owner_of, warn_repeatedly
@@ -64,6 +66,11 @@ class StepSize(ABC):
         """The same for an integration that is to end at a steady state."""
         return self
 
+    def grid(self, stops: Stops, limit: int) -> Grid | None:
+        """The steps, where they are known beforehand: at most so many from stop to stop."""
+        del stops, limit
+        return None
+
     def with_order(self, order: Tensor) -> StepSize:
         """The same for a step whose error goes with dt^order, ``[batch]``."""
         del order
@@ -92,10 +99,7 @@ class StepSize(ABC):
 @final
 @dataclass(frozen=True)
 class Fixed(StepSize):
-    """Equal steps that arrive at each output time exactly.
-
-    No longer than ``dt`` (but for a hundredth: t is rounded).
-    """
+    """Equal steps that arrive at each output time, no longer than ``dt`` and a hundredth of it."""
 
     dt: float
 
@@ -111,6 +115,10 @@ class Fixed(StepSize):
         return torch.where(
             remaining.isinf(), torch.copysign(size, remaining), remaining / parts
         ), parts <= 1
+
+    def grid(self, stops: Stops, limit: int) -> Grid:
+        """See :meth:`StepSize.grid`."""
+        return Grid.equal(stops, self.dt, limit)
 
     def accept(
         self,

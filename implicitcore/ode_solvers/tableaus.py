@@ -6,6 +6,7 @@ The tests check every order condition.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Tableau:
     more_a: tuple[tuple[float, ...], ...] = ()
     more_c: tuple[float, ...] = ()
 
-    @property
+    @cached_property
     def fsal(self) -> bool:
         """The last stage is the first of the next step."""
         return bool(self.a) and self.a[-1] == self.b[:-1] and self.b[-1] == 0
