@@ -109,11 +109,20 @@ from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitEuler as Impli
 # ode_solver trapezoid: trapezoidal rule, order 2, A-stable
 from implicitcore.ode_solvers.implicit_runge_kutta import Trapezoid as Trapezoid
 
+# ode_solver adaptive_heun: Heun's method, order 2, adaptive
+from implicitcore.ode_solvers.low_order import AdaptiveHeun as AdaptiveHeun
+
+# ode_solver fehlberg21: Fehlberg, order 2, adaptive
+from implicitcore.ode_solvers.low_order import Fehlberg21 as Fehlberg21
+
 # ode_solver dop853: Dormand-Prince, order 8, adaptive
 from implicitcore.ode_solvers.runge_kutta import DOP853 as DOP853
 
 # ode_solver rk4: classical Runge-Kutta, order 4
 from implicitcore.ode_solvers.runge_kutta import RK4 as RK4
+
+# ode_solver rk38: 3/8 rule, order 4
+from implicitcore.ode_solvers.runge_kutta import RK38 as RK38
 
 # ode_solver bosh3: Bogacki-Shampine, order 3, adaptive
 from implicitcore.ode_solvers.runge_kutta import Bosh3 as Bosh3
