@@ -119,4 +119,5 @@ def _weights(shares: Tensor) -> Tensor:
 def _combined(dt: Tensor, weights: Tensor, velocities: tuple[Tensor, ...]) -> Tensor:
     """dt sum_i w_i velocities_i."""
     stack = torch.cat(velocities)
-    return (weights.to(stack.dtype) @ stack).unsqueeze(0) * dt.to(stack.dtype)
+    stack = stack.to(torch.promote_types(stack.dtype, torch.float64))
+    return ((weights.to(stack.dtype) @ stack).unsqueeze(0) * dt).to(velocities[0].dtype)

@@ -78,7 +78,7 @@ class Differentiated:
             value = func(t, y if layout.single else layout.unpack(y))
             return value if layout.single else layout.pack(value, "func")[0]
 
-        self.params, given = parameters_of(func, params, t[0], self.y, flat)
+        self.params, given = parameters_of(func, params, t, self.y, flat)
         of_state = state_norm(settings.options.get("norm"), layout)
         norm = adjoint_norm(back.options.get("norm"), of_state, layout)
         back = dataclasses.replace(back, options={**back.options, "norm": norm})
@@ -190,7 +190,8 @@ def parameters_of(
     listed = union(param for param in listed if param.requires_grad)
     if not torch.is_grad_enabled():
         return listed, len(listed)
-    value = flat(t.detach().to(y.real.dtype), y.detach())
+    first, last = (t.detach()[i].to(y.real.dtype) for i in (0, -1))
+    value = flat(torch.nextafter(first, last), y.detach())  # the field may jump at the first
     return union(listed, graph_leaves(value, listed)), len(listed)
 
 

@@ -43,6 +43,7 @@ class Control:
         safety: of the next size.
         ifactor: the next step is at most so many times as long.
         dfactor: and after a rejection at least so many times.
+        share: of the solver's error that counts.
     """
 
     rtol: Tensor | float
@@ -55,6 +56,7 @@ class Control:
     safety: float = 0.9
     ifactor: float = 10.0
     dfactor: float = 0.2
+    share: float = 1.0
 
     @torch.no_grad()
     def first(
@@ -84,7 +86,7 @@ class Control:
         if step.error is None:
             return True, size
         scale = torch.maximum(z.abs(), step.z.abs()) * self.rtol + self.atol
-        error = self._norm(step.error / scale)
+        error = self.share * self._norm(step.error / scale)
         accept = error <= 1 or size <= self.min_step
         if error == 0:
             return accept, size * self.ifactor
@@ -97,14 +99,13 @@ class Control:
         return abs(float(self.norm(self.layout.unpack(z[0]))))
 
 
-def tolerance(name: str, value: Any, y0: Any, least: float) -> Tensor | float:
+def tolerance(name: str, value: Any, y0: Any) -> Tensor | float:
     """A tolerance of torchdiffeq: a number, a tensor, or of a tuple one for each part.
 
     Arguments:
         name: for the message.
         value: the tolerance.
         y0: the state.
-        least: no entry is smaller.
 
     Returns:
         A number, or ``[1, n]``.
@@ -114,21 +115,17 @@ def tolerance(name: str, value: Any, y0: Any, least: float) -> Tensor | float:
     """
     if isinstance(value, Tensor) and value.requires_grad:
         raise InputError(f"{name}: cannot require a gradient")
-    if isinstance(y0, Tensor):
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            return max(float(value), least)
-        if isinstance(value, Tensor):
-            full = value.to(y0.device, real_dtype(y0)).expand(y0.shape)
-            return full.reshape(1, -1).clamp(min=least)
     if not isinstance(value, tuple | list | Tensor) or getattr(value, "ndim", 1) == 0:
-        return max(float(value), least)
-    if len(value) != len(y0):
+        return float(value)
+    parts = (y0,) if isinstance(y0, Tensor) else y0
+    each = (value,) if isinstance(y0, Tensor) else tuple(value)
+    if len(each) != len(parts):
         raise InputError(
-            f"{name}: received {len(value)} entries, expected one for each of the {len(y0)} parts "
+            f"{name}: received {len(each)} entries, expected one for each of the {len(parts)} parts "
             "of y0"
         )
-    parts = [
-        torch.as_tensor(one, dtype=real_dtype(part), device=part.device).expand(part.numel())
-        for one, part in zip(value, y0, strict=True)
+    full = [
+        torch.as_tensor(one, dtype=real_dtype(part), device=part.device).expand(part.shape)
+        for one, part in zip(each, parts, strict=True)
     ]
-    return torch.cat(parts).unsqueeze(0).clamp(min=least)
+    return torch.cat([one.reshape(-1) for one in full]).unsqueeze(0)

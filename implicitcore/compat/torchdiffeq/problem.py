@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.compat.torchdiffeq.control import Control, mixed, rms, tolerance
-from implicitcore.compat.torchdiffeq.methods import CALLBACKS, Method, method_for, precision
+from implicitcore.compat.torchdiffeq.methods import CALLBACKS, SHARES, Method, method_for
 from implicitcore.compat.torchdiffeq.state import Field, Function, Layout
 from implicitcore.compat.torchdiffeq.steps import (
     AdaptiveSteps,
@@ -142,10 +142,11 @@ class Problem:
             name: float(options.pop(name)) for name in _CONTROL if options.get(name) is not None
         }
         control = Control(
-            rtol=tolerance("rtol", rtol, self.y0, precision(self.y0)),
-            atol=tolerance("atol", atol, self.y0, 0.0),
+            rtol=tolerance("rtol", rtol, self.y0),
+            atol=tolerance("atol", atol, self.y0),
             norm=norm,
             layout=self.layout,
+            share=SHARES.get(self.method.name, 1.0),
             **sizes,
         )
         t = self.t[:1].to(z0.device, clock)
