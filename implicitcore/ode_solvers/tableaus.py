@@ -91,8 +91,9 @@ FEHLBERG21 = Tableau(
     embedded=1,
 )
 
-# The same, table III, formula 2. Dense output: with the velocity at the end as a seventh stage the order
-# conditions leave one weight free; at -11/8 the error of order 5 is nowhere above that of the step.
+# The same, table III, formula 2. Dense output: with the velocity at the end as a seventh stage the
+# order conditions leave one weight free; at -11/8 the error of order 5 is nowhere above that of the
+# step.
 FEHLBERG45 = Tableau(
     a=(
         (1 / 4,),

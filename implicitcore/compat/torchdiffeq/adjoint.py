@@ -116,20 +116,20 @@ class Differentiated:
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, solve: Any, backward: Backward, y: Tensor, t: Tensor, *params: Any) -> Any:
+    def forward(ctx: Any, solve: Any, back: Backward, y: Tensor, t: Tensor, *params: Any) -> Any:
         del y
         times, states = solve()
-        ctx.backward_pass, ctx.like = backward, t
-        ctx.adjoint_options = dict(backward.settings.options)
+        ctx.back, ctx.like = back, t
+        ctx.adjoint_options = dict(back.settings.options)
         ctx.save_for_backward(times, states, *params)
         return states
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         t, y, *params = ctx.saved_tensors
         (v,), moves = grad_outputs, ctx.needs_input_grad[3]
-        back = ctx.backward_pass.seeing(ctx.adjoint_options["norm"])
+        back = ctx.back.seeing(ctx.adjoint_options["norm"])
         dynamics = _augmented(back.func, params, moves)
         by_time = torch.zeros_like(t)
         state = [y.new_zeros(()), y[-1], v[-1], *map(torch.zeros_like, params)]

@@ -115,14 +115,14 @@ def tolerance(name: str, value: Any, y0: Any) -> Tensor | float:
     """
     if isinstance(value, Tensor) and value.requires_grad:
         raise InputError(f"{name}: cannot require a gradient")
-    if not isinstance(value, tuple | list | Tensor) or getattr(value, "ndim", 1) == 0:
+    if not isinstance(value, tuple | list) and torch.as_tensor(value).ndim == 0:
         return float(value)
     parts = (y0,) if isinstance(y0, Tensor) else y0
     each = (value,) if isinstance(y0, Tensor) else tuple(value)
     if len(each) != len(parts):
         raise InputError(
-            f"{name}: received {len(each)} entries, expected one for each of the {len(parts)} parts "
-            "of y0"
+            f"{name}: received {len(each)} entries, expected one for each of the {len(parts)} "
+            "parts of y0"
         )
     full = [
         torch.as_tensor(one, dtype=real_dtype(part), device=part.device).expand(part.shape)

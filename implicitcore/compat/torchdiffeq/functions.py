@@ -111,9 +111,7 @@ def odeint_adjoint(  # noqa: PLR0913 - torchdiffeq's signature
         SolveError: the integration failed.
     """
     settings = _settings(rtol, atol, method, options)
-    back = _backward_settings(
-        settings, adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options
-    )
+    back = _backward_settings(settings, adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options)
     solved = adjoint.Differentiated(func, y0, t, settings, back, adjoint_params)
     if event_fn is None:
         return solved.unpack(solved.states())

@@ -36,7 +36,8 @@ ADAMS = {"explicit_adams": False, "implicit_adams": True, "fixed_adams": True}
 # torchdiffeq's estimate of the error, where it is another multiple of that of the paper.
 SHARES = {"dopri5": 2 / 3}
 ADAPTIVE_OPTIONS = frozenset(
-    "norm min_step max_step first_step step_t jump_t safety ifactor dfactor max_num_steps dtype".split()
+    "norm min_step max_step first_step step_t jump_t safety ifactor dfactor".split()
+    + ["max_num_steps", "dtype"]
 )
 FIXED_OPTIONS = frozenset("step_size grid_constructor interp perturb".split())
 CALLBACKS = ("step", "accept", "reject")

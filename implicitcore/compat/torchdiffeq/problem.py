@@ -250,9 +250,7 @@ def _checked(t: Any, y0: Any) -> Tensor:
     return t.to(device)
 
 
-def _stops(
-    options: dict[str, Any], t: Tensor, forward: float
-) -> Sequence[tuple[Tensor, bool]]:
+def _stops(options: dict[str, Any], t: Tensor, forward: float) -> Sequence[tuple[Tensor, bool]]:
     """The times of ``step_t`` and ``jump_t`` in their order.
 
     Raises:

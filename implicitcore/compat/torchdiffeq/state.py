@@ -112,9 +112,7 @@ class Field(nn.Module):
 
 
 @torch.no_grad()
-def _inside(
-    dtype: torch.dtype, begin: Tensor | None, end: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _inside(dtype: torch.dtype, begin: Tensor | None, end: Tensor | None) -> tuple[Tensor, Tensor]:
     """The least and the largest time strictly between the two (see :meth:`Field.between`)."""
     ends = [None if t is None else t.detach().reshape(()).to(dtype) for t in (begin, end)]
     device = next(t.device for t in ends if t is not None)

@@ -163,8 +163,8 @@ class Stretch:
             if solver.first_step is None
             else {"first_step": min(solver.first_step, abs(self.times[-1] - self.times[0]))}
         )
-        longest = {} if solver.max_step is None else {"max_step": solver.max_step}
-        settings = {"rtol": solver.rtol, "atol": solver.atol, **first, **longest}
+        longest: dict[str, Any] = {} if solver.max_step is None else {"max_step": solver.max_step}
+        settings: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol, **first, **longest}
         settings |= solver.settings(self)
         self.velocity(self.times[0], y0)
         if self.bad or not bool(self.sample.z0.isfinite().all()):
