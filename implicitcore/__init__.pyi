@@ -115,6 +115,12 @@ from implicitcore.ode_solvers.low_order import AdaptiveHeun as AdaptiveHeun
 # ode_solver fehlberg21: Fehlberg, order 2, adaptive
 from implicitcore.ode_solvers.low_order import Fehlberg21 as Fehlberg21
 
+# ode_solver sdirk2: Alexander's method, order 2, L-stable
+from implicitcore.ode_solvers.low_order_implicit import SDIRK2 as SDIRK2
+
+# ode_solver trbdf2: trapezoidal rule and backward differentiation, order 2, L-stable
+from implicitcore.ode_solvers.low_order_implicit import TRBDF2 as TRBDF2
+
 # ode_solver dop853: Dormand-Prince, order 8, adaptive
 from implicitcore.ode_solvers.runge_kutta import DOP853 as DOP853
 

@@ -198,6 +198,11 @@ def test_names_are_our_solvers(method, part):
     assert method_for(ic.Tsit5(), None, 1, 1, GRID).solver == ic.Tsit5()
 
 
+# Explicit methods of high order are stable in the shortest steps only.
+EQUAL = {name: {"step_size": 0.05, "max_order": 5} for name in ADAMS}
+EQUAL |= {name: {"step_size": 0.05} for name in ("heun2", "rk4")}
+
+
 @pytest.mark.parametrize("theirs", [*OURS, *ADAMS, "adams", "esdirk"])
 def test_other_names_are_the_methods_of_the_same_family(theirs):
     y = ours.odeint(
@@ -207,6 +212,7 @@ def test_other_names_are_the_methods_of_the_same_family(theirs):
         method=theirs,
         rtol=1e-6,
         atol=1e-8,
+        options=EQUAL.get(theirs),
     )
     assert torch.allclose(y[:, 0], torch.exp(-GRID), atol=3e-2 if theirs == "heun2" else 1e-4)
 

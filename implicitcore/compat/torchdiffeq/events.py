@@ -89,8 +89,11 @@ def link(field: Field, event: Event, t: Tensor, z: Tensor) -> tuple[Tensor, Tens
     """
     with torch.enable_grad():
         at, there = t.detach().requires_grad_(), z.detach().requires_grad_()
+        value = event(at, there)
+        if not value.requires_grad:  # a constant, as where time is up: so is the time
+            return t.detach(), z
         by_t, by_z = torch.autograd.grad(
-            event(at, there), (at, there), materialize_grads=True, allow_unused=True
+            value, (at, there), materialize_grads=True, allow_unused=True
         )
     with torch.no_grad():
         velocity = field(_time(at, z), there)

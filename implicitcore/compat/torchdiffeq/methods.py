@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.compat.torchdiffeq.adams import GridAdams
+from implicitcore.compat.torchdiffeq.collocation import TABLEAUS, GridCollocation
 from implicitcore.compat.torchdiffeq.steps import is_adaptive
 from implicitcore.errors import InputError, UnknownPartError, did_you_mean
 from implicitcore.ode_solvers.base import ODESolver
@@ -125,6 +126,8 @@ def _find(method: str, options: dict[str, Any]) -> tuple[type[ODESolver], dict[s
     """The class of a method, and the options that its name stands for."""
     if method in ADAMS:
         return GridAdams, {"implicit": ADAMS[method]}
+    if method in TABLEAUS:
+        return GridCollocation, {"stages": method}
     name = OURS.get(method, method)
     if method == SCIPY:
         name = f"scipy-{options.pop('solver', 'LSODA').lower()}"
@@ -137,7 +140,7 @@ def _find(method: str, options: dict[str, Any]) -> tuple[type[ODESolver], dict[s
                 "is not installed"
             ) from error
         ours = sorted({part.name for part in REGISTRY.parts("ode_solver")})
-        names = sorted({*OURS, *ADAMS, SCIPY, *ours})
+        names = sorted({*OURS, *ADAMS, *TABLEAUS, SCIPY, *ours})
         raise InputError(
             f"method: there is no {method!r}{did_you_mean(method, names)}; there are "
             f"{', '.join(names)}"

@@ -172,22 +172,23 @@ class AdaptiveSteps(Steps):
         Raises:
             IntegrationError: the steps are too many or too short, or the state is not finite.
         """
-        run, control = self.run, self.control
+        run, control, refused = self.run, self.control, None
         while True:
             size = max(control.min_step, min(self.size, control.max_step))
             end, jumps = self._end(size)
             dt = end - self.t
-            self._check(dt)
+            self._check(dt.detach(), shorter=refused is None or bool(end != refused))
             run.tell("step", self.t, self.z, dt)
             bounds = (None, end if jumps else None)
             with run.field.between(self.z, *bounds):
                 step = run.step(self.t, dt, self.z, self.state)
             self.tried += 1
             order = self.order if step.order is None else float(step.order)
-            accept, self.size = control.decide(self.z, step, float(dt.abs()), order)
+            accept, self.size = control.decide(self.z, step, float(dt.detach().abs()), order)
             run.tell("accept" if accept else "reject", self.t, self.z, dt)
             if accept:
                 return self._accept(step, end, jumps, bounds)
+            refused = end
 
     def _end(self, size: float) -> tuple[Tensor, bool]:
         """Where a step of this size ends, and whether the field jumps there."""
@@ -196,14 +197,14 @@ class AdaptiveSteps(Steps):
             return self.stops[0]
         return end, False
 
-    def _check(self, dt: Tensor) -> None:
+    def _check(self, dt: Tensor, *, shorter: bool) -> None:
         if self.tried >= self.most:
             raise IntegrationError(
                 f"max_num_steps exceeded ({self.tried}>={self.most}) at t = {self.t.item():g}"
             )
         if not bool(self.z.isfinite().all()):
             raise IntegrationError(f"non-finite values in the state at t = {self.t.item():g}")
-        if not bool((self.t + dt - self.t) * self.forward > 0):
+        if not (shorter and bool(dt * self.forward > 0)):
             raise IntegrationError(
                 f"underflow in dt {dt.item():g} at t = {self.t.item():g}: the error of no step "
                 "meets the tolerances"
