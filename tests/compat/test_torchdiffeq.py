@@ -14,7 +14,6 @@ from torch import nn
 import implicitcore as ic
 from implicitcore.compat import torchdiffeq as ours
 from implicitcore.compat.torchdiffeq.methods import ADAMS, OURS, method_for
-from implicitcore.registry.registry import REGISTRY
 
 GRID = torch.linspace(0.0, 1.5, 6, dtype=torch.float64)
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}

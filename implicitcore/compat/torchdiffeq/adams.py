@@ -56,6 +56,10 @@ class GridAdams(ErrorTolerance, EqualSteps[Past]):
         """The velocity, and nothing before."""
         return Past((t,), (system.velocity(t, z),))
 
+    def renewed(self, system: System, t: Tensor, z: Tensor, past: Past) -> Past:
+        """With the latest velocity evaluated anew, behind a jump of the field."""
+        return Past(past.times, (system.velocity(t, z), *past.velocities[1:]))
+
     def velocity(self, state: Past) -> Tensor:
         """The latest."""
         return state.velocities[0]

@@ -116,7 +116,9 @@ def _zero(value: Callable[[float], float], a: float, b: float, eps: float) -> fl
     """
     at_a, at_b = value(a), value(b)
     for _ in range(100):
-        if at_b == 0 or abs(b - a) <= eps * max(abs(a), abs(b)) or at_a == at_b:
+        if at_b == 0:
+            return _first_zero(value, a, b, eps)
+        if abs(b - a) <= eps * max(abs(a), abs(b)) or at_a == at_b:
             return b
         c = (a * at_b - b * at_a) / (at_b - at_a)
         at_c = value(c)
@@ -128,4 +130,20 @@ def _zero(value: Callable[[float], float], a: float, b: float, eps: float) -> fl
         b, at_b = c, at_c
         if moved <= eps * abs(c):
             return b
+    return b
+
+
+def _first_zero(value: Callable[[float], float], a: float, b: float, eps: float) -> float:
+    """Where a value that is zero at b, and maybe before, ceases to be positive.
+
+    An event may jump to zero: then by halves.
+    """
+    if value(b - (b - a) / 1024) > 0:
+        return b
+    while abs(b - a) > eps * max(abs(a), abs(b)):
+        c = (a + b) / 2
+        if value(c) > 0:
+            a = c
+        else:
+            b = c
     return b

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicitcore.compat.torchdiffeq.adams import GridAdams
 from implicitcore.compat.torchdiffeq.control import Control
 from implicitcore.compat.torchdiffeq.state import Field
 from implicitcore.ode_solvers.base import Step
@@ -256,6 +257,8 @@ class GridSteps(Steps):
         with run.field.between(self.z, *bounds):
             if self.state is None:
                 self.state = run.solver.init(run.system, t, self.z)
+            elif self.perturb and isinstance(run.solver, GridAdams):
+                self.state = run.solver.renewed(run.system, t, self.z, self.state)
             step = run.step(t, dt, self.z, self.state)
         if not bool(step.z.isfinite().all()):
             raise IntegrationError(f"non-finite values in the state at t = {end.item():g}")
