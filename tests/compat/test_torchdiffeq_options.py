@@ -81,7 +81,10 @@ def test_fixed_steps_have_the_same_numbers(interface, back, method, options):
 def test_adams_on_an_even_grid(interface, method):
     t = torch.linspace(0, 1.5, 3, dtype=F64)
     asked = {"method": method, "options": {"step_size": 0.05, "max_order": 5}, **LOOSE}
-    close([run(library, interface, t, **asked) for library in (ours, theirs)], 1e-5)
+    pair = [run(library, interface, t, **asked) for library in (ours, theirs)]
+    if interface == "odeint":  # theirs leaves out the slope at an output time that is on the grid
+        pair = [(y, [of_y0, *of_parameters]) for y, (of_y0, _, *of_parameters) in pair]
+    close(pair, 1e-5)
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
@@ -328,7 +331,7 @@ def test_implicit_methods_have_their_order_and_their_gradients(method):
     t = torch.tensor([0.0, 1.0], dtype=F64)
     errors = []
     for step in (0.25, 0.125):
-        rate = torch.tensor(1.2, dtype=F64, requires_grad=True)
+        rate = torch.tensor(0.5, dtype=F64, requires_grad=True)
         y0 = torch.tensor([0.8], dtype=F64, requires_grad=True)
         asked = {"method": method, "options": {"step_size": step}, "rtol": 1e-8, "atol": 1e-10}
         field = lambda t, y: -rate * y * y * torch.cos(t)  # noqa: E731, B023
