@@ -18,6 +18,7 @@ from implicitcore.compat.torchdiffeq.collocation import TABLEAUS, GridCollocatio
 from implicitcore.compat.torchdiffeq.steps import is_adaptive
 from implicitcore.errors import InputError, UnknownPartError, did_you_mean
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitRungeKutta
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
@@ -95,6 +96,8 @@ def method_for(
         name = method or DEFAULT
         cls, given = _find(name, asked)
         given |= {"rtol": max(smallest(rtol), precision(y0)), "atol": smallest(atol)}
+        if issubclass(cls, ImplicitRungeKutta):  # a stage is solved to a hundredth of them
+            given |= {key: max(given[key], 100 * precision(y0)) for key in ("rtol", "atol")}
     of_loop = _options_of_loop(cls)
     known = options_of(cls)
     if not of_loop and "max_num_steps" in asked:
