@@ -187,6 +187,21 @@ class RK4(FixedRungeKutta):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class RK38(FixedRungeKutta):
+    """The 3/8 rule of Kutta, order 4: four evaluations a step.
+
+    Its error is often a little smaller than that of ``RK4``.
+
+    Reference:
+        Kutta (1901); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993),
+        section II.1, table 1.2.
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.RK38
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Bosh3(AdaptiveRungeKutta):
     """Bogacki and Shampine's pair, order 3(2): three evaluations a step.
 

@@ -58,6 +58,18 @@ RK4 = Tableau(
     c=(1 / 2, 1 / 2, 1.0),
     order=4,
 )
+# The 3/8 rule of Kutta, the other method of table 1.2.
+RK38 = Tableau(
+    a=((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+    b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+    c=(1 / 3, 2 / 3, 1.0),
+    order=4,
+)
+
+# Heun's trapezoidal rule with Euler's method in it.
+ADAPTIVE_HEUN = Tableau(
+    a=((1.0,),), b=(1 / 2, 1 / 2), c=(1.0,), order=2, error=(-1 / 2, 1 / 2), embedded=1
+)
 
 # Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p. 321-325.
 BOSH3 = Tableau(
@@ -70,8 +82,19 @@ BOSH3 = Tableau(
 )
 
 # Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315 (1969),
-# table III, formula 2. Dense output: with the velocity at the end as a seventh stage the order
-# conditions leave one weight free; at -11/8 the error of order 5 is nowhere above that of the step.
+# RK1(2), of which the solution of order 2 goes on.
+FEHLBERG21 = Tableau(
+    a=((1 / 2,), (1 / 256, 255 / 256)),
+    b=(1 / 512, 255 / 256, 1 / 512),
+    c=(1 / 2, 1.0),
+    order=2,
+    error=(-1 / 512, 0.0, 1 / 512),
+    embedded=1,
+)
+
+# The same, table III, formula 2. Dense output: with the velocity at the end as a seventh stage the
+# order conditions leave one weight free; at -11/8 the error of order 5 is nowhere above that of the
+# step.
 FEHLBERG45 = Tableau(
     a=(
         (1 / 4,),
