@@ -114,7 +114,7 @@ class _Forward:
         control, times = solver.step_size, check_times(solve.grid, z0)
         hits = solve.hit_times or control.hits_times
         stops = Stops.of(times, z0, hit_times=hits, step_at=solve.step_at)
-        self.chooser = RecordedSteps(ControlledSteps(control, stops))
+        self.chooser = RecordedSteps(ControlledSteps.between(control, stops))
         self.kept = Checkpoints[Samples](budget)
         self.run = run = Integration.at_start(solver, system, z0, stops, self.chooser)
         left = StepsLeft(solver.max_steps)

@@ -51,7 +51,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     times = check_times(times, z0, bounded=stop is None)
     hits = hit_times or control.hits_times or observer is not None
     stops = Stops.of(times, z0, hit_times=hits, step_at=step_at)
-    run = Integration.at_start(solver, system, z0, stops, ControlledSteps(control, stops))
+    run = Integration.at_start(solver, system, z0, stops, ControlledSteps.between(control, stops))
     run.observer = observer
     if dense or event is not None:
         samples = run.samples

@@ -218,7 +218,7 @@ class Adaptive(StepSize):
         Half precision is held to that of its norms.
         """
         eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
-        if self.rtol + self.atol < eps:
+        if self.rtol + self.atol < eps and not torch.compiler.is_compiling():
             warn_repeatedly(
                 owner_of(system.dynamics),
                 "precision",
