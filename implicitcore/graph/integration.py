@@ -179,7 +179,7 @@ def integrate(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> Fou
         begin = begin._replace(state=())
 
     def going(now: Moving) -> Tensor:
-        return now.active.any() & (now.steps.amax() < solver.max_steps)
+        return now.active.any() & (now.steps.amax(0) < solver.max_steps)
 
     def step(now: Moving) -> tuple[Moving]:
         if anew:
@@ -203,7 +203,7 @@ class Watch(NamedTuple):
 
 def steady_state(options: SteadyState, field: GraphField, z0: Tensor) -> Found:
     """The state at which the velocity vanishes; see :class:`SteadyState`."""
-    solver = options.ode_solver
+    solver: Any = options.ode_solver
     steps = Steps.towards(solver, solver.step_size.steady_state(), field, z0, torch.inf)
     moving = steps.renewed(steps.start(z0))
     first = field.evaluation(moving.z, solver.velocity(moving.state))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from operator import index
 from typing import Annotated, NamedTuple, final
 
 import torch
@@ -153,7 +154,7 @@ class _Grid:
     """
 
     def __init__(self, dt: Tensor, past: Past) -> None:
-        known = past.gaps.shape[1], dt.dtype, dt.device
+        known = index(past.gaps.shape[1]), dt.dtype, dt.device
         constants = _traced_constants if torch.compiler.is_compiling() else _constants
         lever, weights, lower = constants(*known)
         last = past.gaps[:, 0]

@@ -82,7 +82,7 @@ def test_each_ode_solver_takes_its_steps(solver):
         eager = layer.solve(x)
         for found in (in_graph(copy.deepcopy(layer)).solve(x), ic.compile(layer).solve(x)):  # pyright: ignore
             same(found, eager)
-            assert torch.equal(found.times, eager.times)
+            assert torch.equal(found.times, eager.times)  # pyright: ignore
             # The eager loop may ask f once whether it mixes samples; a graph evaluates the first
             # step of a method that leaves no velocity once more.
             assert abs(int(found.evaluations) - eager.evaluations) <= 1
