@@ -134,13 +134,16 @@ class GraphField:
         velocity: t ``[batch]`` and z ``[batch, n]`` -> g(t, z).
         scale: as that of :class:`GraphSystem`, for a steady state; so is ``rounding``.
         rounding: of f(z), relative to it.
-        backend: the kernels of the steps.
     """
 
     velocity: Callable[[Tensor, Tensor], Tensor]
     scale: Callable[[Tensor, Tensor], Tensor]
     rounding: float
-    backend: TorchBackend = TORCH
+
+    @property
+    def backend(self) -> TorchBackend:
+        """The kernels of the steps."""
+        return TORCH
 
     def evaluation(self, z: Tensor, velocity: Tensor) -> Evaluation:
         """What is known of z from the velocity there."""
