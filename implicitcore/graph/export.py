@@ -44,8 +44,8 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
 
     Arguments:
         model: a layer, or a module that holds layers and calls them, with the solvers ``Picard``,
-            ``Anderson``, ``Broyden``, ``SteadyState``, ``Adams``, and the explicit Runge-Kutta
-            methods.
+            ``Anderson``, ``Broyden``, the explicit Runge-Kutta methods, and ``SteadyState`` with
+            one of these.
         example: an input as the model takes it, any pytree; a tuple holds the positional arguments.
             The first dimension of its tensors is the batch, which may have another size later,
             but for those marked by :func:`shared`.
