@@ -44,7 +44,8 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
 
     Arguments:
         model: a layer, or a module that holds layers and calls them, with the solvers ``Picard``,
-            ``Anderson`` and ``Broyden``.
+            ``Anderson``, ``Broyden``, the explicit Runge-Kutta methods, and ``SteadyState`` with
+            one of these.
         example: an input as the model takes it, any pytree; a tuple holds the positional arguments.
             The first dimension of its tensors is the batch, which may have another size later,
             but for those marked by :func:`shared`.
@@ -72,7 +73,9 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
     arguments, shapes = _batched(example if isinstance(example, tuple) else (example,))
     if any(torch.is_autocast_enabled(leaf.device.type) for leaf in _tensors(arguments)):
         raise ConfigError(["export: outside of autocast; write the model in the dtype it is in"])
-    with torch.no_grad(), _for_inference(model) as traced, warnings.catch_warnings():
+    # A number is a constant, also where another model had another one in its place.
+    constant = torch._dynamo.config.patch(specialize_float=True)
+    with torch.no_grad(), constant, _for_inference(model) as traced, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own parts
         try:
             program = torch.export.export(traced, arguments, dynamic_shapes=shapes, strict=False)

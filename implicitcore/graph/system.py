@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Residual
+from implicitcore.backends.torch import TORCH, TorchBackend
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.dynamics.fixed_point import FixedPointMap
 from implicitcore.errors import InputError
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.tensors.norms import real_dtype, scaled_norm
@@ -122,6 +124,51 @@ def graph_system(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype)
         return z + g, g
 
     return GraphSystem(field, dynamics.scale, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class GraphField:
+    """What an integration in a graph sees of the dynamics; the steps of the solvers ask no more.
+
+    Attributes:
+        velocity: t ``[batch]`` and z ``[batch, n]`` -> g(t, z).
+        scale: as that of :class:`GraphSystem`, for a steady state; so is ``rounding``.
+        rounding: of f(z), relative to it.
+    """
+
+    velocity: Callable[[Tensor, Tensor], Tensor]
+    scale: Callable[[Tensor, Tensor], Tensor]
+    rounding: float
+
+    @property
+    def backend(self) -> TorchBackend:
+        """The kernels of the steps."""
+        return TORCH
+
+    def evaluation(self, z: Tensor, velocity: Tensor) -> Evaluation:
+        """What is known of z from the velocity there."""
+        fz = z + velocity
+        return Evaluation(z, fz, Residual(velocity, exact_norm(velocity), exact_norm(fz)))
+
+
+def graph_field(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype) -> GraphField:
+    """The vector field of some dynamics at x, given without marks."""
+    subtracts = type(dynamics).velocity is FixedPointMap.velocity
+
+    def velocity(t: Tensor, z: Tensor) -> Tensor:
+        state = layout.unpack(z)
+        if subtracts:
+            return layout.pack(dynamics.update(state, x)) - z
+        first: Tensor = pytree.tree_leaves(state)[0]
+        time = t.reshape(-1, *(1,) * (first.ndim - 1))
+        return layout.pack(dynamics.velocity(time, state, x)).clone()
+
+    return GraphField(velocity, dynamics.scale, rounding_of(dynamics, dtype))
+
+
+def rounding_of(dynamics: Dynamics, dtype: torch.dtype) -> float:
+    """Of f(z), relative to it, where the residual is a difference with z."""
+    return torch.finfo(dtype).eps / 2 if dynamics.is_map() else 0.0
 
 
 def _zero_time(state: Any) -> Tensor:

@@ -52,7 +52,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     times = check_times(times, z0, bounded=stop is None)
     hits = hit_times or control.hits_times or observer is not None
     stops = Stops.of(times, z0, hit_times=hits, step_at=step_at)
-    free = ControlledSteps(control, stops) if stop is not None else None
+    free = ControlledSteps.between(control, stops) if stop is not None else None
     chooser = free or choose_steps(control, stops, solver.max_steps)
     run = Integration.at_start(solver, system, z0, stops, chooser)
     run.observer = observer

@@ -77,14 +77,21 @@ class ControlledSteps(StepChooser):
 
     Arguments:
         control: chooses the sizes.
-        stops: where steps have to end.
+        span: the way to go, and one where it is longer.
+        coarse: dt is to be rounded to what t moves by.
     """
 
-    def __init__(self, control: StepSize, stops: Stops) -> None:
+    def __init__(self, control: StepSize, span: Tensor, *, coarse: bool = False) -> None:
+        self.control, self.span, self.coarse = control, span, coarse
+        self.eps = torch.finfo(span.dtype).eps
+
+    @classmethod
+    def between(cls, control: StepSize, stops: Stops) -> ControlledSteps:
+        """The choices of steps that have to end at these stops."""
         times = torch.cat((stops.start, stops.ends))
-        self.control, self.span = control, (times[-1] - times[0]).abs().clamp(max=1)
-        self.eps = torch.finfo(times.dtype).eps
-        self.coarse = bool(self.eps * times.abs().max() > COARSE * times.diff().abs().min())
+        span, eps = (times[-1] - times[0]).abs().clamp(max=1), torch.finfo(times.dtype).eps
+        coarse = bool(eps * times.abs().max() > COARSE * times.diff().abs().min())
+        return cls(control, span, coarse=coarse)
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
@@ -166,7 +173,7 @@ class GridSteps(StepChooser):
 def choose_steps(control: StepSize, stops: Stops, limit: int) -> ControlledSteps | GridSteps:
     """Who chooses the steps for a control of their size, at most so many from stop to stop."""
     grid = control.grid(stops, limit)
-    return ControlledSteps(control, stops) if grid is None else GridSteps(grid)
+    return ControlledSteps.between(control, stops) if grid is None else GridSteps(grid)
 
 
 class RecordedStep(NamedTuple):

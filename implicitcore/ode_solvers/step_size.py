@@ -35,6 +35,13 @@ _EXPONENTS: dict[Controller, tuple[float, ...]] = {
 }
 
 
+def _signed(size: Tensor, like: Tensor) -> Tensor:
+    """A positive size with the sign of the other; by a choice in a graph, for ONNX has no sign."""
+    if torch.compiler.is_compiling():
+        return torch.where(like < 0, -size, size)
+    return torch.copysign(size, like)
+
+
 class StepSize(ABC):
     """Chooses steps; sizes are positive, ``[batch]``, and never in a graph.
 
@@ -113,7 +120,7 @@ class Fixed(StepSize):
         """The remaining way in equal parts."""
         parts = (remaining.abs() / self.dt - 1e-2).ceil().clamp(min=1)
         return torch.where(
-            remaining.isinf(), torch.copysign(size, remaining), remaining / parts
+            remaining.isinf(), _signed(size, remaining), remaining / parts
         ), parts <= 1
 
     def grid(self, stops: Stops, limit: int) -> Grid:
@@ -202,7 +209,7 @@ class Adaptive(StepSize):
         size, speed = rms_norm(z / scale), rms_norm(velocity / scale)
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t)
         trial = torch.minimum(trial, remaining.abs())  # the field may not be defined beyond the end
-        ahead = torch.copysign(trial, remaining)
+        ahead = _signed(trial, remaining)
         bend = (
             rms_norm(
                 (system.velocity(t + ahead, z + column(ahead).to(z.dtype) * velocity) - velocity)
@@ -226,7 +233,7 @@ class Adaptive(StepSize):
         Half precision is held to that of its norms.
         """
         eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
-        if self.rtol + self.atol < eps:
+        if self.rtol + self.atol < eps and not torch.compiler.is_compiling():
             warn_repeatedly(
                 owner_of(system.dynamics),
                 "precision",
@@ -264,7 +271,7 @@ class Adaptive(StepSize):
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """The step, shortened to arrive."""
         arrives = size >= remaining.abs()
-        return torch.where(arrives, remaining, torch.copysign(size, remaining)), arrives
+        return torch.where(arrives, remaining, _signed(size, remaining)), arrives
 
     def accept(
         self,
