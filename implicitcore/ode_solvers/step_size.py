@@ -12,6 +12,7 @@ from torch import Tensor
 from implicitcore.errors import ConvergenceWarning
 from implicitcore.ode_solvers.grid import Grid
 from implicitcore.ode_solvers.stops import Stops
+from implicitcore.ode_solvers.times import signed
 from implicitcore.options.shared import ErrorControl
 from implicitcore.options.types import Controller
 from implicitcore.system.repeated import owner_of, warn_repeatedly
@@ -33,13 +34,6 @@ _EXPONENTS: dict[Controller, tuple[float, ...]] = {
     "pi": (0.7, -0.4),
     "pid": (0.49, -0.34, 0.1),
 }
-
-
-def _signed(size: Tensor, like: Tensor) -> Tensor:
-    """A positive size with the sign of the other; by a choice in a graph, for ONNX has no sign."""
-    if torch.compiler.is_compiling():
-        return torch.where(like < 0, -size, size)
-    return torch.copysign(size, like)
 
 
 class StepSize(ABC):
@@ -120,7 +114,7 @@ class Fixed(StepSize):
         """The remaining way in equal parts."""
         parts = (remaining.abs() / self.dt - 1e-2).ceil().clamp(min=1)
         return torch.where(
-            remaining.isinf(), _signed(size, remaining), remaining / parts
+            remaining.isinf(), signed(size, remaining), remaining / parts
         ), parts <= 1
 
     def grid(self, stops: Stops, limit: int) -> Grid:
@@ -209,7 +203,7 @@ class Adaptive(StepSize):
         size, speed = rms_norm(z / scale), rms_norm(velocity / scale)
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t)
         trial = torch.minimum(trial, remaining.abs())  # the field may not be defined beyond the end
-        ahead = _signed(trial, remaining)
+        ahead = signed(trial, remaining)
         bend = (
             rms_norm(
                 (system.velocity(t + ahead, z + column(ahead).to(z.dtype) * velocity) - velocity)
@@ -271,7 +265,7 @@ class Adaptive(StepSize):
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """The step, shortened to arrive."""
         arrives = size >= remaining.abs()
-        return torch.where(arrives, remaining, _signed(size, remaining)), arrives
+        return torch.where(arrives, remaining, signed(size, remaining)), arrives
 
     def accept(
         self,
@@ -300,8 +294,6 @@ class Adaptive(StepSize):
         following = size * factor.clamp(self.shrink, self.grow).nan_to_num(self.shrink)
         if self.min_step > 0:  # tried before the sample is given up
             following = torch.where(accept, following.clamp(min=self.min_step), following)
-        return StepDecision(
-            accept,
-            following.clamp(max=self.max_step) if self.max_step < torch.inf else following,
-            found,
-        )
+        if self.max_step < torch.inf:
+            following = following.clamp(max=self.max_step)
+        return StepDecision(accept, following, found)

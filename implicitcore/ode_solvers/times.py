@@ -75,3 +75,10 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
     if not bool(grid[: None if bounded else -1].isfinite().all()):
         raise InputError(f"times: expected finite values, received {times.tolist()}")
     return grid
+
+
+def signed(size: Tensor, like: Tensor) -> Tensor:
+    """A positive size with the sign of the other; by a choice in a graph, for ONNX has no sign."""
+    if torch.compiler.is_compiling():
+        return torch.where(like < 0, -size, size)
+    return torch.copysign(size, like)
