@@ -103,6 +103,12 @@ from implicitcore.ode_solvers.base import ODESolver as ODESolver
 # ode_solver esdirk: Kennedy-Carpenter ESDIRK, order 4, adaptive, for stiff dynamics
 from implicitcore.ode_solvers.implicit_runge_kutta import ESDIRK as ESDIRK
 
+# ode_solver sdirk2: Alexander's method, order 2, L-stable
+from implicitcore.ode_solvers.implicit_runge_kutta import SDIRK2 as SDIRK2
+
+# ode_solver trbdf2: trapezoidal rule and backward differentiation, order 2, L-stable
+from implicitcore.ode_solvers.implicit_runge_kutta import TRBDF2 as TRBDF2
+
 # ode_solver implicit_euler: implicit Euler, order 1, L-stable
 from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitEuler as ImplicitEuler
 
@@ -117,12 +123,6 @@ from implicitcore.ode_solvers.low_order import AdaptiveHeun as AdaptiveHeun
 
 # ode_solver fehlberg21: Fehlberg, order 2, adaptive
 from implicitcore.ode_solvers.low_order import Fehlberg21 as Fehlberg21
-
-# ode_solver sdirk2: Alexander's method, order 2, L-stable
-from implicitcore.ode_solvers.low_order_implicit import SDIRK2 as SDIRK2
-
-# ode_solver trbdf2: trapezoidal rule and backward differentiation, order 2, L-stable
-from implicitcore.ode_solvers.low_order_implicit import TRBDF2 as TRBDF2
 
 # ode_solver radau_iia5: Radau IIA, order 5, adaptive, for stiff dynamics and small states
 from implicitcore.ode_solvers.radau import RadauIIA5 as RadauIIA5

@@ -205,3 +205,35 @@ class Kvaerno5(ErrorControl, ImplicitRungeKutta):
     def step_size(self) -> StepSize:
         """Adaptive."""
         return Adaptive.of(self, self.tableau.order)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SDIRK2(FixedImplicitRungeKutta):
+    """Alexander's method of two implicit stages, order 2 and L-stable.
+
+    ``rtol`` and ``atol`` bound what the stage equations leave.
+
+    Reference:
+        Alexander, Diagonally implicit Runge-Kutta methods for stiff O.D.E.'s, SIAM J. Numer. Anal.
+        14 (1977), p. 1006-1021.
+    """
+
+    tableau: ClassVar[ImplicitTableau] = tableaus.SDIRK2
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TRBDF2(FixedImplicitRungeKutta):
+    """The trapezoidal rule, then the second backward differentiation formula; L-stable, order 2.
+
+    The first stage is explicit, and the two others have one matrix. ``rtol`` and ``atol`` bound
+    what the stage equations leave.
+
+    Reference:
+        Bank et al., Transient simulation of silicon devices and circuits, IEEE Trans. Electron
+        Devices 32 (1985), p. 1992-2007; Hosea, Shampine, Analysis and implementation of TR-BDF2,
+        Appl. Numer. Math. 20 (1996), p. 21-37.
+    """
+
+    tableau: ClassVar[ImplicitTableau] = tableaus.TRBDF2

@@ -78,6 +78,16 @@ def _extrapolation(before: tuple[float, ...], node: float) -> tuple[float, ...]:
 IMPLICIT_EULER = ImplicitTableau(a=((1.0,),), c=(1.0,), order=1)
 TRAPEZOID = ImplicitTableau(a=((0.0,), (1 / 2, 1 / 2)), c=(0.0, 1.0), order=2)
 
+_ALEXANDER, _EDGE = 1 - math.sqrt(2) / 2, math.sqrt(2) / 4
+SDIRK2 = ImplicitTableau(
+    a=((_ALEXANDER,), (1 - _ALEXANDER, _ALEXANDER)), c=(_ALEXANDER, 1.0), order=2
+)
+TRBDF2 = ImplicitTableau(
+    a=((0.0,), (_ALEXANDER, _ALEXANDER), (_EDGE, _EDGE, _ALEXANDER)),
+    c=(0.0, 2 * _ALEXANDER, 1.0),
+    order=2,
+)
+
 # Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction equations,
 # Appl. Numer. Math. 44 (2003), p. 139-181, appendix C: the implicit half of ARK4(3)6L[2]SA.
 _B = (82889 / 524892, 0.0, 15625 / 83664, 69875 / 102672, -2260 / 8211, 1 / 4)
