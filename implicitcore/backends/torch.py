@@ -59,7 +59,8 @@ class TorchBackend(Backend):
         """See :meth:`Backend.stage_combination`."""
         # In place and relative to the largest weight, which the last product multiplies by: fewer
         # passes over memory, and fewer allocations.
-        (first, most), *others = _by_size(tuple(weights))
+        by_size = _by_size if torch.compiler.is_compiling() else _by_size_kept
+        (first, most), *others = by_size(tuple(weights))
         total = stages[first]
         for place, (index, ratio) in enumerate(others):
             total = (
@@ -81,7 +82,6 @@ class TorchBackend(Backend):
         return rms_norm(error / scale)
 
 
-@cache
 def _by_size(weights: tuple[float, ...]) -> list[tuple[int, float]]:
     """The index of each weight that is not zero, the largest first, then relative to that."""
     order = sorted(
@@ -89,6 +89,9 @@ def _by_size(weights: tuple[float, ...]) -> list[tuple[int, float]]:
     )
     most = weights[order[0]]
     return [(order[0], most), *((i, weights[i] / most) for i in order[1:])]
+
+
+_by_size_kept = cache(_by_size)  # a compiler would trace through the cache, and warn
 
 
 TORCH = TorchBackend()

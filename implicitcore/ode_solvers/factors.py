@@ -24,11 +24,12 @@ class Factors(NamedTuple):
     dt: Tensor  # [batch], that of the matrix; zero where it is to be made anew
 
     @classmethod
-    def none(cls, z: Tensor, rows: int) -> Factors:
-        """Those of dt = 0, for states ``[batch, n]``."""
-        unit = torch.eye(rows, dtype=real_dtype(z), device=z.device).expand(len(z), -1, -1)
-        pivots = torch.arange(1, rows + 1, dtype=torch.int32, device=z.device).expand(len(z), -1)
-        return cls(unit.contiguous(), pivots.contiguous(), unit.new_zeros(len(z)))
+    def none(cls, jacobian: Tensor, rows: int) -> Factors:
+        """Those of dt = 0, for matrices like J ``[batch, n, n]``."""
+        batch, device = len(jacobian), jacobian.device
+        unit = torch.eye(rows, dtype=real_dtype(jacobian), device=device).expand(batch, -1, -1)
+        pivots = torch.arange(1, rows + 1, dtype=torch.int32, device=device).expand(batch, -1)
+        return cls(unit.contiguous(), pivots.contiguous(), unit.new_zeros(batch))
 
     @classmethod
     def of(cls, coupling: Tensor, dt: Tensor, jacobian: Tensor) -> Factors:
@@ -45,7 +46,9 @@ class Factors(NamedTuple):
         else:
             matrix = coupling[:, None, :, None] * matrix[:, None, :, None, :]
         unit = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
-        factors, pivots, _ = torch.linalg.lu_factor_ex(unit - matrix.reshape(-1, rows, rows))
+        factors, pivots, _ = torch.linalg.lu_factor_ex(
+            unit - matrix.reshape(len(matrix), rows, rows)
+        )
         return cls(factors, pivots, dt)
 
     def renewed(self, coupling: Tensor, dt: Tensor, jacobian: Tensor) -> Factors:

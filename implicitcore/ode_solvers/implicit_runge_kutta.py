@@ -119,9 +119,9 @@ class FixedImplicitRungeKutta(EqualSteps[StepCache], ImplicitRungeKutta):
 
     def rescued(self, sequence: StageSequence, newton: NewtonStep) -> tuple[StageSequence, Tensor]:
         """See :meth:`ImplicitMethod.rescued`."""
-        again = sequence.begun(newton.kept.factors)
+        again = sequence.started(newton.kept.factors)
         solved = newton.solved | self.solve_stages(again)
-        merged = sequence.begun()
+        merged = sequence.started()
         for own, other in zip(sequence.moves, again.moves, strict=True):
             move = torch.where(column(newton.solved), own, other)
             merged.add(merged.equation(), move)

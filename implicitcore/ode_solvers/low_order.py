@@ -7,6 +7,7 @@ from typing import ClassVar, final
 
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.runge_kutta import AdaptiveRungeKutta
+from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.tableaus import Tableau
 
 
@@ -38,3 +39,8 @@ class Fehlberg21(AdaptiveRungeKutta):
     """
 
     tableau: ClassVar[Tableau] = tableaus.FEHLBERG21
+
+    @property
+    def step_size(self) -> StepSize:
+        """Adaptive; the estimate is 256 times smaller than that of ``AdaptiveHeun``."""
+        return Adaptive.of(self, self.error_order, steady_bound=0.3 / 256)

@@ -45,7 +45,7 @@ class StageSequence:
         self.increments = [velocity * column(dt).to(z.dtype) for _ in range(explicit)]
         self.points = [(t, z)] * explicit
 
-    def begun(self, factors: Factors | None = None) -> StageSequence:
+    def started(self, factors: Factors | None = None) -> StageSequence:
         """The same equations, of which none is solved."""
         frame = Frame(self.frame.z, self.frame.weight, factors)
         return StageSequence(self.tableau, self.system, self.t, self.dt, self.velocity, frame)

@@ -38,7 +38,7 @@ class Kept(NamedTuple):
         """With a new Jacobian, and nothing else."""
         fresh = torch.ones(len(jacobian), dtype=torch.bool, device=jacobian.device)
         rate = jacobian.new_ones(len(jacobian))
-        factors = Factors.none(jacobian[:, 0], len(coupling) * jacobian.shape[1])
+        factors = Factors.none(jacobian, len(coupling) * jacobian.shape[1])
         return cls(jacobian, fresh, rate, factors, guess)
 
     def renewed(self, which: Tensor, jacobian: Tensor) -> Kept:

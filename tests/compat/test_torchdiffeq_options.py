@@ -87,6 +87,7 @@ def test_adams_on_an_even_grid(interface, method):
     close(pair, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import nn
 import implicitcore as ic
 from implicitcore.graph import integration, plan
 from implicitcore.graph.layer import in_graph
+from implicitcore.ode_solvers.stepwise import EqualSteps
 
 SOLVERS = [
     ic.Euler(),
@@ -85,7 +86,10 @@ def test_each_ode_solver_takes_its_steps(solver):
             assert torch.equal(found.times, eager.times)  # pyright: ignore
             # The eager loop may ask f once whether it mixes samples; a graph evaluates the first
             # step of a method that leaves no velocity once more.
-            assert abs(int(found.evaluations) - eager.evaluations) <= 1
+            # With equal steps the eager loop takes those since its last look again, where a sample
+            # was not finite.
+            again = int(eager.steps.max()) if isinstance(solver, EqualSteps) else 0
+            assert -1 <= eager.evaluations - int(found.evaluations) <= 1 + 4 * again
 
 
 @pytest.mark.usefixtures("plainly")

@@ -78,7 +78,9 @@ def test_steps_taken_together_are_those_taken_one_by_one(
     assert torch.equal(found.steps, expected.steps)
     assert torch.equal(found.status, expected.status)
     assert found.evaluations == expected.evaluations
-    assert found.backward.vjps == expected.backward.vjps
+    # One by one, an implicit solver makes itself ready in an adjoint where no step follows, too.
+    spare = 2 if isinstance(gradient, ic.Adjoint) and not solver.lockstep else 0
+    assert 0 <= expected.backward.vjps - found.backward.vjps <= spare
     for a, b in zip(gradients, others, strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
 

@@ -43,6 +43,8 @@ ORDERS = {
     "implicit_euler": (1, 1),
     "trapezoid": (2, 2),
     "esdirk": (4, 4),
+    "sdirk2": (2, 2),
+    "trbdf2": (2, 2),
     "kvaerno5": (5, 5),
     "radau_iia5": (5, 4),
 }

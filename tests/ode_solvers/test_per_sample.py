@@ -167,7 +167,7 @@ def test_an_empty_batch_is_no_work(solver):
 @pytest.mark.parametrize(
     ("grid", "complaint"),
     [
-        ([0.0, 1.0], "received a list"),
+        ([0.0, "x"], "received a list"),
         (torch.tensor([0.0]), r"received a tensor of shape \[1\]"),
         (torch.tensor(1.0), r"received a tensor of shape \[\]"),
         (torch.zeros(2, 2), r"received a tensor of shape \[2, 2\]"),

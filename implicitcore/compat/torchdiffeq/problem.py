@@ -14,12 +14,12 @@ from implicitcore.compat.torchdiffeq.control import Control, mixed, rms, toleran
 from implicitcore.compat.torchdiffeq.methods import CALLBACKS, SHARES, Method, method_for
 from implicitcore.compat.torchdiffeq.state import Field, Function, Layout
 from implicitcore.compat.torchdiffeq.steps import (
-    AdaptiveSteps,
+    AdaptiveSequence,
     Callback,
-    GridSteps,
+    GridSequence,
     Piece,
     Run,
-    Steps,
+    StepSequence,
     is_adaptive,
 )
 from implicitcore.dynamics.vector_field import VectorField
@@ -117,7 +117,7 @@ class Problem:
             found = self.method.solver.solve(self.system, self.z0.detach(), self.t.detach())
         return found.raise_if_failed().z[:, 0]
 
-    def steps(self, *, endless: bool = False) -> Steps:
+    def steps(self, *, endless: bool = False) -> StepSequence:
         """The steps from the first time on: to the last, or without an end."""
         solver = self.method.solver
         if not isinstance(solver, StepwiseODESolver):
@@ -130,7 +130,7 @@ class Problem:
             return self._adaptive(run)
         return self._fixed(run, self.endless() if endless else self.grid())
 
-    def _adaptive(self, run: Run) -> Steps:
+    def _adaptive(self, run: Run) -> StepSequence:
         options, z0, settings = dict(self.method.options), self.z0, self.settings
         norm = options.pop("norm", None) or (rms if self.layout.single else mixed)
         clock = torch.promote_types(options.pop("dtype", torch.float64), real_dtype(z0))
@@ -152,14 +152,14 @@ class Problem:
         t = self.t[:1].to(z0.device, clock)
         most = int(options.get("max_num_steps", 2**31 - 1))
         stops = _stops(options, t, self.forward)
-        return AdaptiveSteps(run, control, t, z0, self.forward, stops, most)
+        return AdaptiveSequence(run, control, t, z0, self.forward, stops, most)
 
-    def _fixed(self, run: Run, grid: Callable[[int], Tensor]) -> Steps:
+    def _fixed(self, run: Run, grid: Callable[[int], Tensor]) -> StepSequence:
         options = self.method.options
         interp = options.get("interp", "linear")
         if interp not in ("linear", "cubic"):
             raise InputError(f"interp: expected 'linear' or 'cubic', received {interp!r}")
-        return GridSteps(run, self.z0, grid, interp, bool(options.get("perturb", False)))
+        return GridSequence(run, self.z0, grid, interp, bool(options.get("perturb", False)))
 
     def grid(self) -> Callable[[int], Tensor]:
         """The times that fixed steps go to, by their index."""

@@ -121,7 +121,7 @@ class Piece:
         return self.run.step(self.t, t - self.t, self.z, self.state).z
 
 
-class Steps(ABC):
+class StepSequence(ABC):
     """Goes on, step by step.
 
     Attributes:
@@ -135,7 +135,7 @@ class Steps(ABC):
         """The next step that is accepted."""
 
 
-class AdaptiveSteps(Steps):
+class AdaptiveSequence(StepSequence):
     """Steps of a size that their errors allow.
 
     Arguments:
@@ -168,7 +168,7 @@ class AdaptiveSteps(Steps):
         self.size = control.first(run.system, t, z, velocity, self.order, forward)
 
     def advance(self) -> Piece:
-        """See :meth:`Steps.advance`.
+        """See :meth:`StepSequence.advance`.
 
         Raises:
             IntegrationError: the steps are too many or too short, or the state is not finite.
@@ -227,7 +227,7 @@ class AdaptiveSteps(Steps):
         return piece
 
 
-class GridSteps(Steps):
+class GridSequence(StepSequence):
     """Steps from one time of a grid to the next.
 
     Arguments:
@@ -246,7 +246,7 @@ class GridSteps(Steps):
         self.state: Any = None
 
     def advance(self) -> Piece:
-        """See :meth:`Steps.advance`."""
+        """See :meth:`StepSequence.advance`."""
         run, t = self.run, self.t
         self.index += 1
         self.tried += 1
