@@ -227,6 +227,7 @@ def test_the_grid_is_the_users():
         ours.odeint(lambda t, y: y, torch.ones(()), GRID, method="euler", options=both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
 def test_a_ball_that_bounces_by_events(interface, method):

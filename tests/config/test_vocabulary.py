@@ -81,6 +81,7 @@ def test_max_step_bounds_the_steps_of_every_adaptive_solver(cls, steady):
         assert (max(seen) <= longest) is expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", ADAPTIVE)
 def test_min_step_ends_a_sample_of_every_adaptive_solver(cls):
     z0 = torch.ones(1, 1, dtype=torch.float64)
