@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConfigError, ImplicitCoreError, InputError, describe_error
 from implicitcore.graph.layer import in_graph
+from implicitcore.graph.solvers import check_exported
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout
 from implicitcore.system.captured_modules import captured_modules
@@ -169,6 +170,8 @@ def _for_inference(model: nn.Module) -> Iterator[nn.Module]:
     for module in list(model.modules()):
         _fix_weights(module)
     layers = [module for module in model.modules() if isinstance(module, ImplicitLayer)]
+    for layer in layers:
+        check_exported(layer.solver)
     # A function is not copied: the modules that it calls are those of the model itself.
     called = [part for layer in layers for part in captured_modules(layer.dynamics)]
     modules = [*model.modules(), *(inner for part in called for inner in part.modules())]

@@ -11,6 +11,7 @@ from implicitcore.graph.integration import STEPPERS, integrate, steady_state
 from implicitcore.graph.loop import SOLVERS, solve
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import GraphField, GraphSystem
+from implicitcore.ode_solvers.adams import Adams
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.steady_state import SteadyState
 
@@ -37,6 +38,20 @@ def check_solver(solver: Any) -> None:
     if not isinstance(inner, known):
         where = "solver" if inner is solver else "solver.ode_solver"
         raise ConfigError([f"{where}: {type(inner).__name__} has no loop in a graph; use {_KNOWN}"])
+
+
+def check_exported(solver: Any) -> None:
+    """Refuse a solver whose loop can be compiled, and not be written.
+
+    Raises:
+        ConfigError: says what to use.
+    """
+    inner = solver.ode_solver if isinstance(solver, SteadyState) else solver
+    if isinstance(inner, Adams):
+        where = "solver" if inner is solver else "solver.ode_solver"
+        raise ConfigError(
+            [f"{where}: Adams cannot be exported, for its order varies; use Tsit5 or RK4 there"]
+        )
 
 
 def run(solver: Any, system: GraphSystem | GraphField, z0: Tensor, horizon: float) -> Found:

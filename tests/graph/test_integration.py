@@ -180,3 +180,10 @@ def _runner(path, end):
     session = onnxruntime.InferenceSession(str(path))
     key = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {key: x.numpy()})[0])
+
+
+@pytest.mark.parametrize("solver", [ic.Adams(), ic.SteadyState()], ids=lambda s: type(s).__name__)
+def test_adams_is_not_written_and_the_error_says_what_is(solver, tmp_path):
+    layer = trajectory(solver) if isinstance(solver, ic.ODESolver) else equilibrium(solver)
+    with pytest.raises(ic.ConfigError, match="solver.*: Adams cannot be exported.* use Tsit5"):
+        ic.export(layer, states().nan_to_num(), tmp_path / "model.pt2")
