@@ -5,8 +5,7 @@ The tests check every order condition.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Tableau:
             velocity at the end follows the stages where it is not one of them.
         more_a: rows of the stages after the last that only the continuous extension needs.
         more_c: their nodes.
+        fsal: the last stage is the first of the next step.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -39,11 +39,12 @@ class Tableau:
     dense: tuple[tuple[float, ...], ...] = ()
     more_a: tuple[tuple[float, ...], ...] = ()
     more_c: tuple[float, ...] = ()
+    fsal: bool = field(init=False)
 
-    @cached_property
-    def fsal(self) -> bool:
-        """The last stage is the first of the next step."""
-        return bool(self.a) and self.a[-1] == self.b[:-1] and self.b[-1] == 0
+    def __post_init__(self) -> None:
+        # Kept, for every step asks; and no cached_property, whose lock a compiler cannot trace.
+        fsal = bool(self.a) and self.a[-1] == self.b[:-1] and self.b[-1] == 0
+        object.__setattr__(self, "fsal", fsal)
 
 
 # Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1: Euler;
