@@ -83,10 +83,8 @@ class Steps:
     @property
     def cost(self) -> int:
         """Evaluations of a step beside the first of one that begins anew."""
-        return next(count(self.solver) for kind, count in STEPPERS.items() if self._is(kind))
-
-    def _is(self, kind: type) -> bool:
-        return isinstance(self.solver, kind)
+        solver = self.solver
+        return next(count(solver) for kind, count in STEPPERS.items() if isinstance(solver, kind))
 
     def start(self, z: Tensor) -> Moving:
         """Before the first step, whose size is not chosen yet, with no state of the solver."""

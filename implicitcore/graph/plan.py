@@ -24,9 +24,9 @@ from implicitcore.graph.system import (
     Layout,
     graph_field,
     graph_system,
-    rounding_of,
 )
 from implicitcore.graph.trace import Kind, Split, split, traced
+from implicitcore.system.problem import rounding_of
 from implicitcore.tensors.norms import column
 
 
@@ -150,7 +150,7 @@ class Plan:
     def _as_system(self) -> Callable[..., GraphSystem]:
         """The tensors -> the map that they make."""
         value, is_map, scale = self._value, self.dynamics.is_map(), self.dynamics.scale
-        rounding = rounding_of(self.dynamics, self.kinds[0].dtype)
+        rounding = rounding_of(is_map, self.kinds[0].dtype)
 
         def system(*tensors: Tensor) -> GraphSystem:
             known = value.before(*tensors)
@@ -166,7 +166,7 @@ class Plan:
     def _as_field(self) -> Callable[..., GraphField]:
         """The tensors -> the vector field that they make."""
         value, scale = self._field, self.dynamics.scale
-        rounding = rounding_of(self.dynamics, self.kinds[0].dtype)
+        rounding = rounding_of(self.dynamics.is_map(), self.kinds[0].dtype)
 
         def field(*tensors: Tensor) -> GraphField:
             known = value.before(*tensors)

@@ -26,17 +26,23 @@ def follows_field(solver: Any) -> bool:
     return isinstance(solver, SteadyState | ODESolver)
 
 
+def _innermost(solver: Any) -> tuple[str, Any]:
+    """What makes the steps, and the option that it is."""
+    if isinstance(solver, SteadyState):
+        return "solver.ode_solver", solver.ode_solver
+    return "solver", solver
+
+
 def check_solver(solver: Any) -> None:
     """Refuse a solver without a loop in a graph.
 
     Raises:
         ConfigError: says which have one.
     """
-    inner = solver.ode_solver if isinstance(solver, SteadyState) else solver
+    where, inner = _innermost(solver)
     steppers = tuple(STEPPERS)
     known = steppers if inner is not solver else (*SOLVERS, *steppers)
     if not isinstance(inner, known):
-        where = "solver" if inner is solver else "solver.ode_solver"
         raise ConfigError([f"{where}: {type(inner).__name__} has no loop in a graph; use {_KNOWN}"])
 
 
@@ -46,9 +52,8 @@ def check_exported(solver: Any) -> None:
     Raises:
         ConfigError: says what to use.
     """
-    inner = solver.ode_solver if isinstance(solver, SteadyState) else solver
+    where, inner = _innermost(solver)
     if isinstance(inner, Adams):
-        where = "solver" if inner is solver else "solver.ode_solver"
         raise ConfigError(
             [f"{where}: Adams cannot be exported, for its order varies; use Tsit5 or RK4 there"]
         )

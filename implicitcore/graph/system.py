@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Residual
 from implicitcore.backends.torch import TORCH, TorchBackend
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.dynamics.fixed_point import FixedPointMap
 from implicitcore.errors import InputError
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.problem import rounding_of, subtracts
 from implicitcore.tensors.norms import real_dtype, scaled_norm
 
 
@@ -116,14 +116,14 @@ def graph_system(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype)
         def function(z: Tensor) -> tuple[Tensor, Tensor | None]:
             return layout.pack(dynamics.update(layout.unpack(z), x)), None
 
-        return GraphSystem(function, dynamics.scale, torch.finfo(dtype).eps / 2)
+        return GraphSystem(function, dynamics.scale, rounding_of(True, dtype))
 
     def field(z: Tensor) -> tuple[Tensor, Tensor | None]:
         state = layout.unpack(z)
         g = layout.pack(dynamics.velocity(_zero_time(state), state, x))
         return z + g, g
 
-    return GraphSystem(field, dynamics.scale, 0.0)
+    return GraphSystem(field, dynamics.scale, rounding_of(False, dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,22 +153,17 @@ class GraphField:
 
 def graph_field(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype) -> GraphField:
     """The vector field of some dynamics at x, given without marks."""
-    subtracts = type(dynamics).velocity is FixedPointMap.velocity
+    is_difference = subtracts(dynamics)
 
     def velocity(t: Tensor, z: Tensor) -> Tensor:
         state = layout.unpack(z)
-        if subtracts:
+        if is_difference:
             return layout.pack(dynamics.update(state, x)) - z
         first: Tensor = pytree.tree_leaves(state)[0]
         time = t.reshape(-1, *(1,) * (first.ndim - 1))
         return layout.pack(dynamics.velocity(time, state, x)).clone()
 
-    return GraphField(velocity, dynamics.scale, rounding_of(dynamics, dtype))
-
-
-def rounding_of(dynamics: Dynamics, dtype: torch.dtype) -> float:
-    """Of f(z), relative to it, where the residual is a difference with z."""
-    return torch.finfo(dtype).eps / 2 if dynamics.is_map() else 0.0
+    return GraphField(velocity, dynamics.scale, rounding_of(dynamics.is_map(), dtype))
 
 
 def _zero_time(state: Any) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.trajectory_solvers import ADAPTIVE
 from torch import nn
 
 import implicitcore as ic
@@ -32,17 +33,6 @@ OURS = [
 ]
 STARTS = [ic.Zeros, ic.Identity, ic.LearnedInitialGuess, ic.OneStep, ic.Predictor, ic.WarmStart]
 CLASSES = [*OURS, *STARTS]
-ADAPTIVE = [
-    ic.Bosh3,
-    ic.Fehlberg45,
-    ic.Dopri5,
-    ic.Tsit5,
-    ic.DOP853,
-    ic.ESDIRK,
-    ic.Kvaerno5,
-    ic.RadauIIA5,
-    ic.Adams,
-]
 
 
 @pytest.mark.parametrize("kind", SHARED)

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from support.trajectory_solvers import ADAPTIVE
 
 import implicitcore as ic
 
@@ -36,19 +37,8 @@ FIELDS = {
     "1/z": (inverse, [1.0, 4.0, 2.0], 0.4),
     "acos": (arc, [1.0, 1.9, 1.5], 1.0),
 }
-SOLVERS = [
-    ic.Bosh3,
-    ic.Fehlberg45,
-    ic.Dopri5,
-    ic.Tsit5,
-    ic.DOP853,
-    ic.Adams,
-    ic.ESDIRK,
-    ic.Kvaerno5,
-    ic.RadauIIA5,
-]
 STRATEGIES = [ic.Unrolled(), ic.Checkpointed(), ic.Adjoint(ic.Tsit5(rtol=1e-6), drift=10)]
-each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
+each_solver = pytest.mark.parametrize("solver", ADAPTIVE, ids=lambda s: s.__name__)
 each_strategy = pytest.mark.parametrize("gradient", STRATEGIES, ids=lambda g: type(g).__name__)
 
 
@@ -115,7 +105,7 @@ def test_only_a_step_that_was_not_finite_is_taken_again():
 @pytest.mark.parametrize("where", ["start", "way", "input"])
 @pytest.mark.parametrize(
     "solver",
-    [*(s(min_step=1e-4) for s in SOLVERS), ic.Euler(dt=0.05), ic.RK4(), ic.ImplicitEuler(dt=0.05)],
+    [*(s(min_step=1e-4) for s in ADAPTIVE), ic.Euler(dt=0.05), ic.RK4(), ic.ImplicitEuler(dt=0.05)],
     ids=lambda s: type(s).__name__,
 )
 def test_a_sample_that_is_not_finite_leaves_the_others_gradients_as_they_are(
@@ -234,7 +224,7 @@ def test_where_no_sample_is_finite_the_gradient_is_zero(gradient):
 
 @pytest.mark.parametrize(
     "solver",
-    [ic.RK4(dt=0.02), ic.Trapezoid(dt=0.02), *(kind(rtol=1e-6) for kind in SOLVERS[3:7])],
+    [ic.RK4(dt=0.02), ic.Trapezoid(dt=0.02), *(kind(rtol=1e-6) for kind in ADAPTIVE[3:7])],
     ids=lambda solver: type(solver).__name__,
 )
 @pytest.mark.parametrize("when", [0.1, 0.99])

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.trajectory_solvers import ADAPTIVE
 
 import implicitcore as ic
 from implicitcore.ode_solvers.dense import Interpolant
 from implicitcore.testing.trajectories import driven, logistic, trajectories
 
-ADAPTIVE = [
-    ic.Bosh3,
-    ic.Fehlberg45,
-    ic.Dopri5,
-    ic.Tsit5,
-    ic.DOP853,
-    ic.Adams,
-    ic.ESDIRK,
-    ic.Kvaerno5,
-    ic.RadauIIA5,
-]
 each_method = pytest.mark.parametrize("method", ADAPTIVE, ids=lambda m: m.__name__)
 STRATEGIES = [ic.Unrolled(), ic.Checkpointed(), ic.Checkpointed(checkpoints=2)]
 

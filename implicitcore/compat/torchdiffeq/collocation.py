@@ -12,6 +12,7 @@ from torch import Tensor
 from implicitcore.functional import fixed_point
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.radau import RADAU_IIA5
 from implicitcore.ode_solvers.stepwise import EqualSteps
 from implicitcore.options.shared import ErrorTolerance
 from implicitcore.root_solvers.broyden import Broyden
@@ -33,9 +34,9 @@ class Collocation(NamedTuple):
 
 
 # Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.5: Gauss, tables 5.1
-# and 5.2; Radau IIA, tables 5.5 and 5.6.
+# and 5.2; Radau IIA, table 5.5.
 IMPLICIT_MIDPOINT = Collocation(((1 / 2,),), (1.0,), (1 / 2,))
-_3, _6, _15 = sqrt(3), sqrt(6), sqrt(15)
+_3, _15 = sqrt(3), sqrt(15)
 GAUSS4 = Collocation(
     ((1 / 4, 1 / 4 - _3 / 6), (1 / 4 + _3 / 6, 1 / 4)),
     (1 / 2, 1 / 2),
@@ -51,16 +52,7 @@ GAUSS6 = Collocation(
     (1 / 2 - _15 / 10, 1 / 2, 1 / 2 + _15 / 10),
 )
 RADAU3 = Collocation(((5 / 12, -1 / 12), (3 / 4, 1 / 4)), (3 / 4, 1 / 4), (1 / 3, 1.0))
-_LAST = ((16 - _6) / 36, (16 + _6) / 36, 1 / 9)
-RADAU5 = Collocation(
-    (
-        ((88 - 7 * _6) / 360, (296 - 169 * _6) / 1800, (-2 + 3 * _6) / 225),
-        ((296 + 169 * _6) / 1800, (88 + 7 * _6) / 360, (-2 - 3 * _6) / 225),
-        _LAST,
-    ),
-    _LAST,
-    ((4 - _6) / 10, (4 + _6) / 10, 1.0),
-)
+RADAU5 = Collocation(RADAU_IIA5.a, RADAU_IIA5.b, RADAU_IIA5.c)
 TABLEAUS = {
     "implicit_midpoint": IMPLICIT_MIDPOINT,
     "gl4": GAUSS4,

@@ -39,8 +39,8 @@ def odeint(  # noqa: PLR0913 - torchdiffeq's signature
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step.
         method: default ``dopri5``; see the module.
-        options: ``step_size``, ``first_step``, ``min_step``, ``max_step`` and ``max_num_steps``,
-            where the method has them; others are named in a warning.
+        options: torchdiffeq's of the method, and those of the solver of ours that it is; others
+            are named in a warning.
         event_fn: a function of t and y whose sign, or that of one of its entries, changes at the
             event; t is then ``[2]``, and its second entry only says which way to go.
 
@@ -100,8 +100,8 @@ def odeint_adjoint(  # noqa: PLR0913 - torchdiffeq's signature
         adjoint_atol: default atol.
         adjoint_method: default method.
         adjoint_options: default options.
-        adjoint_params: accepted and not needed: the parameters and captured tensors that func
-            depends on are found.
+        adjoint_params: those that steer the steps back. The gradient reaches all that func depends
+            on, captured tensors too, whether or not it is named here.
 
     Returns:
         As :func:`odeint`.

@@ -19,11 +19,10 @@ from implicitcore import (
     Implicit,
     ImplicitCoreError,
     Newton,
-    RadauIIA5,
     SolveResult,
     Unrolled,
 )
-from implicitcore.extend import ImplicitRungeKutta
+from implicitcore.extend import ImplicitMethod
 from implicitcore_lab.diagnosis.record import Record
 from implicitcore_lab.diagnosis.subject import Subject, double
 
@@ -68,9 +67,7 @@ def reference(subject: Subject, own: SolveResult, record: Record) -> Reference |
         exact = exact.changed(solver=ROOT, gradient=BACKWARD)
         z0 = double(_finite(own.z, own.start))
     else:
-        solver = (
-            STIFF if isinstance(subject.layer.solver, ImplicitRungeKutta | RadauIIA5) else EXPLICIT
-        )
+        solver = STIFF if isinstance(subject.layer.solver, ImplicitMethod) else EXPLICIT
         exact, z0 = exact.changed(solver=solver, gradient=Unrolled()), None
     try:
         return Reference(exact, exact.solve(z0))
