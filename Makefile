@@ -22,7 +22,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference \
-	bench-root bench-ode bench-dispatch bench-checks bench-gpu faults-lab honesty choose \
+	bench-root bench-ode bench-dispatch bench-checks bench-plain-rate bench-gpu \
+	faults-lab honesty choose \
 	wheels clean
 
 help: ## show the targets
@@ -96,6 +97,9 @@ bench-dispatch: install ## measure what names and layers cost, for docs/benchmar
 
 bench-checks: install ## measure what the checks of a solve cost, against the same without them
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.checks $(BENCH_ARGS)
+
+bench-plain-rate: install ## count what plain steps before acceleration cost, over 40 hard maps
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.plain_rate $(BENCH_ARGS)
 
 bench-gpu: install ## measure training on an NVIDIA GPU, for docs/benchmarks/gpu.md
 	$(PIP) --editable '.[bench]'

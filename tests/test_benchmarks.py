@@ -16,6 +16,7 @@ from benchmarks import (
     ode_contenders,
     ode_problems,
     ode_report,
+    plain_rate,
     root,
 )
 from benchmarks.counting import Counted
@@ -101,6 +102,13 @@ def test_quick_run_of_the_checks(capsys):
     checks.main(["--quick"])
     assert [getattr(owner, name) for owner, name, _ in checks.CHECKS] == before
     assert capsys.readouterr().out.count("forward and backward") == 4
+
+
+def test_quick_run_of_the_plain_rates(capsys):
+    plain_rate.main(["--quick"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:] if line]
+    assert len(rows) == len(plain_rate.RATES)
+    assert all(0.9 < float(row[2]) < 1.2 for row in rows)
 
 
 def test_without_the_checks_a_solve_is_the_same():

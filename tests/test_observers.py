@@ -3,8 +3,8 @@ import threading
 import pluggy
 import pytest
 import torch
+from support.operations import Operations
 from support.sites import HEADER, Site, registers, run_python
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicitcore as ic
 from implicitcore.layers import observers
@@ -242,16 +242,6 @@ def test_observers_hear_of_every_thread(layer):
         for thread in threads:
             thread.join()
     assert len(recorder.heard) == 8
-
-
-class Operations(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_telling_an_observer_reads_no_tensor(layer):

@@ -66,6 +66,8 @@ class AndersonMemory(NamedTuple):
     last: Tensor  # [batch, 1, 2 n], the residual and the plain step of the iterate before
     plain: Tensor  # [batch] bool, the samples whose last step was none of acceleration
     written: Tensor  # int64, rows written; -1 before the first iterate
+    waiting: Tensor  # [batch] bool, the samples that plain steps bring on fast enough
+    size: Tensor  # [batch], the last residuals
 
 
 class AndersonIteration(Iteration[Anderson, AndersonMemory]):
@@ -77,7 +79,10 @@ class AndersonIteration(Iteration[Anderson, AndersonMemory]):
         rows = z.new_zeros(batch, self.solver.depth, 2 * n)
         no = z.new_zeros(batch, self.solver.depth, dtype=torch.bool)
         count = torch.full((), -1, dtype=torch.int64, device=z.device)
-        return AndersonMemory(rows, no, z.new_zeros(batch, 1, 2 * n), no[:, 0].clone(), count)
+        waiting = torch.full_like(no[:, 0], self.solver.plain_rate > 0)
+        size = z.new_zeros(batch, dtype=real_dtype(z))
+        last = z.new_zeros(batch, 1, 2 * n)
+        return AndersonMemory(rows, no, last, no[:, 0].clone(), count, waiting, size)
 
     def step(
         self, now: Evaluation, grown: Tensor, memory: AndersonMemory
@@ -96,11 +101,16 @@ class AndersonIteration(Iteration[Anderson, AndersonMemory]):
         rows = torch.where(
             write.view(1, -1, 1), (pair * scale.view(-1, 1, 1)).to(g.dtype), memory.rows
         )
-        alive = (alive & ~write) | (write & column(~grown))
+        size = now.residual.norm
+        waiting = memory.waiting & (first | (size <= memory.size * solver.plain_rate))
+        begins = grown | waiting
+        alive = (alive & ~write) | (write & column(~begins))
         back = (grown & ~memory.plain).view(-1, 1, 1)
         last = torch.where(back, memory.last, current)
         z = _without(last[..., n:], _inner(rows[..., :n], g, alive), rows[..., n:])
-        return z.squeeze(1), AndersonMemory(rows, alive, last, grown | first, count + 1)
+        return z.squeeze(1), AndersonMemory(
+            rows, alive, last, begins | first, count + 1, waiting, size
+        )
 
     def _length(self, q: Tensor, size: Tensor) -> Tensor:
         """See ``Anderson._learn``."""

@@ -25,6 +25,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 ProperFraction = Annotated[float, Field(gt=0, lt=1)]
 """More than 0, less than 1."""
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+"""At least 0, less than 1."""
+
 Count = Annotated[int, Field(ge=1)]
 """A whole number of at least 1."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend
 from implicitcore.backends.root_iteration import AndersonRule
-from implicitcore.options.types import Count, Fraction, Tolerance
+from implicitcore.options.types import Count, Fraction, Share, Tolerance
 from implicitcore.root_solvers.history import History
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.system.evaluation import Evaluation
@@ -46,8 +46,12 @@ class AndersonState:
     )
     fresh: Tensor | None = None  # [batch], the samples that restart in this step
     plain: Tensor | None = (
-        None  # [batch], those that did in the last one; None where all took an accelerated step
+        None  # [batch], those whose last step was the plain one; None where there are none
     )
+    # [batch], the samples whose residuals plain steps reduce fast enough, from the start on, and
+    # their last residuals; None where there are none
+    waiting: Tensor | None = None
+    size: Tensor | None = None
     # a row and its halves, written anew in each step
     scratch: tuple[Tensor, ...] = field(default=(), init=False)
     # the rows, and their halves: they cost as much to make as to use
@@ -88,11 +92,10 @@ class AndersonState:
     def append(self, pair: Tensor, scale: Tensor) -> None:
         """Take in a direction; a sample that restarts leaves it out with the others."""
         if self.alive is not None:
-            used = torch.ones_like(self.alive[:, 0]) if self.fresh is None else ~self.fresh
-            self.alive = (
-                self.alive.clone()
-            )  # not index_copy, whose index would come from the host, and the device waits for that
-            self.alive[:, self.pairs.slot] = used
+            plain = _either(self.fresh, self.waiting)
+            # Not index_copy, whose index would come from the host: the device waits for that.
+            self.alive = self.alive.clone() if torch.is_grad_enabled() else self.alive
+            self.alive[:, self.pairs.slot] = True if plain is None else ~plain
         self.pairs.append(pair, scale)
 
     def retreat(
@@ -108,9 +111,36 @@ class AndersonState:
     def clear(self) -> None:
         """Forget all directions."""
         self.pairs.clear()
-        self.alive = (
-            None if self.alive is None or self.fresh is None else torch.zeros_like(self.alive)
-        )
+        all_begin = self.fresh is None and self.waiting is None
+        self.alive = None if self.alive is None or all_begin else torch.zeros_like(self.alive)
+
+    def all_wait(self, size: Tensor, rate: float) -> bool:
+        """Whether plain steps have brought every sample on fast enough up to here.
+
+        Arguments:
+            size: ``[batch]``, the residuals.
+            rate: what they are to have fallen to, of those before.
+        """
+        if self.waiting is None or self.size is None:
+            return False
+        size, enough = size.detach(), self.size * rate
+        self.size = size
+        # On a CPU a look is free.
+        looks = size.is_cpu
+        if looks and self.alive is None and torch.equal(torch.minimum(size, enough), size):
+            return True
+        waiting = self.waiting & (size <= enough)
+        self.waiting = waiting if not looks or bool(waiting.any()) else None
+        if self.waiting is not None and self.alive is None:
+            self.alive = waiting.new_zeros(len(waiting), self.pairs.depth)
+        return False
+
+
+def _either(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Samples ``[batch]`` that are in one of them; None is no sample."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a | b
 
 
 @final
@@ -132,6 +162,11 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         damping: in (0, 1].
         regularization: relative to the squared residual, added to the squared norm of each new
             direction; None is ten units of rounding.
+        plain_rate: from its start on, a sample takes plain steps for as long as each leaves at most
+            this share of its residual, and keeps no history meanwhile; 0 accelerates from the
+            second step on. For strong contractions of large states, where the history costs more
+            than f: a convolution of norm 0.9 took 0.76 of the time with 0.3, at the same
+            evaluations, and an MLP of 128 up to 1.3 times.
 
     Reference:
         Walker, Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal. 49
@@ -142,9 +177,12 @@ class Anderson(StepwiseRootSolver[AndersonState]):
     depth: Count = 5
     damping: Fraction = 1.0
     regularization: Tolerance | None = None
+    plain_rate: Share = 0.0
 
-    def update_rule(self, z: Tensor) -> AndersonRule:
-        """See :meth:`StepwiseRootSolver.update_rule`."""
+    def update_rule(self, z: Tensor) -> AndersonRule | None:
+        """See :meth:`StepwiseRootSolver.update_rule`; None with a ``plain_rate``."""
+        if self.plain_rate:
+            return None
         return AndersonRule(self.depth, PERIOD * self.depth, self.damping, self._ridge(z))
 
     def _ridge(self, z: Tensor) -> float:
@@ -161,7 +199,9 @@ class Anderson(StepwiseRootSolver[AndersonState]):
 
     def restart(self, state: AndersonState, grown: Tensor) -> AndersonState:
         """See :meth:`StepwiseRootSolver.restart`."""
-        alive = grown.new_ones(len(grown), self.depth) if state.alive is None else state.alive
+        alive = state.alive
+        if alive is None:  # all directions are in use, or there are none yet
+            alive = grown.new_full((len(grown), self.depth), state.waiting is None)
         return replace(state, alive=alive & ~column(grown), fresh=grown)
 
     def step(
@@ -176,10 +216,18 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         current, last = (g, plain), state.last
         if last is None:
             state.last, state.plain = current, torch.ones_like(residual.norm, dtype=torch.bool)
+            if self.plain_rate:
+                state.waiting, state.size = state.plain, residual.norm.detach()
+            return plain.squeeze(1), state
+        if state.pairs.count == PERIOD * self.depth:
+            state.clear()
+        if state.all_wait(residual.norm, self.plain_rate):
+            state.pairs.skip()
+            state.last = current
             return plain.squeeze(1), state
         self._learn(system.backend, *state.difference(current, last), residual.norm, state)
         state.last = current if state.fresh is None else state.retreat(current, last, state.fresh)
-        state.plain, state.fresh = state.fresh, None
+        state.plain, state.fresh = _either(state.fresh, state.waiting), None
         _, q, p = state.rows()
         return system.backend.axpy_history(
             state.last[1], state.inner(system.backend, q, g), p, -1
@@ -189,10 +237,8 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         self, backend: Backend, pair: Tensor, q: Tensor, size: Tensor, state: AndersonState
     ) -> None:
         """Add the last two iterates' differences as a direction, orthogonal to the others."""
-        if state.pairs.count == PERIOD * self.depth:
-            state.clear()
         graph, before = torch.is_grad_enabled(), q
-        if state.pairs.count:
+        if not state.pairs.is_empty:
             rows, others, _ = state.rows()
             pair = backend.axpy_history(
                 pair, state.inner(backend, others, q), rows, -1, out=None if graph else pair

@@ -25,13 +25,15 @@ class History:
         depth: rows.
         buffer: ``[batch, depth, n]``, where there is no graph.
         kept: the rows, each ``[batch, 1, n]``, where there is one.
-        count: vectors written.
+        count: vectors written, or left out.
+        skipped: the last ones were left out, and none was written since the last clearing.
     """
 
     depth: int
     buffer: Tensor | None
     kept: list[Tensor]
     count: int = 0
+    skipped: bool = False
 
     def __post_init__(self) -> None:
         self.slots: Sequence[Tensor] = () if self.buffer is None else self.buffer.split(1, 1)
@@ -57,6 +59,8 @@ class History:
 
     def append(self, row: Tensor, scale: Tensor | None = None) -> None:
         """Write a row ``[batch, 1, n]``, times ``scale`` ``[batch, 1, 1]``, over the oldest."""
+        if self.skipped:
+            self._blank(row)
         if self.buffer is None:
             new = row if scale is None else (row * scale).to(row.dtype)
             self.kept[self.slot : self.slot + 1] = [new]
@@ -66,10 +70,29 @@ class History:
             torch.mul(row, scale, out=self.slots[self.slot])
         self.count += 1
 
+    def skip(self) -> None:
+        """Leave the next row out, which is zero then; only before the first that is written."""
+        self.count += 1
+        self.skipped = True
+
+    def _blank(self, row: Tensor) -> None:
+        """The rows that were left out, beside one that is written."""
+        if self.buffer is None:
+            self.kept = [torch.zeros_like(row)] * min(self.count, self.depth)
+        else:
+            self.buffer.zero_()
+            self.used, self.view = self.depth, self.buffer
+        self.skipped = False
+
     def clear(self) -> None:
         """Forget all rows."""
         self.count = self.used = 0
-        self.kept = []
+        self.kept, self.skipped = [], False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row is written."""
+        return self.skipped or not self.count
 
     def last(self) -> Tensor:
         """The newest row, ``[batch, 1, n]``."""

@@ -32,6 +32,7 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     del problem, quick
     found = [_ours(method, backward) for method in METHODS for backward in (method, "gmres")]
     found += [_ours(method, method, compact=True) for method in METHODS if _compacts(method)]
+    found.append(_ours("anderson", "anderson", plain_rate=0.3))
     found += [_compiled(method) for method in METHODS] if _runs(CPP) else []
     found += [
         Contender(OURS, title, "implicit, as built", partial(_layer, name))

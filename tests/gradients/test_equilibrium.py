@@ -19,6 +19,7 @@ ROOT_SOLVERS = [
     ic.Picard(damping=0.8, **TIGHT),
     ic.Anderson(**TIGHT),
     ic.Anderson(depth=2, damping=0.9, **TIGHT),
+    ic.Anderson(plain_rate=0.5, **TIGHT),
     ic.Broyden(**TIGHT),
     ic.Broyden(variant="bad", **TIGHT),
     ic.Broyden(memory=3, **TIGHT),

@@ -19,6 +19,8 @@ SOLVERS = [
     ic.Picard(tol=1e-3, min_steps=20),
     ic.Anderson(tol=1e-6),
     ic.Anderson(tol=1e-6, depth=2, damping=0.9, max_steps=30),
+    ic.Anderson(tol=1e-6, plain_rate=0.5),
+    ic.Anderson(tol=1e-6, depth=2, plain_rate=0.7),
     ic.Anderson(tol=1e-6, compact=True, regularization=1e-8),
     ic.Broyden(tol=1e-6),
     ic.Broyden(tol=1e-6, memory=3),

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.operations import Operations
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicitcore as ic
 from implicitcore.extend import Step, StepwiseODESolver, System
@@ -146,29 +146,19 @@ def test_a_step_may_hide_what_is_not_finite():
     assert late.status.tolist() == [ic.Status.NON_FINITE, ic.Status.CONVERGED]
 
 
-class Counting(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(("solver", "most"), [(ic.Euler, 4), (ic.RK4, 17)])
 def test_a_step_costs_its_stages(solver, most):
     """Two views a stage for t and the state, and what the method is made of: no mask, no look."""
     counts = []
     for steps in (64, 64 + 10 * EVERY):
-        with Counting() as mode, torch.no_grad():
+        with Operations() as mode, torch.no_grad():
             ic.integrate(
                 lambda t, z, x: -z,
                 torch.ones(2, 3),
                 times=torch.tensor([0.0, 1.0]),
                 solver=solver(dt=1 / steps),
             )
-        counts.append(mode.count)
+        counts.append(Counter(mode.names))
     more = counts[1] - counts[0]
     assert more["_local_scalar_dense"] == 10
     assert more.total() <= 10 * EVERY * most + 40

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.operations import Operations
 
 import implicitcore as ic
 from implicitcore.extend import StepwiseRootSolver, System
@@ -55,6 +56,57 @@ def test_the_iterates_are_the_textbooks(damping, graph):
         )
         for found, iterate in zip(solution.iterates[:, i], expected[1:], strict=True):
             assert torch.allclose(found, iterate, atol=1e-10)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_with_a_plain_rate_each_sample_accelerates_from_its_first_slow_step_on(graph):
+    # Rates 0.02 and 0.9 apart: the residual falls fast until the share of the second is left, which
+    # is another for each sample.
+    n, rate, steps = 12, 0.3, 12
+    rates = torch.full((n,), 0.02, dtype=torch.float64)
+    rates[:3] = torch.tensor([0.9, 0.8, 0.7])
+    basis = torch.linalg.qr(inputs(batch=n, n=n))[0]
+    matrix, x = (
+        basis @ torch.diag(rates) @ basis.T,
+        inputs(batch=5, n=n) @ torch.diag(rates.lt(0.1).double()),
+    )
+    x = (x + torch.logspace(-9, 0, 5, dtype=x.dtype)[:, None] * (rates > 0.1)) @ basis.T
+    solver = ic.Anderson(
+        plain_rate=rate, depth=steps, tol=0, max_steps=steps + 1, regularization=0.0
+    )
+    with torch.set_grad_enabled(graph):
+        found = ic.fixed_point(
+            lambda z, x: z @ matrix + x,
+            torch.zeros_like(x),
+            x,
+            solver=solver,
+            gradient=ic.Unrolled(iterates=tuple(range(1, steps + 1))),
+        ).iterates
+    begun = []
+    for i in range(len(x)):
+        z, sizes = [torch.zeros(n, dtype=x.dtype)], []
+        while len(sizes) < 2 or sizes[-1] <= rate * sizes[-2]:
+            z.append(z[-1] @ matrix + x[i])
+            sizes.append((z[-1] - z[-2]).norm())
+        first = len(z) - 3  # the iterate before the one with the slow step
+        begun.append(first)
+        expected = z[:first] + textbook(lambda z, i=i: z @ matrix + x[i], z[first], 3, 1.0)
+        for k, iterate in enumerate(expected[1:]):
+            assert torch.allclose(found[k, i], iterate, atol=1e-12)
+    assert len(set(begun)) > 2 and max(begun) > 4
+
+
+def test_with_a_plain_rate_a_fast_contraction_has_no_history():
+    f, x = lambda z, x: 0.1 * z + x, inputs(n=4)
+    with torch.no_grad():
+        plain = ic.fixed_point(f, torch.zeros_like(x), x, solver=ic.Picard(tol=1e-9))
+    with torch.no_grad(), Operations() as counted:
+        solution = ic.fixed_point(
+            f, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-9, plain_rate=0.3)
+        )
+    assert torch.equal(solution.z, plain.z)
+    assert solution.evaluations == plain.evaluations
+    assert not [name for name in counted.names if "bmm" in name]
 
 
 def test_a_sample_whose_residual_doubles_goes_back_and_takes_the_plain_step():

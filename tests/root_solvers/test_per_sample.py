@@ -18,6 +18,7 @@ SOLVERS = [
     ic.Picard(tol=1e-9, max_steps=300),
     ic.Picard(tol=1e-9, max_steps=300, damping=0.7),
     ic.Anderson(tol=1e-9),
+    ic.Anderson(tol=1e-9, plain_rate=0.4),
     ic.Broyden(tol=1e-9),
     ic.Broyden(tol=1e-9, memory=2, max_steps=200),
     ic.Broyden(tol=1e-9, variant="bad"),
