@@ -57,20 +57,22 @@ def check_residual(system: System, solution: Solution, found: Residual) -> None:
         _refuse(system, solution.converged & ~(size <= allowed), reported, size)
 
 
-@torch.no_grad()
 def check_known(system: System, now: Evaluation) -> None:
     """Require that a part of the batch begins with the residuals that it had in the whole.
 
     Raises:
         InputError: f mixes samples, or a tensor of x belongs to all of them.
     """
-    known, whole = system.context.known, system.context.whole(len(now.z))
-    if known is None or known[0] is not now.z or whole is None:
+    known = system.context.known
+    if known is None or known[0] is not now.z:
         return
-    found = now.residual.norm.detach()
+    whole = system.context.whole(len(now.z))
+    if whole is None:
+        return
+    found, size = now.residual.norm.detach(), now.residual.update_norm.detach()
     bound = kernels(precision(system.context, now.z.dtype))
     far = (found - known[1]).abs()
-    wrong = (far > bound * (known[1] + now.residual.update_norm)) & far.isfinite()
+    wrong = (far > bound * (known[1] + size)) & far.isfinite()
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise cut(
