@@ -86,6 +86,7 @@ from implicitcore.layers.initial import Zeros as Zeros
 
 # start learned: one learned value per channel
 from implicitcore.layers.learned import LearnedInitialGuess as LearnedInitialGuess
+from implicitcore.layers.losses import correction_loss as correction_loss
 from implicitcore.layers.losses import skip_loss as skip_loss
 from implicitcore.layers.losses import start_loss as start_loss
 from implicitcore.layers.observers import ObserverHandle as ObserverHandle
