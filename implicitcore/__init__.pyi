@@ -13,6 +13,7 @@ from implicitcore.config.build import build as build
 from implicitcore.config.build import create as create
 from implicitcore.config.build import describe as describe
 from implicitcore.config.files import load_config as load_config
+from implicitcore.config.tune import tune as tune
 from implicitcore.dynamics.base import Dynamics as Dynamics
 
 # dynamics fixed_point: dz/dt = f(z, x) - z: the fixed points of a cell
