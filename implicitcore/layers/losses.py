@@ -28,7 +28,7 @@ def start_loss(solution: SolveResult) -> Tensor:
 
 
 def correction_loss(
-    criterion: Callable[[Any], Tensor], solution: SolveResult, *, decay: Fraction = 0.8
+    criterion: Callable[[Any], Tensor], solution: SolveResult, *, decay: float = 0.8
 ) -> Tensor:
     """The loss of the solution and of the iterates before it: the fixed-point correction.
 
