@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference \
-	bench-root bench-ode bench-dispatch bench-checks bench-plain-rate bench-gpu \
+	linkcheck bench-root bench-ode bench-dispatch bench-checks bench-plain-rate bench-gpu \
 	faults-lab honesty choose \
 	wheels clean
 
@@ -79,6 +79,9 @@ lint: install-dev ## check style, types, imports, and that no source file is ove
 
 docs: install-dev ## build the documentation in build/docs, every warning an error
 	$(BIN)/python -m sphinx -W -n --keep-going --quiet docs build/docs
+
+linkcheck: install-dev ## ask for every outside link of the documentation; needs a network
+	$(BIN)/python -m sphinx -n --quiet -b linkcheck -D plot_gallery=0 docs build/linkcheck
 
 reference: install ## write docs/parts.md anew, from the parts that the distributions here register
 	$(BIN)/implicitcore list --markdown \

@@ -42,6 +42,7 @@ def run(*command: str | Path, folder: Path = ROOT) -> None:
 
 def build() -> None:
     """Both forms of each distribution, from a clean folder; the wheel is made of the sdist."""
+    check_tag(ROOT, _settings(ROOT)["version"])
     shutil.rmtree(DIST, ignore_errors=True)
     for folder in projects():
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", DIST, folder)
@@ -51,6 +52,18 @@ def build() -> None:
     if names != expected or len(list(DIST.iterdir())) != 2 * len(expected):
         raise SystemExit(f"dist/ holds {sorted(names)}, expected {sorted(expected)}, each twice")
     print(f"{len(expected)} wheels and as many source distributions in {DIST}")
+
+
+def check_tag(folder: Path, version: str) -> None:
+    """Refuse a commit whose tags name other versions than its files do."""
+    listing = ("git", "tag", "--list", "v*", "--points-at", "HEAD")
+    try:
+        found = subprocess.run(listing, cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError:  # no git: an archive
+        return
+    tags = found.stdout.split()
+    if tags and f"v{version}" not in tags:
+        raise SystemExit(f"the tag {', '.join(tags)} is on a commit that has the version {version}")
 
 
 def _settings(folder: Path) -> dict[str, str]:

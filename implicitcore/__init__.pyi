@@ -13,6 +13,7 @@ from implicitcore.config.build import build as build
 from implicitcore.config.build import create as create
 from implicitcore.config.build import describe as describe
 from implicitcore.config.files import load_config as load_config
+from implicitcore.config.tune import tune as tune
 from implicitcore.dynamics.base import Dynamics as Dynamics
 
 # dynamics fixed_point: dz/dt = f(z, x) - z: the fixed points of a cell
@@ -86,6 +87,7 @@ from implicitcore.layers.initial import Zeros as Zeros
 
 # start learned: one learned value per channel
 from implicitcore.layers.learned import LearnedInitialGuess as LearnedInitialGuess
+from implicitcore.layers.losses import correction_loss as correction_loss
 from implicitcore.layers.losses import skip_loss as skip_loss
 from implicitcore.layers.losses import start_loss as start_loss
 from implicitcore.layers.observers import ObserverHandle as ObserverHandle

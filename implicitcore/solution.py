@@ -32,7 +32,7 @@ class Backward:
     Empty until a backward pass has run, and filled by the last one.
 
     Attributes:
-        vjps: vector-Jacobian products of f spent so far, over all backward passes.
+        vjps: vector-Jacobian products of f spent so far, over all backward passes and iterates.
         evaluations: evaluations of f spent in backward (the adjoint re-integrates the state).
         residual: ``[batch]``, residual of the linear system relative to the incoming gradient,
             where there is one.
@@ -140,8 +140,9 @@ class Solution(SolveResult):
     Attributes:
         z: the best iterate, shaped like z0.
         residual: ``[batch]``, the measured 2-norm of f(z) - z at ``z``.
-        iterates: ``[k, batch, ...]``, the iterates that ``Unrolled(iterates=...)`` asks for, each
-            with its graph.
+        iterates: ``[k, batch, ...]``, those that the gradient strategy was asked to keep
+            (``Implicit(iterates=...)``, ``Phantom``, ``Neumann``, ``Unrolled``), each with its
+            gradient.
         judged: what the stop test measured, where one did.
     """
 

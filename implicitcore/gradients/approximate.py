@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError
-from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
+from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium, with_iterates
 from implicitcore.options.options import Options
+from implicitcore.options.types import Count
 from implicitcore.solution import Backward, Solution
 from implicitcore.system.coupling import check_residual
 from implicitcore.system.linearization import Linearization
@@ -28,9 +29,18 @@ class ApproximateGradient(Options, GradientStrategy):
     the parameters, x and whatever f captured. Where u is to meet a tolerance, ``Implicit`` with a
     root solver of your own does it.
 
+    Attributes:
+        iterates: supervise the way: ``solution.iterates`` ``[k, batch, ...]`` holds the iterates
+            after these many steps of a stepwise root solver (a sample that stopped earlier keeps
+            its last), each with the estimate at J there, for
+            ``correction_loss``.
+
     Raises:
-        GradientError: with an ODE solver; on a second derivative.
+        GradientError: with an ODE solver; on a second derivative; ``iterates`` of a solver that has
+            none to give.
     """
+
+    iterates: tuple[Count, ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def estimate(self, jacobian: Linearization, v: Tensor) -> Tensor:
@@ -47,13 +57,20 @@ class ApproximateGradient(Options, GradientStrategy):
 
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         """See :meth:`GradientStrategy.run`."""
-        solution = equilibrium(self, solve, system, z0)
+        solution = equilibrium(self, solve, system, z0, self.iterates)
         if not torch.is_grad_enabled():
             return solution
         jacobian = system.linearize(solution.z.detach())
         check_residual(system, solution, jacobian.evaluation(solution.z).residual)
-        z = attach(jacobian.fz, solution.z, _Estimate(self, jacobian, solution.backward))
+        solution = with_iterates(
+            solution, lambda z: self._attached(system.linearize(z), z, solution.backward)
+        )
+        z = self._attached(jacobian, solution.z, solution.backward)
         return solution.amended(z=z, evaluations=system.evaluations)
+
+    def _attached(self, jacobian: Linearization, z: Tensor, record: Backward) -> Tensor:
+        """z, with the estimate at ``jacobian`` as its gradient."""
+        return attach(jacobian.fz, z, _Estimate(self, jacobian, record))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,9 @@ from implicitcore.options.options import PartMeta
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.judgement import solve as solve_root
 from implicitcore.root_solvers.returned import check_trajectory
+from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.solution import Solution, Trajectory
+from implicitcore.system.context import Recorder
 from implicitcore.system.system import System
 
 
@@ -87,11 +90,25 @@ class Solve:
         return {name: it for name, it in options.items() if it is not None and it is not False}
 
 
-def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Tensor) -> Solution:
+def equilibrium(
+    strategy: GradientStrategy,
+    solve: Solve,
+    system: System,
+    z0: Tensor,
+    iterates: Sequence[int] = (),
+) -> Solution:
     """Solve without a graph, for a strategy that differentiates the equilibrium itself.
 
+    Arguments:
+        strategy: the one that asks.
+        solve: the solver made ready.
+        system: what is solved.
+        z0: ``[batch, n]``.
+        iterates: keep the iterates after these many steps, for :func:`with_iterates`.
+
     Raises:
-        GradientError: the solver is an ODE solver, which gives a trajectory.
+        GradientError: the solver is an ODE solver, which gives a trajectory, or has no iterates to
+            give.
     """
     if not isinstance(solve.solver, RootSolver):
         name, solver = type(strategy).__name__, type(solve.solver).__name__
@@ -100,7 +117,46 @@ def equilibrium(strategy: GradientStrategy, solve: Solve, system: System, z0: Te
             f"Adjoint or Unrolled, or SteadyState({solver}(...))"
         )
     with torch.no_grad():
+        if iterates:
+            return solve_recording(solve, system, z0, iterates)
         return solve_root(solve.solver, system, z0)
+
+
+def solve_recording(solve: Solve, system: System, z0: Tensor, iterates: Sequence[int]) -> Solution:
+    """Solve, and keep the iterates after these many steps: ``[k, batch, n]``, as they were made.
+
+    A sample that stopped earlier keeps its last.
+
+    Raises:
+        GradientError: the solver has none to give.
+    """
+    solver = solve.solver
+    if (
+        not isinstance(solver, StepwiseRootSolver)
+        or solver.compact
+        or system.scope.group is not None
+    ):
+        raise GradientError(
+            "iterates are those of a stepwise root solver, without compact and "
+            f"sync_steps; received {solver}"
+        )
+    wanted = system.context.recorder or Recorder()
+    kept: list[Tensor] = []
+    solution = solve_root(solver, system.recorded(replace(wanted, iterates=kept)), z0)
+    chosen = [kept[min(count, len(kept) - 1)] for count in iterates]
+    return solution.amended(iterates=torch.stack(chosen))
+
+
+def with_iterates(solution: Solution, attached: Callable[[Tensor], Tensor]) -> Solution:
+    """The solution with a gradient for each of its iterates, where it has any.
+
+    Arguments:
+        solution: packed, of :func:`equilibrium`.
+        attached: gives an iterate ``[batch, n]`` its graph, and keeps its value.
+    """
+    if solution.iterates is None:
+        return solution
+    return solution.amended(iterates=torch.stack([attached(z) for z in solution.iterates]))
 
 
 class GradientStrategy(metaclass=PartMeta):

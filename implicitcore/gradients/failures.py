@@ -44,10 +44,21 @@ def without_failed(
     left_out = ~found.converged if masks else found.status == Status.NON_FINITE
     value = z0.detach().nan_to_num(0.0, 0.0, 0.0)
     if masks and bool(left_out.all()):
-        return found.amended(z=value.expand_as(found.z))
+        return _every(found, value.expand_as)
     if torch.is_grad_enabled() and bool(left_out.any()):
         found = _solved_apart(found, left_out, again, system, z0)
-    return found.amended(z=torch.where(column(left_out), value, found.z)) if masks else found
+    if not masks:
+        return found
+    return _every(found, lambda states: torch.where(column(left_out), value, states))
+
+
+def _every(
+    found: Solution | Trajectory, change: Callable[[Tensor], Tensor]
+) -> Solution | Trajectory:
+    """The result with its states changed, and its iterates where it has any."""
+    iterates = getattr(found, "iterates", None)
+    changed = {} if iterates is None else {"iterates": change(iterates)}
+    return found.amended(z=change(found.z), **changed)
 
 
 def _solved_apart(
@@ -58,7 +69,8 @@ def _solved_apart(
     if not len(others):
         listed = (p for p in system.dynamics.parameters() if p.requires_grad)
         depends = union(graph_leaves(found.z), listed)
-        return found.amended(z=_Stays.apply(found.z.detach(), z0, *depends))
+        start = z0 if isinstance(found, Trajectory) else z0.detach()
+        return _every(found, lambda states: _Stays.apply(states.detach(), start, *depends))
     batch = torch.arange(len(left_out), device=left_out.device)
     rows = torch.where(left_out, others[0], batch)
     subsystem = system.restrict(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConvergenceWarning, GradientError
-from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium
+from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium, with_iterates
 from implicitcore.options.options import Options
-from implicitcore.options.types import Positive
+from implicitcore.options.types import Count, Positive
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.root_solvers.judgement import solve_from
@@ -41,6 +41,10 @@ class Implicit(Options, GradientStrategy):
     is as exact as the forward and the backward solve: both tolerances count. Differentiable twice:
     the linear solve has an implicit gradient of its own, by the same solver.
 
+    An iterate z_k of ``iterates`` is no equilibrium of f. Its gradient is that of the z with
+    z = f(z, x) + c, where c = z_k - f(z_k, x) is held constant: the same equation, with J at z_k.
+    It costs an evaluation and a linear solve of its own.
+
     Attributes:
         solver: any root solver; its tolerance is relative to the 2-norm of v, per sample. ``GMRES``
             needs the fewest products.
@@ -48,37 +52,57 @@ class Implicit(Options, GradientStrategy):
             comes near 1 the gradient of one sample can outgrow those of all others; a contraction
             with rate r has ``|u| <= |v| / (1 - r)``. The gradient is then that of a first
             derivative alone.
+        iterates: supervise the way: ``solution.iterates`` ``[k, batch, ...]`` holds the iterates
+            after these many steps of a stepwise root solver (a sample that stopped earlier keeps
+            its last), each with the implicit gradient there, for
+            ``correction_loss``.
 
     Raises:
-        GradientError: on a third derivative, or with ``clip`` on a second.
+        GradientError: on a third derivative, or with ``clip`` on a second; ``iterates`` of a solver
+            that has none to give.
 
     Reference:
         Bai, Kolter, Koltun, Deep Equilibrium Models, arXiv 1909.01377; backward by GMRES: arXiv
-        2201.12240.
+        2201.12240; at several iterates: Bai, Geng, Savani, Kolter, Deep Equilibrium Optical Flow
+        Estimation, arXiv 2204.08442.
     """
 
     solver: RootSolver = GMRES(tol=1e-5)
     clip: Positive | None = None
+    iterates: tuple[Count, ...] = ()
 
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution:
         """See :meth:`GradientStrategy.run`."""
-        solution = equilibrium(self, solve, system, z0)
+        solution = equilibrium(self, solve, system, z0, self.iterates)
         if not torch.is_grad_enabled():
             return solution
-        jacobian = system.linearize(solution.z.detach())
-        backward = BackwardSolve(self.solver, system, jacobian, solution.backward)
-        if self.clip is not None:
-            backward = _Clipped(**vars(backward), clip=self.clip)
-        return attached(solution, backward)
+        end = self._backward(system, solution.z, solution.backward)
+        solution = with_iterates(
+            solution,
+            lambda z: _attached(z, self._backward(system, z, solution.backward, on_the_way=True)),
+        )
+        return attached(solution, end)
+
+    def _backward(
+        self, system: System, z: Tensor, record: Backward, on_the_way: bool = False
+    ) -> BackwardSolve:
+        """The backward solve at z."""
+        jacobian = system.linearize(z.detach())
+        solve = BackwardSolve(self.solver, system, jacobian, record, on_the_way=on_the_way)
+        return solve if self.clip is None else _Clipped(**vars(solve), clip=self.clip)
 
 
 def attached(solution: Solution, backward: BackwardSolve) -> Solution:
     """The solution, with a graph that leads through a backward solve."""
     jacobian, system = backward.jacobian, backward.system
     check_residual(system, solution, jacobian.evaluation(solution.z).residual)
-    own = _own(system.x)
-    z = attach(jacobian.fz, solution.z, backward, union(own, _others(jacobian, own)))
-    return solution.amended(z=z, evaluations=system.evaluations)
+    return solution.amended(z=_attached(solution.z, backward), evaluations=system.evaluations)
+
+
+def _attached(z: Tensor, backward: BackwardSolve) -> Tensor:
+    """z, with a graph that leads through a backward solve there."""
+    jacobian, own = backward.jacobian, _own(backward.system.x)
+    return attach(jacobian.fz, z, backward, union(own, _others(jacobian, own)))
 
 
 def _own(x: Any) -> list[Tensor]:
@@ -93,12 +117,22 @@ def _others(jacobian: Linearization, own: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class BackwardSolve(Pullback):
-    """v -> u with (I - J)^T u = v, at the equilibrium."""
+    """v -> u with (I - J)^T u = v, at the equilibrium.
+
+    Attributes:
+        solver: of the linear system.
+        system: what was solved.
+        jacobian: J, and the evaluation that it is of.
+        record: of the products, and of how the solve ended.
+        on_the_way: it is that of an earlier iterate; the record says how that of the solution
+            ended.
+    """
 
     solver: RootSolver
     system: System
     jacobian: Linearization
     record: Backward
+    on_the_way: bool = field(default=False, kw_only=True)
 
     @suspended()
     def solve(self, v: Tensor) -> Tensor:
@@ -162,11 +196,13 @@ class BackwardSolve(Pullback):
     def _write_down(self, linear: LinearSystem, solution: Solution) -> None:
         record, size = self.record, linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
         record.vjps += linear.evaluations
-        record.status, record.residual = solution.status, solution.residual / size
+        residual = solution.residual / size
+        if not self.on_the_way:
+            record.status, record.residual = solution.status, residual
         if solution.failed:
             owner = owner_of(self.system.dynamics)
             warn_repeatedly(
-                owner, "backward", lambda: _inexact(solution, record), ConvergenceWarning
+                owner, "backward", lambda: _inexact(solution, residual), ConvergenceWarning
             )
 
 
@@ -189,12 +225,11 @@ class _Clipped(BackwardSolve):
         raise GradientError("a clipped implicit gradient has no second derivative")
 
 
-def _inexact(solution: Solution, record: Backward) -> str:
+def _inexact(solution: Solution, residual: Tensor) -> str:
     count, total = int((~solution.converged).sum()), len(solution.status)
-    worst = "" if record.residual is None else f"{record.residual.max().item():.3g}"
     return (
         f"the backward solve of {count} of {total} samples did not converge; worst relative "
-        f"residual {worst}: their gradients are inexact"
+        f"residual {residual.max().item():.3g}: their gradients are inexact"
     )
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from implicitcore.errors import GradientError
-from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.base import GradientStrategy, Solve, solve_recording
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
-from implicitcore.root_solvers.judgement import solve as solve_root
-from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.solution import Solution, Trajectory
-from implicitcore.system.context import Recorder
 from implicitcore.system.system import System
 
 
@@ -32,7 +28,8 @@ class Unrolled(Options, GradientStrategy):
     Attributes:
         iterates: supervise the way: ``solution.iterates`` ``[k, batch, ...]`` holds the iterates
             after these many steps of a stepwise root solver (a sample that stopped earlier keeps
-            its last), with their graph, for a loss on several of them.
+            its last), with their graph, for a loss on several of them
+            (``correction_loss``).
 
     Raises:
         GradientError: ``iterates`` of a solver that has none to give.
@@ -48,26 +45,12 @@ class Unrolled(Options, GradientStrategy):
 
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution | Trajectory:
         """See :meth:`GradientStrategy.run`."""
-        solution = self._supervised(solve, system, z0) if self.iterates else solve(system, z0)
+        if self.iterates:
+            solution = solve_recording(solve, system, z0, self.iterates)
+        else:
+            solution = solve(system, z0)
         if len(z0) or system.scope.group is not None or not torch.is_grad_enabled():
             return solution
         # An empty batch takes no step: one evaluation connects it with what f depends on, as a
         # data-parallel module requires.
         return solution.amended(z=solution.z + system.update(z0), evaluations=system.evaluations)
-
-    def _supervised(self, solve: Solve, system: System, z0: Tensor) -> Solution:
-        solver = solve.solver
-        if (
-            not isinstance(solver, StepwiseRootSolver)
-            or solver.compact
-            or system.scope.group is not None
-        ):
-            raise GradientError(
-                "iterates are those of a stepwise root solver, without compact and "
-                f"sync_steps; received {solver}"
-            )
-        wanted = system.context.recorder or Recorder()
-        iterates: list[Tensor] = []
-        solution = solve_root(solver, system.recorded(replace(wanted, iterates=iterates)), z0)
-        chosen = [iterates[min(count, len(iterates) - 1)] for count in self.iterates]
-        return solution.amended(iterates=torch.stack(chosen))

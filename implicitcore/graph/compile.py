@@ -182,9 +182,12 @@ def _check_training(layer: ImplicitLayer, begin: Any, tensors: list[Tensor]) -> 
 
 def _check_gradient(gradient: Any) -> None:
     known = (*SOLVERS, GMRES)
-    if not isinstance(gradient, Implicit) or gradient.clip is not None:
+    if not isinstance(gradient, Implicit) or gradient.clip is not None or gradient.iterates:
         raise ConfigError(
-            [f"gradient: a compiled layer takes Implicit without a clip; received {gradient}"]
+            [
+                "gradient: a compiled layer takes Implicit without clip and iterates; received "
+                f"{gradient}"
+            ]
         )
     if not isinstance(gradient.solver, known):
         names = ", ".join(kind.__name__ for kind in known)

@@ -100,7 +100,7 @@ def test_the_signature_of_every_part_can_be_called(kind: str, run: Run):
             for line in run("info", kind, part.name).stdout.splitlines()
             if line.startswith("signature: ")
         )
-        call = line.removeprefix("signature: ").replace("(*, ", "(")
+        call = line.removeprefix("signature: ").replace("(*, ", "(").replace(", *, ", ", ")
         names = {name: getattr(ic, name) for name in dir(ic)}
         assert (
             eval(call, names | {part.load().__name__: part.load()}) == part.load()()

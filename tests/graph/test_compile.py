@@ -175,6 +175,8 @@ def test_a_second_derivative_is_refused():
     [
         ({"solver": ic.Newton()}, "solver: Newton has no loop in a graph; use Picard, Anderson"),
         ({"gradient": ic.Phantom()}, "gradient: a compiled layer takes Implicit"),
+        ({"gradient": ic.Implicit(clip=2.0)}, "takes Implicit without clip and iterates"),
+        ({"gradient": ic.Implicit(iterates=(1,))}, "takes Implicit without clip and iterates"),
         ({"gradient": ic.Implicit(ic.Newton())}, r"gradient.solver: Newton .*, GMRES"),
     ],
 )

@@ -219,8 +219,7 @@ def compare_layers(
     show(console, groups, title, data.note)
     with storing(out):
         write_results(out / "results.json", groups, common, data.note)
-        first = [group[0] for group in groups]
-        draw(out / "comparison.png", first, title if not data.note else f"{title}\n{data.note}")
+        draw(out / "comparison.png", groups, title if not data.note else f"{title}\n{data.note}")
     report = write_report([out], out / "report")
     console.print(f"written: {out / 'results.json'}, {out / 'comparison.png'}, {report}")
 

@@ -9,8 +9,8 @@ from statistics import mean, stdev
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from implicitcore_lab.axes import plain_ticks
 from implicitcore_lab.papers.table import Column, Results, Table, values
 
 WIDTH, ROW_HEIGHT, MARGIN = 11.0, 0.26, 1.6
@@ -58,9 +58,7 @@ def _scale(axes: Axes, found: Sequence[float]) -> None:
     low, high = min(found), max(found)
     if high > MANY * low:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        plain_ticks(axes.xaxis)
     elif high < CLOSE * low:
         room = 0.2 * (high - low) or 0.1 * high
         axes.set_xlim(low - room, high + room)

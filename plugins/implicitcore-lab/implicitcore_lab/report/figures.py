@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
+from implicitcore_lab.axes import band, scale
 from implicitcore_lab.records import Epoch
 from implicitcore_lab.report.groups import Group
 from implicitcore_lab.report.tables import Spread
@@ -109,7 +109,7 @@ def _against_epochs(curve: _Curve, lines: Sequence[Sequence[Spread | None]]) -> 
             _band(axes, index, epochs, [spread for _, spread in found])
         if curve.log:
             means = [spread.mean for line in lines for spread in line if spread]
-            _scale(axes.set_yscale, axes.yaxis, means)
+            scale(axes.set_yscale, axes.yaxis, means)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     return _picture(curve.name, f"{curve.title} per epoch", ("epoch", curve.title), draw)
@@ -127,7 +127,7 @@ def _against_time(groups: Sequence[Group]) -> Picture:
             found = [(time.mean, spread) for time, spread in pairs if time and spread]
             _band(axes, index, [time for time, _ in found], [spread for _, spread in found])
             times += [time for time, _ in found]
-        _scale(axes.set_xscale, axes.xaxis, times)
+        scale(axes.set_xscale, axes.xaxis, times)
 
     labels = ("training time (s)", "test accuracy (%)")
     return _picture("time", "test accuracy against training time", labels, draw)
@@ -147,23 +147,7 @@ def _residuals(groups: Sequence[Group]) -> Picture:
 
 
 def _band(axes: Axes, index: int, at: Sequence[float], spreads: Sequence[Spread]) -> None:
-    middle = [spread.mean for spread in spreads]
-    around = [spread.deviation or 0.0 for spread in spreads]
-    marker = "o" if len(at) == 1 else ""
-    axes.plot(at, middle, marker=marker, **_look(index))
-    if any(around):
-        low = [value - width for value, width in zip(middle, around, strict=True)]
-        high = [value + width for value, width in zip(middle, around, strict=True)]
-        axes.fill_between(at, low, high, color=f"C{index % COLOURS}", alpha=0.15, linewidth=0)
-
-
-def _scale(set_scale: Callable[[str], None], axis: Axis, values: Sequence[float]) -> None:
-    """Logarithmic, where the values are positive and lie more than a decade apart."""
-    if min(values) > 0 and max(values) > 10 * min(values):
-        set_scale("log")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    band(axes, at, spreads, {"marker": "o" if len(at) == 1 else "", **_look(index)})
 
 
 def _look(index: int) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rich.table import Table
 
+from implicitcore_lab.axes import plain_ticks
 from implicitcore_lab.tuning.space import LIMITS
 from implicitcore_lab.tuning.trials import Row
 
@@ -79,9 +79,7 @@ def draw(path: Path, tuned: Tuned) -> None:
     if tuned.best.measured and not tuned.best.is_default:
         axes.loglog(*_points([tuned.best.measured]), "*", color="C3", markersize=13, label="best")
     axes.axhline(tuned.max_gradient_error, color="0.5", linestyle=":", label="allowed error")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7), numticks=20))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes.xaxis, subs=(1, 2, 3, 5, 7))
     axes.set(
         title="Training step of the layer",
         xlabel="time, as a multiple of the default's",
