@@ -101,7 +101,7 @@ def _hardware(load: float, job: Job) -> list[str]:
     if max(load, after) > 1.5:
         lines.append(
             "The machine was shared with other programs meanwhile. Times are medians of the CPU "
-            "time of the process, and the rows took turns, so that they compare with each other; "
+            "time of the process, and the rows of a run took turns, so that they compare; "
             "a quiet machine would be faster."
         )
     return lines
