@@ -563,7 +563,7 @@ def test_the_step_shown_counts_from_the_beginning(tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "LINE_SECONDS", -1.0)
 
     def shown(resume, stop_at=None):
-        console, count, take = Console(file=io.StringIO()), 0, Training._step
+        said, count, take = io.StringIO(), 0, Training._step
 
         def stopped(self, rows, keeper):
             nonlocal count
@@ -575,8 +575,8 @@ def test_the_step_shown_counts_from_the_beginning(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(Training, "_step", stopped)
             with suppress(Interrupted):
-                Tiny().measure(replace(job(tmp_path, resume=resume), console=console))
-        return [int(number) for number in re.findall(r"step (\d+)", console.file.getvalue())]
+                Tiny().measure(replace(job(tmp_path, resume=resume), console=Console(file=said)))
+        return [int(number) for number in re.findall(r"step (\d+)", said.getvalue())]
 
     before = shown(False, stop_at=7)
     after = shown(True)
