@@ -35,9 +35,16 @@ document.title = [tall.length, Math.min(...tall.map((r) => r.width * r.height)),
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
+    """The pages: a copy of those that the gate has just built, or built here."""
+    folder = tmp_path_factory.mktemp("site")
+    if built := os.environ.get("IMPLICITCORE_TESTS_SITE"):
+        return shutil.copytree(built, folder / "html")
+    return build(folder)
+
+
+def build(folder):
     for package in ("furo", "sphinx_gallery", "latex2mathml"):
         needs(package)
-    folder = tmp_path_factory.mktemp("site")
     # A copy, so that the gallery in reduced form is not taken for the one that `make docs` made.
     sources = folder / "docs"
     shutil.copytree(ROOT / "docs", sources, ignore=shutil.ignore_patterns("gallery", "__pycache__"))

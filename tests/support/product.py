@@ -29,9 +29,14 @@ LOOSE: dict[str, dict[str, float]] = {
     "ode_solver": {"rtol": 1e-2, "atol": 1e-3, "dt": 0.25, "max_order": 4, "max_steps": 200},
 }
 """Options of the solvers that have them."""
-INSIDE = {**LOOSE, "ode_solver": {**LOOSE["ode_solver"], "rtol": 1e-3, "atol": 1e-4}}
+STEADY = {**LOOSE, "ode_solver": {**LOOSE["ode_solver"], "rtol": 1e-3, "atol": 1e-4}}
 """The same inside another solver: a steady state is out of reach of some methods whose steps are as
 long as they are stable."""
+PATH = {**LOOSE, "ode_solver": {**LOOSE["ode_solver"], "rtol": 0.1, "atol": 0.1}}
+"""Inside a homotopy, which draws the state to its path and corrects it at the end."""
+PATH_OF_A_STAGE = {"name": "euler", "dt": 10.0}
+"""What integrates the path where a homotopy is itself inside another solver: it solves stages in
+units of the error that a step may make, so that their paths are hundreds long."""
 TIGHT = {
     "root_solver": {"name": "picard", "tol": 1e-6, "max_steps": 200},
     "ode_solver": {"name": "tsit5", "rtol": 1e-6, "atol": 1e-8},
@@ -58,7 +63,11 @@ class Combination:
         chosen = _part(slot.name, self.solver)
         solver = _named(chosen, LOOSE)
         if inside := _inner_slot(chosen):
-            solver[inside.name] = _named(_part(inside.name, self.inner), INSIDE)
+            follows = self.solver.endswith(":homotopy")
+            inner = _named(_part(inside.name, self.inner), PATH if follows else STEADY)
+            if self.inner.endswith(":homotopy"):
+                inner["ode_solver"] = PATH_OF_A_STAGE
+            solver[inside.name] = inner
         return {
             "name": self.layer,
             slot.name: solver,

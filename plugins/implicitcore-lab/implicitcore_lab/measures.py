@@ -95,9 +95,14 @@ def equilibrium_figures(
 
 
 def start_distance(solution: SolveResult) -> Tensor:
-    """``|z* - z0| / |z*|`` of each sample, ``[batch]``."""
-    moved = pytree.tree_map(lambda z, z0: z - z0, solution.z, solution.start)
-    return norms(moved, floor=False) / norms(solution.z)
+    """``|z* - z0| / |z*|`` of each sample, ``[batch]``; where z* is zero, 1 unless z0 is zero too.
+
+    The quotient is infinite there, and one sample whose relus are all off would be the whole mean.
+    """
+    moved = norms(pytree.tree_map(lambda z, z0: z - z0, solution.z, solution.start), floor=False)
+    return torch.where(
+        norms(solution.z, floor=False) > 0, moved / norms(solution.z), (moved > 0).to(moved.dtype)
+    )
 
 
 def norms(state: Any, *, floor: bool = True) -> Tensor:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import implicitcore as ic
 from implicitcore.cli import cli
 from implicitcore_lab.data import Dataset, Split
-from implicitcore_lab.measures import equilibrium_figures, solve_figures
+from implicitcore_lab.measures import equilibrium_figures, solve_figures, start_distance
 from implicitcore_lab.models import Classifier, HomotopyField, build_classifier
 from implicitcore_lab.settings import read_settings
 from implicitcore_lab.training import Training
@@ -39,6 +39,16 @@ def test_the_distance_from_the_start():
     solution = layer.solve(x, z0=start.expand(2, 2))
     expected = ((2 * x - start).norm(dim=1) / (2 * x).norm(dim=1)).mean()
     assert solve_figures(solution)["start_distance"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_an_equilibrium_of_zero_does_not_make_the_mean_infinite():
+    """As a sample has it whose relus are all off: a start that is not zero is all wrong."""
+    layer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: torch.relu(x)), solver=ic.Picard())
+    x = torch.tensor([[-1.0, -2.0], [3.0, 4.0], [-1.0, -1.0]])
+    start = torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    solution = layer.solve(x, z0=start)
+    assert start_distance(solution).tolist() == [1.0, 1.0, 0.0]
+    assert solve_figures(solution)["start_distance"] == pytest.approx(2 / 3)
 
 
 def test_a_layer_without_equilibria_has_no_radius():

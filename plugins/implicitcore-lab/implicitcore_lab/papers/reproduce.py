@@ -55,7 +55,8 @@ def reproduce(
         output.mkdir(parents=True, exist_ok=True)
     console = make_console()
     load = os.getloadavg()[0]
-    results = table.measure(Job(chosen, spent, seeds, output, target[1], values, console))
+    job = Job(chosen, spent, seeds, output, target[1], values, console)
+    results = table.measure(job)
     for row in chosen:
         found = results[row.name]
         first = (f"{each.title} {spread(found, each)}" for each in table.columns[:3])
@@ -65,7 +66,7 @@ def reproduce(
         budget=budget,
         seeds=seeds,
         command=_command(name, budget, seeds, rows, values.get("device")),
-        hardware=_hardware(load, values),
+        hardware=[*_hardware(load, job), *table.circumstances(job)],
     )
     with storing(output):
         draw_table(output / f"{name}.png", table, results)
@@ -85,21 +86,22 @@ def _command(
     return shlex.join([*words, "--device", device] if device else words)
 
 
-def _hardware(load: float, values: Mapping[str, Any]) -> list[str]:
+def _hardware(load: float, job: Job) -> list[str]:
     """What it ran on; and whether other programs wanted the same cores."""
     cores, after = os.cpu_count() or 1, os.getloadavg()[0]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    if values.get("device") == "cpu":
+    if job.values.get("device") == "cpu":
         device = "no GPU used"
+    part = " the last part, which went on from an earlier one" if job.resume else ""
     lines = [
         f"{_processor()}, {cores} cores, {device}; one process.",
         f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}.",
-        f"Load average {load:.1f} before and {after:.1f} after, on {cores} cores.",
+        f"Load average {load:.1f} before and {after:.1f} after{part}, on {cores} cores.",
     ]
     if max(load, after) > 1.5:
         lines.append(
             "The machine was shared with other programs meanwhile. Times are medians of the CPU "
-            "time of the process, and the rows took turns, so that they compare with each other; "
+            "time of the process, and the rows of a run took turns, so that they compare; "
             "a quiet machine would be faster."
         )
     return lines

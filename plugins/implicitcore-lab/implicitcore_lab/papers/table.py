@@ -180,6 +180,11 @@ class Table(Options, ABC):
         del results
         return ()
 
+    def circumstances(self, job: Job) -> Sequence[str]:
+        """What else the page says of how a measured job was measured, a line each."""
+        del job
+        return ()
+
     def budget(self, name: str) -> Budget:
         """The budget of that name.
 

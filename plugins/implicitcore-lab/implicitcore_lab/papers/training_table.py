@@ -14,7 +14,7 @@ from implicitcore_lab.engine import choose_device
 from implicitcore_lab.experiment import check_settings, cpu_threads
 from implicitcore_lab.papers.picture import draw_bars
 from implicitcore_lab.papers.table import Budget, Figures, Job, Results, Row, Table
-from implicitcore_lab.papers.turns import train_in_turns
+from implicitcore_lab.papers.turns import taken_together, train_in_turns
 from implicitcore_lab.settings import Settings
 
 RUNS = "runs"
@@ -61,6 +61,10 @@ class TrainingTable(Table):
                 for name, figures in found.items():
                     results[name].append(figures)
         return results
+
+    def circumstances(self, job: Job) -> Sequence[str]:
+        """Which rows took turns with which, where a job went on from the runs of another."""
+        return taken_together(job.rows, job.seeds, job.output / RUNS)
 
     def draw(self, figure: Figure, results: Results) -> None:
         """Bars of some columns, a panel each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from implicitcore_lab.keeper import Checkpoints
 from implicitcore_lab.models import build_classifier
 from implicitcore_lab.optimisation import copy_weights
 from implicitcore_lab.papers.figures import figures
-from implicitcore_lab.papers.table import Job
+from implicitcore_lab.papers.table import Job, Row
 from implicitcore_lab.records import Epoch
 from implicitcore_lab.results import result
 from implicitcore_lab.runs import RunDirectory
@@ -28,6 +29,8 @@ from implicitcore_lab.transaction import Transaction
 
 LINE_SECONDS = 30.0
 """Between two lines of progress."""
+BESIDE, LOAD = "beside", "load"
+"""In the record of a run: the rows that took turns, and the load average as it ended."""
 
 
 @dataclass
@@ -107,8 +110,12 @@ class Turn:
         finally:
             self._random = random_state(device)
 
-    def finish(self) -> None:
-        """Measure the trained model, and let the run appear."""
+    def finish(self, beside: Sequence[str]) -> None:
+        """Measure the trained model, and let the run appear.
+
+        Arguments:
+            beside: the rows that took turns, this one among them.
+        """
         model = build_classifier(self.settings, self.data.shape, self.data.classes)
         copy_weights(model, self.training.weights())
         model = model.to(self.training.engine.device)
@@ -116,6 +123,8 @@ class Turn:
         record = {
             **result(outcome_of(model, self.data, self.settings, history), self.data.note),
             "figures": figures(model, self.data, self.settings, history),
+            BESIDE: sorted(beside),
+            LOAD: os.getloadavg()[0],
         }
         config = self.settings.with_layer(model.layer.config)
         self.run.finish(config, model.state_dict(), record)
@@ -170,32 +179,68 @@ def train_in_turns(
 
 def _take_turns(turns: Sequence[Turn], seed: int, job: Job) -> None:
     """A step of each at a time, until each has ended or was interrupted."""
-    going, last, rounds = list(turns), time.monotonic(), 0
+    going, last = list(turns), time.monotonic()
+    names = [turn.name for turn in turns]
     while going:
-        going = [turn for turn in going if _goes_on(turn)]
-        rounds += 1
+        going = [turn for turn in going if _goes_on(turn, names)]
         for turn in turns:
             for epoch in turn.pop_epochs():
                 accuracy = f"test accuracy {epoch.test_accuracy:.2%}"
                 job.console.print(f"seed {seed}  {turn.name}  epoch {epoch.epoch}  {accuracy}")
         if time.monotonic() - last > LINE_SECONDS:
             last = time.monotonic()
-            job.console.print(f"seed {seed}  {len(going)} rows  step {rounds:,}", style="dim")
+            where = f"seed {seed}  {len(going)} rows  step {_step(turns):,}"
+            job.console.print(where, style="dim")
 
 
-def _goes_on(turn: Turn) -> bool:
+def _goes_on(turn: Turn, beside: Sequence[str]) -> bool:
     try:
         if turn.take():
             return True
     except Interrupted:
         return False
-    turn.finish()
+    turn.finish(beside)
     return False
 
 
+def _step(turns: Sequence[Turn]) -> int:
+    """How far the trainings are, what they did before they were resumed included."""
+    return max((turn.training.position.step for turn in turns if not turn.done), default=0)
+
+
 def _interrupted(turns: Sequence[Turn], signals: Checkpoints, folder: Path) -> Interrupted:
-    steps = max((turn.training.position.step for turn in turns if not turn.done), default=0)
-    return Interrupted(steps).by(signals.signal, folder)
+    return Interrupted(_step(turns)).by(signals.signal, folder)
+
+
+def taken_together(rows: Sequence[Row], seeds: Sequence[int], folder: Path) -> list[str]:
+    """Which rows took turns with which, a line for each run, where it was not all with all.
+
+    Arguments:
+        rows: that were measured.
+        seeds: with each.
+        folder: the runs of a seed are in its ``seed-N``.
+    """
+    runs: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    loads: dict[tuple[tuple[str, ...], ...], list[float]] = {}
+    for row in rows:
+        found = [RunDirectory(folder / f"seed-{seed}" / row.name).record() for seed in seeds]
+        together = tuple(tuple(record.get(BESIDE, ())) for record in found)
+        runs.setdefault(together, []).append(row.title)
+        loads.setdefault(together, []).extend(each[LOAD] for each in found if LOAD in each)
+    if len(runs) < 2:
+        return []
+    first = f"The rows were measured in {len(runs)} runs: times compare within one, not across."
+    lines = [
+        f"Run {number}{_loads(loads[together])}: {'; '.join(titles)}."
+        for number, (together, titles) in enumerate(runs.items(), 1)
+    ]
+    return [first, *lines]
+
+
+def _loads(loads: Sequence[float]) -> str:
+    return (
+        f" (load average {min(loads):.1f} to {max(loads):.1f} as its rows ended)" if loads else ""
+    )
 
 
 def _finished(path: Path, settings: Settings, data: Dataset) -> bool:
