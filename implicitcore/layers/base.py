@@ -168,9 +168,9 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
                 on where it ended, and ``z0.detach()`` without its gradient.
             keys: int64 ``[batch]``, the number of each sample, for a :class:`WarmStart`: it begins
                 the sample where it ended last, and keeps where it ends now.
-            times: with an ODE solver the output times ``[T]``, a tensor or numbers, in place of 0
-                and ``horizon``: the start is at the first, and the result is the
-                :class:`~implicitcore.Trajectory`, z ``[T, batch, ...]``.
+            times: with an ODE solver the output times ``[T]``, or ``[batch, T]`` those of each
+                sample, in place of 0 and ``horizon``: the start is at the first, and the result is
+                the :class:`~implicitcore.Trajectory`, z ``[T, batch, ...]``.
             trace: keep the residual after each step.
         """
         with self._scope().entered():
