@@ -49,12 +49,14 @@ def run_from(
     return found.amended(z=torch.stack(rows), evaluations=system.evaluations)
 
 
-def _differentiated(times: Tensor) -> bool:
+def _differentiated(times: Any) -> bool:
     """Whether a gradient with respect to the times is wanted.
 
     Raises:
         GradientError: a forward-mode derivative is.
     """
+    if not isinstance(times, Tensor):  # no times, as the solver will say
+        return False
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(times).tangent is not None:
         raise GradientError(_REVERSE)
     return times.requires_grad
