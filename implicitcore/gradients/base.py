@@ -57,7 +57,7 @@ class Solve:
 
     def of_samples(self, rows: Tensor) -> Solve:
         """The same for some samples ``[k]``."""
-        if self.times is None or self.times.ndim == 1:
+        if not isinstance(self.times, Tensor) or self.times.ndim == 1:
             return self
         return replace(self, times=self.times.index_select(1, rows))
 
@@ -74,7 +74,8 @@ class Solve:
             InputError: what is wanted beside the output times needs another solver.
         """
         times, options = self.grid, self._wanted()
-        if times.ndim > 1 and not isinstance(solver, StepwiseODESolver):
+        own = isinstance(times, Tensor) and times.ndim == 2
+        if own and not isinstance(solver, StepwiseODESolver):
             raise InputError(
                 f"times: {type(solver).__name__} has one clock for the batch; expected shape [T], "
                 f"received the times of {times.shape[1]} samples"
