@@ -161,6 +161,8 @@ from implicitcore.ode_solvers.runge_kutta import Midpoint as Midpoint
 
 # ode_solver tsit5: Tsitouras, order 5, adaptive
 from implicitcore.ode_solvers.runge_kutta import Tsit5 as Tsit5
+from implicitcore.ode_solvers.stepping import Stepping as Stepping
+from implicitcore.ode_solvers.stepping import stepping as stepping
 from implicitcore.registry.hookspecs import hookimpl as hookimpl
 from implicitcore.registry.registry import register as register
 

@@ -21,9 +21,9 @@ from implicitcore.errors import show as show
 from implicitcore.gradients.approximate import ApproximateGradient as ApproximateGradient
 from implicitcore.gradients.base import GradientStrategy as GradientStrategy
 from implicitcore.gradients.base import Solve as Solve
-from implicitcore.layers.base import CallOptions as CallOptions
 from implicitcore.layers.base import ImplicitLayer as ImplicitLayer
-from implicitcore.layers.base import LayerOptions as LayerOptions
+from implicitcore.layers.call import CallOptions as CallOptions
+from implicitcore.layers.call import LayerOptions as LayerOptions
 from implicitcore.layers.initial import InitialGuess as InitialGuess
 from implicitcore.layers.options import LayerOption as LayerOption
 from implicitcore.layers.options import OptionOf as OptionOf

@@ -154,7 +154,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     z0: Any,
     x: Any = None,
     *,
-    times: Tensor | Sequence[float],
+    times: Tensor | Sequence[float] | Sequence[Sequence[float]],
     solver: ODESolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     dense: bool = False,
@@ -174,8 +174,10 @@ def integrate(  # noqa: PLR0913 - keyword options
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
-        times: output times ``[T]``, a tensor in a dtype of its own or numbers, strictly increasing
-            or decreasing; a span of length zero has no solution and is an error.
+        times: output times ``[T]``, or ``[batch, T]``, those of each sample; a tensor in a dtype of
+            its own or numbers, strictly increasing or decreasing, for each sample by itself. A span
+            of length zero has no solution and is an error. They get a gradient where they require
+            one, a first derivative, at one evaluation for each of the T.
         solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
         dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
@@ -186,8 +188,8 @@ def integrate(  # noqa: PLR0913 - keyword options
             costs at least a step each. Else z there is interpolated by the solver's own continuous
             extension, whose error is that of the steps, and output times are nearly free. Solvers
             with equal steps hit the times always.
-        step_at: times ``[S]`` at which v jumps (a switch, a dose). A step ends just before each and
-            the next begins just behind it, so that no stage sees the other side.
+        step_at: times ``[S]`` at which v jumps (a switch, a dose), with times ``[T]``. A step ends
+            just before each and the next begins just behind it: no stage sees the other side.
         exact_time: v and event receive t in the dtype of the times. Else it is rounded to the real
             dtype of z, float32 at least, so that it mixes with z: too coarse for a field of t whose
             float64 times are far from zero.

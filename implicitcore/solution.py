@@ -177,7 +177,7 @@ class _Integrated(SolveResult):
     """What an integration gives.
 
     Attributes:
-        times: the output times, ``[times]``.
+        times: the output times, ``[times]``, or ``[batch, times]`` those of each sample.
     """
 
     times: Tensor
@@ -207,7 +207,7 @@ class Trajectory(_Integrated):
     Attributes:
         z: ``[times, batch, ...]``, ``z[0]`` is z0. A sample that failed keeps its last state at the
             times it did not reach.
-        times: the output times, ``[times]``.
+        times: the output times, ``[times]``, or ``[batch, times]`` those of each sample.
         event_times: ``[batch]``, when the event happened, NaN where it did not; None where there
             was none to watch.
         interpolant: the continuous extension, when asked for; see :meth:`interpolate`.

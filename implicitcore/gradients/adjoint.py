@@ -128,7 +128,7 @@ class _Pullback:
         """
         z0 = self.solution.z[0]
         a = torch.where(column(finite), torch.zeros_like(z0), torch.nan)
-        stage = system.stage(self.solution.times[:1].expand(len(z0)), torch.cat((z0, a), 1))
+        stage = system.stage(self.solution.times[0].expand(len(z0)), torch.cat((z0, a), 1))
         if not (stage.g.requires_grad and system.inputs):
             return list(gradients)
         return [

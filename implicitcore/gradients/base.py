@@ -31,7 +31,8 @@ class Solve:
 
     Attributes:
         solver: finds the equilibrium, or integrates.
-        times: the output times of an ODE solver; None for a root solver.
+        times: the output times of an ODE solver, ``[T]``, or those of each sample ``[T, batch]``;
+            None for a root solver.
         dense: keep the continuous extension of a trajectory.
         event: end each sample where this changes its sign.
         hit_times: end a step at each output time.
@@ -57,6 +58,12 @@ class Solve:
             raise InputError(f"{name} integrates over times, and none were given")
         return self.times
 
+    def of_samples(self, rows: Tensor) -> Solve:
+        """The same for some samples ``[k]``."""
+        if not isinstance(self.times, Tensor) or self.times.ndim == 1:
+            return self
+        return replace(self, times=self.times.index_select(1, rows))
+
     def __call__(self, system: System, z0: Tensor) -> Solution | Trajectory:
         """Solve from z0."""
         if isinstance(self.solver, RootSolver):
@@ -70,6 +77,12 @@ class Solve:
             InputError: what is wanted beside the output times needs another solver.
         """
         times, options = self.grid, self._wanted()
+        own = isinstance(times, Tensor) and times.ndim == 2
+        if own and not isinstance(solver, StepwiseODESolver):
+            raise InputError(
+                f"times: {type(solver).__name__} has one clock for the batch; expected shape [T], "
+                f"received the times of {times.shape[1]} samples"
+            )
         if not options:
             found = solver.solve(system, z0, times)
         elif isinstance(solver, StepwiseODESolver):

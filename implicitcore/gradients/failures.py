@@ -19,7 +19,8 @@ from implicitcore.system.system import System
 from implicitcore.tensors.graph_leaves import graph_leaves, union
 from implicitcore.tensors.norms import column
 
-Again = Callable[[System, Tensor], Solution | Trajectory]
+Again = Callable[..., Solution | Trajectory]
+"""Solves a system from a start, packed; with the rows ``[k]`` where it is that of some samples."""
 
 
 def without_failed(
@@ -33,7 +34,7 @@ def without_failed(
 
     Arguments:
         found: of ``system`` from ``z0``, packed.
-        again: solves another system from another start.
+        again: solves the system of other samples from another start.
         system: what was solved.
         z0: the start, ``[batch, n]``.
         on_failure: ``"mask"`` gives every failed sample its start, made finite and without a graph.
@@ -76,7 +77,7 @@ def _solved_apart(
     subsystem = system.restrict(rows)
     check_part(system, subsystem, z0.detach(), rows)
     subsystem = subsystem.restarted()
-    part = again(subsystem, z0.index_select(0, rows))
+    part = again(subsystem, z0.index_select(0, rows), rows)
     subsystem.context.end()
 
     def joined(old: Tensor | None, new: Tensor | None) -> Tensor | None:

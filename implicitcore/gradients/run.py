@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend
@@ -15,7 +16,9 @@ from implicitcore.errors import ConfigError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.failures import without_failed
 from implicitcore.gradients.implicit import Implicit
+from implicitcore.gradients.output_times import run_from
 from implicitcore.gradients.unrolled import Unrolled
+from implicitcore.ode_solvers.times import packed_times
 from implicitcore.options.types import OnFailure
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.context import Recorder
@@ -61,6 +64,13 @@ def run(
     autocast = ambient()
     begin, x = promoted(usable(z0), autocast), usable(x)
     packing = Packing.of(begin, coupled=coupled)
+    times = packed_times(solve.times, packing.batch, coupled=coupled)
+    solve = solve if times is solve.times else replace(solve, times=times)
+
+    def again(system: System, z0: Tensor, rows: Tensor | None = None) -> Solution | Trajectory:
+        part = solve if rows is None else solve.of_samples(rows)
+        return run_from(gradient, part, system, z0)
+
     with solving(dynamics) as scope:
         check_sharding(dynamics, together=scope.group is not None and type(gradient) is Implicit)
         if scope.random:
@@ -72,7 +82,6 @@ def run(
             system = system.with_function_state()
         with suspended() if autocast else nullcontext():
             flat = packing.pack(begin)
-            again = partial(gradient.run, solve)
             solution = again(system, flat)
             on_failure = options.get("on_failure", "ignore")
             solution = without_failed(solution, again, system, flat, on_failure)
@@ -81,6 +90,8 @@ def run(
     parts: dict[str, Any] = {"z": z, "start": z0}
     if isinstance(solution, Solution) and solution.iterates is not None:
         parts["iterates"] = packing.unpack(solution.iterates)
+    if isinstance(solution, Trajectory) and solution.times.ndim > 1:
+        parts["times"] = solution.times.T
     found = solution.amended(**parts)
     return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
 

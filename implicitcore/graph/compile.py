@@ -19,6 +19,7 @@ from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout
 from implicitcore.graph.trace import Kind
 from implicitcore.layers.base import ImplicitLayer
+from implicitcore.layers.call import refuse_options
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.solution import Backward, FinalState, Solution, Status
@@ -45,17 +46,18 @@ class CompiledLayer(nn.Module):
         # For a graph around this one, without a gradient; in a tuple it is no part of this module.
         self.inlined = (GraphLayer(layer),)
 
-    def forward(self, x: Any, z0: Any = None) -> Any:
-        """See :meth:`ImplicitLayer.forward`."""
+    def forward(self, x: Any, z0: Any = None, **options: Any) -> Any:
+        """See :meth:`ImplicitLayer.forward`; ``options`` of a call are refused."""
         if torch.compiler.is_compiling() and not torch.is_grad_enabled():
-            return self.inlined[0](x, z0)
-        solution = self.solve(x, z0)
+            return self.inlined[0](x, z0, **options)
+        solution = self.solve(x, z0, **options)
         report(solution, self.layer.on_failure, type(self.layer).__name__, self.layer)
         return solution.z
 
     @eager
-    def solve(self, x: Any, z0: Any = None) -> Solution | FinalState:
-        """See :meth:`ImplicitLayer.solve`."""
+    def solve(self, x: Any, z0: Any = None, **options: Any) -> Solution | FinalState:
+        """See :meth:`ImplicitLayer.solve`; ``options`` of a call are refused."""
+        refuse_options(options)
         layer = self.layer
         _check_call(layer)
         begin = layer.start(unwrapped(x)) if z0 is None else z0

@@ -13,6 +13,7 @@ from implicitcore.graph.solvers import check_solver, follows_field, run
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout, graph_field, graph_system
 from implicitcore.layers.base import ImplicitLayer
+from implicitcore.layers.call import refuse_options
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.solution import FinalState, Solution, Status
 from implicitcore.system.captured_modules import captured_modules
@@ -42,13 +43,15 @@ class GraphLayer(nn.Module):
         # As parts of this module, for what a function calls is no part of the dynamics.
         self.captured = nn.ModuleList(captured_modules(layer.dynamics))
 
-    def forward(self, x: Any, z0: Any = None) -> Any:
-        """The solution's z; see :meth:`ImplicitLayer.forward`."""
+    def forward(self, x: Any, z0: Any = None, **options: Any) -> Any:
+        """The solution's z; see :meth:`ImplicitLayer.forward`, whose ``options`` are refused."""
+        refuse_options(options)
         found, start = self._found(x, z0)
         return found.z if self.on_failure == "ignore" else self._answers(found, start)
 
-    def solve(self, x: Any, z0: Any = None) -> Solution | FinalState:
+    def solve(self, x: Any, z0: Any = None, **options: Any) -> Solution | FinalState:
         """The whole result; ``evaluations`` is a tensor. See :meth:`ImplicitLayer.solve`."""
+        refuse_options(options)
         found, start = self._found(x, z0)
         return result(self.solver, self.horizon, found, start=start)
 

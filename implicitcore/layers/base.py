@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.run import RunOptions, run
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.layers import observers
+from implicitcore.layers.call import solver_of_call
 from implicitcore.layers.distributed import SharedGroup, group_of
 from implicitcore.layers.initial import InitialGuess, Zeros
 from implicitcore.layers.options import OPTIONS, LayerMeta, LayerOption, replaced
@@ -34,20 +35,6 @@ from implicitcore.tensors.transforms import eager, in_backward
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-class CallOptions(TypedDict, total=False):
-    """The options whose default is the same in every layer: ``**options: Unpack[CallOptions]``."""
-
-    backend: Backend | Spec | None
-    on_failure: OnFailure
-    coupled: bool
-
-
-class LayerOptions(CallOptions, total=False):
-    """The options that every layer has: for ``**options: Unpack[LayerOptions]``."""
-
-    gradient: GradientStrategy | Spec | None
 
 
 def _default_gradient(layer: ImplicitLayer) -> GradientStrategy:
@@ -132,7 +119,9 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         else:
             super().__setattr__(name, value)
 
-    def forward(self, x: Any, z0: Any = None, *, keys: Any = None, times: Times = None) -> Any:
+    def forward(
+        self, x: Any, z0: Any = None, *, keys: Any = None, times: Times = None, **options: Any
+    ) -> Any:
         """The solution's z, differentiable.
 
         Arguments:
@@ -141,19 +130,28 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             z0: begin from here and not from the layer's start.
             keys: int64 ``[batch]``, the number of each sample, for a :class:`WarmStart`.
             times: as :meth:`solve` takes them; z is then ``[T, batch, ...]``.
+            options: of the solver, for this call alone: ``layer(x, tol=1e-6, max_steps=100)``.
 
         Raises:
             SolveError: a sample failed, and ``on_failure`` says so.
+            ConfigError: the solver has no such option, or not with that value.
         """
         given = {"keys": keys, "times": times}
-        options = {name: value for name, value in given.items() if value is not None}
+        options |= {name: value for name, value in given.items() if value is not None}
         solution = self.solve(x, z0, **options)
         report(solution, self.on_failure, type(self).__name__, self)
         return solution.z
 
     @eager
-    def solve(
-        self, x: Any, z0: Any = None, *, keys: Any = None, times: Times = None, trace: bool = False
+    def solve(  # noqa: PLR0913 - keyword options
+        self,
+        x: Any,
+        z0: Any = None,
+        *,
+        keys: Any = None,
+        times: Times = None,
+        trace: bool = False,
+        **options: Any,
     ) -> Solution | FinalState | Trajectory:
         """The whole result: z, status per sample, evaluations, and with a root solver the residual.
 
@@ -168,11 +166,13 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
                 on where it ended, and ``z0.detach()`` without its gradient.
             keys: int64 ``[batch]``, the number of each sample, for a :class:`WarmStart`: it begins
                 the sample where it ended last, and keeps where it ends now.
-            times: with an ODE solver the output times ``[T]``, a tensor or numbers, in place of 0
-                and ``horizon``: the start is at the first, and the result is the
-                :class:`~implicitcore.Trajectory`, z ``[T, batch, ...]``.
+            times: with an ODE solver the output times ``[T]``, or ``[batch, T]`` those of each
+                sample, in place of 0 and ``horizon``: the start is at the first, and the result is
+                the :class:`~implicitcore.Trajectory`, z ``[T, batch, ...]``.
             trace: keep the residual after each step.
+            options: of the layer's solver, for this call alone, read as its own are.
         """
+        solver = solver_of_call(self.solver, options)
         with self._scope().entered():
             start = self._begin(x, keys) if z0 is None else z0
             spent = self.start.evaluations if z0 is None else 0
@@ -181,7 +181,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
                 if z0 is None and self.start.detached
                 else start
             )
-            solution = self._run(begin, x, times, trace)
+            solution = self._run(begin, x, solver, times, trace)
         if spent or start is not begin:
             solution = solution.amended(start=start, evaluations=solution.evaluations + spent)
         if keys is not None:
@@ -282,9 +282,9 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         return self.start(unwrapped(x)) if keys is None else self.start.keyed(unwrapped(x), keys)
 
     def _run(
-        self, begin: Any, x: Any, times: Times, trace: bool
+        self, begin: Any, x: Any, solver: RootSolver | ODESolver, times: Times, trace: bool
     ) -> Solution | FinalState | Trajectory:
-        solve = Solve(self.solver, self._times(begin, times))
+        solve = Solve(solver, self._times(begin, times))
         options: RunOptions = {"backend": self.backend, "trace": trace, "coupled": self.coupled}
         options["on_failure"] = self.on_failure
         found = run(self.dynamics, begin, x, solve, self.gradient, **options)

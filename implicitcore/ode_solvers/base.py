@@ -58,7 +58,8 @@ class ODESolver(metaclass=PartMeta):
             system: gives the vector field on packed states.
             z0: ``[batch, n]``.
             times: output times ``[T]``, strictly increasing or decreasing; the last may be infinite
-                where ``stop`` is given.
+                where ``stop`` is given. A stepwise solver takes ``[T, batch]`` too, those of each
+                sample: what :func:`~implicitcore.integrate` was given as ``[batch, T]``.
             stop: called with t ``[batch]``, z and the velocity ``[batch, n]`` at each accepted
                 state; returns which samples go on.
 

@@ -40,7 +40,7 @@ class Interpolant:
 
     Attributes:
         packing: how a state is laid out.
-        span: the first and the last time of the integration, ``[2]``.
+        span: the first and the last time of the integration, ``[2]``, or ``[2, batch]``.
         ends: the times at which the steps of each sample end, ``[batch, steps]``, rejected ones
             included: there t stands still.
         starts: the times at which they begin, ``[batch, steps]``.
@@ -68,7 +68,7 @@ class Interpolant:
             InputError: t has another shape, or is outside of the span.
         """
         t = self._check(t)
-        forward = torch.where(self.span[1] > self.span[0], 1, -1).to(t)
+        forward = torch.where(self.span[1] > self.span[0], 1, -1).to(t).reshape(-1, 1)
         ahead = (t * forward).detach().contiguous()
         ends = (self.ends * forward).contiguous()
         first = torch.searchsorted(ends, ends[:, :1].contiguous(), right=True)
@@ -96,15 +96,17 @@ class Interpolant:
             raise InputError(
                 f"t: expected a real tensor of shape [T] or [{batch}, T], received {found}"
             )
-        t = t.to(self.span)
-        low, high = self.span.aminmax()
-        outside = ~((t >= low) & (t <= high))
+        t = t.to(self.span).expand(batch, -1)
+        low, high = (end.expand(batch) for end in self.span.aminmax(dim=0))
+        outside = ~((t >= low.unsqueeze(1)) & (t <= high.unsqueeze(1)))
         if bool(outside.any()):
+            sample, place = outside.nonzero()[0].tolist()
+            whose = f" for sample {sample}" if self.span.ndim > 1 else ""
             raise InputError(
-                f"t: expected times from {low.item():g} to {high.item():g}, received "
-                f"{t[outside][0].item():g}"
+                f"t: expected times from {low[sample].item():g} to {high[sample].item():g}, "
+                f"received {t[sample, place].item():g}{whose}"
             )
-        return t if t.ndim == 2 else t.expand(batch, -1)
+        return t
 
 
 class Pieces:

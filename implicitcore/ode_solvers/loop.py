@@ -39,7 +39,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
         solver: makes the steps.
         system: the vector field.
         z0: ``[batch, n]``.
-        times: output times ``[T]``.
+        times: output times ``[T]``, or ``[T, batch]``, those of each sample.
         stop: see :meth:`~implicitcore.ode_solvers.base.ODESolver.solve`.
         dense: keep the continuous extension.
         event: end each sample where this changes its sign.
@@ -49,7 +49,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
         observer: called along the steps, which then end at each output time.
     """
     control = solver.step_size if stop is None else solver.step_size.steady_state()
-    times = check_times(times, z0, bounded=stop is None)
+    times = check_times(times, z0, bounded=stop is None, of_each=True)
     hits = hit_times or control.hits_times or observer is not None
     stops = Stops.of(times, z0, hit_times=hits, step_at=step_at)
     free = ControlledSteps.between(control, stops) if stop is not None else None

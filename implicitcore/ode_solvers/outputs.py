@@ -93,7 +93,7 @@ class Outputs:
             rows: these, or others of their shapes.
             last: the state now, ``[batch, n]``: that of the times that were not ``reached``.
             reached: output times, the first included, ``[batch]``.
-            times: the output times.
+            times: the output times, ``[T]`` or ``[T, batch]``.
         """
         if self.together and self.together[-1] == len(times):
             return self._of_all(rows)
@@ -112,7 +112,8 @@ class Outputs:
             index, row = _times_of(which)
             at = row
             if which.t is not None and which.dt is not None:
-                found = _evaluated(found, row, (times[index] - which.t[row]) / which.dt[row])
+                due = times[index] if times.ndim == 1 else times[index, which.samples[row]]
+                found = _evaluated(found, row, (due - which.t[row]) / which.dt[row])
                 at = torch.arange(len(row), device=device)
             place[index, which.samples[row]] = at + used
             table.append(found)

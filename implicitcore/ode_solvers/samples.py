@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.ode_solvers.stops import Stops
+from implicitcore.ode_solvers.stops import Stops, of_each
 from implicitcore.solution import Status
 
 
@@ -25,12 +25,14 @@ class Ahead(NamedTuple):
     @classmethod
     def at_start(cls, none: Tensor, stops: Stops) -> Ahead:
         """The first ones; ``none`` is zero for each sample."""
-        due, target = (times.expand(len(none)) for times in (stops.times[1:2], stops.ends[:1]))
+        due, target = (t.expand(len(none)) for t in (stops.times[1], stops.ends[0]))
         return cls(none + 1, due, none, target, none)
 
     def passed(self, reached: Tensor, stops: Stops) -> Ahead:
         """With so many output times ``reached``."""
-        due = stops.times[reached.clamp(max=len(stops.times) - 1)] if stops.between else self.due
+        if not stops.between:
+            return self._replace(next=reached)
+        due = of_each(stops.times, reached.clamp(max=len(stops.times) - 1))
         return self._replace(next=reached, due=due)
 
     def arrived(self, arrived: Tensor, steps: Tensor, stops: Stops) -> Ahead:
@@ -38,7 +40,7 @@ class Ahead(NamedTuple):
         last = len(stops.ends) - 1
         reached = torch.where(arrived, stops.reached[self.stop.clamp(max=last)], self.next)
         stop, mark = self.stop + arrived, torch.where(arrived, steps, self.mark)
-        target = stops.ends[stop.clamp(max=last)]
+        target = of_each(stops.ends, stop.clamp(max=last))
         return self.passed(reached, stops)._replace(stop=stop, target=target, mark=mark)
 
 
@@ -78,7 +80,7 @@ class Samples:
     def at_start(cls, z0: Tensor, stops: Stops) -> Samples:
         """All of them at the first of the output times."""
         batch = z0.shape[0]
-        t = stops.start.expand(batch)
+        t = stops.start[0].expand(batch)
         none = torch.zeros(batch, dtype=torch.int64, device=z0.device)
         yes = torch.ones(batch, dtype=torch.bool, device=z0.device)
         return cls(

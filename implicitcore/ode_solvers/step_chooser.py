@@ -77,11 +77,11 @@ class ControlledSteps(StepChooser):
 
     Arguments:
         control: chooses the sizes.
-        span: the way to go, and one where it is longer.
-        coarse: dt is to be rounded to what t moves by.
+        span: the way to go, and one where it is longer; ``[batch]`` where each has its own.
+        coarse: whose dt is to be rounded to what t moves by, a bool; None: nobody's.
     """
 
-    def __init__(self, control: StepSize, span: Tensor, *, coarse: bool = False) -> None:
+    def __init__(self, control: StepSize, span: Tensor, coarse: Tensor | None = None) -> None:
         self.control, self.span, self.coarse = control, span, coarse
         self.eps = torch.finfo(span.dtype).eps
 
@@ -90,8 +90,8 @@ class ControlledSteps(StepChooser):
         """The choices of steps that have to end at these stops."""
         times = torch.cat((stops.start, stops.ends))
         span, eps = (times[-1] - times[0]).abs().clamp(max=1), torch.finfo(times.dtype).eps
-        coarse = bool(eps * times.abs().max() > COARSE * times.diff().abs().min())
-        return cls(control, span, coarse=coarse)
+        coarse = eps * times.abs().amax(0) > COARSE * times.diff(dim=0).abs().amin(0)
+        return cls(control, span, coarse if bool(coarse.any()) else None)
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
@@ -101,12 +101,13 @@ class ControlledSteps(StepChooser):
     def choose(self, samples: Samples) -> Attempt:
         """See :meth:`StepChooser.choose`."""
         t, target, size = samples.t, samples.ahead.target, samples.size
-        if self.coarse:
-            size = torch.maximum(size, self.eps * t.abs())
+        if self.coarse is not None:
+            size = torch.where(self.coarse, torch.maximum(size, self.eps * t.abs()), size)
         dt, arrives = self.control.fit(size, target - t)
         end = torch.where(arrives, target, t + dt)
-        if self.coarse:
-            dt, arrives = end - t, end == target
+        if self.coarse is not None:
+            dt = torch.where(self.coarse, end - t, dt)
+            arrives = torch.where(self.coarse, end == target, arrives)
         return Attempt(torch.where(samples.active, dt, 0), arrives, end)
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:

@@ -117,9 +117,9 @@ class Fixed(StepSize):
             remaining.isinf(), signed(size, remaining), remaining / parts
         ), parts <= 1
 
-    def grid(self, stops: Stops, limit: int) -> Grid:
-        """See :meth:`StepSize.grid`."""
-        return Grid.equal(stops, self.dt, limit)
+    def grid(self, stops: Stops, limit: int) -> Grid | None:
+        """See :meth:`StepSize.grid`; None where each sample has its own times."""
+        return Grid.equal(stops, self.dt, limit) if stops.times.ndim == 1 else None
 
     def accept(
         self,

@@ -24,13 +24,14 @@ class Stops:
     """The times at which steps end whatever their size.
 
     Attributes:
-        times: the output times, ``[T]``.
+        times: the output times, ``[T]``; those of each sample ``[T, batch]``, and what is ``[1]``
+            or ``[S]`` below has the batch behind it then.
         start: where the first step begins, ``[1]``: the first output time, or behind a jump there.
         ends: where a step has to end, ``[S]``.
         resumes: where the next one begins, ``[S]``; differs from ``ends`` at a jump of the field
             before the last time.
         reached: how many output times are reached there, ``[S]`` int64.
-        forward: time increases.
+        forward: time increases; ``[batch]`` bool where each sample has its own times.
         between: there are output times between the stops.
         jumps: the field jumps at one of them.
     """
@@ -40,7 +41,7 @@ class Stops:
     ends: Tensor
     resumes: Tensor
     reached: Tensor
-    forward: bool
+    forward: bool | Tensor
     between: bool
     jumps: bool = False
 
@@ -57,12 +58,18 @@ class Stops:
         Raises:
             InputError: ``step_at`` cannot be used.
         """
-        forward = bool(times[-1] > times[0])
+        ahead = times[-1] > times[0]
+        forward = ahead if times.ndim > 1 else bool(ahead)
         if step_at is None:
             first = 1 if hit_times else len(times) - 1
             ends = times[first:]
             reached = torch.arange(first + 1, len(times) + 1, device=times.device)
             return cls(times, times[:1], ends, ends, reached, forward, first > 1)
+        if isinstance(forward, Tensor):
+            raise InputError(
+                "step_at: jumps of the field need one clock; expected times of shape [T], received "
+                f"those of {times.shape[1]} samples"
+            )
         jumps = _checked(step_at, times)
         eps = max(torch.finfo(dtype).eps for dtype in (jumps.dtype, real_dtype(z0)))
         return cls._at_jumps(times, jumps.to(times.dtype), eps, forward, hit_times)
@@ -108,13 +115,24 @@ class Stops:
 
     def later(self, t: Tensor, than: Tensor) -> Tensor:
         """Whether a time comes later than another one, bool."""
+        if isinstance(self.forward, Tensor):
+            return torch.where(self.forward, t > than, t < than)
         return t > than if self.forward else t < than
 
     def passed(self, t: Tensor) -> Tensor:
         """How many output times come earlier than t, ``[batch]`` int64."""
+        if isinstance(self.forward, Tensor):
+            sign = torch.where(self.forward, 1, -1).to(t.dtype)
+            ahead = (self.times * sign).T.contiguous()
+            return torch.searchsorted(ahead, (t * sign).unsqueeze(1)).squeeze(1)
         if self.forward:
             return torch.searchsorted(self.times, t)
         return torch.searchsorted(-self.times, -t)
+
+
+def of_each(times: Tensor, index: Tensor) -> Tensor:
+    """The time ``[batch]`` of each sample with its index, out of ``[T]`` or ``[T, batch]``."""
+    return times[index] if times.ndim == 1 else times.gather(0, index.unsqueeze(0)).squeeze(0)
 
 
 def _checked(step_at: object, times: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from implicitcore.errors import InputError
 from implicitcore.tensors.like import described
 from implicitcore.tensors.norms import clock_dtype
 
-Times = Tensor | Sequence[float] | None
+Times = Tensor | Sequence[float] | Sequence[Sequence[float]] | None
 """Output times as they are given."""
 
 
@@ -36,16 +36,44 @@ def span(horizon: float, z0: Any) -> Tensor:
     return torch.tensor([0.0, horizon], dtype=dtype, device=like.device)
 
 
-def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
+def packed_times(times: Any, batch: int, *, coupled: bool = False) -> Any:
+    """The output times as a solver takes them: those of each sample ``[batch, T]`` as [T, batch].
+
+    Raises:
+        InputError: they are not those of this batch.
+    """
+    if not isinstance(times, Tensor) or times.ndim != 2:
+        return times
+    found = f"received a tensor of shape {list(times.shape)}"
+    if coupled:
+        raise InputError(f"times: a coupled batch has one clock; expected shape [T], {found}")
+    if len(times) != batch:
+        raise InputError(
+            f"times: expected a tensor of shape [T], or [{batch}, T] for those of each sample, "
+            f"{found}"
+        )
+    return times.T
+
+
+def check_times(
+    times: Tensor, z0: Tensor, *, bounded: bool = True, of_each: bool = False
+) -> Tensor:
     """The output times, ready for an integration: on the device of ``z0``, in a real dtype.
 
     They keep their dtype where it is finer than that of ``z0``: far from zero t has few digits left
     for dt.
 
+    Arguments:
+        times: ``[T]``, or ``[T, batch]``, those of each sample.
+        z0: the state.
+        bounded: the last may not be infinite.
+        of_each: samples may have times of their own.
+
     Raises:
         InputError: says what was received and what was expected.
     """
-    if not isinstance(times, Tensor) or times.ndim != 1 or len(times) < 2:
+    most = 2 if of_each else 1
+    if not isinstance(times, Tensor) or not 1 <= times.ndim <= most or len(times) < 2:
         found = (
             f"a tensor of shape {list(times.shape)}"
             if isinstance(times, Tensor)
@@ -54,27 +82,35 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
         raise InputError(f"times: expected a tensor of shape [T] with T >= 2, received {found}")
     if times.requires_grad:
         raise InputError(
-            "times: received a tensor that requires a gradient; the gradient with respect "
-            "to times is not computed"
+            "times: received a tensor that requires a gradient; a solver itself computes none with "
+            "respect to times: integrate and layers do"
         )
     strided = not times.is_meta and times.layout is torch.strided
     if times.is_complex() or times.dtype == torch.bool or not strided:
         raise InputError(f"times: expected real numbers, received {described(times)}")
     grid = times.to(z0.device, clock_dtype(times, z0))
-    steps = grid.diff()
-    if not bool((steps > 0).all() | (steps < 0).all()):
-        hint = (
-            "; a span of length zero has no direction: z there is z0"
-            if bool((steps == 0).all())
-            else ""
-        )
+    steps = grid.diff(dim=0)
+    monotone = (steps > 0).all(0) | (steps < 0).all(0)
+    if not bool(monotone.all()):
+        found, zero = _first(~monotone, times), _first(~monotone, steps == 0)[0]
+        hint = "; a span of length zero has no direction: z there is z0" if all(zero) else ""
         raise InputError(
             f"times: expected strictly increasing or decreasing values in {grid.dtype}, "
-            f"received {times.tolist()}{hint}"
+            f"received {found[0]}{found[1]}{hint}"
         )
-    if not bool(grid[: None if bounded else -1].isfinite().all()):
-        raise InputError(f"times: expected finite values, received {times.tolist()}")
+    finite = grid[: None if bounded else -1].isfinite().all(0)
+    if not bool(finite.all()):
+        found = _first(~finite, times)
+        raise InputError(f"times: expected finite values, received {found[0]}{found[1]}")
     return grid
+
+
+def _first(wrong: Tensor, values: Tensor) -> tuple[list[Any], str]:
+    """The values ``[T]`` of the first sample that is ``wrong``; its name where each has its own."""
+    if values.ndim == 1:
+        return values.tolist(), ""
+    index = int(wrong.nonzero()[0])
+    return values[:, index].tolist(), f" for sample {index}"
 
 
 def signed(size: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""What a layer is called and made with beside its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from typing import Any, TypedDict, TypeVar
+
+from implicitcore.backends.base import Backend
+from implicitcore.errors import ConfigError, show
+from implicitcore.gradients.base import GradientStrategy
+from implicitcore.options.types import OnFailure, Spec
+
+_Solver = TypeVar("_Solver")
+
+
+class CallOptions(TypedDict, total=False):
+    """The options whose default is the same in every layer: ``**options: Unpack[CallOptions]``."""
+
+    backend: Backend | Spec | None
+    on_failure: OnFailure
+    coupled: bool
+
+
+class LayerOptions(CallOptions, total=False):
+    """The options that every layer has: for ``**options: Unpack[LayerOptions]``."""
+
+    gradient: GradientStrategy | Spec | None
+
+
+def solver_of_call(solver: _Solver, options: Mapping[str, Any]) -> _Solver:
+    """The solver with other options, read as it reads its own.
+
+    Raises:
+        ConfigError: an option is unknown, of another type or out of bounds; or the solver is no
+            dataclass, and cannot be made again from its options.
+    """
+    if not options:
+        return solver
+    if not is_dataclass(solver):
+        problem = f"options of one call need a solver that is a dataclass, received {show(solver)}"
+        raise ConfigError([f"{', '.join(options)}: {problem}"])
+    return replace(solver, **options)  # pyright: ignore[reportArgumentType, reportReturnType] - an object, not a class
+
+
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """Require that a solve in a graph is called with x and z0 alone.
+
+    Raises:
+        ConfigError: there are options of this call.
+    """
+    if options:
+        problem = "a solve in a graph has its options in the graph; set them on the layer before"
+        raise ConfigError([f"{name}: {problem}" for name in options])
