@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
+from implicitcore.root_solvers.stop_criterion import GROWTH, StopCriterion
 from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, Trust, origin_of
 from implicitcore.solution import Judged, Solution, Status
-from implicitcore.system.coupling import check_known
+from implicitcore.system.coupling import Frozen, check_frozen, check_known
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
@@ -49,7 +49,7 @@ class StopTest(StopCriterion):
         self.remaining, self.count = z0.shape[0], 0
         self.stopped: Tensor | None = None
         self.scale: Tensor | None = None
-        self.recorder = system.context.recorder
+        self.recorder, self.origin = system.context.recorder, system.context.origin
         # The whole batch, where stopped samples have left it, and which of it are here.
         self.whole: tuple[StopState, Tensor] | None = None
 
@@ -80,8 +80,7 @@ class StopTest(StopCriterion):
         # Both comparisons in two calls, and NaN fails them: most iterations end here. The residual
         # is then the least so far (which ``min_steps`` lets be within the limit).
         if (
-            self.start.is_cpu
-            and self.min_steps == 1
+            self.min_steps == 1
             and state.failure is None
             and torch.equal(torch.clamp(size, state.limit, state.best_norm), size)
         ):
@@ -90,10 +89,8 @@ class StopTest(StopCriterion):
             return None
         self._settle()
         # NaN compares false, so this finds all that must not go on, and all that is not measured.
-        usual = self.start.is_cpu and torch.equal(
-            torch.clamp(size, state.start.small, state.start.ceiling), size
-        )
-        if self.start.is_cpu and not usual:
+        usual = torch.equal(torch.clamp(size, state.start.small, state.start.ceiling), size)
+        if not usual:
             size = self._remeasure(now, size)
         limit = self._in_force(state.limit)
         met = self._accept(now.residual, size, usual)
@@ -107,7 +104,7 @@ class StopTest(StopCriterion):
 
     def _in_force(self, limit: Tensor) -> Tensor:
         """The limits of the active samples, and for the others those that they met."""
-        if self.start.is_cpu and self.stopped is None:
+        if self.stopped is None:
             return limit
         return torch.where(self.state.active, limit, self.state.best_limit)
 
@@ -117,24 +114,32 @@ class StopTest(StopCriterion):
         size = residual.norm.detach() if residual.norm.requires_grad else residual.norm
         self.count += 1
         if self.count == 1:
-            origin = self.system.context.origin or origin_of(size, residual.update_norm)
+            origin = self.origin or origin_of(size, residual.update_norm)
             state.start.norm, state.start.ceiling = origin
-        scale = self.system.scale(residual.update_norm, state.start.norm)
+        scale = self._scale(residual.update_norm, state.start.norm)
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
             state.start.limit = self._first_limit()
-            check_known(self.system, now)
-            if self.system.context.range_checked:
-                check_range(residual.update_norm, now.z, now.fz)
+            self._begin(now)
         return size
+
+    def _begin(self, now: Evaluation) -> None:
+        """What is asked of the start."""
+        check_known(self.system, now)
+        if self.system.context.range_checked:
+            check_range(now.residual.update_norm, now.z, now.fz)
+
+    def _scale(self, update: Tensor, start: Tensor) -> Tensor:
+        """What the tolerance is relative to, where ``|f(z)|`` and the first residual are these."""
+        return self.system.scale(update, start)
 
     def _first_limit(self) -> Tensor:
         """The limit where the solve began, which another solver may have done."""
-        origin, limit = self.system.context.origin, self.state.limit
+        origin, limit = self.origin, self.state.limit
         if origin is None:
             return limit
-        scale = self.system.scale(origin.ceiling / DIVERGENCE, origin.norm)
+        scale = self._scale(origin.ceiling / DIVERGENCE, origin.norm)
         return torch.minimum(limit, self.state.floor + scale * self.tol)
 
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
@@ -142,11 +147,11 @@ class StopTest(StopCriterion):
         state, update = self.state, now.residual.update_norm
         value, small = now.residual.value, size < state.start.small
         # Most that are small are zero, entry by entry; a look at all of them is cheaper.
-        if not bool(value.any()) or not bool(value[small].any()):
+        if not bool(value.any()) or not bool(value[small.to(value.device)].any()):
             return size
-        size = torch.where(small, scaled_norm(value), size)
-        update = torch.where(update < state.start.small, scaled_norm(now.fz), update)
-        scale = self.system.scale(update, state.start.norm)
+        size = torch.where(small, scaled_norm(value).to(size), size)
+        update = torch.where(update < state.start.small, scaled_norm(now.fz).to(size), update)
+        scale = self._scale(update, state.start.norm)
         state.limit, self.scale = torch.add(state.floor, scale, alpha=self.tol), None
         return size
 
@@ -159,7 +164,7 @@ class StopTest(StopCriterion):
         if trust is not None:
             met, away = trust.doubt(met, residual, state.start.ceiling, self._rounding())
             stops = met | away
-            if not self.start.is_cpu or bool(away.any()):
+            if bool(away.any()):
                 state.fail(away, Status.DIVERGED)
         if not usual:
             stops = stops | state.lose(size)
@@ -178,7 +183,7 @@ class StopTest(StopCriterion):
         if start.trust is None:
             start.trust = Trust.at(start)
         reach = torch.maximum(state.limit, residual.update_norm * self._rounding())
-        if self.start.is_cpu and torch.equal(torch.minimum(reach, start.trust.limit), reach):
+        if torch.equal(torch.minimum(reach, start.trust.limit), reach):
             return None
         return start.trust
 
@@ -187,15 +192,11 @@ class StopTest(StopCriterion):
         state = self.state
         state.steps = state.steps.masked_fill(stops, self.count)
         state.active = state.active & ~stops
-        if not self.start.is_cpu:
-            self._lower(~state.active)
-        # The host waits for the device: every time on a CPU, where it is free, else now and then.
-        if self.start.is_cpu or self.count % CHECK_EVERY == 0:
-            self._count()
+        self._count()
 
     def _count(self) -> None:
         remaining = int(self.state.active.sum())
-        if self.start.is_cpu and 0 < remaining < self.remaining:
+        if 0 < remaining < self.remaining:
             done = ~self.state.active
             self._lower(done)
             self.stopped = done.nonzero().squeeze(1)
@@ -212,15 +213,14 @@ class StopTest(StopCriterion):
         state = self.state
         last, state.size, self.grown = state.size, size, None
         if (
-            self.start.is_cpu
-            and state.failure is None
+            state.failure is None
             and torch.equal(torch.minimum(size, state.best_norm), size)
         ):
             state.best_norm = size
             state.best_limit = limit
             return None
         grown = size > GROWTH * last
-        if not self.start.is_cpu or bool(grown.any()):
+        if bool(grown.any()):
             self.grown = grown
         improved = met | (size < state.best_norm)
         state.best_norm = torch.where(improved, size, state.best_norm)
@@ -234,13 +234,13 @@ class StopTest(StopCriterion):
         if self.whole is not None:
             whole, rows = self.whole
             size = whole.size = whole.size.index_copy(0, rows, size)
-        self.recorder.record(z, size)
+        self.recorder.record(z, size.to(z.device))
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """z_next for the active samples, z for those that have stopped."""
-        if self.start.is_cpu and self.stopped is None:
+        if self.stopped is None:
             return z_next
-        if self.stopped is None or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return torch.where(column(self.state.active), z_next, z)
         return z_next.index_copy(0, self.stopped, z.index_select(0, self.stopped))
 
@@ -269,13 +269,21 @@ class StopTest(StopCriterion):
         whole.put(rows, self.state)
         return whole
 
+    def _check_apart(self, state: StopState) -> None:
+        """Require that a sample which stopped kept its residual while the others moved.
+
+        Raises:
+            InputError: f mixes samples.
+        """
+        found = Frozen(state.best, state.last, state.best_norm, state.size, state.best_limit)
+        check_frozen(self.system, found, state.converged)
+
     def solution(self, steps: Tensor | None = None) -> Solution:
         """The best iterates so far, packed; ``steps`` where a step is not one evaluation."""
         self._settle()
         state = self._merged()
-        at_once = self.start.is_cpu and self.stopped is None
-        if self.whole or not (at_once or self.remaining == len(state.active)):
-            state.check_apart(self.system)
+        if self.whole or not (self.stopped is None or self.remaining == len(state.active)):
+            self._check_apart(state)
         if steps is None:
             steps = state.steps
             if self.remaining:
