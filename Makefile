@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference \
+.PHONY: help demo test test-rest test-all test-device test-gpu install install-dev lint docs reference \
 	bench-root bench-ode bench-dispatch bench-checks bench-gpu faults-lab honesty choose \
 	wheels clean
 
@@ -44,6 +44,9 @@ test-rest: install-dev ## run what make test leaves out, the slow tests, and tho
 
 test-all: install-dev ## run all tests
 	$(PYTEST) $(PYTEST_ARGS)
+
+test-device: install ## run the tests of the root solvers and gradients as on an accelerator, on the CPU
+	$(PYTEST) --accelerator -m "not slow" tests/root_solvers tests/gradients tests/system $(PYTEST_ARGS)
 
 test-gpu: install ## run the tests that need an NVIDIA GPU, for every backend that is installed
 	$(BIN)/python -m pytest -m gpu tests/gpu -ra $(PYTEST_ARGS)

@@ -16,8 +16,8 @@ from implicitcore.tensors import host  # noqa: E402
 torch.set_num_threads(1)
 
 
-
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option that has the loops do what they do on an accelerator."""
     parser.addoption(
         "--accelerator",
         action="store_true",

@@ -45,6 +45,7 @@ class AndersonState:
         None
     )
     fresh: Tensor | None = None  # [batch], the samples that restart in this step
+    used: Tensor | None = None  # [batch], the others
     plain: Tensor | None = (
         None  # [batch], those that did in the last one; None where all took an accelerated step
     )
@@ -88,11 +89,10 @@ class AndersonState:
     def append(self, pair: Tensor, scale: Tensor) -> None:
         """Take in a direction; a sample that restarts leaves it out with the others."""
         if self.alive is not None:
-            used = torch.ones_like(self.alive[:, 0]) if self.fresh is None else ~self.fresh
-            self.alive = (
-                self.alive.clone()
-            )  # not index_copy, whose index would come from the host, and the device waits for that
-            self.alive[:, self.pairs.slot] = used
+            # Not index_copy, whose index would come from the host, and the device waits for that.
+            if self.used is None:
+                self.alive = self.alive.clone()
+            self.alive[:, self.pairs.slot] = True if self.used is None else self.used
         self.pairs.append(pair, scale)
 
     def retreat(
@@ -102,7 +102,8 @@ class AndersonState:
 
         Where an accelerated step doubled the residual, the iterate it was taken from.
         """
-        back = (fresh if self.plain is None else fresh & ~self.plain).view(-1, 1, 1)
+        # Of two bool tensors a > b is a & ~b.
+        back = (fresh if self.plain is None else fresh > self.plain).view(-1, 1, 1)
         return torch.where(back, last[0], now[0]), torch.where(back, last[1], now[1])
 
     def clear(self) -> None:
@@ -162,7 +163,8 @@ class Anderson(StepwiseRootSolver[AndersonState]):
     def restart(self, state: AndersonState, grown: Tensor) -> AndersonState:
         """See :meth:`StepwiseRootSolver.restart`."""
         alive = grown.new_ones(len(grown), self.depth) if state.alive is None else state.alive
-        return replace(state, alive=alive & ~column(grown), fresh=grown)
+        used = ~grown
+        return replace(state, alive=alive & column(used), fresh=grown, used=used)
 
     def step(
         self, system: System, now: Evaluation, state: AndersonState
@@ -179,7 +181,7 @@ class Anderson(StepwiseRootSolver[AndersonState]):
             return plain.squeeze(1), state
         self._learn(system.backend, *state.difference(current, last), residual.norm, state)
         state.last = current if state.fresh is None else state.retreat(current, last, state.fresh)
-        state.plain, state.fresh = state.fresh, None
+        state.plain, state.fresh, state.used = state.fresh, None, None
         _, q, p = state.rows()
         return system.backend.axpy_history(
             state.last[1], state.inner(system.backend, q, g), p, -1

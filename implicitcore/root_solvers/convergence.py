@@ -125,13 +125,11 @@ class StopTest(StopCriterion):
         return size
 
     def _begin(self, now: Evaluation) -> None:
-        """What is asked of the start."""
         check_known(self.system, now)
         if self.system.context.range_checked:
             check_range(now.residual.update_norm, now.z, now.fz)
 
     def _scale(self, update: Tensor, start: Tensor) -> Tensor:
-        """What the tolerance is relative to, where ``|f(z)|`` and the first residual are these."""
         return self.system.scale(update, start)
 
     def _first_limit(self) -> Tensor:
@@ -212,10 +210,7 @@ class StopTest(StopCriterion):
         """See :meth:`_update`."""
         state = self.state
         last, state.size, self.grown = state.size, size, None
-        if (
-            state.failure is None
-            and torch.equal(torch.minimum(size, state.best_norm), size)
-        ):
+        if state.failure is None and torch.equal(torch.minimum(size, state.best_norm), size):
             state.best_norm = size
             state.best_limit = limit
             return None
@@ -270,11 +265,7 @@ class StopTest(StopCriterion):
         return whole
 
     def _check_apart(self, state: StopState) -> None:
-        """Require that a sample which stopped kept its residual while the others moved.
-
-        Raises:
-            InputError: f mixes samples.
-        """
+        """Require that a sample which stopped kept its residual while the others moved."""
         found = Frozen(state.best, state.last, state.best_norm, state.size, state.best_limit)
         check_frozen(self.system, found, state.converged)
 

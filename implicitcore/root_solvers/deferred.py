@@ -10,7 +10,13 @@ from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH
 from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.solution import Judged, Origin, Solution
-from implicitcore.system.coupling import Frozen, check_frozen, check_known
+from implicitcore.system.coupling import (
+    Frozen,
+    check_frozen,
+    check_known,
+    note_asked,
+    was_asked,
+)
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
@@ -34,6 +40,9 @@ class DeferredStopTest(StopTest):
         tol: relative tolerance.
         atol: absolute tolerance.
         min_steps: iterates before this one do not stop a sample by their tolerance.
+
+    Attributes:
+        watches: ``grown`` is wanted, which then is a tensor in every iteration.
     """
 
     keeps = CHECK_EVERY + 1
@@ -52,6 +61,9 @@ class DeferredStopTest(StopTest):
         self.every = 1 if at_once else CHECK_EVERY
         self.waiting: list[Evaluation] = []
         self.taken = 0  # of those, in the present look
+        self.beyond = False  # a sample stopped before the last iterate of that look
+        self.watches = False
+        self.size: Tensor | None = None  # the last residual, on the device
         self.active: Tensor | None = None  # on the device; None while all are
         # The best and the last iterates of the whole batch, where stopped samples have left it.
         self.all: tuple[Tensor, Tensor, Tensor] | None = None
@@ -59,7 +71,10 @@ class DeferredStopTest(StopTest):
     def check(self, now: Evaluation) -> bool:
         """Take in an iterate and its residual; True when every sample is known to have stopped."""
         self.waiting.append(now)
-        self.grown, count = None, self.count + len(self.waiting)
+        count, size = self.count + len(self.waiting), now.residual.norm.detach()
+        if self.watches:
+            last, self.size = self.size, size
+            self.grown = None if last is None else size > GROWTH * last
         # The first costs nothing: the range of the norms is looked at there anyway.
         if count > 1 and count % self.every:
             return False
@@ -68,23 +83,24 @@ class DeferredStopTest(StopTest):
 
     def _look(self) -> None:
         """Test the iterates since the last look, and keep the best of each sample."""
-        first, before, waiting = self.count, self.state.active, self.waiting
+        first, before, self.beyond = self.count, self.state.active, False
         with torch.no_grad():
-            least = self.state.size
-            size = least
-            for self.taken, (size, update) in enumerate(_norms(waiting)):
+            for taken, (size, update) in enumerate(_norms(self.waiting)):
+                self.taken = taken
                 number = torch.full_like(self.state.last, self.count + 1)
                 if self.remaining < len(before) and self.taken:
                     # It went on from where it stopped: nothing that it did there counts.
                     beyond = before & ~self.state.active
+                    self.beyond = True
                     size = torch.where(beyond, self.state.size, size)
                     number = torch.where(column(beyond), self.state.last, number)
-                least = torch.minimum(least, self.state.size)
-                super().check(Evaluation(number, number, Residual(number, size, update)))
-            grown = (size > GROWTH * least) & self.state.active
-        self.grown = grown.to(self.z0.device) if bool(grown.any()) else None
+                grown, residual = self.grown, Residual(number, size, update)
+                stopped, self.grown = super().check(Evaluation(number, number, residual)), grown
+                if stopped:
+                    del self.waiting[self.taken + 1 :]
+                    break
         self._keep(self.state.best.squeeze(1) - first)
-        self.last, self.waiting = waiting[-1].z, []
+        self.last, self.waiting = self.waiting[-1].z, []
         if self.stopped is not None or self.remaining == 0:
             self.active = self.state.active.to(self.z0.device)
 
@@ -95,13 +111,16 @@ class DeferredStopTest(StopTest):
             return
         for number, now in enumerate(self.waiting, 1):
             which = chosen == number
-            if bool(which.any()):
+            # Where none is chosen a graph still leads to it, as it does on a CPU.
+            if torch.is_grad_enabled() or bool(which.any()):
                 self.best = torch.where(column(which.to(self.z0.device)), now.z, self.best)
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
-        """z_next for the active samples, the iterate that it returns for those that have stopped."""
+        """z_next for the active samples, what is returned of them for those that have stopped."""
         del z
-        return z_next if self.active is None else torch.where(column(self.active), z_next, self.best)
+        return (
+            z_next if self.active is None else torch.where(column(self.active), z_next, self.best)
+        )
 
     def leaving(self) -> Tensor | None:
         """See :meth:`StopCriterion.leaving`; only at a look."""
@@ -114,6 +133,7 @@ class DeferredStopTest(StopTest):
         places = rows if self.all is None else self.all[2][rows]
         self.all = best, last, places
         self.best, self.last = best.index_select(0, places), last.index_select(0, places)
+        self.size = None if self.size is None else self.size.index_select(0, rows)
         super().narrow(system, rows.cpu())
         self.rule = _on_host(system)
         self.active = None if self.stopped is None else self.state.active.to(rows.device)
@@ -129,18 +149,21 @@ class DeferredStopTest(StopTest):
         """See :meth:`StopTest.solution`."""
         if self.waiting:
             self._look()
+        self._settle()
+        self._ask()
         found, device = super().solution(steps), self.z0.device
-        judged, best = found.judged, self._all()[0]
+        best, start, judged = self._all()[0], self.state.start, found.judged
+        if self.whole is not None:
+            start = self.whole[0].start
         status, residual = found.status.to(device), found.residual.to(device)
-        assert judged is not None
-        assert judged.origin is not None
-        origin = Origin(judged.origin.norm.to(device), judged.origin.ceiling.to(device))
-        relative = None if judged.relative is None else judged.relative.to(device)
+        origin = Origin(start.norm.to(device), start.ceiling.to(device))
+        relative, trace = (judged.relative, judged.trace) if judged else (None, None)
+        relative = None if relative is None else relative.to(device)
         return Solution(
             z=best,
             start=self.z0,
             residual=residual,
-            judged=Judged(best, residual, status, relative, judged.trace, origin),
+            judged=Judged(best, residual, status, relative, trace, origin),
             status=status,
             steps=found.steps.to(device),
             evaluations=found.evaluations,
@@ -173,10 +196,24 @@ class DeferredStopTest(StopTest):
         judged = torch.maximum(state.best_norm, state.best_limit)
         if torch.equal(torch.minimum(state.size, judged), state.size):
             return
-        norms = (state.best_norm, state.size, state.best_limit)
-        device = self.z0.device
-        frozen = Frozen(*self._all(), *(norm.to(device) for norm in norms))
+        self._check_frozen(state, self._all()[1], state.size.to(self.z0.device))
+
+    def _check_frozen(self, state: StopState, last: Tensor, size: Tensor) -> None:
+        best, device = self._all()[0], self.z0.device
+        frozen = Frozen(best, last, state.best_norm.to(device), size, state.best_limit.to(device))
         check_frozen(self.system, frozen, lambda: state.converged().to(device))
+
+    @torch.no_grad()
+    def _ask(self) -> None:
+        """Evaluate f once at what is returned, where samples stopped between two looks.
+
+        They were not evaluated where they stopped while the others moved, so that nothing would
+        show that f mixes samples. Once for each f.
+        """
+        if self.beyond and self.all is None and not was_asked(self.system):
+            size = self.system.evaluate(self.best).residual.norm
+            self._check_frozen(self.state, self.best, size)
+            note_asked(self.system)
 
 
 def _norms(waiting: list[Evaluation]) -> Tensor:

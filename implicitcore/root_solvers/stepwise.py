@@ -147,10 +147,16 @@ def iterate(
 
 def _stop_test(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> StopCriterion:
     """That of the samples, at once or now and then, or that of processes which stop together."""
-    kind = StopTest if host.on_host(z0) else DeferredStopTest
+    options = solver.tol, solver.atol, solver.min_steps
     if system.scope.group is not None:
-        kind = SynchronizedStopTest
-    return kind(system, z0, solver.tol, solver.atol, solver.min_steps)
+        return SynchronizedStopTest(system, z0, *options)
+    if host.on_host(z0):
+        return StopTest(system, z0, *options)
+    test = DeferredStopTest(system, z0, *options)
+    test.watches = type(solver).restart is not StepwiseRootSolver.restart
+    if solver.compact:
+        test.every = 1  # samples leave at a look
+    return test
 
 
 def _checked(found: Any, solver: StepwiseRootSolver[Any], z: Tensor) -> tuple[Tensor, Any]:
