@@ -90,7 +90,7 @@ class AndersonState:
         """Take in a direction; a sample that restarts leaves it out with the others."""
         if self.alive is not None:
             # Not index_copy, whose index would come from the host, and the device waits for that.
-            if self.used is None:
+            if self.used is None or torch.is_grad_enabled():
                 self.alive = self.alive.clone()
             self.alive[:, self.pairs.slot] = True if self.used is None else self.used
         self.pairs.append(pair, scale)

@@ -49,7 +49,7 @@ class StopTest(StopCriterion):
         self.remaining, self.count = z0.shape[0], 0
         self.stopped: Tensor | None = None
         self.scale: Tensor | None = None
-        self.recorder, self.origin = system.context.recorder, system.context.origin
+        self.recorder = system.context.recorder
         # The whole batch, where stopped samples have left it, and which of it are here.
         self.whole: tuple[StopState, Tensor] | None = None
 
@@ -114,30 +114,24 @@ class StopTest(StopCriterion):
         size = residual.norm.detach() if residual.norm.requires_grad else residual.norm
         self.count += 1
         if self.count == 1:
-            origin = self.origin or origin_of(size, residual.update_norm)
+            origin = self.system.context.origin or origin_of(size, residual.update_norm)
             state.start.norm, state.start.ceiling = origin
-        scale = self._scale(residual.update_norm, state.start.norm)
+        scale = self.system.scale(residual.update_norm, state.start.norm)
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
             state.start.limit = self._first_limit()
-            self._begin(now)
+            check_known(self.system, now)
+            if self.system.context.range_checked:
+                check_range(residual.update_norm, now.z, now.fz)
         return size
-
-    def _begin(self, now: Evaluation) -> None:
-        check_known(self.system, now)
-        if self.system.context.range_checked:
-            check_range(now.residual.update_norm, now.z, now.fz)
-
-    def _scale(self, update: Tensor, start: Tensor) -> Tensor:
-        return self.system.scale(update, start)
 
     def _first_limit(self) -> Tensor:
         """The limit where the solve began, which another solver may have done."""
-        origin, limit = self.origin, self.state.limit
+        origin, limit = self.system.context.origin, self.state.limit
         if origin is None:
             return limit
-        scale = self._scale(origin.ceiling / DIVERGENCE, origin.norm)
+        scale = self.system.scale(origin.ceiling / DIVERGENCE, origin.norm)
         return torch.minimum(limit, self.state.floor + scale * self.tol)
 
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
@@ -149,7 +143,7 @@ class StopTest(StopCriterion):
             return size
         size = torch.where(small, scaled_norm(value).to(size), size)
         update = torch.where(update < state.start.small, scaled_norm(now.fz).to(size), update)
-        scale = self._scale(update, state.start.norm)
+        scale = self.system.scale(update, state.start.norm)
         state.limit, self.scale = torch.add(state.floor, scale, alpha=self.tol), None
         return size
 

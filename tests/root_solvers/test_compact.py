@@ -50,7 +50,8 @@ def test_it_changes_nothing_but_the_cost(solver):
     assert torch.allclose(plain.z, compacted.z, rtol=1e-10, atol=1e-12)
     assert torch.equal(plain.steps, compacted.steps)
     assert torch.allclose(plain.residual, compacted.residual, rtol=1e-6, atol=1e-15)
-    assert compacted.evaluations == plain.evaluations
+    assert compacted.evaluations == plain.steps.max()  # a device may go on to its next look
+    assert compacted.evaluations <= plain.evaluations
     assert fewer <= 1.15 * int(plain.steps.sum()) < rows
 
 
