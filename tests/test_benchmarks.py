@@ -68,8 +68,8 @@ def check_quick_run(program, path, count, limit, *options):
 
 @pytest.mark.slow
 def test_quick_root_run(tmp_path):
-    page = check_quick_run(root, tmp_path / "root.json", 5, 1e-3)
-    assert page.count("| vjps | residual |") == 5
+    page = check_quick_run(root, tmp_path / "root.json", 7, 1e-3)
+    assert page.count("| vjps | residual |") == 7
 
 
 @pytest.mark.slow
@@ -118,8 +118,8 @@ def test_without_the_checks_a_solve_is_the_same():
 
 @pytest.mark.slow
 def test_quick_gpu_run(tmp_path):
-    page = check_quick_run(gpu, tmp_path / "gpu.json", 5, 1e-3, "--device", "cpu")
-    assert page.count("| vjps | residual |") == 5
+    page = check_quick_run(gpu, tmp_path / "gpu.json", 7, 1e-3, "--device", "cpu")
+    assert page.count("| vjps | residual |") == 7
     assert "Device: cpu. Measured on " in page
     assert "no GPU machine" not in page
 

@@ -16,10 +16,12 @@ from benchmarks import plain
 from benchmarks.harness import EXACT, OURS
 from benchmarks.problem import Contender, Outcome, Problem, residual
 from implicitcore.extend import LinearRootSolver
+from implicitcore.registry.registry import REGISTRY
 
 TORCHDEQ, PLAIN = "torchdeq", "plain loop"
 METHODS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
-COMPACT = "compact"
+COMPACT, CPP = "compact", "cpp"
+LAYERS = {"deq": "DEQ", "continuous_deq": "ContinuousDEQ", "skip_reg_deq": "SkipRegDEQ"}
 SMALLEST = 2e-7
 """The least relative residual that is asked for in float32: its own rounding is half of that."""
 
@@ -30,6 +32,11 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     del problem, quick
     found = [_ours(method, backward) for method in METHODS for backward in (method, "gmres")]
     found += [_ours(method, method, compact=True) for method in METHODS if _compacts(method)]
+    found += [_compiled(method) for method in METHODS] if _runs(CPP) else []
+    found += [
+        Contender(OURS, title, "implicit, as built", partial(_layer, name))
+        for name, title in LAYERS.items()
+    ]
     found += [
         Contender(PLAIN, name, f"implicit {name}", partial(plain.implicit, getattr(plain, name)))
         for name in ("picard", "anderson")
@@ -44,6 +51,30 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
             for method in METHODS
         ]
     return found
+
+
+def _runs(backend: str) -> bool:
+    """Whether a backend is installed, and built, here."""
+    found = [part.load()() for part in REGISTRY.parts("backend") if part.name == backend]
+    return any(backend.unavailable_reason() is None for backend in found)
+
+
+def _compiled(method: str) -> Contender:
+    """Ours with each iteration one call of the C++ backend."""
+    prepare = partial(_implicitcore, METHODS[method], METHODS[method], {}, backend=CPP)
+    return Contender(OURS, f"{method}, {CPP}", f"implicit {method}", prepare)
+
+
+def _layer(name: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
+    """A layer as it is built by name, but for the tolerance and the budget of its solver."""
+    layer: Any = ic.build(name, problem.f, shape=tuple(problem.z0.shape[1:]))
+    layer.solver = replace(layer.solver, tol=tol, max_steps=problem.budget)
+
+    def step() -> Outcome:
+        solution = layer.solve(problem.x)
+        return Outcome(solution.z, problem.gradients(solution.z), solution.steps)
+
+    return step
 
 
 def _compacts(method: str) -> bool:
@@ -71,10 +102,11 @@ def _implicitcore(
     options: dict[str, Any],
     problem: Problem,
     tol: float,
+    backend: str | None = None,
 ) -> Callable[[], Outcome]:
     solver, adjoint = (_limited(kind, tol, problem.budget, options) for kind in (method, backward))
     dynamics, gradient = ic.FixedPoint(problem.f), ic.Implicit(adjoint)
-    layer = ic.ImplicitLayer(dynamics, solver=solver, gradient=gradient)
+    layer = ic.ImplicitLayer(dynamics, solver=solver, gradient=gradient, backend=backend)
 
     def step() -> Outcome:
         solution = layer.solve(problem.x, problem.z0)

@@ -12,6 +12,7 @@ from benchmarks.problem import Problem
 
 MLP_32, MLP_256, SLOW = "MLP, batch 32", "MLP, batch 256", "slow MLP, batch 256"
 CONV, HETEROGENEOUS = "conv, batch 32", "heterogeneous, batch 256"
+TRANSFORMER, GRAPH = "transformer, batch 8", "graph, 2000 nodes"
 DESCRIPTIONS = {
     MLP_32: "tanh(W z + x), 128 units, |W| = 0.9 in the 2-norm.",
     MLP_256: "The same with a larger batch.",
@@ -19,6 +20,10 @@ DESCRIPTIONS = {
     CONV: "tanh(conv(z) + x), 3x3, 32 channels of 16x16, a convolution of norm 0.9.",
     HETEROGENEOUS: "tanh(c W z + x), W symmetric with spectral radius 1; each sample has its c, "
     "from 0.3 to 0.97.",
+    TRANSFORMER: "tanh(W z + O attention(z) + x), 32 tokens of 256 features, 4 heads, |W| = 0.6 in "
+    "the 2-norm.",
+    GRAPH: "tanh(A z W + x), one graph of 2,000 nodes with 32 features, A sparse with 8 neighbours "
+    "of each node and rows of sum 1, |W| = 0.9 in the 2-norm.",
 }
 
 
@@ -57,9 +62,38 @@ class Conv(nn.Module):
         return torch.tanh(self.conv(z) + x)
 
 
+class Transformer(nn.Module):
+    """tanh(W z + O attention(z) + x), of states ``[batch, tokens, features]``."""
+
+    def __init__(self, weight: Tensor, projections: Tensor, out: Tensor, heads: int) -> None:
+        super().__init__()
+        self.linear, self.projections, self.out = map(_linear, (weight, projections, out))
+        self.heads = heads
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        parts = self.projections(z).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*parts)
+        return torch.tanh(self.linear(z) + self.out(mixed.transpose(1, 2).flatten(2)) + x)
+
+
+class Graph(nn.Module):
+    """tanh(A z W + x), of states ``[1, nodes, features]``: a graph is one sample."""
+
+    adjacency: Tensor
+
+    def __init__(self, weight: Tensor, adjacency: Tensor) -> None:
+        super().__init__()
+        self.linear = _linear(weight)
+        self.register_buffer("adjacency", adjacency)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(torch.sparse.mm(self.adjacency, self.linear(z[0]))[None] + x)
+
+
 def problems(quick: bool = False) -> list[Problem]:
-    """The five; ``quick`` makes them tiny and keeps their names."""
+    """All of them; ``quick`` makes them tiny and keeps their names."""
     n, small, large, channels, side = (8, 4, 6, 2, 4) if quick else (128, 32, 256, 32, 16)
+    tokens, features, nodes, width = (3, 8, 10, 4) if quick else (32, 256, 2000, 32)
     return [
         posed(MLP_32, Dense(general(n, 0.9)), (small, n)),
         posed(MLP_256, Dense(general(n, 0.9)), (large, n)),
@@ -73,6 +107,8 @@ def problems(quick: bool = False) -> list[Problem]:
             budget=300,
             rates=torch.linspace(0.3, 0.97, large),
         ),
+        posed(TRANSFORMER, _transformer(features), (2 if quick else 8, tokens, features)),
+        posed(GRAPH, Graph(general(width, 0.9), _adjacency(nodes, 8)), (1, nodes, width)),
     ]
 
 
@@ -92,7 +128,7 @@ def posed(  # noqa: PLR0913 - keyword options
 
 
 def _linear(weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[0], weight.shape[1])
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
     linear.load_state_dict({"weight": weight, "bias": torch.zeros(len(weight))})
     return linear
 
@@ -115,6 +151,25 @@ def _kernel(channels: int, side: int, size: float) -> Tensor:
         image = torch.nn.functional.conv2d(image / image.norm(), kernel, padding=1)
         image = torch.nn.functional.conv_transpose2d(image, kernel, padding=1)
     return size * kernel / image.norm().sqrt()
+
+
+def _transformer(features: int) -> Transformer:
+    draw = _draws()
+    projections = draw(3 * features, features) / features**0.5
+    out = 0.3 * draw(features, features) / features**0.5
+    return Transformer(general(features, 0.6), projections, out, heads=4)
+
+
+def _adjacency(nodes: int, neighbours: int) -> Tensor:
+    """Sparse ``[nodes, nodes]``, the mean over some nodes drawn for each."""
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randint(nodes, (nodes, neighbours), generator=generator).flatten()
+    rows = torch.arange(nodes).repeat_interleave(neighbours)
+    values = torch.full((nodes * neighbours,), 1 / neighbours)
+    indices = torch.stack((rows, columns))
+    return torch.sparse_coo_tensor(
+        indices, values, (nodes, nodes), check_invariants=False
+    ).coalesce()
 
 
 def _draws() -> Callable[..., Tensor]:

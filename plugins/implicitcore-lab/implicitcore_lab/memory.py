@@ -68,9 +68,10 @@ class _LiveBytes(TorchDispatchMode):
 
     def _note(self, tensors: Any, *, made: bool) -> None:
         for leaf in tree_leaves(tensors):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._seen:
-                storage = leaf.untyped_storage()
-                self._watch(storage, storage.nbytes() if made else 0)
+            for part in _strided(leaf) if isinstance(leaf, Tensor) else ():
+                storage = part.untyped_storage()
+                if storage._cdata not in self._seen:
+                    self._watch(storage, storage.nbytes() if made else 0)
 
     def _watch(self, storage: torch.UntypedStorage, size: int) -> None:
         key = storage._cdata
@@ -82,3 +83,14 @@ class _LiveBytes(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, died)
         self.live += size
         self.peak = max(self.peak, self.live)
+
+
+def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors with memory that a tensor consists of: a sparse one is its indices and values."""
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return tensor.ccol_indices(), tensor.row_indices(), tensor.values()

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from implicitcore_lab.memory import peak_bytes
@@ -56,3 +57,14 @@ def test_the_same_number_every_time():
         layer(x).tanh().sum().backward()
 
     assert len({peak_bytes(work, CPU) for _ in range(3)}) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_sparse_csc"])
+def test_a_sparse_tensor_is_its_indices_and_values(layout):
+    """A graph's cell multiplies by its sparse adjacency matrix, which has no storage of its own."""
+    sparse, dense = getattr(torch.eye(100), layout)(), torch.ones(100, 10)
+    product = peak_bytes(lambda: sparse @ dense, CPU)
+    assert BLOCK <= product <= 2 * BLOCK  # some layouts are multiplied into a buffer
+    made = peak_bytes(lambda: getattr(torch.eye(100), layout)(), CPU)
+    assert made >= torch.eye(100).nbytes + 100 * 4 + 2 * 100 * 8
