@@ -103,17 +103,38 @@ from implicitcore.ode_solvers.base import ODESolver as ODESolver
 # ode_solver esdirk: Kennedy-Carpenter ESDIRK, order 4, adaptive, for stiff dynamics
 from implicitcore.ode_solvers.implicit_runge_kutta import ESDIRK as ESDIRK
 
+# ode_solver sdirk2: Alexander's method, order 2, L-stable
+from implicitcore.ode_solvers.implicit_runge_kutta import SDIRK2 as SDIRK2
+
+# ode_solver trbdf2: trapezoidal rule and backward differentiation, order 2, L-stable
+from implicitcore.ode_solvers.implicit_runge_kutta import TRBDF2 as TRBDF2
+
 # ode_solver implicit_euler: implicit Euler, order 1, L-stable
 from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitEuler as ImplicitEuler
 
+# ode_solver kvaerno5: Kvaerno's ESDIRK, order 5, adaptive, for stiff dynamics
+from implicitcore.ode_solvers.implicit_runge_kutta import Kvaerno5 as Kvaerno5
+
 # ode_solver trapezoid: trapezoidal rule, order 2, A-stable
 from implicitcore.ode_solvers.implicit_runge_kutta import Trapezoid as Trapezoid
+
+# ode_solver adaptive_heun: Heun's method, order 2, adaptive
+from implicitcore.ode_solvers.low_order import AdaptiveHeun as AdaptiveHeun
+
+# ode_solver fehlberg21: Fehlberg, order 2, adaptive
+from implicitcore.ode_solvers.low_order import Fehlberg21 as Fehlberg21
+
+# ode_solver radau_iia5: Radau IIA, order 5, adaptive, for stiff dynamics and small states
+from implicitcore.ode_solvers.radau import RadauIIA5 as RadauIIA5
 
 # ode_solver dop853: Dormand-Prince, order 8, adaptive
 from implicitcore.ode_solvers.runge_kutta import DOP853 as DOP853
 
 # ode_solver rk4: classical Runge-Kutta, order 4
 from implicitcore.ode_solvers.runge_kutta import RK4 as RK4
+
+# ode_solver rk38: 3/8 rule, order 4
+from implicitcore.ode_solvers.runge_kutta import RK38 as RK38
 
 # ode_solver bosh3: Bogacki-Shampine, order 3, adaptive
 from implicitcore.ode_solvers.runge_kutta import Bosh3 as Bosh3

@@ -31,6 +31,7 @@ from implicitcore.lazy import attach_stub as attach_stub
 from implicitcore.ode_solvers.base import ODESolver as ODESolver
 from implicitcore.ode_solvers.base import Step as Step
 from implicitcore.ode_solvers.base import Stop as Stop
+from implicitcore.ode_solvers.implicit_method import ImplicitMethod as ImplicitMethod
 from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitRungeKutta as ImplicitRungeKutta
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau as ImplicitTableau
 from implicitcore.ode_solvers.runge_kutta import AdaptiveRungeKutta as AdaptiveRungeKutta

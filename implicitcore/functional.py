@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.events import Event, check_event
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.ode_solvers.stops import StepAt
+from implicitcore.ode_solvers.times import as_times
 from implicitcore.options.annotations import PartType
 from implicitcore.options.option import Option, read_part
 from implicitcore.options.types import OnFailure, Spec
@@ -153,7 +154,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     z0: Any,
     x: Any = None,
     *,
-    times: Tensor,
+    times: Tensor | Sequence[float],
     solver: ODESolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     dense: bool = False,
@@ -173,8 +174,8 @@ def integrate(  # noqa: PLR0913 - keyword options
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
-        times: output times ``[T]``, strictly increasing or decreasing, in a dtype of their own; a
-            span of length zero has no solution and is an error.
+        times: output times ``[T]``, a tensor in a dtype of its own or numbers, strictly increasing
+            or decreasing; a span of length zero has no solution and is an error.
         solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
         dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
@@ -235,7 +236,7 @@ def integrate(  # noqa: PLR0913 - keyword options
             f"{name} has no gradient between the output times: dense output and events "
             "need gradient=Unrolled()"
         )
-    solve = Solve(chosen or _TSIT5, times, dense, event, hit_times, step_at)
+    solve = Solve(chosen or _TSIT5, as_times(times), dense, event, hit_times, step_at)
     options, field = _options(kernels, on_failure, coupled), VectorField(v, exact_time=exact_time)
     found = _returned(Trajectory, run(field, z0, x, solve, strategy, **options), strategy)
     report(found, on_failure, "integrate", owner_of(field))

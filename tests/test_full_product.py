@@ -17,8 +17,21 @@ CORE = {"implicitcore", "implicitcore-layers"}
 REASONS = ("GradientError: ", "InputError: ", "SolveError: ", "ConfigError: backend")
 """How a refusal may begin. Any other configuration that is refused is a mistake of this test."""
 
+LOW_ORDER = ("fehlberg2", "adaptive_heun")
+"""Methods that may run out of steps at a loose tolerance, and say so: Fehlberg's of order 2, whose
+error estimate is blind to its instability, and Heun's."""
+
 SLICES = 4
 """Tests that the pairs are spread over, so that processes share them."""
+
+
+def solvable(combination: Combination) -> bool:
+    """All but Kvaerno5 with SciPy's Anderson, which does not solve its stages.
+
+    Every step is refused then; the solve ends at its limit, or the adjoint warns.
+    """
+    names = (combination.solver.split(":")[-1], combination.inner.split(":")[-1])
+    return names != ("kvaerno5", "scipy-anderson")
 
 
 @pytest.fixture
@@ -31,7 +44,7 @@ def outcomes(
     def run(name: str, chosen: Iterable[Combination]) -> Counter[str]:
         found: Counter[str] = Counter()
         unsolved: list[str] = []
-        for combination in chosen:
+        for combination in filter(solvable, chosen):
             try:
                 reason = train(combination)
                 found[reason] += 1
@@ -48,9 +61,7 @@ def outcomes(
             )
             print(*(f"{count:6}  {reason}" for reason, count in found.most_common()), sep="\n")
         assert all(reason.startswith(REASONS) for reason in found)
-        # A method whose error estimate is blind to its instability ends no solve at any tolerance
-        # that is loose: Fehlberg's of order 2.
-        assert [text for text in unsolved if "fehlberg2" not in text] == []
+        assert [text for text in unsolved if not any(name in text for name in LOW_ORDER)] == []
         return found + Counter(trained=trained)
 
     return run

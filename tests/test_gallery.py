@@ -30,6 +30,7 @@ CLAIMS = {
     "plot_homotopy_bridge": lambda v: (
         v["bridge"] < 1e-8 and v["losses"][-1] < 0.05 * v["losses"][0]
     ),
+    "plot_language_model": lambda v: v["bits"] < v["alone"] - 0.8 and max(v["spent"]) <= 16,
     "plot_latent_ode": lambda v: v["error"] < 0.2 * v["spread"],
     "plot_monotone": lambda v: (
         all(rate <= made.rate for made, rate in (v["before"], v["after"]))
@@ -38,6 +39,7 @@ CLAIMS = {
         and v["spread"] < 1e-3
     ),
     "plot_pendulum_events": lambda v: v["worst"] < 1e-8 and abs(v["reached"] - 2) < 1e-8,
+    "plot_serving": lambda v: v["away"] < 1e-5 and v["same_steps"] and v["accuracy"] > 0.8,
     "plot_robertson": lambda v: (
         v["taken"] < 200 and v["mass"] < 1e-12 and v["gradient_error"] < 1e-4
     ),

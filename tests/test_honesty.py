@@ -30,6 +30,7 @@ def texts(tally: Tally) -> str:
     return "\n".join(map(str, findings(tally)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(parts("root_solver")))
 def test_no_root_solver_says_what_is_not_so(name):
     seeds = range(2) if name.startswith(SLOW) else range(6)

@@ -98,8 +98,9 @@ class Backend(metaclass=PartMeta):
     def stage_combination(
         self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
     ) -> Tensor:
-        """The Runge-Kutta stage combination z + dt sum_i weights_i stages_i, with dt ``[batch]``.
+        """The Runge-Kutta stage combination z + dt sum_i weights_i stages_i.
 
+        Dt is ``[batch]``, or ``[]`` where it is one for all samples.
         Without the first term where ``z`` is None.
         """
 

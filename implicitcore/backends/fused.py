@@ -90,7 +90,7 @@ class FusedBackend(Backend):
         z = None if z is None else z.contiguous()
         return self._stage_combination(
             z,
-            dt.contiguous(),
+            dt.expand(len(tensors[0])).contiguous(),
             [stage.contiguous() for stage, _ in used],
             [weight for _, weight in used],
         )

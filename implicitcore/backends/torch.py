@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, final
 
 import torch
@@ -58,18 +59,18 @@ class TorchBackend(Backend):
         """See :meth:`Backend.stage_combination`."""
         # In place and relative to the largest weight, which the last product multiplies by: fewer
         # passes over memory, and fewer allocations.
-        used = sorted(
-            ((weight, stage) for stage, weight in zip(stages, weights, strict=True) if weight),
-            key=lambda pair: -abs(pair[0]),
-        )
-        (most, total), *others = used
-        for place, (weight, stage) in enumerate(others):
+        by_size = _by_size if torch.compiler.is_compiling() else _by_size_kept
+        (first, most), *others = by_size(tuple(weights))
+        total = stages[first]
+        for place, (index, ratio) in enumerate(others):
             total = (
-                total.add_(stage, alpha=weight / most)
+                total.add_(stages[index], alpha=ratio)
                 if place
-                else torch.add(total, stage, alpha=weight / most)
+                else torch.add(total, stages[index], alpha=ratio)
             )
-        scale = column(dt).to(total.dtype)
+        scale = column(dt) if dt.ndim else dt
+        if scale.dtype is not total.dtype:
+            scale = scale.to(total.dtype)
         return total * (scale * most) if z is None else torch.addcmul(z, total, scale, value=most)
 
     def error_norm(
@@ -79,6 +80,18 @@ class TorchBackend(Backend):
         dtype = real_dtype(z)
         scale = torch.maximum(z.abs(), z_next.abs()).to(dtype).mul_(rtol).add_(atol)
         return rms_norm(error / scale)
+
+
+def _by_size(weights: tuple[float, ...]) -> list[tuple[int, float]]:
+    """The index of each weight that is not zero, the largest first, then relative to that."""
+    order = sorted(
+        (i for i, weight in enumerate(weights) if weight), key=lambda i: -abs(weights[i])
+    )
+    most = weights[order[0]]
+    return [(order[0], most), *((i, weights[i] / most) for i in order[1:])]
+
+
+_by_size_kept = cache(_by_size)  # a compiler would trace through the cache, and warn
 
 
 TORCH = TorchBackend()

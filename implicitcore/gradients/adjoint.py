@@ -101,7 +101,9 @@ class _Pullback:
         size = scaled_norm(v.transpose(0, 1).flatten(1)) / max(v.shape[2], 1) ** 0.5
         unit = torch.where(size > 0, size, 1).to(times.dtype)
         stored = torch.cat((self.solution.z, v / column(unit).to(v.dtype)), 2).flip(0)
-        system = AdjointSystem.of_bound(bound)
+        system, lost = AdjointSystem.of_bound(bound), self._lost()
+        if bool(lost.any()):
+            system.stand_in = lost, self.solution.z[0]
         quadrature = Quadrature(system, self.solver, stored, unit)
         back = self._integrate(system, stored[0], times.flip(0), quadrature)
         gradients = quadrature.gradients
@@ -112,7 +114,8 @@ class _Pullback:
         extent = torch.maximum(_norms(expected), _norms(stored[:-1, :, :n])).clamp(
             min=torch.finfo(unit.dtype).tiny
         )
-        self._note(system, back.status, (_norms(found - expected) / extent).amax(0))
+        drift = (_norms(found - expected) / extent).amax(0)
+        self._note(system, back.status, drift, asked=size > 0)
         a = (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(v.dtype)
         return torch.where(column(finite), a, torch.nan), gradients
 
@@ -145,15 +148,20 @@ class _Pullback:
             self.solver, system, z0, times, step_at=self.step_at, observer=quadrature
         )
 
-    def _note(self, system: AdjointSystem, status: Tensor, drift: Tensor) -> None:
-        """Fill the record, and warn where the integration went wrong."""
+    def _lost(self) -> Tensor:
+        """The samples ``[batch]`` whose states or velocities were not finite."""
+        status = self.solution.status
+        return (status == Status.NON_FINITE) | (status == Status.DIVERGED)
+
+    def _note(self, system: AdjointSystem, status: Tensor, drift: Tensor, asked: Tensor) -> None:
+        """Fill the record, and warn where the integration of an ``asked`` gradient went wrong."""
         record: Backward = self.solution.backward
         record.vjps += system.products
         record.evaluations += system.evaluations
         record.status = status
         usable = self.solution.status == Status.CONVERGED
-        lost = int((~usable | (status != Status.CONVERGED)).sum())
-        adrift = usable & ~(drift <= self.strategy.drift)
+        lost = int((asked & (~usable | (status != Status.CONVERGED))).sum())
+        adrift = asked & usable & ~(drift <= self.strategy.drift)
         if lost:
             what = f"is incomplete for {lost} of {len(status)} samples: their gradients are wrong"
             _warn(system, "incomplete", what)

@@ -16,10 +16,16 @@ from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.checkpoints import Checkpoints
 from implicitcore.gradients.trajectory import Bound, agrees, attach, pull, require_same, total
 from implicitcore.ode_solvers.integration import Integration
+from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.loop import StepsLeft
 from implicitcore.ode_solvers.outputs import Outputs
 from implicitcore.ode_solvers.samples import Samples
-from implicitcore.ode_solvers.step_chooser import ControlledSteps, RecordedSteps, ReplayedSteps
+from implicitcore.ode_solvers.step_chooser import (
+    GridSteps,
+    RecordedSteps,
+    ReplayedSteps,
+    choose_steps,
+)
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.ode_solvers.stops import Stops
 from implicitcore.ode_solvers.times import check_times
@@ -114,10 +120,13 @@ class _Forward:
         control, times = solver.step_size, check_times(solve.grid, z0)
         hits = solve.hit_times or control.hits_times
         stops = Stops.of(times, z0, hit_times=hits, step_at=solve.step_at)
-        self.chooser = RecordedSteps(ControlledSteps(control, stops))
+        chooser = choose_steps(control, stops, solver.max_steps)
+        self.chooser = RecordedSteps(chooser)
         self.kept = Checkpoints[Samples](budget)
         self.run = run = Integration.at_start(solver, system, z0, stops, self.chooser)
-        left = StepsLeft(solver.max_steps)
+        self.grid, self.together, left = None, 0, StepsLeft(solver.max_steps)
+        if isinstance(chooser, GridSteps):
+            left.sure -= self._lockstep(chooser)
         while run.more and left.take(run):
             self.kept.offer(self.steps, copy.copy(run.samples))
             if run.begin():
@@ -126,22 +135,39 @@ class _Forward:
     @property
     def steps(self) -> int:
         """How many were taken."""
-        return len(self.chooser.record)
+        return self.together + len(self.chooser.record)
 
-    def replay(self, system: System, samples: Samples, index: int) -> Integration:
-        """An integration that goes on from the samples before a step as this one did."""
-        run, chooser = self.run, ReplayedSteps(self.chooser.record, index)
-        return Integration(
+    def _lockstep(self, chooser: GridSteps) -> int:
+        """The steps of all samples together; how many of them are behind the last stop."""
+        together = Lockstep.of(self.run, chooser)
+        while together.going:
+            self.kept.offer(chooser.index, copy.copy(self.run.samples))
+            together.step()
+        together.settle()
+        self.grid, self.together = chooser.grid, chooser.index
+        self.kept.forget(self.together)
+        return together.spent
+
+    def replay(self, system: System, samples: Samples, index: int, steps: int) -> Integration:
+        """An integration that goes on from the samples before a step as this one did.
+
+        So many steps: those of all samples together first.
+        """
+        run, first = self.run, min(steps, max(self.together - index, 0))
+        chooser = ReplayedSteps(self.chooser.record, index + first - self.together)
+        again = Integration(
             run.solver, system, run.stops, chooser, copy.copy(samples), Outputs(), started=True
         )
-
-
-def _advance(run: Integration, steps: int) -> Integration:
-    """The integration so many steps later."""
-    for _ in range(steps):
-        run.begin()
-        run.step()
-    return run
+        if first and self.grid is not None:
+            together = Lockstep(again, GridSteps(self.grid, index), every=None)
+            for _ in range(first):
+                together.step()
+            if index + steps >= self.together:
+                together.settle()
+        for _ in range(steps - first):
+            again.begin()
+            again.step()
+        return again
 
 
 def _carried(samples: Samples) -> list[Tensor]:
@@ -177,9 +203,8 @@ class _Pullback:
         for index in reversed(range(self.forward.steps)):
             with torch.no_grad():
                 samples = self._before(index, bound.system)
-            run = self.forward.replay(bound.system, samples, index)
-            cotangents, found = self._step(run, bound, cotangents, arrivals)
-            same.append(agrees(run.samples.z.detach(), after))
+            cotangents, found, end = self._step(samples, index, bound, cotangents, arrivals)
+            same.append(agrees(end, after))
             after = samples.z
             gradients = [total(*pair) for pair in zip(gradients, found, strict=True)]
         require_same(same)  # once, for a look at each step would wait for the device
@@ -190,7 +215,7 @@ class _Pullback:
         """The samples before a step."""
 
         def advance(samples: Samples, at: int, steps: int) -> Samples:
-            return _advance(self.forward.replay(system, samples, at), steps).samples
+            return self.forward.replay(system, samples, at, steps).samples
 
         return self.forward.kept.take(index, advance)
 
@@ -200,20 +225,22 @@ class _Pullback:
         rows = [row.detach().requires_grad_() for row in (*run.outputs.rows, run.samples.z)]
         with torch.enable_grad():
             z = run.outputs.assemble(rows[:-1], rows[-1], run.samples.ahead.next, run.stops.times)
-        return torch.autograd.grad(z, rows, v)
+        return torch.autograd.grad(z, rows, v, allow_unused=True)
 
     def _step(
         self,
-        run: Integration,
+        samples: Samples,
+        index: int,
         bound: Bound,
         cotangents: Sequence[Tensor | None],
         arrivals: list[Tensor],
-    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-        """The cotangents of what the step began with, and its share of the gradients."""
-        _detach(run.samples)
-        before, evaluations = _carried(run.samples), bound.system.evaluations
+    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None], Tensor]:
+        """The cotangents of what the step began with, its share of the gradients, and its end."""
+        start = copy.copy(samples)
+        _detach(start)
+        before, evaluations = _carried(start), bound.system.evaluations
         with torch.enable_grad():
-            _advance(run, 1)
+            run = self.forward.replay(bound.system, start, index, 1)
         self.record.vjps += bound.system.evaluations - evaluations
         reached = [
             *zip(_carried(run.samples), cotangents, strict=False),
@@ -226,4 +253,4 @@ class _Pullback:
             if used
             else [None] * len(wrt)
         )
-        return found[: len(before)], found[len(before) :]
+        return found[: len(before)], found[len(before) :], run.samples.z.detach()

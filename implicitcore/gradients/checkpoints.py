@@ -53,6 +53,11 @@ class Checkpoints(Generic[State]):
                 level = self.kept.pop().level + 1
         self.kept.append(_Kept(index, level, state))
 
+    def forget(self, index: int) -> None:
+        """Forget the states from before step ``index`` on: others will be offered."""
+        while self.kept and self.kept[-1].step >= index:
+            self.kept.pop()
+
     def _dispensable(self) -> int:
         """The place of a state that one of a higher level follows; 0 where there is none."""
         highest = 0

@@ -37,6 +37,8 @@ class AdjointSystem(System):
         inputs: what gets a gradient.
         evaluated: the stages since it was last emptied, in order.
         products: vector-Jacobian products so far.
+        stand_in: samples that failed, ``[batch]``, and states ``[batch, n]`` at which f is asked
+            for them: their own are not finite, and would make NaN of what all samples add up to.
     """
 
     forward: System
@@ -44,6 +46,7 @@ class AdjointSystem(System):
 
     def __post_init__(self) -> None:
         self.products = 0
+        self.stand_in: tuple[Tensor, Tensor] | None = None
         self.evaluated: list[Stage] = []
 
     @classmethod
@@ -67,6 +70,9 @@ class AdjointSystem(System):
     def stage(self, t: Tensor, z: Tensor) -> Stage:
         """The velocity with the graph of g."""
         state, a = z.tensor_split(2, 1)
+        if self.stand_in is not None:
+            failed, start = self.stand_in
+            state = torch.where(column(failed), start, state)
         with torch.enable_grad():
             point = state.detach().contiguous().requires_grad_()
             g = self.forward.velocity(t, point)

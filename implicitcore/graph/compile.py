@@ -12,14 +12,16 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import ConfigError, GradientError, InputError
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
-from implicitcore.graph.layer import GraphLayer, check_layer
+from implicitcore.graph.layer import GraphLayer, check_layer, result
 from implicitcore.graph.loop import SOLVERS
 from implicitcore.graph.plan import Inputs, Plan
+from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout
 from implicitcore.graph.trace import Kind
 from implicitcore.layers.base import ImplicitLayer
+from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.gmres import GMRES
-from implicitcore.solution import Backward, Solution, Status
+from implicitcore.solution import Backward, FinalState, Solution, Status
 from implicitcore.system.captured_modules import captured_modules
 from implicitcore.tensors.autocast import ambient
 from implicitcore.tensors.norms import column
@@ -52,7 +54,7 @@ class CompiledLayer(nn.Module):
         return solution.z
 
     @eager
-    def solve(self, x: Any, z0: Any = None) -> Solution:
+    def solve(self, x: Any, z0: Any = None) -> Solution | FinalState:
         """See :meth:`ImplicitLayer.solve`."""
         layer = self.layer
         _check_call(layer)
@@ -61,20 +63,12 @@ class CompiledLayer(nn.Module):
         flat = layout.pack(begin).detach()
         check_batch(x, len(pytree.tree_leaves(begin)[0]))
         plan, tensors = self._plan(x, layout, flat)
+        _check_training(layer, begin, tensors)
         record = Backward()
-        z, residual, status, steps, evaluations = _Solve.apply(
-            plan, record, layer.on_failure, flat, *tensors
-        )
+        found = Found(*_Solve.apply(plan, record, layer.on_failure, flat, *tensors))
         spent = layer.start.evaluations if z0 is None else 0
-        found = Solution(
-            z=layout.unpack(z),
-            start=begin,
-            residual=residual,
-            status=status,
-            steps=steps,
-            evaluations=int(evaluations) + spent,
-            backward=record,
-        )
+        found = found._replace(z=layout.unpack(found.z), evaluations=int(found.evaluations) + spent)  # pyright: ignore[reportArgumentType] - a number outside of the graph
+        found = result(layer.solver, layer.horizon, found, start=begin, backward=record)
         return found.of_each(len(pytree.tree_leaves(begin)[0])) if layer.coupled else found
 
     def regularizer(self, solution: Solution) -> Tensor:
@@ -100,11 +94,14 @@ class CompiledLayer(nn.Module):
         has_batch = [not layer.coupled, *has_batch, *(False for _ in owned)]
         kinds = tuple(map(Kind.of, (flat, *tensors), has_batch))
         modes = tuple(module.training for module in self.reads.modules)
-        key = layer.solver, layer.gradient, layout.shapes, spec, repr(fixed), owned, modes, kinds
+        parts = layer.solver, layer.gradient, layer.horizon
+        key = *parts, layout.shapes, spec, repr(fixed), owned, modes, kinds
         if key not in self.plans:
             inputs = Inputs(spec, fixed, len(given), owned)
-            adjoint = layer.gradient.solver  # pyright: ignore[reportAttributeAccessIssue] - checked
-            self.plans[key] = Plan(dynamics, layer.solver, adjoint, layout, inputs, kinds)
+            adjoint = getattr(layer.gradient, "solver", None)
+            self.plans[key] = Plan(
+                dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
+            )
         return self.plans[key], tensors
 
 
@@ -126,8 +123,10 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     layer has now.
 
     Arguments:
-        layer: with the solver ``Picard``, ``Anderson`` or ``Broyden``, and the gradient
-            ``Implicit`` with one of them or ``GMRES``. The result shares its parameters and follows
+        layer: with the solver ``Picard``, ``Anderson``, ``Broyden`` or ``SteadyState``, and the
+            gradient ``Implicit`` with one of the first three or ``GMRES``; or with an ODE solver,
+            for inference alone. The ODE solvers are ``Adams`` and the explicit Runge-Kutta methods,
+            with equal or chosen steps. The result shares its parameters and follows
             its options. f has to be a function of its inputs: in training no dropout, and no
             statistics that it writes.
 
@@ -136,6 +135,7 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
 
     Raises:
         ConfigError: a solver or gradient that has no loop in a graph.
+        GradientError: from a call that wants the gradient of a trajectory.
 
     Example:
         >>> import implicitcore as ic
@@ -155,11 +155,28 @@ def _check_call(layer: ImplicitLayer) -> None:
         InputError: of autocast.
     """
     check_layer(layer)
-    _check_gradient(layer.gradient)
+    if not isinstance(layer.solver, ODESolver):
+        _check_gradient(layer.gradient)
     if ambient():
         raise InputError(
             "a compiled layer solves in the dtype of its input, and this is autocast: convert the "
             "layer and its input (layer.bfloat16()), or use the layer as it is"
+        )
+
+
+def _check_training(layer: ImplicitLayer, begin: Any, tensors: list[Tensor]) -> None:
+    """Refuse the gradient of a trajectory.
+
+    Raises:
+        GradientError: one is wanted.
+    """
+    if not isinstance(layer.solver, ODESolver) or not torch.is_grad_enabled():
+        return
+    leaves = [leaf for leaf in pytree.tree_leaves(begin) if isinstance(leaf, Tensor)]
+    if any(tensor.requires_grad for tensor in (*leaves, *tensors)):
+        raise GradientError(
+            f"a compiled layer with {type(layer.solver).__name__} is for inference: its trajectory "
+            "has no gradient; call it under torch.no_grad(), or train the layer itself"
         )
 
 

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConfigError, ImplicitCoreError, InputError, describe_error
 from implicitcore.graph.layer import in_graph
+from implicitcore.graph.solvers import check_exported
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout
 from implicitcore.system.captured_modules import captured_modules
@@ -44,7 +45,8 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
 
     Arguments:
         model: a layer, or a module that holds layers and calls them, with the solvers ``Picard``,
-            ``Anderson`` and ``Broyden``.
+            ``Anderson``, ``Broyden``, the explicit Runge-Kutta methods, and ``SteadyState`` with
+            one of these.
         example: an input as the model takes it, any pytree; a tuple holds the positional arguments.
             The first dimension of its tensors is the batch, which may have another size later,
             but for those marked by :func:`shared`.
@@ -72,7 +74,9 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
     arguments, shapes = _batched(example if isinstance(example, tuple) else (example,))
     if any(torch.is_autocast_enabled(leaf.device.type) for leaf in _tensors(arguments)):
         raise ConfigError(["export: outside of autocast; write the model in the dtype it is in"])
-    with torch.no_grad(), _for_inference(model) as traced, warnings.catch_warnings():
+    # A number is a constant, also where another model had another one in its place.
+    constant = torch._dynamo.config.patch(specialize_float=True)
+    with torch.no_grad(), constant, _for_inference(model) as traced, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own parts
         try:
             program = torch.export.export(traced, arguments, dynamic_shapes=shapes, strict=False)
@@ -166,6 +170,8 @@ def _for_inference(model: nn.Module) -> Iterator[nn.Module]:
     for module in list(model.modules()):
         _fix_weights(module)
     layers = [module for module in model.modules() if isinstance(module, ImplicitLayer)]
+    for layer in layers:
+        check_exported(layer.solver)
     # A function is not copied: the modules that it calls are those of the model itself.
     called = [part for layer in layers for part in captured_modules(layer.dynamics)]
     modules = [*model.modules(), *(inner for part in called for inner in part.modules())]

@@ -9,11 +9,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConfigError
-from implicitcore.graph.loop import iteration_of, solve
+from implicitcore.graph.solvers import check_solver, follows_field, run
 from implicitcore.graph.stop import Found
-from implicitcore.graph.system import Layout, graph_system
+from implicitcore.graph.system import Layout, graph_field, graph_system
 from implicitcore.layers.base import ImplicitLayer
-from implicitcore.solution import Solution, Status
+from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.solution import FinalState, Solution, Status
 from implicitcore.system.captured_modules import captured_modules
 from implicitcore.tensors.shared import unwrapped
 
@@ -37,6 +38,7 @@ class GraphLayer(nn.Module):
         check_layer(layer)
         self.dynamics, self.start = layer.dynamics, layer.start
         self.solver, self.coupled, self.on_failure = layer.solver, layer.coupled, layer.on_failure
+        self.horizon = layer.horizon
         # As parts of this module, for what a function calls is no part of the dynamics.
         self.captured = nn.ModuleList(captured_modules(layer.dynamics))
 
@@ -45,10 +47,10 @@ class GraphLayer(nn.Module):
         found, start = self._found(x, z0)
         return found.z if self.on_failure == "ignore" else self._answers(found, start)
 
-    def solve(self, x: Any, z0: Any = None) -> Solution:
+    def solve(self, x: Any, z0: Any = None) -> Solution | FinalState:
         """The whole result; ``evaluations`` is a tensor. See :meth:`ImplicitLayer.solve`."""
         found, start = self._found(x, z0)
-        return Solution(start=start, **found._asdict())
+        return result(self.solver, self.horizon, found, start=start)
 
     def _found(self, x: Any, z0: Any) -> tuple[Found, Any]:
         """What was found, unpacked and of each sample, and where it began."""
@@ -56,7 +58,9 @@ class GraphLayer(nn.Module):
         start = self.start(x) if z0 is None else z0
         layout = Layout.of(start, coupled=self.coupled)
         flat = layout.pack(start)
-        found = solve(self.solver, graph_system(self.dynamics, x, layout, flat.dtype), flat)
+        system = graph_field if follows_field(self.solver) else graph_system
+        dynamics = system(self.dynamics, x, layout, flat.dtype)
+        found = run(self.solver, dynamics, flat, self.horizon)
         spent = self.start.evaluations if z0 is None else 0
         z, residual, status, steps, evaluations = found
         if self.coupled:
@@ -79,13 +83,23 @@ class GraphLayer(nn.Module):
         return pytree.tree_unflatten(chosen, spec)
 
 
+def result(solver: Any, horizon: float, found: Found, **more: Any) -> Solution | FinalState:
+    """What was found, as the layer gives it."""
+    parts = {**found._asdict(), **more}
+    if not isinstance(solver, ODESolver):
+        return Solution(**parts)
+    residual = parts.pop("residual")
+    times = torch.tensor([0.0, horizon], dtype=residual.dtype, device=residual.device)
+    return FinalState(times=times, **parts)
+
+
 def check_layer(layer: ImplicitLayer) -> None:
     """Refuse a layer whose solve a graph cannot take.
 
     Raises:
         ConfigError: says why, and what it can take.
     """
-    iteration_of(layer.solver)
+    check_solver(layer.solver)
     if layer.sync_steps:
         raise ConfigError(["sync_steps: a graph stops by itself; expected False"])
 

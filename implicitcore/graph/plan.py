@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,9 +17,16 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.graph.linear import linear_solve
-from implicitcore.graph.loop import solve
-from implicitcore.graph.system import GraphSystem, Layout, graph_system
+from implicitcore.graph.solvers import follows_field, run
+from implicitcore.graph.system import (
+    GraphField,
+    GraphSystem,
+    Layout,
+    graph_field,
+    graph_system,
+)
 from implicitcore.graph.trace import Kind, Split, split, traced
+from implicitcore.system.problem import rounding_of
 from implicitcore.tensors.norms import column
 
 
@@ -56,6 +65,7 @@ class Plan:
         layout: of the state.
         inputs: what f reads beside z.
         kinds: of z0 and those tensors.
+        horizon: the end time of an ODE solver.
     """
 
     dynamics: Dynamics
@@ -64,20 +74,31 @@ class Plan:
     layout: Layout
     inputs: Inputs
     kinds: tuple[Kind, ...]
+    horizon: float
 
     def _function(self, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """f(z), and g(z) where the dynamics give it, of these tensors."""
-        count = self.inputs.count
-        with ExitStack() as stack:
-            owned: dict[nn.Module, dict[str, Tensor]] = {}
-            for (module, name), tensor in zip(self.inputs.owned, tensors[count:], strict=True):
-                owned.setdefault(module, {})[name] = tensor
-            for module, values in owned.items():
-                stack.enter_context(_reparametrize_module(module, values))
-            x = self.inputs.x(tensors[:count])
+        with self._reading(tensors) as x:
             system = graph_system(self.dynamics, x, self.layout, z.dtype)
             fz, g = system.function(z)
         return (fz,) if g is None else (fz, g)
+
+    def _velocity(self, t: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """g(t, z) of these tensors."""
+        with self._reading(tensors) as x:
+            return (graph_field(self.dynamics, x, self.layout, z.dtype).velocity(t, z),)
+
+    @contextmanager
+    def _reading(self, tensors: Sequence[Tensor]) -> Iterator[Any]:
+        """The x that the tensors hold; the modules read the others."""
+        many = self.inputs.count
+        with ExitStack() as stack:
+            owned: dict[nn.Module, dict[str, Tensor]] = {}
+            for (module, name), tensor in zip(self.inputs.owned, tensors[many:], strict=True):
+                owned.setdefault(module, {})[name] = tensor
+            for module, values in owned.items():
+                stack.enter_context(_reparametrize_module(module, values))
+            yield self.inputs.x(tensors[:many])
 
     def _pulled(self, v: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """v^T df of z and of each tensor that is to have a gradient."""
@@ -102,6 +123,13 @@ class Plan:
         return split(graph, 1, range(1 if self.dynamics.is_map() else 2))
 
     @cached_property
+    def _field(self) -> Split:
+        z = self.kinds[0]
+        dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+        t = z._replace(shape=z.shape[:1], dtype=dtype, requires_grad=False)
+        return split(traced(self._velocity, (t, *self.kinds)), 2, [0])
+
+    @cached_property
     def _products(self) -> tuple[Split, Split]:
         """J^T v, and v^T df of the tensors."""
         graph = traced(self._pulled, (self.kinds[0], *self.kinds))
@@ -111,27 +139,47 @@ class Plan:
     @cached_property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
         """z0 and the tensors -> z, residual, status, steps, evaluations."""
-        value, is_map, solver = self._value, self.dynamics.is_map(), self.solver
-        scale = self.dynamics.scale
-        rounding = torch.finfo(self.kinds[0].dtype).eps / 2 if is_map else 0.0
+        solver, horizon = self.solver, self.horizon
+        system = self._as_field() if follows_field(solver) else self._as_system()
 
-        def run(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        def forward(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple(run(solver, system(*tensors), z0, horizon))
+
+        return compiled(forward)
+
+    def _as_system(self) -> Callable[..., GraphSystem]:
+        """The tensors -> the map that they make."""
+        value, is_map, scale = self._value, self.dynamics.is_map(), self.dynamics.scale
+        rounding = rounding_of(is_map, self.kinds[0].dtype)
+
+        def system(*tensors: Tensor) -> GraphSystem:
             known = value.before(*tensors)
 
             def function(z: Tensor) -> tuple[Tensor, Tensor | None]:
                 found = value.inside(z, *known)
                 return found[0], None if is_map else found[1]
 
-            return tuple(solve(solver, GraphSystem(function, scale, rounding), z0))
+            return GraphSystem(function, scale, rounding)
 
-        return compiled(run)
+        return system
+
+    def _as_field(self) -> Callable[..., GraphField]:
+        """The tensors -> the vector field that they make."""
+        value, scale = self._field, self.dynamics.scale
+        rounding = rounding_of(self.dynamics.is_map(), self.kinds[0].dtype)
+
+        def field(*tensors: Tensor) -> GraphField:
+            known = value.before(*tensors)
+            return GraphField(lambda t, z: value.inside(t, z, *known)[0].clone(), scale, rounding)
+
+        return field
 
     @cached_property
     def backward(self) -> Callable[..., tuple[Tensor, ...]]:
         """v, z and the tensors -> residual, status, products, and the gradients."""
         (product, others), solver = self._products, self.adjoint
 
-        def run(v: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        def backward(v: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             known = product.before(z, *tensors)
             finite = column(v.isfinite().all(1))
             u, found = linear_solve(
@@ -141,10 +189,16 @@ class Plan:
             gradients = others.inside(u, *others.before(z, *tensors))
             return found.residual, found.status, found.evaluations, *gradients
 
-        return compiled(run)
+        return compiled(backward)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+_COUNT = count()
+
+
+def compiled(function: Any) -> Callable[..., Any]:
     """One graph of the function, for any size of the batch."""
+    # With a code of its own: what torch learns of one, as which numbers change, is kept by it.
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COUNT)}")
+    function = FunctionType(code, function.__globals__, closure=function.__closure__)
     # Not cpp_wrapper: faster by a half, it was seen to free memory twice in a loop (torch 2.13).
     return torch.compile(function, fullgraph=True, options={"cpp_wrapper": False})

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.graph.system import GraphSystem
+from implicitcore.graph.system import GraphField, GraphSystem
 from implicitcore.root_solvers.stop_criterion import GROWTH
 from implicitcore.root_solvers.stop_state import TRUST, Trust, origin_of
 from implicitcore.solution import Origin, Status
@@ -53,14 +53,14 @@ class GraphStop:
         origin: of the first evaluation.
     """
 
-    system: GraphSystem
+    system: GraphSystem | GraphField
     tol: float
     floor: float
     min_steps: int
     origin: Origin
 
     @classmethod
-    def at(cls, system: GraphSystem, solver: Any, first: Evaluation) -> GraphStop:
+    def at(cls, system: GraphSystem | GraphField, solver: Any, first: Evaluation) -> GraphStop:
         """Before the first evaluation is judged."""
         norm, update = first.residual.norm, first.residual.update_norm
         info = torch.finfo(norm.dtype)

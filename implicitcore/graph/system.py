@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Residual
+from implicitcore.backends.torch import TORCH, TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import InputError
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.problem import rounding_of, subtracts
 from implicitcore.tensors.norms import real_dtype, scaled_norm
 
 
@@ -114,14 +116,54 @@ def graph_system(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype)
         def function(z: Tensor) -> tuple[Tensor, Tensor | None]:
             return layout.pack(dynamics.update(layout.unpack(z), x)), None
 
-        return GraphSystem(function, dynamics.scale, torch.finfo(dtype).eps / 2)
+        return GraphSystem(function, dynamics.scale, rounding_of(True, dtype))
 
     def field(z: Tensor) -> tuple[Tensor, Tensor | None]:
         state = layout.unpack(z)
         g = layout.pack(dynamics.velocity(_zero_time(state), state, x))
         return z + g, g
 
-    return GraphSystem(field, dynamics.scale, 0.0)
+    return GraphSystem(field, dynamics.scale, rounding_of(False, dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class GraphField:
+    """What an integration in a graph sees of the dynamics; the steps of the solvers ask no more.
+
+    Attributes:
+        velocity: t ``[batch]`` and z ``[batch, n]`` -> g(t, z).
+        scale: as that of :class:`GraphSystem`, for a steady state; so is ``rounding``.
+        rounding: of f(z), relative to it.
+    """
+
+    velocity: Callable[[Tensor, Tensor], Tensor]
+    scale: Callable[[Tensor, Tensor], Tensor]
+    rounding: float
+
+    @property
+    def backend(self) -> TorchBackend:
+        """The kernels of the steps."""
+        return TORCH
+
+    def evaluation(self, z: Tensor, velocity: Tensor) -> Evaluation:
+        """What is known of z from the velocity there."""
+        fz = z + velocity
+        return Evaluation(z, fz, Residual(velocity, exact_norm(velocity), exact_norm(fz)))
+
+
+def graph_field(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype) -> GraphField:
+    """The vector field of some dynamics at x, given without marks."""
+    is_difference = subtracts(dynamics)
+
+    def velocity(t: Tensor, z: Tensor) -> Tensor:
+        state = layout.unpack(z)
+        if is_difference:
+            return layout.pack(dynamics.update(state, x)) - z
+        first: Tensor = pytree.tree_leaves(state)[0]
+        time = t.reshape(-1, *(1,) * (first.ndim - 1))
+        return layout.pack(dynamics.velocity(time, state, x)).clone()
+
+    return GraphField(velocity, dynamics.scale, rounding_of(dynamics.is_map(), dtype))
 
 
 def _zero_time(state: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.errors import ConfigError
+from implicitcore.errors import ConfigError, InputError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
@@ -23,6 +23,7 @@ from implicitcore.layers.initial import InitialGuess, Zeros
 from implicitcore.layers.options import OPTIONS, LayerMeta, LayerOption, replaced
 from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.times import Times, as_times, span
 from implicitcore.options.types import OnFailure, Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import FinalState, Solution, SolveResult, Trajectory
@@ -131,7 +132,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         else:
             super().__setattr__(name, value)
 
-    def forward(self, x: Any, z0: Any = None, *, keys: Any = None) -> Any:
+    def forward(self, x: Any, z0: Any = None, *, keys: Any = None, times: Times = None) -> Any:
         """The solution's z, differentiable.
 
         Arguments:
@@ -139,18 +140,21 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
                 :func:`shared`.
             z0: begin from here and not from the layer's start.
             keys: int64 ``[batch]``, the number of each sample, for a :class:`WarmStart`.
+            times: as :meth:`solve` takes them; z is then ``[T, batch, ...]``.
 
         Raises:
             SolveError: a sample failed, and ``on_failure`` says so.
         """
-        solution = self.solve(x, z0) if keys is None else self.solve(x, z0, keys=keys)
+        given = {"keys": keys, "times": times}
+        options = {name: value for name, value in given.items() if value is not None}
+        solution = self.solve(x, z0, **options)
         report(solution, self.on_failure, type(self).__name__, self)
         return solution.z
 
     @eager
     def solve(
-        self, x: Any, z0: Any = None, *, keys: Any = None, trace: bool = False
-    ) -> Solution | FinalState:
+        self, x: Any, z0: Any = None, *, keys: Any = None, times: Times = None, trace: bool = False
+    ) -> Solution | FinalState | Trajectory:
         """The whole result: z, status per sample, evaluations, and with a root solver the residual.
 
         A :class:`~implicitcore.Solution`, or with an ODE solver the
@@ -164,6 +168,9 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
                 on where it ended, and ``z0.detach()`` without its gradient.
             keys: int64 ``[batch]``, the number of each sample, for a :class:`WarmStart`: it begins
                 the sample where it ended last, and keeps where it ends now.
+            times: with an ODE solver the output times ``[T]``, a tensor or numbers, in place of 0
+                and ``horizon``: the start is at the first, and the result is the
+                :class:`~implicitcore.Trajectory`, z ``[T, batch, ...]``.
             trace: keep the residual after each step.
         """
         with self._scope().entered():
@@ -174,7 +181,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
                 if z0 is None and self.start.detached
                 else start
             )
-            solution = self._run(begin, x, trace)
+            solution = self._run(begin, x, times, trace)
         if spent or start is not begin:
             solution = solution.amended(start=start, evaluations=solution.evaluations + spent)
         if keys is not None:
@@ -274,18 +281,18 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     def _begin(self, x: Any, keys: Any) -> Any:
         return self.start(unwrapped(x)) if keys is None else self.start.keyed(unwrapped(x), keys)
 
-    def _run(self, begin: Any, x: Any, trace: bool) -> Solution | FinalState:
-        solve = Solve(self.solver, self._times(begin))
+    def _run(
+        self, begin: Any, x: Any, times: Times, trace: bool
+    ) -> Solution | FinalState | Trajectory:
+        solve = Solve(self.solver, self._times(begin, times))
         options: RunOptions = {"backend": self.backend, "trace": trace, "coupled": self.coupled}
         options["on_failure"] = self.on_failure
         found = run(self.dynamics, begin, x, solve, self.gradient, **options)
-        return found.final() if isinstance(found, Trajectory) else found
+        return found.final() if isinstance(found, Trajectory) and times is None else found
 
-    def _times(self, z0: Any) -> Tensor | None:
-        if isinstance(self.solver, RootSolver):
-            return None
-        like = next(iter(pytree.tree_leaves(z0)), None)
-        if not isinstance(like, Tensor):  # no state, as packing it will say
-            return torch.tensor([0.0, self.horizon])
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return torch.tensor([0.0, self.horizon], dtype=dtype, device=like.device)
+    def _times(self, z0: Any, times: Times) -> Tensor | None:
+        if not isinstance(self.solver, RootSolver):
+            return span(self.horizon, z0) if times is None else as_times(times)
+        if times is not None:
+            raise InputError("times: a root solver finds an equilibrium, which has none")
+        return None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.solution import SolveResult
+from implicitcore.solution import SolveResult, Trajectory
 
 
 def skip_loss(solution: SolveResult) -> Tensor:
@@ -18,7 +18,8 @@ def skip_loss(solution: SolveResult) -> Tensor:
 
 def start_loss(solution: SolveResult) -> Tensor:
     """Smooth L1 loss of z0 with the detached z as its target (HomoODE, arXiv 2310.09583)."""
-    target = pytree.tree_map(torch.detach, solution.z)
+    end = solution.final() if isinstance(solution, Trajectory) else solution
+    target = pytree.tree_map(torch.detach, end.z)
     return _mean(solution.start, target, torch.nn.functional.smooth_l1_loss)
 
 

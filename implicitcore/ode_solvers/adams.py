@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from operator import index
 from typing import Annotated, NamedTuple, final
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
@@ -152,7 +154,9 @@ class _Grid:
     """
 
     def __init__(self, dt: Tensor, past: Past) -> None:
-        lever, weights, lower = _constants(past.gaps.shape[1], dt.dtype, dt.device)
+        known = index(past.gaps.shape[1]), dt.dtype, dt.device
+        constants = _traced_constants if torch.compiler.is_compiling() else _constants
+        lever, weights, lower = constants(*known)
         last = past.gaps[:, 0]
         size = torch.where(dt == 0, last, dt.abs())
         step = column(size)
@@ -215,6 +219,24 @@ def _constants(
         lever, weights = (1 - nodes)[:, None, None] / 2, vectors[0].square()
         lower = torch.ones(size + 1, size, device="cpu").tril(-1)
         return lever.to(device, dtype), weights.to(device, dtype), lower.to(device, dtype)
+
+
+def _traced_constants(
+    size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same constants in a graph."""
+    nodes = size // 2 + 1
+    lever, weights, lower = _flat_constants(size, dtype, device).split(
+        [nodes, nodes, size * (size + 1)]
+    )
+    return lever.view(-1, 1, 1), weights, lower.view(size + 1, size)
+
+
+@torch.compiler.assume_constant_result
+def _flat_constants(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """All of them in one tensor, which a graph takes as it is."""
+    with unset_fake_temporarily():
+        return torch.cat([constant.flatten() for constant in _constants(size, dtype, device)])
 
 
 @functools.cache

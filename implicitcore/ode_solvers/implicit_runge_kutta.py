@@ -1,54 +1,48 @@
-"""Implicit Runge-Kutta methods, for stiff dynamics.
-
-Any root solver solves their stage equations.
-"""
+"""Diagonally implicit Runge-Kutta methods, for stiff dynamics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from implicitcore.errors import InputError
 from implicitcore.ode_solvers import implicit_tableaus as tableaus
-from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.factors import Factors
+from implicitcore.ode_solvers.implicit_method import ImplicitMethod
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
-from implicitcore.ode_solvers.stages import Frame, Stage, attached
+from implicitcore.ode_solvers.newton_step import NewtonStep
+from implicitcore.ode_solvers.stage_sequence import StageSequence
+from implicitcore.ode_solvers.stages import Frame
+from implicitcore.ode_solvers.step_cache import Kept, StepCache, linearized
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
-from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
-from implicitcore.options.shared import ErrorControl, ErrorTolerance
-from implicitcore.options.types import Whole
+from implicitcore.ode_solvers.stepwise import EqualSteps
+from implicitcore.options.shared import ErrorControl
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.chain import Chain
 from implicitcore.root_solvers.newton import Newton
-from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, real_dtype
-from implicitcore.tensors.transforms import check_products
 
-
-class StepCache(NamedTuple):
-    """What a step begins with."""
-
-    velocity: Tensor  # [batch, n], g(t, z)
-    jacobian: (
-        Tensor  # [batch, n, n], dg/dz there, without a graph; [batch, 0, 0] where it is not formed
-    )
+# Solves the stages of states that are too large for a matrix, where no other is given.
+MATRIX_FREE = Chain((Broyden(tol=0.01, max_steps=10), Newton(tol=0.01, max_steps=10)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImplicitRungeKutta(ErrorTolerance, StepwiseODESolver[StepCache]):
+class ImplicitRungeKutta(ImplicitMethod):
     """A diagonally implicit Runge-Kutta method.
 
-    Its tableau, and the root solver of its stage equations. Y_i = z + dt sum_{j < i} a_ij k_j + dt
-    gamma g(t + c_i dt, Y_i) for one stage after the other, k_j = g(t + c_j dt, Y_j), and the last Y
-    is the next state. All stages of a step have the same matrix I - dt gamma dg/dz: where n <=
-    ``dense_below`` it is formed and factorised once a step (n products), and makes every equation
-    well conditioned, so that also solvers without Jacobians converge fast. A larger system goes to
-    the root solver as it stands.
+    Y_i = z + dt sum_{j < i} a_ij k_j + dt gamma g(t + c_i dt, Y_i) for one stage after the other,
+    k_j = g(t + c_j dt, Y_j), and the last Y is the next state. All stages of a step have the same
+    matrix I - dt gamma dg/dz. Where n <= ``dense_below`` it is formed (n products) and factorised,
+    and the simplified Newton method solves the equations: the factors serve all stages, and further
+    steps as long as dt is about the same; the Jacobian serves until the iterations become slow.
+
+    A larger system, and one whose ``root_solver`` is given, goes to a root solver; where the matrix
+    is formed, as the Picard iteration that is the simplified Newton method, which makes every
+    equation well conditioned: so solvers without Jacobians converge fast, too.
 
     A sample of which a stage is not solved takes no step: it is tried again with a smaller one
     where steps are adaptive, and ends with the status ``non_finite`` where they are fixed. The
@@ -58,116 +52,80 @@ class ImplicitRungeKutta(ErrorTolerance, StepwiseODESolver[StepCache]):
     Attributes:
         root_solver: solves the stage equations; its ``tol`` is relative to the error that ``rtol``
             and ``atol`` allow a step, in the root mean square, and to the stage's own move where
-            that is smaller.
+            that is smaller. None is the simplified Newton method with a ``tol`` of 0.01, and above
+            ``dense_below`` Broyden's method, then Newton-Krylov.
         dense_below: largest n whose Jacobians are formed; the storage is n^2 per sample.
     """
 
-    tableau: ClassVar[ImplicitTableau]
-    root_solver: RootSolver = Chain(
-        (Broyden(tol=0.01, max_steps=10), Newton(tol=0.01, max_steps=10))
-    )
-    dense_below: Whole = 64
+    root_solver: RootSolver | None = None
+
+    @property
+    def equations(self) -> int:
+        """One for each implicit stage."""
+        return len(self.tableau.a) - self.tableau.explicit
+
+    def coupling(self, z: Tensor) -> Tensor:
+        """The diagonal."""
+        return torch.full((1, 1), self.tableau.gamma, dtype=real_dtype(z), device=z.device)
 
     def init(self, system: System, t: Tensor, z: Tensor) -> StepCache:
         """The velocity and, where it is formed, the Jacobian: one evaluation and n products."""
-        if z.is_complex():
-            raise InputError(
-                f"{type(self).__name__}: expected a real state, received {z.dtype}; give "
-                "real and imaginary part as two"
-            )
-        if not self._dense(z):
-            return StepCache(system.velocity(t, z), z.new_zeros(len(z), 0, 0))
-        check_products()
-        attached = torch.is_grad_enabled() and z.requires_grad
-        with torch.enable_grad():
-            point = z if attached else z.detach().requires_grad_()
-            velocity = system.velocity(t, point)
-        with torch.no_grad():
-            jacobian = Linearization(system, point, velocity).matrix()
-        return StepCache(velocity if torch.is_grad_enabled() else velocity.detach(), jacobian)
+        if self._dense(z) and self.root_solver is None:
+            return super().init(system, t, z)
+        self.check(z)
+        if self._dense(z):
+            return StepCache(*linearized(system, t, z))
+        return StepCache(system.velocity(t, z))
 
-    def velocity(self, state: StepCache) -> Tensor:
-        """See :meth:`Stepper.velocity`."""
-        return state.velocity
+    def sequence(
+        self, system: System, t: Tensor, dt: Tensor, state: StepCache, frame: Frame
+    ) -> StageSequence:
+        """See :meth:`ImplicitMethod.sequence`."""
+        return StageSequence(self.tableau, system, t, dt, state.velocity, frame)
 
-    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: StepCache) -> Step:
-        """See :meth:`Stepper.step`."""
-        tableau, stage_combination, one = (
-            self.tableau,
-            system.backend.stage_combination,
-            torch.ones_like(dt),
-        )
-        frame = self._frame(dt, z, state.jacobian)
-        # dt k_i at the points of the stages; the first of some methods is the state itself
-        increments = [state.velocity * column(dt).to(z.dtype) for _ in range(tableau.explicit)]
-        points = [(t, z)] * tableau.explicit
-        solved, move = torch.ones_like(dt, dtype=torch.bool), torch.zeros_like(z)
-        for row, node in zip(
-            tableau.a[tableau.explicit :], tableau.c[tableau.explicit :], strict=True
-        ):
-            offset = (
-                stage_combination(None, one, increments, row[:-1])
-                if increments
-                else torch.zeros_like(z)
-            )
-            stage = Stage.within(system, t + node * dt, dt * tableau.gamma, offset, frame)
-            move, done = self._solve(stage, move)
-            solved = solved & done
-            # From the equation and not by another evaluation, which would multiply what is left of
-            # the error by dt dg/dz.
-            increments.append((move - offset) / tableau.gamma)
-            points.append((stage.t, z + move))
-        # The last stage is the next state; one that is not solved has no value.
-        z_next = torch.where(column(solved), points[-1][1], torch.nan)
-        error = stage_combination(None, one, increments, tableau.error) if tableau.error else None
-        return Step(z_next, error, weights=tableau.b, points=points)
+    def frame(self, dt: Tensor, z: Tensor, state: StepCache) -> Frame:
+        """See :meth:`ImplicitMethod.frame`."""
+        frame = super().frame(dt, z, state)
+        if state.jacobian is None:
+            return frame
+        factors = Factors.of(self.coupling(z), dt.to(state.jacobian.dtype), state.jacobian)
+        return Frame(z, frame.weight, factors)
 
-    @property
-    def piece_needs_state(self) -> bool:
-        """Not where the continuous extension is made of the stages."""
-        return not self.tableau.dense
+    def error(self, sequence: StageSequence, kept: Kept | None) -> Tensor | None:
+        """See :meth:`ImplicitMethod.error`."""
+        return sequence.combined(self.tableau.error) if self.tableau.error else None
 
-    def piece(
-        self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: StepCache, step: Step
-    ) -> list[Tensor]:
-        """See :meth:`Stepper.piece`.
-
-        The method's own continuous extension, where the tableau has one.
-        """
-        if not self.tableau.dense:
-            return super().piece(system, t, dt, z, state, step)
-        combine, one = system.backend.stage_combination, torch.ones_like(dt)
-        moves = [point - z for _, point in step.points[self.tableau.explicit :]]
-        return [z, step.z - z, *(combine(None, one, moves, row) for row in self.tableau.dense)]
-
-    def _solve(self, stage: Stage, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The move of a stage with its gradient, and which samples have one; else zero."""
-        with torch.no_grad():
-            solution = self.root_solver.solve(stage, start / stage.frame.weight)
+    def solve_stages(self, sequence: StageSequence) -> Tensor:
+        """By a root solver."""
+        root_solver = self.root_solver or MATRIX_FREE
+        move = torch.zeros_like(sequence.frame.z)
+        solved = torch.ones_like(sequence.dt, dtype=torch.bool)
+        for _ in range(self.equations):
+            stage = sequence.equation().alone()
+            solution = root_solver.solve(stage, move / stage.frame.weight)
             move = torch.where(column(solution.converged), solution.z * stage.frame.weight, 0)
-        if torch.is_grad_enabled():
-            move = attached(stage, move, dense=self._dense(move))
-        return move, solution.converged
-
-    @torch.no_grad()
-    def _frame(self, dt: Tensor, z: Tensor, jacobian: Tensor) -> Frame:
-        weight = z.abs() * self.rtol + self.atol
-        if not self._dense(z):
-            return Frame(z, weight, None)
-        scale = (dt * self.tableau.gamma).to(real_dtype(z))[:, None, None]
-        matrix = torch.eye(z.shape[1], dtype=scale.dtype, device=z.device) - scale * jacobian.to(
-            scale.dtype
-        )
-        factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-        return Frame(z, weight, (factors, pivots))
-
-    def _dense(self, z: Tensor) -> bool:
-        return z.shape[1] <= self.dense_below
+            sequence.add(stage, move)
+            solved = solved & solution.converged
+        return solved
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedImplicitRungeKutta(EqualSteps[StepCache], ImplicitRungeKutta):
-    """An implicit Runge-Kutta method with equal steps."""
+    """An implicit Runge-Kutta method with equal steps.
+
+    No shorter step helps a sample whose stages the simplified Newton method does not solve: it goes
+    to the root solver of large systems.
+    """
+
+    def rescued(self, sequence: StageSequence, newton: NewtonStep) -> tuple[StageSequence, Tensor]:
+        """See :meth:`ImplicitMethod.rescued`."""
+        again = sequence.started(newton.kept.factors)
+        solved = newton.solved | self.solve_stages(again)
+        merged = sequence.started()
+        for own, other in zip(sequence.moves, again.moves, strict=True):
+            move = torch.where(column(newton.solved), own, other)
+            merged.add(merged.equation(), move)
+        return merged, solved
 
 
 @final
@@ -224,3 +182,58 @@ class ESDIRK(ErrorControl, ImplicitRungeKutta):
     def step_size(self) -> StepSize:
         """Adaptive."""
         return Adaptive.of(self, self.tableau.order)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Kvaerno5(ErrorControl, ImplicitRungeKutta):
+    """Kvaerno's ESDIRK of order 5(4), adaptive and L-stable.
+
+    Six implicit stages. For tighter tolerances than ``ESDIRK``'s; the method of diffrax.
+
+    Its third stage lies 0.23 of a step beyond the end of the step: the field has to be defined
+    there, and ``step_at`` is refused.
+
+    Reference:
+        Kvaerno, Singly diagonally implicit Runge-Kutta methods with an explicit first stage, BIT
+        44 (2004), p. 489-502.
+    """
+
+    tableau: ClassVar[ImplicitTableau] = tableaus.KVAERNO5
+
+    @property
+    def step_size(self) -> StepSize:
+        """Adaptive."""
+        return Adaptive.of(self, self.tableau.order)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SDIRK2(FixedImplicitRungeKutta):
+    """Alexander's method of two implicit stages, order 2 and L-stable.
+
+    ``rtol`` and ``atol`` bound what the stage equations leave.
+
+    Reference:
+        Alexander, Diagonally implicit Runge-Kutta methods for stiff O.D.E.'s, SIAM J. Numer. Anal.
+        14 (1977), p. 1006-1021.
+    """
+
+    tableau: ClassVar[ImplicitTableau] = tableaus.SDIRK2
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TRBDF2(FixedImplicitRungeKutta):
+    """The trapezoidal rule, then the second backward differentiation formula; L-stable, order 2.
+
+    The first stage is explicit, and the two others have one matrix. ``rtol`` and ``atol`` bound
+    what the stage equations leave.
+
+    Reference:
+        Bank et al., Transient simulation of silicon devices and circuits, IEEE Trans. Electron
+        Devices 32 (1985), p. 1992-2007; Hosea, Shampine, Analysis and implementation of TR-BDF2,
+        Appl. Numer. Math. 20 (1996), p. 21-37.
+    """
+
+    tableau: ClassVar[ImplicitTableau] = tableaus.TRBDF2

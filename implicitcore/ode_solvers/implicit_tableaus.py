@@ -5,7 +5,9 @@ The tests check every order condition.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class ImplicitTableau:
         error: b minus the weights of the embedded method; empty where there is none.
         dense: weights d_ji of the continuous extension on the moves of the implicit stages, z(t + s
             dt) = z + s (z_next - z) + s (1 - s) (D_1 + s (D_2 + ...)), where D_j = sum_i d_ji (Y_i
-            - z); empty where there is none.
+            - z), and a third row is D_2 + (1 - s) D_3; empty where there is none.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -46,11 +48,45 @@ class ImplicitTableau:
         """How many stages come first that are explicit: 0 or 1."""
         return int(self.a[0][0] == 0)
 
+    @cached_property
+    def predictors(self) -> tuple[tuple[float, ...], ...]:
+        """Of each stage, the weights of the last moves before it that give its first iterate.
+
+        The value at its node of the polynomial through those of the last ``PREDICTED`` stages with
+        nodes of their own, and through zero at zero.
+        """
+        return tuple(_extrapolation(self.c[self.explicit : i], c) for i, c in enumerate(self.c))
+
+
+# So many moves make the first iterate of a stage.
+PREDICTED = 3
+
+
+def _extrapolation(before: tuple[float, ...], node: float) -> tuple[float, ...]:
+    """The weights of the last moves at the nodes ``before``, for one at another ``node``."""
+    if before and math.isclose(before[-1], node):
+        return (1.0,)
+    nodes = before[-PREDICTED:]
+    return tuple(
+        node / c * math.prod((node - other) / (c - other) for other in nodes if other != c)
+        for c in nodes
+    )
+
 
 # Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.3: implicit Euler,
 # trapezoidal rule.
 IMPLICIT_EULER = ImplicitTableau(a=((1.0,),), c=(1.0,), order=1)
 TRAPEZOID = ImplicitTableau(a=((0.0,), (1 / 2, 1 / 2)), c=(0.0, 1.0), order=2)
+
+_ALEXANDER, _EDGE = 1 - math.sqrt(2) / 2, math.sqrt(2) / 4
+SDIRK2 = ImplicitTableau(
+    a=((_ALEXANDER,), (1 - _ALEXANDER, _ALEXANDER)), c=(_ALEXANDER, 1.0), order=2
+)
+TRBDF2 = ImplicitTableau(
+    a=((0.0,), (_ALEXANDER, _ALEXANDER), (_EDGE, _EDGE, _ALEXANDER)),
+    c=(0.0, 2 * _ALEXANDER, 1.0),
+    order=2,
+)
 
 # Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction equations,
 # Appl. Numer. Math. 44 (2003), p. 139-181, appendix C: the implicit half of ARK4(3)6L[2]SA.
@@ -99,6 +135,75 @@ ESDIRK436 = ImplicitTableau(
             18.970939562951568,
             -6.883245304618498,
             0.5743954777037739,
+        ),
+    ),
+)
+
+# Kvaerno, Singly diagonally implicit Runge-Kutta methods with an explicit first stage, BIT 44
+# (2004), p. 489-502: the pair of order 5(4) whose last two stages are both stiffly accurate.
+_GAMMA = 0.26
+_FOURTH = (
+    0.13855640231268224,
+    0.0,
+    -0.04245337201752043,
+    0.02446657898003141,
+    0.61943039072480676,
+    _GAMMA,
+)
+_FIFTH = (
+    0.13659751177640291,
+    0.0,
+    -0.05496908796538376,
+    -0.04118626728321046,
+    0.62993304899016403,
+    0.06962479448202728,
+    _GAMMA,
+)
+KVAERNO5 = ImplicitTableau(
+    a=(
+        (0.0,),
+        (_GAMMA, _GAMMA),
+        (0.13, 0.84033320996790809, _GAMMA),
+        (0.22371961478320505, 0.47675532319799699, -0.06470895363112615, _GAMMA),
+        (
+            0.16648564323248321,
+            0.10450018841591720,
+            0.03631482272098715,
+            -0.13090704451073998,
+            _GAMMA,
+        ),
+        _FOURTH,
+        _FIFTH,
+    ),
+    c=(0.0, 0.52, 1.230333209967908, 0.8957659843500759, 0.43639360985864756, 1.0, 1.0),
+    order=5,
+    error=tuple(b - e for b, e in zip(_FIFTH, (*_FOURTH, 0.0), strict=True)),
+    # Of order 4, and of the stages themselves, as that of ESDIRK436: the conditions of that order
+    # leave no weight free but the share of the two last stages, which is all the last one's.
+    dense=(
+        (
+            7.766532752490203,
+            -0.33381106071027705,
+            -2.9738747407257335,
+            -3.0715292209372373,
+            0.0,
+            0.3763933615226958,
+        ),
+        (
+            -12.597148643811273,
+            -0.5855282231281884,
+            5.7240141397647495,
+            9.936281103464896,
+            0.0,
+            -2.192594626581464,
+        ),
+        (
+            -7.339792152922831,
+            1.4838032224103437,
+            -0.6762496642795185,
+            9.414934815728868,
+            0.0,
+            -1.5117364066990022,
         ),
     ),
 )

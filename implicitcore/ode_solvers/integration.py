@@ -41,6 +41,7 @@ class Integration:
         started: the first step has a size.
         more: a sample needs a step.
         rest: the samples that need none while others do.
+        own_points: the last step named the points of its stages.
     """
 
     solver: Stepper[Any]
@@ -54,6 +55,7 @@ class Integration:
     started: bool = False
     more: bool = True
     rest: AtRest = field(default_factory=AtRest)
+    own_points: bool = False
 
     @classmethod
     def at_start(
@@ -64,7 +66,13 @@ class Integration:
         stops: Stops,
         chooser: StepChooser,
     ) -> Integration:
-        """With all samples at the first of the output times."""
+        """With all samples at the first of the output times.
+
+        Raises:
+            InputError: the field jumps, and the solver looks beyond the end of a step.
+        """
+        if solver.looks_ahead:
+            stops.check_ahead(type(solver).__name__)
         samples, outputs = Samples.at_start(z0, stops), Outputs(z0)
         return cls(solver, system, stops, chooser, samples, outputs, more=len(z0) > 0)
 
@@ -79,12 +87,7 @@ class Integration:
         """Make ready for a step; False where no sample needs one."""
         if not self.more:
             return False
-        samples = self.samples
-        if samples.state is None:
-            samples.state = self.solver.init(self.system, samples.t, samples.z)
-            if self.observer is not None:
-                self.observer.after_init()
-        velocity = self.solver.velocity(samples.state)
+        samples, velocity = self.samples, self.velocity()
         if stop is not None:
             samples.active = samples.active & stop(samples.t, samples.z, velocity)
             self.more = self.rest.count(samples.active)
@@ -93,6 +96,15 @@ class Integration:
         if self.more and stop is None:
             self.rest.note(velocity)
         return self.more
+
+    def velocity(self) -> Tensor:
+        """Where the samples are; the solver's state is made where there is none."""
+        samples = self.samples
+        if samples.state is None:
+            samples.state = self.solver.init(self.system, samples.t, samples.z)
+            if self.observer is not None:
+                self.observer.after_init()
+        return self.solver.velocity(samples.state)
 
     @torch.no_grad()
     def _start(self, velocity: Tensor) -> None:
@@ -226,7 +238,11 @@ class Integration:
         self.outputs.arrive(samples.z, arrived, came.next, ahead.next)
         if self.observer is not None:
             here = arrived & (ahead.next > came.next)
-            samples.z, samples.state = self.observer.arrive(samples.z, here, came.next), None
+            samples.z = self.observer.arrive(samples.z, here, came.next)
+            if self.own_points:
+                self._restart(here)
+            else:
+                samples.state = None
         if stops.jumps:
             self._leap(arrived, stops.resumes[came.stop.clamp(max=last)])
 
@@ -235,9 +251,14 @@ class Integration:
         samples = self.samples
         jumped = arrived & (samples.t != resumes)
         samples.t = torch.where(jumped, resumes, samples.t)
-        if samples.state is not None and bool(jumped.any()):
+        self._restart(jumped)
+
+    def _restart(self, which: Tensor) -> None:
+        """The solver begins anew with the samples that were moved in time or state."""
+        samples = self.samples
+        if samples.state is not None and bool(which.any()):
             state = self.solver.init(self.system, samples.t, samples.z)
-            samples.state = chosen(jumped, state, samples.state)
+            samples.state = chosen(which, state, samples.state)
 
     def _keep(self, step: Step, which: Tensor | None) -> None:
         """The new state for the samples that accepted.
@@ -245,12 +266,13 @@ class Integration:
         For all of them without a choice where ``which`` is None.
         """
         samples, rest = self.samples, self.rest.rows
+        self.own_points = bool(step.points)
         if which is None:
             samples.z, samples.state = step.z, step.state
             return
         samples.z = torch.where(column(which), step.z, samples.z)
         which = which if rest is None else which | rest  # as it was evaluated beside the others
-        if step.state is None or self.observer is not None:
+        if step.state is None or (self.observer is not None and not self.own_points):
             samples.state = None  # an observer needs each first stage at its own point
         else:
             samples.state = chosen(which, step.state, samples.state)

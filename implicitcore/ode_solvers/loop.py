@@ -10,8 +10,9 @@ from torch import Tensor
 from implicitcore.ode_solvers.base import Stop
 from implicitcore.ode_solvers.events import Event
 from implicitcore.ode_solvers.integration import Integration
+from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder
-from implicitcore.ode_solvers.step_chooser import ControlledSteps
+from implicitcore.ode_solvers.step_chooser import ControlledSteps, GridSteps, choose_steps
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.ode_solvers.stops import StepAt, Stops
 from implicitcore.ode_solvers.times import check_times
@@ -51,12 +52,20 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     times = check_times(times, z0, bounded=stop is None)
     hits = hit_times or control.hits_times or observer is not None
     stops = Stops.of(times, z0, hit_times=hits, step_at=step_at)
-    run = Integration.at_start(solver, system, z0, stops, ControlledSteps(control, stops))
+    free = ControlledSteps.between(control, stops) if stop is not None else None
+    chooser = free or choose_steps(control, stops, solver.max_steps)
+    run = Integration.at_start(solver, system, z0, stops, chooser)
     run.observer = observer
+    steps = StepsLeft(solver.max_steps)
     if dense or event is not None:
         samples = run.samples
         run.record(TrajectoryRecorder(system, samples.t, z0, dense=dense, event=event))
-    steps = StepsLeft(solver.max_steps)
+    elif isinstance(chooser, GridSteps):
+        together = Lockstep.of(run, chooser)
+        while together.step():
+            pass
+        together.settle()
+        steps.sure -= together.spent
     while steps.take(run):
         if not run.begin(stop):
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import sub
 from typing import NamedTuple
 
 import torch
@@ -36,12 +37,24 @@ class Outputs:
 
     Attributes:
         rows: z0, then the rows of each arrival ``[rows, n]`` and passage ``[rows, degree + 1, n]``.
+        together: how many output times were reached by each of the first arrivals, those of all
+            samples together, whose rows are states ``[batch, n]``.
     """
 
     def __init__(self, z0: Tensor | None = None) -> None:
         self.rows: list[Tensor] = [] if z0 is None else [z0]
+        self.together: list[int] = []
         self.which: list[Rows] = []
         self.every: Tensor | None = None  # the index of each sample, made once
+
+    def arrive_together(self, z: Tensor, reached: int) -> None:
+        """All samples arrived, and have ``reached`` so many output times."""
+        self.rows.append(z)
+        self.together.append(reached)
+
+    def forget(self, kept: int) -> None:
+        """Forget the arrivals of all samples together, but for the first ones."""
+        del self.rows[len(self.rows) - len(self.together) + kept :], self.together[kept:]
 
     def arrive(self, z: Tensor, arrived: Tensor, first: Tensor, end: Tensor) -> None:
         """Samples ``arrived``, and are at the output times from the first up to the end."""
@@ -82,14 +95,20 @@ class Outputs:
             reached: output times, the first included, ``[batch]``.
             times: the output times.
         """
-        count, batch, device = len(times), len(last), last.device
+        if self.together and self.together[-1] == len(times):
+            return self._of_all(rows)
+        count, batch, device, shared = len(times), len(last), last.device, 1 + len(self.together)
         place = torch.arange(batch, device=device).repeat(count, 1)
+        if self.together:
+            ends = torch.tensor([1, *self.together])
+            row = torch.searchsorted(ends, torch.arange(count), right=True)
+            place += row.clamp(max=shared - 1).to(device).unsqueeze(1) * batch
         states = [i for i, which in enumerate(self.which) if which.dt is None]
         pieces = [i for i, which in enumerate(self.which) if which.dt is not None]
-        table, used = [rows[0]], batch
+        table, used = [*rows[:shared]], batch * shared
         for group in filter(None, (states, pieces)):
             which = _joined([self.which[i] for i in group])
-            found = torch.cat([rows[1 + i] for i in group])
+            found = torch.cat([rows[shared + i] for i in group])
             index, row = _times_of(which)
             at = row
             if which.t is not None and which.dt is not None:
@@ -103,6 +122,14 @@ class Outputs:
         return (
             torch.cat((*table, last)).index_select(0, place.flatten()).reshape(count, *last.shape)
         )
+
+    def _of_all(self, rows: Sequence[Tensor]) -> Tensor:
+        """``[T, batch, n]`` where all samples came to the last time together."""
+        found, ends = torch.stack(list(rows)), [1, *self.together]
+        if len(found) == ends[-1]:
+            return found
+        many = torch.tensor([1, *map(sub, ends[1:], ends)], device=found.device)
+        return found.repeat_interleave(many, 0)
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

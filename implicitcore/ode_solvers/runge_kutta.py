@@ -29,19 +29,26 @@ class RungeKutta(StepwiseODESolver[Tensor]):
     the first of the next step (FSAL) it is not evaluated twice.
     """
 
+    lockstep: ClassVar[bool] = True
     tableau: ClassVar[Tableau]
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
         """See :meth:`Stepper.step`."""
         tableau, stage_combination = self.tableau, system.backend.stage_combination
-        stages, point = [state], z
+        stages, point, reached, moment = [state], z, 0.0, t
         for row, node in zip(tableau.a, tableau.c, strict=True):
             point = stage_combination(z, dt, stages, row)
-            stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
+            if node != reached:
+                reached, moment = node, torch.add(t, dt, alpha=node)
+            stages.append(system.velocity(moment, point))
         z_next = point if tableau.fsal else stage_combination(z, dt, stages, tableau.b)
-        with torch.no_grad():  # the size of a step has no gradient
-            error = stage_combination(None, dt, stages, tableau.error) if tableau.error else None
+        error = self._error(system, dt, stages) if tableau.error else None
         return Step(z_next, error, stages[-1] if tableau.fsal else None, stages, tableau.b)
+
+    @torch.no_grad()
+    def _error(self, system: System, dt: Tensor, stages: list[Tensor]) -> Tensor:
+        """The estimate of the local error: the size of a step has no gradient."""
+        return system.backend.stage_combination(None, dt, stages, self.tableau.error)
 
     def piece(
         self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor, step: Step
@@ -176,6 +183,21 @@ class RK4(FixedRungeKutta):
     """
 
     tableau: ClassVar[Tableau] = tableaus.RK4
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RK38(FixedRungeKutta):
+    """The 3/8 rule of Kutta, order 4: four evaluations a step.
+
+    Its error is often a little smaller than that of ``RK4``.
+
+    Reference:
+        Kutta (1901); Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993),
+        section II.1, table 1.2.
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.RK38
 
 
 @final

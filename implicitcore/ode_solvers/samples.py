@@ -98,16 +98,21 @@ class Samples:
     def status(self, ended: Tensor | None) -> Tensor:
         """What became of each, ``[batch]`` int8; some may have ``ended`` before the last time."""
         status = torch.full_like(self.steps, Status.MAX_STEPS, dtype=torch.int8)
-        status[~self.moving] = Status.DIVERGED
-        status[~self.finite] = Status.NON_FINITE
-        status[self.done if ended is None else self.done | ended] = Status.CONVERGED
-        return status
+        status = status.masked_fill(~self.moving, Status.DIVERGED)
+        status = status.masked_fill(~self.finite, Status.NON_FINITE)
+        arrived = self.done if ended is None else self.done | ended
+        return status.masked_fill(arrived, Status.CONVERGED)
 
 
 def chosen(which: Tensor, new: Any, old: Any) -> Any:
-    """The new state of a solver for some samples, the old one for the others."""
+    """The new state of a solver for some samples, the old one for the others.
 
-    def of_each(new: Tensor, old: Tensor) -> Tensor:
+    What is no tensor belongs to no sample: the new one.
+    """
+
+    def of_each(new: Any, old: Any) -> Any:
+        if not isinstance(new, Tensor):
+            return new
         return torch.where(which.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
     return pytree.tree_map(of_each, new, old)

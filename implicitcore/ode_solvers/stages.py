@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import ConvergenceWarning, GradientError
+from implicitcore.ode_solvers.factors import Factors
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.root_solvers.linearized import solve
 from implicitcore.system.linear_system import LinearSystem
@@ -38,23 +39,20 @@ class Frame:
     Attributes:
         z: the state before the step, ``[batch, n]``.
         weight: ``[batch, n]``, positive.
-        factors: LU factors of I - dt gamma dg/dz ``[batch, n, n]`` with their pivots, where they
-            are used.
+        factors: of I - dt gamma dg/dz, where they are used.
     """
 
     z: Tensor
     weight: Tensor
-    factors: tuple[Tensor, Tensor] | None
+    factors: Factors | None
 
     def correction(self, defect: Tensor) -> Tensor:
         """The Newton step of u for a defect of the move.
 
         Where there is no matrix, the defect itself in the units of u.
         """
-        if self.factors is not None:
-            right = defect.to(self.factors[0].dtype).unsqueeze(2)
-            defect = torch.linalg.lu_solve(*self.factors, right).squeeze(2).to(defect.dtype)
-        return defect / self.weight
+        found = defect if self.factors is None else self.factors.solve(defect)
+        return found / self.weight
 
 
 @dataclass(eq=False)
@@ -82,11 +80,10 @@ class Stage(System):
     frame: Frame
     relative_to: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
-    @classmethod
-    def within(cls, system: System, t: Tensor, dt: Tensor, offset: Tensor, frame: Frame) -> Stage:
-        """The stage of a step of a system; its solve stops alone."""
-        context = amended(system.context, scope=system.scope.stopping_with(None), recorder=None)
-        return cls(system.problem, context, system, t, dt, offset, frame)
+    def alone(self) -> Stage:
+        """The same for a root solver: its solve stops alone, and records nothing."""
+        scope = self.context.scope.stopping_with(None)
+        return amended(self, context=amended(self.context, scope=scope, recorder=None))
 
     def image(self, move: Tensor) -> Tensor:
         """Offset + dt g(t, z + move): one evaluation."""
@@ -95,6 +92,10 @@ class Stage(System):
             column(self.dt).to(move.dtype),
             self.outer.velocity(self.t, self.frame.z + move),
         )
+
+    def defect(self, move: Tensor) -> Tensor:
+        """What the image differs from the move by."""
+        return self.image(move) - move
 
     def map(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`System.map`: g is as that of a vector field."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.grid import Grid
 from implicitcore.ode_solvers.samples import Samples
 from implicitcore.ode_solvers.step_size import StepSize
 from implicitcore.ode_solvers.stops import Stops
@@ -76,14 +77,21 @@ class ControlledSteps(StepChooser):
 
     Arguments:
         control: chooses the sizes.
-        stops: where steps have to end.
+        span: the way to go, and one where it is longer.
+        coarse: dt is to be rounded to what t moves by.
     """
 
-    def __init__(self, control: StepSize, stops: Stops) -> None:
+    def __init__(self, control: StepSize, span: Tensor, *, coarse: bool = False) -> None:
+        self.control, self.span, self.coarse = control, span, coarse
+        self.eps = torch.finfo(span.dtype).eps
+
+    @classmethod
+    def between(cls, control: StepSize, stops: Stops) -> ControlledSteps:
+        """The choices of steps that have to end at these stops."""
         times = torch.cat((stops.start, stops.ends))
-        self.control, self.span = control, (times[-1] - times[0]).abs().clamp(max=1)
-        self.eps = torch.finfo(times.dtype).eps
-        self.coarse = bool(self.eps * times.abs().max() > COARSE * times.diff().abs().min())
+        span, eps = (times[-1] - times[0]).abs().clamp(max=1), torch.finfo(times.dtype).eps
+        coarse = bool(eps * times.abs().max() > COARSE * times.diff().abs().min())
+        return cls(control, span, coarse=coarse)
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
@@ -122,6 +130,52 @@ class ControlledSteps(StepChooser):
         return lost, lost & ~(choice.finite & choice.error.isfinite())
 
 
+@final
+class GridSteps(StepChooser):
+    """The steps of a grid, which every sample takes: one that is not finite has failed.
+
+    Arguments:
+        grid: the steps.
+        index: of the step to begin with.
+    """
+
+    def __init__(self, grid: Grid, index: int = 0) -> None:
+        self.grid, self.index = grid, index
+
+    def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
+        """See :meth:`StepChooser.first`."""
+        return self._size().abs().expand_as(samples.t)
+
+    def choose(self, samples: Samples) -> Attempt:
+        """See :meth:`StepChooser.choose`."""
+        end = self.grid.end[self.index].expand_as(samples.t)
+        dt = torch.where(samples.active, self._size(), 0)
+        return Attempt(dt, end == samples.ahead.target, end)
+
+    def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
+        """See :meth:`StepChooser.decide`."""
+        finite = all_finite(step.z)
+        self.index += 1
+        return Choice(
+            finite & samples.active, finite, attempt.dt.abs(), samples.error, samples.error
+        )
+
+    def lost(
+        self, samples: Samples, attempt: Attempt, choice: Choice, refused: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All of them: there is no other step to try."""
+        return refused, refused
+
+    def _size(self) -> Tensor:
+        return self.grid.size[self.grid.stops_before(self.index)]
+
+
+def choose_steps(control: StepSize, stops: Stops, limit: int) -> ControlledSteps | GridSteps:
+    """Who chooses the steps for a control of their size, at most so many from stop to stop."""
+    grid = control.grid(stops, limit)
+    return ControlledSteps.between(control, stops) if grid is None else GridSteps(grid)
+
+
 class RecordedStep(NamedTuple):
     """The choices of one step."""
 
@@ -129,6 +183,7 @@ class RecordedStep(NamedTuple):
     arrives: Tensor  # [batch] bool
     accept: Tensor  # [batch] bool
     lost: Tensor | None = None  # [batch] bool, which gave up; None where none refused it
+    end: Tensor | None = None  # [batch], where it is not t + dt
 
 
 @final
@@ -157,7 +212,8 @@ class RecordedSteps(StepChooser):
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """See :meth:`StepChooser.decide`."""
         choice = self.chooser.decide(system, samples, step, attempt)
-        self.record.append(RecordedStep(attempt.dt, attempt.arrives, choice.accept))
+        end = attempt.end if isinstance(self.chooser, GridSteps) else None
+        self.record.append(RecordedStep(attempt.dt, attempt.arrives, choice.accept, end=end))
         return choice
 
     def lost(
@@ -192,7 +248,8 @@ class ReplayedSteps(StepChooser):
         A step that will be rejected is not taken: what f gives beyond its domain is in no graph.
         """
         step = self.record[self.index]
-        end = torch.where(step.arrives, samples.ahead.target, samples.t + step.dt)
+        end = samples.t + step.dt if step.end is None else step.end
+        end = torch.where(step.arrives, samples.ahead.target, end)
         return Attempt(torch.where(step.accept, step.dt, 0), step.arrives, end)
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:

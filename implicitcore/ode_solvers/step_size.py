@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import ConvergenceWarning
+from implicitcore.ode_solvers.grid import Grid
+from implicitcore.ode_solvers.stops import Stops
+from implicitcore.ode_solvers.times import signed
 from implicitcore.options.shared import ErrorControl
 from implicitcore.options.types import Controller
 from implicitcore.system.repeated import owner_of, warn_repeatedly
@@ -64,6 +67,11 @@ class StepSize(ABC):
         """The same for an integration that is to end at a steady state."""
         return self
 
+    def grid(self, stops: Stops, limit: int) -> Grid | None:
+        """The steps, where they are known beforehand: at most so many from stop to stop."""
+        del stops, limit
+        return None
+
     def with_order(self, order: Tensor) -> StepSize:
         """The same for a step whose error goes with dt^order, ``[batch]``."""
         del order
@@ -92,10 +100,7 @@ class StepSize(ABC):
 @final
 @dataclass(frozen=True)
 class Fixed(StepSize):
-    """Equal steps that arrive at each output time exactly.
-
-    No longer than ``dt`` (but for a hundredth: t is rounded).
-    """
+    """Equal steps that arrive at each output time, no longer than ``dt`` and a hundredth of it."""
 
     dt: float
 
@@ -109,8 +114,12 @@ class Fixed(StepSize):
         """The remaining way in equal parts."""
         parts = (remaining.abs() / self.dt - 1e-2).ceil().clamp(min=1)
         return torch.where(
-            remaining.isinf(), torch.copysign(size, remaining), remaining / parts
+            remaining.isinf(), signed(size, remaining), remaining / parts
         ), parts <= 1
+
+    def grid(self, stops: Stops, limit: int) -> Grid:
+        """See :meth:`StepSize.grid`."""
+        return Grid.equal(stops, self.dt, limit)
 
     def accept(
         self,
@@ -194,7 +203,7 @@ class Adaptive(StepSize):
         size, speed = rms_norm(z / scale), rms_norm(velocity / scale)
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t)
         trial = torch.minimum(trial, remaining.abs())  # the field may not be defined beyond the end
-        ahead = torch.copysign(trial, remaining)
+        ahead = signed(trial, remaining)
         bend = (
             rms_norm(
                 (system.velocity(t + ahead, z + column(ahead).to(z.dtype) * velocity) - velocity)
@@ -218,7 +227,7 @@ class Adaptive(StepSize):
         Half precision is held to that of its norms.
         """
         eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
-        if self.rtol + self.atol < eps:
+        if self.rtol + self.atol < eps and not torch.compiler.is_compiling():
             warn_repeatedly(
                 owner_of(system.dynamics),
                 "precision",
@@ -256,7 +265,7 @@ class Adaptive(StepSize):
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """The step, shortened to arrive."""
         arrives = size >= remaining.abs()
-        return torch.where(arrives, remaining, torch.copysign(size, remaining)), arrives
+        return torch.where(arrives, remaining, signed(size, remaining)), arrives
 
     def accept(
         self,
@@ -285,8 +294,6 @@ class Adaptive(StepSize):
         following = size * factor.clamp(self.shrink, self.grow).nan_to_num(self.shrink)
         if self.min_step > 0:  # tried before the sample is given up
             following = torch.where(accept, following.clamp(min=self.min_step), following)
-        return StepDecision(
-            accept,
-            following.clamp(max=self.max_step) if self.max_step < torch.inf else following,
-            found,
-        )
+        if self.max_step < torch.inf:
+            following = following.clamp(max=self.max_step)
+        return StepDecision(accept, following, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -16,9 +16,17 @@ State = TypeVar("State")
 
 
 class Stepper(ABC, Generic[State]):
-    """One map per step, for the loop that all stepwise ODE solvers share."""
+    """One map per step, for the loop that all stepwise ODE solvers share.
+
+    Attributes:
+        max_steps: most steps of a sample between two stops.
+        lockstep: made for steps that all samples take together: dt may also be one number for
+            them, ``[]``, and a step from a state that is not finite ends at none that is, so that
+            not each step has to be looked at.
+    """
 
     max_steps: int
+    lockstep: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -36,6 +44,11 @@ class Stepper(ABC, Generic[State]):
     def velocity(self, state: State) -> Tensor:
         """The velocity that the state holds."""
         return state  # pyright: ignore[reportReturnType]
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a stage lies beyond the end of the step: the field may not jump there."""
+        return False
 
     @property
     def piece_needs_state(self) -> bool:

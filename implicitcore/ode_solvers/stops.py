@@ -94,6 +94,18 @@ class Stops:
         ends, resumes = ends * sign, resumes * sign
         return cls(times, start * sign, ends, resumes, reached, forward, between, jumps=True)
 
+    def check_ahead(self, name: str) -> None:
+        """Require that a solver of this name, whose stages lie beyond its steps, meets no jump.
+
+        Raises:
+            InputError: the field jumps.
+        """
+        if self.jumps:
+            raise InputError(
+                f"step_at: a stage of {name} lies beyond the end of its step; expected a solver "
+                "whose stages lie within (ESDIRK, RadauIIA5, every explicit solver)"
+            )
+
     def later(self, t: Tensor, than: Tensor) -> Tensor:
         """Whether a time comes later than another one, bool."""
         return t > than if self.forward else t < than

@@ -5,7 +5,7 @@ The tests check every order condition.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Tableau:
             velocity at the end follows the stages where it is not one of them.
         more_a: rows of the stages after the last that only the continuous extension needs.
         more_c: their nodes.
+        fsal: the last stage is the first of the next step.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -38,11 +39,12 @@ class Tableau:
     dense: tuple[tuple[float, ...], ...] = ()
     more_a: tuple[tuple[float, ...], ...] = ()
     more_c: tuple[float, ...] = ()
+    fsal: bool = field(init=False)
 
-    @property
-    def fsal(self) -> bool:
-        """The last stage is the first of the next step."""
-        return bool(self.a) and self.a[-1] == self.b[:-1] and self.b[-1] == 0
+    def __post_init__(self) -> None:
+        # Kept, for every step asks; and no cached_property, whose lock a compiler cannot trace.
+        fsal = bool(self.a) and self.a[-1] == self.b[:-1] and self.b[-1] == 0
+        object.__setattr__(self, "fsal", fsal)
 
 
 # Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1: Euler;
@@ -57,6 +59,18 @@ RK4 = Tableau(
     c=(1 / 2, 1 / 2, 1.0),
     order=4,
 )
+# The 3/8 rule of Kutta, the other method of table 1.2.
+RK38 = Tableau(
+    a=((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+    b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+    c=(1 / 3, 2 / 3, 1.0),
+    order=4,
+)
+
+# Heun's trapezoidal rule with Euler's method in it.
+ADAPTIVE_HEUN = Tableau(
+    a=((1.0,),), b=(1 / 2, 1 / 2), c=(1.0,), order=2, error=(-1 / 2, 1 / 2), embedded=1
+)
 
 # Bogacki, Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989), p. 321-325.
 BOSH3 = Tableau(
@@ -69,8 +83,19 @@ BOSH3 = Tableau(
 )
 
 # Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315 (1969),
-# table III, formula 2. Dense output: with the velocity at the end as a seventh stage the order
-# conditions leave one weight free; at -11/8 the error of order 5 is nowhere above that of the step.
+# RK1(2), of which the solution of order 2 goes on.
+FEHLBERG21 = Tableau(
+    a=((1 / 2,), (1 / 256, 255 / 256)),
+    b=(1 / 512, 255 / 256, 1 / 512),
+    c=(1 / 2, 1.0),
+    order=2,
+    error=(-1 / 512, 0.0, 1 / 512),
+    embedded=1,
+)
+
+# The same, table III, formula 2. Dense output: with the velocity at the end as a seventh stage the
+# order conditions leave one weight free; at -11/8 the error of order 5 is nowhere above that of the
+# step.
 FEHLBERG45 = Tableau(
     a=(
         (1 / 4,),

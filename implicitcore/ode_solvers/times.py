@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.tensors.like import described
 from implicitcore.tensors.norms import clock_dtype
+
+Times = Tensor | Sequence[float] | None
+"""Output times as they are given."""
+
+
+def as_times(times: Any) -> Any:
+    """Numbers as a tensor, in float64; what is none is left to :func:`check_times`."""
+    if not isinstance(times, Sequence) or isinstance(times, str):
+        return times
+    try:
+        return torch.tensor(times, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        return times
+
+
+def span(horizon: float, z0: Any) -> Tensor:
+    """From 0 to a horizon, for a state."""
+    like = next(iter(pytree.tree_leaves(z0)), None)
+    if not isinstance(like, Tensor):  # no state, as packing it will say
+        return torch.tensor([0.0, horizon])
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.tensor([0.0, horizon], dtype=dtype, device=like.device)
 
 
 def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
@@ -49,3 +75,10 @@ def check_times(times: Tensor, z0: Tensor, *, bounded: bool = True) -> Tensor:
     if not bool(grid[: None if bounded else -1].isfinite().all()):
         raise InputError(f"times: expected finite values, received {times.tolist()}")
     return grid
+
+
+def signed(size: Tensor, like: Tensor) -> Tensor:
+    """A positive size with the sign of the other; by a choice in a graph, for ONNX has no sign."""
+    if torch.compiler.is_compiling():
+        return torch.where(like < 0, -size, size)
+    return torch.copysign(size, like)

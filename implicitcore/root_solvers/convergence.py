@@ -11,6 +11,7 @@ from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, Trust, o
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.coupling import Frozen, check_frozen, check_known
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.problem import rounding_of
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, scaled_norm
@@ -164,8 +165,7 @@ class StopTest(StopCriterion):
         return met
 
     def _rounding(self) -> float:
-        """Of f(z), relative to it, where the residual is a difference with z."""
-        return torch.finfo(self.start.dtype).eps / 2 if self.system.problem.is_map else 0.0
+        return rounding_of(self.system.problem.is_map, self.start.dtype)
 
     def _trust(self, residual: Residual) -> Trust | None:
         """How far the limits count; None where none has grown, and no rounding hides a residual."""

@@ -13,6 +13,7 @@ from implicitcore.root_solvers.stop_state import DIVERGENCE, TRUST, tiny
 from implicitcore.solution import Judged, Origin, Solution, Status
 from implicitcore.system.coupling import Frozen, check_frozen
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.problem import rounding_of
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import bounds, norm, real_dtype
@@ -102,7 +103,7 @@ def fused_loop(
         tol=system.tolerance(tol),
         floor=system.absolute(atol) + tiny(real_dtype(z0)),
         scale=scale,
-        rounding=torch.finfo(z0.dtype).eps / 2 if system.problem.is_map else 0.0,
+        rounding=rounding_of(system.problem.is_map, z0.dtype),
         min_steps=min_steps,
         origin=context.origin,
         divergence=DIVERGENCE,

@@ -15,6 +15,16 @@ from implicitcore.tensors.restrict import SHARED, of_input, rule
 from implicitcore.tensors.shared import check_batch, marked_like, shared, unwrapped
 
 
+def subtracts(dynamics: Dynamics) -> bool:
+    """Whether the vector field is f(z) - z."""
+    return type(dynamics).velocity is FixedPointMap.velocity
+
+
+def rounding_of(is_map: bool, dtype: torch.dtype) -> float:
+    """Of f(z), relative to it, where the residual is a difference with z: that of a map."""
+    return torch.finfo(dtype).eps / 2 if is_map else 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Dynamics bound to one x.
@@ -40,8 +50,7 @@ class Problem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", unwrapped(self.marked))
         object.__setattr__(self, "is_map", self.dynamics.is_map())
-        subtracts = type(self.dynamics).velocity is FixedPointMap.velocity
-        object.__setattr__(self, "subtracts", subtracts)
+        object.__setattr__(self, "subtracts", subtracts(self.dynamics))
         time_dtype = None if self.dynamics.exact_time else self.packing.real_dtype
         object.__setattr__(self, "time_dtype", time_dtype)
 

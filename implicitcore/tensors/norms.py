@@ -55,6 +55,13 @@ def all_finite(z: Tensor) -> Tensor:
     return total - total == 0
 
 
+def whole_finite(z: Tensor) -> bool:
+    """Whether no entry is a NaN or an infinity, nor the sum of all: one look at the device."""
+    narrow = z.dtype in (torch.float16, torch.bfloat16)
+    total = (z.sum(dtype=torch.float32) if narrow else z.sum()).item()
+    return total - total == 0
+
+
 def fits(size: Tensor, dtype: torch.dtype) -> bool:
     """Whether the 2-norms of a solve can be taken where states are about this size.
 

@@ -93,12 +93,13 @@ def axpy_history(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tens
 
 
 def stage_combination(backend: Backend, draw: Draw, batch: int, n: int) -> tuple[Tensor, ...]:
-    """With a state and without one; one of the weights is zero."""
+    """With a state and without one, with one dt for all; one of the weights is zero."""
     z, dt, stages = draw(batch, n), draw.dt(batch), [draw(batch, n) for _ in WEIGHTS]
     return (
         backend.stage_combination(z, dt, stages, WEIGHTS),
         backend.stage_combination(None, dt, stages, WEIGHTS),
         backend.stage_combination(z, dt, stages[:1], [-3.0]),
+        backend.stage_combination(z, dt.new_tensor(0.25), stages, WEIGHTS),
     )
 
 

@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_data_parallel_gradients_are_those_of_one_process(tmp_path):
     first, second = ranks.run(ranks.data_parallel, tmp_path)
     for (name, sizes), (evaluations, gradients) in first.items():

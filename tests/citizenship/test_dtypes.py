@@ -146,7 +146,7 @@ def test_autocast_is_for_f_alone_and_returns_in_backward():
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=name)
-@pytest.mark.parametrize("solver", [*SOLVERS, ic.Tsit5(), ic.ESDIRK()], ids=name)
+@pytest.mark.parametrize("solver", [*SOLVERS, ic.Tsit5(), ic.ESDIRK(), ic.RadauIIA5()], ids=name)
 def test_inference_mode(solver, gradient):
     if isinstance(solver, ic.ODESolver) and not isinstance(gradient, ic.Unrolled):
         pytest.skip("differentiates an equilibrium")
@@ -209,6 +209,8 @@ def test_channels_last(solver, gradient):
         ic.PseudoTransient(),
         ic.Tsit5(),
         ic.ESDIRK(),
+        ic.Kvaerno5(),
+        ic.RadauIIA5(),
     ],
     ids=name,
 )

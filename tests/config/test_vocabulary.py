@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.trajectory_solvers import ADAPTIVE
 from torch import nn
 
 import implicitcore as ic
@@ -32,7 +33,6 @@ OURS = [
 ]
 STARTS = [ic.Zeros, ic.Identity, ic.LearnedInitialGuess, ic.OneStep, ic.Predictor, ic.WarmStart]
 CLASSES = [*OURS, *STARTS]
-ADAPTIVE = [ic.Bosh3, ic.Fehlberg45, ic.Dopri5, ic.Tsit5, ic.DOP853, ic.ESDIRK, ic.Adams]
 
 
 @pytest.mark.parametrize("kind", SHARED)
@@ -71,6 +71,7 @@ def test_max_step_bounds_the_steps_of_every_adaptive_solver(cls, steady):
         assert (max(seen) <= longest) is expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", ADAPTIVE)
 def test_min_step_ends_a_sample_of_every_adaptive_solver(cls):
     z0 = torch.ones(1, 1, dtype=torch.float64)

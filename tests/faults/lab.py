@@ -30,6 +30,7 @@ LAYERS = ("deq", "homoode", "skip_deq")
 COMPARED = ("config.json", "weights.safetensors")
 TRIES = 20
 FILL_BLOCK = 1024
+REPLACED_BY = ("--seed", "7")
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["implicitcore.cli", "implicitcore_lab.jobs", "sklearn.datasets"])
@@ -146,6 +147,13 @@ class Bench:
         shutil.copytree(self.folder / f"whole-{layer}", out)
         return layer, out
 
+    def replacement(self, layer: str) -> dict[str, str]:
+        """What the files of a whole run are that --overwrite writes in the place of another."""
+        out = self.folder / f"replacement-{layer}"
+        if not out.exists() and self.train(layer, out, *REPLACED_BY).status:
+            raise RuntimeError((self.folder / "log").read_text())
+        return digests(out)
+
     def resumes(self, layer: str, out: Path) -> bool:
         """Whether a training goes on and ends as if nothing had happened."""
         run = self.train(layer, out, "--resume")
@@ -213,13 +221,20 @@ def bit_flip(bench: Bench, index: int) -> bool:
 
 
 def overwrite_killed(bench: Bench, index: int) -> bool:
-    """--overwrite, killed before it has ended: the old run is as it was."""
+    """--overwrite, killed before it has ended: the old run is as it was.
+
+    The new run takes the old one's place a moment before its process ends. Where the signal meets
+    that moment, the new run has to be there whole, and another is tried.
+    """
     layer, out = bench.copy(index)
+    whole = bench.replacement(layer)
     while True:
-        run = bench.train(layer, out, "--overwrite", "--seed", "7")
+        run = bench.train(layer, out, "--overwrite", *REPLACED_BY)
         moment = bench.random.uniform(0.1, 0.95) * bench.seconds[layer]
-        if run.send_after(signal.SIGKILL, moment):
-            return digests(out) == bench.expected[layer]
+        alive = run.send_after(signal.SIGKILL, moment)
+        found = digests(out)
+        if alive and found != whole:
+            return found == bench.expected[layer]
         layer, out = bench.copy(index)  # it was faster this time
 
 
@@ -227,7 +242,7 @@ def overwrite_failed(bench: Bench, index: int) -> bool:
     """--overwrite with a training that fails, a file being too large: the old run is as it was."""
     layer, out = bench.copy(index)
     largest = bench.random.randrange(500, 8000)
-    run = bench.train(layer, out, "--overwrite", "--seed", "7", file_size=largest)
+    run = bench.train(layer, out, "--overwrite", *REPLACED_BY, file_size=largest)
     told = run.status == 1 and "Traceback" not in run.output
     return told and digests(out) == bench.expected[layer]
 

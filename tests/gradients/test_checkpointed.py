@@ -52,7 +52,8 @@ def test_the_gradient_is_that_of_unrolled(solver, budget):
     )
     assert relative_error(found, expected) < 1e-12
     assert whole.backward.vjps == 0 < solution.backward.vjps <= solution.backward.evaluations
-    assert solution.evaluations <= whole.evaluations + 1  # one finds what the field depends on
+    # One finds what the field depends on, and one may ask whether it mixes samples.
+    assert solution.evaluations <= whole.evaluations + 2
 
 
 @each_solver

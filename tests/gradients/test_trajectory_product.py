@@ -15,7 +15,8 @@ from implicitcore.testing.problems import Cell, inputs
 GRID = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
 # The adjoint differs by the error of both integrations, which at steps of 1e-2 is large for a
 # method of order 1.
-LOOSE = {"euler": 3e-2, "implicit_euler": 3e-2}
+LOOSE = {"euler": 3e-2, "implicit_euler": 3e-2, "adaptive_heun": 1e-3}
+LOOSE["fehlberg21"] = 1e-4  # its estimate of the error is small
 
 
 class Field(nn.Module):
@@ -32,7 +33,8 @@ class Field(nn.Module):
 
 
 def tight(name):
-    return make(name, dt=1e-2, rtol=1e-6, atol=1e-8, max_steps=2000)
+    rtol = 1e-4 if name == "adaptive_heun" else 1e-6  # of order 2: it takes many steps
+    return make(name, dt=1e-2, rtol=rtol, atol=rtol / 100, max_steps=2000)
 
 
 def gradients(solve, gradient, wrt):

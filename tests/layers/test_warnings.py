@@ -82,7 +82,9 @@ def caught_in(solve, times):
     return caught
 
 
-@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize(
+    "cause", [pytest.param(c, marks=[pytest.mark.slow] if c == "adjoint" else []) for c in CAUSES]
+)
 def test_once_and_then_at_intervals(cause):
     caught = caught_in(CAUSES[cause](), 100)
     texts = [str(warning.message) for warning in caught]

@@ -19,6 +19,8 @@ ADAPTIVE = [
     ic.DOP853(rtol=1e-5, atol=1e-6),
     ic.Adams(rtol=1e-5, atol=1e-6),
     ic.ESDIRK(rtol=1e-4, atol=1e-5),
+    ic.Kvaerno5(rtol=1e-4, atol=1e-5),
+    ic.RadauIIA5(rtol=1e-4, atol=1e-5),
 ]
 FIXED = [ic.Midpoint, ic.Heun, ic.Heun3, ic.RK4, ic.Trapezoid]
 STRATEGIES = [ic.Unrolled(), ic.Checkpointed(), ic.Adjoint(ic.Tsit5(rtol=1e-5, atol=1e-6))]

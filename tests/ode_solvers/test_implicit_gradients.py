@@ -103,11 +103,22 @@ def test_gradcheck(method, root_solver):
     assert torch.autograd.gradcheck(end, draws)
 
 
-@pytest.mark.parametrize("gradient", [ic.Unrolled(), ic.Adjoint()], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "gradient", [ic.Unrolled(), ic.Checkpointed(), ic.Adjoint()], ids=lambda g: type(g).__name__
+)
 @pytest.mark.parametrize("problem", [logistic(3), driven(3), linear(3)], ids=str)
-@pytest.mark.parametrize("dense_below", [64, 0], ids=["dense", "matrix-free"])
-def test_adaptive_steps_give_the_gradient_of_the_trajectory(problem, gradient, dense_below):
-    solver = ic.ESDIRK(rtol=1e-7, atol=1e-9, dense_below=dense_below)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        ic.ESDIRK(rtol=1e-7, atol=1e-9),
+        ic.ESDIRK(rtol=1e-7, atol=1e-9, dense_below=0),
+        ic.ESDIRK(rtol=1e-7, atol=1e-9, root_solver=ic.Broyden(tol=0.01)),
+        ic.Kvaerno5(rtol=1e-7, atol=1e-9),
+        ic.RadauIIA5(rtol=1e-7, atol=1e-9),
+    ],
+    ids=["ESDIRK", "matrix-free", "broyden", "Kvaerno5", "RadauIIA5"],
+)
+def test_adaptive_steps_give_the_gradient_of_the_trajectory(problem, gradient, solver):
     solution = ic.integrate(
         problem.field, problem.z0, problem.x, times=GRID, solver=solver, gradient=gradient
     ).raise_if_failed()

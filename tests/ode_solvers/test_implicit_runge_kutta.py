@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ import implicitcore as ic
 from implicitcore.ode_solvers import implicit_tableaus as tableaus
 from implicitcore.ode_solvers.implicit_runge_kutta import FixedImplicitRungeKutta
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
+from implicitcore.ode_solvers.newton_step import NewtonStep
 from implicitcore.testing.trajectories import logistic
 
 
@@ -35,6 +36,9 @@ VAN_DER_POL = {
     100: [-1.366060491993742, 0.015765221372681156],
     1000: [-1.3547459194865916, 0.0016217887275974503],
 }
+each_adaptive = pytest.mark.parametrize(
+    "method", [ic.ESDIRK, ic.Kvaerno5, ic.RadauIIA5], ids=lambda method: method.__name__
+)
 each_dense = pytest.mark.parametrize("dense_below", [64, 0], ids=["dense", "matrix-free"])
 
 
@@ -117,9 +121,10 @@ def test_steps_follow_the_solution_and_not_the_fastest_rate(dtype):
     assert explicit.steps[1] > 10 * solution.steps[1]
 
 
-def test_robertson():
+@each_adaptive
+def test_robertson(method):
     """Reference: scipy.integrate.solve_ivp, Radau, rtol=1e-12, atol=1e-18."""
-    solver = ic.ESDIRK(rtol=1e-7, atol=1e-12)
+    solver = method(rtol=1e-7, atol=1e-12)
     solution = run(
         robertson, times(1, 0, 0)[None], times(0, 0.4, 40, 1e4), solver
     ).raise_if_failed()
@@ -131,12 +136,13 @@ def test_robertson():
     assert int(solution.steps[0]) < 350
 
 
+@each_adaptive
 @pytest.mark.parametrize("rate", [100, 1000])
-def test_van_der_pol(rate):
+def test_van_der_pol(rate, method):
     """Reference: scipy.integrate.solve_ivp, Radau, rtol=1e-12, atol=1e-14; the time is one and a
     half jumps."""
     x = torch.tensor([[float(rate)]], dtype=torch.float64)
-    solver = ic.ESDIRK(rtol=1e-6, atol=1e-8, max_steps=3000)
+    solver = method(rtol=1e-6, atol=1e-8, max_steps=3000)
     solution = run(
         van_der_pol, times(2, 0)[None], times(0, 1.5 * rate), solver, x
     ).raise_if_failed()
@@ -191,13 +197,18 @@ def test_every_root_solver_solves_the_same_stages(root_solver, batch):
     )
 
 
-def test_a_large_stiff_system_needs_no_matrix():
-    """The heat equation on 100 points: rates from 10 to 4e4."""
-    n = 100
+@pytest.mark.parametrize(
+    "solver",
+    [ic.ESDIRK(root_solver=NEWTON), ic.ESDIRK(), ic.ESDIRK(dense_below=200)],
+    ids=["newton-krylov", "default", "factors-of-earlier-steps"],
+)
+def test_a_large_stiff_system(solver):
+    """The heat equation on 140 points, with and without a matrix: rates from 10 to 8e4."""
+    n = 140
     lattice = torch.arange(1, n + 1, dtype=torch.float64) / (n + 1)
     z0 = torch.sin(math.pi * lattice)[None]
     heat = lambda t, z, x: torch.nn.functional.pad(z, (1, 1)).diff(n=2) * (n + 1) ** 2  # noqa: E731
-    solution = run(heat, z0, times(0, 0.2), ic.ESDIRK(root_solver=NEWTON)).raise_if_failed()
+    solution = run(heat, z0, times(0, 0.2), solver).raise_if_failed()
     exact = z0 * math.exp(-0.2 * 4 * (n + 1) ** 2 * math.sin(math.pi / (2 * (n + 1))) ** 2)
     assert (solution.z[-1] - exact).abs().max() < 1e-3
     assert int(solution.steps[0]) < 30
@@ -262,15 +273,17 @@ def test_a_stage_that_is_not_solved_shortens_the_step():
     assert (solution.z[-1] - problem.trajectory(times(1))[0]).abs().max() < 1e-2
 
 
-def test_a_complex_state_is_refused():
+@each_adaptive
+def test_a_complex_state_is_refused(method):
+    name = method.__name__
     with pytest.raises(
-        ic.InputError, match="ESDIRK: expected a real state, received torch.complex128"
+        ic.InputError, match=f"{name}: expected a real state, received torch.complex128"
     ):
         ic.integrate(
             lambda t, z, x: 1j * z,
             torch.ones(1, 1, dtype=torch.complex128),
             times=times(0, 1),
-            solver=ic.ESDIRK(),
+            solver=method(),
         )
 
 
@@ -278,7 +291,9 @@ def test_a_complex_state_is_refused():
     ("dtype", "error"), [(torch.bfloat16, 3e-2), (torch.float16, 1e-2), (torch.float32, 2e-3)]
 )
 @pytest.mark.parametrize(
-    "solver", [ic.Trapezoid(dt=0.1), ic.ESDIRK()], ids=lambda s: type(s).__name__
+    "solver",
+    [ic.Trapezoid(dt=0.1), ic.ESDIRK(), ic.Kvaerno5(), ic.RadauIIA5()],
+    ids=lambda s: type(s).__name__,
 )
 def test_every_dtype_keeps_its_own(solver, dtype, error):
     z0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=dtype)
@@ -331,3 +346,64 @@ def test_a_field_that_does_not_depend_on_the_state(n):
     assert torch.allclose(found.z, (grid**2 / 2)[:, None, None].expand(3, 2, n), atol=1e-9)
     slope = torch.autograd.grad(found.z[-1].sum(), x)[0]
     assert torch.allclose(slope, torch.full_like(slope, 2.0))
+
+
+@each_adaptive
+def test_a_field_that_ends_is_told_in_few_evaluations(method):
+    """z' = -sqrt(z) reaches zero at t = 2, and is NaN below it."""
+    solution = run(
+        lambda t, z, x: -torch.sqrt(z), torch.ones(1, 1).double(), times(0, 3), method(rtol=1e-4)
+    )
+    assert solution.status.tolist() == [ic.Status.NON_FINITE]
+    assert solution.z[-1].abs().max() < 1e-6
+    assert solution.evaluations < 8000
+
+
+def test_stages_beyond_the_step_do_not_meet_a_jump():
+    z0, field = torch.ones(1, 1, dtype=torch.float64), lambda t, z, x: -z * (t < 0.5)
+    for gradient in (None, ic.Checkpointed()):
+        with pytest.raises(ic.InputError, match="step_at: a stage of Kvaerno5 lies beyond"):
+            ic.integrate(
+                field, z0, times=times(0, 1), solver=ic.Kvaerno5(), step_at=[0.5], gradient=gradient
+            )
+
+
+def test_radau_refuses_a_state_that_is_too_large():
+    with pytest.raises(ic.InputError, match="n <= dense_below=64, received n = 65; use ESDIRK"):
+        run(lambda t, z, x: -z, torch.ones(1, 65).double(), times(0, 1), ic.RadauIIA5())
+
+
+def stiff_pair(t, z, x):
+    return torch.stack((z[:, 1] - z[:, 0], x[:, 0] * (torch.cos(z[:, 0]) - z[:, 1])), 1)
+
+
+@each_adaptive
+def test_a_field_that_captures_a_tensor_of_each_sample(method):
+    """It cannot be called with each sample several times: the numbers are those of one that can."""
+    rate = torch.tensor([[10.0], [1e3], [1e5]], dtype=torch.float64)
+    z0, grid = torch.ones(3, 2, dtype=torch.float64), times(0, 2)
+    found = run(lambda t, z, x: stiff_pair(t, z, rate), z0, grid, method()).raise_if_failed()
+    expected = run(stiff_pair, z0, grid, method(), rate).raise_if_failed()
+    assert torch.allclose(found.z, expected.z, rtol=1e-12, atol=0)
+    assert torch.equal(found.steps, expected.steps)
+
+
+def test_a_field_that_normalises_over_the_batch_is_not_called_with_copies():
+    """One sample: its batch norm sees the state alone, and no other stage."""
+    field = lambda t, z, x: 1 - z + (z - z.mean((0, 2), keepdim=True))  # noqa: E731
+    z0 = torch.rand(1, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tight: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
+    found = run(field, z0, times(0, 2), ic.RadauIIA5(**tight)).raise_if_failed()
+    expected = run(field, z0, times(0, 2), ic.DOP853(**tight)).raise_if_failed()
+    assert torch.allclose(found.z, expected.z, rtol=1e-6)
+
+
+@each_adaptive
+def test_the_device_is_looked_at_once_a_step(method, monkeypatch):
+    """By the solver; a second look where the iterations were too few."""
+    looks = []
+    monkeypatch.setattr(
+        NewtonStep, "_look", lambda self, own=NewtonStep._look: (looks.append(1), own(self))[1]
+    )
+    solution = run(robertson, times(1, 0, 0)[None], times(0, 40), method(rtol=1e-4, atol=1e-8))
+    assert len(looks) <= 2 * solution.raise_if_failed().steps.item()

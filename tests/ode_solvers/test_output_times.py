@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.trajectory_solvers import ADAPTIVE
 
 import implicitcore as ic
 from implicitcore.ode_solvers.dense import Interpolant
 from implicitcore.testing.trajectories import driven, logistic, trajectories
 
-ADAPTIVE = [ic.Bosh3, ic.Fehlberg45, ic.Dopri5, ic.Tsit5, ic.DOP853, ic.Adams, ic.ESDIRK]
 each_method = pytest.mark.parametrize("method", ADAPTIVE, ids=lambda m: m.__name__)
 STRATEGIES = [ic.Unrolled(), ic.Checkpointed(), ic.Checkpointed(checkpoints=2)]
 
@@ -66,7 +66,8 @@ def test_many_times_cost_what_two_cost_and_change_no_step(method):
 @each_method
 def test_gradients_through_interpolated_states_are_exact(method, gradient):
     """Those of the discrete integration: equal in all strategies, and near the closed form."""
-    if method is ic.ESDIRK and isinstance(gradient, ic.Checkpointed) and gradient.checkpoints:
+    implicit = method in (ic.ESDIRK, ic.Kvaerno5)
+    if implicit and isinstance(gradient, ic.Checkpointed) and gradient.checkpoints:
         pytest.skip("slow, and the same loop")
     problem, times = driven(3), real(0.0, 0.05, 0.051, 0.4, 0.77, 1.0)
     solver = method(rtol=1e-7, atol=1e-9, max_steps=3000)

@@ -22,7 +22,7 @@ ADAPTIVE = [
     ic.DOP853(),
     ic.Adams(),
 ]
-IMPLICIT = [ic.ImplicitEuler(), ic.Trapezoid(), ic.ESDIRK()]
+IMPLICIT = [ic.ImplicitEuler(), ic.Trapezoid(), ic.ESDIRK(), ic.Kvaerno5(), ic.RadauIIA5()]
 SOLVERS = [*FIXED, *ADAPTIVE]
 each_solver = pytest.mark.parametrize("solver", [*SOLVERS, *IMPLICIT], ids=str)
 each_adaptive = pytest.mark.parametrize("solver", ADAPTIVE, ids=str)
@@ -167,7 +167,7 @@ def test_an_empty_batch_is_no_work(solver):
 @pytest.mark.parametrize(
     ("grid", "complaint"),
     [
-        ([0.0, 1.0], "received a list"),
+        ([0.0, "x"], "received a list"),
         (torch.tensor([0.0]), r"received a tensor of shape \[1\]"),
         (torch.tensor(1.0), r"received a tensor of shape \[\]"),
         (torch.zeros(2, 2), r"received a tensor of shape \[2, 2\]"),

@@ -24,7 +24,13 @@ ODE_SOLVERS = [
     ic.Adams(),
     ic.Adams(max_order=3, rtol=0.5, atol=0.5),
 ]
-IMPLICIT = [ic.ImplicitEuler(dt=10.0), ic.Trapezoid(dt=1.0), ic.ESDIRK()]
+IMPLICIT = [
+    ic.ImplicitEuler(dt=10.0),
+    ic.Trapezoid(dt=1.0),
+    ic.ESDIRK(),
+    ic.Kvaerno5(),
+    ic.RadauIIA5(),
+]
 each_solver = pytest.mark.parametrize("ode_solver", [*ODE_SOLVERS, *IMPLICIT], ids=str)
 
 

@@ -13,6 +13,8 @@ ADAPTIVE = [
     ic.DOP853(rtol=1e-5, atol=1e-38),
     ic.Adams(rtol=1e-5, atol=1e-38),
     ic.ESDIRK(rtol=1e-5, atol=1e-38),
+    ic.Kvaerno5(rtol=1e-5, atol=1e-38),
+    ic.RadauIIA5(rtol=1e-5, atol=1e-38),
 ]
 FIXED = [ic.RK4(dt=0.05), ic.Heun(dt=0.01), ic.Trapezoid(dt=0.02, atol=1e-38)]
 

@@ -17,6 +17,19 @@ NAMES = sorted(
     part.name for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore"
 )
 
+ADAPTIVE = [
+    ic.Bosh3,
+    ic.Fehlberg45,
+    ic.Dopri5,
+    ic.Tsit5,
+    ic.DOP853,
+    ic.Adams,
+    ic.ESDIRK,
+    ic.Kvaerno5,
+    ic.RadauIIA5,
+]
+"""Those that choose the size of their steps, of order 3 and more."""
+
 
 def make(name: str, **options: Any) -> ic.ODESolver:
     """The solver of that name, with those of the options that it has."""

@@ -28,6 +28,7 @@ ODE_SOLVERS = [
     ic.DOP853(**TIGHT),
     ic.Adams(**TIGHT),
     ic.ESDIRK(**TIGHT),
+    ic.RadauIIA5(**TIGHT),
     ic.RK4(dt=0.01),
 ]
 GRADIENTS = [ic.Unrolled(), ic.Adjoint(ic.Tsit5(**TIGHT)), ic.Checkpointed()]

@@ -36,6 +36,8 @@ ODE_SOLVERS = [
     ic.ImplicitEuler(),
     ic.Trapezoid(),
     ic.ESDIRK(),
+    ic.Kvaerno5(),
+    ic.RadauIIA5(),
 ]
 TRAJECTORIES = [ic.Unrolled(), ic.Adjoint(), ic.Checkpointed()]
 TIMES = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
@@ -154,7 +156,13 @@ def test_a_root_and_its_gradient(solver, kind):
 @pytest.mark.parametrize("kind", [*WRITES, *BUFFERS], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("solver", ODE_SOLVERS, ids=name)
 def test_a_trajectory_without_a_graph(solver, kind):
-    if kind in BUFFERS and name(solver) in ("ImplicitEuler", "Trapezoid", "ESDIRK"):
+    if kind in BUFFERS and name(solver) in (
+        "ImplicitEuler",
+        "Trapezoid",
+        "ESDIRK",
+        "Kvaerno5",
+        "RadauIIA5",
+    ):
         pytest.skip("needs Jacobian products, which the buffer of this test cuts")
     with torch.no_grad():
         expected, found = (trajectory(each(), solver, inputs(n=6)) for each in (Plain, kind))

@@ -71,6 +71,8 @@ ADAPTIVE = [
     ic.Adams(**TIGHT),
     ic.ESDIRK(**TIGHT),
     ic.ESDIRK(**TIGHT, dense_below=0),
+    ic.Kvaerno5(**TIGHT),
+    ic.RadauIIA5(**TIGHT),
 ]
 each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.__name__)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

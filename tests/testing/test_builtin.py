@@ -33,6 +33,7 @@ MORE = (
     ic.Newton(tol=1e-8, dense_below=0),
     ic.SteadyState(ode_solver=ic.Tsit5(), measure="entries"),
     ic.ESDIRK(dense_below=0),
+    ic.ESDIRK(root_solver=ic.Newton(tol=0.01)),
 )
 
 

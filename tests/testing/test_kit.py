@@ -226,7 +226,7 @@ class Tokens(ic.ImplicitLayer):
     def __init__(self, tokens):
         super().__init__(_Sentence(tokens), solver=ic.Anderson(tol=1e-6))
 
-    def solve(self, x, z0=None, *, keys=None, trace=False):
+    def solve(self, x, z0=None, *, keys=None, times=None, trace=False):
         table = self.get_parameter("dynamics.table.weight")
         z0 = table.new_zeros(len(x), 5) if z0 is None else z0
         return super().solve(x, z0, trace=trace)

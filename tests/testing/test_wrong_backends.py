@@ -73,7 +73,8 @@ class SwapsTolerances(Mine):
 
 class OneStepSize(Mine):
     def stage_combination(self, z, dt, stages, weights):
-        return TORCH.stage_combination(z, dt[:1].expand_as(dt), stages, weights)
+        first = dt[:1].expand_as(dt) if dt.ndim else dt
+        return TORCH.stage_combination(z, first, stages, weights)
 
 
 class NotConjugated(Mine):

@@ -36,7 +36,7 @@ class _Own(ic.Dynamics):
 class Remembers(Mine):
     last = None
 
-    def solve(self, x, z0=None, *, keys=None, trace=False):
+    def solve(self, x, z0=None, *, keys=None, times=None, trace=False):
         z0 = self.last if z0 is None and self.last is not None and len(self.last) == len(x) else z0
         solution = super().solve(x, z0, trace=trace)
         self.last = solution.z.detach()
@@ -44,24 +44,24 @@ class Remembers(Mine):
 
 
 class MixesSamples(Mine):
-    def solve(self, x, z0=None, *, keys=None, trace=False):
+    def solve(self, x, z0=None, *, keys=None, times=None, trace=False):
         return super().solve(x - x.mean(0) if len(x) else x, z0, trace=trace)
 
 
 class DropsTheInput(Mine):
-    def solve(self, x, z0=None, *, keys=None, trace=False):
+    def solve(self, x, z0=None, *, keys=None, times=None, trace=False):
         return super().solve(x.detach(), z0, trace=trace)
 
 
 class DropsAParameter(Mine):
-    def solve(self, x, z0=None, *, keys=None, trace=False):
+    def solve(self, x, z0=None, *, keys=None, times=None, trace=False):
         return super().solve(
             x + self.get_parameter("dynamics.inject.weight").detach().sum(1), z0, trace=trace
         )
 
 
 class ScalesItsGradient(Mine):
-    def forward(self, x, z0=None, *, keys=None):
+    def forward(self, x, z0=None, *, keys=None, times=None):
         z = super().forward(x, z0)
         return 3 * z - 2 * z.detach()
 
@@ -73,7 +73,7 @@ class HidesAWeight(Mine):
         super().__init__()
         self.offset = torch.randn(6)
 
-    def solve(self, x, z0=None, *, keys=None, trace=False):
+    def solve(self, x, z0=None, *, keys=None, times=None, trace=False):
         return super().solve(x + self.offset.to(x), z0, trace=trace)
 
 
@@ -85,12 +85,12 @@ class RegularizerOfEachSample(Mine):
 class Single(Mine):
     """Always float32."""
 
-    def forward(self, x, z0=None, *, keys=None):
+    def forward(self, x, z0=None, *, keys=None, times=None):
         return super().forward(x, z0).float()
 
 
 class ChangesItsInput(Mine):
-    def solve(self, x, z0=None, *, keys=None, trace=False):
+    def solve(self, x, z0=None, *, keys=None, times=None, trace=False):
         solution = super().solve(x, z0, trace=trace)
         if not x.requires_grad:
             x.mul_(1 + 1e-15)
@@ -98,18 +98,18 @@ class ChangesItsInput(Mine):
 
 
 class SilentNaN(Mine):
-    def forward(self, x, z0=None, *, keys=None):
+    def forward(self, x, z0=None, *, keys=None, times=None):
         return self.solve(x, z0).z
 
 
 class NoEmptyBatch(Mine):
-    def solve(self, x, z0=None, *, keys=None, trace=False):
+    def solve(self, x, z0=None, *, keys=None, times=None, trace=False):
         _ = x[0]
         return super().solve(x, z0, trace=trace)
 
 
 class ForgetsEval(Mine):
-    def forward(self, x, z0=None, *, keys=None):
+    def forward(self, x, z0=None, *, keys=None, times=None):
         with torch.enable_grad():
             return super().forward(x, z0)
 

@@ -35,10 +35,12 @@ class IVPSolver(ErrorTolerance, StepLimit, ODESolver):
 
     Attributes:
         first_step: the first step, in the units of the times; None leaves it to SciPy.
+        max_step: no step is longer, where given.
     """
 
     stepper: ClassVar[type[OdeSolver]]
     first_step: Positive | None = None
+    max_step: Positive | None = None
 
     def settings(self, path: Stretch) -> dict[str, Any]:
         """More arguments of SciPy's class."""
@@ -161,7 +163,9 @@ class Stretch:
             if solver.first_step is None
             else {"first_step": min(solver.first_step, abs(self.times[-1] - self.times[0]))}
         )
-        settings = {"rtol": solver.rtol, "atol": solver.atol, **first, **solver.settings(self)}
+        longest: dict[str, Any] = {} if solver.max_step is None else {"max_step": solver.max_step}
+        settings: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol, **first, **longest}
+        settings |= solver.settings(self)
         self.velocity(self.times[0], y0)
         if self.bad or not bool(self.sample.z0.isfinite().all()):
             self.bad = 1

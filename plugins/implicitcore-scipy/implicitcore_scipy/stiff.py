@@ -11,7 +11,7 @@ from scipy import integrate
 from torch import Tensor
 
 from implicitcore import InputError, Trajectory
-from implicitcore.extend import Linearization, Stop, System
+from implicitcore.extend import Linearization, Stop, System, Tolerance
 from implicitcore_scipy.ivp import IVPSolver, Stretch
 from implicitcore_scipy.sample import Array
 
@@ -85,12 +85,21 @@ class LSODA(StiffSolver):
     state for the whole process, so it integrates one sample after the other and not to a steady
     state.
 
+    Attributes:
+        min_step: no step is shorter; those that would have to be are as inaccurate as that makes
+            them.
+
     Reference:
         Petzold, Automatic selection of methods for solving stiff and nonstiff systems, SIAM J. Sci.
         Stat. Comput. 4 (1983), p. 136-148.
     """
 
     stepper: ClassVar[type[integrate.OdeSolver]] = integrate.LSODA
+    min_step: Tolerance = 0.0
+
+    def settings(self, path: Stretch) -> dict[str, Any]:
+        """See :meth:`IVPSolver.settings`."""
+        return {"min_step": self.min_step, **super().settings(path)}
 
     def solve(
         self, system: System, z0: Tensor, times: Tensor, stop: Stop | None = None

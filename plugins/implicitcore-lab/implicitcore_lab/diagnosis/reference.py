@@ -22,7 +22,7 @@ from implicitcore import (
     SolveResult,
     Unrolled,
 )
-from implicitcore.extend import ImplicitRungeKutta
+from implicitcore.extend import ImplicitMethod
 from implicitcore_lab.diagnosis.record import Record
 from implicitcore_lab.diagnosis.subject import Subject, double
 
@@ -67,7 +67,7 @@ def reference(subject: Subject, own: SolveResult, record: Record) -> Reference |
         exact = exact.changed(solver=ROOT, gradient=BACKWARD)
         z0 = double(_finite(own.z, own.start))
     else:
-        solver = STIFF if isinstance(subject.layer.solver, ImplicitRungeKutta) else EXPLICIT
+        solver = STIFF if isinstance(subject.layer.solver, ImplicitMethod) else EXPLICIT
         exact, z0 = exact.changed(solver=solver, gradient=Unrolled()), None
     try:
         return Reference(exact, exact.solve(z0))

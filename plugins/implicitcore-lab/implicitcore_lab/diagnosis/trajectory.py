@@ -18,7 +18,7 @@ from implicitcore import (
     SteadyState,
     Unrolled,
 )
-from implicitcore.extend import Adaptive, ImplicitRungeKutta, StepwiseODESolver
+from implicitcore.extend import Adaptive, ImplicitMethod, StepwiseODESolver
 from implicitcore_lab.diagnosis.record import Record
 from implicitcore_lab.diagnosis.start import steepness
 from implicitcore_lab.diagnosis.subject import Subject, rows, share
@@ -71,7 +71,7 @@ def check_steps(subject: Subject, own: SolveResult, record: Record) -> None:
     failed = ~own.converged & (own.status != Status.NON_FINITE)
     stiff = _stiffness(subject, (states, sizes), record)
     slow = bool(failed.any()) or taken.float().mean() >= MANY
-    if stiff and slow and not isinstance(method, ImplicitRungeKutta):
+    if stiff and slow and not isinstance(method, ImplicitMethod):
         _compare(subject, method, (end, tol), (taken, failed, stiff), record)
     if not stops and bool(failed.any()) and not record.found("stiff field"):
         _tell_out_of_steps(method, failed, record)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from implicitcore.errors import GradientError, InputError
+from implicitcore.tensors.norms import real_dtype
 
 State = Tensor | tuple[Tensor, ...]
+Function = Callable[[Tensor, Any], Any]
 
 
 class Layout:
@@ -48,29 +51,78 @@ class Layout:
                 f"{what}: received shapes {[*map(list, found)]}, expected those of y0, "
                 f"{[*map(list, self.shapes)]}"
             )
+        if self.single:
+            return parts[0].reshape(1, -1)
         return torch.cat([part.reshape(-1) for part in parts]).unsqueeze(0)
 
     def unpack(self, z: Tensor) -> Any:
         """``[..., n]`` in the shapes of the state, with the leading dimensions in front of each."""
-        parts = z.split([prod(shape) for shape in self.shapes], -1)
-        shaped = tuple(
-            part.reshape((*z.shape[:-1], *shape))
-            for part, shape in zip(parts, self.shapes, strict=True)
-        )
-        return shaped[0] if self.single else shaped
+        lead = z.shape[:-1]
+        if self.single:
+            return z.reshape((*lead, *self.shapes[0]))
+        parts, first = [], 0
+        for shape in self.shapes:
+            parts.append(z[..., first : first + prod(shape)].reshape((*lead, *shape)))
+            first += prod(shape)
+        return tuple(parts)
 
 
 class Field(nn.Module):
-    """func(t, y) as a vector field of ours, on one row."""
+    """func(t, y) as a vector field of ours, on one row.
 
-    def __init__(self, func: Callable[[Tensor, Any], Any], layout: Layout) -> None:
+    Arguments:
+        func: torchdiffeq's.
+        layout: of its y.
+    """
+
+    def __init__(self, func: Function, layout: Layout) -> None:
         super().__init__()
         self.func, self.layout = func, layout
+        self.bounds: tuple[Tensor, Tensor] | None = None
 
     def forward(self, t: Tensor, z: Tensor, x: None = None) -> Tensor:
         """dz/dt, ``[1, n]``, at the one time in t."""
         del x
-        return self.layout.pack(self.func(t.reshape(()), self.layout.unpack(z[0])), "func")
+        t = t.reshape(())
+        if self.bounds is not None:
+            inner = t.detach().clamp(*self.bounds)
+            t = t + (inner - t.detach()) if t.requires_grad else inner  # exact: they are close
+        return self.layout.pack(self.func(t, self.layout.unpack(z[0])), "func")
+
+    @contextmanager
+    def between(self, z: Tensor, begin: Tensor | None, end: Tensor | None) -> Iterator[None]:
+        """Evaluate at no time before ``begin`` or from ``end`` on, in the order of integration.
+
+        Times there are moved inside by the least that their dtype can show: the field may jump at
+        these two.
+
+        Arguments:
+            z: the state, in whose real dtype the field receives t.
+            begin: the first time ``[1]``, or None where there is no bound.
+            end: the last time ``[1]``, later or earlier than the first.
+        """
+        if begin is None and end is None:
+            yield
+            return
+        self.bounds = _inside(real_dtype(z), begin, end)
+        try:
+            yield
+        finally:
+            self.bounds = None
+
+
+@torch.no_grad()
+def _inside(dtype: torch.dtype, begin: Tensor | None, end: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The least and the largest time strictly between the two (see :meth:`Field.between`)."""
+    ends = [None if t is None else t.detach().reshape(()).to(dtype) for t in (begin, end)]
+    device = next(t.device for t in ends if t is not None)
+    low, high = (
+        torch.tensor(sign * torch.inf, dtype=dtype, device=device) if t is None else t
+        for t, sign in zip(ends, (-1, 1), strict=True)
+    )
+    if low > high:
+        low, high = high, low
+    return torch.nextafter(low, high), torch.nextafter(high, low)
 
 
 def moved(value: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
@@ -95,8 +147,8 @@ class _Moved(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         if torch.is_grad_enabled():
             raise GradientError(
-                "the gradient with respect to times and events is a first derivative; a "
-                "second one is not computed"
+                "the gradient with respect to an event is a first derivative; a second one is not "
+                "computed"
             )
         (slope,), v = ctx.saved_tensors, grad_outputs[0]
         return v, None, (v * slope.conj()).real.sum().to(ctx.like).reshape(ctx.like.shape)

@@ -1,0 +1,68 @@
+"""Which solvers have a loop in a graph, and which loop it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from implicitcore.errors import ConfigError
+from implicitcore.graph.integration import STEPPERS, integrate, steady_state
+from implicitcore.graph.loop import SOLVERS, solve
+from implicitcore.graph.stop import Found
+from implicitcore.graph.system import GraphField, GraphSystem
+from implicitcore.ode_solvers.adams import Adams
+from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.root_solvers.steady_state import SteadyState
+
+_KNOWN = (
+    f"{', '.join(kind.__name__ for kind in SOLVERS)}, SteadyState, Adams or an explicit "
+    "Runge-Kutta method"
+)
+
+
+def follows_field(solver: Any) -> bool:
+    """Whether it integrates the velocity, and does not iterate the map."""
+    return isinstance(solver, SteadyState | ODESolver)
+
+
+def _innermost(solver: Any) -> tuple[str, Any]:
+    """What makes the steps, and the option that it is."""
+    if isinstance(solver, SteadyState):
+        return "solver.ode_solver", solver.ode_solver
+    return "solver", solver
+
+
+def check_solver(solver: Any) -> None:
+    """Refuse a solver without a loop in a graph.
+
+    Raises:
+        ConfigError: says which have one.
+    """
+    where, inner = _innermost(solver)
+    steppers = tuple(STEPPERS)
+    known = steppers if inner is not solver else (*SOLVERS, *steppers)
+    if not isinstance(inner, known):
+        raise ConfigError([f"{where}: {type(inner).__name__} has no loop in a graph; use {_KNOWN}"])
+
+
+def check_exported(solver: Any) -> None:
+    """Refuse a solver whose loop can be compiled, and not be written.
+
+    Raises:
+        ConfigError: says what to use.
+    """
+    where, inner = _innermost(solver)
+    if isinstance(inner, Adams):
+        raise ConfigError(
+            [f"{where}: Adams cannot be exported, for its order varies; use Tsit5 or RK4 there"]
+        )
+
+
+def run(solver: Any, system: GraphSystem | GraphField, z0: Tensor, horizon: float) -> Found:
+    """What the solver finds from z0, ``[batch, n]``; an ODE solver, at the horizon."""
+    if isinstance(system, GraphSystem):
+        return solve(solver, system, z0)
+    if isinstance(solver, SteadyState):
+        return steady_state(solver, system, z0)
+    return integrate(solver, system, z0, horizon)

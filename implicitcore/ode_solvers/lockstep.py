@@ -1,0 +1,172 @@
+"""Steps that all samples take together."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.integration import Integration
+from implicitcore.ode_solvers.samples import Ahead
+from implicitcore.ode_solvers.step_chooser import GridSteps
+from implicitcore.tensors.like import check_like
+from implicitcore.tensors.norms import real_dtype, whole_finite
+
+# After so many steps a look at the device tells whether all samples are finite.
+EVERY = 32
+
+
+class _Place(NamedTuple):
+    """Where all samples were known to be finite."""
+
+    step: int
+    stop: int
+    z: Tensor
+    state: Any
+
+
+class Lockstep:
+    """The steps of an integration over a grid for as long as all samples take them.
+
+    Nothing is chosen for a sample by itself, and nothing is read of the device: a step is the
+    solver's own, and an output is the state itself. Where a sample turns out not to be finite, the
+    steps since the last look are forgotten: from there on the integration goes on by
+    :meth:`Integration.step`, over the same grid.
+
+    Arguments:
+        run: the integration; what its samples have beside z and the solver's state counts only
+            after :meth:`settle`.
+        chooser: the grid, and where on it the samples are.
+        every: how many steps are taken before a look; None takes them without one.
+    """
+
+    def __init__(self, run: Integration, chooser: GridSteps, every: int | None = EVERY) -> None:
+        self.run, self.chooser, self.every = run, chooser, every
+        self.going, self.stop = run.more, chooser.grid.stops_before(chooser.index)
+        self._begins = chooser.grid.begins(chooser.index, len(run.samples.z))
+        self._start: Tensor | None = None  # the first velocity
+        self._enter()
+        self._mark()
+
+    @classmethod
+    def of(cls, run: Integration, chooser: GridSteps) -> Lockstep:
+        """The steps of an integration that begins.
+
+        Each is looked at where what an observer adds up cannot be taken back, and where a step may
+        hide a NaN.
+        """
+        each = run.observer is not None or not run.solver.lockstep
+        return cls(run, chooser, every=1 if each else EVERY)
+
+    @property
+    def spent(self) -> int:
+        """How many steps were taken since the last stop."""
+        before = self.chooser.grid.arrivals[self.stop - 1].step if self.stop else 0
+        return self.chooser.index - before
+
+    def step(self) -> bool:
+        """One step of all samples; False where there is none left that they take together."""
+        if not self.going:
+            return False
+        run, samples, chooser, t = self.run, self.run.samples, self.chooser, next(self._begins)
+        if samples.state is None:
+            self._init(t)
+        if run.observer is not None:
+            run.observer.before_step()
+        step = run.solver.step(run.system, t, self._dt, samples.z, samples.state)
+        check_like(step.z, samples.z, run.solver, "step")
+        chooser.index = index = chooser.index + 1
+        if index == self._look and not self._finite(step.z):
+            self._back()
+            return False
+        samples.z, samples.state = step.z, step.state
+        if index in (self._due, self._look):
+            self._pass(step)
+        return True
+
+    def settle(self) -> None:
+        """Let the samples know where they are."""
+        run, samples, stops = self.run, self.run.samples, self.run.stops
+        none, every = torch.zeros_like(samples.steps), torch.ones_like(samples.done)
+        samples.steps = none + self.chooser.index
+        run.more = run.more and self.stop < len(stops.ends)
+        if not run.more:
+            samples.done, samples.active = every, ~every
+            samples.ahead = samples.ahead._replace(next=none + len(stops.times))
+            return
+        if self._start is not None:
+            run.rest.note(self._start)
+        grid, index = self.chooser.grid, self.chooser.index
+        t = grid.end[-1] if index == len(grid) else grid.t[index]
+        samples.t, samples.size = t.expand(len(none)), self._size.abs()
+        samples.ahead = Ahead.at_start(none, stops)
+        if self.stop:
+            before = samples.ahead._replace(stop=none + (self.stop - 1))
+            samples.ahead = before.arrived(every, samples.steps - self.spent, stops)
+
+    def _init(self, t: Tensor) -> None:
+        """The state of the solver, where a step did not leave it."""
+        run, samples = self.run, self.run.samples
+        samples.state = run.solver.init(run.system, t, samples.z)
+        if run.observer is not None:
+            run.observer.after_init()
+        if not run.started:
+            run.started, self._start = True, run.solver.velocity(samples.state)
+
+    def _finite(self, z: Tensor) -> bool:
+        """Whether all samples are: one look at the device, and one more at the first velocity."""
+        start = self._start if self._known.step == 0 else None
+        return whole_finite(z) and (start is None or whole_finite(start))
+
+    def _pass(self, step: Step) -> None:
+        """What follows a step that arrives at a stop, or after which there was a look."""
+        run, index = self.run, self.chooser.index
+        self.going = index < len(self.chooser.grid)
+        if run.observer is not None:
+            with torch.no_grad():
+                run.observer.after_step(step, self._size, None)
+        if index == self._due:
+            self._arrive()
+        if index == self._look:
+            self._mark()
+
+    def _arrive(self) -> None:
+        """All samples are at a stop."""
+        run, samples, arrivals = self.run, self.run.samples, self.chooser.grid.arrivals
+        came, first = arrivals[self.stop], arrivals[self.stop - 1].reached if self.stop else 1
+        run.outputs.arrive_together(samples.z, came.reached)
+        if run.observer is not None:
+            which = torch.full_like(samples.steps, first)
+            here = torch.full_like(samples.done, came.reached > first)
+            samples.z, samples.state = run.observer.arrive(samples.z, here, which), None
+        if came.jumps:
+            samples.state = None
+        self.stop += 1
+        if self.going:
+            self._enter()
+
+    def _enter(self) -> None:
+        """Samples are at the start of a span between two stops."""
+        run, grid = self.run, self.chooser.grid
+        ahead = grid.arrivals[self.stop : self.stop + 1]
+        self._due = ahead[0].step if ahead else -1
+        size = grid.size[min(self.stop, len(grid.size) - 1)]
+        dt, batch = size.to(real_dtype(run.samples.z)), len(run.samples.z)
+        self._size = size.expand(batch)
+        self._dt = dt if run.solver.lockstep else dt.expand(batch)
+
+    def _mark(self) -> None:
+        """All samples are finite here."""
+        samples, index, steps = self.run.samples, self.chooser.index, len(self.chooser.grid)
+        self._known = _Place(index, self.stop, samples.z, samples.state)
+        self._look = -1 if self.every is None else min(index + self.every, steps)
+
+    def _back(self) -> None:
+        """Forget the steps since the last look."""
+        run, known, self.going = self.run, self._known, False
+        self.chooser.index, self.stop, run.samples.z, run.samples.state = known
+        run.started = known.step > 0
+        run.outputs.forget(known.stop)
+        self._enter()
