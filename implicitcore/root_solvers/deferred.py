@@ -122,6 +122,9 @@ class DeferredStopTest(StopCriterion):
         self.whole: tuple[Tensor, Tensor, Tensor] | None = None
         # Which samples go on, on the device; None while all do.
         self.active: Tensor | None = None
+        # Whether a sample stopped since the last look but one, and before the last iterate: it was
+        # not evaluated where it stopped when the others had moved.
+        self.unseen = False
 
     def check(self, now: Evaluation) -> bool:
         """Take in an iterate and its residual; True when every sample is known to have stopped."""
@@ -159,11 +162,13 @@ class DeferredStopTest(StopCriterion):
     def _take(self, norms: Tensor) -> int:
         """Test one iterate after the other until all samples have stopped; how many."""
         test, before, taken = self.test, self.test.state.active, 0
+        self.unseen = False
         for now, (size, update) in zip(self.waiting, norms, strict=True):
             number = torch.full_like(test.state.last, test.count + 1)
             if taken and test.remaining < len(before):
                 # It went on from where it stopped: nothing that it did there counts.
                 beyond = before & ~test.state.active
+                self.unseen = bool(beyond.any())
                 size = torch.where(beyond, test.state.size, size)
                 number = torch.where(column(beyond), test.state.last, number)
             residual = Residual(now.residual.value, size, update)
@@ -254,17 +259,17 @@ class DeferredStopTest(StopCriterion):
     def _check_apart(self, state: StopState, best: Tensor, last: Tensor) -> None:
         """Require that a sample which stopped kept its residual while the others moved.
 
-        Where some stopped between the last two looks, they were not evaluated there when the others
-        had moved: f is evaluated once more, once for each f.
+        Where that was not seen, f is evaluated once more: until it gives every sample the residual
+        that it stopped with, to the bit.
 
         Raises:
             InputError: f mixes samples.
         """
         size, judged = state.size, torch.maximum(state.best_norm, state.best_limit)
-        apart = bool((state.steps != state.steps[:1]).any())
-        if apart and self.whole is None and not was_asked(self.system):
+        if self.unseen and not was_asked(self.system):
             size, last = self.system.evaluate(best).residual.norm.cpu(), best
-            note_asked(self.system)
+            if torch.equal(size, state.best_norm):
+                note_asked(self.system)
         if torch.equal(torch.minimum(size, judged), size):
             return
         device = best.device

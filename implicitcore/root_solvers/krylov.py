@@ -50,14 +50,10 @@ class Krylov:
         self.steps = torch.zeros_like(self.active, dtype=torch.int64)
         self._append(g, self.beta.clamp(min=torch.finfo(self.beta.dtype).tiny))
         self.length = torch.ones_like(self.beta)  # 1 + |w|^2, without a graph
-        while self.size < most and self._going():
+        # A device is asked before every fourth product whether a sample needs another one.
+        every = 1 if host.on_host(self.beta) else CHECK_EVERY
+        while self.size < most and (self.size % every or bool(self.active.any())):
             self._extend()
-
-    def _going(self) -> bool:
-        """Whether a sample needs another product; a device is asked before every fourth."""
-        if self.size % CHECK_EVERY and not host.on_host(self.beta):
-            return True
-        return bool(self.active.any())
 
     @property
     def size(self) -> int:
