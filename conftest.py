@@ -27,10 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def _accelerator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """With ``--accelerator`` every test runs the branch of a device, those marked apart."""
+    """With ``--accelerator`` every test runs the branch of a device."""
     if request.config.getoption("--accelerator"):
-        if request.node.get_closest_marker("host"):
-            pytest.skip("of the loops on a CPU alone")
         monkeypatch.setattr(host, "on_host", lambda tensor: False)
 
 
