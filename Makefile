@@ -45,8 +45,14 @@ test-rest: install-dev ## run what make test leaves out, the slow tests, and tho
 test-all: install-dev ## run all tests
 	$(PYTEST) $(PYTEST_ARGS)
 
+# The part of the suite that asks for the device: the root solvers, the gradients that solve by them,
+# the batches whose samples mix, and the table of launches. About a minute and a half on two cores.
+DEVICE_TESTS := tests/root_solvers tests/backends/test_launches.py \
+	$(patsubst %,tests/gradients/test_%.py,clip equilibrium estimated reversible shine) \
+	$(patsubst %,tests/system/test_%.py,mixed_samples parts_of_a_batch)
+
 test-device: install ## run the tests of the root solvers and gradients as on an accelerator, on the CPU
-	$(PYTEST) --accelerator -m "not slow" tests/root_solvers tests/gradients tests/system $(PYTEST_ARGS)
+	$(PYTEST) --accelerator -m "not slow" $(DEVICE_TESTS) $(PYTEST_ARGS)
 
 test-gpu: install ## run the tests that need an NVIDIA GPU, for every backend that is installed
 	$(BIN)/python -m pytest -m gpu tests/gpu -ra $(PYTEST_ARGS)
