@@ -10,6 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FAULTS_ARGS ?=
 HONESTY_ARGS ?=
+BUNDLE_ARGS ?=
 
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
@@ -23,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-rest test-all test-device test-gpu install install-dev lint docs reference \
 	bench-root bench-ode bench-dispatch bench-checks bench-gpu faults-lab honesty choose \
-	wheels clean
+	wheels gpu-bundle clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile \
@@ -122,6 +123,9 @@ honesty: install ## solve 24,000 random problems in every way and measure what i
 wheels: install-dev ## build all distributions in dist/, check them, and run the README on the wheels alone
 	$(BIN)/python .ci/wheels.py build
 	$(BIN)/python .ci/wheels.py try docs/start.md
+
+gpu-bundle: install ## write build/gpu-bundle.tar.gz, which tests and measures on a GPU machine without network
+	$(BIN)/python .ci/gpu_bundle.py $(BUNDLE_ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist demo docs/gallery .pytest_cache .ruff_cache
