@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "build" / "gpu-bundle"
-OURS = (".", *(f"plugins/implicitcore-{name}" for name in ("cupy", "triton")))
+OURS = (".", *(f"plugins/implicitcore-{name}" for name in ("cupy", "triton", "lab")))
 LACKING = (
     *("annotated-types", "click", "iniconfig", "packaging", "pluggy", "pydantic"),
     *("pydantic_core", "Pygments", "pytest", "pytest-timeout", "PyYAML", "torchdeq"),
