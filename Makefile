@@ -10,6 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FAULTS_ARGS ?=
 HONESTY_ARGS ?=
+BUNDLE_ARGS ?=
 
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
@@ -21,10 +22,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rest test-all test-gpu install install-dev lint docs reference \
-	linkcheck bench-root bench-ode bench-dispatch bench-checks bench-plain-rate bench-gpu \
-	faults-lab honesty choose \
-	wheels clean
+.PHONY: help demo test test-rest test-all test-device test-gpu install install-dev lint docs \
+	reference linkcheck bench-root bench-ode bench-dispatch bench-checks bench-plain-rate bench-gpu \
+	faults-lab honesty choose wheels gpu-bundle clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile \
@@ -45,6 +45,15 @@ test-rest: install-dev ## run what make test leaves out, the slow tests, and tho
 
 test-all: install-dev ## run all tests
 	$(PYTEST) $(PYTEST_ARGS)
+
+# The part of the suite that asks for the device: the root solvers, the gradients that solve by them,
+# the batches whose samples mix, and the table of launches. About a minute and a half on two cores.
+DEVICE_TESTS := tests/root_solvers tests/backends/test_launches.py \
+	$(patsubst %,tests/gradients/test_%.py,clip equilibrium estimated reversible shine) \
+	$(patsubst %,tests/system/test_%.py,mixed_samples parts_of_a_batch)
+
+test-device: install ## run the tests of the root solvers and gradients as on an accelerator, on the CPU
+	$(PYTEST) --accelerator -m "not slow" $(DEVICE_TESTS) $(PYTEST_ARGS)
 
 test-gpu: install ## run the tests that need an NVIDIA GPU, for every backend that is installed
 	$(BIN)/python -m pytest -m gpu tests/gpu -ra $(PYTEST_ARGS)
@@ -120,6 +129,9 @@ honesty: install ## solve 24,000 random problems in every way and measure what i
 wheels: install-dev ## build all distributions in dist/, check them, and run the README on the wheels alone
 	$(BIN)/python .ci/wheels.py build
 	$(BIN)/python .ci/wheels.py try docs/start.md
+
+gpu-bundle: install ## write build/gpu-bundle.tar.gz, which tests and measures on a GPU machine without network
+	$(BIN)/python .ci/gpu_bundle.py $(BUNDLE_ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist demo docs/gallery .pytest_cache .ruff_cache

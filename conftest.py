@@ -9,10 +9,27 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
 import torch  # noqa: E402
 
 from implicitcore.system.repeated import forget_counts  # noqa: E402
+from implicitcore.tensors import host  # noqa: E402
 
 # The tensors of the tests are small: threads cost more than they bring, and fight with pytest's own
 # processes.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option that has the loops do what they do on an accelerator."""
+    parser.addoption(
+        "--accelerator",
+        action="store_true",
+        help="the loops do on the CPU what they do on an accelerator (make test-device)",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _accelerator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """With ``--accelerator`` every test runs the branch of a device."""
+    if request.config.getoption("--accelerator"):
+        monkeypatch.setattr(host, "on_host", lambda tensor: False)
 
 
 @pytest.fixture(autouse=True)

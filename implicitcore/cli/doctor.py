@@ -146,7 +146,8 @@ def _show_backends(broken: dict[Part, Problem]) -> list[Problem]:
     echo()
     table(("BACKEND", "PROVIDER", "RUNS HERE"), rows)
     names = ", ".join(asked.part.name for asked in found)
-    echo(f"auto is {choose(found).part.name}: the first that runs here, asked in the order {names}")
+    auto = choose(found).part.name
+    echo(f"auto is {auto}: the first that runs on this CPU, asked in the order {names}")
     return [
         Problem(str(asked.reason), asked.error)
         for asked in found

@@ -57,7 +57,10 @@ def candidates(registry: Registry) -> Iterator[Candidate]:
 
 
 def choose(found: Iterable[Candidate]) -> Candidate:
-    """The first that can run here; ``auto`` is this one.
+    """The first that can run here and takes tensors of the host; ``auto`` is this one.
+
+    One for accelerators alone is passed over: torch is measured there, and no figure says yet that
+    another backend is faster. It is used where it is named.
 
     Arguments:
         found: what :func:`candidates` gives; asked no further than needed.
@@ -66,7 +69,8 @@ def choose(found: Iterable[Candidate]) -> Candidate:
         PluginError: none can.
     """
     for candidate in found:
-        if candidate.reason is None:
+        backend = candidate.backend
+        if candidate.reason is None and backend and "cpu" in backend.device_types:
             return candidate
         if candidate.error:
             warnings.warn(

@@ -45,6 +45,7 @@ class AndersonState:
         None
     )
     fresh: Tensor | None = None  # [batch], the samples that restart in this step
+    used: Tensor | None = None  # [batch], the others
     plain: Tensor | None = (
         None  # [batch], those whose last step was the plain one; None where there are none
     )
@@ -92,11 +93,16 @@ class AndersonState:
     def append(self, pair: Tensor, scale: Tensor) -> None:
         """Take in a direction; a sample that restarts leaves it out with the others."""
         if self.alive is not None:
-            plain = _either(self.fresh, self.waiting)
-            # Not index_copy, whose index would come from the host: the device waits for that.
+            # Not index_copy, whose index would come from the host, and the device waits for that.
             self.alive = self.alive.clone() if torch.is_grad_enabled() else self.alive
-            self.alive[:, self.pairs.slot] = True if plain is None else ~plain
+            self.alive[:, self.pairs.slot] = self._accelerated()
         self.pairs.append(pair, scale)
+
+    def _accelerated(self) -> Tensor | bool:
+        """Which samples take in the newest direction."""
+        if self.waiting is not None:
+            return ~self.waiting if self.used is None else self.used & ~self.waiting
+        return True if self.used is None else self.used
 
     def retreat(
         self, now: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor], fresh: Tensor
@@ -105,7 +111,8 @@ class AndersonState:
 
         Where an accelerated step doubled the residual, the iterate it was taken from.
         """
-        back = (fresh if self.plain is None else fresh & ~self.plain).view(-1, 1, 1)
+        # Of two bool tensors a > b is a & ~b.
+        back = (fresh if self.plain is None else fresh > self.plain).view(-1, 1, 1)
         return torch.where(back, last[0], now[0]), torch.where(back, last[1], now[1])
 
     def clear(self) -> None:
@@ -199,10 +206,10 @@ class Anderson(StepwiseRootSolver[AndersonState]):
 
     def restart(self, state: AndersonState, grown: Tensor) -> AndersonState:
         """See :meth:`StepwiseRootSolver.restart`."""
-        alive = state.alive
+        alive, used = state.alive, ~grown
         if alive is None:  # all directions are in use, or there are none yet
             alive = grown.new_full((len(grown), self.depth), state.waiting is None)
-        return replace(state, alive=alive & ~column(grown), fresh=grown)
+        return replace(state, alive=alive & column(used), fresh=grown, used=used)
 
     def step(
         self, system: System, now: Evaluation, state: AndersonState
@@ -227,7 +234,8 @@ class Anderson(StepwiseRootSolver[AndersonState]):
             return plain.squeeze(1), state
         self._learn(system.backend, *state.difference(current, last), residual.norm, state)
         state.last = current if state.fresh is None else state.retreat(current, last, state.fresh)
-        state.plain, state.fresh = _either(state.fresh, state.waiting), None
+        state.plain = _either(state.fresh, state.waiting)
+        state.fresh = state.used = None
         _, q, p = state.rows()
         return system.backend.axpy_history(
             state.last[1], state.inner(system.backend, q, g), p, -1

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.root_solvers.stop_criterion import CHECK_EVERY, GROWTH, StopCriterion
+from implicitcore.root_solvers.stop_criterion import GROWTH, StopCriterion
 from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, Trust, origin_of
 from implicitcore.solution import Judged, Solution, Status
-from implicitcore.system.coupling import check_known
+from implicitcore.system.coupling import Frozen, check_frozen, check_known
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.problem import rounding_of
 from implicitcore.system.scaled import check_range
@@ -81,8 +81,7 @@ class StopTest(StopCriterion):
         # Both comparisons in two calls, and NaN fails them: most iterations end here. The residual
         # is then the least so far (which ``min_steps`` lets be within the limit).
         if (
-            self.start.is_cpu
-            and self.min_steps == 1
+            self.min_steps == 1
             and state.failure is None
             and torch.equal(torch.clamp(size, state.limit, state.best_norm), size)
         ):
@@ -91,10 +90,8 @@ class StopTest(StopCriterion):
             return None
         self._settle()
         # NaN compares false, so this finds all that must not go on, and all that is not measured.
-        usual = self.start.is_cpu and torch.equal(
-            torch.clamp(size, state.start.small, state.start.ceiling), size
-        )
-        if self.start.is_cpu and not usual:
+        usual = torch.equal(torch.clamp(size, state.start.small, state.start.ceiling), size)
+        if not usual:
             size = self._remeasure(now, size)
         limit = self._in_force(state.limit)
         met = self._accept(now.residual, size, usual)
@@ -108,7 +105,7 @@ class StopTest(StopCriterion):
 
     def _in_force(self, limit: Tensor) -> Tensor:
         """The limits of the active samples, and for the others those that they met."""
-        if self.start.is_cpu and self.stopped is None:
+        if self.stopped is None:
             return limit
         return torch.where(self.state.active, limit, self.state.best_limit)
 
@@ -143,10 +140,10 @@ class StopTest(StopCriterion):
         state, update = self.state, now.residual.update_norm
         value, small = now.residual.value, size < state.start.small
         # Most that are small are zero, entry by entry; a look at all of them is cheaper.
-        if not bool(value.any()) or not bool(value[small].any()):
+        if not bool(value.any()) or not bool(value[small.to(value.device)].any()):
             return size
-        size = torch.where(small, scaled_norm(value), size)
-        update = torch.where(update < state.start.small, scaled_norm(now.fz), update)
+        size = torch.where(small, scaled_norm(value).to(size), size)
+        update = torch.where(update < state.start.small, scaled_norm(now.fz).to(size), update)
         scale = self.system.scale(update, state.start.norm)
         state.limit, self.scale = torch.add(state.floor, scale, alpha=self.tol), None
         return size
@@ -160,7 +157,7 @@ class StopTest(StopCriterion):
         if trust is not None:
             met, away = trust.doubt(met, residual, state.start.ceiling, self._rounding())
             stops = met | away
-            if not self.start.is_cpu or bool(away.any()):
+            if bool(away.any()):
                 state.fail(away, Status.DIVERGED)
         if not usual:
             stops = stops | state.lose(size)
@@ -178,7 +175,7 @@ class StopTest(StopCriterion):
         if start.trust is None:
             start.trust = Trust.at(start)
         reach = torch.maximum(state.limit, residual.update_norm * self._rounding())
-        if self.start.is_cpu and torch.equal(torch.minimum(reach, start.trust.limit), reach):
+        if torch.equal(torch.minimum(reach, start.trust.limit), reach):
             return None
         return start.trust
 
@@ -187,15 +184,11 @@ class StopTest(StopCriterion):
         state = self.state
         state.steps = state.steps.masked_fill(stops, self.count)
         state.active = state.active & ~stops
-        if not self.start.is_cpu:
-            self._lower(~state.active)
-        # The host waits for the device: every time on a CPU, where it is free, else now and then.
-        if self.start.is_cpu or self.count % CHECK_EVERY == 0:
-            self._count()
+        self._count()
 
     def _count(self) -> None:
         remaining = int(self.state.active.sum())
-        if self.start.is_cpu and 0 < remaining < self.remaining:
+        if 0 < remaining < self.remaining:
             done = ~self.state.active
             self._lower(done)
             self.stopped = done.nonzero().squeeze(1)
@@ -211,16 +204,12 @@ class StopTest(StopCriterion):
         """See :meth:`_update`."""
         state = self.state
         last, state.size, self.grown = state.size, size, None
-        if (
-            self.start.is_cpu
-            and state.failure is None
-            and torch.equal(torch.minimum(size, state.best_norm), size)
-        ):
+        if state.failure is None and torch.equal(torch.minimum(size, state.best_norm), size):
             state.best_norm = size
             state.best_limit = limit
             return None
         grown = size > GROWTH * last
-        if not self.start.is_cpu or bool(grown.any()):
+        if bool(grown.any()):
             self.grown = grown
         improved = met | (size < state.best_norm)
         state.best_norm = torch.where(improved, size, state.best_norm)
@@ -234,13 +223,13 @@ class StopTest(StopCriterion):
         if self.whole is not None:
             whole, rows = self.whole
             size = whole.size = whole.size.index_copy(0, rows, size)
-        self.recorder.record(z, size)
+        self.recorder.record(z, size.to(z.device))
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """z_next for the active samples, z for those that have stopped."""
-        if self.start.is_cpu and self.stopped is None:
+        if self.stopped is None:
             return z_next
-        if self.stopped is None or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return torch.where(column(self.state.active), z_next, z)
         return z_next.index_copy(0, self.stopped, z.index_select(0, self.stopped))
 
@@ -269,13 +258,17 @@ class StopTest(StopCriterion):
         whole.put(rows, self.state)
         return whole
 
+    def _check_apart(self, state: StopState) -> None:
+        """Require that a sample which stopped kept its residual while the others moved."""
+        found = Frozen(state.best, state.last, state.best_norm, state.size, state.best_limit)
+        check_frozen(self.system, found, state.converged)
+
     def solution(self, steps: Tensor | None = None) -> Solution:
         """The best iterates so far, packed; ``steps`` where a step is not one evaluation."""
         self._settle()
         state = self._merged()
-        at_once = self.start.is_cpu and self.stopped is None
-        if self.whole or not (at_once or self.remaining == len(state.active)):
-            state.check_apart(self.system)
+        if self.whole or not (self.stopped is None or self.remaining == len(state.active)):
+            self._check_apart(state)
         if steps is None:
             steps = state.steps
             if self.remaining:

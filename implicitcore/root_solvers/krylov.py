@@ -9,6 +9,8 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend
 from implicitcore.root_solvers.history import History
+from implicitcore.root_solvers.stop_criterion import CHECK_EVERY
+from implicitcore.tensors import host
 from implicitcore.tensors.norms import column, norm
 
 
@@ -47,7 +49,10 @@ class Krylov:
         self.active = self.beta > limit
         self.steps = torch.zeros_like(self.active, dtype=torch.int64)
         self._append(g, self.beta.clamp(min=torch.finfo(self.beta.dtype).tiny))
-        while self.size < most and bool(self.active.any()):
+        self.length = torch.ones_like(self.beta)  # 1 + |w|^2, without a graph
+        # A device is asked before every fourth product whether a sample needs another one.
+        every = 1 if host.on_host(self.beta) else CHECK_EVERY
+        while self.size < most and (self.size % every or bool(self.active.any())):
             self._extend()
 
     @property
@@ -83,7 +88,9 @@ class Krylov:
         # dimension.
         self.w.append(torch.where(self.active, (h[:, 0] - solved) / below, 0))
         with torch.no_grad():
-            smallest = self.beta / (1 + torch.stack(self.w, 1).square().sum(1)).sqrt()
+            w = self.w[-1]
+            self.length = torch.addcmul(self.length, w, w)
+            smallest = self.beta / self.length.sqrt()
             self.active = self.active & (smallest > self.limit)
 
     def minimise(self) -> Tensor:

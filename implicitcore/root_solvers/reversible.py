@@ -10,14 +10,12 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from implicitcore.backends.base import Residual
 from implicitcore.options.types import ProperFraction
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column
 
 # How far the undoing of steps may enlarge the rounding of the state that it begins from.
 GROWTH = 1e4
@@ -120,8 +118,8 @@ class Reversible(StepwiseRootSolver[Pair]):
         steps = 0
         while True:
             active = test.state.active
-            if steps and (test.remaining < len(z0) or not z0.is_cpu):
-                held = _choose(active, now, held)
+            if steps and test.remaining < len(z0):
+                held = now.where(active, held)
             else:
                 held = now
             done = test.check(held)
@@ -132,18 +130,6 @@ class Reversible(StepwiseRootSolver[Pair]):
             keep(steps, pair)
             z, pair = self.step(system, now, pair)
             now, steps = system.evaluate(z), steps + 1
-
-
-def _choose(active: Tensor, now: Evaluation, held: Evaluation) -> Evaluation:
-    """The evaluation of the active samples, and for the others the one they stopped at."""
-    wide = column(active)
-    residual = Residual(
-        torch.where(wide, now.residual.value, held.residual.value),
-        torch.where(active, now.residual.norm, held.residual.norm),
-        torch.where(active, now.residual.update_norm, held.residual.update_norm),
-    )
-    z, fz = torch.where(wide, now.z, held.z), torch.where(wide, now.fz, held.fz)
-    return Evaluation(z, fz, residual)
 
 
 def _wide(z: Tensor) -> Tensor:

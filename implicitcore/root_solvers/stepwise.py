@@ -14,11 +14,15 @@ from implicitcore.errors import ConfigError, InputError, show
 from implicitcore.options.shared import Stopping
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
+from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.deferred import DeferredStopTest
 from implicitcore.root_solvers.fused import fused_loop
-from implicitcore.root_solvers.synchronized import stop_criterion
+from implicitcore.root_solvers.stop_criterion import StopCriterion
+from implicitcore.root_solvers.synchronized import SynchronizedStopTest
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
+from implicitcore.tensors import host
 from implicitcore.tensors.like import check_like
 from implicitcore.tensors.restrict import restrict
 
@@ -118,16 +122,16 @@ def iterate(
     Returns:
         The solution, and the solver's last state.
     """
-    test = stop_criterion(system, start.z, solver.tol, solver.atol, solver.min_steps)
+    test = _stop_test(solver, system, start.z)
     now, z, state = start, start.z, solver.init(system, start.z)
     buffers: tuple[Tensor, ...] = ()
     for count in range(solver.max_steps):
         if count:
             if not torch.is_grad_enabled() and (not buffers or buffers[0].shape != z.shape):
-                # Two in turn, for a solver keeps a residual until its next step: fresh memory costs
+                # In turn, for a solver keeps a residual until its next step: fresh memory costs
                 # more than the subtraction.
-                buffers = z.new_empty(2, *z.shape).unbind(0)
-            now = system.evaluate(z, buffers[count % 2] if buffers else None)
+                buffers = z.new_empty(test.keeps, *z.shape).unbind(0)
+            now = system.evaluate(z, buffers[count % test.keeps] if buffers else None)
         if test.check(now) or count == solver.max_steps - 1:
             break
         if test.grown is not None:
@@ -139,6 +143,20 @@ def iterate(
             system, z, state = system.restrict(rows), z.index_select(0, rows), restrict(state, rows)
             test.narrow(system, rows)
     return test.solution(), state
+
+
+def _stop_test(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> StopCriterion:
+    """That of the samples, at once or now and then, or that of processes which stop together."""
+    options = solver.tol, solver.atol, solver.min_steps
+    if system.scope.group is not None:
+        return SynchronizedStopTest(system, z0, *options)
+    if host.on_host(z0):
+        return StopTest(system, z0, *options)
+    test = DeferredStopTest(system, z0, *options)
+    test.watches = type(solver).restart is not StepwiseRootSolver.restart
+    if solver.compact:
+        test.every = 1  # samples leave at a look
+    return test
 
 
 def _checked(found: Any, solver: StepwiseRootSolver[Any], z: Tensor) -> tuple[Tensor, Any]:

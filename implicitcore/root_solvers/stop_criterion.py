@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,7 +25,10 @@ class StopCriterion(ABC):
     Attributes:
         grown: ``[batch]``, the samples whose residual has more than doubled in the last step; None
             where there are none.
+        keeps: evaluations that it refers to at a time, the last step's included.
     """
+
+    keeps: ClassVar[int] = 2
 
     def __init__(self) -> None:
         self.grown: Tensor | None = None

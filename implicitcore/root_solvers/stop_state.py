@@ -9,8 +9,6 @@ from torch import Tensor
 
 from implicitcore.backends.base import Residual
 from implicitcore.solution import Origin, Status
-from implicitcore.system.coupling import Frozen, check_frozen
-from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
 
 # A residual this many times its scale at the start is lost: the sample is stopped before it
@@ -163,7 +161,7 @@ class StopState:
     def lose(self, size: Tensor) -> Tensor:
         """Fail the samples whose residual is not finite or has diverged, and say which."""
         lost = ~(size <= self.start.ceiling) & self.active
-        if size.is_cpu and not bool(lost.any()):
+        if not bool(lost.any()):
             return lost
         kind = torch.where(size.isfinite(), int(Status.DIVERGED), int(Status.NON_FINITE))
         self.fail(lost, kind)
@@ -181,15 +179,6 @@ class StopState:
         """
         witness = self.converged().nonzero().squeeze(1)[:1]
         return torch.cat((self.active.nonzero().squeeze(1), witness))
-
-    def check_apart(self, system: System) -> None:
-        """Require that a sample which stopped kept its residual while the others moved.
-
-        Raises:
-            InputError: f mixes samples.
-        """
-        found = Frozen(self.best, self.last, self.best_norm, self.size, self.best_limit)
-        check_frozen(system, found, self.converged)
 
     def put(self, rows: Tensor, part: StopState) -> None:
         """Write back what became of the samples ``rows``."""

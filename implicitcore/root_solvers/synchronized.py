@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
-from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.stop_criterion import GROWTH, StopCriterion
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.evaluation import Evaluation
@@ -96,11 +95,3 @@ class SynchronizedStopTest(StopCriterion):
             steps=torch.full_like(status, len(self.residuals), dtype=torch.int64),
             evaluations=self.system.evaluations,
         )
-
-
-def stop_criterion(
-    system: System, z0: Tensor, tol: float, atol: float, min_steps: int = 1
-) -> StopCriterion:
-    """The stop test of a system: alone, or together with the processes of its group."""
-    kind = StopTest if system.scope.group is None else SynchronizedStopTest
-    return kind(system, z0, tol, atol, min_steps)

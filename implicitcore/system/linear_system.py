@@ -11,6 +11,7 @@ from implicitcore.backends.base import Residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
+from implicitcore.tensors import host
 from implicitcore.tensors.norms import column, fits, norm, power_of_two
 
 
@@ -44,7 +45,7 @@ class LinearSystem(System):
         """
         context, v_norm = system.context.recounted(), norm(v.detach())
         alone = system.scope.group is None
-        if not alone or (v.is_cpu and fits(v_norm, v.real.dtype)):
+        if not alone or (host.on_host(v) and fits(v_norm, v.real.dtype)):
             return cls(system.problem, context, jacobian, v, v_norm, None)
         size = v.detach().abs().amax(1) if v.shape[1] else v_norm
         known = (size > 0) & size.isfinite()

@@ -10,6 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from implicitcore.tensors import host
+
 DOUBLE = (torch.float64, torch.complex128)
 """The dtypes whose norms and small solves are done in float64; those of all others in float32."""
 
@@ -67,7 +69,7 @@ def fits(size: Tensor, dtype: torch.dtype) -> bool:
     counts as divergence. A look at ``size`` ``[batch]`` on the host; zero and NaN do not fit.
     """
     least, most = bounds(dtype)
-    if size.is_cpu:
+    if host.on_host(size):
         return torch.equal(size.clamp(least, most), size)
     low, high = size.aminmax()
     return low.item() >= least and high.item() <= most

@@ -20,8 +20,8 @@ def cell(z, x):
 
 
 def remaining(tensor):
-    """Every sample goes on."""
-    return torch.tensor(BATCH).to(tensor.dtype)
+    """Every sample goes on: the norms of residuals, and of f(z), are all one."""
+    return torch.ones(tensor.shape, dtype=tensor.dtype)
 
 
 def nothing_happened(tensor):
@@ -51,7 +51,7 @@ def syncs_of_trajectory(solver):
 )
 def test_a_root_solver_waits_every_fourth_step(solver):
     some, more = (syncs_of_equilibrium(solver(max_steps=steps)) for steps in (21, 61))
-    assert more - some == {"aten._local_scalar_dense": 10}
+    assert more - some == {"aten._to_copy": 10}
 
 
 def test_an_ode_solver_waits_once_a_step():

@@ -39,7 +39,7 @@ def test_where_all_is_well_it_says_so(site: Site, run: Run):
     assert result.exit_code == 0
     assert lines[2].startswith(f"torch {torch.__version__}, built for ")
     assert lines[3].startswith("cuda ")
-    assert "auto is torch: the first that runs here, asked in the order " in result.stdout
+    assert "auto is torch: the first that runs on this CPU, asked in the order " in result.stdout
     assert "mine mine 0.7 ok 1 of 1 can be imported" in lines
     assert "off off 1.0 disabled" in lines
     assert lines[-1] == "all is well"
@@ -115,7 +115,7 @@ def test_each_backend_says_why_it_cannot_run(site: Site, run: Run, monkeypatch: 
     )
     assert "torch implicitcore yes" in lines
     assert any(
-        line.startswith("auto is torch: the first that runs here, asked in the order absent")
+        line.startswith("auto is torch: the first that runs on this CPU, asked in the order absent")
         for line in lines
     )
     assert "1 problem" in lines  # a backend that cannot run here is none

@@ -311,6 +311,26 @@ def test_auto_passes_over_backends_that_cannot_run(
         assert type(ic.create("backend", "auto")) is ic.TorchBackend
 
 
+class OnDevices(ic.TorchBackend):  # type: ignore[misc]
+    device_types = ("cuda",)
+
+
+class OnBoth(ic.TorchBackend):  # type: ignore[misc]
+    device_types = ("cpu", "cuda")
+
+
+def test_auto_passes_over_backends_for_accelerators_alone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("IMPLICITCORE_DISABLE_PLUGINS", "all")
+    registry.register("backend", "a_device", OnDevices)
+    with warnings.catch_warnings(action="error"):  # nothing is wrong with it
+        assert type(ic.create("backend", "auto")) is ic.TorchBackend
+    assert type(ic.create("backend", "a_device")) is OnDevices
+    registry.register("backend", "both", OnBoth)
+    assert type(ic.create("backend", "auto")) is OnBoth
+
+
 class Faulty(ic.TorchBackend):  # type: ignore[misc]
     def unavailable_reason(self) -> str | None:
         raise OSError("libcuda.so.1: cannot open shared object file")

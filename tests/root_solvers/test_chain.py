@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import implicitcore as ic
+from implicitcore.tensors import host
 from implicitcore.testing.expect import known
 from implicitcore.testing.problems import Cell, inputs
 
@@ -45,7 +46,8 @@ def test_the_first_solver_alone_where_it_suffices():
         alone = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Anderson())
         chained = ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.Chain())
     assert torch.equal(alone.z, chained.z)
-    assert alone.evaluations == chained.evaluations
+    asked = 0 if host.on_host(x) else 1  # a device asks the first time whether this cell mixes
+    assert alone.evaluations == chained.evaluations + asked
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import implicitcore as ic
+from implicitcore.tensors import host
 from implicitcore.testing.problems import inputs
 
 OPTIONS = {"tol": 1e-8, "max_steps": 2000}
@@ -50,7 +51,10 @@ def test_it_changes_nothing_but_the_cost(solver):
     assert torch.allclose(plain.z, compacted.z, rtol=1e-10, atol=1e-12)
     assert torch.equal(plain.steps, compacted.steps)
     assert torch.allclose(plain.residual, compacted.residual, rtol=1e-6, atol=1e-15)
-    assert compacted.evaluations == plain.evaluations
+    if host.on_host(x[0]):
+        assert compacted.evaluations == plain.evaluations
+    else:  # a device goes on to its next look, but for the one that compacts: it looks every time
+        assert compacted.evaluations == plain.steps.max() <= plain.evaluations
     assert fewer <= 1.15 * int(plain.steps.sum()) < rows
 
 

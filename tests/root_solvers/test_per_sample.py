@@ -10,6 +10,8 @@ import torch
 
 import implicitcore as ic
 from implicitcore.extend import options_of
+from implicitcore.root_solvers.stop_criterion import CHECK_EVERY
+from implicitcore.tensors import host
 from implicitcore.testing.dense import fixed_point
 from implicitcore.testing.options import limited
 from implicitcore.testing.problems import Cell, inputs
@@ -155,7 +157,8 @@ def test_quasi_newton_solves_what_the_plain_iteration_cannot(solver):
         lambda z, x: z @ weight + x, torch.zeros_like(x), x, solver=solver
     ).raise_if_failed()
     assert torch.allclose(solution.z, x / (1 - weight.diagonal()), rtol=1e-8)
-    assert solution.evaluations <= 12
+    late = 0 if host.on_host(x) else CHECK_EVERY - 1  # a device goes on to its next look
+    assert solution.evaluations <= 12 + late
 
 
 def test_gmres_needs_at_most_n_products_on_a_linear_system():

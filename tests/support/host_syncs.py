@@ -13,18 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 DATA_DEPENDENT = (aten.equal, aten.masked_select, aten.nonzero)
 """Operations whose result, or its shape, the host must know."""
+FREE = (
+    "aten._local_scalar_dense",
+    "aten._to_copy",
+    "aten.empty_like",
+    "aten.new_empty",
+    "aten._unsafe_view",
+)
+"""Operations on a device that launch no kernel: allocations, and waits, which are counted apart."""
 FROM_HOST = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 """Functions that copy a Python value to the device."""
 IS_META = Tensor.is_meta.__get__  # pyright: ignore[reportAttributeAccessIssue] - a descriptor
 
 
 class HostSyncs:
-    """Counts the host's waits by operation, in ``counts``.
+    """Counts the host's waits by operation, in ``counts``, and kernels launched, in ``launches``.
 
     Arguments:
         values: the values of a tensor that the host reads.
@@ -32,6 +41,8 @@ class HostSyncs:
 
     def __init__(self, values: Callable[[Tensor], Tensor]) -> None:
         self.counts: Counter[str] = Counter()
+        self.launches: Counter[str] = Counter()
+        self.aside = False  # what runs now is not ours
         self._modes = _Operations(self, values), _Functions(self)
 
     def __enter__(self) -> HostSyncs:
@@ -55,6 +66,10 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket
+        if not self.syncs.aside and str(name) not in FREE and not func.is_view:
+            leaves = pytree.tree_leaves((args, kwargs))
+            if any(isinstance(leaf, Tensor) and _on_meta(leaf) for leaf in leaves):
+                self.syncs.launches[str(name)] += 1
         if name is aten._local_scalar_dense and _on_meta(args[0]):
             self.syncs.count(name)
             return self.values(args[0]).item()
@@ -66,7 +81,9 @@ class _Operations(TorchDispatchMode):
             self.syncs.count(name)
             if _on_meta(args[0]):
                 return self.values(args[0])
-        if name in DATA_DEPENDENT or (name is aten.copy_ and args[0].device != args[1].device):
+        if (name in DATA_DEPENDENT and _on_meta(args[0])) or (
+            name is aten.copy_ and args[0].device != args[1].device
+        ):
             self.syncs.count(name)
         if name is aten.equal and _on_meta(args[0]):  # it has no kernel there
             return True
