@@ -64,7 +64,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
             point = system.backend.stage_combination(z, dt, stages, row)
             stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
         weights = _extension(type(self), z.dtype, z.device)
-        higher = (weights @ torch.stack(stages).flatten(1)).view(-1, *z.shape)
+        higher = (weights @ torch.stack(stages).flatten(1)).view(len(weights), *z.shape)
         return [z, *(higher * column(dt).to(z.dtype)).unbind(0)]
 
 

@@ -126,7 +126,7 @@ def options_of(cls: type) -> Mapping[str, Option]:
 def _fields(cls: type) -> Iterator[Option]:
     hints = _hints(cls, cls)
     # In the order of a call: what goes by keyword alone comes last, an inherited field too.
-    for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only):
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True):
         if field.init:
             default = REQUIRED if field.default is dataclasses.MISSING else field.default
             if field.default_factory is not dataclasses.MISSING:

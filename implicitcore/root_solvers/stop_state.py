@@ -20,6 +20,9 @@ DIVERGENCE = 1e8
 # that met the tolerance, too.
 TRUST = 0.1
 
+# So many times the rounding of f(z) at the start is a residual that has fallen, too.
+HIDDEN = 128
+
 
 def tiny(dtype: torch.dtype) -> float:
     """The least residual that is compared with: above zero, so that an exact root is seen."""
@@ -68,7 +71,8 @@ class Trust:
         new = met & ~self.doubted
         self.doubted = self.doubted | new
         self.limit = torch.where(new, torch.maximum(self.limit, size * TRUST), self.limit)
-        reach = torch.maximum(self.limit, ceiling * (128 * rounding / DIVERGENCE))
+        hides = min(HIDDEN * rounding, TRUST)  # of the scale at the start
+        reach = torch.maximum(self.limit, ceiling * (hides / DIVERGENCE))
         fell = torch.maximum(size, hidden) <= reach
         return met & fell, met & ~fell & ((hidden > reach) | (update > ceiling))
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from implicitcore_lab.axes import band, scale
 from implicitcore_lab.experiment import Outcome
-from implicitcore_lab.report.tables import Spread
+from implicitcore_lab.spread import Spread
 
 
 def draw(path: Path, groups: Sequence[Sequence[Outcome]], title: str) -> None:

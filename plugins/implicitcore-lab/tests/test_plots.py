@@ -1,5 +1,7 @@
 """The picture of a comparison: every seed is in it, and its ticks can be read."""
 
+from typing import Any
+
 import pytest
 
 from implicitcore_lab.axes import scale
@@ -41,7 +43,8 @@ GROUPS = [
 
 
 def test_a_line_is_the_mean_over_the_seeds_with_their_spread():
-    left, right = compared(GROUPS, "title").axes
+    drawn: Any = compared(GROUPS, "title").axes
+    left, right = drawn
     deq, homoode = left.lines
     assert list(deq.get_xdata()) == [2.0, 4.0]
     assert list(deq.get_ydata()) == pytest.approx([0.6, 0.7])

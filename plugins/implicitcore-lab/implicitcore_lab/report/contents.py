@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from implicitcore_lab.records import Epoch, Record
 from implicitcore_lab.report.groups import Group, differing, text
-from implicitcore_lab.report.tables import Cell, Column, Spread, Table
+from implicitcore_lab.report.tables import Cell, Column, Table
+from implicitcore_lab.spread import Spread
 
 Figure = Callable[[Record], float | None]
 

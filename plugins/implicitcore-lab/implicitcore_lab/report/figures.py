@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from implicitcore_lab.axes import band, scale
 from implicitcore_lab.records import Epoch
 from implicitcore_lab.report.groups import Group
-from implicitcore_lab.report.tables import Spread
+from implicitcore_lab.spread import Spread
 
 COLOURS = 10
 STYLES = ("-", "--", ":")
