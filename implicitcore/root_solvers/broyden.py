@@ -185,18 +185,20 @@ class _Good:
     def transposed(self, taken: Tensor, v: Tensor) -> Tensor:
         """-B^H v, ``[batch, n]``, of the estimate at which each sample stopped.
 
+        That of the start, v itself, where a step was so large that the product is not finite: a
+        sample that ran away is not to spoil the gradient of what it shares with others.
+
         Arguments:
             taken: the number of that iterate, ``[batch]``: later steps of the loop do not count.
             v: ``[batch, n]``.
         """
-        v, steps = v.unsqueeze(1), self.steps.each()
+        u, steps = v.unsqueeze(1), self.steps.each()
         for newer in range(len(steps) - 1, 0, -1):
-            own = taken - self.forgotten - 2 >= newer
-            share = torch.where(own, self.matrix[:, newer, newer - 1], 0).to(v.dtype)
-            v = v + steps[newer - 1] * (
-                share.view(-1, 1, 1) * (steps[newer].conj() * v).sum(2, keepdim=True)
-            )
-        return v.squeeze(1)
+            own = (taken - self.forgotten - 2 >= newer).view(-1, 1, 1)
+            share = self.matrix[:, newer, newer - 1].to(v.dtype).view(-1, 1, 1)
+            change = steps[newer - 1] * (share * (steps[newer].conj() * u).sum(2, keepdim=True))
+            u = torch.where(own, u + change, u)
+        return torch.where(u.isfinite().all(2), u.squeeze(1), v)
 
 
 def _scale(c: Tensor, limit: float, one: Tensor) -> tuple[Tensor, Tensor]:

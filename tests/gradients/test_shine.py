@@ -103,3 +103,27 @@ def test_a_restart_of_the_memory_leaves_an_estimate_of_what_came_after():
         solution, inverse = solver.solve_keeping(system, torch.zeros_like(x))
         assert solution.converged.all()
         assert inverse(v).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sample_that_runs_away_leaves_the_shared_gradient_finite_and_right(dtype):
+    # The loop goes on with the others for long: what it makes of the steps of that one is inf.
+    n, factor = 24, torch.ones((), dtype=dtype, requires_grad=True)
+    matrix = 0.9 * torch.linalg.qr(inputs(batch=n, n=n))[0].to(dtype)
+    scale = torch.tensor([[1.0], [1e18], [0.9]], dtype=dtype)
+    x = inputs(batch=3, n=n).to(dtype)
+
+    def solve(rows):
+        solution = ic.fixed_point(
+            lambda z, x: x[0] * (x[1] * (z @ matrix).sinh().clamp(-1e30, 1e30) + x[2]),
+            torch.zeros(len(rows), n, dtype=dtype),
+            (ic.shared(factor), scale[rows], 1e-2 * x[rows]),
+            solver=ic.Broyden(tol=1e-5, max_steps=200, memory=60),
+            gradient=ic.Shine(ic.GMRES(tol=1e-6)),
+        )
+        return solution, torch.autograd.grad(solution.z[solution.converged].sum(), factor)[0]
+
+    alone, expected = solve([0, 2])
+    found, gradient = solve([0, 1, 2])
+    assert alone.converged.all() and found.converged.tolist() == [True, False, True]
+    assert gradient.item() == pytest.approx(expected.item(), rel=1e-3)

@@ -51,7 +51,8 @@ def size(v: Tensor) -> Tensor:
     """2-norm of each row, whatever the size of its entries."""
     largest = v.abs().amax(1)
     unit = torch.where((largest > 0) & largest.isfinite(), largest, 1)
-    return (v / unit[:, None]).abs().square().sum(1).sqrt() * unit
+    # Absolute values first: a complex quotient by a subnormal number is NaN.
+    return (v.abs() / unit[:, None]).square().sum(1).sqrt() * unit
 
 
 def measure(problem: Problem, z: Tensor) -> Measured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.trajectory_solvers import NAMES, make
 
 import implicitcore as ic
 from implicitcore.testing.trajectories import driven, logistic, trajectories
@@ -42,6 +43,21 @@ def test_the_values_and_their_gradients_are_those_of_the_closed_form(problem, so
         gradients, torch.autograd.grad((expected * weights).sum(), problem.leaves), strict=True
     ):
         assert ((a - b).norm() / b.norm()).item() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_states_without_entries_have_dense_output_without_entries(name, shape):
+    times = real(0.0, 0.2, 1.0)
+    solution = ic.integrate(
+        lambda t, z, x: -z,
+        torch.ones(shape),
+        times=times,
+        solver=make(name, dt=0.25),
+        dense=True,
+    )
+    assert solution.z.shape == (3, *shape)
+    assert solution.interpolate(times).shape == (3, *shape)
 
 
 @each_solver
