@@ -101,7 +101,7 @@ class AndersonIteration(Iteration[Anderson, AndersonMemory]):
         rows = torch.where(
             write.view(1, -1, 1), (pair * scale.view(-1, 1, 1)).to(g.dtype), memory.rows
         )
-        size = now.residual.norm
+        size = now.residual.norm.clone()  # a loop in a graph returns nothing that it was given
         waiting = memory.waiting & (first | (size <= memory.size * solver.plain_rate))
         begins = grown | waiting
         alive = (alive & ~write) | (write & column(~begins))

@@ -102,13 +102,19 @@ class ControlledSteps(StepChooser):
         """See :meth:`StepChooser.choose`."""
         t, target, size = samples.t, samples.ahead.target, samples.size
         if self.coarse is not None:
-            size = torch.where(self.coarse, torch.maximum(size, self.eps * t.abs()), size)
+            size = self._where_coarse(torch.maximum(size, self.eps * t.abs()), size)
         dt, arrives = self.control.fit(size, target - t)
         end = torch.where(arrives, target, t + dt)
         if self.coarse is not None:
-            dt = torch.where(self.coarse, end - t, dt)
-            arrives = torch.where(self.coarse, end == target, arrives)
+            dt = self._where_coarse(end - t, dt)
+            arrives = self._where_coarse(end == target, arrives)
         return Attempt(torch.where(samples.active, dt, 0), arrives, end)
+
+    def _where_coarse(self, rounded: Tensor, exact: Tensor) -> Tensor:
+        """The rounded ones; of samples with times of their own, where those are coarse."""
+        if self.coarse is None or not self.coarse.ndim:
+            return rounded
+        return torch.where(self.coarse, rounded, exact)
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """See :meth:`StepChooser.decide`."""

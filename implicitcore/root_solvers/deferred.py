@@ -113,8 +113,6 @@ class DeferredStopTest(StopCriterion):
         self.test = HostStopTest(HostSystem.on_host(system), numbers, tol, atol, min_steps)
         self.test.state.best = self.test.state.last = numbers.long()
         self.system, self.start, self.best, self.last = system, z0, z0, z0
-        at_once = torch.is_grad_enabled() or system.context.recorder is not None
-        self.every = 1 if at_once else CHECK_EVERY
         self.waiting: list[Evaluation] = []
         self.watches = False
         self.size: Tensor | None = None  # the last residual, on the device
@@ -125,6 +123,12 @@ class DeferredStopTest(StopCriterion):
         # Whether a sample stopped since the last look but one, and before the last iterate: it was
         # not evaluated where it stopped when the others had moved.
         self.unseen = False
+
+    @property
+    def every(self) -> int:
+        """Iterations from one look to the next."""
+        at_once = torch.is_grad_enabled() or self.system.context.recorder is not None
+        return 1 if at_once else CHECK_EVERY
 
     def check(self, now: Evaluation) -> bool:
         """Take in an iterate and its residual; True when every sample is known to have stopped."""

@@ -117,7 +117,10 @@ def judge(asked: Asked, solution: ic.Solution, measured: Measured) -> Iterator[t
     yield "converged at a z that is not finite", converged & ~finite
     yield "converged above its tolerance", converged & ~(residual <= limit)
     if problem.family.rootless:
-        yield "converged where there is no root", converged
+        # Less than that is taken for the rounding of f(z): the page says so of bfloat16.
+        hidden = 64 * torch.finfo(problem.z0.dtype).eps
+        seen = reported > hidden * torch.maximum(measured.start, measured.start_scale)
+        yield "converged where there is no root", converged & seen
     yield "another residual than is so", ~agree(reported, measured, problem)
     yield "converged and called otherwise", _overlooked(asked, solution, measured)
     yield "statuses and residuals disagree", _inconsistent(asked, solution)

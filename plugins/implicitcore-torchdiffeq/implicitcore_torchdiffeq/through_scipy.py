@@ -14,7 +14,11 @@ from torch._C._functorch import peek_interpreter_stack
 from implicitcore import GradientError, InputError
 from implicitcore.extend import ErrorTolerance, Positive
 from implicitcore_torchdiffeq.base import TorchdiffeqSolver
-from implicitcore_torchdiffeq.field import PATIENCE, Field
+from implicitcore_torchdiffeq.field import PATIENCE, Field, OutOfSteps
+
+EACH_STEP = 20
+"""Evaluations that a step may take, beside one for each entry of the state: more than any method of
+SciPy does, with a Jacobian by differences."""
 
 _NO_GRAPH = (
     "torchdiffeq's scipy_solver has no graph: use Adjoint(solver=Tsit5()) with it, or "
@@ -29,7 +33,8 @@ class ScipySolver(ErrorTolerance, TorchdiffeqSolver):
 
     One call of ``scipy.integrate.solve_ivp`` for the whole batch, as one system on the CPU. Without
     a graph: it trains through ``Adjoint(solver=Tsit5())``, and ``Unrolled`` is refused. It cannot
-    tell which sample a failure belongs to, and it counts no steps. The plugin
+    tell which sample a failure belongs to, and it counts no steps: it ends as ``max_steps`` after
+    more evaluations than those steps take, 20 each and one for each entry of the batch. The plugin
     ``implicitcore-scipy`` calls SciPy for each sample: prefer that. The default tolerances are
     torchdiffeq's.
 
@@ -82,6 +87,7 @@ class _Opaque(Field):
     def __init__(self, field: Field, z0: Tensor, times: Tensor) -> None:
         super().__init__(field.system, field.most)
         self.field, self.graph = field, torch.is_grad_enabled()
+        self.left = field.most * (EACH_STEP + z0.numel())
         field.t = times[0]
         if self.graph and (
             z0.requires_grad or peek_interpreter_stack() is not None
@@ -90,6 +96,10 @@ class _Opaque(Field):
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """See :meth:`Field.__call__`."""
+        if not self.left:
+            self.field.t = t
+            raise OutOfSteps
+        self.left -= 1
         with torch.set_grad_enabled(self.graph):
             velocity = self.field(t, y)
         if velocity.requires_grad:

@@ -153,8 +153,8 @@ class StopTest {
     const R hidden = update[b] * static_cast<R>(rule_.rounding);
     if (!doubted_[b]) reach_[b] = most(reach_[b], size[b] * static_cast<R>(rule_.trust));
     doubted_[b] = 1;
-    const double hides = std::min(128 * rule_.rounding, rule_.trust);  // of the scale at the start
-    const R bound = most(reach_[b], ceiling[b] * static_cast<R>(hides / rule_.divergence));
+    const R rounded = static_cast<R>(128 * rule_.rounding / rule_.divergence);
+    const R bound = most(reach_[b], ceiling[b] * rounded);
     if (most(size[b], hidden) <= bound) return true;
     if (hidden > bound || update[b] > ceiling[b]) {
       stops = true;
