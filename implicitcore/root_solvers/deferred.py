@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,6 +82,13 @@ class HostStopTest(StopTest):
         del state
 
 
+class Kept(NamedTuple):
+    """Iterates of each sample, ``[batch, n]``."""
+
+    best: Tensor
+    last: Tensor
+
+
 class DeferredStopTest(StopCriterion):
     """A stop test whose state is on the host, which waits for the device in every fourth iteration.
 
@@ -112,23 +120,19 @@ class DeferredStopTest(StopCriterion):
         numbers = torch.zeros(len(z0), 1, dtype=z0.dtype)
         self.test = HostStopTest(HostSystem.on_host(system), numbers, tol, atol, min_steps)
         self.test.state.best = self.test.state.last = numbers.long()
-        self.system, self.start, self.best, self.last = system, z0, z0, z0
+        self.system, self.start, self.kept = system, z0, Kept(z0, z0)
+        at_once = torch.is_grad_enabled() or system.context.recorder is not None
+        self.every = 1 if at_once else CHECK_EVERY
         self.waiting: list[Evaluation] = []
         self.watches = False
         self.size: Tensor | None = None  # the last residual, on the device
-        # The best and the last iterates of the whole batch, where stopped samples have left it.
-        self.whole: tuple[Tensor, Tensor, Tensor] | None = None
+        # Those kept of the whole batch, where stopped samples have left it, and which are here.
+        self.whole: tuple[Kept, Tensor] | None = None
         # Which samples go on, on the device; None while all do.
         self.active: Tensor | None = None
         # Whether a sample stopped since the last look but one, and before the last iterate: it was
         # not evaluated where it stopped when the others had moved.
         self.unseen = False
-
-    @property
-    def every(self) -> int:
-        """Iterations from one look to the next."""
-        at_once = torch.is_grad_enabled() or self.system.context.recorder is not None
-        return 1 if at_once else CHECK_EVERY
 
     def check(self, now: Evaluation) -> bool:
         """Take in an iterate and its residual; True when every sample is known to have stopped."""
@@ -153,7 +157,7 @@ class DeferredStopTest(StopCriterion):
             taken = self._take(norms)
         del self.waiting[taken:]
         self._keep(test.state.best.squeeze(1) - first)
-        self.last, self.waiting = self.waiting[-1].z, []
+        self.kept, self.waiting = self.kept._replace(last=self.waiting[-1].z), []
         if test.stopped is not None or test.remaining == 0:
             self.active = test.state.active.to(self.start.device)
 
@@ -196,20 +200,21 @@ class DeferredStopTest(StopCriterion):
     def _keep(self, chosen: Tensor) -> None:
         """Keep the iterates of these numbers, from 1; a lesser number is one kept before."""
         if bool((chosen == len(self.waiting)).all()):
-            self.best = self.waiting[-1].z
+            self.kept = self.kept._replace(best=self.waiting[-1].z)
             return
         for number, now in enumerate(self.waiting, 1):
             which = chosen == number
             # Where none is chosen a graph still leads to it, as it does on a CPU.
             if torch.is_grad_enabled() or bool(which.any()):
-                self.best = torch.where(column(which.to(now.z.device)), now.z, self.best)
+                best = torch.where(column(which.to(now.z.device)), now.z, self.kept.best)
+                self.kept = self.kept._replace(best=best)
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """z_next for the active samples, what is returned of them for those that have stopped."""
         del z
         if self.active is None:
             return z_next
-        return torch.where(column(self.active), z_next, self.best)
+        return torch.where(column(self.active), z_next, self.kept.best)
 
     def leaving(self) -> Tensor | None:
         """See :meth:`StopCriterion.leaving`; only at a look."""
@@ -218,22 +223,24 @@ class DeferredStopTest(StopCriterion):
 
     def narrow(self, system: System, rows: Tensor) -> None:
         """See :meth:`StopCriterion.narrow`."""
-        best, last = self._merged()
-        places = rows if self.whole is None else self.whole[2][rows]
-        self.whole = best, last, places
-        self.best, self.last = best.index_select(0, places), last.index_select(0, places)
+        kept = self._merged()
+        places = rows if self.whole is None else self.whole[1][rows]
+        self.whole = kept, places
+        self.kept = Kept(*(z.index_select(0, places) for z in kept))
         self.size = None if self.size is None else self.size.index_select(0, rows)
         self.test.narrow(HostSystem.on_host(system), rows.cpu())
         self.active = (
             self.test.state.active.to(rows.device) if self.test.stopped is not None else None
         )
 
-    def _merged(self) -> tuple[Tensor, Tensor]:
-        """The best and the last iterates of the whole batch."""
+    def _merged(self) -> Kept:
+        """The iterates kept of the whole batch."""
         if self.whole is None:
-            return self.best, self.last
-        best, last, places = self.whole
-        return best.index_copy(0, places, self.best), last.index_copy(0, places, self.last)
+            return self.kept
+        whole, places = self.whole
+        return Kept(
+            *(z.index_copy(0, places, part) for z, part in zip(whole, self.kept, strict=True))
+        )
 
     def solution(self) -> Solution:
         """See :meth:`StopCriterion.solution`."""

@@ -12,8 +12,9 @@ import pytest
 from support.reports import HOSTILE, SMALL, Page, invoke, sign
 
 from implicitcore_lab.errors import RunError
-from implicitcore_lab.report.tables import Column, Spread, Table
+from implicitcore_lab.report.tables import Column, Table
 from implicitcore_lab.report.writing import write_report
+from implicitcore_lab.spread import Spread
 
 
 @pytest.fixture(scope="module")
