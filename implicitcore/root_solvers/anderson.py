@@ -15,6 +15,7 @@ from implicitcore.root_solvers.history import History
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
+from implicitcore.tensors import host
 from implicitcore.tensors.norms import column, norm, real_dtype
 
 # Steps between two restarts, in units of the depth: a direction remembers all those it was made
@@ -132,8 +133,7 @@ class AndersonState:
             return False
         size, enough = size.detach(), self.size * rate
         self.size = size
-        # On a CPU a look is free.
-        looks = size.is_cpu
+        looks = host.on_host(size)  # there a look is free
         if looks and self.alive is None and torch.equal(torch.minimum(size, enough), size):
             return True
         waiting = self.waiting & (size <= enough)

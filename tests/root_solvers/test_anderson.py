@@ -8,6 +8,7 @@ from support.operations import Operations
 
 import implicitcore as ic
 from implicitcore.extend import StepwiseRootSolver, System
+from implicitcore.tensors import host
 from implicitcore.tensors.packing import Packing
 from implicitcore.testing.problems import Cell, inputs
 
@@ -106,7 +107,8 @@ def test_with_a_plain_rate_a_fast_contraction_has_no_history():
         )
     assert torch.equal(solution.z, plain.z)
     assert solution.evaluations == plain.evaluations
-    assert not [name for name in counted.names if "bmm" in name]
+    if host.on_host(x):  # a device would wait for the host to know that all samples wait
+        assert not [name for name in counted.names if "bmm" in name]
 
 
 def test_a_sample_whose_residual_doubles_goes_back_and_takes_the_plain_step():
