@@ -40,7 +40,8 @@ tests kernels 90 plugins/implicitcore-cupy/tests/test_gpu.py
 tests gpu 150 tests/gpu -k "not triton"
 tests triton 300 tests/gpu -k triton --timeout 280
 tests launches 60 tests/backends/test_launches.py
-step backends 200 "$PYTHON" -m implicitcore bench backend --device "$DEVICE" --json "$out/backends.json" \
+step backends 200 "$PYTHON" -m implicitcore bench backend --device "$DEVICE" \
+    --json "$out/backends.json" \
     ${QUICK:+--quick}
 [ "$DEVICE" = cuda ] && step benchmark 500 "$PYTHON" -m benchmarks.gpu --output "$out"
 tar -czf results.tar.gz results

@@ -77,7 +77,7 @@ class StopTest(StopCriterion):
         """
         state, size = self.state, self._measure(now)
         if self.recorder is not None:
-            self._record(now.z, size)
+            self.recorder.record(now.z, self.of_all(size).to(now.z.device))
         # Both comparisons in two calls, and NaN fails them: most iterations end here. The residual
         # is then the least so far (which ``min_steps`` lets be within the limit).
         if (
@@ -216,14 +216,13 @@ class StopTest(StopCriterion):
         state.best_limit = torch.where(improved, limit, state.best_limit)
         return improved
 
-    def _record(self, z: Tensor, size: Tensor) -> None:
-        """Leave a trace, of the whole batch: a sample that left it keeps its last residual."""
-        if self.recorder is None:
-            return
-        if self.whole is not None:
-            whole, rows = self.whole
-            size = whole.size = whole.size.index_copy(0, rows, size)
-        self.recorder.record(z, size.to(z.device))
+    def of_all(self, size: Tensor) -> Tensor:
+        """The residuals of the whole batch: a sample that left it keeps its last."""
+        if self.whole is None:
+            return size
+        whole, rows = self.whole
+        whole.size = whole.size.index_copy(0, rows, size)
+        return whole.size
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """z_next for the active samples, z for those that have stopped."""

@@ -170,6 +170,7 @@ class DeferredStopTest(StopCriterion):
     def _take(self, norms: Tensor) -> int:
         """Test one iterate after the other until all samples have stopped; how many."""
         test, before, taken = self.test, self.test.state.active, 0
+        recorder = self.system.context.recorder
         self.unseen = False
         for now, (size, update) in zip(self.waiting, norms, strict=True):
             number = torch.full_like(test.state.last, test.count + 1)
@@ -182,20 +183,11 @@ class DeferredStopTest(StopCriterion):
             residual = Residual(now.residual.value, size, update)
             taken += 1
             stopped = test.check(Evaluation(number, now.fz, residual))
-            self._record(now.z)
+            if recorder is not None:
+                recorder.record(now.z, test.of_all(test.state.size).to(now.z.device))
             if stopped:
                 break
         return taken
-
-    def _record(self, z: Tensor) -> None:
-        recorder, test = self.system.context.recorder, self.test
-        if recorder is not None:
-            whole = test.state.size
-            if test.whole is not None:
-                whole = test.whole[0].size = test.whole[0].size.index_copy(
-                    0, test.whole[1], test.state.size
-                )
-            recorder.record(z, whole.to(z.device))
 
     def _keep(self, chosen: Tensor) -> None:
         """Keep the iterates of these numbers, from 1; a lesser number is one kept before."""

@@ -194,6 +194,17 @@ def test_a_nan_on_the_way_keeps_the_outputs_before_it(solver):
     assert torch.allclose(found.z[2, 0], torch.exp(-GRID[2:]), rtol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scipy_ends_where_its_steps_could_not_take_as_many_evaluations(dtype):
+    """LSODA creeps towards a blow-up for ever."""
+    z0, times = torch.tensor([[5.0]], dtype=dtype), torch.tensor([0.0, 0.5])
+    solver = td.ScipySolver(rtol=1e-5, atol=1e-8, max_steps=100)
+    found = ic.integrate(lambda t, z, x: z * z, z0, times=times, solver=solver)
+    assert found.status.tolist() == [ic.Status.MAX_STEPS]
+    assert torch.equal(found.z[-1], z0)  # the last output time that it reached
+    assert found.evaluations <= 100 * 21
+
+
 @each_adaptive
 def test_a_blow_up_is_a_status_of_its_sample_alone(solver):
     z0 = torch.tensor([[0.5], [4.0], [0.9]], dtype=torch.float64)
