@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
+from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken, control_step
 from implicitcore.options.options import PartMeta
 
 
@@ -63,6 +64,18 @@ class Backend(metaclass=PartMeta):
         """
         del update, rule, z
         return None
+
+    def step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome:
+        """What follows the stages of an adaptive step: who accepts it, and how long the next is.
+
+        The reference, with the backend's own :meth:`error_norm`, which
+        one call may take the place of. The host waits once.
+
+        Arguments:
+            rule: how a step is judged; not in a graph, as nothing here.
+            taken: the step.
+        """
+        return control_step(self, rule, taken)
 
     @abstractmethod
     def residual(self, fz: Tensor, z: Tensor, out: Tensor | None = None) -> Residual:

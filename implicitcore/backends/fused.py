@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
+from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken, control_step
 from implicitcore.backends.torch import TORCH
 from implicitcore.tensors.transforms import transformed
 
@@ -44,6 +45,20 @@ class FusedBackend(Backend):
     ) -> RootIteration | None:
         """The iterations of a solve; None where the kernels do not do a whole one."""
         del update, rule, z
+        return None
+
+    @final
+    def step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome:
+        """See :meth:`Backend.step_control`."""
+        if self._takes(taken.z, taken.z_next, taken.error):
+            found = self._step_control(rule, taken)
+            if found is not None:
+                return found
+        return control_step(self, rule, taken)
+
+    def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
+        """What becomes of a step; None where the kernels do not do all of it."""
+        del rule, taken
         return None
 
     @final

@@ -108,7 +108,7 @@ class Steps:
         samples, cost = self._samples(now), self.cost
         attempt = self.chooser.choose(samples)
         step = self.solver.step(self.field, now.t, attempt.dt, now.z, now.state)
-        choice = self.chooser.decide(self.field, samples, step, attempt)
+        choice = self.chooser.judge(self.field, samples, step, attempt)
         accept = choice.accept
         refused = now.active & ~accept
         lost, wild = self.chooser.lost(samples, attempt, choice, refused)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicitcore.backends.step_control import Look, looked
 from implicitcore.ode_solvers.at_rest import AtRest
 from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.dense import StepStart
-from implicitcore.ode_solvers.look import Look
 from implicitcore.ode_solvers.outputs import Outputs
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder, extended
 from implicitcore.ode_solvers.samples import Samples, chosen
@@ -118,6 +118,7 @@ class Integration:
     def step(self) -> None:
         """One step, accepted or rejected for each sample by itself."""
         samples = self.samples
+        samples.whole = self.rest.going == len(samples.z)
         with torch.no_grad():
             attempt = self.chooser.choose(samples)
         if self.observer is not None:
@@ -127,12 +128,18 @@ class Integration:
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
             samples.steps = samples.steps + samples.active
-            look = Look.at(samples, self.stops, attempt, choice)
+            look = choice.look or self._look(attempt, choice.accept)
         if look.refused and (torch.is_grad_enabled() or self.observer is not None):
             step = self._without_refused(step, attempt, choice)
         if step is not None and (self.recorder is not None or look.passed is not None):
             step, attempt = self._follow(step, attempt, choice.accept, look)
         self._advance(step, attempt, choice, look)
+
+    def _look(self, attempt: Attempt, accept: Tensor) -> Look:
+        """The look at a step that nobody took."""
+        samples, stops = self.samples, self.stops
+        passes = stops.later(attempt.end, samples.ahead.due) if stops.between else None
+        return looked(accept, attempt.arrives, passes, samples.active, samples.done)
 
     def _try(self, dt: Tensor) -> Step:
         """A step of each sample; t keeps the dtype of the clock, dt has that of the state."""
@@ -149,8 +156,7 @@ class Integration:
         """
         samples, accept = self.samples, choice.accept
         with torch.no_grad():
-            sound = choice.finite & choice.error.isfinite()
-            with_nan = samples.active & ~(accept | sound)
+            with_nan = samples.active & ~(accept | choice.error.isfinite())
             accepted, again = torch.stack((accept.any(), with_nan.any())).tolist()
         if not accepted:
             return None
@@ -202,7 +208,10 @@ class Integration:
         """Go to the end of a step where it was accepted."""
         samples, accept = self.samples, choice.accept
         with torch.no_grad():
-            samples.t = torch.where(accept, attempt.end, samples.t)
+            if choice.t is None or self.recorder is not None:
+                samples.t, samples.attempt = torch.where(accept, attempt.end, samples.t), None
+            else:
+                samples.t, samples.attempt = choice.t, choice.ahead
             samples.error = choice.memory
             before, samples.size = samples.size, choice.size
             if look.refused:
@@ -229,6 +238,7 @@ class Integration:
     def _arrive(self, arrived: Tensor, before: Tensor) -> None:
         """Samples ``arrived`` at their next stops; ``before`` are their last step sizes."""
         samples, stops = self.samples, self.stops
+        samples.attempt = None
         came, last = samples.ahead, len(stops.ends) - 1
         samples.ahead = ahead = came.arrived(arrived, samples.steps, stops)
         samples.done = ahead.stop > last

@@ -62,6 +62,8 @@ class Samples:
         finite: had finite values so far, ``[batch]`` bool.
         moving: has a step size left to try, ``[batch]`` bool.
         steps: taken, ``[batch]``.
+        whole: it is known that all of them are active.
+        attempt: dt, end and arrives of the next step, where they are known.
     """
 
     t: Tensor
@@ -75,6 +77,8 @@ class Samples:
     finite: Tensor
     moving: Tensor
     steps: Tensor
+    whole: bool = False
+    attempt: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def at_start(cls, z0: Tensor, stops: Stops) -> Samples:

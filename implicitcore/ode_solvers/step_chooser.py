@@ -9,6 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from implicitcore.backends.step_control import Look, StepTaken
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.grid import Grid
 from implicitcore.ode_solvers.samples import Samples
@@ -37,10 +38,12 @@ class Choice(NamedTuple):
     """What becomes of a step of each sample."""
 
     accept: Tensor  # [batch] bool
-    finite: Tensor  # [batch] bool, whether its end is
+    error: Tensor  # [batch], the scaled error, not finite where the step or its end was not
     size: Tensor  # [batch], of the next step
-    error: Tensor  # [batch], the scaled error, not finite where the step was not
     memory: Tensor  # [..., batch], what the control of the step size remembers
+    t: Tensor | None = None  # [batch], where the samples are then, where it is known
+    look: Look | None = None  # what the host knows of it
+    ahead: tuple[Tensor, Tensor, Tensor] | None = None  # dt, end and arrives of the next step
 
 
 class StepChooser(ABC):
@@ -79,11 +82,18 @@ class ControlledSteps(StepChooser):
         control: chooses the sizes.
         span: the way to go, and one where it is longer; ``[batch]`` where each has its own.
         coarse: whose dt is to be rounded to what t moves by, a bool; None: nobody's.
+        stops: where steps have to end; None where the host may not look at a step.
     """
 
-    def __init__(self, control: StepSize, span: Tensor, coarse: Tensor | None = None) -> None:
-        self.control, self.span, self.coarse = control, span, coarse
-        self.eps = torch.finfo(span.dtype).eps
+    def __init__(
+        self,
+        control: StepSize,
+        span: Tensor,
+        coarse: Tensor | None = None,
+        stops: Stops | None = None,
+    ) -> None:
+        self.control, self.span, self.coarse, self.stops = control, span, coarse, stops
+        self.eps, self.rule = torch.finfo(span.dtype).eps, control.rule
 
     @classmethod
     def between(cls, control: StepSize, stops: Stops) -> ControlledSteps:
@@ -91,7 +101,7 @@ class ControlledSteps(StepChooser):
         times = torch.cat((stops.start, stops.ends))
         span, eps = (times[-1] - times[0]).abs().clamp(max=1), torch.finfo(times.dtype).eps
         coarse = eps * times.abs().amax(0) > COARSE * times.diff(dim=0).abs().amin(0)
-        return cls(control, span, coarse if bool(coarse.any()) else None)
+        return cls(control, span, coarse if bool(coarse.any()) else None, stops)
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
@@ -100,6 +110,9 @@ class ControlledSteps(StepChooser):
 
     def choose(self, samples: Samples) -> Attempt:
         """See :meth:`StepChooser.choose`."""
+        if samples.attempt is not None:
+            dt, end, arrives = samples.attempt
+            return Attempt(self._of_active(samples, dt), arrives, end)
         t, target, size = samples.t, samples.ahead.target, samples.size
         if self.coarse is not None:
             size = self._where_coarse(torch.maximum(size, self.eps * t.abs()), size)
@@ -108,7 +121,11 @@ class ControlledSteps(StepChooser):
         if self.coarse is not None:
             dt = self._where_coarse(end - t, dt)
             arrives = self._where_coarse(end == target, arrives)
-        return Attempt(torch.where(samples.active, dt, 0), arrives, end)
+        return Attempt(self._of_active(samples, dt), arrives, end)
+
+    @staticmethod
+    def _of_active(samples: Samples, dt: Tensor) -> Tensor:
+        return dt if samples.whole else torch.where(samples.active, dt, 0)
 
     def _where_coarse(self, rounded: Tensor, exact: Tensor) -> Tensor:
         """The rounded ones; of samples with times of their own, where those are coarse."""
@@ -118,13 +135,37 @@ class ControlledSteps(StepChooser):
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """See :meth:`StepChooser.decide`."""
+        if self.rule is None or step.error is None or self.stops is None:
+            return self.judge(system, samples, step, attempt)
+        order = self.control.order if step.order is None else step.order
+        ahead, stops = samples.ahead, self.stops
+        taken = StepTaken(
+            samples.z,
+            step.z,
+            step.error,
+            order,
+            samples.error,
+            samples.t,
+            attempt.dt,
+            attempt.end,
+            attempt.arrives,
+            None if self.coarse is not None else ahead.target,
+            ahead.due if stops.between else None,
+            stops.forward,
+            samples.active,
+            samples.done,
+            samples.whole,
+        )
+        return Choice(*system.backend.step_control(self.rule, taken))
+
+    def judge(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
+        """The same without a look of the host."""
         control = self.control if step.order is None else self.control.with_order(step.order)
         size = attempt.dt.abs()
         found = control.accept(system, samples.z, step.z, step.error, size, samples.error)
-        finite = all_finite(step.z)
-        accept = found.accept & finite & samples.active
+        accept, error = _where_finite(step.z, found.accept & samples.active, found.error)
         memory = self.control.remember(accept, found.error, samples.error)
-        return Choice(accept, finite, found.size, found.error, memory)
+        return Choice(accept, error, found.size, memory)
 
     def lost(
         self, samples: Samples, attempt: Attempt, choice: Choice, refused: Tensor
@@ -134,7 +175,7 @@ class ControlledSteps(StepChooser):
         floor = (SHORTEST * self.eps * self.span).clamp(min=self.control.min_step)
         smallest = torch.maximum(self.eps * samples.t.abs(), floor)
         lost = refused & ((choice.size >= size) | (choice.size < smallest))
-        return lost, lost & ~(choice.finite & choice.error.isfinite())
+        return lost, lost & ~choice.error.isfinite()
 
 
 @final
@@ -161,11 +202,9 @@ class GridSteps(StepChooser):
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """See :meth:`StepChooser.decide`."""
-        finite = all_finite(step.z)
         self.index += 1
-        return Choice(
-            finite & samples.active, finite, attempt.dt.abs(), samples.error, samples.error
-        )
+        accept, error = _where_finite(step.z, samples.active, samples.error)
+        return Choice(accept, error, attempt.dt.abs(), samples.error)
 
     def lost(
         self, samples: Samples, attempt: Attempt, choice: Choice, refused: Tensor
@@ -175,6 +214,12 @@ class GridSteps(StepChooser):
 
     def _size(self) -> Tensor:
         return self.grid.size[self.grid.stops_before(self.index)]
+
+
+def _where_finite(z: Tensor, accept: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Nobody accepts a z ``[batch, n]`` that is not finite, and its error is a NaN."""
+    finite = all_finite(z)
+    return accept & finite, torch.where(finite, error, torch.nan)
 
 
 def choose_steps(control: StepSize, stops: Stops, limit: int) -> ControlledSteps | GridSteps:
@@ -264,7 +309,7 @@ class ReplayedSteps(StepChooser):
         accept = self.record[self.index].accept
         self.index += 1
         # What was rejected is not even taken here: its end is finite.
-        return Choice(accept, samples.finite, samples.size, samples.size, samples.error)
+        return Choice(accept, samples.error, samples.size, samples.error)
 
     def lost(
         self, samples: Samples, attempt: Attempt, choice: Choice, refused: Tensor

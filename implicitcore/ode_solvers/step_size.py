@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from implicitcore.backends.step_control import StepRule, next_size, remembered, scaled_error
 from implicitcore.errors import ConvergenceWarning
 from implicitcore.ode_solvers.grid import Grid
 from implicitcore.ode_solvers.stops import Stops
@@ -76,6 +77,14 @@ class StepSize(ABC):
         """The same for a step whose error goes with dt^order, ``[batch]``."""
         del order
         return self
+
+    @property
+    def rule(self) -> StepRule | None:
+        """:meth:`accept` and :meth:`remember` as data, for a step with an error.
+
+        None where they are functions of their own.
+        """
+        return None
 
     @abstractmethod
     def accept(
@@ -257,15 +266,27 @@ class Adaptive(StepSize):
 
     def remember(self, accept: Tensor, error: Tensor, last: Tensor) -> Tensor:
         """The errors of the last accepted steps, as many as the controller looks at."""
-        if self.controller != "pid":
-            return super().remember(accept, error, last)
-        past = last if last.ndim > 1 else last.expand(2, -1)
-        return torch.where(accept, torch.stack((error, past[0])), past)
+        return remembered(self.rule, accept, error, last)
 
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """The step, shortened to arrive."""
-        arrives = size >= remaining.abs()
-        return torch.where(arrives, remaining, signed(size, remaining)), arrives
+        dt = remaining.clamp(-size, size)
+        return dt, dt == remaining
+
+    @property
+    def rule(self) -> StepRule:
+        """See :meth:`StepSize.rule`."""
+        return StepRule(
+            self.rtol,
+            self.atol,
+            self.exponents,
+            self.safety,
+            self.shrink,
+            self.grow,
+            self.min_step,
+            self.max_step,
+            self.move_bound,
+        )
 
     def accept(
         self,
@@ -279,21 +300,8 @@ class Adaptive(StepSize):
         """Accept an error of at most one."""
         if error is None:
             return StepDecision(torch.ones_like(size, dtype=torch.bool), size, last)
-        found = system.backend.error_norm(error, z, z_next, self.rtol, self.atol).to(size)
-        if self.move_bound < torch.inf:
-            move = norm(z_next - z).clamp(min=torch.finfo(size.dtype).tiny)
-            found = torch.maximum(found, norm(error) / (self.move_bound * move))
+        rule = self.rule
+        found = scaled_error(system.backend, rule, z, z_next, error).to(size)
         accept = found <= 1
-        after_accepting = found ** (-self.exponents[0] / self.order)
-        for exponent, past in zip(
-            self.exponents[1:], last if last.ndim > 1 else (last,), strict=False
-        ):
-            after_accepting = after_accepting * past.clamp(min=1e-4) ** (-exponent / self.order)
-        after_rejecting = found ** (-1 / self.order)
-        factor = torch.where(accept, after_accepting, after_rejecting) * self.safety
-        following = size * factor.clamp(self.shrink, self.grow).nan_to_num(self.shrink)
-        if self.min_step > 0:  # tried before the sample is given up
-            following = torch.where(accept, following.clamp(min=self.min_step), following)
-        if self.max_step < torch.inf:
-            following = following.clamp(max=self.max_step)
+        following = next_size(rule, found, size, last, self.order, accept)
         return StepDecision(accept, following, found)

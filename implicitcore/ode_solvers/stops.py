@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicitcore.backends.step_control import later
 from implicitcore.errors import InputError, show
 from implicitcore.tensors.norms import real_dtype
 
@@ -115,9 +116,7 @@ class Stops:
 
     def later(self, t: Tensor, than: Tensor) -> Tensor:
         """Whether a time comes later than another one, bool."""
-        if isinstance(self.forward, Tensor):
-            return torch.where(self.forward, t > than, t < than)
-        return t > than if self.forward else t < than
+        return later(t, than, self.forward)
 
     def passed(self, t: Tensor) -> Tensor:
         """How many output times come earlier than t, ``[batch]`` int64."""
