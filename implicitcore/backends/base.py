@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,14 @@ class Residual(NamedTuple):
     value: Tensor  # [batch, n]
     norm: Tensor  # [batch], |g|
     update_norm: Tensor  # [batch], |f(z)|
+
+
+class StageSums(Protocol):
+    """The stage combinations of one step, row by row."""
+
+    def __call__(self, stages: Sequence[Tensor], row: int, *, move: bool = False) -> Tensor:
+        """That of a row, with the stages so far; without z where only the ``move`` is asked for."""
+        ...
 
 
 class Backend(metaclass=PartMeta):
@@ -116,6 +124,19 @@ class Backend(metaclass=PartMeta):
         Dt is ``[batch]``, or ``[]`` where it is one for all samples.
         Without the first term where ``z`` is None.
         """
+
+    def stage_sums(
+        self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor
+    ) -> StageSums | None:
+        """The stage combinations of a whole step, where that costs less than one by one.
+
+        Arguments:
+            rows: the weights of the stages so far in each.
+            z: ``[batch, n]``.
+            dt: as :meth:`stage_combination` takes it.
+        """
+        del rows, z, dt
+        return None
 
     @abstractmethod
     def error_norm(

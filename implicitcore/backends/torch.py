@@ -9,8 +9,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from implicitcore.backends.base import Backend, Residual
-from implicitcore.tensors.norms import column, norm, real_dtype, rms_norm
+from implicitcore.backends.base import Backend, Residual, StageSums
+from implicitcore.tensors import host
+from implicitcore.tensors.norms import column, norm, real_dtype
 from implicitcore.tensors.packing import DTYPES
 
 
@@ -77,9 +78,64 @@ class TorchBackend(Backend):
         self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
     ) -> Tensor:
         """See :meth:`Backend.error_norm`."""
-        dtype = real_dtype(z)
-        scale = torch.maximum(z.abs(), z_next.abs()).to(dtype).mul_(rtol).add_(atol)
-        return rms_norm(error / scale)
+        root = max(z.shape[1], 1) ** 0.5
+        larger = torch.maximum(z.abs(), z_next.abs()).to(real_dtype(z))
+        if torch.compiler.is_compiling():
+            return norm(error / (larger * (rtol * root) + atol * root))
+        return norm(error / torch.add(_constant(atol * root), larger, alpha=rtol * root))
+
+    def stage_sums(
+        self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor
+    ) -> StageSums | None:
+        """See :meth:`Backend.stage_sums`: on an accelerator, where no graph is recorded."""
+        graph = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if graph or host.on_host(z):
+            return None
+        one_by_one = sum(weight != 0 for row in rows for weight in row)
+        return _AllRows(rows, z, dt) if one_by_one > 2 * len(rows) else None
+
+
+class _AllRows:
+    """Every row of a tableau at once, to which a stage is added in one launch."""
+
+    def __init__(self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor) -> None:
+        self.z, self.dt = z, (column(dt) if dt.ndim else dt).to(z.dtype)
+        self.weights = _columns(rows, z.dtype, z.device)
+        self.sums, self.added = z, 0
+
+    def __call__(self, stages: Sequence[Tensor], row: int, *, move: bool = False) -> Tensor:
+        """See :class:`StageSums`."""
+        for stage in stages[self.added :]:
+            self._add(stage)
+        total = self.sums[row]
+        return total * self.dt if move else torch.addcmul(self.z, total, self.dt)
+
+    def _add(self, stage: Tensor) -> None:
+        index, weights = self.added, self.weights[self.added]
+        if index:  # the rows before are complete
+            self.sums[index:].addcmul_(weights[index:], stage)
+        else:
+            self.sums = weights * stage
+        self.added += 1
+
+
+@cache
+def _columns(
+    rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """The weights of each stage in all rows, ``[rows, 1, 1]``."""
+    longest = max(map(len, rows))
+    with torch.inference_mode(False):
+        padded = [[*row, *[0.0] * (longest - len(row))] for row in rows]
+        table = torch.tensor(padded, dtype=torch.float64, device="cpu")
+        return table.to(device, dtype).T[..., None, None].unbind(0)
+
+
+@cache
+def _constant(value: float) -> Tensor:
+    """A number of a launch that takes a tensor there."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _by_size(weights: tuple[float, ...]) -> list[tuple[int, float]]:

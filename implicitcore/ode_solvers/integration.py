@@ -127,7 +127,7 @@ class Integration:
         check_like(step.z, samples.z, self.solver, "step")
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
-            samples.steps = samples.steps + samples.active
+            samples.taken()
             look = choice.look or self._look(attempt, choice.accept)
         if look.refused and (torch.is_grad_enabled() or self.observer is not None):
             step = self._without_refused(step, attempt, choice)
@@ -240,7 +240,7 @@ class Integration:
         samples, stops = self.samples, self.stops
         samples.attempt = None
         came, last = samples.ahead, len(stops.ends) - 1
-        samples.ahead = ahead = came.arrived(arrived, samples.steps, stops)
+        samples.ahead = ahead = came.arrived(arrived, samples.count(), stops)
         samples.done = ahead.stop > last
         samples.active = samples.active & ~samples.done
         # A step that was shortened to arrive says little about the size that the error allows.
@@ -300,7 +300,7 @@ class Integration:
             z=outputs.assemble(outputs.rows, samples.z, samples.ahead.next, times),
             start=outputs.rows[0],
             status=samples.status(recorder and recorder.ended),
-            steps=samples.steps,
+            steps=samples.count(),
             evaluations=self.system.evaluations,
             times=times,
             event_times=recorder and recorder.event_times,

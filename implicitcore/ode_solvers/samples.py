@@ -61,7 +61,8 @@ class Samples:
         done: reached the last output time, ``[batch]`` bool.
         finite: had finite values so far, ``[batch]`` bool.
         moving: has a step size left to try, ``[batch]`` bool.
-        steps: taken, ``[batch]``.
+        steps: taken, ``[batch]``, but for those that all of them took since.
+        together: how many these are.
         whole: it is known that all of them are active.
         attempt: dt, end and arrives of the next step, where they are known.
     """
@@ -77,6 +78,7 @@ class Samples:
     finite: Tensor
     moving: Tensor
     steps: Tensor
+    together: int = 0
     whole: bool = False
     attempt: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -100,6 +102,17 @@ class Samples:
             moving=yes,
             steps=none,
         )
+
+    def count(self) -> Tensor:
+        """All steps taken, ``[batch]``."""
+        return self.steps + self.together if self.together else self.steps
+
+    def taken(self) -> None:
+        """Those that are active took a step."""
+        if self.whole:
+            self.together += 1
+        else:
+            self.steps, self.together = self.count() + self.active, 0
 
     def status(self, ended: Tensor | None) -> Tensor:
         """What became of each, ``[batch]`` int8; some may have ``ended`` before the last time."""

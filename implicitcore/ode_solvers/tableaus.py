@@ -28,6 +28,8 @@ class Tableau:
         more_a: rows of the stages after the last that only the continuous extension needs.
         more_c: their nodes.
         fsal: the last stage is the first of the next step.
+        rows: all combinations of a step in their order: the stages', that of the solution where it
+            is not the last of them, and that of the error.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -40,11 +42,14 @@ class Tableau:
     more_a: tuple[tuple[float, ...], ...] = ()
     more_c: tuple[float, ...] = ()
     fsal: bool = field(init=False)
+    rows: tuple[tuple[float, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         # Kept, for every step asks; and no cached_property, whose lock a compiler cannot trace.
         fsal = bool(self.a) and self.a[-1] == self.b[:-1] and self.b[-1] == 0
         object.__setattr__(self, "fsal", fsal)
+        others = (() if fsal else (self.b,), (self.error,) if self.error else ())
+        object.__setattr__(self, "rows", sum(others, self.a))
 
 
 # Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1: Euler;
