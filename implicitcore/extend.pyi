@@ -14,6 +14,10 @@ from implicitcore.backends.root_iteration import RootIteration as RootIteration
 from implicitcore.backends.root_iteration import RootResult as RootResult
 from implicitcore.backends.root_iteration import StopRule as StopRule
 from implicitcore.backends.root_iteration import UpdateRule as UpdateRule
+from implicitcore.backends.step_control import Look as Look
+from implicitcore.backends.step_control import StepOutcome as StepOutcome
+from implicitcore.backends.step_control import StepRule as StepRule
+from implicitcore.backends.step_control import StepTaken as StepTaken
 from implicitcore.dynamics.base import Dynamics as Dynamics
 from implicitcore.dynamics.fixed_point import FixedPointMap as FixedPointMap
 from implicitcore.errors import did_you_mean as did_you_mean

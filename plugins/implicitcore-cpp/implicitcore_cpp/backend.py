@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import ClassVar, final
+from functools import cache, lru_cache
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -14,10 +14,14 @@ from implicitcore.extend import (
     AndersonRule,
     BroydenRule,
     FusedBackend,
+    Look,
     Options,
     PicardRule,
     Residual,
     RootIteration,
+    StepOutcome,
+    StepRule,
+    StepTaken,
     StopRule,
     UpdateRule,
 )
@@ -26,6 +30,7 @@ from implicitcore_cpp import build
 _UPDATES = {PicardRule: "picard", AndersonRule: "anderson", BroydenRule: "broyden"}
 _SCALES = {"update": 0, "root": 1}
 _FIXED = 2
+_CLOCKS = (torch.float32, torch.float64)
 
 
 @final
@@ -33,6 +38,8 @@ _FIXED = 2
 class CppBackend(Options, FusedBackend):
     """A whole iteration of Picard, Anderson and Broyden as one call of C++, on the CPU.
 
+    Of the adaptive ODE solvers one call is what follows the stages of a step: the error, who
+    accepts the step, the next size, the clocks, and what the loop has to know.
     Residual, norms, stop test, best iterate and update in as few passes over the memory as there
     can be, vectorised over the entries of a sample and parallel over the samples. float32, float64
     and bfloat16 states, the last with norms and coefficients in float32. A sample's result does not
@@ -68,6 +75,12 @@ class CppBackend(Options, FusedBackend):
         samples = rule.floor, 0.0 if fixed is None else fixed, rule.origin
         return kernels.root_iteration(name, tuple(vars(update).values()), stop, samples, z)
 
+    def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
+        if not isinstance(taken.forward, bool) or taken.t.dtype not in _CLOCKS:
+            return None
+        *found, look, ahead = build.load().step_control(_rule(rule), *taken[:-1])
+        return StepOutcome(*found, Look(*look), ahead)
+
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         return Residual(out, *build.load().residual(fz, z, out))
 
@@ -89,6 +102,12 @@ class CppBackend(Options, FusedBackend):
         self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
     ) -> Tensor:
         return build.load().error_norm(error, z, z_next, rtol, atol)
+
+
+@lru_cache(maxsize=64)
+def _rule(rule: StepRule) -> Any:
+    """The rule as the kernels take it, once for all steps."""
+    return build.load().StepRule(*rule)
 
 
 @cache

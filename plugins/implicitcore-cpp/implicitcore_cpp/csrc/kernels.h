@@ -160,6 +160,22 @@ inline at::Tensor stage_combination(const std::optional<at::Tensor>& z, const at
   return out;
 }
 
+// Root mean square of error / (atol + rtol max(|z|, |z_next|)) of one sample.
+template <class T>
+inline Real<T> scaled_rms(const T* error, const T* z, const T* z_next, int64_t n, double rtol,
+                          double atol) {
+  using R = Real<T>;
+  const double total = sum<R>(n, [=](int64_t i) {
+    const R before = std::abs(static_cast<R>(z[i])), after = std::abs(static_cast<R>(z_next[i]));
+    // The sum is a NaN where one of them is, as the larger would not be.
+    const R larger = before > after ? before : after, nan = (before + after) * 0;
+    const R share = static_cast<R>(error[i]) /
+                    ((larger + nan) * static_cast<R>(rtol) + static_cast<R>(atol));
+    return share * share;
+  });
+  return root<R>(total) / std::sqrt(static_cast<R>(n));
+}
+
 inline at::Tensor error_norm(const at::Tensor& error, const at::Tensor& z,
                              const at::Tensor& z_next, double rtol, double atol) {
   at::Tensor out;
@@ -172,16 +188,7 @@ inline at::Tensor error_norm(const at::Tensor& error, const at::Tensor& z,
     const T *e = error.const_data_ptr<T>(), *a = z.const_data_ptr<T>(),
             *c = z_next.const_data_ptr<T>();
     each_sample(batch, n, [&](int64_t b) {
-      const double total = sum<R>(n, [=](int64_t j) {
-        const int64_t i = b * n + j;
-        const R before = std::abs(static_cast<R>(a[i])), after = std::abs(static_cast<R>(c[i]));
-        // The sum is a NaN where one of them is, as the larger would not be.
-        const R larger = before > after ? before : after, nan = (before + after) * 0;
-        const R share = static_cast<R>(e[i]) /
-                        ((larger + nan) * static_cast<R>(rtol) + static_cast<R>(atol));
-        return share * share;
-      });
-      found[b] = root<R>(total) / std::sqrt(static_cast<R>(n));
+      found[b] = scaled_rms(e + b * n, a + b * n, c + b * n, n, rtol, atol);
     });
   });
   return out;

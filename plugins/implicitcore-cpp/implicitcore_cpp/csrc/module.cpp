@@ -4,6 +4,7 @@
 
 #include "anderson.h"
 #include "root_iteration.h"
+#include "step_control.h"
 
 namespace implicitcore {
 namespace {
@@ -90,6 +91,24 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
             .get_stored()(r.z, r.residual, r.limit, r.relative, r.status, r.steps, r.start_norm,
                           r.ceiling, r.size, r.last, r.stopped_apart);
       });
+  py::class_<StepRule>(module, "StepRule")
+      .def(py::init<double, double, std::vector<double>, double, double, double, double, double,
+                    double>());
+  module.def("step_control",
+             [](const StepRule& rule, const at::Tensor& z, const at::Tensor& z_next,
+                const at::Tensor& error, Order order, const at::Tensor& memory,
+                const at::Tensor& t, const at::Tensor& dt, const at::Tensor& end,
+                const at::Tensor& arrives, const std::optional<at::Tensor>& target,
+                const std::optional<at::Tensor>& due, bool forward, const at::Tensor& active,
+                const at::Tensor& done) {
+               const StepOutcome r =
+                   step_control(rule, {z, z_next, error}, std::move(order), memory,
+                                {t, dt, end, target, due, forward}, {arrives, active, done});
+               return py::make_tuple(r.accept, r.error, r.size, r.memory, r.t,
+                                     py::make_tuple(r.follows, r.alike, r.arrived, r.refused,
+                                                    r.passed, r.all_pass),
+                                     r.ahead);
+             });
   module.def("root_iteration", &root_iteration);
   module.def("residual", &residual);
   module.def("inner_products", &inner_products);
