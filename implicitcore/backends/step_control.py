@@ -17,7 +17,11 @@ LEAST = 1e-4
 
 
 class StepRule(NamedTuple):
-    """How a step is judged, and how long the next is: what :class:`~implicitcore.extend.Adaptive` says.
+    """How a step is judged, and how long the next is, as ``Adaptive`` says.
+
+    The error is at most one in units of atol + rtol max(``|z|``, ``|z_next|``), and the next size
+    is this one times safety prod_i e_i^(-exponent_i / order), after a refusal safety
+    e^(-1 / order), within [shrink, grow].
 
     Attributes:
         rtol: relative tolerance.
@@ -29,6 +33,7 @@ class StepRule(NamedTuple):
         min_step: it is no shorter after an accepted step.
         max_step: it is no longer.
         move_bound: the error is below this share of the step's own move.
+        order: the power of dt that the error goes with, where a step does not say its own.
     """
 
     rtol: float
@@ -40,6 +45,7 @@ class StepRule(NamedTuple):
     min_step: float
     max_step: float
     move_bound: float
+    order: Tensor | int
 
 
 class StepTaken(NamedTuple):

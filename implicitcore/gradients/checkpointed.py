@@ -19,11 +19,10 @@ from implicitcore.ode_solvers.integration import Integration
 from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.loop import StepsLeft
 from implicitcore.ode_solvers.outputs import Outputs
+from implicitcore.ode_solvers.recorded_steps import RecordedSteps, ReplayedSteps
 from implicitcore.ode_solvers.samples import Samples
 from implicitcore.ode_solvers.step_chooser import (
     GridSteps,
-    RecordedSteps,
-    ReplayedSteps,
     choose_steps,
 )
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver

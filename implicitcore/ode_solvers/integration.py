@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicitcore.backends.step_control import Look, looked
+from implicitcore.backends.step_control import Look
 from implicitcore.ode_solvers.at_rest import AtRest
 from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.dense import StepStart
@@ -128,18 +128,12 @@ class Integration:
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
             samples.taken()
-            look = choice.look or self._look(attempt, choice.accept)
+            look = self.chooser.look(samples, self.stops, attempt, choice)
         if look.refused and (torch.is_grad_enabled() or self.observer is not None):
             step = self._without_refused(step, attempt, choice)
         if step is not None and (self.recorder is not None or look.passed is not None):
             step, attempt = self._follow(step, attempt, choice.accept, look)
         self._advance(step, attempt, choice, look)
-
-    def _look(self, attempt: Attempt, accept: Tensor) -> Look:
-        """The look at a step that nobody took."""
-        samples, stops = self.samples, self.stops
-        passes = stops.later(attempt.end, samples.ahead.due) if stops.between else None
-        return looked(accept, attempt.arrives, passes, samples.active, samples.done)
 
     def _try(self, dt: Tensor) -> Step:
         """A step of each sample; t keeps the dtype of the clock, dt has that of the state."""
@@ -208,11 +202,9 @@ class Integration:
         """Go to the end of a step where it was accepted."""
         samples, accept = self.samples, choice.accept
         with torch.no_grad():
-            if choice.t is None or self.recorder is not None:
-                samples.t, samples.attempt = torch.where(accept, attempt.end, samples.t), None
-            else:
-                samples.t, samples.attempt = choice.t, choice.ahead
-            samples.error = choice.memory
+            t = None if self.recorder is not None else choice.t
+            samples.t = torch.where(accept, attempt.end, samples.t) if t is None else t
+            samples.error, samples.attempt = choice.memory, None if t is None else choice.ahead
             before, samples.size = samples.size, choice.size
             if look.refused:
                 refused = samples.active & ~accept
@@ -238,8 +230,7 @@ class Integration:
     def _arrive(self, arrived: Tensor, before: Tensor) -> None:
         """Samples ``arrived`` at their next stops; ``before`` are their last step sizes."""
         samples, stops = self.samples, self.stops
-        samples.attempt = None
-        came, last = samples.ahead, len(stops.ends) - 1
+        came, last, samples.attempt = samples.ahead, len(stops.ends) - 1, None
         samples.ahead = ahead = came.arrived(arrived, samples.count(), stops)
         samples.done = ahead.stop > last
         samples.active = samples.active & ~samples.done

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from implicitcore.backends.base import Backend
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.dop853_tableau import DOP853 as DOP853_TABLEAU
 from implicitcore.ode_solvers.dop853_tableau import DOP853_ERROR_3
+from implicitcore.ode_solvers.stage_points import OneByOne, moments_of
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
 from implicitcore.ode_solvers.tableaus import Tableau
 from implicitcore.options.shared import ErrorControl
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
-
-
-# With more stages their times are found together.
-MANY = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +36,8 @@ class RungeKutta(StepwiseODESolver[Tensor]):
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
         """See :meth:`Stepper.step`."""
         tableau, backend = self.tableau, system.backend
-        combine = backend.stage_sums(tableau.rows, z, dt) or _OneByOne(backend, tableau, z, dt)
-        stages, point, moments = [state], z, _moments(t, dt, tableau.c)
+        combine = backend.stage_sums(tableau.rows, z, dt) or OneByOne(backend, tableau, z, dt)
+        stages, point, moments = [state], z, moments_of(t, dt, tableau.c)
         for row, moment in enumerate(moments):
             point = combine(stages, row)
             stages.append(system.velocity(moment, point))
@@ -68,39 +63,6 @@ class RungeKutta(StepwiseODESolver[Tensor]):
         weights = _extension(type(self), z.dtype, z.device)
         higher = (weights @ torch.stack(stages).flatten(1)).view(len(weights), *z.shape)
         return [z, *(higher * column(dt).to(z.dtype)).unbind(0)]
-
-
-class _OneByOne(NamedTuple):
-    """Each combination of the stages by itself."""
-
-    backend: Backend
-    tableau: Tableau
-    z: Tensor
-    dt: Tensor
-
-    def __call__(self, stages: Sequence[Tensor], row: int, *, move: bool = False) -> Tensor:
-        """See :class:`StageSums`."""
-        base, weights = None if move else self.z, self.tableau.rows[row]
-        return self.backend.stage_combination(base, self.dt, stages, weights)
-
-
-def _moments(t: Tensor, dt: Tensor, nodes: tuple[float, ...]) -> Sequence[Tensor]:
-    """The times of the stages after the first."""
-    if len(nodes) > MANY and not torch.compiler.is_compiling():
-        return torch.addcmul(t, _nodes(nodes, t.dtype, t.device), dt).unbind(0)
-    found, reached, moment = [], 0.0, t
-    for node in nodes:
-        if node != reached:
-            reached, moment = node, torch.add(t, dt, alpha=node)
-        found.append(moment)
-    return found
-
-
-@functools.cache
-def _nodes(nodes: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Those of a method, ``[stages, 1]``."""
-    with torch.inference_mode(False):
-        return torch.tensor(nodes, dtype=torch.float64, device="cpu").to(device, dtype)[:, None]
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from implicitcore.options.shared import ErrorControl
 from implicitcore.options.types import Controller
 from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, norm, real_dtype, rms_norm
+from implicitcore.tensors.norms import column, real_dtype, rms_norm
 
 
 class StepDecision(NamedTuple):
@@ -276,17 +276,7 @@ class Adaptive(StepSize):
     @property
     def rule(self) -> StepRule:
         """See :meth:`StepSize.rule`."""
-        return StepRule(
-            self.rtol,
-            self.atol,
-            self.exponents,
-            self.safety,
-            self.shrink,
-            self.grow,
-            self.min_step,
-            self.max_step,
-            self.move_bound,
-        )
+        return StepRule(*(getattr(self, name) for name in StepRule._fields))
 
     def accept(
         self,

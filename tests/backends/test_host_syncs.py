@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.host_syncs import HostSyncs
+from support.host_syncs import HostSyncs, all_accept
 
 import implicitcore as ic
 
@@ -24,13 +24,6 @@ def remaining(tensor):
     return torch.ones(tensor.shape, dtype=tensor.dtype)
 
 
-def nothing_happened(tensor):
-    """All samples accepted, none at its next output time, none failed; every sample goes on."""
-    if tensor.dtype == torch.int64:
-        return torch.tensor(BATCH)
-    return torch.tensor([True, False, False]) if tensor.shape == (3,) else torch.tensor(True)
-
-
 def syncs_of_equilibrium(solver):
     with HostSyncs(remaining) as syncs, torch.no_grad():
         ic.fixed_point(cell, states(BATCH, N), ic.shared(states(N, N)), solver=solver)
@@ -38,7 +31,7 @@ def syncs_of_equilibrium(solver):
 
 
 def syncs_of_trajectory(solver):
-    with HostSyncs(nothing_happened) as syncs, torch.no_grad():
+    with HostSyncs(all_accept(BATCH)) as syncs, torch.no_grad():
         field = lambda t, z, x: cell(z, x)  # noqa: E731
         ic.integrate(
             field, states(BATCH, N), ic.shared(states(N, N)), times=states(2), solver=solver

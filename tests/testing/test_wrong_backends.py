@@ -9,6 +9,7 @@ from support.failing import failed
 
 import implicitcore as ic
 from implicitcore.backends.base import Residual
+from implicitcore.backends.step_control import control_step, remembered
 from implicitcore.extend import RootResult
 
 TORCH = ic.TorchBackend()
@@ -217,18 +218,27 @@ class _Together:
         )
 
 
+class RemembersRefusedErrors(Mine):
+    """Does the control of a step by itself: the next size may follow from an error that was not."""
+
+    def step_control(self, rule, taken):
+        found = control_step(TORCH, rule, taken)
+        return found._replace(memory=remembered(rule, None, found.error, taken.memory))
+
+
 # What a wrong value is seen by besides: in derivatives, and in what solvers make of it.
 SLOPES, SOLVES = "derivatives_are_right_or_absent", "solves_as_the_reference_does"
-STOPS = "stops_as_the_reference_does"
+STOPS, STEPS = "stops_as_the_reference_does", "controls_steps_as_the_reference_does"
 BACKENDS = [
     (Mine(), set()),
     (NotDifferentiable(), set()),
     (ForgetsTheScale(), {"axpy_history_is_right", SLOPES, SOLVES, STOPS}),
     (StopsTogether(), {STOPS}),
+    (RemembersRefusedErrors(), {STEPS}),
     (IgnoresOut(), {"writes_to_out"}),
     (ForgetsTheTail(), {"residual_is_right", SLOPES}),
-    (ForgetsOneSample(), {"error_norm_is_right", "per_sample", SLOPES}),
-    (SwapsTolerances(), {"error_norm_is_right"}),
+    (ForgetsOneSample(), {"error_norm_is_right", "per_sample", SLOPES, STEPS}),
+    (SwapsTolerances(), {"error_norm_is_right", STEPS}),
     (OneStepSize(), {"stage_combination_is_right", "per_sample", SLOPES, SOLVES}),
     (NotConjugated(), {"inner_products_is_right"}),
     (Overflows(), {"norms_are_at_least_float32"}),

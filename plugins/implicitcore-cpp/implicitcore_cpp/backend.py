@@ -78,8 +78,8 @@ class CppBackend(Options, FusedBackend):
     def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
         if not isinstance(taken.forward, bool) or taken.t.dtype not in _CLOCKS:
             return None
-        *found, look, ahead = build.load().step_control(_rule(rule), *taken[:-1])
-        return StepOutcome(*found, Look(*look), ahead)
+        *found, look, ahead = build.load().step_control(_rule(rule[:-1]), *taken[:-1])
+        return StepOutcome._make([*found, Look._make(look), ahead])
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         return Residual(out, *build.load().residual(fz, z, out))
@@ -105,8 +105,8 @@ class CppBackend(Options, FusedBackend):
 
 
 @lru_cache(maxsize=64)
-def _rule(rule: StepRule) -> Any:
-    """The rule as the kernels take it, once for all steps."""
+def _rule(rule: tuple[Any, ...]) -> Any:
+    """A rule, but for its order, as the kernels take it, once for all steps."""
     return build.load().StepRule(*rule)
 
 
