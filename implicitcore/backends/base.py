@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from implicitcore.backends.adams_step import AdamsPast, AdamsStep
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken, control_step
 from implicitcore.options.options import PartMeta
@@ -136,6 +137,20 @@ class Backend(metaclass=PartMeta):
             dt: as :meth:`stage_combination` takes it.
         """
         del rows, z, dt
+        return None
+
+    def adams_step(
+        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    ) -> AdamsStep | None:
+        """A step of :class:`~implicitcore.Adams`; its own formulas where it is None.
+
+        Arguments:
+            max_order: highest order of the next step.
+            z: ``[batch, n]``.
+            dt: ``[batch]``, zero for a sample that takes no step.
+            past: of the steps before.
+        """
+        del max_order, z, dt, past
         return None
 
     @abstractmethod

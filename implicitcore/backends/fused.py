@@ -9,6 +9,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from implicitcore.backends.adams_step import AdamsPast, AdamsStep
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken, control_step
@@ -59,6 +60,22 @@ class FusedBackend(Backend):
     def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
         """What becomes of a step; None where the kernels do not do all of it."""
         del rule, taken
+        return None
+
+    @final
+    def adams_step(
+        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    ) -> AdamsStep | None:
+        """See :meth:`Backend.adams_step`."""
+        if torch.is_grad_enabled() or not self._takes(z, past.differences):
+            return None  # what f gives may be in a graph though nothing is that it is given
+        return self._adams_step(max_order, z, dt, past)
+
+    def _adams_step(
+        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    ) -> AdamsStep | None:
+        """A step of Adams' method; None where the kernels do not do all of it."""
+        del max_order, z, dt, past
         return None
 
     @final

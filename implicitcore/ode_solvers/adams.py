@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from operator import index
-from typing import Annotated, NamedTuple, final
+from typing import Annotated, final
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from implicitcore.backends.adams_step import AdamsPast as Past
+from implicitcore.backends.base import Backend
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
@@ -31,15 +33,6 @@ FEWEST = 4
 # the estimate is half the change of the velocity over the step: this is the least that lets the
 # unit step of a contraction pass. Measured on ten problems.
 STEADY_BOUND = 0.6
-
-
-class Past(NamedTuple):
-    """What a step needs of the ones before: ``rows`` of them, at least ``max_order``."""
-
-    differences: Tensor  # [batch, rows, n], Phi_0 .. at t; Phi_0 is the velocity
-    # [batch, rows], |t - t_i| of the last times; positive, and unused where no step was made yet
-    gaps: Tensor
-    order: Tensor  # [batch] int64, of the next step; 0 before the first, which is of order 1
 
 
 @final
@@ -99,22 +92,11 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Past) -> Step:
         """See :meth:`Stepper.step`."""
-        with torch.no_grad():
-            grid = _Grid(dt, state)
-        weights = (grid.weights * column(dt)).unsqueeze(1).to(z.dtype)
-        z_next = system.backend.axpy_history(z.unsqueeze(1), weights, state.differences).squeeze(1)
-        velocity = system.velocity(t + dt, z_next)
-        differences = _differences(velocity, grid.sums, state.differences)
-        with torch.no_grad():
-            order = grid.choose(torch.linalg.vector_norm(differences, dim=2)).clamp(
-                max=self.max_order
-            )
-            error = _rows(differences, grid.order) * (
-                grid.g.gather(1, column(grid.order)) * column(dt)
-            ).to(z.dtype)
-        return Step(
-            z_next, error, Past(differences[:, :-1], grid.gaps, order), order=grid.order + 1
-        )
+        made = system.backend.adams_step(self.max_order, z, dt, state)
+        if made is None:
+            made = _Predicted(system.backend, self.max_order, z, dt, state)
+        error, differences, gaps, following, order = made.correct(system.velocity(t + dt, made.z))
+        return Step(made.z, error, Past(differences, gaps, following), order=order)
 
     def piece(  # noqa: PLR0913 - that of every solver
         self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Past, step: Step
@@ -132,6 +114,38 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
             along = torch.tensordot(integrals, products, 1).transpose(0, 1)
             weights = along * (grid.newton * column(dt)).unsqueeze(1)
         return [z, *(weights.to(z.dtype) @ state.differences).unbind(1)]
+
+
+class _Predicted:
+    """One step; see :class:`AdamsStep`.
+
+    Arguments:
+        backend: has the weighted sums.
+        max_order: highest order of the next step.
+        z: ``[batch, n]``.
+        dt: ``[batch]``.
+        past: the steps before.
+    """
+
+    def __init__(
+        self, backend: Backend, max_order: int, z: Tensor, dt: Tensor, past: Past
+    ) -> None:
+        self.max_order, self.dt, self.past = max_order, dt, past
+        with torch.no_grad():
+            self.grid = grid = _Grid(dt, past)
+            weights = (grid.weights * column(dt)).unsqueeze(1).to(z.dtype)
+        self.z = backend.axpy_history(z.unsqueeze(1), weights, past.differences).squeeze(1)
+
+    def correct(self, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """See :meth:`AdamsStep.correct`."""
+        grid = self.grid
+        differences = _differences(velocity, grid.sums, self.past.differences)
+        with torch.no_grad():
+            sizes = torch.linalg.vector_norm(differences, dim=2)
+            following = grid.choose(sizes).clamp(max=self.max_order)
+            share = grid.g.gather(1, column(grid.order)) * column(self.dt)
+            error = _rows(differences, grid.order) * share.to(velocity.dtype)
+        return error, differences[:, :-1], grid.gaps, following, grid.order + 1
 
 
 class _Grid:

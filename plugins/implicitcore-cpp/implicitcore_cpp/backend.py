@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.extend import (
+    AdamsPast,
+    AdamsStep,
     AndersonRule,
     BroydenRule,
     FusedBackend,
@@ -39,7 +41,8 @@ class CppBackend(Options, FusedBackend):
     """A whole iteration of Picard, Anderson and Broyden as one call of C++, on the CPU.
 
     Of the adaptive ODE solvers one call is what follows the stages of a step: the error, who
-    accepts the step, the next size, the clocks, and what the loop has to know.
+    accepts the step, the next size, the clocks, and what the loop has to know; a step of Adams is
+    one call before and one after the evaluation.
     Residual, norms, stop test, best iterate and update in as few passes over the memory as there
     can be, vectorised over the entries of a sample and parallel over the samples. float32, float64
     and bfloat16 states, the last with norms and coefficients in float32. A sample's result does not
@@ -74,6 +77,11 @@ class CppBackend(Options, FusedBackend):
         stop = kernels.Rule(*numbers, rule.min_steps, scale)
         samples = rule.floor, 0.0 if fixed is None else fixed, rule.origin
         return kernels.root_iteration(name, tuple(vars(update).values()), stop, samples, z)
+
+    def _adams_step(
+        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    ) -> AdamsStep | None:
+        return build.load().adams_step(max_order, z, dt, *past)
 
     def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
         if not isinstance(taken.forward, bool) or taken.t.dtype not in _CLOCKS:

@@ -2,6 +2,7 @@
 #include <pybind11/gil_safe_call_once.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "adams_step.h"
 #include "anderson.h"
 #include "root_iteration.h"
 #include "step_control.h"
@@ -109,6 +110,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                                                     r.passed, r.all_pass),
                                      r.ahead);
              });
+  py::class_<AdamsStep>(module, "AdamsStep")
+      .def_property_readonly("z", &AdamsStep::end)
+      .def("correct", &AdamsStep::correct);
+  module.def("adams_step", &adams_step);
   module.def("root_iteration", &root_iteration);
   module.def("residual", &residual);
   module.def("inner_products", &inner_products);
