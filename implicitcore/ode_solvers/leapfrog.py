@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from implicitcore.errors import InputError
-from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.base import Step, Stop
 from implicitcore.ode_solvers.separable import halves, separable_velocity
-from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps
+from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
-
-
-@dataclass(frozen=True)
-class WithoutRest(Fixed):
-    """Equal steps of a method that comes to no steady state."""
-
-    def steady_state(self) -> StepSize:
-        """See :meth:`StepSize.steady_state`.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            "Leapfrog keeps the energy, and a system that keeps it comes to no steady state: use "
-            "another ODE solver (Adams, Tsit5)"
-        )
 
 
 @final
@@ -38,8 +22,8 @@ class WithoutRest(Fixed):
 class Leapfrog(EqualSteps[Tensor]):
     """The leapfrog or Störmer-Verlet method, order 2, symplectic: two evaluations a step.
 
-    For Hamiltonian systems H = T(p) + V(q) over long times, and all fields that are separable: dq/dt
-    = G(t, p) and dp/dt = F(t, q). The error of the energy stays O(dt^2) over times that grow
+    For Hamiltonian systems H = T(p) + V(q) over long times, and for all fields that are separable:
+    dq/dt = G(t, p) and dp/dt = F(t, q). The error of the energy stays O(dt^2) over times that grow
     exponentially with 1/dt, where that of other methods grows with each step; the phase is as
     exact as the order says. Over few periods, or to a tight tolerance, prefer ``Tsit5`` or
     ``DOP853``; for a field with friction, or one that is not separable, any other solver.
@@ -76,10 +60,25 @@ class Leapfrog(EqualSteps[Tensor]):
     order: ClassVar[int] = 2
     form: Literal["velocity", "position"] = "velocity"
 
-    @property
-    def step_size(self) -> StepSize:
-        """Fixed."""
-        return WithoutRest(self.dt)
+    def solve(
+        self,
+        system: System,
+        z0: Tensor,
+        times: Tensor,
+        stop: Stop | None = None,
+        **options: Any,
+    ) -> Trajectory:
+        """See :meth:`StepwiseODESolver.solve`.
+
+        Raises:
+            InputError: it is to end at a steady state.
+        """
+        if stop is not None:
+            raise InputError(
+                "Leapfrog keeps the energy, and a system that keeps it comes to no steady state: "
+                "use another ODE solver (Adams, Tsit5)"
+            )
+        return super().solve(system, z0, times, **options)
 
     def init(self, system: System, t: Tensor, z: Tensor) -> Tensor:
         """See :meth:`Stepper.init`."""

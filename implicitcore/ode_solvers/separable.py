@@ -64,7 +64,8 @@ def separable_velocity(name: str, system: System, t: Tensor, z: Tensor) -> Tenso
         own, near = halves(system, z), _moved(z)
         found = [system.velocity(t, torch.where(half != 0, near, z)) for half in own]
     velocity = system.velocity(t, z)  # the last: it is the first stage of a step
-    for half, moved, what in zip(own, found, ("dq/dt changes with q", "dp/dt changes with p")):
+    changes = ("dq/dt changes with q", "dp/dt changes with p")
+    for half, moved, what in zip(own, found, changes, strict=True):
         if _differ(velocity.detach(), moved, half):
             raise InputError(
                 f"{name} integrates separable fields, dq/dt of (t, p) and dp/dt of (t, q), where q "
@@ -97,7 +98,9 @@ def _check_state(name: str, packing: Packing) -> None:
 
 def _moved(z: Tensor) -> Tensor:
     """A state near z, each entry of which is another by a share of its own."""
-    share = torch.arange(z.shape[1], device=z.device, dtype=torch.float32).mul(0.618).frac().add(0.5)
+    share = (
+        torch.arange(z.shape[1], device=z.device, dtype=torch.float32).mul(0.618).frac().add(0.5)
+    )
     return torch.where(z == 0, 1, z) * (MOVED * share).to(z.dtype) + z
 
 
