@@ -32,8 +32,8 @@ class Leapfrog(EqualSteps[Tensor]):
     first half is q; real or complex. The velocity form (kick, drift, kick) is
     p_1/2 = p + dt/2 F(t, q), q_1 = q + dt G(t + dt/2, p_1/2), p_1 = p_1/2 + dt/2 F(t + dt, q_1);
     the position form exchanges the two. Both are one method, begun half a step apart. A start costs
-    three evaluations, two of which ask whether the field is separable; dense output and events cost
-    two more a step.
+    four evaluations, three of which ask whether the field is separable; dense output and events
+    cost two more a step.
 
     Both forms are reversible: dt and then -dt give the start again. So ``Adjoint`` integrates the
     adjoint of the positions with the momenta, and gives the gradient of ``Unrolled`` up to rounding

@@ -44,9 +44,9 @@ def _halves(
 def separable_velocity(name: str, system: System, t: Tensor, z: Tensor) -> Tensor:
     """The velocity at the start of an integration, of a field that is found to be separable.
 
-    The field is asked once for a system, by two evaluations beside that of the start: the positions
-    are moved, then the momenta, each entry by up to a tenth of itself. What it depends on at other
-    times, and further away, is not known.
+    The field is asked once for a system, by three evaluations beside that of the start: with the
+    positions moved, both, and the momenta, each entry by up to a tenth of itself. What it depends
+    on at other times, and further away, is not known.
 
     Arguments:
         name: of the solver.
@@ -61,19 +61,19 @@ def separable_velocity(name: str, system: System, t: Tensor, z: Tensor) -> Tenso
     if system in _SEPARABLE:
         return system.velocity(t, z)
     with torch.no_grad():
-        own, near = halves(system, z), _moved(z)
-        found = [system.velocity(t, torch.where(half != 0, near, z)) for half in own]
-    velocity = system.velocity(t, z)  # the last: it is the first stage of a step
-    changes = ("dq/dt changes with q", "dp/dt changes with p")
-    for half, moved, what in zip(own, found, changes, strict=True):
-        if _differ(velocity.detach(), moved, half):
+        (q, p), near = halves(system, z), _moved(z)
+        points = (torch.where(q != 0, near, z), near, torch.where(p != 0, near, z))
+        first, both, last = (system.velocity(t, point) for point in points)
+    pairs = (("dq/dt changes with q", q, both, last), ("dp/dt changes with p", p, both, first))
+    for what, half, one, other in pairs:
+        if _differ(one, other, half):
             raise InputError(
                 f"{name} integrates separable fields, dq/dt of (t, p) and dp/dt of (t, q), where q "
                 f"is the first half of the state and p the second; here {what}: use another ODE "
                 "solver (Tsit5, RK4)"
             )
     _SEPARABLE.add(system)
-    return velocity
+    return system.velocity(t, z)
 
 
 def _check_state(name: str, packing: Packing) -> None:
@@ -104,11 +104,11 @@ def _moved(z: Tensor) -> Tensor:
     return torch.where(z == 0, 1, z) * (MOVED * share).to(z.dtype) + z
 
 
-def _differ(velocity: Tensor, moved: Tensor, half: Tensor) -> bool:
+def _differ(one: Tensor, other: Tensor, half: Tensor) -> bool:
     """Whether the velocities of a half differ, of a sample in which they are finite."""
     if not half.numel():
         return False
-    size = torch.maximum(velocity.abs(), moved.abs()).amax(1, keepdim=True)
-    bound = ROUNDING * torch.finfo(velocity.dtype).eps * size
-    apart = (velocity - moved).abs() * half > bound
+    size = torch.maximum(one.abs(), other.abs()).amax(1, keepdim=True)
+    bound = ROUNDING * torch.finfo(one.dtype).eps * size
+    apart = (one - other).abs() * half > bound
     return bool((apart & torch.isfinite(size)).any())
