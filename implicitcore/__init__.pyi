@@ -120,6 +120,9 @@ from implicitcore.ode_solvers.implicit_runge_kutta import Kvaerno5 as Kvaerno5
 # ode_solver trapezoid: trapezoidal rule, order 2, A-stable
 from implicitcore.ode_solvers.implicit_runge_kutta import Trapezoid as Trapezoid
 
+# ode_solver leapfrog: leapfrog (Störmer-Verlet), order 2, symplectic, for separable fields
+from implicitcore.ode_solvers.leapfrog import Leapfrog as Leapfrog
+
 # ode_solver adaptive_heun: Heun's method, order 2, adaptive
 from implicitcore.ode_solvers.low_order import AdaptiveHeun as AdaptiveHeun
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,8 +39,10 @@ class AdjointSystem(System):
         products: vector-Jacobian products so far.
         stand_in: samples that failed, ``[batch]``, and states ``[batch, n]`` at which f is asked
             for them: their own are not finite, and would make NaN of what all samples add up to.
+        momenta: of a separable field: the adjoint of the positions moves with the momenta.
     """
 
+    momenta: ClassVar[tuple[bool, ...]] = (False, True, True, False)
     forward: System
     inputs: list[Tensor] = field(metadata=SHARED)
 
@@ -134,20 +136,20 @@ class Quadrature(StepObserver):
         if not used or not system.inputs:
             return
         weight = column(-dt * self.unit).to(step.z.dtype)
-        cotangents = [_chosen(stage.a, accept, weight * b) for stage, b in used]
+        cotangents = [_chosen(stage.a, accept, weight * _of_state(b)) for stage, b in used]
         system.products += len(used)
         found = pull([stage.g for stage, _ in used], system.inputs, cotangents)
         self.gradients = [total(old, new) for old, new in zip(self.gradients, found, strict=True)]
 
-    def _stages(self, step: Step) -> list[tuple[Stage, float]]:
+    def _stages(self, step: Step) -> list[tuple[Stage, float | Tensor]]:
         """The evaluations that a step is made of, with their weights: none that is zero."""
         if step.points:
             pairs = zip(step.points, step.weights, strict=True)
-            return [(self.system.stage(t, z), b) for (t, z), b in pairs if b]
+            return [(self.system.stage(t, z), b) for (t, z), b in pairs if _counts(b)]
         stages = [*self._first, *self.system.evaluated]
         self._first = [] if step.state is None else self.system.evaluated[-1:]
         self._check(step, stages)
-        return [(stage, b) for stage, b in zip(stages, step.weights, strict=True) if b]
+        return [(stage, b) for stage, b in zip(stages, step.weights, strict=True) if _counts(b)]
 
     def _check(self, step: Step, stages: list[Stage]) -> None:
         """Raise where the step does not name its stages, all of them.
@@ -180,6 +182,16 @@ class Quadrature(StepObserver):
             which.clamp(max=len(self.stored) - 1), torch.arange(len(z), device=z.device)
         ]
         return torch.where(column(arrived), torch.cat((here[:, :n], z[:, n:] + here[:, n:]), 1), z)
+
+
+def _counts(weight: float | Tensor) -> bool:
+    """Whether a stage has a weight that is not zero; those of its entries are not looked at."""
+    return isinstance(weight, Tensor) or weight != 0
+
+
+def _of_state(weight: float | Tensor) -> float | Tensor:
+    """The weights of the entries of g, ``[n]``, from those of (g, -a^T dg/dz)."""
+    return weight.tensor_split(2)[0] if isinstance(weight, Tensor) else weight
 
 
 def _same(named: Tensor, stage: Stage) -> bool:

@@ -23,7 +23,8 @@ class AtRest:
     stage: what the field gives for it tells at no cost whether the field mixes samples.
 
     Attributes:
-        late: the velocity that a sample comes to rest with is not that of the place: at an event.
+        late: the velocity that a sample comes to rest with is not that of the place: at an event,
+            or by a solver whose state holds that of a point beside it.
         going: how many samples are not at rest, as last counted.
         rows: ``[batch]`` bool, which are; None where all or none are.
         before: the same a step earlier.

@@ -31,7 +31,8 @@ class Step(NamedTuple):
     # The velocities of the step, each [batch, n], in the order of their evaluation: that of the
     # state first, then each that the step evaluated.
     stages: Sequence[Tensor] = ()
-    weights: Sequence[float] = ()  # of the stages: z_next = z + dt sum_i weights_i stages_i
+    # Of the stages: z_next = z + dt sum_i weights_i stages_i; [n] where each entry has its own.
+    weights: Sequence[float | Tensor] = ()
     # [batch], the power of dt that the error goes with, where each sample has its own
     order: Tensor | None = None
     # t [batch] and z [batch, n] of each stage, in place of its velocity, where the method solved
@@ -44,9 +45,15 @@ class ODESolver(metaclass=PartMeta):
 
     A black box implements :meth:`solve` alone; a solver that is one map per step derives from
     :class:`StepwiseODESolver` and gets the shared loop.
+
+    Attributes:
+        separable: it integrates positions q and momenta p, the two halves of the state, whose
+            fields are separable: dq/dt depends on t and p, dp/dt on t and q. False for a solver of
+            any field. The contract checks give it problems of that kind.
     """
 
     kind: ClassVar[str] = "ode_solver"
+    separable: ClassVar[bool] = False
 
     @abstractmethod
     def solve(

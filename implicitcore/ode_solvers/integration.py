@@ -74,14 +74,15 @@ class Integration:
         if solver.looks_ahead:
             stops.check_ahead(type(solver).__name__)
         samples, outputs = Samples.at_start(z0, stops), Outputs(z0)
-        return cls(solver, system, stops, chooser, samples, outputs, more=len(z0) > 0)
+        rest = AtRest(late=solver.velocity_beside)
+        return cls(solver, system, stops, chooser, samples, outputs, more=len(z0) > 0, rest=rest)
 
     def record(self, recorder: TrajectoryRecorder) -> None:
         """Keep what is wanted of the trajectory between the output times."""
         samples, self.recorder = self.samples, recorder
         samples.finite = ~recorder.undefined
         samples.active = samples.active & samples.finite
-        self.rest.late = recorder.crossings is not None
+        self.rest.late = self.rest.late or recorder.crossings is not None
 
     def begin(self, stop: Stop | None = None) -> bool:
         """Make ready for a step; False where no sample needs one."""

@@ -23,10 +23,13 @@ class Stepper(ABC, Generic[State]):
         lockstep: made for steps that all samples take together: dt may also be one number for
             them, ``[]``, and a step from a state that is not finite ends at none that is, so that
             not each step has to be looked at.
+        velocity_beside: the velocity that the state holds after a step is that of a point beside
+            the end of the step.
     """
 
     max_steps: int
     lockstep: ClassVar[bool] = False
+    velocity_beside: ClassVar[bool] = False
 
     @property
     @abstractmethod

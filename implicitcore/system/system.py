@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -40,8 +40,11 @@ class System:
     Attributes:
         problem: the dynamics, x and the layout of the state.
         context: backend, scope, counter and recorder.
+        momenta: which of equal parts of the packed state are momenta, where it is one of positions
+            and momenta: the second half.
     """
 
+    momenta: ClassVar[tuple[bool, ...]] = (False, True)
     problem: Problem
     context: Context
 

@@ -5,6 +5,7 @@ Mild ones, which every legitimate part of a kind solves.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -70,7 +71,23 @@ class Linear(nn.Module):
         return z @ self.weight.T + x
 
 
-class Driven(nn.Module):
+class ClosedField(nn.Module, ABC):
+    """A vector field v(t, z, x) whose trajectories have a closed form."""
+
+    @abstractmethod
+    def forward(self, t: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        """The velocity, ``[batch, n]``."""
+
+    @abstractmethod
+    def state(self, t: Tensor, z0: Tensor, x: Tensor, t0: Tensor | float = 0.0) -> Tensor:
+        """z(t) with z(t0) = z0; t broadcasts with the state."""
+
+    def exact(self, times: Tensor, z0: Tensor, x: Tensor) -> Tensor:
+        """The states at the times, the first of which has z0, ``[T, batch, n]``."""
+        return self.state(times[:, None, None], z0, x, times[0])
+
+
+class Driven(ClosedField):
     """dz/dt = theta cos(t) z + x exp(theta sin(t)).
 
     It depends on the time, and backward integration is as stable as forward.
@@ -89,9 +106,28 @@ class Driven(nn.Module):
         start = z0 * torch.exp(-self.theta * torch.sin(torch.as_tensor(t0)))
         return torch.exp(self.theta * torch.sin(t)) * (start + x * (t - t0))
 
-    def exact(self, times: Tensor, z0: Tensor, x: Tensor) -> Tensor:
-        """The states at the times, the first of which has z0, ``[T, batch, n]``."""
-        return self.state(times[:, None, None], z0, x, times[0])
+
+class Oscillators(ClosedField):
+    """dq/dt = w(t) (p - x_p), dp/dt = -w(t) (q - x_q), w = theta cos(t): turned about x.
+
+    A separable field, of the halves q and p of z; it depends on the time, and x has two halves too.
+    """
+
+    def __init__(self, n: int = 6, dtype: torch.dtype = torch.float64, seed: int = 4) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(draws(seed)(1, n // 2).add(2).to(dtype))
+
+    def forward(self, t: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        """The velocity, ``[batch, n]``."""
+        (q, p), rate = (z - x).tensor_split(2, 1), self.theta * torch.cos(t)
+        return torch.cat((rate * p, -rate * q), 1)
+
+    def state(self, t: Tensor, z0: Tensor, x: Tensor, t0: Tensor | float = 0.0) -> Tensor:
+        """z(t) with z(t0) = z0; t broadcasts with the state."""
+        (q, p) = (z0 - x).tensor_split(2, -1)
+        angle = self.theta * (torch.sin(t) - torch.sin(torch.as_tensor(t0)))
+        cos, sin = angle.cos(), angle.sin()
+        return x + torch.cat((q * cos + p * sin, p * cos - q * sin), -1)
 
 
 def inputs(batch: int = 8, n: int = 6, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -155,7 +191,7 @@ class Problem:
         """The solution, differentiable twice: by Newton's method, or in closed form."""
         if self.times is None:
             return differentiable_root(lambda z: self.f(z, self.x), self.z0.detach())
-        assert isinstance(self.f, Driven), "a trajectory in closed form"
+        assert isinstance(self.f, ClosedField), "a trajectory in closed form"
         return self.f.exact(self.times, self.z0, self.x)
 
 
@@ -165,11 +201,13 @@ def root(batch: int = 8, dtype: torch.dtype = torch.float64, contraction: float 
     return Problem(f=Cell(contraction=contraction, dtype=dtype), z0=torch.zeros_like(x), x=x)
 
 
-def trajectory(batch: int = 8, dtype: torch.dtype = torch.float64) -> Problem:
+def trajectory(
+    batch: int = 8, dtype: torch.dtype = torch.float64, *, separable: bool = False
+) -> Problem:
     """A trajectory in closed form, from t = 0.2 to 1."""
     times = torch.tensor([0.2, 0.5, 1.0], dtype=dtype)
     return Problem(
-        f=Driven(dtype=dtype),
+        f=(Oscillators if separable else Driven)(dtype=dtype),
         z0=inputs(batch, seed=5, dtype=dtype),
         x=inputs(batch, dtype=dtype),
         times=times,
@@ -180,7 +218,9 @@ def problem_for(
     solver: RootSolver | ODESolver, batch: int = 8, dtype: torch.dtype = torch.float64
 ) -> Problem:
     """The one of these that the solver is for."""
-    return (root if isinstance(solver, RootSolver) else trajectory)(batch, dtype)
+    if isinstance(solver, RootSolver):
+        return root(batch, dtype)
+    return trajectory(batch, dtype, separable=solver.separable)
 
 
 def draws(seed: int) -> Callable[..., Tensor]:

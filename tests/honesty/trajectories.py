@@ -90,6 +90,21 @@ FIELDS = (
     ),
     Field("square root", lambda t, z, x: -x * torch.sqrt(z), drained, none, start=(0.5, 4.0)),
 )
+
+
+def turned(t: float, z0: Tensor, x: Tensor) -> Tensor:
+    (q, p), angle = z0.tensor_split(2, 1), x.tensor_split(2, 1)[0] * t
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((q * cos + p * sin, p * cos - q * sin), 1)
+
+
+def exchanged(t: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    q, p = z.tensor_split(2, 1)
+    return x * torch.cat((p, -q), 1)
+
+
+SEPARABLE = Field("oscillation", exchanged, turned, none)
+"""For the solvers of positions and momenta, the halves of z; those of x are equal."""
 TOLERANCES = ((1e-3, 1e-6), (1e-5, 1e-8), (1e-2, 1e-3))
 
 
@@ -105,7 +120,10 @@ def sweep(seed: int, names: tuple[str, ...] = ()) -> Tally:
     x, z0 = (low + (high - low) * draws).to(dtype)
     for name in names or parts("ode_solver"):
         row = tally.setdefault(("ODE solvers", name), Row())
-        asked = Asked(field, ode_solver(name, rtol, atol), z0, x, choose.choice((0.5, 2.0)))
+        solver, end = ode_solver(name, rtol, atol), choose.choice((0.5, 2.0))
+        asked = Asked(field, solver, z0, x, end)
+        if solver.separable:
+            asked = Asked(SEPARABLE, solver, z0.repeat(1, 2), x.repeat(1, 2), end)
         integrate(asked, (rtol, atol), row, f"seed {seed}")
     return tally
 

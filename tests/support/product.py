@@ -23,6 +23,8 @@ from implicitcore.registry.part import Part
 from implicitcore.registry.registry import REGISTRY
 
 BATCH, N = 2, 3
+PAIRS = 4
+"""Numbers of a state of positions and momenta."""
 RATE = 0.1
 LOOSE: dict[str, dict[str, float]] = {
     "root_solver": {"tol": 1e-3, "max_steps": 100},
@@ -74,6 +76,11 @@ class Combination:
             "gradient": self.gradient,
             "backend": self.backend,
         }
+
+    @property
+    def separable(self) -> bool:
+        """The solver takes fields of positions and momenta alone."""
+        return any(getattr(cls, "separable", False) for cls in self.classes)
 
     @property
     def classes(self) -> list[type]:
@@ -140,10 +147,11 @@ def train(combination: Combination) -> str:
 
 
 def _train(combination: Combination) -> None:
-    layer, x = _build(combination.spec), _input(combination.layer)
+    separable = combination.separable
+    layer, x = _build(combination.spec, separable), _input(combination.layer, separable)
     loss = _loss(layer, x)
     found = _gradients(layer, x, loss)
-    expected = _expected(combination.layer)
+    expected = _expected(combination.layer, separable)
     error = ((_flat(found) - _flat(expected)).norm() / _flat(expected).norm()).item()
     assert error < FAR, f"the gradient is off by {error:.2g}"
     with torch.no_grad():
@@ -175,10 +183,11 @@ def _loss(layer: ic.ImplicitLayer, x: Tensor) -> Tensor:
 
 
 @cache
-def _expected(name: str) -> list[Tensor]:
+def _expected(name: str, separable: bool) -> list[Tensor]:
     """The gradients by backpropagation through a solve to tight tolerances."""
     slot = _solver_slot(_part("layer", name)).name
-    layer, x = _build({"name": name, slot: TIGHT[slot], "gradient": "unrolled"}), _input(name)
+    spec = {"name": name, slot: TIGHT[slot], "gradient": "unrolled"}
+    layer, x = _build(spec, separable), _input(name, separable)
     return _gradients(layer, x, _loss(layer, x))
 
 
@@ -199,6 +208,20 @@ class Cell(nn.Module):
         return pytree.tree_unflatten([part.reshape(leaf.shape) for part, leaf in pairs], spec)
 
 
+class SeparableCell(nn.Module):
+    """A separable field of positions and momenta, the halves of the state."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.kinetic, self.potential = (nn.Linear(size // 2, size // 2) for _ in range(2))
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        q, p = z.tensor_split(2, 1)
+        given = nn.functional.pad(x, (0, z.shape[1] - x.shape[1])).tensor_split(2, 1)
+        velocity, force = self.kinetic(p) + given[0], self.potential(q) + given[1]
+        return torch.cat((torch.tanh(velocity), -torch.tanh(force)), 1)
+
+
 class Pyramid(nn.Module):
     """A state at two resolutions, made of x."""
 
@@ -211,16 +234,17 @@ class Pyramid(nn.Module):
         return fine.reshape(x.shape), coarse.reshape(-1, 1, 1, 1)
 
 
-def _build(spec: dict[str, Any]) -> ic.ImplicitLayer:
+def _build(spec: dict[str, Any], separable: bool = False) -> ic.ImplicitLayer:
     """The layer, with what its class asks for beside a cell."""
     torch.manual_seed(0)
+    n, extra, of_size = (PAIRS, 2, SeparableCell) if separable else (N, 1, Cell)
     if _multiscale(spec["name"]):  # states [batch, 1, 2, 2] and [batch, 1, 1, 1]
         cell, given = Cell(5), {"predictor": Pyramid(), "channels": (1, 1)}
     else:
-        cell, given = Cell(N), {"predictor": nn.Linear(N, N), "channels": N, "extra": 1}
+        cell, given = of_size(n), {"predictor": nn.Linear(n, n), "channels": n, "extra": extra}
     known = options_of(REGISTRY.find("layer", spec["name"]).load())
     if "extra" in known:
-        cell = Cell(N + 1)
+        cell = of_size(n + extra)
     return ic.build(spec, cell, **{name: value for name, value in given.items() if name in known})
 
 
@@ -228,8 +252,8 @@ def _multiscale(layer: str) -> bool:
     return "multiscale" in layer
 
 
-def _input(layer: str) -> Tensor:
-    shape = (BATCH, 1, 2, 2) if _multiscale(layer) else (BATCH, N)
+def _input(layer: str, separable: bool = False) -> Tensor:
+    shape = (BATCH, 1, 2, 2) if _multiscale(layer) else (BATCH, PAIRS if separable else N)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 

@@ -1,4 +1,5 @@
-"""Every registered ODE solver, as the tests of gradients use it; and one that shows no steps."""
+"""Every registered ODE solver of any field, as the tests of gradients use it; and one that shows no
+steps."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ from implicitcore.registry.registry import REGISTRY
 from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
 
-NAMES = sorted(
-    part.name for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore"
-)
+PARTS = [part for part in REGISTRY.parts("ode_solver") if part.provider == "implicitcore"]
+NAMES = sorted(part.name for part in PARTS if not part.load().separable)
+SEPARABLE = sorted(part.name for part in PARTS if part.load().separable)
+"""Those of fields of positions and momenta alone."""
 
 ADAPTIVE = [
     ic.Bosh3,

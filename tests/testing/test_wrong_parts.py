@@ -11,9 +11,10 @@ from support.failing import failed
 from torch import Tensor
 
 import implicitcore as ic
-from implicitcore.extend import LinearSystem, Options
+from implicitcore.extend import EqualSteps, LinearSystem, Options, Step
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.runge_kutta import AdaptiveRungeKutta, FixedRungeKutta
+from implicitcore.ode_solvers.separable import halves, separable_velocity
 from implicitcore.options.types import Count, Tolerance
 from implicitcore.system.system import System
 
@@ -341,6 +342,31 @@ class StraightBetweenItsSteps(AdaptiveRungeKutta):
         return [z, step.z - z]
 
 
+class Pairs(EqualSteps[Tensor]):
+    """A right one of positions and momenta, of order 1: the symplectic Euler method."""
+
+    separable = True
+
+    def init(self, system, t, z):
+        return separable_velocity(type(self).__name__, system, t, z)
+
+    def step(self, system, t, dt, z, state):
+        (q, p), size = halves(system, z), dt[:, None]
+        z = z + size * p * state
+        return Step(z + size * q * system.velocity(t + dt, z), None, None)
+
+
+class TakesAnyPairs(Pairs):
+    def init(self, system, t, z):
+        return system.velocity(t, z)
+
+
+class OldPositions(Pairs):
+    def step(self, system, t, dt, z, state):
+        q, p = halves(system, z)
+        return Step(z + dt[:, None] * (0.5 * p + q) * state, None, None)
+
+
 TIMED = {"integrates_a_time_dependent_field", "integrates_in_float32", "integrates_backward"}
 FOLLOWS = TIMED | {"integrates_an_exponential", "integrates_an_oscillator"}
 BACK = {
@@ -371,6 +397,14 @@ ODE_SOLVERS = [
     (NeverSettles(), {"stops_at_a_steady_state"}),
     (LeaksBetweenSamples(), {"per_sample", "nan_isolation"}),
     (IgnoresItsTolerances(), {"error_follows_rtol"}),
+    (Pairs(), set()),
+    (TakesAnyPairs(), {"refuses_a_field_that_is_not_separable"}),
+    (
+        OldPositions(),
+        FOLLOWS
+        | BACK - {"integrates_the_adjoint_or_refuses"}
+        | {"returns_every_time", "has_its_order"},
+    ),
     (StraightBetweenItsSteps(), {"is_right_between_its_steps"}),
 ]
 

@@ -14,7 +14,7 @@ from implicitcore.root_solvers.steady_state import SteadyState
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
 from implicitcore.testing.options import for_dtype, needed, with_options
-from implicitcore.testing.problems import Problem, inputs, root, trajectory
+from implicitcore.testing.problems import Problem, inputs, problem_for, root
 from implicitcore.testing.subjects import full_label
 
 # Steps or tolerances at which a method of order 1 is right to two digits.
@@ -31,8 +31,22 @@ def _integrates(solver: ODESolver, problem: Problem, exact: Tensor, what: str) -
     expect_close(solution.z, exact.detach(), f"compared {what} with the closed form", RIGHT)
 
 
-def _error(solver: ODESolver, problem: Problem) -> float:
+def _turned(z: Tensor) -> Tensor:
+    """(p, q) of (q, p)."""
+    return torch.cat(z.tensor_split(2, 1)[::-1], 1)
+
+
+def _exchanging(t: Tensor, z0: Tensor, rate: Tensor) -> Tensor:
+    """The states of dq/dt = r p, dp/dt = s q at the times, from (q, p) and (s, r)."""
+    (q, p), (s, r) = z0.tensor_split(2, 1), rate.tensor_split(2, 1)
+    angle, ratio = (r * s).sqrt() * t, (r / s).sqrt()
+    cosh, sinh = angle.cosh(), angle.sinh()
+    return torch.cat((q * cosh + ratio * p * sinh, p * cosh + q * sinh / ratio), -1)
+
+
+def _error(solver: ODESolver, problem: Problem | None = None) -> float:
     """The largest error at the output times, relative to the largest state."""
+    problem = problem or problem_for(solver)
     solution = problem.solve(solver)
     expect(
         bool(solution.converged.all()),
@@ -46,11 +60,21 @@ def _error(solver: ODESolver, problem: Problem) -> float:
 
 @contract("ode_solver")
 def integrates_an_exponential(solver: ODESolver) -> None:
-    """Integrates dz/dt = -x z, each sample with a rate of its own."""
+    """Integrates dz/dt = -x z, each sample with a rate of its own.
+
+    A separable field has dq/dt = x p and dp/dt = x q: q + p grows, and q - p decays.
+    """
     rate, z0 = inputs(seed=2).abs().add(0.1), inputs()
     times = torch.linspace(0, 1, 3, dtype=torch.float64)
     problem = Problem(f=lambda t, z, x: -x * z, z0=z0, x=rate, times=times)
-    _integrates(solver, problem, z0 * torch.exp(-rate * times[:, None, None]), "dz/dt = -x z")
+    exact, what = z0 * torch.exp(-rate * times[:, None, None]), "dz/dt = -x z"
+    if solver.separable:
+        problem, what = (
+            replace(problem, f=lambda t, z, x: _turned(x * z)),
+            "dq/dt = x p, dp/dt = x q",
+        )
+        exact = _exchanging(times[:, None, None], z0, rate)
+    _integrates(solver, problem, exact, what)
 
 
 @contract("ode_solver")
@@ -72,22 +96,23 @@ def integrates_an_oscillator(solver: ODESolver) -> None:
 
 @contract("ode_solver")
 def integrates_a_time_dependent_field(solver: ODESolver) -> None:
-    """Integrates dz/dt = theta cos(t) z + x exp(theta sin(t)) from t = 0.2."""
-    problem = trajectory()
+    """Integrates dz/dt = theta cos(t) z + x exp(theta sin(t)) from t = 0.2, or oscillators."""
+    problem = problem_for(solver)
     _integrates(solver, problem, problem.exact(), "a field that depends on the time")
 
 
 @contract("ode_solver")
 def integrates_in_float32(solver: ODESolver) -> None:
     """Integrates a time-dependent field in float32."""
-    problem = trajectory(dtype=torch.float32)
+    problem = problem_for(solver, dtype=torch.float32)
     _integrates(solver, problem, problem.exact(), "a field that depends on the time, in float32")
 
 
 @contract("ode_solver")
 def integrates_backward(solver: ODESolver) -> None:
     """Integrates over decreasing times."""
-    problem = replace(trajectory(), times=torch.tensor([1.0, 0.7, 0.2], dtype=torch.float64))
+    times = torch.tensor([1.0, 0.7, 0.2], dtype=torch.float64)
+    problem = replace(problem_for(solver), times=times)
     _integrates(solver, problem, problem.exact(), "a trajectory from t = 1 down to 0.2")
 
 
@@ -106,7 +131,7 @@ def returns_every_time(solver: ODESolver) -> None:
 @contract("ode_solver")
 def returns_z0_at_the_first_time(solver: ODESolver) -> None:
     """z at the first time is z0 exactly."""
-    problem = trajectory()
+    problem = problem_for(solver)
     expect_equal(problem.solve(solver).z[0], problem.z0, "compared z[0] with z0")
 
 
@@ -120,7 +145,7 @@ def error_follows_rtol(solver: ODESolver) -> None:
     if getattr(solver, "dt", None) is not None:
         raise NotApplicable("its steps are given by dt")
     loose, tight = (
-        _error(with_options(solver, rtol=rtol, atol=rtol / 100, max_steps=4000), trajectory())
+        _error(with_options(solver, rtol=rtol, atol=rtol / 100, max_steps=4000))
         for rtol in (1e-2, 1e-5)
     )
     bound = max(0.1 * loose, 1e-5)
@@ -141,7 +166,8 @@ def is_right_between_its_steps(solver: ODESolver) -> None:
     needed(solver, "rtol")
     if getattr(solver, "dt", None) is not None:
         raise NotApplicable("its steps are given by dt")
-    problem, chosen = trajectory(), with_options(solver, rtol=1e-6, atol=1e-8, max_steps=4000)
+    problem = problem_for(solver)
+    chosen = with_options(solver, rtol=1e-6, atol=1e-8, max_steps=4000)
     few, many = (
         _error(chosen, replace(problem, times=torch.linspace(0.2, 1, count, dtype=torch.float64)))
         for count in (2, 50)
@@ -165,8 +191,7 @@ def has_its_order(solver: ODESolver) -> None:
     order = getattr(solver, "order", None) or getattr(getattr(solver, "tableau", None), "order", 1)
     steps = (0.1, 0.05)
     errors = [
-        _error(with_options(solver, dt=dt, rtol=1e-11, atol=1e-13, max_steps=4000), trajectory())
-        for dt in steps
+        _error(with_options(solver, dt=dt, rtol=1e-11, atol=1e-13, max_steps=4000)) for dt in steps
     ]
     if min(errors) < 1e-12:
         return  # rounding error: no slope to measure
@@ -183,9 +208,9 @@ def has_its_order(solver: ODESolver) -> None:
 def reports_a_field_that_is_not_finite(solver: ODESolver) -> None:
     """A velocity that is NaN from t = 0.5 on is a status, and z holds the last finite state."""
     times = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
-    z0 = inputs(3)
+    z0, velocity = inputs(3), _turned if solver.separable else torch.neg
     problem = Problem(
-        f=lambda t, z, x: torch.where(t < 0.5, -z, torch.nan), z0=z0, x=z0, times=times
+        f=lambda t, z, x: torch.where(t < 0.5, velocity(z), torch.nan), z0=z0, x=z0, times=times
     )
     solution = problem.solve(solver)
     did = "integrated a velocity that is NaN from t = 0.5 on"
@@ -202,7 +227,7 @@ def reports_a_field_that_is_not_finite(solver: ODESolver) -> None:
 def refuses_times_that_cannot_be_used(solver: ODESolver) -> None:
     """One time, equal times, or times that are not monotonic, are an InputError."""
     for times in ([0.0], [0.0, 1.0, 0.5], [0.0, 0.0]):
-        problem = replace(trajectory(), times=torch.tensor(times, dtype=torch.float64))
+        problem = replace(problem_for(solver), times=torch.tensor(times, dtype=torch.float64))
         try:
             problem.solve(solver)
         except InputError:
@@ -213,6 +238,27 @@ def refuses_times_that_cannot_be_used(solver: ODESolver) -> None:
             "no error",
             "an InputError (implicitcore.ode_solvers.integration.check_times)",
         )
+
+
+@contract("ode_solver")
+def refuses_a_field_that_is_not_separable(solver: ODESolver) -> None:
+    """Where it is for separable fields, any other one is an InputError: friction, or a drift."""
+    if not solver.separable:
+        raise NotApplicable("it integrates any field")
+    problem = problem_for(solver)
+    for name, part in (("a drift", 0), ("friction", 1)):
+
+        def field(t: Tensor, z: Tensor, x: Tensor, part: int = part) -> Tensor:
+            del t, x
+            lost = [torch.zeros_like(half) for half in z.tensor_split(2, 1)]
+            lost[part] = 0.1 * z.tensor_split(2, 1)[part]
+            return _turned(z) - torch.cat(lost, 1)
+
+        try:
+            replace(problem, f=field).solve(solver)
+        except InputError:
+            continue
+        expect(False, f"gave a field with {name}", "no error", "an InputError")
 
 
 @contract("ode_solver")

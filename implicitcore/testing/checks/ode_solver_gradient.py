@@ -16,7 +16,7 @@ from implicitcore.testing.check import contract
 from implicitcore.testing.dense import relative_error
 from implicitcore.testing.expect import NotApplicable, expect
 from implicitcore.testing.options import with_options
-from implicitcore.testing.problems import inputs, trajectory
+from implicitcore.testing.problems import inputs, problem_for
 
 # Steps or tolerances at which the gradient of a method of order 1 is right to RIGHT.
 RIGHT = 5e-2
@@ -28,7 +28,7 @@ def _compare(solver: ODESolver, gradient: GradientStrategy) -> None:
 
     The loss depends on all output times.
     """
-    problem = trajectory()
+    problem = problem_for(solver)
     problem = replace(problem, x=problem.x.requires_grad_(), z0=problem.z0.requires_grad_())
     wrt = [problem.z0, problem.x, *problem.f.parameters()]  # pyright: ignore[reportFunctionMemberAccess]
     v = torch.stack([inputs(seed=seed) for seed in range(10, 13)])
