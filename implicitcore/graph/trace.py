@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -57,12 +58,17 @@ class Split:
     inside: GraphModule
 
 
-def traced(function: Callable[..., Sequence[Tensor]], kinds: Sequence[Kind]) -> GraphModule:
+def traced(
+    function: Callable[..., Sequence[Tensor]],
+    kinds: Sequence[Kind],
+    also: Callable[..., Sequence[Tensor]] | None = None,
+) -> GraphModule:
     """The function as a graph.
 
     Arguments:
         function: of tensors, to tensors.
         kinds: of its arguments.
+        also: of tensors of these kinds: more arguments are shaped like what it gives.
 
     Raises:
         InputError: the function draws random numbers, writes into an argument, or depends on
@@ -79,7 +85,10 @@ def traced(function: Callable[..., Sequence[Tensor]], kinds: Sequence[Kind]) -> 
 
     examples = [fake(kind) for kind in kinds]
     try:
-        with mode:
+        # By torch's own rules in Python, of which those in C++ know no symbols.
+        with mode, enable_python_dispatcher():
+            if also is not None:
+                examples += [torch.empty_like(tensor) for tensor in also(*examples)]
             trace = make_fx(torch.func.functionalize(function), _allow_non_fake_inputs=True)
             graph = trace(*examples)
     except Exception as error:
@@ -133,6 +142,22 @@ def split(module: GraphModule, changing: int, outputs: Sequence[int]) -> Split:
     )
 
 
+def reached(module: GraphModule, places: Sequence[int]) -> list[int]:
+    """Which results, of floating point numbers, some arguments reach."""
+    nodes = list(module.graph.nodes)
+    arguments = [node for node in nodes if node.op == "placeholder"]
+    varying = {arguments[place] for place in places}
+    for node in nodes:
+        if any(source in varying for source in node.all_input_nodes):
+            varying.add(node)
+    results = list(nodes[-1].args[0])
+    return [
+        i
+        for i, node in enumerate(results)
+        if node in varying and node.meta["val"].is_floating_point()
+    ]
+
+
 def _reaching(results: Sequence[Node]) -> set[Node]:
     """The nodes that the results are made of."""
     found, todo = set(), list(results)
@@ -151,6 +176,7 @@ def _part(
     graph, copies = Graph(), {}
     for index, node in enumerate(inputs):
         copies[node] = graph.placeholder(f"a{index}")
+        copies[node].meta = dict(node.meta)
     for node in (node for node in nodes if node not in copies):
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] for node in outputs))
