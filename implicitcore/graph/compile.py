@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,22 +9,26 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConfigError, GradientError, InputError
+from implicitcore.gradients.checkpointed import Checkpointed
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
+from implicitcore.gradients.unrolled import Unrolled
+from implicitcore.graph.functions import Call, Equilibrium, Trajectory
 from implicitcore.graph.layer import GraphLayer, check_layer, result
 from implicitcore.graph.loop import SOLVERS
 from implicitcore.graph.plan import Inputs, Plan
+from implicitcore.graph.reads import Reads
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout
 from implicitcore.graph.trace import Kind
+from implicitcore.graph.trajectory import TrajectoryPlan
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.call import refuse_options
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
-from implicitcore.solution import Backward, FinalState, Solution, Status
-from implicitcore.system.captured_modules import captured_modules
+from implicitcore.solution import Backward, FinalState, Solution
 from implicitcore.tensors.autocast import ambient
-from implicitcore.tensors.norms import column
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
 from implicitcore.tensors.transforms import eager
 
@@ -62,12 +65,16 @@ class CompiledLayer(nn.Module):
         _check_call(layer)
         begin = layer.start(unwrapped(x)) if z0 is None else z0
         layout = Layout.of(begin, coupled=layer.coupled)
-        flat = layout.pack(begin).detach()
+        flat = layout.pack(begin)
+        if isinstance(layer.solver, RootSolver) or (z0 is None and layer.start.detached):
+            flat = flat.detach()
         check_batch(x, len(pytree.tree_leaves(begin)[0]))
         plan, tensors = self._plan(x, layout, flat)
-        _check_training(layer, begin, tensors)
-        record = Backward()
-        found = Found(*_Solve.apply(plan, record, layer.on_failure, flat, *tensors))
+        record, function = Backward(), Equilibrium
+        if isinstance(plan, TrajectoryPlan) and _has_graph(flat, *tensors):
+            _check_trajectory(layer)
+            function = Trajectory
+        found = Found(*function.apply(Call(plan, layer.on_failure, record), flat, *tensors))
         spent = layer.start.evaluations if z0 is None else 0
         found = found._replace(z=layout.unpack(found.z), evaluations=int(found.evaluations) + spent)  # pyright: ignore[reportArgumentType] - a number outside of the graph
         found = result(layer.solver, layer.horizon, found, start=begin, backward=record)
@@ -101,7 +108,8 @@ class CompiledLayer(nn.Module):
         if key not in self.plans:
             inputs = Inputs(spec, fixed, len(given), owned)
             adjoint = getattr(layer.gradient, "solver", None)
-            self.plans[key] = Plan(
+            kind = TrajectoryPlan if isinstance(layer.solver, ODESolver) else Plan
+            self.plans[key] = kind(
                 dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
             )
         return self.plans[key], tensors
@@ -166,20 +174,24 @@ def _check_call(layer: ImplicitLayer) -> None:
         )
 
 
-def _check_training(layer: ImplicitLayer, begin: Any, tensors: list[Tensor]) -> None:
-    """Refuse the gradient of a trajectory.
+def _check_trajectory(layer: ImplicitLayer) -> None:
+    """Refuse a gradient of a trajectory that is none of its steps.
 
     Raises:
-        GradientError: one is wanted.
+        GradientError: the strategy is another.
     """
-    if not isinstance(layer.solver, ODESolver) or not torch.is_grad_enabled():
-        return
-    leaves = [leaf for leaf in pytree.tree_leaves(begin) if isinstance(leaf, Tensor)]
-    if any(tensor.requires_grad for tensor in (*leaves, *tensors)):
+    gradient = layer.gradient
+    if not isinstance(gradient, Checkpointed) and gradient != Unrolled():
         raise GradientError(
-            f"a compiled layer with {type(layer.solver).__name__} is for inference: its trajectory "
-            "has no gradient; call it under torch.no_grad(), or train the layer itself"
+            f"a compiled trajectory has the gradient of its steps, as Checkpointed and Unrolled "
+            f"give it, and the layer has {gradient}: give it gradient=Checkpointed(), or call it "
+            "under torch.no_grad()"
         )
+
+
+def _has_graph(*tensors: Tensor) -> bool:
+    """Whether a gradient may be asked for."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _check_gradient(gradient: Any) -> None:
@@ -210,87 +222,3 @@ def _shared(x: Any) -> set[int]:
         if isinstance(mark, Shared)
         for tensor in pytree.tree_leaves(mark)
     }
-
-
-@dataclass(frozen=True, eq=False)
-class Reads:
-    """What f may read beside z and x.
-
-    Attributes:
-        modules: the dynamics, what it captured, and their parts.
-        owned: the module and the name of each parameter and buffer.
-    """
-
-    modules: tuple[nn.Module, ...]
-    owned: tuple[tuple[nn.Module, str], ...]
-
-    @classmethod
-    def of(cls, dynamics: nn.Module) -> Reads:
-        """By a look at all modules, which takes longer than a call."""
-        roots = (dynamics, *captured_modules(dynamics))
-        modules = tuple(dict.fromkeys(part for root in roots for part in root.modules()))
-        owned = tuple(
-            (module, name)
-            for module in modules
-            for tensors in (module._parameters, module._buffers)
-            for name, tensor in tensors.items()
-            if tensor is not None
-        )
-        return cls(modules, owned)
-
-    def holds(self) -> bool:
-        """Whether the tensors are still where they were, as others they may be."""
-        return all(name in m._parameters or name in m._buffers for m, name in self.owned)
-
-
-class _Solve(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, plan: Plan, record: Backward, on_failure: str, z0: Tensor, *tensors: Tensor
-    ) -> Any:
-        z, residual, status, steps, evaluations = plan.forward(z0, *tensors)
-        ctx.plan, ctx.record, ctx.left_out = plan, record, None
-        failed = status if on_failure == "mask" else status == Status.NON_FINITE
-        saved = z, *tensors
-        if bool(failed.any()):
-            ctx.left_out = left_out = failed != 0
-            saved = _without(left_out, plan, saved)
-            if on_failure == "mask":
-                z = torch.where(column(left_out), z0.nan_to_num(0.0, 0.0, 0.0), z)
-        ctx.save_for_backward(*saved)
-        ctx.mark_non_differentiable(residual, status, steps, evaluations)
-        ctx.set_materialize_grads(False)
-        return z, residual, status, steps, evaluations
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        v, plan, saved = grad_outputs[0], ctx.plan, ctx.saved_tensors
-        gradients: list[Tensor | None] = [None] * (len(saved) - 1)
-        if v is None:
-            return None, None, None, None, *gradients
-        if torch.is_grad_enabled():
-            raise GradientError(
-                "a compiled layer has first derivatives; use the layer itself for a second"
-            )
-        if ctx.left_out is not None:
-            v = torch.where(column(ctx.left_out), 0, v)
-        residual, status, products, *found = plan.backward(v.contiguous(), *saved)
-        record = ctx.record
-        record.vjps += int(products)
-        record.residual, record.status = residual, status
-        for place, gradient in zip(plan.differentiated, found, strict=True):
-            gradients[place] = gradient
-        return None, None, None, None, *gradients
-
-
-def _without(left_out: Tensor, plan: Plan, saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The same tensors, with a sample that has not failed in place of each that has.
-
-    A factor of zero does not stop the NaN of its derivative.
-    """
-    rows = torch.arange(len(left_out), device=left_out.device)
-    rows = torch.where(left_out, (~left_out).int().argmax(), rows)
-    return tuple(
-        tensor.index_select(0, rows) if kind.has_batch else tensor
-        for tensor, kind in zip(saved, plan.kinds, strict=True)
-    )

@@ -31,6 +31,16 @@ STEPPERS: dict[type, Callable[[Any], int]] = {
 """The ODE solvers whose loop a graph can take, with the evaluations of a step beside the first."""
 
 
+def evaluations_of(solver: Any) -> int:
+    """Evaluations of a step beside the first of one that begins anew."""
+    return next(count(solver) for kind, count in STEPPERS.items() if isinstance(solver, kind))
+
+
+def begins_anew(solver: Any) -> bool:
+    """Whether a step leaves no velocity to the next."""
+    return isinstance(solver, RungeKutta) and not solver.tableau.fsal
+
+
 class Moving(NamedTuple):
     """Where each sample of an integration is, as tensors that a loop carries."""
 
@@ -43,6 +53,13 @@ class Moving(NamedTuple):
     failure: Tensor  # [batch] int8, a Status, 0 where a sample did not fail
     steps: Tensor  # [batch] int64
     evaluations: Tensor  # int64
+
+
+class Taken(NamedTuple):
+    """What has to be known of a step to take it again."""
+
+    dt: Tensor  # [batch], with its sign; 0 for a sample that did not accept it
+    accept: Tensor  # [batch] bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +92,6 @@ class Steps:
         """Chooses the sizes of the steps."""
         return self.chooser.control
 
-    @property
-    def begins_anew(self) -> bool:
-        """Whether a step leaves no velocity to the next."""
-        return isinstance(self.solver, RungeKutta) and not self.solver.tableau.fsal
-
-    @property
-    def cost(self) -> int:
-        """Evaluations of a step beside the first of one that begins anew."""
-        solver = self.solver
-        return next(count(solver) for kind, count in STEPPERS.items() if isinstance(solver, kind))
-
     def start(self, z: Tensor) -> Moving:
         """Before the first step, whose size is not chosen yet, with no state of the solver."""
         t, z = torch.zeros_like(self.target), z.clone()
@@ -103,9 +109,23 @@ class Steps:
         spent = int(isinstance(control, Adaptive) and control.first_step is None)
         return now._replace(size=size, evaluations=now.evaluations + spent)
 
-    def step(self, now: Moving) -> Moving:
+    def going(self, now: Moving) -> Tensor:
+        """Whether another step is to be taken."""
+        return now.active.any() & (now.steps.amax(0) < self.solver.max_steps)
+
+    def advance(self, now: Moving) -> tuple[Moving, Taken]:
+        """One step, from a velocity that is evaluated where the last one leaves none."""
+        if not begins_anew(self.solver):
+            return self.step(now)
+        now = self.renewed(now)
+        # A sample that cannot begin takes no step.
+        now = undefined(now, now.active & (now.steps == 0) & ~all_finite(now.state))
+        now, taken = self.step(now)
+        return now._replace(state=()), taken
+
+    def step(self, now: Moving) -> tuple[Moving, Taken]:
         """One step, accepted or refused for each sample by itself; see :class:`Integration`."""
-        samples, cost = self._samples(now), self.cost
+        samples, cost = self._samples(now), evaluations_of(self.solver)
         attempt = self.chooser.choose(samples)
         step = self.solver.step(self.field, now.t, attempt.dt, now.z, now.state)
         choice = self.chooser.judge(self.field, samples, step, attempt)
@@ -114,7 +134,7 @@ class Steps:
         lost, wild = self.chooser.lost(samples, attempt, choice, refused)
         kind = torch.where(wild, int(Status.NON_FINITE), int(Status.DIVERGED))
         state = now.state if step.state is None else chosen(accept, step.state, now.state)
-        return Moving(
+        moved = Moving(
             torch.where(accept, attempt.end, now.t),
             torch.where(column(accept), step.z, now.z),
             state,
@@ -125,6 +145,7 @@ class Steps:
             now.steps + now.active,
             now.evaluations + cost,
         )
+        return moved, Taken(torch.where(accept, attempt.dt, 0), accept.clone())
 
     def renewed(self, now: Moving) -> Moving:
         """With the velocity where the samples are."""
@@ -159,37 +180,36 @@ def undefined(now: Moving, which: Tensor) -> Moving:
     return now._replace(failure=failure, active=now.active & ~which)
 
 
-def integrate(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> Found:
-    """The state at the horizon from z0 at time 0, ``[batch, n]``.
+def begun(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> tuple[Steps, Moving]:
+    """The steps from z0 at time 0 to the horizon, and where they begin.
 
-    Every sample takes steps of its own and stops by itself, and the loop where all have. A method
-    that leaves no velocity to the next step evaluates the first one once more, where that estimates
-    the size of a step.
+    A method that leaves no velocity to the next step evaluates the first one once more, where that
+    estimates the size of a step.
     """
     steps = Steps.towards(solver, solver.step_size, field, z0, horizon)
-    begin, anew = steps.start(z0), steps.begins_anew
+    begin, anew = steps.start(z0), begins_anew(solver)
     if anew and isinstance(steps.control, Fixed):
         begin = steps.sized(begin, z0)
     else:
         begin = steps.renewed(begin)
         begin = steps.sized(begin, solver.velocity(begin.state))
-    if anew:
-        begin = begin._replace(state=())
+    return steps, begin._replace(state=()) if anew else begin
 
-    def going(now: Moving) -> Tensor:
-        return now.active.any() & (now.steps.amax(0) < solver.max_steps)
 
-    def step(now: Moving) -> tuple[Moving]:
-        if anew:
-            now = steps.renewed(now)
-            # A sample that cannot begin takes no step.
-            now = undefined(now, now.active & (now.steps == 0) & ~all_finite(now.state))
-            return (steps.step(now)._replace(state=()),)
-        return (steps.step(now),)
-
-    (now,) = while_loop(going, step, (begin,))
+def arrived(now: Moving) -> Found:
+    """What an integration has come to."""
     status = torch.where(now.active, int(Status.MAX_STEPS), now.failure).to(torch.int8)
     return Found(now.z, torch.zeros_like(now.t), status, now.steps, now.evaluations)
+
+
+def integrate(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> Found:
+    """The state at the horizon from z0 at time 0, ``[batch, n]``.
+
+    Every sample takes steps of its own and stops by itself, and the loop where all have.
+    """
+    steps, begin = begun(solver, field, z0, horizon)
+    (now,) = while_loop(steps.going, lambda now: (steps.advance(now)[0],), (begin,))
+    return arrived(now)
 
 
 class Watch(NamedTuple):
@@ -220,8 +240,8 @@ def steady_state(options: SteadyState, field: GraphField, z0: Tensor) -> Found:
         return some & (samples.evaluations < options.max_steps)
 
     def step(moving: Moving, samples: Samples, watch: Watch) -> tuple[Moving, Samples, Watch]:
-        moving = steps.step(moving._replace(active=moving.active & samples.active))
-        if steps.begins_anew:
+        moving, _ = steps.step(moving._replace(active=moving.active & samples.active))
+        if begins_anew(solver):
             moving = steps.renewed(moving)
         now = field.evaluation(moving.z, solver.velocity(moving.state))
         return moving, *judged(stop.judge(samples, now), watch, now)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -57,12 +59,17 @@ class Split:
     inside: GraphModule
 
 
-def traced(function: Callable[..., Sequence[Tensor]], kinds: Sequence[Kind]) -> GraphModule:
+def traced(
+    function: Callable[..., Sequence[Tensor]],
+    kinds: Sequence[Kind],
+    also: Callable[..., Sequence[Tensor]] | None = None,
+) -> GraphModule:
     """The function as a graph.
 
     Arguments:
         function: of tensors, to tensors.
         kinds: of its arguments.
+        also: of tensors of these kinds: more arguments are shaped like what it gives.
 
     Raises:
         InputError: the function draws random numbers, writes into an argument, or depends on
@@ -79,13 +86,17 @@ def traced(function: Callable[..., Sequence[Tensor]], kinds: Sequence[Kind]) -> 
 
     examples = [fake(kind) for kind in kinds]
     try:
-        with mode:
+        # By torch's own rules in Python, of which those in C++ know no symbols.
+        with mode, enable_python_dispatcher():
+            if also is not None:
+                examples += [torch.empty_like(tensor) for tensor in also(*examples)]
             trace = make_fx(torch.func.functionalize(function), _allow_non_fake_inputs=True)
             graph = trace(*examples)
     except Exception as error:
         cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise InputError(f"f cannot be compiled: {cause}") from error
     graph.graph.eliminate_dead_code()
+    graph.recompile()
     _check(graph)
     return graph
 
@@ -118,30 +129,63 @@ def split(module: GraphModule, changing: int, outputs: Sequence[int]) -> Split:
     nodes = list(module.graph.nodes)
     places = [node for node in nodes if node.op == "placeholder"]
     results = [list(nodes[-1].args[0])[index] for index in outputs]
-    varying = set(places[:changing])
-    needed = _reaching(results)
-    for node in nodes:
-        if node in needed and any(source in varying for source in node.all_input_nodes):
-            varying.add(node)
-    body = [node for node in nodes if node in needed and node in varying]
-    ends = {source for node in body for source in node.all_input_nodes} | set(results)
-    given = [node for node in nodes if node in ends and node not in varying]
-    head = [node for node in nodes if node in needed and node not in varying]
+    varying = _reached(nodes, set(places[:changing]))
+    # A loop takes no two views of one tensor: it makes them itself, which costs nothing.
+    inside = _reaching(results, lambda node: node in varying or _is_view(node))
+    ends = {source for node in inside for source in node.all_input_nodes} | set(results)
+    given = [node for node in nodes if node in ends and node not in inside]
+    head = _reaching(given, lambda node: True)
     return Split(
-        _part(module, places[changing:], head, given),
-        _part(module, [*places[:changing], *given], body, results),
+        _part(module, places[changing:], [node for node in nodes if node in head], given),
+        _part(
+            module,
+            [*places[:changing], *given],
+            [node for node in nodes if node in inside],
+            results,
+        ),
     )
 
 
-def _reaching(results: Sequence[Node]) -> set[Node]:
-    """The nodes that the results are made of."""
+def reached(module: GraphModule, places: Sequence[int]) -> list[int]:
+    """Which results, of floating point numbers, some arguments reach."""
+    nodes = list(module.graph.nodes)
+    arguments = [node for node in nodes if node.op == "placeholder"]
+    varying = _reached(nodes, {arguments[place] for place in places})
+    values = [(node, node.meta["val"]) for node in nodes[-1].args[0]]
+    return [
+        i
+        for i, (node, value) in enumerate(values)
+        if node in varying and isinstance(value, Tensor) and value.is_floating_point()
+    ]
+
+
+def _reached(nodes: Sequence[Node], begin: set[Node]) -> set[Node]:
+    """The nodes that are made of some of them, and these."""
+    found = set(begin)
+    for node in nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _reaching(results: Sequence[Node], through: Callable[[Node], bool]) -> set[Node]:
+    """The nodes that the results are made of, as far as they are to be gone through."""
     found, todo = set(), list(results)
     while todo:
         node = todo.pop()
-        if node not in found:
+        if node not in found and through(node):
             found.add(node)
             todo.extend(node.all_input_nodes)
     return found
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a node shares the memory of what it is made of."""
+    if node.target is operator.getitem:
+        return _is_view(node.all_input_nodes[0])
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return any(value.alias_info is not None for value in node.target._schema.returns)
 
 
 def _part(
@@ -151,6 +195,7 @@ def _part(
     graph, copies = Graph(), {}
     for index, node in enumerate(inputs):
         copies[node] = graph.placeholder(f"a{index}")
+        copies[node].meta = dict(node.meta)
     for node in (node for node in nodes if node not in copies):
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] for node in outputs))

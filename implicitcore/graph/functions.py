@@ -1,0 +1,160 @@
+"""What a compiled solve is for autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicitcore.errors import GradientError
+from implicitcore.graph.plan import Plan
+from implicitcore.graph.stop import Found
+from implicitcore.graph.trace import Kind
+from implicitcore.graph.trajectory import TrajectoryPlan
+from implicitcore.options.types import OnFailure
+from implicitcore.solution import Backward, Status
+from implicitcore.tensors.norms import column
+
+
+class Call(NamedTuple):
+    """A call of a compiled layer.
+
+    Attributes:
+        plan: what was compiled.
+        on_failure: see :class:`~implicitcore.layers.base.ImplicitLayer`.
+        record: of the backward pass.
+    """
+
+    plan: Any
+    on_failure: OnFailure
+    record: Backward
+
+
+class Replaced(NamedTuple):
+    """The samples that have no gradient, and which one is differentiated in the place of each.
+
+    A factor of zero does not stop the NaN of a derivative at a value that is not finite.
+    """
+
+    left_out: Tensor  # [batch] bool
+    rows: Tensor  # [batch] int64
+
+    @classmethod
+    def of(cls, status: Tensor, on_failure: OnFailure) -> Replaced | None:
+        """Those that are not finite, or all that failed where it masks; None where none is."""
+        left_out = status != 0 if on_failure == "mask" else status == Status.NON_FINITE
+        if not bool(left_out.any()):
+            return None
+        rows = torch.arange(len(left_out), device=left_out.device)
+        return cls(left_out, torch.where(left_out, (~left_out).int().argmax(), rows))
+
+    @property
+    def all(self) -> bool:
+        """Whether there is no other sample."""
+        return bool(self.left_out.all())
+
+    def inputs(self, tensors: Sequence[Tensor], kinds: Sequence[Kind]) -> list[Tensor]:
+        """The same tensors with the other samples."""
+        return [
+            tensor.index_select(0, self.rows) if kind.has_batch else tensor
+            for tensor, kind in zip(tensors, kinds, strict=True)
+        ]
+
+    def cotangent(self, v: Tensor) -> Tensor:
+        """Zero for what is not differentiated."""
+        return torch.where(column(self.left_out), 0, v)
+
+
+def _given(ctx: Any, call: Call, found: Found, z0: Tensor, replaced: Replaced | None) -> Any:
+    """What a call gives, once it has saved what its backward pass needs."""
+    z, *others = found
+    if replaced is not None and call.on_failure == "mask":
+        z = torch.where(column(replaced.left_out), z0.nan_to_num(0.0, 0.0, 0.0), z)
+    ctx.call, ctx.replaced = call, replaced
+    ctx.mark_non_differentiable(*others)
+    ctx.set_materialize_grads(False)
+    return z, *others
+
+
+def _check_first() -> None:
+    if torch.is_grad_enabled():
+        raise GradientError(
+            "a compiled layer has first derivatives; use the layer itself for a second"
+        )
+
+
+def _spread(plan: Plan, found: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients at the places of their tensors."""
+    gradients: list[Tensor | None] = [None] * (len(plan.kinds) - 1)
+    for place, gradient in zip(plan.differentiated, found, strict=True):
+        gradients[place] = gradient
+    return gradients
+
+
+def _none(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """Zeros, as a data-parallel module requires where no sample has a gradient."""
+    return _spread(plan, [torch.zeros_like(tensors[place]) for place in plan.differentiated])
+
+
+class Equilibrium(torch.autograd.Function):
+    """The equilibrium of a plan, with its implicit gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, z0: Tensor, *tensors: Tensor) -> Any:
+        found = Found(*call.plan.forward(z0, *tensors))
+        replaced = Replaced.of(found.status, call.on_failure)
+        saved = found.z, *tensors
+        if replaced is not None:
+            saved = replaced.inputs(saved, call.plan.kinds)
+        ctx.save_for_backward(*saved)
+        return _given(ctx, call, found, z0, replaced)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        v, (plan, _, record), saved = grad_outputs[0], ctx.call, ctx.saved_tensors
+        if v is None:
+            return None, None, *([None] * (len(saved) - 1))
+        _check_first()
+        if ctx.replaced is not None:
+            if ctx.replaced.all:
+                return None, None, *_none(plan, saved[1:])
+            v = ctx.replaced.cotangent(v)
+        residual, status, products, *found = plan.backward(v.contiguous(), *saved)
+        record.vjps += int(products)
+        record.residual, record.status = residual, status
+        return None, None, *_spread(plan, found)
+
+
+class Trajectory(torch.autograd.Function):
+    """The end of a trajectory of a plan, with the gradient of its steps."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, z0: Tensor, *tensors: Tensor) -> Any:
+        plan: TrajectoryPlan = call.plan
+        found, kept = plan.found(plan.recorded(z0, *tensors))
+        replaced = Replaced.of(found.status, call.on_failure)
+        saved = z0, *tensors
+        if replaced is not None:
+            saved = replaced.inputs(saved, plan.kinds)
+            kept = kept.of_samples(replaced.rows)
+        ctx.many = len(kept.flat())
+        ctx.save_for_backward(saved[0], *kept.flat(), *saved[1:])
+        return _given(ctx, call, found, z0, replaced)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        v, (plan, _, record), saved = grad_outputs[0], ctx.call, ctx.saved_tensors
+        if v is None:
+            return None, None, *([None] * (len(saved) - 1 - ctx.many))
+        _check_first()
+        if ctx.replaced is not None:
+            if ctx.replaced.all:
+                return None, torch.zeros_like(v), *_none(plan, saved[1 + ctx.many :])
+            v = ctx.replaced.cotangent(v)
+        at_start, *found = plan.pulled(v.contiguous(), *saved)
+        spent = plan.cost(saved[1 : 1 + ctx.many])
+        record.vjps += spent
+        record.evaluations += spent
+        return None, at_start, *_spread(plan, found)
