@@ -7,6 +7,7 @@ import torch
 from support import ranks
 
 import implicitcore as ic
+from implicitcore.registry.registry import REGISTRY
 from implicitcore.testing.dense import relative_error
 from implicitcore.testing.expect import known
 from implicitcore.testing.problems import Cell
@@ -20,34 +21,49 @@ pytestmark = [
 ]
 
 
-@pytest.mark.slow
-def test_data_parallel_gradients_are_those_of_one_process(tmp_path):
-    first, second = ranks.run(ranks.data_parallel, tmp_path)
-    for (name, sizes), (evaluations, gradients) in first.items():
-        if sizes == (4, 4):
-            assert evaluations != second[name, sizes][0]
-        model = ranks.model(ranks.GRADIENTS[name])
-        model(ranks.samples(sizes=sizes)).square().sum().backward()
-        expected = [known(p.grad).div(ranks.WORLD) for p in model.parameters()]
-        assert relative_error(gradients, expected) < 1e-8
-        assert relative_error(second[name, sizes][1], expected) < 1e-8
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What the two ranks found with each strategy: one process group for all."""
+    return ranks.run(ranks.strategies, tmp_path_factory.mktemp("ranks"))
+
+
+def test_every_gradient_strategy_is_in_the_table():
+    known_ones = {part.load() for part in REGISTRY.parts("gradient")}
+    assert {type(gradient) for _, gradient in ranks.LAYERS.values()} >= known_ones
 
 
 @pytest.mark.slow
-def test_weights_divided_among_processes_have_the_gradients_of_one(tmp_path):
-    first, second = ranks.run(ranks.divided, tmp_path)
-    builders = {name: (ranks.model, gradient) for name, gradient in ranks.GRADIENTS.items()}
-    builders |= {name: (ranks.flow, gradient) for name, gradient in ranks.FLOWS.items()}
-    for name, (build, gradient) in [*builders.items(), ("together", builders["implicit"])]:
-        model = build(gradient)
-        model(ranks.samples()).square().sum().backward()
+@pytest.mark.parametrize("name", ranks.STRATEGIES)
+def test_gradients_are_those_of_one_process_or_refused(name, both):
+    model = ranks.STRATEGIES[name]()
+    model(ranks.samples()).square().sum().backward()
+    expected = [known(p.grad).div(ranks.WORLD) for p in model.parameters()]
+    for found in both:
+        for way in (("ddp", (4, 4)), ("whole",)):
+            assert relative_error(found[name, *way], expected) < 1e-8, way
+        for way in ("nested", *(("part", "closure", "function") if name in ranks.LAYERS else ())):
+            assert "divide the whole model, fully_shard(model)" in found[name, way], way
+
+
+@pytest.mark.slow
+def test_a_rank_without_samples_takes_part(both):
+    counts = [ranks.evaluations(rank) for rank in range(ranks.WORLD)]
+    for name in ranks.UNEVEN:
+        assert counts[0][name] != counts[1][name]
+        model = ranks.STRATEGIES[name]()
+        model(ranks.samples(sizes=(4, 0))).square().sum().backward()
         expected = [known(p.grad).div(ranks.WORLD) for p in model.parameters()]
-        assert relative_error(first[name], expected) < 1e-8, name
-    for name in builders:
-        for found in (first, second):
-            for way in ("layer", "nested", "closure", "function"):
-                told = found[name, way]
-                assert "divide the whole model, fully_shard(model)" in told, (name, way)
+        for found in both:
+            assert relative_error(found[name, "ddp", (4, 0)], expected) < 1e-8
+
+
+@pytest.mark.slow
+def test_a_divided_cell_is_right_where_the_processes_stop_together(both):
+    model = ranks.STRATEGIES["implicit"]()
+    model(ranks.samples()).square().sum().backward()
+    expected = [known(p.grad).div(ranks.WORLD) for p in model.parameters()]
+    for found in both:
+        assert relative_error(found["together"], expected) < 1e-8
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import implicitcore as ic
+from implicitcore.compat import torchdiffeq
 from implicitcore.testing.problems import Cell, inputs
 
 WORLD = 2
@@ -53,18 +55,33 @@ def _start(rank: int, worker: Callable[[int], Any], folder: str) -> None:
         dist.destroy_process_group()
 
 
-# --- data parallel
+# --- data parallel, and weights divided among the processes
 # --------------------------------------------------------------------------------------------------
 
 
-def model(gradient: ic.GradientStrategy) -> nn.Module:
+def model(solver: ic.RootSolver | ic.ODESolver, gradient: ic.GradientStrategy) -> nn.Module:
     torch.manual_seed(0)
-    layer = ic.ImplicitLayer(
-        ic.FixedPoint(Cell(contraction=0.8)),
-        solver=ic.Anderson(tol=1e-12, max_steps=100),
-        gradient=gradient,
-    )
+    cell, is_root = Cell(contraction=0.8), isinstance(solver, ic.RootSolver)
+    dynamics = ic.FixedPoint(cell) if is_root else ic.VectorField(cell, autonomous=True)
+    layer = ic.ImplicitLayer(dynamics, solver=solver, gradient=gradient)
     return nn.Sequential(nn.Linear(6, 6), layer, nn.Linear(6, 2)).double()
+
+
+class DropIn(nn.Module):
+    """torchdiffeq's functions around a cell."""
+
+    def __init__(self, solve: Callable[..., Any], method: str) -> None:
+        super().__init__()
+        self.f, self.solve, self.method = Cell(contraction=0.8), solve, method
+
+    def forward(self, x: Tensor) -> Tensor:
+        times = torch.tensor([0.0, 0.5, 1.0], dtype=x.dtype)
+        return self.solve(lambda t, y: self.f(y, x) - y, x, times, method=self.method)[-1]
+
+
+def drop_in(solve: Callable[..., Any], method: str) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 6), DropIn(solve, method), nn.Linear(6, 2)).double()
 
 
 def samples(rank: int | None = None, sizes: tuple[int, int] = (4, 4)) -> Tensor:
@@ -73,90 +90,101 @@ def samples(rank: int | None = None, sizes: tuple[int, int] = (4, 4)) -> Tensor:
     return torch.cat((easy, hard)) if rank is None else (easy, hard)[rank]
 
 
-GRADIENTS = {
-    "implicit": ic.Implicit(ic.GMRES(tol=1e-12)),
-    "unrolled": ic.Unrolled(),
-    "phantom": ic.Phantom(steps=3),
+ANDERSON = ic.Anderson(tol=1e-12, max_steps=100)
+RK4 = ic.RK4(dt=0.25)
+
+# A solver with a gradient: every strategy, at an equilibrium and along a trajectory.
+LAYERS: dict[str, tuple[Any, Any]] = {
+    "implicit": (ANDERSON, ic.Implicit(ic.GMRES(tol=1e-12))),
+    "neumann": (ANDERSON, ic.Neumann(steps=4)),
+    "phantom": (ANDERSON, ic.Phantom(steps=3)),
+    "shine": (ic.Broyden(tol=1e-12, max_steps=100), ic.Shine()),
+    "reversible": (ic.Reversible(tol=1e-10, max_steps=100), ic.ReversibleGradient()),
+    "unrolled": (ANDERSON, ic.Unrolled()),
+    "adjoint": (RK4, ic.Adjoint()),
+    "checkpointed": (RK4, ic.Checkpointed()),
+    "unrolled trajectory": (RK4, ic.Unrolled()),
+    "checkpointed, stiff": (ic.ImplicitEuler(dt=0.25, rtol=1e-12), ic.Checkpointed()),
 }
-
-
-def data_parallel(rank: int) -> dict[str, Any]:
-    found = {}
-    for name, gradient in GRADIENTS.items():
-        for sizes in ((4, 4), (4, 0)):
-            parallel = DistributedDataParallel(model(gradient))
-            parallel(samples(rank, sizes)).square().sum().backward()
-            evaluations = (
-                parallel.module[1].solve(parallel.module[0](samples(rank, sizes))).evaluations
-            )
-            found[name, sizes] = evaluations, [p.grad.clone() for p in parallel.module.parameters()]
-    return found
-
-
-# --- weights divided among the processes
-# --------------------------------------------------------------------------------------------------
-
-FLOWS = {
-    "adjoint": ic.Adjoint(),
-    "checkpointed": ic.Checkpointed(),
-    "unrolled trajectory": ic.Unrolled(),
+DROP_INS = {
+    "odeint": (torchdiffeq.odeint, "rk4"),
+    "odeint, implicit": (torchdiffeq.odeint, "implicit_euler"),
+    "odeint_adjoint": (torchdiffeq.odeint_adjoint, "rk4"),
 }
+STRATEGIES: dict[str, Callable[[], nn.Module]] = {
+    name: partial(model, *parts) for name, parts in LAYERS.items()
+} | {name: partial(drop_in, *parts) for name, parts in DROP_INS.items()}
+UNEVEN = ("implicit", "phantom", "unrolled")
 
 
-def flow(gradient: ic.GradientStrategy) -> nn.Module:
-    torch.manual_seed(0)
-    layer = ic.ImplicitLayer(
-        ic.VectorField(Cell(contraction=0.8), autonomous=True),
-        solver=ic.RK4(dt=0.25),
-        gradient=gradient,
-    )
-    return nn.Sequential(nn.Linear(6, 6), layer, nn.Linear(6, 2)).double()
-
-
-def divided(rank: int) -> dict[Any, Any]:
-    """Gradients with the whole model divided; what is said of a cell divided on its own."""
+def strategies(rank: int) -> dict[Any, Any]:
+    """Gradients with data parallel and with the whole model divided; what is said of a cell that is
+    divided on its own."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (WORLD,))
     found: dict[Any, Any] = {}
-    for build, gradients in ((model, GRADIENTS), (flow, FLOWS)):
-        for name, gradient in gradients.items():
-            whole: Any = build(gradient)
-            fully_shard(whole, mesh=mesh)
-            whole(samples(rank)).square().sum().backward()
-            found[name] = [p.grad.full_tensor() for p in whole.parameters()]
-            found |= {(name, way): text for way, text in _refused(build, gradient, mesh, rank)}
-    together: Any = model(ic.Implicit(ic.Anderson(tol=1e-12, max_steps=100)))
+    for name, build in STRATEGIES.items():
+        for sizes in ((4, 4), (4, 0)) if name in UNEVEN else ((4, 4),):
+            parallel = DistributedDataParallel(build())
+            parallel(samples(rank, sizes)).square().sum().backward()
+            found[name, "ddp", sizes] = [p.grad.clone() for p in parallel.module.parameters()]
+        whole: Any = fully_shard(build(), mesh=mesh)
+        whole(samples(rank)).square().sum().backward()
+        found[name, "whole"] = [p.grad.full_tensor() for p in whole.parameters()]
+        nested: Any = build()
+        fully_shard(cell_of(nested[1]), mesh=mesh)
+        fully_shard(nested, mesh=mesh)
+        found[name, "nested"] = _said(nested, samples(rank))
+        if name in LAYERS:
+            found |= {(name, way): text for way, text in _refused(build, mesh, rank)}
+    together: Any = model(ANDERSON, ic.Implicit(ANDERSON))
     together[1].sync_steps = True
-    fully_shard(together[1].dynamics.cell, mesh=mesh)
+    fully_shard(cell_of(together[1]), mesh=mesh)
     fully_shard(together, mesh=mesh)
     together(samples(rank)).square().sum().backward()
     found["together"] = [p.grad.full_tensor() for p in together.parameters()]
     return found
 
 
-def _refused(
-    build: Callable[[Any], nn.Module], gradient: Any, mesh: Any, rank: int
-) -> Iterator[tuple[str, str]]:
-    """What is said of a cell divided on its own, given to a layer or to a function, whole or in a
-    part of it, as a module or as what a function calls."""
+def cell_of(module: Any) -> nn.Module:
+    """f of a layer or of a drop-in."""
+    return module.f if isinstance(module, DropIn) else next(iter(module.dynamics.children()))
+
+
+def evaluations(rank: int) -> dict[str, int]:
+    """Of the forward solves of one rank's samples."""
+    found = {}
+    for name in UNEVEN:
+        layers: Any = model(*LAYERS[name])
+        found[name] = layers[1].solve(layers[0](samples(rank))).evaluations
+    return found
+
+
+def _said(function: Callable[..., Any], *arguments: Any) -> str:
+    try:
+        function(*arguments)
+    except ic.InputError as error:
+        return str(error)
+    return ""
+
+
+def _refused(build: Callable[[], nn.Module], mesh: Any, rank: int) -> Iterator[tuple[str, str]]:
+    """What is said of a cell divided on its own in a part of what a layer solves, by what a
+    function of it calls, and in a function of ours."""
     from torch.distributed.fsdp import fully_shard
 
-    for way in ("layer", "nested", "closure", "function"):
-        model: Any = build(gradient)
+    for way in ("part", "closure", "function"):
+        model: Any = build()
         layer, z0 = model[1], samples(rank)
-        cell = next(iter(layer.dynamics.children()))
+        cell = cell_of(layer)
         fully_shard(cell, mesh=mesh)
-        if way == "nested":
+        if way == "part":
             model = fully_shard(nn.Sequential(around(layer, Inner(cell))), mesh=mesh)
         elif way == "closure":
             model = around(layer, lambda z, x: cell(z, x))  # noqa: B023 - called before the next
-        try:
-            call(layer, cell, z0) if way == "function" else model(z0)
-            yield way, ""
-        except ic.InputError as error:
-            yield way, str(error)
+        yield way, _said(call, layer, cell, z0) if way == "function" else _said(model, z0)
 
 
 class Inner(nn.Module):

@@ -26,6 +26,7 @@ from implicitcore.dynamics.vector_field import VectorField
 from implicitcore.errors import InputError
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
+from implicitcore.system.sharding import check_sharding
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
 from implicitcore.tensors.packing import Packing
@@ -81,6 +82,8 @@ class Problem:
             settings.method, settings.options, settings.rtol, settings.atol, y0
         )
         self.field = Field(func, self.layout)
+        if callbacks is None:  # not on the way back, whose func is made of one that was checked
+            check_sharding(self.field, together=False)
         self.callbacks = callbacks_of(func) if callbacks is None else callbacks
         _check_callbacks(self.method, self.callbacks)
 
