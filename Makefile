@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-rest test-all test-device test-gpu install install-dev lint docs \
-	reference linkcheck bench-root bench-ode bench-dispatch bench-checks bench-plain-rate bench-gpu \
+	reference linkcheck bench-root bench-ode bench-jax bench-dispatch bench-checks bench-plain-rate bench-gpu \
 	faults-lab honesty choose wheels gpu-bundle clean
 
 help: ## show the targets
@@ -103,6 +103,11 @@ bench-root: install ## measure root finding against TorchDEQ, for docs/benchmark
 bench-ode: install ## measure against torchdiffeq and torchode, for docs/benchmarks/ode.md
 	$(PIP) --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.ode $(BENCH_ARGS)
+
+# JAX in an environment of its own: its pins are not ours. Where it is, the two above measure it too.
+bench-jax: ## make .venv-jax, with the JAX libraries that bench-root and bench-ode compare with
+	python3 -m venv .venv-jax
+	.venv-jax/bin/pip install --quiet jax jaxopt optimistix diffrax
 
 bench-dispatch: install ## measure what names and layers cost, for docs/benchmarks/dispatch.md
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.dispatch $(BENCH_ARGS)

@@ -1,9 +1,13 @@
 """The benchmarks' own arithmetic, and one quick run of each."""
 
 import json
+import sys
 import warnings
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmarks import (
@@ -12,17 +16,21 @@ from benchmarks import (
     dispatch,
     gpu,
     gpu_report,
+    jax_peers,
     ode,
     ode_contenders,
     ode_problems,
     ode_report,
     plain_rate,
+    program,
     root,
+    root_report,
 )
 from benchmarks.counting import Counted
 from benchmarks.harness import Settings, measure
+from benchmarks.jax_worker.__main__ import Worker
 from benchmarks.markdown import short
-from benchmarks.problem import Contender, Outcome, Problem
+from benchmarks.problem import Contender, Outcome, Problem, Step
 from benchmarks.root_problems import problems
 from benchmarks.root_report import compact
 from benchmarks.rows import Row, save
@@ -432,3 +440,143 @@ def test_targets_of_the_steady_state():
 def test_a_lower_limit():
     assert short(2.0, 1.5) == "met"
     assert short(1.0, 1.5) == "missed by 1.5 x"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax_peers.python() is None, reason="needs make bench-jax")
+@pytest.mark.parametrize(
+    ("problem", "contender"),
+    [
+        (problems(quick=True)[4], jax_peers.equilibria()[1:2]),
+        (ode_problems.problems(quick=True)[2], jax_peers.trajectories(counting.trajectory)[1:2]),
+    ],
+    ids=["equilibrium", "trajectory"],
+)
+def test_contenders_of_jax(problem, contender):
+    try:
+        measured = measure(problem, contender, settings())
+    finally:
+        jax_peers.close()
+    assert not measured.left_out
+    for row in measured.rows:
+        assert row.gradient_error < 10 * float(row.problem.rsplit(" ", 1)[1]) ** 0.5
+        assert row.evaluations > row.vjps > 5
+        assert row.peak_bytes > 0
+        assert row.seconds > 0
+    assert all(seconds > 0 for seconds in measured.compile_seconds.values())
+    assert len(measured.compile_seconds) == len(measured.rows)
+
+
+def test_without_their_environment_there_are_no_contenders_of_jax(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax_peers, "ENVIRONMENT", tmp_path)
+    assert not jax_peers.equilibria() + jax_peers.trajectories(counting.trajectory)
+    assert jax_peers.versions() == {}
+    assert list(jax_peers.said([])) == [jax_peers.ABSENT, ""]
+
+
+def test_the_process_of_jax_is_asked_for_calls_and_tells_what_failed(tmp_path, monkeypatch):
+    package = tmp_path / "benchmarks" / "jax_worker"
+    package.mkdir(parents=True)
+    package.joinpath("__main__.py").write_text(ECHO)
+    monkeypatch.setattr(jax_peers, "__file__", str(package.parent / "jax_peers.py"))
+    process = jax_peers.Process(Path(sys.executable))
+    try:
+        assert process.ask(do="seconds", calls=3) == {"do": "seconds", "calls": 3}
+        with pytest.raises(RuntimeError, match="^ValueError: no$"):
+            process.ask(error="ValueError: no")
+        with pytest.raises(RuntimeError, match="ended with 0"):
+            process.ask(end=True)
+    finally:
+        process.close()
+
+
+ECHO = """
+import json, sys
+for line in sys.stdin:
+    if "end" in line: break
+    print(line, end="", flush=True)
+"""
+
+
+def test_the_worker_finds_the_case_of_a_request():
+    class Case:
+        def seconds(self, calls):
+            return {"seconds": calls / 2}
+
+    worker: Any = Worker()
+    worker.cases = [None, Case()]
+    assert worker.answer({"do": "seconds", "case": 1, "calls": 3}) == {"seconds": 1.5}
+
+
+def test_the_tensors_of_a_problem_go_out_and_come_back_in_the_order_of_the_leaves(tmp_path):
+    problem, path = problems(quick=True)[4], str(tmp_path / "tensors.npz")
+    assert jax_peers._save(path, problem, problem.f) == [0]  # the rates
+    with np.load(path) as data:
+        sent = dict(data)
+    assert set(sent) == {
+        "parameter:linear.weight",
+        "parameter:linear.bias",
+        "x:0",
+        "x:1",
+        "z0",
+        "v",
+    }
+    np.savez(path, z=sent["z0"], **sent | {"z0": sent["z0"] + 1})
+    gradients = jax_peers._outcome(path, problem, problem.f).gradients
+    assert all(torch.equal(a, b) for a, b in zip(gradients, problem.leaves, strict=True))
+
+
+def test_a_step_elsewhere_is_timed_there_and_says_what_it_took():
+    step = Step(
+        lambda: Outcome(2 * small_problem().x, [torch.ones(5, 3)]),
+        compile_seconds=7.0,
+        peak_bytes=64,
+        seconds=lambda calls: 0.25,
+    )
+    measured = measure(
+        small_problem(),
+        [
+            halving(
+                "other",
+                lambda problem, tol: step,
+                spent=lambda counted: dict.fromkeys((counting.F, counting.GRAPH), 2.0),
+            )
+        ],
+        settings(),
+    )
+    [found] = measured.rows
+    assert (found.seconds, found.peak_bytes, found.evaluations) == (0.25, 64, 4.0)
+    assert measured.compile_seconds == {"half, tol 1e-3, other, halves, by hand": 7.0}
+
+
+def saved(*rows, threads=2, **notes):
+    about = {"processor": "one", "threads": threads, "device": "cpu", "repetitions": 9}
+    about |= {"versions": {}} | {note: {} for note in program.NOTES}
+    return list(rows), about | notes
+
+
+def test_merging_replaces_the_problems_that_were_measured_anew():
+    kept, old, new = (
+        row(name, "a", "b", "c", seconds=s) for name, s in zip("xyy", (1, 2, 3), strict=True)
+    )
+    pieces = {"pieces": {"x": 1, "y": 2}, "warned": {"y, tol 1e-5, a, b, c": ["old"]}}
+    rows, about = program.merged(
+        saved(old, kept, **pieces), saved(new, pieces={"y": 3}, left_out={"y, tol 1e-5, d": "no"})
+    )
+    assert rows == [new, kept]
+    assert about["pieces"] == {"x": 1, "y": 3}
+    assert about["warned"] == {}
+    assert about["left_out"] == {"y, tol 1e-5, d": "no"}
+    with pytest.raises(SystemExit, match="not merged: threads was 1, and is 2"):
+        program.merged(saved(old, threads=1), saved(new))
+
+
+def test_compiled_rows_beside_eager_and_jax():
+    rows = [
+        row("MLP", "implicitcore", "picard", "implicit picard", seconds=2.0),
+        row("MLP", "implicitcore", "picard, compiled", "implicit picard", ratio_to_floor=0.8),
+        row("MLP", "jax", "picard", "implicit picard", seconds=0.5),
+    ]
+    lines = "\n".join(root_report._compiled(rows))
+    assert "| MLP, tol 1e-5 | picard | 0.80, met | 0.50 | 2.00, missed by 33 % |" in lines
+    assert "Rows of jax are one jitted function" in lines

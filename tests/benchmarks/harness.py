@@ -87,6 +87,7 @@ class Measured:
         per_sample: mean evaluations per sample of a row, where known.
         warned: what a row's step warned of.
         left_out: why a row is not there.
+        compile_seconds: what it took to compile a row's step.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -94,6 +95,7 @@ class Measured:
     per_sample: dict[str, float] = field(default_factory=dict)
     warned: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    compile_seconds: dict[str, float] = field(default_factory=dict)
 
 
 class _Examined(NamedTuple):
@@ -127,6 +129,9 @@ def measure(problem: Problem, contenders: Sequence[Contender], settings: Setting
             measured.per_sample[key] = case.needed.double().mean().item()
         if case.warned:
             measured.warned[key] = case.warned
+        compiled = getattr(case.step, "compile_seconds", None)
+        if compiled is not None:
+            measured.compile_seconds[key] = compiled
     return measured
 
 
@@ -181,6 +186,7 @@ def _examine(
     if contender.counts:
         outcome = step()
     spent = contender.spent(counted)
+    peak = getattr(step, "peak_bytes", None)
     row = Row(
         problem=name,
         library=contender.library,
@@ -193,7 +199,7 @@ def _examine(
         vjps=round(products(spent), 3),
         residual_max=_finite(reference.residual(outcome.z.detach())),
         gradient_error=_finite(reference.gradient_error(outcome.gradients)),
-        peak_bytes=peak_bytes(prepare(problem, tol), problem.z0.device),
+        peak_bytes=peak_bytes(prepare(problem, tol), problem.z0.device) if peak is None else peak,
     )
     return _Examined(row, step, spent, outcome.steps, _messages(caught))
 

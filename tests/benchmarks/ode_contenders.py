@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import implicitcore as ic
+from benchmarks import jax_peers
 from benchmarks.counting import trajectory
 from benchmarks.harness import EXACT, OURS
 from benchmarks.ode_problems import HORIZON, Trajectory
@@ -68,7 +69,7 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
             for method, name in pairs
         ]
         found += [] if quick else map(_compiled, METHODS)
-    return found
+    return found if quick else found + jax_peers.trajectories(trajectory)
 
 
 def _registered(kind: str, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks import jax_peers
 from benchmarks.harness import EXACT, OURS
 from benchmarks.markdown import count, error, missed, short, table
 from benchmarks.ode_contenders import (
@@ -26,7 +27,7 @@ from benchmarks.ode_problems import (
     STEADY,
     Trajectory,
 )
-from benchmarks.report import bad, machine_line, name_of, pieces_table, sections
+from benchmarks.report import bad, compile_table, machine_line, name_of, pieces_table, sections
 from benchmarks.rows import Row
 
 OVERHEAD = (
@@ -84,6 +85,10 @@ seminorm besides, in which parameters do not steer the steps, as in ours; torcho
 controller of its documentation. The allocator keeps freed memory, for all alike.
 """
 
+JOINT = """\
+diffrax runs with its default gradient, `RecursiveCheckpointAdjoint`, each sample with steps of its
+own under `vmap`; *joint* is the batch as one state; `adjoint` is its `BacksolveAdjoint`."""
+
 AGAINST = """\
 Against torchdiffeq's dopri5 with the same gradient; figures are ours, then torchdiffeq's. *As
 exact* is ours at the largest tolerance (by factors of two) whose last state is no further off
@@ -92,7 +97,8 @@ than torchdiffeq's at the tolerance of the problem, and timed beside it; its gra
 
 def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
     """The whole page."""
-    lines = [INTRODUCTION.format(**about), machine_line(about), "", "## Against the targets", ""]
+    lines = [INTRODUCTION.format(**about), machine_line(about), ""]
+    lines += [*jax_peers.said(rows, JOINT), "## Against the targets", ""]
     lines += [
         *_overhead(rows),
         *_against_torchdiffeq(rows),
@@ -107,6 +113,7 @@ def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
         "## Time of f",
         "",
         *pieces_table(about["pieces"]),
+        *compile_table(about.get("compile_seconds", {})),
         "## What was tried",
         "",
         tried.strip(),

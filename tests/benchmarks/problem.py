@@ -77,6 +77,26 @@ class Outcome:
     steps: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that knows more of itself than a function does.
+
+    Attributes:
+        run: the step.
+        compile_seconds: what it took to compile it.
+        peak_bytes: what it takes at its fullest moment, where torch cannot tell.
+        seconds: times so many calls, and returns the mean, where another process makes them.
+    """
+
+    run: Callable[[], Outcome]
+    compile_seconds: float | None = None
+    peak_bytes: int | None = None
+    seconds: Callable[[int], float] | None = None
+
+    def __call__(self) -> Outcome:
+        return self.run()
+
+
 Prepare = Callable[[Problem, float], Callable[[], Outcome]]
 
 

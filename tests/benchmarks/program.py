@@ -8,19 +8,23 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import jax_peers
 from benchmarks.harness import Settings, measure
 from benchmarks.problem import Contender, Problem
-from benchmarks.report import measurements
+from benchmarks.report import measurements, name_of
 from benchmarks.rows import Row, device_name, load, machine, save
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
-NOTES = ("pieces", "per_sample", "warned", "left_out")
+NOTES = ("pieces", "per_sample", "warned", "left_out", "compile_seconds")
 """What the row ``machine`` says of the measurements besides."""
+Saved = tuple[list[Row], dict[str, Any]]
+"""Rows, and the row ``machine``."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,15 @@ class Program:
         path = folder / f"{self.name}.json"
         if not options.report:
             rows, about = self._run(options)
-            if options.output is None and (options.quick or options.only):
+            if options.output is None and not options.merge and _partly(options):
                 return
             if not rows and path.exists() and load(path)[0]:
                 raise SystemExit(
                     f"nothing was measured: no {options.device} device; {path} stays as it is"
                 )
             folder.mkdir(parents=True, exist_ok=True)
+            if options.merge and path.exists():
+                rows, about = merged(load(path), (rows, about))
             save(path, rows, about)
         notes = Path(__file__).with_name(f"{self.name}_tried.md")
         tried = notes.read_text(encoding="utf-8") if notes.exists() else ""
@@ -69,7 +75,7 @@ class Program:
             settings = replace(settings, repetitions=2, window=0.0)
         device = device_name(options.device)
         problems = self._problems(options) if device else []
-        cases = [(problem, self.contenders(problem, options.quick)) for problem in problems]
+        cases = [(problem, self._contenders(problem, options)) for problem in problems]
         libraries = {"implicitcore", "torch"} | {
             contender.library for _, found in cases for contender in found
         }
@@ -77,6 +83,8 @@ class Program:
             "device": device,
             "repetitions": settings.repetitions,
         }
+        elsewhere = jax_peers.versions() if libraries.intersection(jax_peers.NAMES) else {}
+        about["versions"] |= {name: elsewhere[name] for name in libraries & elsewhere.keys()}
         about |= {note: {} for note in NOTES}
         rows: list[Row] = []
         for problem, contenders in cases:
@@ -95,7 +103,12 @@ class Program:
                 sep="\n",
                 flush=True,
             )
+        jax_peers.close()
         return rows, about
+
+    def _contenders(self, problem: Problem, options: argparse.Namespace) -> list[Contender]:
+        found = self.contenders(problem, options.quick)
+        return [contender for contender in found if options.contenders in str(contender)]
 
     def _problems(self, options: argparse.Namespace) -> list[Problem]:
         found = [
@@ -122,6 +135,17 @@ class Program:
             "--only", default="", metavar="TEXT", help="only the problems whose name holds TEXT"
         )
         parser.add_argument(
+            "--contenders",
+            default="",
+            metavar="TEXT",
+            help="only the contenders whose library, method and gradient hold TEXT",
+        )
+        parser.add_argument(
+            "--merge",
+            action="store_true",
+            help="save, and keep what the file has of the problems that are not measured",
+        )
+        parser.add_argument(
             "--report",
             action="store_true",
             help="write the page anew from the saved rows; measures nothing",
@@ -145,7 +169,41 @@ class Program:
         parser.add_argument(
             "--output",
             type=Path,
-            help="folder to save in (default docs/benchmarks; with --quick or --only "
-            "nothing is saved)",
+            help="folder to save in (default docs/benchmarks; with --quick, --only "
+            "or --contenders nothing is saved, unless it is merged)",
         )
         return parser.parse_args(arguments)
+
+
+def _partly(options: argparse.Namespace) -> bool:
+    """Whether it is not the whole benchmark that runs."""
+    return bool(options.quick or options.only or options.contenders)
+
+
+def merged(saved: Saved, new: Saved) -> Saved:
+    """The saved rows, with those of each problem that was measured anew in their place.
+
+    Raises:
+        SystemExit: they come from another machine.
+    """
+    (old_rows, old), (rows, about) = saved, new
+    for what in ("processor", "threads", "device", "repetitions"):
+        if old.get(what) != about[what]:
+            raise SystemExit(f"not merged: {what} was {old.get(what)!r}, and is {about[what]!r}")
+    by_problem: dict[str, list[Row]] = {}
+    for row in [*old_rows, *rows]:
+        by_problem.setdefault(name_of(row), [])
+    measured = set(map(name_of, rows))
+    for row in [*(row for row in old_rows if name_of(row) not in measured), *rows]:
+        by_problem[name_of(row)].append(row)
+    notes = {
+        note: {
+            key: value
+            for key, value in old.get(note, {}).items()
+            if key.rsplit(", tol ", 1)[0] not in measured
+        }
+        | about[note]
+        for note in NOTES
+    }
+    versions = {"versions": dict(sorted((old["versions"] | about["versions"]).items()))}
+    return [*chain.from_iterable(by_problem.values())], {**about, **versions, **notes}

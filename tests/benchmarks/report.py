@@ -76,6 +76,12 @@ def pieces_table(pieces: Mapping[str, Mapping[str, float]]) -> list[str]:
     return table(("microseconds", *names), rows)
 
 
+def compile_table(seconds: Mapping[str, float]) -> list[str]:
+    """What compiling took; empty where nothing was compiled."""
+    rows = [(row, f"{spent:.1f}") for row, spent in seconds.items()]
+    return ["## Time of compiling", "", *table(("row", "seconds"), rows)] if rows else []
+
+
 def bad(value: float | None) -> float:
     """What is not finite is infinitely bad."""
     return float("inf") if value is None else value

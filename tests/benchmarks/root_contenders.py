@@ -4,6 +4,7 @@ written by hand."""
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -12,28 +13,31 @@ from importlib.util import find_spec
 from typing import Any
 
 import implicitcore as ic
-from benchmarks import plain
+from benchmarks import jax_peers, plain
 from benchmarks.harness import EXACT, OURS
-from benchmarks.problem import Contender, Outcome, Problem, residual
+from benchmarks.problem import Contender, Outcome, Problem, Step, residual
+from benchmarks.root_problems import CONV, MLP_32, MLP_256
 from implicitcore.extend import LinearRootSolver
 from implicitcore.registry.registry import REGISTRY
 
 TORCHDEQ, PLAIN = "torchdeq", "plain loop"
 METHODS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
-COMPACT, CPP = "compact", "cpp"
+COMPACT, CPP, COMPILED = "compact", "cpp", "compiled"
+COMPILES = (MLP_32, MLP_256, CONV)
+"""The problems on which ours is compiled too."""
 LAYERS = {"deq": "DEQ", "continuous_deq": "ContinuousDEQ", "skip_reg_deq": "SkipRegDEQ"}
 SMALLEST = 2e-7
 """The least relative residual that is asked for in float32: its own rounding is half of that."""
 
 
 def contenders(problem: Problem, quick: bool) -> list[Contender]:
-    """The same on every problem: all that can run here. The backward solve uses the forward method,
-    and GMRES in ours besides."""
-    del problem, quick
+    """All that can run here. The backward solve uses the forward method, and GMRES in ours
+    besides. Compiling takes minutes: no quick run does."""
     found = [_ours(method, backward) for method in METHODS for backward in (method, "gmres")]
     found += [_ours(method, method, compact=True) for method in METHODS if _compacts(method)]
     found.append(_ours("anderson", "anderson", plain_rate=0.3))
-    found += [_compiled(method) for method in METHODS] if _runs(CPP) else []
+    found += [_with_cpp(method) for method in METHODS] if _runs(CPP) else []
+    found += [] if quick or problem.name not in COMPILES else map(_compiled, METHODS)
     found += [
         Contender(OURS, title, "implicit, as built", partial(_layer, name))
         for name, title in LAYERS.items()
@@ -51,7 +55,7 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
             Contender(OURS, f"{method}, {EXACT}", f"implicit {method}", partial(_as_exact, method))
             for method in METHODS
         ]
-    return found
+    return found if quick else found + jax_peers.equilibria()
 
 
 def _runs(backend: str) -> bool:
@@ -60,10 +64,33 @@ def _runs(backend: str) -> bool:
     return any(backend.unavailable_reason() is None for backend in found)
 
 
-def _compiled(method: str) -> Contender:
+def _with_cpp(method: str) -> Contender:
     """Ours with each iteration one call of the C++ backend."""
     prepare = partial(_implicitcore, METHODS[method], METHODS[method], {}, backend=CPP)
     return Contender(OURS, f"{method}, {CPP}", f"implicit {method}", prepare)
+
+
+def _compiled(method: str) -> Contender:
+    """Ours by ``ic.compile``; counts and memory are those of the eager run, neither shows in
+    compiled code."""
+    eager = partial(_implicitcore, METHODS[method], METHODS[method], {})
+
+    def prepare(problem: Problem, tol: float) -> Step:
+        solver = METHODS[method](tol=tol, max_steps=problem.budget)
+        layer = ic.ImplicitLayer(
+            ic.FixedPoint(problem.f), solver=solver, gradient=ic.Implicit(solver)
+        )
+        compiled = ic.compile(layer)
+
+        def step() -> Outcome:
+            solution = compiled.solve(problem.x, problem.z0)
+            return Outcome(solution.z, problem.gradients(solution.z), solution.steps)
+
+        begin = time.perf_counter()
+        step()
+        return Step(step, compile_seconds=time.perf_counter() - begin)
+
+    return Contender(OURS, f"{method}, {COMPILED}", f"implicit {method}", prepare, counts=eager)
 
 
 def _layer(name: str, problem: Problem, tol: float) -> Callable[[], Outcome]:

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks import jax_peers
 from benchmarks.harness import EXACT, OURS
 from benchmarks.markdown import count, error, missed, table
-from benchmarks.report import bad, machine_line, name_of, pieces_table, sections, tol_of
-from benchmarks.root_contenders import COMPACT, CPP, LAYERS, METHODS, SMALLEST, TORCHDEQ
+from benchmarks.report import (
+    bad,
+    compile_table,
+    machine_line,
+    name_of,
+    pieces_table,
+    sections,
+    tol_of,
+)
+from benchmarks.root_contenders import COMPACT, COMPILED, CPP, LAYERS, METHODS, SMALLEST, TORCHDEQ
 from benchmarks.root_problems import CONV, DESCRIPTIONS, MLP_32, MLP_256
 from benchmarks.rows import Row
 
@@ -61,6 +70,16 @@ was measured. So the targets are held against ours *as exact*: asked for the res
 TorchDEQ reached (2e-7 at least, near the rounding of float32), and timed beside it."""
 
 
+BELOW, LOOP = 0.9, 1.5
+"""Of compiled rows: times the floor, and times a loop written by hand in JAX."""
+BY_GRAPH = f"""\
+Compiled by `ic.compile`, at most {BELOW:g} x the floor and {LOOP:g} x the loop by hand in JAX, and
+nowhere slower than eager. Their counts, memory and floor are those of the eager run."""
+JITTED = """\
+They solve the adjoint equation by the same solver. The loop by hand stops as the plain loops do.
+The tolerances of jaxopt and optimistix are absolute: theirs is the relative one times the norm of
+the smallest sample, and each sample is solved by itself, under `vmap`."""
+
 BY_NAME = """\
 The layers as `ic.build` makes them, but for the tolerance of the solver: Anderson for `DEQ`, the
 flow to the steady state for the others, and the gradient's own solver and tolerance. `SkipRegDEQ`
@@ -78,12 +97,14 @@ def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
         *_against_torchdeq(rows),
         *compact(rows, about),
         *_layers(rows),
+        *_compiled(rows),
     ]
     lines += sections(rows, DESCRIPTIONS, {})
     lines += [
         "## Time of f",
         "",
         *pieces_table(about["pieces"]),
+        *compile_table(about.get("compile_seconds", {})),
         "## What was tried",
         "",
         tried.strip(),
@@ -125,6 +146,33 @@ def _layers(rows: Sequence[Row]) -> Iterator[str]:
             cells.append((row.problem, row.method, *spent, ratio, *found))
     header = ("evaluations", "vjps", "x time of DEQ", "residual", "gradient error")
     yield from table(("problem", "layer", *header), cells)
+
+
+def _compiled(rows: Sequence[Row]) -> Iterator[str]:
+    """Ours, compiled and not, beside JAX."""
+    yield from (BY_GRAPH, "")
+    yield from jax_peers.said(rows, JITTED)
+    beside = {(row.problem, row.library, row.method): row for row in rows if _same(row)}
+    cells = []
+    for (problem, library, method), row in beside.items():
+        name = method.removesuffix(f", {COMPILED}")
+        eager = beside.get((problem, OURS, name))
+        hand = beside.get((problem, "jax", name))
+        if library == OURS and method == f"{name}, {COMPILED}" and eager:
+            loop = (
+                f"{row.seconds / hand.seconds:.2f}, {missed(row.seconds / hand.seconds, LOOP)}"
+                if hand
+                else ""
+            )
+            floor = f"{row.ratio_to_floor:.2f}, {missed(row.ratio_to_floor, BELOW)}"
+            cells.append((problem, name, floor, f"{row.seconds / eager.seconds:.2f}", loop))
+    header = ("problem", "method", "x floor", "x time of eager", "x time of JAX's loop by hand")
+    yield from table(header, cells) if cells else ("Nothing was compiled.", "")
+
+
+def _same(row: Row) -> bool:
+    """Backward by the forward method."""
+    return row.gradient == f"implicit {row.method.partition(', ')[0]}"
 
 
 def _against_torchdeq(rows: Sequence[Row]) -> Iterator[str]:
