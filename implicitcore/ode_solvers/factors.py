@@ -40,15 +40,10 @@ class Factors(NamedTuple):
             dt: ``[batch]``.
             jacobian: J ``[batch, n, n]``.
         """
-        matrix, rows = jacobian * dt[:, None, None], len(coupling) * jacobian.shape[1]
-        if len(coupling) == 1:
-            matrix = matrix * coupling
-        else:
-            matrix = coupling[:, None, :, None] * matrix[:, None, :, None, :]
-        unit = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
-        factors, pivots, _ = torch.linalg.lu_factor_ex(
-            unit - matrix.reshape(len(matrix), rows, rows)
-        )
+        batch, n, k = len(jacobian), jacobian.shape[1], len(coupling)
+        matrix = (jacobian * dt.view(-1, 1, 1)).view(batch, 1, n, 1, n) * coupling.view(k, 1, k, 1)
+        unit = torch.eye(k * n, dtype=matrix.dtype, device=matrix.device)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(unit - matrix.reshape(batch, k * n, k * n))
         return cls(factors, pivots, dt)
 
     def renewed(self, coupling: Tensor, dt: Tensor, jacobian: Tensor) -> Factors:

@@ -63,11 +63,13 @@ class CoupledStage(Stage):
         times: of the stages, ``[batch, 3]``.
         coupling: dt A, ``[batch, 3, 3]``.
         many: the vector field with each sample three times, where f allows it.
+        row: z, ``[batch, 1, n]``.
     """
 
     times: Tensor
     coupling: Tensor
     many: System | None
+    row: Tensor
 
     def image(self, move: Tensor) -> Tensor:
         """See :meth:`Stage.image`: three evaluations."""
@@ -77,11 +79,14 @@ class CoupledStage(Stage):
         """See :meth:`Stage.defect`."""
         velocities = self._velocities(move)
         moves = move.view_as(velocities)
-        return torch.baddbmm(moves, self.coupling, velocities, beta=-1).flatten(1)
+        return torch.baddbmm(moves, self.coupling, velocities, beta=-1).view_as(move)
+
+    def points(self, move: Tensor) -> Tensor:
+        """The states of the stages, ``[batch, 3, n]``."""
+        return self.row + move.view(len(move), 3, -1)
 
     def _velocities(self, move: Tensor) -> Tensor:
-        z = self.frame.z
-        points = z.unsqueeze(1) + move.view(len(z), 3, -1)
+        points = self.points(move)
         if self.many is not None:
             found = self.many.velocity(self.times.flatten(), points.flatten(0, 1))
             return found.view_as(points)
@@ -122,10 +127,10 @@ def _real() -> Tensor:
 _CONSTANTS: dict[str, Callable[[], Tensor]] = {
     "c": lambda: _double(RADAU_IIA5.c),
     "a": lambda: _double(RADAU_IIA5.a),
-    "error": lambda: _double(ERROR) * REAL,
+    "error": lambda: column(_double(ERROR) * REAL),
     "extrapolation": _extrapolation,
     "powers": lambda: _double([1.0, 2.0, 3.0]),
-    "real": _real,
+    "real": lambda: column(_real()),
 }
 
 
@@ -153,7 +158,8 @@ class CoupledStages(StageSequence):
                 column(self.t), column(dt), _constant("c", self.t.dtype, self.t.device)
             ),
             many=many,
-            coupling=_constant("a", z.dtype, z.device) * dt[:, None, None].to(z.dtype),
+            coupling=_constant("a", z.dtype, z.device) * dt.view(-1, 1, 1).to(z.dtype),
+            row=z.unsqueeze(1),
         )
 
     def start(self) -> Tensor:
@@ -164,15 +170,14 @@ class CoupledStages(StageSequence):
         dt, moves = self.past
         powers = column((self.dt / dt).to(z.dtype)) ** _constant("powers", z.dtype, z.device)
         weights = powers @ _constant("extrapolation", z.dtype, z.device)
-        return (weights.view(-1, 3, 3) @ moves).flatten(1)
+        return torch.bmm(weights.view(-1, 3, 3), moves).flatten(1)
 
     def add(self, stage: Stage, move: Tensor) -> None:
         """They are solved."""
         if isinstance(stage, CoupledStage):
-            z = self.frame.z
-            points = z.unsqueeze(1) + move.view(len(z), 3, -1)
+            points = stage.points(move).unbind(1)
             self.moves.append(move)
-            self.points.extend(zip(stage.times.unbind(1), points.unbind(1), strict=True))
+            self.points.extend(zip(stage.times.unbind(1), points, strict=True))
 
     def back_to(self, stage: int) -> None:
         """Forget them."""
@@ -232,13 +237,13 @@ class RadauIIA5(ErrorControl, ImplicitMethod):
         """
         move = sequence.moves[0]
         moves, dt = move.view(len(move), 3, -1), column(sequence.dt).to(move.dtype)
-        defect = _constant("error", move.dtype, move.device) @ moves
+        defect = (moves * _constant("error", move.dtype, move.device)).sum(1)
         defect = torch.addcmul(defect, sequence.velocity, dt, value=REAL)
         if kept is None:
             return defect
         real = _constant("real", move.dtype, move.device)
-        found = kept.factors.solve((defect.unsqueeze(1) * column(real)).flatten(1))
-        return real @ found.view_as(moves)
+        found = kept.factors.solve((defect.unsqueeze(1) * real).flatten(1))
+        return (found.view_as(moves) * real).sum(1)
 
     def no_past(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """No move, over a step of one."""

@@ -40,11 +40,11 @@ class Units:
             copies: how many stages are solved together.
         """
         batch, n = z.shape
-        inverse = weight.reciprocal() * max(n, 1) ** -0.5
-        floor = norm(z * inverse) * (ROUNDING * torch.finfo(z.dtype).eps)
+        inverse = (max(n, 1) * copies) ** -0.5 / weight
+        floor = norm(z * inverse) * (ROUNDING * torch.finfo(z.dtype).eps * copies**0.5)
         if copies > 1:
-            inverse = (inverse * copies**-0.5).unsqueeze(1).expand(-1, copies, -1)
-        return cls(inverse.reshape(batch, copies * n), floor)
+            inverse = inverse.unsqueeze(1).expand(-1, copies, -1).reshape(batch, copies * n)
+        return cls(inverse, floor)
 
 
 class Iteration:
@@ -105,11 +105,13 @@ class Iteration:
             self.rate = torch.where(was_open, size / last, self.rate)
         solved = (size * size <= self._bound * (last - size)) | (size <= floor)
         if was_open is None:
-            known = self.rate < torch.inf  # not where it is NaN
-            solved, going = solved & known, known & (size < torch.inf) & ~solved
+            known = self.rate + size < torch.inf  # nor NaN
+            solved = solved & known
+            going = known ^ solved
         else:
-            going = (size < last) & was_open & ~solved
-            solved = self.solved | (solved & was_open)
+            solved = solved & was_open
+            going = (size < last) & (was_open ^ solved)
+            solved = self.solved | solved
         self._size, self.solved, self.open, self.count = size, solved, going, self.count + 1
 
     @property

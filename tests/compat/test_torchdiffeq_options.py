@@ -348,3 +348,19 @@ def test_implicit_methods_have_their_order_and_their_gradients(method):
             max((a - b).abs().max() for a, b in zip(back, expected[1:], strict=True)) < 0.3 * step
         )
     assert errors[1] < errors[0] / 2 ** (order - 0.7) + 1e-9
+
+
+@pytest.mark.parametrize("method", ["sdirk2", "trbdf2", "implicit_euler", "trapezoid"])
+def test_the_equations_of_equal_steps_are_solved_whatever_the_tolerances_are(method):
+    """As in torchdiffeq: finite differences of the states are those of the method."""
+    rate = torch.tensor(1.3, dtype=F64)
+    y0 = torch.tensor([0.8, -0.5], dtype=F64, requires_grad=True)
+
+    def states(y0, t):
+        return ours.odeint(lambda t, y: t - rate * y**3, y0, t, method=method, rtol=1e-3, atol=1e-3)
+
+    if method == "implicit_euler":
+        y = states(y0, GRID).detach()
+        moves = GRID.diff().unsqueeze(1) * (GRID[1:, None] - rate * y[1:] ** 3)
+        assert (y.diff(dim=0) - moves).abs().max() < 1e-11
+    assert torch.autograd.gradcheck(states, (y0, GRID.clone().requires_grad_()))

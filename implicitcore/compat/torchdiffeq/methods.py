@@ -18,7 +18,10 @@ from implicitcore.compat.torchdiffeq.collocation import TABLEAUS, GridCollocatio
 from implicitcore.compat.torchdiffeq.steps import is_adaptive
 from implicitcore.errors import InputError, UnknownPartError, did_you_mean
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitRungeKutta
+from implicitcore.ode_solvers.implicit_runge_kutta import (
+    FixedImplicitRungeKutta,
+    ImplicitRungeKutta,
+)
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.options import options_of
 from implicitcore.registry.registry import REGISTRY
@@ -44,6 +47,7 @@ ADAPTIVE_OPTIONS = frozenset(
 FIXED_OPTIONS = frozenset("step_size grid_constructor interp perturb".split())
 CALLBACKS = ("step", "accept", "reject")
 _IGNORED = {"norm", "grid_points", "eps"}  # as torchdiffeq does, where a method has no use for them
+_STAGES = 1e-10  # equal steps have no other error than that of the method, as in torchdiffeq
 _TINY = sys.float_info.min
 
 
@@ -97,7 +101,10 @@ def method_for(
         cls, given = _find(name, asked)
         given |= {"rtol": max(smallest(rtol), precision(y0)), "atol": smallest(atol)}
         if issubclass(cls, ImplicitRungeKutta):  # a stage is solved to a hundredth of them
-            given |= {key: max(given[key], 100 * precision(y0)) for key in ("rtol", "atol")}
+            most = _STAGES if issubclass(cls, FixedImplicitRungeKutta) else math.inf
+            given |= {
+                key: max(min(given[key], most), 100 * precision(y0)) for key in ("rtol", "atol")
+            }
     of_loop = _options_of_loop(cls)
     known = options_of(cls)
     if not of_loop and "max_num_steps" in asked:
