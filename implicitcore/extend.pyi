@@ -17,6 +17,7 @@ from implicitcore.backends.root_iteration import RootResult as RootResult
 from implicitcore.backends.root_iteration import StopRule as StopRule
 from implicitcore.backends.root_iteration import UpdateRule as UpdateRule
 from implicitcore.backends.step_control import Look as Look
+from implicitcore.backends.step_control import StepClock as StepClock
 from implicitcore.backends.step_control import StepOutcome as StepOutcome
 from implicitcore.backends.step_control import StepRule as StepRule
 from implicitcore.backends.step_control import StepTaken as StepTaken

@@ -48,6 +48,18 @@ class StepRule(NamedTuple):
     order: Tensor | int
 
 
+class StepClock(NamedTuple):
+    """Where a step goes in time."""
+
+    t: Tensor  # [batch]
+    dt: Tensor  # [batch], zero for a sample that is not active
+    end: Tensor  # [batch], t + dt; the stop itself where the step arrives there
+    arrives: Tensor  # [batch] bool
+    target: Tensor | None  # [batch], the stop; None where dt is to be rounded to what t moves by
+    due: Tensor | None  # [batch], the next output time; None where none lies between stops
+    forward: bool | Tensor  # time increases; [batch] bool where samples differ
+
+
 class StepTaken(NamedTuple):
     """A step of each sample, before it is known who accepts it; nothing of it is in a graph."""
 
@@ -56,13 +68,7 @@ class StepTaken(NamedTuple):
     error: Tensor  # [batch, n], an estimate of the local error
     order: Tensor | int  # the power of dt that the error goes with, one or [batch]
     memory: Tensor  # [batch], the error of the last accepted step; [2, batch] those of two
-    t: Tensor  # [batch]
-    dt: Tensor  # [batch], zero for a sample that is not active
-    end: Tensor  # [batch], t + dt; the stop itself where the step arrives there
-    arrives: Tensor  # [batch] bool
-    target: Tensor | None  # [batch], the stop; None where dt is to be rounded to what t moves by
-    due: Tensor | None  # [batch], the next output time; None where none lies between stops
-    forward: bool | Tensor  # time increases; [batch] bool where samples differ
+    clock: StepClock
     active: Tensor  # [batch] bool, who takes steps
     done: Tensor  # [batch] bool, who is at the last time
     whole: bool  # every sample is active
@@ -95,23 +101,24 @@ class StepOutcome(NamedTuple):
 
 def control_step(backend: Backend, rule: StepRule, taken: StepTaken) -> StepOutcome:
     """The reference: what :meth:`Backend.step_control` gives, with the backend's error norm."""
-    size = taken.dt.abs()
+    clock = taken.clock
+    size = clock.dt.abs()
     # Zero times a state that is not finite is a NaN: the norm would divide by an infinity.
     error = torch.add(taken.error, taken.z_next, alpha=0)
     found = scaled_error(backend, rule, taken.z, taken.z_next, error).to(size)
     accept = found <= 1
     if not taken.whole:
         accept = accept & taken.active
-    passes = None if taken.due is None else later(taken.end, taken.due, taken.forward)
+    passes = None if clock.due is None else later(clock.end, clock.due, clock.forward)
     apart = (None, None) if taken.whole else (taken.active, taken.done)
-    look = looked(accept, taken.arrives, passes, *apart)
+    look = looked(accept, clock.arrives, passes, *apart)
     if look.alike and taken.whole:
         following = next_size(rule, found, size, taken.memory, taken.order)
         memory = remembered(rule, None, found, taken.memory)
-        return StepOutcome(accept, found, following, memory, taken.end, look)
+        return StepOutcome(accept, found, following, memory, clock.end, look)
     following = next_size(rule, found, size, taken.memory, taken.order, accept)
     memory = remembered(rule, accept, found, taken.memory)
-    t = torch.where(accept, taken.end, taken.t)
+    t = torch.where(accept, clock.end, clock.t)
     return StepOutcome(accept, found, following, memory, t, look)
 
 

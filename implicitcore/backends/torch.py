@@ -88,11 +88,9 @@ class TorchBackend(Backend):
         self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor
     ) -> StageSums | None:
         """See :meth:`Backend.stage_sums`: on an accelerator, where no graph is recorded."""
-        graph = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if graph or host.on_host(z):
+        if host.on_host(z) or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        one_by_one = sum(weight != 0 for row in rows for weight in row)
-        return _AllRows(rows, z, dt) if one_by_one > 2 * len(rows) else None
+        return _AllRows(rows, z, dt)
 
 
 class _AllRows:

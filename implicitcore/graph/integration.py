@@ -15,7 +15,7 @@ from implicitcore.graph.stop import Found, GraphStop, Samples
 from implicitcore.graph.system import GraphField
 from implicitcore.ode_solvers.adams import Adams
 from implicitcore.ode_solvers.runge_kutta import RungeKutta
-from implicitcore.ode_solvers.samples import Ahead, chosen
+from implicitcore.ode_solvers.samples import Ahead, StepCount, chosen
 from implicitcore.ode_solvers.samples import Samples as Travellers
 from implicitcore.ode_solvers.step_chooser import ControlledSteps
 from implicitcore.ode_solvers.step_size import Adaptive, Fixed, StepSize
@@ -170,7 +170,7 @@ class Steps:
             done=done,
             finite=now.active,
             moving=now.active,
-            steps=now.steps,
+            count=StepCount(now.steps),
         )
 
 

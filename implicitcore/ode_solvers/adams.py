@@ -94,7 +94,7 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         """See :meth:`Stepper.step`."""
         made = system.backend.adams_step(self.max_order, z, dt, state)
         if made is None:
-            made = _Predicted(system.backend, self.max_order, z, dt, state)
+            made = PredictedStep(system.backend, self.max_order, z, dt, state)
         error, differences, gaps, following, order = made.correct(system.velocity(t + dt, made.z))
         return Step(made.z, error, Past(differences, gaps, following), order=order)
 
@@ -116,7 +116,7 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         return [z, *(weights.to(z.dtype) @ state.differences).unbind(1)]
 
 
-class _Predicted:
+class PredictedStep:
     """One step; see :class:`AdamsStep`.
 
     Arguments:
@@ -127,9 +127,7 @@ class _Predicted:
         past: the steps before.
     """
 
-    def __init__(
-        self, backend: Backend, max_order: int, z: Tensor, dt: Tensor, past: Past
-    ) -> None:
+    def __init__(self, backend: Backend, max_order: int, z: Tensor, dt: Tensor, past: Past) -> None:
         self.max_order, self.dt, self.past = max_order, dt, past
         with torch.no_grad():
             self.grid = grid = _Grid(dt, past)

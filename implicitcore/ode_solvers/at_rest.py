@@ -123,7 +123,7 @@ class AtRest:
 
         None where all steps were alike, or there was one alone: all samples were then at one time.
         """
-        alike = (samples.size == samples.size[0]) | (samples.count() <= 1)
+        alike = (samples.size == samples.size[0]) | (samples.steps <= 1)
         if self.start is None or bool(alike.all()):
             return None
         back = torch.arange(len(z0), device=z0.device) % 2 == 0

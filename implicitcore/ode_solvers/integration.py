@@ -128,7 +128,7 @@ class Integration:
         check_like(step.z, samples.z, self.solver, "step")
         with torch.no_grad():
             choice = self.chooser.decide(self.system, samples, step, attempt)
-            samples.taken()
+            samples.take()
             look = self.chooser.look(samples, self.stops, attempt, choice)
         if look.refused and (torch.is_grad_enabled() or self.observer is not None):
             step = self._without_refused(step, attempt, choice)
@@ -205,7 +205,7 @@ class Integration:
         with torch.no_grad():
             t = None if self.recorder is not None else choice.t
             samples.t = torch.where(accept, attempt.end, samples.t) if t is None else t
-            samples.error, samples.attempt = choice.memory, None if t is None else choice.ahead
+            samples.error = choice.memory
             before, samples.size = samples.size, choice.size
             if look.refused:
                 refused = samples.active & ~accept
@@ -231,8 +231,8 @@ class Integration:
     def _arrive(self, arrived: Tensor, before: Tensor) -> None:
         """Samples ``arrived`` at their next stops; ``before`` are their last step sizes."""
         samples, stops = self.samples, self.stops
-        came, last, samples.attempt = samples.ahead, len(stops.ends) - 1, None
-        samples.ahead = ahead = came.arrived(arrived, samples.count(), stops)
+        came, last = samples.ahead, len(stops.ends) - 1
+        samples.ahead = ahead = came.arrived(arrived, samples.steps, stops)
         samples.done = ahead.stop > last
         samples.active = samples.active & ~samples.done
         # A step that was shortened to arrive says little about the size that the error allows.
@@ -292,7 +292,7 @@ class Integration:
             z=outputs.assemble(outputs.rows, samples.z, samples.ahead.next, times),
             start=outputs.rows[0],
             status=samples.status(recorder and recorder.ended),
-            steps=samples.count(),
+            steps=samples.steps,
             evaluations=self.system.evaluations,
             times=times,
             event_times=recorder and recorder.event_times,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.integration import Integration
-from implicitcore.ode_solvers.samples import Ahead
+from implicitcore.ode_solvers.samples import Ahead, StepCount
 from implicitcore.ode_solvers.step_chooser import GridSteps
 from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import real_dtype, whole_finite
@@ -89,8 +89,8 @@ class Lockstep:
     def settle(self) -> None:
         """Let the samples know where they are."""
         run, samples, stops = self.run, self.run.samples, self.run.stops
-        none, every = torch.zeros_like(samples.steps), torch.ones_like(samples.done)
-        samples.steps = none + self.chooser.index
+        none, every = torch.zeros_like(samples.count.each), torch.ones_like(samples.done)
+        samples.count = StepCount(none + self.chooser.index)
         run.more = run.more and self.stop < len(stops.ends)
         if not run.more:
             samples.done, samples.active = every, ~every
@@ -138,7 +138,7 @@ class Lockstep:
         came, first = arrivals[self.stop], arrivals[self.stop - 1].reached if self.stop else 1
         run.outputs.arrive_together(samples.z, came.reached)
         if run.observer is not None:
-            which = torch.full_like(samples.steps, first)
+            which = torch.full_like(samples.count.each, first)
             here = torch.full_like(samples.done, came.reached > first)
             samples.z, samples.state = run.observer.arrive(samples.z, here, which), None
         if came.jumps:

@@ -101,7 +101,7 @@ class StepsLeft:
         if len(run.stops.ends) == 1:
             return 0  # who still takes steps took all of them
         samples = run.samples
-        spent = samples.count() - samples.ahead.mark
+        spent = samples.steps - samples.ahead.mark
         going = samples.active & (spent < self.limit)
         most = int(torch.where(going, spent, -1).max())
         if most < 0:

@@ -13,7 +13,7 @@ from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.dop853_tableau import DOP853 as DOP853_TABLEAU
 from implicitcore.ode_solvers.dop853_tableau import DOP853_ERROR_3
-from implicitcore.ode_solvers.stage_points import OneByOne, moments_of
+from implicitcore.ode_solvers.moments import moments_of
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
 from implicitcore.ode_solvers.tableaus import Tableau
@@ -36,15 +36,20 @@ class RungeKutta(StepwiseODESolver[Tensor]):
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
         """See :meth:`Stepper.step`."""
         tableau, backend = self.tableau, system.backend
-        combine = backend.stage_sums(tableau.rows, z, dt) or OneByOne(backend, tableau, z, dt)
-        stages, point, moments = [state], z, moments_of(t, dt, tableau.c)
-        for row, moment in enumerate(moments):
-            point = combine(stages, row)
+        sums = backend.stage_sums(tableau.rows, z, dt) if tableau.full else None
+        combination, stages, point = backend.stage_combination, [state], z
+        for row, moment in enumerate(moments_of(t, dt, tableau.c)):
+            point = sums(stages, row) if sums else combination(z, dt, stages, tableau.a[row])
             stages.append(system.velocity(moment, point))
-        z_next, error = point if tableau.fsal else combine(stages, len(moments)), None
+        z_next, error = point, None
+        if not tableau.fsal:
+            z_next = sums(stages, len(tableau.a)) if sums else combination(z, dt, stages, tableau.b)
         if tableau.error:
             with torch.no_grad():  # the size of a step has no gradient
-                error = combine(stages, len(tableau.rows) - 1, move=True)
+                last = len(tableau.rows) - 1
+                error = sums(stages, last, move=True) if sums else None
+                if error is None:
+                    error = combination(None, dt, stages, tableau.error)
         return Step(z_next, error, stages[-1] if tableau.fsal else None, stages, tableau.b)
 
     def piece(

@@ -44,6 +44,13 @@ class Ahead(NamedTuple):
         return self.passed(reached, stops)._replace(stop=stop, target=target, mark=mark)
 
 
+class StepCount(NamedTuple):
+    """Steps that samples took: those that all of them took are counted by the host."""
+
+    each: Tensor  # [batch] int64
+    together: int = 0
+
+
 @dataclass
 class Samples:
     """Where each sample is.
@@ -61,10 +68,8 @@ class Samples:
         done: reached the last output time, ``[batch]`` bool.
         finite: had finite values so far, ``[batch]`` bool.
         moving: has a step size left to try, ``[batch]`` bool.
-        steps: taken, ``[batch]``, but for those that all of them took since.
-        together: how many these are.
+        count: of the steps that they took.
         whole: it is known that all of them are active.
-        attempt: dt, end and arrives of the next step, where they are known.
     """
 
     t: Tensor
@@ -77,10 +82,8 @@ class Samples:
     done: Tensor
     finite: Tensor
     moving: Tensor
-    steps: Tensor
-    together: int = 0
+    count: StepCount
     whole: bool = False
-    attempt: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def at_start(cls, z0: Tensor, stops: Stops) -> Samples:
@@ -100,23 +103,23 @@ class Samples:
             done=torch.zeros_like(yes),
             finite=yes,
             moving=yes,
-            steps=none,
+            count=StepCount(none),
         )
 
-    def count(self) -> Tensor:
-        """All steps taken, ``[batch]``."""
-        return self.steps + self.together if self.together else self.steps
+    @property
+    def steps(self) -> Tensor:
+        """The steps taken, ``[batch]``."""
+        return self.count.each + self.count.together
 
-    def taken(self) -> None:
+    def take(self) -> None:
         """Those that are active took a step."""
-        if self.whole:
-            self.together += 1
-        else:
-            self.steps, self.together = self.count() + self.active, 0
+        each, together = self.count
+        whole = self.whole
+        self.count = StepCount(each, together + 1) if whole else StepCount(self.steps + self.active)
 
     def status(self, ended: Tensor | None) -> Tensor:
         """What became of each, ``[batch]`` int8; some may have ``ended`` before the last time."""
-        status = torch.full_like(self.steps, Status.MAX_STEPS, dtype=torch.int8)
+        status = torch.full_like(self.count.each, Status.MAX_STEPS, dtype=torch.int8)
         status = status.masked_fill(~self.moving, Status.DIVERGED)
         status = status.masked_fill(~self.finite, Status.NON_FINITE)
         arrived = self.done if ended is None else self.done | ended

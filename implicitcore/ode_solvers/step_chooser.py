@@ -8,7 +8,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from implicitcore.backends.step_control import Look, StepTaken, looked
+from implicitcore.backends.step_control import Look, StepClock, StepTaken, looked
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.grid import Grid
 from implicitcore.ode_solvers.samples import Samples
@@ -42,7 +42,6 @@ class Choice(NamedTuple):
     memory: Tensor  # [..., batch], what the control of the step size remembers
     t: Tensor | None = None  # [batch], where the samples are then, where it is known
     look: Look | None = None  # what the host knows of it
-    ahead: tuple[Tensor, Tensor, Tensor] | None = None  # dt, end and arrives of the next step
 
 
 class StepChooser(ABC):
@@ -100,6 +99,8 @@ class ControlledSteps(StepChooser):
     ) -> None:
         self.control, self.span, self.coarse, self.stops = control, span, coarse, stops
         self.eps, self.rule = torch.finfo(span.dtype).eps, control.rule
+        # The next step, where a backend found it: of which t, size and target, and an attempt.
+        self.known: tuple[Tensor, ...] | None = None
 
     @classmethod
     def between(cls, control: StepSize, stops: Stops) -> ControlledSteps:
@@ -116,10 +117,10 @@ class ControlledSteps(StepChooser):
 
     def choose(self, samples: Samples) -> Attempt:
         """See :meth:`StepChooser.choose`."""
-        if samples.attempt is not None:
-            dt, end, arrives = samples.attempt
-            return Attempt(self._of_active(samples, dt), arrives, end)
         t, target, size = samples.t, samples.ahead.target, samples.size
+        known = self.known
+        if known is not None and known[0] is t and known[1] is size and known[2] is target:
+            return Attempt(self._of_active(samples, known[3]), known[5], known[4])
         if self.coarse is not None:
             size = self._where_coarse(torch.maximum(size, self.eps * t.abs()), size)
         dt, arrives = self.control.fit(size, target - t)
@@ -145,24 +146,16 @@ class ControlledSteps(StepChooser):
             return self.judge(system, samples, step, attempt)
         order = self.rule.order if step.order is None else step.order
         ahead, stops = samples.ahead, self.stops
-        taken = StepTaken(
-            samples.z,
-            step.z,
-            step.error,
-            order,
-            samples.error,
-            samples.t,
-            attempt.dt,
-            attempt.end,
-            attempt.arrives,
-            None if self.coarse is not None else ahead.target,
-            ahead.due if stops.between else None,
-            stops.forward,
-            samples.active,
-            samples.done,
-            samples.whole,
-        )
-        return Choice(*system.backend.step_control(self.rule, taken))
+        target, due = None if self.coarse is not None else ahead.target, None
+        if stops.between:
+            due = ahead.due
+        dt, arrives, end = attempt
+        clock = StepClock(samples.t, dt, end, arrives, target, due, stops.forward)
+        who = samples.active, samples.done, samples.whole
+        taken = StepTaken(samples.z, step.z, step.error, order, samples.error, clock, *who)
+        found = system.backend.step_control(self.rule, taken)
+        self.known = found.ahead and (found.t, found.size, ahead.target, *found.ahead)
+        return Choice(found.accept, found.error, found.size, found.memory, found.t, found.look)
 
     def judge(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """The same without a look of the host."""

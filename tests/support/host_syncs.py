@@ -63,11 +63,13 @@ def all_accept(batch: int) -> Callable[[Tensor], Tensor]:
 
     Times are checked first: monotone, finite, forward, and not far from zero.
     """
-    flags = iter((True, True, True, False))
+    flags, numbers = iter((True, True, True, False)), iter((0.0,))
 
     def values(tensor: Tensor) -> Tensor:
         if tensor.dtype == torch.bool:
             return torch.tensor(next(flags, True))
+        if tensor.is_floating_point():  # the start of the span, then its end
+            return torch.full(tensor.shape, next(numbers, 1.0))
         # How many take over the end of the step, arrive and refuse it; or how many are active.
         counts = [batch] + [0] * (tensor.numel() - 1)
         return torch.tensor(counts) if tensor.ndim else torch.tensor(batch)

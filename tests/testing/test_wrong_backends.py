@@ -11,6 +11,7 @@ import implicitcore as ic
 from implicitcore.backends.base import Residual
 from implicitcore.backends.step_control import control_step, remembered
 from implicitcore.extend import RootResult
+from implicitcore.ode_solvers.adams import PredictedStep
 
 TORCH = ic.TorchBackend()
 
@@ -226,6 +227,22 @@ class RemembersRefusedErrors(Mine):
         return found._replace(memory=remembered(rule, None, found.error, taken.memory))
 
 
+class StaysAtItsOrder(Mine):
+    """Takes whole steps of Adams, and never raises their order."""
+
+    def adams_step(self, max_order, z, dt, past):
+        return _SameOrder(PredictedStep(TORCH, max_order, z, dt, past), past.order)
+
+
+class _SameOrder:
+    def __init__(self, step, order):
+        self.step, self.z, self.order = step, step.z, order
+
+    def correct(self, velocity):
+        error, differences, gaps, order, power = self.step.correct(velocity)
+        return error, differences, gaps, torch.minimum(order, self.order.clamp(min=1)), power
+
+
 # What a wrong value is seen by besides: in derivatives, and in what solvers make of it.
 SLOPES, SOLVES = "derivatives_are_right_or_absent", "solves_as_the_reference_does"
 STOPS, STEPS = "stops_as_the_reference_does", "controls_steps_as_the_reference_does"
@@ -235,6 +252,7 @@ BACKENDS = [
     (ForgetsTheScale(), {"axpy_history_is_right", SLOPES, SOLVES, STOPS}),
     (StopsTogether(), {STOPS}),
     (RemembersRefusedErrors(), {STEPS}),
+    (StaysAtItsOrder(), {"takes_adams_steps_as_the_reference_does"}),
     (IgnoresOut(), {"writes_to_out"}),
     (ForgetsTheTail(), {"residual_is_right", SLOPES}),
     (ForgetsOneSample(), {"error_norm_is_right", "per_sample", SLOPES, STEPS}),

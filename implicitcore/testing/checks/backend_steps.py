@@ -1,4 +1,4 @@
-"""What every backend promises of the control of an adaptive step."""
+"""What every backend promises of the steps of ODE solvers that it does as a whole."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from implicitcore.backends.adams_step import AdamsPast
 from implicitcore.backends.base import Backend
-from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken
+from implicitcore.backends.step_control import StepClock, StepOutcome, StepRule, StepTaken
 from implicitcore.backends.torch import TorchBackend
+from implicitcore.ode_solvers.adams import PredictedStep
 from implicitcore.tensors.norms import column
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import expect, expect_close
@@ -52,8 +54,13 @@ def _steps(dtype: torch.dtype, device: str) -> Iterator[tuple[str, StepRule, Ste
                 taken = taken._replace(memory=torch.stack((taken.memory, 0.5 * taken.memory)))
             yield f"{name} ({controller})", rule, taken
             limits = rule._replace(min_step=0.11, max_step=0.3, move_bound=0.01)
+            clock = taken.clock._replace(due=None)
             orders = torch.tensor([2, 3, 4, 5, 3], device=device)
-            yield f"{name}, with limits", limits, taken._replace(order=orders, due=None)
+            yield (
+                f"{name}, with limits",
+                limits,
+                taken._replace(order=orders, clock=clock),
+            )
             wild = taken.z_next.clone()
             wild[1, 0], wild[3, 1] = torch.inf, torch.nan
             yield f"{name}, with ends that are not finite", rule, taken._replace(z_next=wild)
@@ -81,9 +88,8 @@ def _taken(
     end = torch.where(arrives, target, t + dt)
     error = scale * column(each(*errors) * active)
     memory = each(0.4, 1.0, 1e-6, 0.8, 0.1)
-    return StepTaken(
-        z, z_next, error, 5, memory, t, dt, end, arrives, target, due, forward, active, done, whole
-    )
+    clock = StepClock(t, dt, end, arrives, target, due, forward)
+    return StepTaken(z, z_next, error, 5, memory, clock, active, done, whole)
 
 
 def _compare(
@@ -100,13 +106,13 @@ def _compare(
         if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
             mine, theirs = mine.tolist(), theirs.tolist()
         expect(mine == theirs, f"{did}: {name}", mine, theirs)
-    if found.ahead is None or taken.target is None:
+    if found.ahead is None or taken.clock.target is None:
         return
     expect(not expected.look.arrived, f"{did}: ahead", "a next step", "None: a sample arrived")
-    remaining, size = taken.target - found.t, found.size
+    remaining, size = taken.clock.target - found.t, found.size
     dt = remaining.clamp(-size, size)
     arrives = dt == remaining
-    end = torch.where(arrives, taken.target, found.t + dt)
+    end = torch.where(arrives, taken.clock.target, found.t + dt)
     for name, mine, theirs in zip(
         ("dt", "end", "arrives"), found.ahead, (dt, end, arrives), strict=True
     ):
@@ -119,3 +125,41 @@ def _same(found: Tensor, expected: Tensor, did: str, bound: float) -> None:
     expect(alike, did, found.tolist(), expected.tolist())
     rows = expected.isfinite()
     expect_close(found[rows].double(), expected[rows].double(), did, bound)
+
+
+@contract("backend")
+def takes_adams_steps_as_the_reference_does(backend: Backend) -> None:
+    """``adams_step``, where the backend has one: end, error, differences and the next order.
+
+    At every order, at the first step, after a step that was cut short, and where no step is taken.
+    """
+    device, dtype = device_of(backend), widest(backend)
+    bound = 1e-9 if dtype == torch.float64 else 1e-3
+    for max_order, rows in ((1, 4), (3, 4), (5, 5), (12, 12)):
+        z, dt, velocity, past = _adams(dtype, device, max_order, rows)
+        with torch.no_grad():
+            found = backend.adams_step(max_order, z, dt, past)
+            expected = PredictedStep(REFERENCE, max_order, z, dt, past)
+            if found is None:
+                return
+            did = f"took a step of Adams of order {max_order} at most, compared"
+            _same(found.z, expected.z, f"{did} z", bound)
+            parts = "the error", "the differences", "the gaps", "the next order", "the order"
+            both = zip(parts, found.correct(velocity), expected.correct(velocity), strict=True)
+        for name, mine, theirs in both:
+            moves = dt != 0 if name == "the next order" else slice(None)
+            _same(mine[moves], theirs[moves], f"{did} {name}", bound)
+
+
+def _adams(
+    dtype: torch.dtype, device: str, max_order: int, rows: int
+) -> tuple[Tensor, Tensor, Tensor, AdamsPast]:
+    draw, n = Draw(dtype, device), 129
+    z, velocity, history = draw(6, n), draw(6, n), draw(6, rows, n)
+    # Differences of a smooth velocity fall with their order.
+    shrinking = 0.3 ** torch.arange(rows, dtype=dtype, device=device)
+    history = history * shrinking[:, None]
+    gaps = 0.1 * torch.arange(1, rows + 1, dtype=dtype, device=device).expand(6, -1)
+    dt = torch.tensor([0.1, -0.08, 0.15, 0.0, 200.0, 0.05], dtype=dtype, device=device)
+    order = torch.tensor([0, 1, 2, 3, 4, 5], device=device).clamp(max=max_order)
+    return z, dt, velocity, AdamsPast(history, gaps, order)

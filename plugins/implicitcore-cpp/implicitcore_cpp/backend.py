@@ -84,9 +84,12 @@ class CppBackend(Options, FusedBackend):
         return build.load().adams_step(max_order, z, dt, *past)
 
     def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
-        if not isinstance(taken.forward, bool) or taken.t.dtype not in _CLOCKS:
+        *states, clock, active, done, _ = taken
+        if not isinstance(clock.forward, bool) or clock.t.dtype not in _CLOCKS:
             return None
-        *found, look, ahead = build.load().step_control(_rule(rule[:-1]), *taken[:-1])
+        *found, look, ahead = build.load().step_control(
+            _rule(rule[:-1]), *states, *clock, active, done
+        )
         return StepOutcome._make([*found, Look._make(look), ahead])
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
