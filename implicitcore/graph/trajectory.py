@@ -99,7 +99,7 @@ class TrajectoryPlan(Plan):
             return []
         t, z, field = *self._still, self._stillness
         leaves = pytree.tree_leaves(self.solver.init(field, t, z))
-        return [Kind.of(leaf, has_batch=True) for leaf in leaves]
+        return [Kind.of(leaf, self.kinds[0].has_batch) for leaf in leaves]
 
     @property
     def _still(self) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         differences = torch.nn.functional.pad(
             system.velocity(t, z).unsqueeze(1), (0, 0, 0, rows - 1)
         )
-        gaps = torch.arange(1, rows + 1, dtype=real_dtype(z), device=t.device).expand(len(t), -1)
+        gaps = torch.arange(1, rows + 1, dtype=real_dtype(z), device=t.device).expand(t.shape[0], -1)
         return Past(differences, gaps, torch.zeros_like(t, dtype=torch.int64))
 
     def velocity(self, state: Past) -> Tensor:

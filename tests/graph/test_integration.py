@@ -124,13 +124,6 @@ def test_a_domain_that_is_left_ends_a_sample():
     assert found.status.tolist() == [3, 3]
 
 
-@pytest.mark.usefixtures("plainly")
-def test_the_gradient_of_a_trajectory_is_refused():
-    compiled = ic.compile(trajectory(ic.Tsit5()))
-    with pytest.raises(ic.GradientError, match="Tsit5 is for inference"):
-        compiled(torch.ones(2, 4, dtype=torch.float64, requires_grad=True))
-
-
 @pytest.mark.parametrize("solver", [ic.ESDIRK(), ic.SteadyState(ode_solver=ic.ESDIRK())], ids=str)
 def test_an_ode_solver_without_a_loop_is_named(solver):
     with pytest.raises(ic.ConfigError, match="ESDIRK has no loop in a graph; use Picard"):
