@@ -269,7 +269,9 @@ class TrajectoryPlan(Plan):
         return compiled(backward)
 
 
-def _with(tensors: Sequence[Tensor], places: Sequence[int], values: Sequence[Tensor]) -> list[Tensor]:
+def _with(
+    tensors: Sequence[Tensor], places: Sequence[int], values: Sequence[Tensor]
+) -> list[Tensor]:
     """The tensors with others in some places."""
     given = [*tensors]
     for place, value in zip(places, values, strict=True):
