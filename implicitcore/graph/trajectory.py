@@ -62,7 +62,8 @@ class TrajectoryPlan(Plan):
                 return steps.going(now)
 
             now, taken = stacked_loop(going, step, (begin, none))
-            kept = Kept([], now.t, now.z, *taken, pytree.tree_leaves(now.state))
+            states = pytree.tree_leaves(now.state)
+            kept = Kept([], now.t, now.z, taken.dt, taken.accept, states)
             first = [leaf.clone() for leaf in pytree.tree_leaves(begin.state)]
             return [now.active, now.failure, now.steps, now.evaluations, *first, *kept.flat()]
 

@@ -33,6 +33,7 @@ class Field(nn.Module):
 
     def forward(self, t, z, x):
         weight = self.u.weight
+        assert isinstance(weight, torch.Tensor)
         return self.net(z) * (1 + t) + self.u(x) - 0.1 * z @ (weight @ weight.T)
 
 
