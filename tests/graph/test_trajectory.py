@@ -13,7 +13,7 @@ from implicitcore.graph import integration, plan, trajectory
 SLOW = pytest.mark.slow
 SOLVERS = [
     ic.Euler(),
-    ic.RK4(max_steps=3),
+    pytest.param(ic.RK4(max_steps=3), marks=SLOW),
     ic.Bosh3(controller="pid"),
     pytest.param(ic.Tsit5(max_steps=5), marks=SLOW),
     pytest.param(ic.Fehlberg45(), marks=SLOW),
