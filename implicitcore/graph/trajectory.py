@@ -17,8 +17,8 @@ from implicitcore.graph.integration import (
     Taken,
     arrived,
     begins_anew,
-    begun,
     evaluations_of,
+    started,
 )
 from implicitcore.graph.kept import Kept, stacked_loop
 from implicitcore.graph.plan import Plan, compiled
@@ -50,7 +50,7 @@ class TrajectoryPlan(Plan):
         system, solver, horizon = self._as_field(), self.solver, self.horizon
 
         def recorded(z0: Tensor, *tensors: Tensor) -> list[Tensor]:
-            steps, begin = begun(solver, system(*tensors), z0, horizon)
+            steps, begin = started(solver, system(*tensors), z0, horizon)
             none = Taken(torch.zeros_like(begin.t), torch.zeros_like(begin.active))
 
             def step(now: Moving, last: Taken) -> tuple[Moving, Taken]:
