@@ -116,7 +116,7 @@ class CompiledLayer(nn.Module):
 
 
 def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.compile
-    """The layer with its solve and its implicit gradient as one compiled graph each.
+    """The layer with its solve and its gradient as one compiled graph each.
 
     The loop, its stop test and the cell are fused; what does not depend on z (the weights of
     parametrizations, what the cell makes of x alone) is computed once a solve. The steps, statuses
@@ -126,6 +126,11 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
 
     The first call compiles, and takes seconds to a minute; the first call with another size of the
     batch compiles once more, for all sizes. What backward needs is compiled by the first one.
+    The gradient of a trajectory is that of its steps, exact whatever the tolerances. The way there
+    keeps the state before each of them, ``[steps, batch, n]``, and the solver's: twice that of a
+    Runge-Kutta method whose last stage is its next first one, ``max_order + 1`` times it of
+    ``Adams``. Where memory is short, ``Checkpointed`` in the layer itself keeps fewer.
+
     Worth it for small cells in long runs; on large ones evaluations are the cost, and stay.
     ``torch.compile`` of a model around it takes the loop into its own graph in inference, also with
     ``fullgraph=True`` (where the layer would raise, that sample's output is NaN), and leaves it as
@@ -134,18 +139,18 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
 
     Arguments:
         layer: with the solver ``Picard``, ``Anderson``, ``Broyden`` or ``SteadyState``, and the
-            gradient ``Implicit`` with one of the first three or ``GMRES``; or with an ODE solver,
-            for inference alone. The ODE solvers are ``Adams`` and the explicit Runge-Kutta methods,
-            with equal or chosen steps. The result shares its parameters and follows
-            its options. f has to be a function of its inputs: in training no dropout, and no
-            statistics that it writes.
+            gradient ``Implicit`` with one of the first three or ``GMRES``; or with an ODE solver
+            and the gradient ``Checkpointed`` or ``Unrolled`` (others for inference alone). The ODE
+            solvers are ``Adams`` and the explicit Runge-Kutta methods, with equal or chosen steps.
+            The result shares its parameters and follows its options. f has to be a function of its
+            inputs: in training no dropout, and no statistics that it writes.
 
     Returns:
         A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.
 
     Raises:
         ConfigError: a solver or gradient that has no loop in a graph.
-        GradientError: from a call that wants the gradient of a trajectory.
+        GradientError: from a call that wants the gradient of a trajectory by another strategy.
 
     Example:
         >>> import implicitcore as ic

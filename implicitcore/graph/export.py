@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConfigError, ImplicitCoreError, InputError, describe_error
 from implicitcore.graph.layer import in_graph
-from implicitcore.graph.solvers import check_exported
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout
 from implicitcore.system.captured_modules import captured_modules
@@ -45,8 +44,8 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
 
     Arguments:
         model: a layer, or a module that holds layers and calls them, with the solvers ``Picard``,
-            ``Anderson``, ``Broyden``, the explicit Runge-Kutta methods, and ``SteadyState`` with
-            one of these.
+            ``Anderson``, ``Broyden``, ``Adams``, the explicit Runge-Kutta methods, and
+            ``SteadyState`` with one of the latter.
         example: an input as the model takes it, any pytree; a tuple holds the positional arguments.
             The first dimension of its tensors is the batch, which may have another size later,
             but for those marked by :func:`shared`.
@@ -170,8 +169,6 @@ def _for_inference(model: nn.Module) -> Iterator[nn.Module]:
     for module in list(model.modules()):
         _fix_weights(module)
     layers = [module for module in model.modules() if isinstance(module, ImplicitLayer)]
-    for layer in layers:
-        check_exported(layer.solver)
     # A function is not copied: the modules that it calls are those of the model itself.
     called = [part for layer in layers for part in captured_modules(layer.dynamics)]
     modules = [*model.modules(), *(inner for part in called for inner in part.modules())]

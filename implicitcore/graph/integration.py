@@ -180,7 +180,7 @@ def undefined(now: Moving, which: Tensor) -> Moving:
     return now._replace(failure=failure, active=now.active & ~which)
 
 
-def begun(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> tuple[Steps, Moving]:
+def started(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> tuple[Steps, Moving]:
     """The steps from z0 at time 0 to the horizon, and where they begin.
 
     A method that leaves no velocity to the next step evaluates the first one once more, where that
@@ -207,7 +207,7 @@ def integrate(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> Fou
 
     Every sample takes steps of its own and stops by itself, and the loop where all have.
     """
-    steps, begin = begun(solver, field, z0, horizon)
+    steps, begin = started(solver, field, z0, horizon)
     (now,) = while_loop(steps.going, lambda now: (steps.advance(now)[0],), (begin,))
     return arrived(now)
 

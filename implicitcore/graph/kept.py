@@ -28,7 +28,8 @@ class Kept(NamedTuple):
     def of(cls, tensors: Sequence[Tensor], count: int) -> Kept:
         """From :meth:`flat`, of a state with so many leaves."""
         first, rest = tensors[:count], tensors[count:]
-        return cls([*first], *rest[:4], [*rest[4:]])
+        t, z, dt, accept, *states = rest
+        return cls([*first], t, z, dt, accept, states)
 
     def of_samples(self, rows: Tensor) -> Kept:
         """The same with other samples ``[batch]`` in the places of some."""

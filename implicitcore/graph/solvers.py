@@ -11,7 +11,6 @@ from implicitcore.graph.integration import STEPPERS, integrate, steady_state
 from implicitcore.graph.loop import SOLVERS, solve
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import GraphField, GraphSystem
-from implicitcore.ode_solvers.adams import Adams
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.steady_state import SteadyState
 
@@ -44,19 +43,6 @@ def check_solver(solver: Any) -> None:
     known = steppers if inner is not solver else (*SOLVERS, *steppers)
     if not isinstance(inner, known):
         raise ConfigError([f"{where}: {type(inner).__name__} has no loop in a graph; use {_KNOWN}"])
-
-
-def check_exported(solver: Any) -> None:
-    """Refuse a solver whose loop can be compiled, and not be written.
-
-    Raises:
-        ConfigError: says what to use.
-    """
-    where, inner = _innermost(solver)
-    if isinstance(inner, Adams):
-        raise ConfigError(
-            [f"{where}: Adams cannot be exported, for its order varies; use Tsit5 or RK4 there"]
-        )
 
 
 def run(solver: Any, system: GraphSystem | GraphField, z0: Tensor, horizon: float) -> Found:

@@ -17,8 +17,8 @@ from implicitcore.graph.integration import (
     Taken,
     arrived,
     begins_anew,
-    begun,
     evaluations_of,
+    started,
 )
 from implicitcore.graph.kept import Kept, stacked_loop
 from implicitcore.graph.plan import Plan, compiled
@@ -50,7 +50,7 @@ class TrajectoryPlan(Plan):
         system, solver, horizon = self._as_field(), self.solver, self.horizon
 
         def recorded(z0: Tensor, *tensors: Tensor) -> list[Tensor]:
-            steps, begin = begun(solver, system(*tensors), z0, horizon)
+            steps, begin = started(solver, system(*tensors), z0, horizon)
             none = Taken(torch.zeros_like(begin.t), torch.zeros_like(begin.active))
 
             def step(now: Moving, last: Taken) -> tuple[Moving, Taken]:
@@ -62,7 +62,8 @@ class TrajectoryPlan(Plan):
                 return steps.going(now)
 
             now, taken = stacked_loop(going, step, (begin, none))
-            kept = Kept([], now.t, now.z, *taken, pytree.tree_leaves(now.state))
+            states = pytree.tree_leaves(now.state)
+            kept = Kept([], now.t, now.z, taken.dt, taken.accept, states)
             first = [leaf.clone() for leaf in pytree.tree_leaves(begin.state)]
             return [now.active, now.failure, now.steps, now.evaluations, *first, *kept.flat()]
 
@@ -99,7 +100,7 @@ class TrajectoryPlan(Plan):
             return []
         t, z, field = *self._still, self._stillness
         leaves = pytree.tree_leaves(self.solver.init(field, t, z))
-        return [Kind.of(leaf, has_batch=True) for leaf in leaves]
+        return [Kind.of(leaf, self.kinds[0].has_batch) for leaf in leaves]
 
     @property
     def _still(self) -> tuple[Tensor, Tensor]:
@@ -269,7 +270,9 @@ class TrajectoryPlan(Plan):
         return compiled(backward)
 
 
-def _with(tensors: Sequence[Tensor], places: Sequence[int], values: Sequence[Tensor]) -> list[Tensor]:
+def _with(
+    tensors: Sequence[Tensor], places: Sequence[int], values: Sequence[Tensor]
+) -> list[Tensor]:
     """The tensors with others in some places."""
     given = [*tensors]
     for place, value in zip(places, values, strict=True):

@@ -83,7 +83,9 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         differences = torch.nn.functional.pad(
             system.velocity(t, z).unsqueeze(1), (0, 0, 0, rows - 1)
         )
-        gaps = torch.arange(1, rows + 1, dtype=real_dtype(z), device=t.device).expand(len(t), -1)
+        gaps = torch.arange(1, rows + 1, dtype=real_dtype(z), device=t.device).expand(
+            t.shape[0], -1
+        )
         return Past(differences, gaps, torch.zeros_like(t, dtype=torch.int64))
 
     def velocity(self, state: Past) -> Tensor:
@@ -173,12 +175,11 @@ class _Grid:
         size = torch.where(dt == 0, last, dt.abs())
         step = column(size)
         self.gaps = torch.cat((step, past.gaps[:, :-1] + step), 1)
-        beta = torch.nn.functional.pad((self.gaps / past.gaps)[:, :-1], (1, 0), value=1.0).cumprod(
-            1
-        )
+        cumprod = _traced_cumprod if torch.compiler.is_compiling() else _cumprod
+        beta = cumprod(torch.nn.functional.pad((self.gaps / past.gaps)[:, :-1], (1, 0), value=1.0))
         # g_j is the integral over [0, 1] of prod_{i<j} (1 - (1 - u) dt / gap_i): the nodes of Gauss
         # are exact.
-        products = (1 - lever * (step / self.gaps)).cumprod(2)
+        products = cumprod(1 - lever * (step / self.gaps))
         self.g = torch.nn.functional.pad(
             (weights @ products.flatten(1)).view_as(self.gaps), (1, 0), value=1.0
         )
@@ -196,6 +197,19 @@ class _Grid:
         errors = torch.nn.functional.pad((sizes * self.g)[:, 1:], (1, 1), value=torch.inf)
         near = column(self.order) + torch.arange(-1, 2, device=sizes.device)
         return torch.minimum(self.order + errors.gather(1, near).argmin(1) - 1, self.highest)
+
+
+def _cumprod(factors: Tensor) -> Tensor:
+    """The products of the first, the first two, .. along the last dimension."""
+    return factors.cumprod(-1)
+
+
+def _traced_cumprod(factors: Tensor) -> Tensor:
+    """The same in a graph: product by product, for ONNX has no other, and a compiler fuses them."""
+    products = [factors[..., 0]]
+    for place in range(1, index(factors.shape[-1])):
+        products.append(products[-1] * factors[..., place])
+    return torch.stack(products, -1)
 
 
 def _differences(velocity: Tensor, sums: Tensor, past: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from support import python_loop
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import linear, loop, plan
+from implicitcore.graph import linear, loop, plan, trace
 
 PAIRS = [
     (ic.Picard(tol=1e-9, max_steps=100), ic.Picard(tol=1e-9, max_steps=100)),
@@ -160,6 +160,47 @@ def test_parameters_are_read_at_each_call(coupled):
         x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
         torch.testing.assert_close(compiled(x), eager(x), rtol=1e-6, atol=1e-7)
         conv.weight = nn.Parameter(conv.weight.detach() * 1.3)
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_cell_may_broadcast():
+    w = nn.Parameter(torch.randn(1, 3, dtype=torch.float64))
+    holder = nn.ParameterList([w])
+    eager = ic.ImplicitLayer(
+        ic.FixedPoint(lambda z, x: torch.addcmul(x, z, holder[0], value=0.1)),
+        solver=ic.Anderson(tol=1e-10),
+        gradient=ic.Implicit(ic.GMRES(tol=1e-10)),
+    )
+    x = torch.randn(4, 3, dtype=torch.float64)
+    found = [torch.autograd.grad(m(x).sum(), w)[0] for m in (eager, ic.compile(eager))]
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+
+
+def test_a_loop_is_given_no_two_views_of_one_tensor():
+    def f(z, w):
+        first, second = (w.exp() @ w).split(2, 1)
+        return (torch.tanh(z @ w) @ w.T + first.sum() + second[0, 0],)
+
+    kinds = [trace.Kind((3, 4), torch.float32, torch.device("cpu"), False, False)] * 2
+    kinds[1] = kinds[1]._replace(shape=(4, 4))
+    parts = trace.split(trace.traced(f, kinds), 1, [0])
+    z, w = torch.randn(3, 4), torch.randn(4, 4)
+    known = parts.before(w)
+    assert len({t.untyped_storage().data_ptr() for t in known}) == len(known) == 3
+    torch.testing.assert_close(parts.inside(z, *known)[0], f(z, w)[0])
+
+
+@pytest.mark.usefixtures("plainly")
+def test_all_samples_may_fail():
+    holder = nn.Module()
+    holder.w = nn.Parameter(torch.ones(3))
+    eager = ic.ImplicitLayer(
+        ic.FixedPoint(lambda z, x: (z - 1).sqrt() * holder.w + x),
+        solver=ic.Picard(),
+        on_failure="ignore",
+    )
+    z = ic.compile(eager)(torch.zeros(2, 3))
+    assert torch.equal(torch.autograd.grad(z.sum(), holder.w)[0], torch.zeros(3))
 
 
 @pytest.mark.usefixtures("plainly")

@@ -124,13 +124,6 @@ def test_a_domain_that_is_left_ends_a_sample():
     assert found.status.tolist() == [3, 3]
 
 
-@pytest.mark.usefixtures("plainly")
-def test_the_gradient_of_a_trajectory_is_refused():
-    compiled = ic.compile(trajectory(ic.Tsit5()))
-    with pytest.raises(ic.GradientError, match="Tsit5 is for inference"):
-        compiled(torch.ones(2, 4, dtype=torch.float64, requires_grad=True))
-
-
 @pytest.mark.parametrize("solver", [ic.ESDIRK(), ic.SteadyState(ode_solver=ic.ESDIRK())], ids=str)
 def test_an_ode_solver_without_a_loop_is_named(solver):
     with pytest.raises(ic.ConfigError, match="ESDIRK has no loop in a graph; use Picard"):
@@ -156,7 +149,7 @@ def test_one_graph_serves_every_batch(solver):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("end", [".pt2", ".aoti.pt2", ".onnx"])
-@pytest.mark.parametrize("solver", [ic.RK4(), ic.Tsit5(), STEADY[1]], ids=str)
+@pytest.mark.parametrize("solver", [ic.RK4(), ic.Tsit5(), ic.Adams(), *STEADY[:2]], ids=str)
 def test_an_artefact_is_the_layer(solver, end, tmp_path):
     if end == ".aoti.pt2" and shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
@@ -180,10 +173,3 @@ def _runner(path, end):
     session = onnxruntime.InferenceSession(str(path))
     key = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {key: x.numpy()})[0])
-
-
-@pytest.mark.parametrize("solver", [ic.Adams(), ic.SteadyState()], ids=lambda s: type(s).__name__)
-def test_adams_is_not_written_and_the_error_says_what_is(solver, tmp_path):
-    layer = trajectory(solver) if isinstance(solver, ic.ODESolver) else equilibrium(solver)
-    with pytest.raises(ic.ConfigError, match="solver.*: Adams cannot be exported.* use Tsit5"):
-        ic.export(layer, states().nan_to_num(), tmp_path / "model.pt2")

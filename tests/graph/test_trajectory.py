@@ -1,0 +1,205 @@
+"""The gradient of a compiled trajectory against those of the eager layer, and a dense one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import python_loop
+from torch import nn
+
+import implicitcore as ic
+from implicitcore.graph import integration, plan, trajectory
+
+SLOW = pytest.mark.slow
+SOLVERS = [
+    ic.Euler(),
+    pytest.param(ic.RK4(max_steps=3), marks=SLOW),
+    ic.Bosh3(controller="pid"),
+    pytest.param(ic.Tsit5(max_steps=5), marks=SLOW),
+    pytest.param(ic.Fehlberg45(), marks=SLOW),
+    pytest.param(ic.DOP853(), marks=SLOW),
+    ic.Adams(),
+]
+
+
+class Field(nn.Module):
+    """(1 + t) net(z) + U x, where U is made of parameters, and read with its transpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.u = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+    def forward(self, t, z, x):
+        weight = self.u.weight
+        assert isinstance(weight, torch.Tensor)
+        return self.net(z) * (1 + t) + self.u(x) - 0.1 * z @ (weight @ weight.T)
+
+
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch):
+    """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
+    for module in (integration, trajectory):
+        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
+    monkeypatch.setattr(trajectory, "stacked_loop", python_loop.stacked_loop)
+    for module in (plan, trajectory):
+        monkeypatch.setattr(module, "compiled", lambda function: function)
+
+
+def layer(solver, field=None, **options) -> ic.ImplicitLayer:
+    options = {"on_failure": "ignore", "gradient": ic.Checkpointed(), **options}
+    options = {"start": ic.Identity(), "horizon": 2.0, **options}
+    return ic.ImplicitLayer(ic.VectorField(field or Field()), solver=solver, **options).double()
+
+
+def inputs(batch: int) -> torch.Tensor:
+    """Samples that take steps of different sizes."""
+    generator = torch.Generator().manual_seed(batch)
+    x = torch.randn(batch, 4, dtype=torch.float64, generator=generator)
+    return x * torch.tensor([0.1, 1, 5, 30, 2], dtype=torch.float64)[:batch, None]
+
+
+def solved(module, x: torch.Tensor, wrt, v=None):
+    """The result for x, and the gradients of x and of some tensors."""
+    leaf = x.clone().requires_grad_()
+    found = module.solve(leaf)
+    v = torch.linspace(-1, 2, x.numel(), dtype=x.dtype).view_as(x) if v is None else v
+    return found, torch.autograd.grad(found.z, [leaf, *wrt], v)
+
+
+def same(one, other, **tolerances) -> None:
+    for expected, gradient in zip(one, other, strict=True):
+        torch.testing.assert_close(gradient, expected, **tolerances)
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_the_gradient_is_that_of_the_steps(solver):
+    eager = layer(solver)
+    compiled = ic.compile(eager)
+    for batch in (1, 5):
+        x = inputs(batch)
+        found, expected = solved(eager, x, eager.parameters())
+        graph, gradient = solved(compiled, x, eager.parameters())
+        assert torch.equal(graph.steps, found.steps) and torch.equal(graph.status, found.status)
+        same([found.z, *expected], [graph.z, *gradient], rtol=1e-11, atol=1e-12)
+        steps, cost = int(found.steps.max()), integration.evaluations_of(solver)
+        anew = integration.begins_anew(solver)
+        assert graph.backward.vjps == graph.backward.evaluations
+        assert graph.backward.vjps == steps * (cost + anew) + (not anew)
+    assert len(compiled.plans) == 1
+
+
+@pytest.mark.usefixtures("plainly")
+def test_the_gradient_is_that_of_a_dense_computation():
+    matrix = torch.tensor([[-1.0, 2.0], [-0.5, -0.3]], dtype=torch.float64, requires_grad=True)
+    field = nn.Module()
+    field.a = nn.Parameter(matrix.detach())
+    module = ic.ImplicitLayer(
+        ic.VectorField(lambda t, z, x: z @ field.a.T),
+        solver=ic.Tsit5(rtol=1e-10, atol=1e-11),
+        start=ic.Identity(),
+        horizon=1.5,
+        gradient=ic.Checkpointed(),
+    )
+    x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    v = torch.ones_like(x)
+    _, gradient = solved(ic.compile(module), x, [field.a], v)
+    leaf = x.clone().requires_grad_()
+    exact = leaf @ torch.linalg.matrix_exp(1.5 * matrix).T
+    same(torch.autograd.grad(exact, [leaf, matrix], v), gradient, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("wrt", ["x", "parameters"])
+def test_what_needs_no_gradient_gets_none(wrt):
+    eager = layer(ic.Bosh3())
+    x = inputs(3).requires_grad_(wrt == "x")
+    for parameter in eager.parameters():
+        parameter.requires_grad_(wrt == "parameters")
+    leaves = [x] if wrt == "x" else [*eager.parameters()]
+    found = [torch.autograd.grad(m(x).sum(), leaves) for m in (eager, ic.compile(eager))]
+    same(*found, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("failed", [[1], [0, 1, 2]])
+@pytest.mark.parametrize("on_failure", ["ignore", "mask"])
+@pytest.mark.parametrize("solver", [ic.Heun(), ic.Bosh3()], ids=str)
+def test_a_sample_that_is_not_finite_leaves_no_nan_in_the_others(solver, on_failure, failed):
+    holder = nn.Module()
+    holder.weight = nn.Parameter(torch.eye(4, dtype=torch.float64))
+
+    def field(t, z, x):
+        return torch.where(x > 5, torch.nan, z @ holder.weight) + x
+
+    eager = layer(solver, field, on_failure=on_failure, start=ic.Zeros((4,)))
+    x = inputs(3).clamp(max=4)
+    x[failed, 2] = 9.0
+    results = []
+    for module in (eager, ic.compile(eager)):
+        leaf = x.clone().requires_grad_()
+        found = module.solve(leaf)
+        assert found.status.nonzero().flatten().tolist() == failed
+        if found.z.requires_grad:
+            gradient = torch.autograd.grad(
+                found.z.sum(), [leaf, holder.weight], materialize_grads=True
+            )
+        else:  # where all are masked
+            gradient = torch.zeros_like(leaf), torch.zeros_like(holder.weight)
+        assert all(tensor.isfinite().all() for tensor in gradient)
+        results.append([found.z, *gradient])
+    same(*results, rtol=1e-11, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_start_that_is_fitted_by_itself_gets_no_gradient_from_the_solve():
+    eager = layer(ic.Bosh3(), start=ic.LearnedInitialGuess((4,)))
+    x = inputs(2)
+    z = ic.compile(eager)(x)
+    assert all(
+        gradient is None
+        for gradient in torch.autograd.grad(z.sum(), [*eager.start.parameters()], allow_unused=True)
+    )
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_coupled_batch_is_one_sample():
+    eager = layer(ic.Bosh3(), lambda t, z, x: (z.mean(0) - z) * x, coupled=True)
+    x = inputs(4)
+    (found, expected), (graph, gradient) = (solved(m, x, []) for m in (eager, ic.compile(eager)))
+    assert torch.equal(graph.steps, found.steps)
+    same(expected, gradient, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.usefixtures("plainly")
+def test_another_gradient_than_that_of_the_steps_is_refused():
+    compiled = ic.compile(layer(ic.Bosh3(), gradient=ic.Adjoint()))
+    with torch.no_grad():
+        compiled(inputs(2))
+    with pytest.raises(ic.GradientError, match=r"has Adjoint\(.*gradient=Checkpointed\(\)"):
+        compiled(inputs(2))
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_second_derivative_is_refused():
+    leaf = inputs(2).requires_grad_()
+    z = ic.compile(layer(ic.Euler()))(leaf)
+    with pytest.raises(ic.GradientError, match="first derivatives"):
+        torch.autograd.grad(z.sum(), leaf, create_graph=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(1500)  # the compiler's, on a machine that is busy
+@pytest.mark.parametrize("solver", [ic.RK4(), ic.Tsit5(), ic.Adams()], ids=str)
+def test_one_graph_each_serves_every_batch(solver, monkeypatch):
+    torch._dynamo.reset()
+    eager = layer(solver)
+    compiled = ic.compile(eager)
+    for batch in (5, 3, 4):
+        found, expected = solved(eager, inputs(batch), eager.parameters())
+        graph, gradient = solved(compiled, inputs(batch), eager.parameters())
+        assert torch.equal(graph.steps, found.steps)
+        same([found.z, *expected], [graph.z, *gradient], rtol=1e-8, atol=1e-9)
