@@ -87,7 +87,7 @@ def test_the_error_goes_with_the_step_to_the_order_at_the_end_and_between(pair, 
 
 
 @each_pair
-def test_the_other_part_is_evaluated_once_a_stage_and_never_linearised(pair):
+def test_the_other_part_is_evaluated_about_once_a_stage_and_never_linearised(pair):
     count = 0
 
     def counted(t, z, x):
@@ -105,8 +105,8 @@ def test_the_other_part_is_evaluated_once_a_stage_and_never_linearised(pair):
         ).raise_if_failed()
     tries = int(found.steps.max())  # of the slowest sample; all are evaluated together
     stages = len(pair.tableau.a) - 1
-    # A linear part needs no second round of the stages but in the first steps.
-    assert stages * tries < count <= (stages + 1) * (tries + 3) + 1
+    # Once a stage and at the end, and again where the iteration of a stage goes on after a look.
+    assert stages * tries < count <= 1.25 * ((stages + 1) * tries + 1)
 
 
 @each_pair
@@ -130,7 +130,7 @@ def test_stiff_accuracy_on_a_reaction_with_diffusion(pair):
     field = ic.SplitField(lambda t, z, x: z @ laplace.T, lambda t, z, x: 5 * z * (1 - z))
     place = torch.linspace(0, 1, n + 2, dtype=torch.float64)[1:-1]
     z0 = torch.stack((torch.sin(math.pi * place), place * (1 - place)))
-    times = torch.tensor([0.0, 0.2], dtype=torch.float64)
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
     with torch.no_grad():
         found = ic.integrate(field, z0, times=times, solver=pair(rtol=1e-5, atol=1e-7))
         tight = ic.integrate(
