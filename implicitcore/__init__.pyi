@@ -18,6 +18,7 @@ from implicitcore.dynamics.base import Dynamics as Dynamics
 
 # dynamics fixed_point: dz/dt = f(z, x) - z: the fixed points of a cell
 from implicitcore.dynamics.fixed_point import FixedPoint as FixedPoint
+from implicitcore.dynamics.split_field import SplitField as SplitField
 
 # dynamics vector_field: dz/dt = v(t, z, x)
 from implicitcore.dynamics.vector_field import VectorField as VectorField
@@ -100,6 +101,12 @@ from implicitcore.layers.warm import WarmStart as WarmStart
 
 # ode_solver adams: Adams predictor-corrector, variable step and order, one evaluation a step
 from implicitcore.ode_solvers.adams import Adams as Adams
+
+# ode_solver kencarp3: Kennedy-Carpenter ARK, order 3, adaptive, implicit in the stiff part alone
+from implicitcore.ode_solvers.additive_runge_kutta import KenCarp3 as KenCarp3
+
+# ode_solver kencarp4: Kennedy-Carpenter ARK, order 4, adaptive, implicit in the stiff part alone
+from implicitcore.ode_solvers.additive_runge_kutta import KenCarp4 as KenCarp4
 from implicitcore.ode_solvers.base import ODESolver as ODESolver
 
 # ode_solver esdirk: Kennedy-Carpenter ESDIRK, order 4, adaptive, for stiff dynamics

@@ -138,6 +138,11 @@ class _Again(System):
     inputs: Sequence[Tensor] = field(metadata=SHARED)
     unlisted: set[Tensor] = field(default_factory=set, metadata=SHARED)
 
+    @property
+    def is_field(self) -> bool:
+        """See :meth:`System.is_field`."""
+        return True
+
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """See :meth:`System.velocity`.
 

@@ -29,7 +29,7 @@ class Step(NamedTuple):
     # None: ask init again.
     state: Any = None
     # The velocities of the step, each [batch, n], in the order of their evaluation: that of the
-    # state first, then each that the step evaluated.
+    # state first, then each that the step evaluated; beside points, dt times what is explicit.
     stages: Sequence[Tensor] = ()
     # Of the stages: z_next = z + dt sum_i weights_i stages_i; [n] where each entry has its own.
     weights: Sequence[float | Tensor] = ()

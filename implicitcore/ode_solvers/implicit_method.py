@@ -64,10 +64,19 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
     def init(self, system: System, t: Tensor, z: Tensor) -> StepCache:
         """The velocity and the Jacobian: one evaluation and n products."""
         self.check(z)
-        velocity, jacobian = linearized(system, t, z)
+        begun, jacobian = self.linearized(system, t, z)
         guess = (GUESS,) * self.equations
         kept = Kept.at_start(jacobian, self.coupling(z), guess)
-        return StepCache(velocity, kept=kept, past=self.no_past(z))
+        return begun._replace(kept=kept, past=self.no_past(z))
+
+    def evaluated(self, system: System, t: Tensor, z: Tensor) -> StepCache:
+        """What a step begins with, but for what is kept: one evaluation."""
+        return StepCache(system.velocity(t, z))
+
+    def linearized(self, system: System, t: Tensor, z: Tensor) -> tuple[StepCache, Tensor]:
+        """The same with the Jacobian of the equations, without a graph: n products more."""
+        velocity, jacobian = linearized(system, t, z)
+        return StepCache(velocity), jacobian
 
     def no_past(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
         """The ``past`` of a first step."""
@@ -101,11 +110,18 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
             error = self.error(sequence, newton and newton.kept)
         if torch.is_grad_enabled():
             sequence = self._attached(sequence, z, state)
-        z_next = sequence.points[-1][1]  # the last stage; one that is not solved has no value
+        z_next = sequence.end  # a stage that is not solved has no value
         if newton is None or newton.lost:
             z_next = torch.where(column(solved), z_next, torch.nan)
         following = newton and self._following(newton, sequence, solved, z_next)
-        return Step(z_next, error, following, weights=self.tableau.b, points=sequence.points)
+        return Step(
+            z_next,
+            error,
+            following,
+            stages=sequence.explicit,
+            weights=self.tableau.b,
+            points=sequence.points,
+        )
 
     @property
     def looks_ahead(self) -> bool:
@@ -143,7 +159,7 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
     def _attached(self, solved: StageSequence, z: Tensor, state: StepCache) -> StageSequence:
         """The same stages with the gradient of their equations."""
         frame = Frame(z, solved.frame.weight, None)
-        sequence = self.sequence(solved.system, solved.t, solved.dt, state, frame)
+        sequence = self.sequence(solved.whole, solved.t, solved.dt, state, frame)
         for move in solved.moves:
             stage = sequence.equation()
             sequence.add(stage, attached(stage, move, dense=self._dense(z)))
@@ -157,14 +173,14 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
         self, newton: NewtonStep, sequence: StageSequence, solved: Tensor, z: Tensor
     ) -> StepCache:
         """What the next step begins with at z: one evaluation, and n products where any is slow."""
-        system, t, kept, slow = sequence.system, sequence.points[-1][0], newton.after(), newton.slow
+        system, t, kept, slow = sequence.whole, sequence.points[-1][0], newton.after(), newton.slow
         if newton.lost:
             z = torch.where(column(solved), z, sequence.frame.z)
         past = sequence.past_after(solved)
         if slow is None:
-            return StepCache(system.velocity(t, z), None, kept, past)
-        velocity, jacobian = linearized(system, t, z)
-        return StepCache(velocity, None, kept.renewed(slow, jacobian), past)
+            return self.evaluated(system, t, z)._replace(kept=kept, past=past)
+        begun, jacobian = self.linearized(system, t, z)
+        return begun._replace(kept=kept.renewed(slow, jacobian), past=past)
 
     def _dense(self, z: Tensor) -> bool:
         return z.shape[1] <= self.dense_below

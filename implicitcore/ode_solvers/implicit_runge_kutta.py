@@ -15,7 +15,7 @@ from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
 from implicitcore.ode_solvers.newton_step import NewtonStep
 from implicitcore.ode_solvers.stage_sequence import StageSequence
 from implicitcore.ode_solvers.stages import Frame
-from implicitcore.ode_solvers.step_cache import Kept, StepCache, linearized
+from implicitcore.ode_solvers.step_cache import Kept, StepCache
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps
 from implicitcore.options.shared import ErrorControl
@@ -74,8 +74,9 @@ class ImplicitRungeKutta(ImplicitMethod):
             return super().init(system, t, z)
         self.check(z)
         if self._dense(z):
-            return StepCache(*linearized(system, t, z))
-        return StepCache(system.velocity(t, z))
+            begun, jacobian = self.linearized(system, t, z)
+            return begun._replace(jacobian=jacobian)
+        return self.evaluated(system, t, z)
 
     def sequence(
         self, system: System, t: Tensor, dt: Tensor, state: StepCache, frame: Frame

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class StageSequence:
 
     Arguments:
         tableau: the method.
-        system: the vector field.
+        system: the vector field of the equations.
         t: the time before the step, ``[batch]``.
         dt: ``[batch]``.
         velocity: there, ``[batch, n]``.
@@ -55,11 +57,13 @@ class StageSequence:
 
     def equation(self) -> Stage:
         """That of the next stage."""
-        index = len(self.increments)
-        offset = self.combined(self.tableau.a[index][:-1])
-        t = torch.add(self.t, self.dt, alpha=self.tableau.c[index])
-        system = self.system
+        t = torch.add(self.t, self.dt, alpha=self.tableau.c[len(self.increments)])
+        system, offset = self.system, self.offset()
         return Stage(system.problem, system.context, system, t, self.own, offset, self.frame)
+
+    def offset(self) -> Tensor:
+        """The move that the earlier stages give the next."""
+        return self.combined(self.tableau.a[len(self.increments)][:-1])
 
     def start(self) -> Tensor:
         """A first move of the next stage: the polynomial through those before."""
@@ -76,6 +80,21 @@ class StageSequence:
         self.moves.append(move)
         self.increments.append((move - stage.offset) / self.tableau.gamma)
         self.points.append((stage.t, self.frame.z + move))
+
+    @property
+    def end(self) -> Tensor:
+        """The state at the end of the step, where all stages are solved: the last one."""
+        return self.points[-1][1]
+
+    @property
+    def whole(self) -> System:
+        """The vector field of the steps."""
+        return self.system
+
+    @property
+    def explicit(self) -> Sequence[Tensor]:
+        """Dt times what is explicit of the velocity, at each stage: there is none."""
+        return ()
 
     def past_after(self, solved: Tensor) -> tuple[Tensor, Tensor] | None:
         """What the next step is told of this one, where it is ``solved``: nothing."""

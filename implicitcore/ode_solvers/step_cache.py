@@ -60,6 +60,7 @@ class StepCache(NamedTuple):
     jacobian: Tensor | None = None  # [batch, n, n], dg/dz there, where a root solver wants it
     kept: Kept | None = None  # of the simplified Newton method
     past: tuple[Tensor, Tensor] | None = None  # the last step: dt [batch], moves [batch, k, n]
+    parts: tuple[Tensor, Tensor] | None = None  # of the velocity: stiff and not, each [batch, n]
 
 
 def linearized(system: System, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

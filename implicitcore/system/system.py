@@ -75,6 +75,11 @@ class System:
         return System(Problem.of(dynamics, x, packing), context)
 
     @property
+    def is_field(self) -> bool:
+        """Whether it evaluates the dynamics themselves, and nothing that is made of them."""
+        return type(self) is System
+
+    @property
     def dynamics(self) -> Dynamics:
         """What is solved."""
         return self.problem.dynamics

@@ -47,6 +47,8 @@ ORDERS = {
     "trbdf2": (2, 2),
     "kvaerno5": (5, 5),
     "radau_iia5": (5, 4),
+    "kencarp3": (3, 3),
+    "kencarp4": (4, 4),
 }
 Z0 = torch.tensor([[0.4], [0.7], [-0.9]], dtype=torch.float64)
 SPAN = torch.linspace(0, 1, 6, dtype=torch.float64)
