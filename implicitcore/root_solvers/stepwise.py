@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Backend
 from implicitcore.backends.root_iteration import UpdateRule
 from implicitcore.errors import ConfigError, InputError, show
 from implicitcore.options.shared import Stopping
@@ -107,7 +108,7 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
 
     def _fused(self, system: System, z0: Tensor, start: Evaluation | None) -> Solution | None:
         """The solution by the backend's own iterations, where it has them."""
-        if self.compact:
+        if self.compact or type(system.context.backend).root_iteration is Backend.root_iteration:
             return None
         limits = self.tol, self.atol, self.min_steps, self.max_steps
         loop = fused_loop(system, z0, self.update_rule(z0), limits)
@@ -148,7 +149,7 @@ def iterate(
 def _stop_test(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> StopCriterion:
     """That of the samples, at once or now and then, or that of processes which stop together."""
     options = solver.tol, solver.atol, solver.min_steps
-    if system.scope.group is not None:
+    if system.context.scope.group is not None:
         return SynchronizedStopTest(system, z0, *options)
     if host.on_host(z0):
         return StopTest(system, z0, *options)
