@@ -231,6 +231,7 @@ class StopTest(StopCriterion):
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """z_next for the active samples, z for those that have stopped."""
+        self.state.last = self.state.best  # until the next check, and no longer held
         if self.stopped is None:
             return z_next
         if torch.is_grad_enabled():

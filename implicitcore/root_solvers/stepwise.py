@@ -55,6 +55,14 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
                 [f"min_steps: expected at most max_steps, {self.max_steps}; got {self.min_steps}"]
             )
 
+    @property
+    def keeps_residual(self) -> bool:
+        """Whether the state may hold the residual of the last step, as it was given.
+
+        Where it does not, one buffer is enough for all residuals.
+        """
+        return True
+
     @abstractmethod
     def init(self, system: System, z: Tensor) -> State:
         """The state before the first step from z: any pytree of tensors with the batch first.
@@ -124,15 +132,19 @@ def iterate(
         The solution, and the solver's last state.
     """
     test = _stop_test(solver, system, start.z)
-    now, z, state = start, start.z, solver.init(system, start.z)
+    known, z, state = start, start.z, solver.init(system, start.z)
+    del start  # nothing of an iterate is held longer than it is used: a state may be large
     buffers: tuple[Tensor, ...] = ()
     for count in range(solver.max_steps):
-        if count:
+        if known is None:
             if not torch.is_grad_enabled() and (not buffers or buffers[0].shape != z.shape):
                 # In turn, for a solver keeps a residual until its next step: fresh memory costs
                 # more than the subtraction.
-                buffers = z.new_empty(test.keeps, *z.shape).unbind(0)
-            now = system.evaluate(z, buffers[count % test.keeps] if buffers else None)
+                keeps = test.keeps - (not solver.keeps_residual)
+                buffers = z.new_empty(keeps, *z.shape).unbind(0)
+            now = system.evaluate(z, buffers[count % len(buffers)] if buffers else None)
+        else:
+            now, known = known, None
         if test.check(now) or count == solver.max_steps - 1:
             break
         if test.grown is not None:
@@ -143,6 +155,7 @@ def iterate(
         if rows is not None:
             system, z, state = system.restrict(rows), z.index_select(0, rows), restrict(state, rows)
             test.narrow(system, rows)
+        del now, z_next
     return test.solution(), state
 
 
