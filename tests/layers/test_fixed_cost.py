@@ -7,13 +7,13 @@ import warnings
 
 import pytest
 import torch
-from implicitcore_lab.memory import peak_bytes
 from support.operations import Operations
 from torch import nn
 
 import implicitcore as ic
 from implicitcore.errors import InputError
 from implicitcore.tensors.packing import Packing
+from implicitcore_lab.memory import peak_bytes
 
 
 class Cell(nn.Module):
