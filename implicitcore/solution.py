@@ -61,6 +61,7 @@ class Judged(NamedTuple):
     relative: Tensor | None  # [batch], the residual as it was compared with tol; None where tol = 0
     trace: Tensor | None = None  # [steps, batch], the residual after each step
     origin: Origin | None = None
+    all_met: bool = False  # what is known of the status without a look at the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,14 @@ class Solution(SolveResult):
     residual: Tensor
     iterates: Any = None
     judged: Judged | None = field(default=None, repr=False)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a sample did not converge; see :attr:`SolveResult.failed`."""
+        mark, status = self.judged, self.status
+        known = mark is not None and mark.all_met and mark.status is status
+        # A status that was written to is looked at.
+        return not (known and not status.is_inference() and not status._version) and super().failed
 
     @property
     def trace(self) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend, Residual, StageSums
 from implicitcore.tensors import host
-from implicitcore.tensors.norms import column, norm, real_dtype
+from implicitcore.tensors.norms import HALF, column, norm, real_dtype
 from implicitcore.tensors.packing import DTYPES
 
 
@@ -30,7 +30,10 @@ class TorchBackend(Backend):
     def residual(self, fz: Tensor, z: Tensor, out: Tensor | None = None) -> Residual:
         """See :meth:`Backend.residual`."""
         g = fz - z if out is None else torch.sub(fz, z, out=out)
-        return Residual(g, norm(g), norm(fz))
+        if fz.dtype in HALF:
+            return Residual(g, norm(g), norm(fz))
+        size = torch.linalg.vector_norm
+        return Residual(g, size(g, dim=1), size(fz, dim=1))
 
     def inner_products(self, history: Tensor, row: Tensor) -> Tensor:
         """See :meth:`Backend.inner_products`."""

@@ -61,7 +61,7 @@ class ApproximateGradient(Options, GradientStrategy):
         if not torch.is_grad_enabled():
             return solution
         jacobian = system.linearize(solution.z.detach())
-        check_residual(system, solution, jacobian.evaluation(solution.z).residual)
+        check_residual(system, solution, jacobian.residual(solution.z))
         solution = with_iterates(
             solution, lambda z: self._attached(system.linearize(z), z, solution.backward)
         )

@@ -23,6 +23,7 @@ from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.context import Recorder
 from implicitcore.system.system import System
+from implicitcore.tensors.transforms import without_graph
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,9 @@ def equilibrium(
             f"{name} differentiates an equilibrium, and {solver} gives a trajectory; use "
             f"Adjoint or Unrolled, or SteadyState({solver}(...))"
         )
-    with torch.no_grad():
-        if iterates:
-            return solve_recording(solve, system, z0, iterates)
-        return solve_root(solve.solver, system, z0)
+    if iterates:
+        return without_graph(solve_recording, solve, system, z0, iterates)
+    return without_graph(solve_root, solve.solver, system, z0)
 
 
 def solve_recording(solve: Solve, system: System, z0: Tensor, iterates: Sequence[int]) -> Solution:

@@ -77,10 +77,13 @@ class Implicit(Options, GradientStrategy):
         if not torch.is_grad_enabled():
             return solution
         end = self._backward(system, solution.z, solution.backward)
-        solution = with_iterates(
-            solution,
-            lambda z: _attached(z, self._backward(system, z, solution.backward, on_the_way=True)),
-        )
+        if self.iterates:
+            solution = with_iterates(
+                solution,
+                lambda z: _attached(
+                    z, self._backward(system, z, solution.backward, on_the_way=True)
+                ),
+            )
         return attached(solution, end)
 
     def _backward(
@@ -95,7 +98,7 @@ class Implicit(Options, GradientStrategy):
 def attached(solution: Solution, backward: BackwardSolve) -> Solution:
     """The solution, with a graph that leads through a backward solve."""
     jacobian, system = backward.jacobian, backward.system
-    check_residual(system, solution, jacobian.evaluation(solution.z).residual)
+    check_residual(system, solution, jacobian.residual(solution.z))
     return solution.amended(z=_attached(solution.z, backward), evaluations=system.evaluations)
 
 

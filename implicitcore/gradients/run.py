@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend
+from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import ConfigError
 from implicitcore.gradients.base import GradientStrategy, Solve
@@ -21,12 +21,14 @@ from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.times import packed_times
 from implicitcore.options.types import OnFailure
 from implicitcore.solution import Solution, Trajectory
-from implicitcore.system.context import Recorder
+from implicitcore.system.context import Context, Recorder
 from implicitcore.system.memory import apart
+from implicitcore.system.problem import Problem
 from implicitcore.system.random_modules import check_random
-from implicitcore.system.scope import solving
+from implicitcore.system.scope import scope_of
 from implicitcore.system.sharding import check_sharding
 from implicitcore.system.system import System
+from implicitcore.tensors.amended import amended
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager, usable
@@ -58,46 +60,72 @@ def run(
     **options: Unpack[RunOptions],
 ) -> Solution | Trajectory:
     """Pack the start, solve with the gradient attached, and unpack."""
-    backend, coupled = options.get("backend"), options.get("coupled", False)
+    return packed(dynamics, z0, x, solve, gradient, options)
+
+
+def packed(  # noqa: PLR0913 - as run
+    dynamics: Dynamics,
+    z0: Any,
+    x: Any,
+    solve: Solve,
+    gradient: GradientStrategy,
+    options: RunOptions,
+) -> Solution | Trajectory:
+    """:func:`run` inside a call that is out of reach of ``torch.compile`` already."""
+    backend, coupled = options.get("backend") or TORCH, options.get("coupled", False)
     check_transforms(type(gradient).__name__, gradient.transforms)
-    _check_backend(backend)
+    if backend is not TORCH:
+        _check_backend(backend)
     autocast = ambient()
-    begin, x = promoted(usable(z0), autocast), usable(x)
+    begin, x = promoted(usable(z0), autocast) if autocast else usable(z0), usable(x)
     packing = Packing.of(begin, coupled=coupled)
-    times = packed_times(solve.times, packing.batch, coupled=coupled)
-    solve = solve if times is solve.times else replace(solve, times=times)
-
-    def again(system: System, z0: Tensor, rows: Tensor | None = None) -> Solution | Trajectory:
-        part = solve if rows is None else solve.of_samples(rows)
-        return run_from(gradient, part, system, z0)
-
-    with solving(dynamics) as scope:
-        check_sharding(dynamics, together=scope.group is not None and type(gradient) is Implicit)
-        if scope.random:
-            noise = solve.times is not None and isinstance(gradient, Unrolled)
-            check_random(dynamics, scope.random, required=not noise)
-        recorder = Recorder(residuals=[]) if options.get("trace") else None
-        system = System.of(dynamics, x, packing, backend=backend, recorder=recorder)
-        if torch.is_grad_enabled():
-            system = system.with_function_state()
-        with suspended() if autocast else nullcontext():
-            flat = packing.pack(begin)
-            solution = again(system, flat)
-            on_failure = options.get("on_failure", "ignore")
-            solution = without_failed(solution, again, system, flat, on_failure)
+    if solve.times is not None:
+        times = packed_times(solve.times, packing.batch, coupled=coupled)
+        solve = solve if times is solve.times else replace(solve, times=times)
+    scope = scope_of(dynamics)
+    check_sharding(dynamics, together=scope.group is not None and type(gradient) is Implicit)
+    if scope.random:
+        noise = solve.times is not None and isinstance(gradient, Unrolled)
+        check_random(dynamics, scope.random, required=not noise)
+    problem = Problem.of(dynamics, x, packing)
+    recorder = Recorder(residuals=[]) if options.get("trace") else None
+    context = Context(backend, scope, autocast, recorder=recorder, batch=packing.batch)
+    system = System(problem, context)
+    if torch.is_grad_enabled():
+        system = system.with_function_state()
+    on_failure = options.get("on_failure", "ignore")
+    asked = solve, gradient, system, begin, on_failure
+    if autocast:
+        with suspended():
+            solution = scope.call(_solved, *asked)
+    else:
+        solution = scope.call(_solved, *asked)
     system.context.end()
-    z = packing.unpack(apart(solution.z, begin, system.x))
+    z = packing.unpack(apart(solution.z, begin, problem.x))
     parts: dict[str, Any] = {"z": z, "start": z0}
     if isinstance(solution, Solution) and solution.iterates is not None:
         parts["iterates"] = packing.unpack(solution.iterates)
     if isinstance(solution, Trajectory) and solution.times.ndim > 1:
         parts["times"] = solution.times.T
-    found = solution.amended(**parts)
+    found = amended(solution, **parts)
     return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
 
 
-def _check_backend(backend: Backend | None) -> None:
-    reason = None if backend is None else backend.unavailable_reason()
+def _solved(
+    solve: Solve, gradient: GradientStrategy, system: System, begin: Any, on_failure: OnFailure
+) -> Solution | Trajectory:
+    """The packed result, without a graph through what is not finite."""
+    z0 = system.problem.packing.pack(begin)
+
+    def again(system: System, z0: Tensor, rows: Tensor | None = None) -> Solution | Trajectory:
+        part = solve if rows is None else solve.of_samples(rows)
+        return run_from(gradient, part, system, z0)
+
+    return without_failed(run_from(gradient, solve, system, z0), again, system, z0, on_failure)
+
+
+def _check_backend(backend: Backend) -> None:
+    reason = backend.unavailable_reason()
     if reason is not None:
         raise ConfigError(
             [f"backend: {type(backend).__name__} cannot run here: {reason}; use 'auto' or 'torch'"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,20 +12,20 @@ from torch.utils import _pytree as pytree
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.errors import ConfigError, InputError
+from implicitcore.errors import ConfigError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
-from implicitcore.gradients.run import RunOptions, run
+from implicitcore.gradients.run import RunOptions, packed
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.layers import observers
-from implicitcore.layers.call import solver_of_call
+from implicitcore.layers.call import solver_of_call, times_of
 from implicitcore.layers.distributed import SharedGroup, group_of
 from implicitcore.layers.initial import InitialGuess, Zeros
 from implicitcore.layers.options import OPTIONS, LayerMeta, LayerOption, replaced
 from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.ode_solvers.times import Times, as_times, span
+from implicitcore.ode_solvers.times import Times
 from implicitcore.options.types import OnFailure, Positive, Spec
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import FinalState, Solution, SolveResult, Trajectory
@@ -115,7 +116,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         """Assign an option through its checks, which ``nn.Module`` passes by for modules."""
         option = getattr(type(self), name, None)
         if isinstance(option, OPTIONS):
-            option.__set__(self, value)
+            option.assign(self, value)
         else:
             super().__setattr__(name, value)
 
@@ -136,9 +137,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             SolveError: a sample failed, and ``on_failure`` says so.
             ConfigError: the solver has no such option, or not with that value.
         """
-        given = {"keys": keys, "times": times}
-        options |= {name: value for name, value in given.items() if value is not None}
-        solution = self.solve(x, z0, **options)
+        solution = self.solve(x, z0, keys=keys, times=times, **options)
         report(solution, self.on_failure, type(self).__name__, self)
         return solution.z
 
@@ -172,18 +171,12 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             trace: keep the residual after each step.
             options: of the layer's solver, for this call alone, read as its own are.
         """
-        solver = solver_of_call(self.solver, options)
-        with self._scope().entered():
-            start = self._begin(x, keys) if z0 is None else z0
-            spent = self.start.evaluations if z0 is None else 0
-            begin = (
-                pytree.tree_map(torch.detach, start)
-                if z0 is None and self.start.detached
-                else start
-            )
-            solution = self._run(begin, x, solver, times, trace)
-        if spent or start is not begin:
-            solution = solution.amended(start=start, evaluations=solution.evaluations + spent)
+        solver = solver_of_call(self.solver, options) if options else self.solver
+        options = {"solver": solver, "times": times, "trace": trace}
+        if z0 is None:
+            solution = self._scope().call(self._started, x, keys, options)
+        else:
+            solution = self._scope(begins=False).call(self._run, z0, x, options)
         if keys is not None:
             self.start.keep(keys, solution)
         if observers.active and not in_backward():
@@ -204,8 +197,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         Returns:
             The state, with the gradient that the start gives it.
         """
-        with self._scope().entered():
-            return self._begin(x, keys)
+        return self._scope().call(self._begin, x, keys)
 
     @property
     def sync_steps(self) -> bool | ProcessGroup:
@@ -272,27 +264,37 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             f"solver={self.solver}, gradient={self.gradient}, backend={type(self.backend).__name__}"
         )
 
-    def _scope(self) -> SolveContext:
-        scope = (current() or SolveContext()).stopping_with(group_of(self))
+    def _scope(self, begins: bool = True) -> SolveContext:
+        scope = current() or SolveContext()
+        group = group_of(self) if self._sync else None
+        if group is not scope.group:
+            scope = scope.stopping_with(group)
         scope.cache_weights(self.dynamics)
-        scope.cache_weights(self.start)
+        if begins:
+            scope.cache_weights(self.start)
         return scope
 
     def _begin(self, x: Any, keys: Any) -> Any:
         return self.start(unwrapped(x)) if keys is None else self.start.keyed(unwrapped(x), keys)
 
-    def _run(
-        self, begin: Any, x: Any, solver: RootSolver | ODESolver, times: Times, trace: bool
+    def _started(
+        self, x: Any, keys: Any, call: Mapping[str, Any]
     ) -> Solution | FinalState | Trajectory:
-        solve = Solve(solver, self._times(begin, times))
-        options: RunOptions = {"backend": self.backend, "trace": trace, "coupled": self.coupled}
-        options["on_failure"] = self.on_failure
-        found = run(self.dynamics, begin, x, solve, self.gradient, **options)
-        return found.final() if isinstance(found, Trajectory) and times is None else found
+        """The solve from the layer's own start."""
+        start, guess = self._begin(x, keys), self.start
+        spent = guess.evaluations
+        begin = pytree.tree_map(torch.detach, start) if guess.detached else start
+        solution = self._run(begin, x, call)
+        if spent or start is not begin:
+            solution = solution.amended(start=start, evaluations=solution.evaluations + spent)
+        return solution
 
-    def _times(self, z0: Any, times: Times) -> Tensor | None:
-        if not isinstance(self.solver, RootSolver):
-            return span(self.horizon, z0) if times is None else as_times(times)
-        if times is not None:
-            raise InputError("times: a root solver finds an equilibrium, which has none")
-        return None
+    def _run(
+        self, begin: Any, x: Any, call: Mapping[str, Any]
+    ) -> Solution | FinalState | Trajectory:
+        solver, times = call["solver"], call["times"]
+        solve = Solve(solver, times_of(solver, begin, times, self.horizon))
+        options: RunOptions = {"backend": self.backend, "trace": call["trace"]}
+        options["coupled"], options["on_failure"] = self.coupled, self.on_failure
+        found = packed(self.dynamics, begin, x, solve, self.gradient, options)
+        return found.final() if times is None and isinstance(found, Trajectory) else found

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any, TypedDict, TypeVar
 
+from torch import Tensor
+
 from implicitcore.backends.base import Backend
-from implicitcore.errors import ConfigError, show
+from implicitcore.errors import ConfigError, InputError, show
 from implicitcore.gradients.base import GradientStrategy
+from implicitcore.ode_solvers.times import Times, as_times, span
 from implicitcore.options.types import OnFailure, Spec
+from implicitcore.root_solvers.base import RootSolver
 
 _Solver = TypeVar("_Solver")
 
@@ -41,6 +45,19 @@ def solver_of_call(solver: _Solver, options: Mapping[str, Any]) -> _Solver:
         problem = f"options of one call need a solver that is a dataclass, received {show(solver)}"
         raise ConfigError([f"{', '.join(options)}: {problem}"])
     return replace(solver, **options)  # pyright: ignore[reportArgumentType, reportReturnType] - an object, not a class
+
+
+def times_of(solver: Any, z0: Any, times: Times, horizon: float) -> Tensor | None:
+    """The output times of a call; None for a root solver, which has none.
+
+    Raises:
+        InputError: it was given some.
+    """
+    if not isinstance(solver, RootSolver):
+        return span(horizon, z0) if times is None else as_times(times)
+    if times is not None:
+        raise InputError("times: a root solver finds an equilibrium, which has none")
+    return None
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:

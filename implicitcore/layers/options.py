@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from torch import nn
 
@@ -79,7 +79,12 @@ class LayerOption(Generic[Value]):
             return kept["_modules"][self.name]
         raise AttributeError(f"{type(layer).__name__} has no {self.name} yet")
 
-    def __set__(self, layer: nn.Module, value: Any) -> None:
+    if TYPE_CHECKING:  # without it python reads an option that is no module from the layer itself
+
+        def __set__(self, layer: nn.Module, value: Any) -> None: ...
+
+    def assign(self, layer: nn.Module, value: Any) -> None:
+        """Keep a value on a layer."""
         value = checked(self.owner, self.name, value)
         if value is None and self.default is not None:
             value = self.default(layer)
@@ -109,6 +114,10 @@ class OptionOf:
         return self if layer is None else getattr(self._holder(layer), self.attribute)
 
     def __set__(self, layer: nn.Module, value: Any) -> None:
+        self.assign(layer, value)
+
+    def assign(self, layer: nn.Module, value: Any) -> None:
+        """Give the part a value."""
         value, holder = checked(self.owner, self.name, value), self._holder(layer)
         if getattr(getattr(type(holder), self.attribute, None), "fset", self) is None:
             raise ConfigError(

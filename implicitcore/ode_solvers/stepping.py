@@ -20,7 +20,7 @@ from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.annotations import PartType
 from implicitcore.options.option import read_part
 from implicitcore.options.types import Spec
-from implicitcore.system.scope import solving
+from implicitcore.system.scope import scope_of
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.like import check_like
@@ -238,7 +238,7 @@ def stepping(  # noqa: PLR0913 - keyword options
     check_transforms("stepping", ("grad", "jvp"))
     dynamics, begin = VectorField(v, exact_time=exact_time), promoted(usable(z0), ambient())
     packing = Packing.of(begin, coupled=coupled)
-    with solving(dynamics):
+    with scope_of(dynamics).entered():
         system = System.of(dynamics, usable(x), packing)
     flat = packing.pack(begin)
     clock = t.detach() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)

@@ -50,6 +50,11 @@ class Broyden(StepwiseRootSolver[Any]):
     memory: Count = 20
     variant: Literal["good", "bad"] = "good"
 
+    @property
+    def keeps_residual(self) -> bool:
+        """See :attr:`StepwiseRootSolver.keeps_residual`: the good method keeps its steps alone."""
+        return self.variant == "bad"
+
     def update_rule(self, z: Tensor) -> BroydenRule | None:
         """See :meth:`StepwiseRootSolver.update_rule`."""
         del z

@@ -16,6 +16,7 @@ from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, scaled_norm
 from implicitcore.tensors.restrict import restrict
+from implicitcore.tensors.transforms import without_graph
 
 
 class StopTest(StopCriterion):
@@ -43,7 +44,6 @@ class StopTest(StopCriterion):
     def __init__(
         self, system: System, z0: Tensor, tol: float, atol: float, min_steps: int = 1
     ) -> None:
-        super().__init__()
         self.system, self.start, self.min_steps = system, z0, min_steps
         self.tol = system.tolerance(tol)
         self.state = StopState.at(z0, system.absolute(atol))
@@ -60,12 +60,7 @@ class StopTest(StopCriterion):
         Only here does a sample stop: its residual met the tolerance, is not finite, or has
         diverged.
         """
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                improved = self._update(now)
-        else:
-            improved = self._update(now)
-        state = self.state
+        improved, state = without_graph(self._update, now), self.state
         state.last = now.z
         state.best = now.z if improved is None else torch.where(column(improved), now.z, state.best)
         return self.remaining == 0
@@ -88,12 +83,15 @@ class StopTest(StopCriterion):
             state.best_norm = state.size = size
             state.pending, self.grown = state.limit, None
             return None
-        self._settle()
+        if state.pending is not None:
+            self._settle()
+        if self._all_met(now.residual, size):
+            return None
         # NaN compares false, so this finds all that must not go on, and all that is not measured.
         usual = torch.equal(torch.clamp(size, state.start.small, state.start.ceiling), size)
         if not usual:
             size = self._remeasure(now, size)
-        limit = self._in_force(state.limit)
+        limit = state.limit if self.stopped is None else self._in_force(state.limit)
         met = self._accept(now.residual, size, usual)
         return self._compare(size, limit, met)
 
@@ -112,8 +110,8 @@ class StopTest(StopCriterion):
     def _measure(self, now: Evaluation) -> Tensor:
         """The size of the residual, and the limit that it is compared with."""
         state, residual = self.state, now.residual
-        size = residual.norm.detach() if residual.norm.requires_grad else residual.norm
-        self.count += 1
+        size, self.count = residual.norm, self.count + 1
+        size = size.detach() if size.requires_grad else size
         if self.count == 1:
             origin = self.system.context.origin or origin_of(size, residual.update_norm)
             state.start.norm, state.start.ceiling = origin
@@ -122,7 +120,8 @@ class StopTest(StopCriterion):
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
         if self.count == 1:
             state.start.limit = self._first_limit()
-            check_known(self.system, now)
+            if self.system.context.known is not None:
+                check_known(self.system, now)
             if self.system.context.range_checked:
                 check_range(residual.update_norm, now.z, now.fz)
         return size
@@ -164,6 +163,19 @@ class StopTest(StopCriterion):
         self.stop(stops)
         return met
 
+    def _all_met(self, residual: Residual, size: Tensor) -> bool:
+        """Stop all samples, where each meets its tolerance just now and none is in doubt."""
+        state = self.state
+        if self.stopped is not None or state.failure is not None or self.count < self.min_steps:
+            return False
+        most = torch.minimum(state.limit, state.start.ceiling)
+        within = torch.equal(torch.clamp(size, state.start.small, most), size)
+        if not within or self._trust(residual) is not None:
+            return False
+        state.end(size, self.count)
+        self.grown, self.remaining = None, 0
+        return True
+
     def _rounding(self) -> float:
         return rounding_of(self.system.problem.is_map, self.start.dtype)
 
@@ -190,23 +202,16 @@ class StopTest(StopCriterion):
         remaining = int(self.state.active.sum())
         if 0 < remaining < self.remaining:
             done = ~self.state.active
-            self._lower(done)
-            self.stopped = done.nonzero().squeeze(1)
+            self.state.lower(done)
+            self.stopped, self.scale = done.nonzero().squeeze(1), None
         self.remaining = remaining
-
-    def _lower(self, done: Tensor) -> None:
-        state = self.state
-        state.floor = state.floor.masked_fill(done, -torch.inf)
-        state.start.small = state.start.small.masked_fill(done, -torch.inf)
-        self.scale = None
 
     def _compare(self, size: Tensor, limit: Tensor, met: Tensor) -> Tensor | None:
         """See :meth:`_update`."""
         state = self.state
         last, state.size, self.grown = state.size, size, None
         if state.failure is None and torch.equal(torch.minimum(size, state.best_norm), size):
-            state.best_norm = size
-            state.best_limit = limit
+            state.best_norm, state.best_limit = size, limit
             return None
         grown = size > GROWTH * last
         if bool(grown.any()):
@@ -226,6 +231,7 @@ class StopTest(StopCriterion):
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """z_next for the active samples, z for those that have stopped."""
+        self.state.last = self.state.best  # until the next check, and no longer held
         if self.stopped is None:
             return z_next
         if torch.is_grad_enabled():
@@ -268,24 +274,25 @@ class StopTest(StopCriterion):
         state = self._merged()
         if self.whole or not (self.stopped is None or self.remaining == len(state.active)):
             self._check_apart(state)
-        if steps is None:
-            steps = state.steps
-            if self.remaining:
-                steps = torch.where(state.active, self.count, steps)
+        steps = state.steps if steps is None else steps
+        if self.remaining and steps is state.steps:
+            steps = torch.where(state.active, self.count, steps)
         status = torch.zeros_like(state.active, dtype=torch.int8)
         if state.failure is not None:
             status = state.failure.clone()
         if self.remaining:
             status[state.active] = Status.MAX_STEPS
-        kept = self.recorder.residuals if self.recorder is not None else None
+        kept = None if self.recorder is None else self.recorder.residuals
         trace = torch.stack(kept) if kept else None
-        relative = state.best_norm / state.best_limit * self.tol if self.tol else None
+        z, size = state.best, state.best_norm
+        relative = size / state.best_limit * self.tol if self.tol else None
+        met = state.failure is None and not self.remaining and not self.whole
         return Solution(
-            z=state.best,
+            z=z,
             start=self.start,
-            residual=state.best_norm,
-            judged=Judged(state.best, state.best_norm, status, relative, trace, state.start.origin),
+            residual=size,
+            judged=Judged(z, size, status, relative, trace, state.start.origin, met),
             status=status,
             steps=steps,
-            evaluations=self.system.evaluations,
+            evaluations=self.system.context.counter.evaluations,
         )

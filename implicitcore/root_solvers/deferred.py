@@ -116,7 +116,6 @@ class DeferredStopTest(StopCriterion):
     def __init__(
         self, system: System, z0: Tensor, tol: float, atol: float, min_steps: int = 1
     ) -> None:
-        super().__init__()
         numbers = torch.zeros(len(z0), 1, dtype=z0.dtype)
         self.test = HostStopTest(HostSystem.on_host(system), numbers, tol, atol, min_steps)
         self.test.state.best = self.test.state.last = numbers.long()

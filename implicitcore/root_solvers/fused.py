@@ -38,11 +38,12 @@ class FusedLoop(NamedTuple):
         """Solve from z; ``start``, where f is known there."""
         system, advance = self.system, self.iteration.advance
         evaluate, recorder = system.map, system.context.recorder
-        fz, g = evaluate(z) if start is None else (start.fz, start.residual.value)
+        known = None if start is None else (start.fz, start.residual.value)
         start_z, last = z, self.max_steps - 1
+        del start
         for count in range(self.max_steps):
-            if count:
-                fz, g = evaluate(z)
+            fz, g = evaluate(z) if known is None else known
+            known = None
             z_next = advance(z, fz, g, count == last)
             if recorder is not None:
                 recorder.record(z, self.iteration.size())
@@ -51,6 +52,7 @@ class FusedLoop(NamedTuple):
             if z_next is None:
                 break
             z = z_next
+            del fz, g, z_next  # a state may be large
         return self._solution(start_z)
 
     def _check_range(self, z: Tensor, fz: Tensor) -> None:

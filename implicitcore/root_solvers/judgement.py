@@ -36,9 +36,11 @@ def solve(solver: RootSolver, system: System, z0: Tensor) -> Solution:
     status and the residual that it states do not count. Its tolerances are its ``tol`` and
     ``atol``, or those that solvers have by default.
     """
-    return in_range(
-        system, z0, lambda part, start: judged(solver, part, solver.solve(part, start), start)
-    )
+    return in_range(system, z0, _solve, solver)
+
+
+def _solve(system: System, z0: Tensor, solver: RootSolver) -> Solution:
+    return judged(solver, system, solver.solve(system, z0), z0)
 
 
 def solve_from(solver: RootSolver, system: System, start: Evaluation) -> Solution:
@@ -50,28 +52,28 @@ def solve_from(solver: RootSolver, system: System, start: Evaluation) -> Solutio
     return _marked(solution, to_complex(solution.z), start.z)
 
 
-def in_range(system: System, z0: Tensor, run: Callable[[System, Tensor], Any]) -> Any:
-    """What ``run`` returns for a system and its start, as the solvers can take them.
+def in_range(system: System, z0: Tensor, run: Callable[..., Any], *also: Any) -> Any:
+    """What ``run`` returns for a system, its start and ``also``, as the solvers can take them.
 
     A complex system as one of real numbers; and in units where norms need them.
     """
     if z0.is_complex():
         recorder = system.context.recorder
         count = len(recorder.iterates or ()) if recorder is not None else 0
-        solution = in_range(real_system(system, z0), to_real(z0), run)
+        solution = in_range(real_system(system, z0), to_real(z0), run, *also)
         back_to_complex(recorder, count)
         return _marked(solution, to_complex(solution.z), z0)
-    if system.scope.group is not None:  # processes that differ in their units would part
-        return run(system, z0)
+    if system.context.scope.group is not None:  # processes that differ in their units would part
+        return run(system, z0, *also)
     checked = amended(system, context=amended(system.context, range_checked=True))
     try:
-        return run(checked, z0)
+        return run(checked, z0, *also)
     except OutOfRange as found:
         unit = _whole(system, z0, found.unit)
     if unit is None:
-        return run(system, z0)
+        return run(system, z0, *also)
     scaled = ScaledSystem.scaled(system, unit)
-    solution = run(scaled, scaled.into(z0))
+    solution = run(scaled, scaled.into(z0), *also)
     scaled.unscale(system.context.recorder)
     z, residual = scaled.back(solution.z), solution.residual * scaled.unit
     mark = solution.judged._replace(z=z, residual=residual)
@@ -142,7 +144,9 @@ def judged(
 def _is_measured(solution: Any) -> bool:
     """Whether it is the solution of a stop test of ours, as it was."""
     mark = getattr(solution, "judged", None)
-    if mark is None:
-        return False
-    stated = (solution.z, solution.residual, solution.status)
-    return all(a is b for a, b in zip(mark, stated, strict=False))
+    return (
+        mark is not None
+        and mark.z is solution.z
+        and mark.residual is solution.residual
+        and mark.status is solution.status
+    )

@@ -34,6 +34,11 @@ class Picard(StepwiseRootSolver[None]):
 
     damping: Fraction = 1.0
 
+    @property
+    def keeps_residual(self) -> bool:
+        """See :attr:`StepwiseRootSolver.keeps_residual`."""
+        return False
+
     def update_rule(self, z: Tensor) -> PicardRule:
         """See :meth:`StepwiseRootSolver.update_rule`."""
         del z

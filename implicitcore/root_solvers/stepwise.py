@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Backend
 from implicitcore.backends.root_iteration import UpdateRule
 from implicitcore.errors import ConfigError, InputError, show
 from implicitcore.options.shared import Stopping
@@ -53,6 +54,14 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
             raise ConfigError(
                 [f"min_steps: expected at most max_steps, {self.max_steps}; got {self.min_steps}"]
             )
+
+    @property
+    def keeps_residual(self) -> bool:
+        """Whether the state may hold the residual of the last step, as it was given.
+
+        Where it does not, one buffer is enough for all residuals.
+        """
+        return True
 
     @abstractmethod
     def init(self, system: System, z: Tensor) -> State:
@@ -107,7 +116,7 @@ class StepwiseRootSolver(Stopping, RootSolver, Generic[State]):
 
     def _fused(self, system: System, z0: Tensor, start: Evaluation | None) -> Solution | None:
         """The solution by the backend's own iterations, where it has them."""
-        if self.compact:
+        if self.compact or type(system.context.backend).root_iteration is Backend.root_iteration:
             return None
         limits = self.tol, self.atol, self.min_steps, self.max_steps
         loop = fused_loop(system, z0, self.update_rule(z0), limits)
@@ -123,15 +132,19 @@ def iterate(
         The solution, and the solver's last state.
     """
     test = _stop_test(solver, system, start.z)
-    now, z, state = start, start.z, solver.init(system, start.z)
+    known, z, state = start, start.z, solver.init(system, start.z)
+    del start  # nothing of an iterate is held longer than it is used: a state may be large
     buffers: tuple[Tensor, ...] = ()
     for count in range(solver.max_steps):
-        if count:
+        if known is None:
             if not torch.is_grad_enabled() and (not buffers or buffers[0].shape != z.shape):
                 # In turn, for a solver keeps a residual until its next step: fresh memory costs
                 # more than the subtraction.
-                buffers = z.new_empty(test.keeps, *z.shape).unbind(0)
-            now = system.evaluate(z, buffers[count % test.keeps] if buffers else None)
+                keeps = test.keeps - (not solver.keeps_residual)
+                buffers = z.new_empty(keeps, *z.shape).unbind(0)
+            now = system.evaluate(z, buffers[count % len(buffers)] if buffers else None)
+        else:
+            now, known = known, None
         if test.check(now) or count == solver.max_steps - 1:
             break
         if test.grown is not None:
@@ -142,13 +155,14 @@ def iterate(
         if rows is not None:
             system, z, state = system.restrict(rows), z.index_select(0, rows), restrict(state, rows)
             test.narrow(system, rows)
+        del now, z_next
     return test.solution(), state
 
 
 def _stop_test(solver: StepwiseRootSolver[Any], system: System, z0: Tensor) -> StopCriterion:
     """That of the samples, at once or now and then, or that of processes which stop together."""
     options = solver.tol, solver.atol, solver.min_steps
-    if system.scope.group is not None:
+    if system.context.scope.group is not None:
         return SynchronizedStopTest(system, z0, *options)
     if host.on_host(z0):
         return StopTest(system, z0, *options)

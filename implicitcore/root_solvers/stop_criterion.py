@@ -29,9 +29,7 @@ class StopCriterion(ABC):
     """
 
     keeps: ClassVar[int] = 2
-
-    def __init__(self) -> None:
-        self.grown: Tensor | None = None
+    grown: Tensor | None = None
 
     @abstractmethod
     def check(self, now: Evaluation) -> bool:

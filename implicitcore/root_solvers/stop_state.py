@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ TRUST = 0.1
 HIDDEN = 128
 
 
+@cache
 def tiny(dtype: torch.dtype) -> float:
     """The least residual that is compared with: above zero, so that an exact root is seen."""
     info = torch.finfo(dtype)
@@ -155,6 +157,17 @@ class StopState:
         steps = torch.zeros(batch, dtype=torch.int64, device=device)
         start = AtStart(far, small, far, floor)
         return cls(active, steps, z0, far, floor, z0, far, floor, floor, start)
+
+    def end(self, size: Tensor, count: int) -> None:
+        """All samples have met their limits, with these residuals at this evaluation."""
+        self.best_norm, self.size, self.best_limit = size, size, self.limit
+        self.active = torch.zeros_like(self.active)
+        self.steps = torch.full_like(self.steps, count)
+
+    def lower(self, done: Tensor) -> None:
+        """Put the limits of samples ``[batch]`` that are done below all residuals."""
+        self.floor = self.floor.masked_fill(done, -torch.inf)
+        self.start.small = self.start.small.masked_fill(done, -torch.inf)
 
     def fail(self, which: Tensor, status: int | Tensor) -> None:
         """Samples ``which`` have failed."""

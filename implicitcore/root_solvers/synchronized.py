@@ -32,7 +32,6 @@ class SynchronizedStopTest(StopCriterion):
     def __init__(
         self, system: System, z0: Tensor, tol: float, atol: float, min_steps: int = 1
     ) -> None:
-        super().__init__()
         self.system, self.start, self.atol = system, z0, atol
         self.min_steps = min_steps
         self.tol = system.tolerance(tol)

@@ -17,7 +17,7 @@ from implicitcore.tensors.autocast import Autocast, ambient
 from implicitcore.tensors.restrict import SHARED, rule
 
 
-@dataclass
+@dataclass(init=False)
 class Counter:
     """The evaluations of a system and of its parts."""
 

@@ -188,7 +188,8 @@ def _refuse(system: System, worse: Tensor, reported: Tensor, found: Tensor) -> N
 
 
 def _alone(system: System) -> bool:
-    return system.packing.coupled or system.packing.batch < 2
+    packing = system.problem.packing
+    return packing.coupled or packing.batch < 2
 
 
 def _rounding(system: System, value: Tensor) -> float:

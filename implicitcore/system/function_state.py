@@ -44,21 +44,27 @@ class FunctionState:
         self.settled = False
         self.modes = [(module, module.training) for module in modules]
         self.reads: list[_Read] = [
-            (store, name, tensor, version(tensor))
+            (store, name, tensor, 0 if tensor.is_inference() else tensor._version)
             for module, _ in self.modes
             for store in (module._parameters, module._buffers)
             for name, tensor in store.items()
             if tensor is not None
         ]
-        leaves = (x,) if isinstance(x, Tensor) else pytree.tree_leaves(x)
-        self.reads += [
-            (None, "x", leaf, version(leaf)) for leaf in leaves if isinstance(leaf, Tensor)
-        ]
+        if isinstance(x, Tensor):
+            self.reads.append((None, "x", x, version(x)))
+        else:
+            leaves = (leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor))
+            self.reads += [(None, "x", leaf, version(leaf)) for leaf in leaves]
 
     def settle(self) -> None:
         """The solve has ended: leave out what it wrote itself, as the statistics of a norm."""
         self.settled = True
-        self.reads = [read for read in self.reads if not _is_changed(read)]
+        self.reads = [
+            read
+            for read in self.reads
+            if (read[2].is_inference() or read[2]._version == read[3])
+            and (read[0] is None or read[0].get(read[1]) is read[2])
+        ]
 
     def check(self) -> None:
         """Require that nothing has changed since the solve ended.

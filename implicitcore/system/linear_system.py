@@ -131,6 +131,10 @@ class Products(Linearization):
         """f was not evaluated for them."""
         return self.system.evaluate(z)
 
+    def residual(self, z: Tensor) -> Residual:
+        """See :meth:`evaluation`."""
+        return self.evaluation(z).residual
+
     def restrict(self, rows: Tensor) -> Linearization:
         """A product still costs one of the whole batch."""
         return _Embedded(self, rows)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.mixing import check_rows, precision
 
@@ -69,6 +70,11 @@ class Linearization:
     def evaluation(self, z: Tensor) -> Evaluation:
         """What f gave at the point, whose values z has."""
         return Evaluation(z, self.fz, self.system.residual(z, self.fz, self.g))
+
+    def residual(self, z: Tensor) -> Residual:
+        """f(z) - z with its norms, without a graph, for a z that has the values of the point."""
+        g = None if self.g is None else self.g.detach()
+        return self.system.residual(z, self.fz.detach(), g)
 
     def restrict(self, rows: Tensor) -> Linearization:
         """The products for some samples.

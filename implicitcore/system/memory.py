@@ -77,15 +77,15 @@ class Memory:
         if not self.addresses:
             return result
         pointer, owned = result.data_ptr(), result
-        if pointer == self.pointer or self.copies_result is not False:
+        if self.pointer is None and self.copies_result is None:
+            owned = result.clone()  # the first one
+        elif pointer == self.pointer or self.copies_result is not False:
             owned = self._copied(result, pointer)
         self.result, self.pointer, self.version = result, pointer, result._version
         return owned
 
     def _copied(self, result: Tensor, pointer: int) -> Tensor:
         """A copy, where one is needed."""
-        if self.pointer is None and self.copies_result is None:
-            return result.clone()
         again = pointer == self.pointer and result.numel() > 0
         if again and self.copies_result is False and not self._constant(result):
             raise InputError(
@@ -102,8 +102,9 @@ class Memory:
 
 def versions_of(x: Any) -> list[int]:
     """How often each tensor of x was written to."""
-    leaves = (x,) if isinstance(x, Tensor) else pytree.tree_leaves(x)
-    return [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+    if isinstance(x, Tensor):
+        return [0 if x.is_inference() else x._version]
+    return [version(leaf) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
 
 
 def version(tensor: Tensor) -> int:

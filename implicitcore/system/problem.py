@@ -48,11 +48,11 @@ class Problem:
     time_dtype: torch.dtype | None = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "x", unwrapped(self.marked))
-        object.__setattr__(self, "is_map", self.dynamics.is_map())
-        object.__setattr__(self, "subtracts", subtracts(self.dynamics))
-        time_dtype = None if self.dynamics.exact_time else self.packing.real_dtype
-        object.__setattr__(self, "time_dtype", time_dtype)
+        put, dynamics, marked = object.__setattr__, self.dynamics, self.marked
+        put(self, "x", marked if isinstance(marked, Tensor) else unwrapped(marked))
+        put(self, "is_map", dynamics.is_map())
+        put(self, "subtracts", type(dynamics).velocity is FixedPointMap.velocity)
+        put(self, "time_dtype", None if dynamics.exact_time else self.packing.real_dtype)
 
     def time(self, t: Tensor) -> Tensor:
         """Times ``[batch]`` as functions of the user receive them: to broadcast against z."""

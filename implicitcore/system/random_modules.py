@@ -21,6 +21,16 @@ def is_random(module: nn.Module) -> bool:
     return isinstance(module, _DRAWING) or type(module).__name__ in _ELSEWHERE
 
 
+def drawing(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """Those of the modules, all in training, that draw random numbers at each call."""
+    return [
+        module
+        for module in modules
+        if (isinstance(module, _DRAWING) or type(module).__name__ in _ELSEWHERE)
+        and draws_anew(module)
+    ]
+
+
 def draws_anew(module: nn.Module) -> bool:
     """Whether a module draws random numbers at each call in training, with the options it has."""
     if not isinstance(module, _DRAWING):

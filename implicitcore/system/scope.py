@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +15,7 @@ from implicitcore.system.cached_weights import Weights, compute_weights
 from implicitcore.system.captured_modules import captured_modules
 from implicitcore.system.current import Block, current, running
 from implicitcore.system.function_state import FunctionState
-from implicitcore.system.random_modules import draws_anew
+from implicitcore.system.random_modules import drawing
 from implicitcore.tensors.restrict import SHARED
 from implicitcore.tensors.shared import unwrapped
 
@@ -66,7 +66,7 @@ class SolveContext:
         """
         if module in self.known:
             return
-        children = [module, *captured_modules(module)]
+        children, training = [module, *captured_modules(module)], []
         members = self.members[module] = []
         while children:
             child = children.pop()
@@ -81,7 +81,8 @@ class SolveContext:
                 elif part is not None:
                     children.append(part)
             if child.training:
-                self._check(child)
+                training.append(child)
+        self._check(training)
 
     def function_state(self, dynamics: nn.Module, x: Any) -> FunctionState:
         """What f reads, as it is now."""
@@ -106,14 +107,20 @@ class SolveContext:
 
     def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """What the function returns for the arguments, called inside the context."""
-        before = running.context
+        before, weights = running.context, running.weights
         if before is self:
             return function(*arguments)
         try:
-            running.switch(self)
+            running.context, running.weights = self, self.weights
             return function(*arguments)
         finally:
-            running.switch(before)
+            running.context, running.weights = before, weights
+
+    def _check(self, training: Sequence[nn.Module]) -> None:
+        for module in training:
+            if module._forward_pre_hooks:
+                _refuse_moving(module)
+        self.random += drawing(training)
 
     @contextmanager
     def entered(self) -> Iterator[SolveContext]:
@@ -124,12 +131,6 @@ class SolveContext:
             yield self
         finally:
             running.switch(before)
-
-    def _check(self, module: nn.Module) -> None:
-        if draws_anew(module):
-            self.random.append(module)
-        elif module._forward_pre_hooks:
-            _refuse_moving(module)
 
 
 def in_training(module: nn.Module) -> bool:
@@ -182,14 +183,13 @@ def frozen_randomness(module: Callable[..., Any] | None = None) -> Iterator[Solv
         block.close()
 
 
-def solving(module: nn.Module) -> AbstractContextManager[SolveContext]:
+def scope_of(module: nn.Module) -> SolveContext:
     """The context of a solve of these dynamics: of the layer or block around it, or a new one."""
     context = running.context
-    if context is not None and module in context.known:
-        return nullcontext(context)
-    context = current() or SolveContext()
-    context.cache_weights(module)
-    return context.entered()
+    if context is None or module not in context.known:
+        context = current() or SolveContext()
+        context.cache_weights(module)
+    return context
 
 
 def _refuse_moving(module: nn.Module) -> None:

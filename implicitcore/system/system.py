@@ -30,7 +30,7 @@ from implicitcore.tensors.amended import amended
 from implicitcore.tensors.autocast import restored
 from implicitcore.tensors.norms import norm, real_dtype
 from implicitcore.tensors.packing import Packing
-from implicitcore.tensors.transforms import check_products
+from implicitcore.tensors.transforms import check_products, with_graph
 
 
 @dataclass(eq=False)
@@ -220,9 +220,8 @@ class System:
         # Without a graph a view of a leaf still says that it requires a gradient, and autograd does
         # not know it.
         attached = torch.is_grad_enabled() and z.requires_grad
-        with torch.enable_grad():
-            point = z if attached else z.detach().requires_grad_()
-            fz, g = self.map(point)
+        point = z if attached else z.detach().requires_grad_()
+        fz, g = with_graph(self.map, point)
         return Linearization(self, point, fz, g)
 
     def map(self, z: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -18,11 +18,12 @@ Autocast = tuple[tuple[str, torch.dtype], ...]
 
 def ambient() -> Autocast:
     """The autocast of the code that asks."""
-    return tuple(
-        (device, torch.get_autocast_dtype(device))
-        for device in _DEVICE_TYPES
-        if torch.is_autocast_enabled(device)
-    )
+    asked = torch.is_autocast_enabled
+    found: Autocast = ()
+    for device in _DEVICE_TYPES:  # as a rule none
+        if asked(device):
+            found += ((device, torch.get_autocast_dtype(device)),)
+    return found
 
 
 def promoted(z: Any, autocast: Autocast) -> Any:

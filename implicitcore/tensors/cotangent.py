@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicitcore.tensors import host
+from implicitcore.tensors.norms import whole_finite
+from implicitcore.tensors.transforms import transformed
+
 
 class Pullback(ABC):
     """What the incoming gradient v of a solution z becomes, before it enters the graph of f(z)."""
@@ -19,6 +23,10 @@ class Pullback(ABC):
         NaN for a sample whose v is not finite, whatever the solver makes of it: who scales a loss
         looks for it. The other samples do not see it.
         """
+        if (
+            host.on_host(v) and not transformed() and whole_finite(v)
+        ):  # as a rule: one pass, and no copies
+            return self.solve(v)
         finite = v.isfinite().all(1, keepdim=True)
         return torch.where(finite, self.solve(torch.where(finite, v, 0)), torch.nan)
 

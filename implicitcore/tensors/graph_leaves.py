@@ -23,7 +23,10 @@ def graph_leaves(output: Tensor, stop: Iterable[Tensor] = ()) -> list[Tensor]:
     if output.grad_fn is None:
         return [output] if output.requires_grad else found
     todo: list[Node] = [output.grad_fn]
-    seen = {*todo, *(tensor.grad_fn for tensor in stop if tensor.grad_fn is not None)}
+    seen = set(todo)
+    for tensor in stop:
+        if tensor.grad_fn is not None:
+            seen.add(tensor.grad_fn)
     while todo:
         node = todo.pop()
         variable = getattr(node, "variable", None)  # an AccumulateGrad node holds its leaf
@@ -38,6 +41,8 @@ def graph_leaves(output: Tensor, stop: Iterable[Tensor] = ()) -> list[Tensor]:
 
 def inputs(x: Any) -> list[Tensor]:
     """The tensors of a pytree that require a gradient."""
+    if isinstance(x, Tensor):
+        return [x] if x.requires_grad else []
     return [
         leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.requires_grad
     ]
@@ -45,4 +50,8 @@ def inputs(x: Any) -> list[Tensor]:
 
 def union(*groups: Iterable[Tensor]) -> list[Tensor]:
     """The tensors of all groups in order, each once."""
-    return list(dict.fromkeys(tensor for group in groups for tensor in group))
+    found: dict[int, Tensor] = {}  # by identity: the hash of a tensor is a call
+    for group in groups:
+        for tensor in group:
+            found.setdefault(id(tensor), tensor)
+    return list(found.values())

@@ -16,6 +16,10 @@ DOUBLE = (torch.float64, torch.complex128)
 """The dtypes whose norms and small solves are done in float64; those of all others in float32."""
 
 
+HALF = (torch.float16, torch.bfloat16)
+"""The dtypes whose squares are summed in float32."""
+
+
 def real_dtype(z: Tensor) -> torch.dtype:
     """The real dtype in which norms and small solves of ``z`` are done: float32 at least."""
     return torch.float64 if z.dtype in DOUBLE else torch.float32
@@ -34,7 +38,7 @@ def clock_dtype(times: Tensor, z: Tensor) -> torch.dtype:
 
 def norm(z: Tensor) -> Tensor:
     """2-norm of each sample, ``[batch, n] -> [batch]``."""
-    if z.dtype in (torch.float16, torch.bfloat16):
+    if z.dtype in HALF:
         return torch.linalg.vector_norm(z, dim=1, dtype=torch.float32)
     return torch.linalg.vector_norm(z, dim=1)
 
@@ -49,15 +53,13 @@ def all_finite(z: Tensor) -> Tensor:
 
     A 2-norm overflows where no entry does.
     """
-    total = (
-        z.sum(1, dtype=real_dtype(z)) if z.dtype in (torch.float16, torch.bfloat16) else z.sum(1)
-    )
+    total = z.sum(1, dtype=real_dtype(z)) if z.dtype in HALF else z.sum(1)
     return total - total == 0
 
 
 def whole_finite(z: Tensor) -> bool:
     """Whether no entry is a NaN or an infinity, nor the sum of all: one look at the device."""
-    narrow = z.dtype in (torch.float16, torch.bfloat16)
+    narrow = z.dtype in HALF
     total = (z.sum(dtype=torch.float32) if narrow else z.sum()).item()
     return total - total == 0
 

@@ -72,6 +72,19 @@ class Packing:
             InputError: no tensors, no batch dimension, different batch sizes, dtypes or devices, or
                 an integer dtype.
         """
+        if type(z) not in _PLAIN:
+            return cls._of(z, coupled)
+        key = (z.shape, z.dtype, z.device, z.layout, coupled)
+        packing = _KNOWN.get(key)
+        if packing is None:
+            packing = cls._of(z, coupled)
+            if len(_KNOWN) == _MOST:
+                _KNOWN.clear()
+            _KNOWN[key] = packing
+        return packing
+
+    @classmethod
+    def _of(cls, z: Any, coupled: bool) -> Packing:
         leaves, spec = ([z], _LEAF) if isinstance(z, Tensor) else pytree.tree_flatten(z)
         if is_marked(z):
             raise InputError(
@@ -160,6 +173,10 @@ class Packing:
                 where = "a tensor on " if name == "device" else ""
                 return f"{where}{found}, expected {expected} (the {name} of z)"
         return ""
+
+
+# The packings of states that are one tensor, which every solve asks for: they follow from the key.
+_PLAIN, _KNOWN, _MOST = (Tensor, torch.nn.Parameter), dict[tuple[Any, ...], Packing](), 256
 
 
 def _kind(value: object) -> str:

@@ -63,16 +63,12 @@ def eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
 def usable(tree: Any) -> Any:
     """The pytree with tensors that autograd may save: one made in inference mode may not."""
     if isinstance(tree, Tensor):
-        return _usable(tree)
+        return tree.clone() if tree.is_inference() else tree
     if not any(
         isinstance(leaf, Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves(tree)
     ):
         return tree
-    return pytree.tree_map_only(Tensor, _usable, tree)
-
-
-def _usable(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.is_inference() else tensor
+    return pytree.tree_map_only(Tensor, usable, tree)
 
 
 def check_transforms(strategy: str, follows: Collection[str]) -> None:
@@ -87,6 +83,8 @@ def check_transforms(strategy: str, follows: Collection[str]) -> None:
         InputError: under vmap.
         GradientError: under a derivative that cannot go through the strategy.
     """
+    if peek_interpreter_stack() is None and forward_ad._current_level < 0:
+        return
     transforms = {interpreter.key() for interpreter in get_interpreter_stack() or ()}
     if TransformType.Vmap in transforms:
         raise InputError(_VMAP)
@@ -98,6 +96,28 @@ def check_transforms(strategy: str, follows: Collection[str]) -> None:
                 strategy, "forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad)"
             )
         )
+
+
+def without_graph(function: Callable[..., _T], *arguments: Any) -> _T:
+    """What the function returns under ``torch.no_grad``, whose own context is seven calls."""
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    torch.set_grad_enabled(False)
+    try:
+        return function(*arguments)
+    finally:
+        torch.set_grad_enabled(True)
+
+
+def with_graph(function: Callable[..., _T], *arguments: Any) -> _T:
+    """What the function returns under ``torch.enable_grad``."""
+    if torch.is_grad_enabled():
+        return function(*arguments)
+    torch.set_grad_enabled(True)
+    try:
+        return function(*arguments)
+    finally:
+        torch.set_grad_enabled(False)
 
 
 def transformed() -> bool:

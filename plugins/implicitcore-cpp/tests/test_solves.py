@@ -175,3 +175,21 @@ def test_several_threads_give_the_same_bits(cpp):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("solver", [ic.Anderson(tol=1e-9), ic.Broyden(tol=1e-9)], ids=str)
+def test_the_memory_of_iterates_is_used_again(cpp, calls, solver):
+    """Also of those that Python has seen; a test of it keeps none of them."""
+    places, problem = [], PROBLEMS["rates"](torch.float64)
+
+    def f(z, x):
+        places.append((z.data_ptr(), z.untyped_storage().nbytes()))
+        return problem.f(z, x)
+
+    with torch.no_grad():
+        found = ic.fixed_point(
+            f, torch.zeros_like(problem.x), problem.x, solver=solver, backend=cpp
+        )
+    assert calls
+    assert found.evaluations > 7
+    assert len(set(places)) <= 5

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
 
 #include "kernels.h"
 #include "stop_test.h"
@@ -13,20 +14,27 @@
 
 namespace implicitcore {
 
-// Tensors that are used again as soon as nobody else holds one: fresh memory costs more than a
-// pass over it.
+// Tensors that are used again as soon as nobody else holds their memory: fresh memory costs more
+// than a pass over it. Each is handed out as a tensor and a storage of its own over that memory: what
+// Python has seen is held by its object for as long as C++ holds it, and would never be free.
 class Buffers {
  public:
   at::Tensor take(const at::Tensor& like) {
     for (const at::Tensor& each : all_) {
-      if (each.use_count() == 1 && each.storage().use_count() == 1) return each;
+      if (each.use_count() == 1) return another(each);
     }
     all_.push_back(at::empty_like(like));
-    return all_.back();
+    return another(all_.back());
   }
 
  private:
   std::vector<at::Tensor> all_;
+
+  static at::Tensor another(const at::Tensor& tensor) {
+    return at::from_blob(
+        tensor.mutable_data_ptr(), tensor.sizes(), tensor.strides(),
+        [held = tensor](void*) mutable { held.reset(); }, tensor.options());
+  }
 };
 
 // What RootResult of implicitcore has.

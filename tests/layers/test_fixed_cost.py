@@ -1,0 +1,113 @@
+"""What a solve costs beside its evaluations, counted: small cells pay for calls, and not for
+arithmetic."""
+
+import gc
+import sys
+import warnings
+
+import pytest
+import torch
+from support.operations import Operations
+from torch import nn
+
+import implicitcore as ic
+from implicitcore.errors import InputError
+from implicitcore.tensors.packing import Packing
+from implicitcore_lab.memory import peak_bytes
+
+
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+        nn.init.normal_(self.linear.weight, std=0.05)
+
+    def forward(self, z, x):
+        return torch.tanh(self.linear(z) + x)
+
+
+def solve_at_the_root():
+    """A call of a layer that evaluates f once."""
+    torch.manual_seed(0)
+    layer = ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-3))
+    x = torch.randn(8, 32)
+    with torch.no_grad():
+        z = layer(x, tol=1e-6)
+    return lambda: layer(x, z)
+
+
+def python_calls(work):
+    """Calls of Python functions, the work's own left out."""
+    found = []
+    gc.collect()
+    sys.setprofile(lambda frame, event, arg: found.append(frame) if event == "call" else None)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return len(found) - 1
+
+
+@pytest.mark.parametrize(
+    ("graph", "calls", "operations"), [(False, 130, 32), (True, 204, 48)], ids=["plain", "graph"]
+)
+def test_a_solve_of_one_evaluation_takes_few_calls(graph, calls, operations):
+    """Of them a cell of one linear map has 7, and torch's own layers around it 5; with a graph f is
+    evaluated a second time."""
+    with torch.set_grad_enabled(graph):
+        work = solve_at_the_root()
+        work()
+        assert python_calls(work) <= calls
+        with Operations() as seen:
+            work()
+    assert len(seen.names) <= operations
+
+
+@pytest.mark.parametrize(
+    ("solver", "states"),
+    [(ic.Picard(tol=1e-6), 6), (ic.Anderson(tol=1e-6), 22), (ic.Broyden(tol=1e-6), 27)],
+    ids=["picard", "anderson", "broyden"],
+)
+def test_a_solve_holds_no_more_states_than_it_uses(solver, states):
+    """f's own are among them: two."""
+    torch.manual_seed(0)
+    rate, x = torch.linspace(0.1, 0.8, 16).unsqueeze(1), torch.randn(16, 4096)
+
+    def f(z, x):
+        return torch.tanh(rate * z) + x
+
+    with torch.no_grad():
+        start = torch.zeros_like(x)
+        assert ic.fixed_point(f, start, x, solver=solver).evaluations > 8
+        peak = peak_bytes(lambda: ic.fixed_point(f, start, x, solver=solver), x.device)
+    assert peak <= (states + 0.5) * x.numel() * x.element_size()
+
+
+def test_a_status_that_was_written_to_is_looked_at():
+    solution = ic.fixed_point(lambda z, x: 0.5 * z + x, torch.zeros(3, 2), torch.ones(3, 2))
+    assert not solution.failed
+    solution.status[1] = 1
+    assert solution.failed
+    assert solution.amended(status=torch.tensor([0, 2, 0])).failed
+
+
+def test_the_packing_of_a_tensor_follows_its_signature():
+    z = torch.zeros(3, 4)
+    packing = Packing.of(z)
+    assert Packing.of(torch.ones(3, 4)) is packing
+    for other in (z.double(), torch.zeros(2, 4), torch.zeros(3, 4, 1)):
+        assert Packing.of(other) != packing
+    assert Packing.of(z, coupled=True).batch == 1
+    for _ in range(2):  # an error is not kept
+        with pytest.raises(InputError, match="dtype torch.int64"):
+            Packing.of(z.long())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sparse = z.to_sparse()
+    with pytest.raises(InputError, match="layout torch.sparse_coo"):
+        Packing.of(sparse)
+
+
+def test_more_packings_than_are_kept_are_all_right():
+    for batch in range(1, 300):
+        assert Packing.of(torch.zeros(batch, 2)).batch == batch
