@@ -1,0 +1,32 @@
+"""On an accelerator a stage is added to all rows of a tableau at once: the same trajectories."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import implicitcore as ic
+from implicitcore.tensors import host
+
+WEIGHT = torch.tensor([[0.3, -0.5], [0.4, 0.1]], dtype=torch.float64)
+SPAN = torch.tensor([0.0, 3.0], dtype=torch.float64)
+
+
+def field(t, z, x):
+    return torch.tanh(z @ WEIGHT) * torch.cos(t)
+
+
+@torch.no_grad()
+def solved(solver):
+    z0 = torch.tensor([[1.0, 2.0], [-3.0, 0.5]], dtype=torch.float64)
+    return ic.integrate(field, z0, times=SPAN, solver=solver).raise_if_failed()
+
+
+@pytest.mark.parametrize("solver", [ic.Tsit5(), ic.Bosh3(), ic.DOP853(), ic.Fehlberg45()])
+def test_the_trajectory_is_that_of_one_sum_after_another(solver, monkeypatch):
+    expected = solved(solver)
+    monkeypatch.setattr(host, "on_host", lambda tensor: False)
+    found = solved(solver)
+    assert solver.tableau.full
+    assert found.steps.tolist() == expected.steps.tolist()
+    assert torch.allclose(found.z, expected.z, rtol=0, atol=1e-11)
