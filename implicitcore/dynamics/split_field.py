@@ -34,7 +34,7 @@ class SplitField(nn.Module):
         >>> z0, times = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([0.0, 1.0])
         >>> z = ic.integrate(v, z0, times=times, solver=ic.KenCarp4(rtol=1e-6, atol=1e-8)).z[-1]
         >>> round(z.item(), 3)
-        0.541
+        0.542
 
     Reference:
         Ascher, Ruuth, Spiteri, Implicit-explicit Runge-Kutta methods for time-dependent partial
