@@ -17,7 +17,8 @@ class SplitField(nn.Module):
 
     It is given where a vector field is: to :func:`~implicitcore.integrate` and to layers that
     integrate. ``KenCarp3`` and ``KenCarp4`` integrate the stiff part implicitly and the other
-    explicitly; to every other solver it is the sum.
+    explicitly; to every other solver it is the sum. What nearly cancels belongs in one part: a
+    forcing that holds a fast decay in balance is stiff with it, or the steps become short.
 
     Arguments:
         stiff: a module or function that returns a state shaped like z: what decays fast (diffusion,
@@ -29,7 +30,7 @@ class SplitField(nn.Module):
 
     Example:
         >>> import torch, implicitcore as ic
-        >>> v = ic.SplitField(lambda t, z, x: -1000 * z, lambda t, z, x: 1000 * torch.cos(t) + z)
+        >>> v = ic.SplitField(lambda t, z, x: 1000 * (torch.cos(t) - z), lambda t, z, x: z)
         >>> z0, times = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([0.0, 1.0])
         >>> z = ic.integrate(v, z0, times=times, solver=ic.KenCarp4(rtol=1e-6, atol=1e-8)).z[-1]
         >>> round(z.item(), 3)

@@ -138,7 +138,7 @@ def test_stiff_accuracy_on_a_reaction_with_diffusion(pair):
         )
     assert found.converged.all()
     assert (found.z - tight.z).abs().max() < 1e-4
-    assert found.steps.max() < tight.steps.max() / 4
+    assert found.steps.max() < tight.steps.max() / 3
 
 
 @each_pair
