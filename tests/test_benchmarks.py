@@ -13,17 +13,21 @@ import torch
 from benchmarks import (
     checks,
     counting,
+    curves,
     dispatch,
     gpu,
     gpu_report,
     jax_peers,
     ode,
     ode_contenders,
+    ode_curves,
     ode_problems,
     ode_report,
     plain_rate,
+    precision,
     program,
     root,
+    root_curves,
     root_report,
 )
 from benchmarks.counting import Counted
@@ -580,3 +584,72 @@ def test_compiled_rows_beside_eager_and_jax():
     lines = "\n".join(root_report._compiled(rows))
     assert "| MLP, tol 1e-5 | picard | 0.80, met | 0.50 | 2.00, missed by 33 % |" in lines
     assert "Rows of jax are one jitted function" in lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [root_curves, ode_curves, precision])
+def test_quick_runs_of_the_curves(part, tmp_path):
+    name = part.CURVES.name
+    part.main(["--quick", "--threads", "1", "--output", str(tmp_path)])
+    points, about = curves.load(tmp_path / f"{name}.json")
+    assert {point.sweep for point in points} == set(part.CURVES.sweeps)
+    assert all(value > 0 for point in points for value in point.values.values())
+    assert about["threads"] == 1
+    assert (tmp_path / f"{name}.png").stat().st_size < 60_000
+    one = next(iter(part.CURVES.sweeps))
+    part.main(["--quick", "--threads", "1", "--output", str(tmp_path), "--only", one])
+    again, _ = curves.load(tmp_path / f"{name}.json")
+    kept = [point for point in points if one not in point.sweep]
+    assert [point for point in again if one not in point.sweep] == kept
+    assert len(again) == len(points)
+
+
+def test_a_quick_run_of_curves_replaces_no_measurements(capsys):
+    with pytest.raises(SystemExit):
+        root_curves.main(["--quick"])
+    assert "--quick wants --output" in capsys.readouterr().err
+
+
+def test_every_curve_has_a_style_of_its_own():
+    cell, z0 = root_curves.Cell(2, 3), torch.zeros(2, 3)
+    names = [list(root_curves.solves(cell))]
+    task = ode_curves.Task(2, 3)
+    field = ode_curves.Field(ode_problems.perceptron(3, 4, 1.0))
+    names.append(list(ode_curves.integrations(task, field, z0)))
+    of = [root_curves.style, ode_curves.STYLES.__getitem__]
+    for task in precision.tasks().values():
+        names.append(list(precision.contenders(task, precision.Counted(task))))
+        of.append(precision.style)
+    for found, style in zip(names, of, strict=True):
+        assert len({style(name) for name in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", [name for name in precision.tasks() if name != "Robertson"])
+def test_works_against_precision_end_in_the_same_state(name):
+    task = precision.tasks()[name]
+    task = precision.Task(task.v, task.z0[:2], 0.5)
+    v, exact = precision.Counted(task), precision.reference(task)
+    for curve, solve in precision.contenders(task, v).items():
+        v.evaluations = 0.0
+        error = ((solve(1e-9) - exact).norm() / exact.norm()).item()
+        # torchdiffeq interpolates the last state, dopri8's to a few digits.
+        assert error < (1e-3 if curve == "torchdiffeq dopri8" else 1e-7), curve
+        assert v.evaluations > 5
+
+
+def test_an_iteration_of_the_curves_is_an_evaluation():
+    cell = root_curves.Cell(2, 5)
+    for name, solve in root_curves.solves(cell).items():
+        cell.evaluations = 0
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            solve()
+        assert abs(cell.evaluations - root_curves.ITERATIONS) <= 1, name
+
+
+def test_pictures_stand_on_a_page_where_they_lie_beside_it(tmp_path):
+    captions = {"first": "One.", "second": "Two."}
+    assert program.pictures(tmp_path, captions) == ""
+    (tmp_path / "second.png").touch()
+    assert program.pictures(tmp_path, captions) == (
+        "\n## Curves\n\nTwo.\n\n![second](second.png)\n"
+    )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,8 @@ class Program:
         contenders: on a problem, quick or not.
         page: the Markdown page, from the rows, the row ``machine`` and the text of what was tried.
         devices: where it can run; the first is the default.
+        pictures: of `make bench-curves`, those that belong to the page, by name, and what each
+            shows.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Program:
     contenders: Callable[[Problem, bool], Sequence[Contender]]
     page: Callable[[Sequence[Row], Mapping[str, Any], str], str]
     devices: tuple[str, ...] = ("cpu",)
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
     def main(self, arguments: list[str] | None = None) -> None:
         options = self._options(arguments)
@@ -65,7 +68,8 @@ class Program:
             save(path, rows, about)
         notes = Path(__file__).with_name(f"{self.name}_tried.md")
         tried = notes.read_text(encoding="utf-8") if notes.exists() else ""
-        path.with_suffix(".md").write_text(self.page(*load(path), tried), encoding="utf-8")
+        page = self.page(*load(path), tried) + pictures(folder, self.pictures)
+        path.with_suffix(".md").write_text(page, encoding="utf-8")
         print(f"wrote {path} and {path.with_suffix('.md').name}")
 
     def _run(self, options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
@@ -173,6 +177,13 @@ class Program:
             "or --contenders nothing is saved, unless it is merged)",
         )
         return parser.parse_args(arguments)
+
+
+def pictures(folder: Path, captions: Mapping[str, str]) -> str:
+    """The section of those that lie in the folder."""
+    found = {name: text for name, text in captions.items() if (folder / f"{name}.png").exists()}
+    sections = [f"{text}\n\n![{name}]({name}.png)\n" for name, text in found.items()]
+    return "\n".join(["\n## Curves\n", *sections]) if found else ""
 
 
 def _partly(options: argparse.Namespace) -> bool:
