@@ -109,9 +109,9 @@ bench-jax: ## make .venv-jax, with the JAX libraries that bench-root and bench-o
 	python3 -m venv .venv-jax
 	.venv-jax/bin/pip install --quiet jax jaxopt optimistix diffrax
 
-bench-curves: install ## measure sweeps and work against precision, for the pictures beside the pages in docs/benchmarks
+bench-curves: install ## measure sweeps, work against precision and more trajectories, for the same two pages
 	$(PIP) --editable '.[bench]'
-	for part in root_curves ode_curves precision; do \
+	for part in root_curves ode_curves precision ode_cases; do \
 		PYTHONPATH=tests $(BIN)/python -m benchmarks.$$part $(BENCH_ARGS) || exit 1; \
 	done
 

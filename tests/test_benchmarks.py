@@ -19,6 +19,7 @@ from benchmarks import (
     gpu_report,
     jax_peers,
     ode,
+    ode_cases,
     ode_contenders,
     ode_curves,
     ode_problems,
@@ -653,3 +654,39 @@ def test_pictures_stand_on_a_page_where_they_lie_beside_it(tmp_path):
     assert program.pictures(tmp_path, captions) == (
         "\n## Curves\n\nTwo.\n\n![second](second.png)\n"
     )
+
+
+@pytest.mark.slow
+def test_quick_run_of_the_cases(tmp_path):
+    ode_cases.main(["--quick", "--threads", "1", "--output", str(tmp_path)])
+    points, _ = curves.load(tmp_path / "ode_cases.json")
+    assert {point.sweep for point in points} == set(ode_cases.CASES)
+    for point in points:
+        assert 0 <= point.values["error"] < 0.1, point
+        assert point.values["evaluations"] > 10
+    text = program.cases(tmp_path / "ode_cases.json")
+    assert text.count("| ms | evaluations | error |") == len(ode_cases.CASES)
+
+
+def test_output_times_of_the_cases_cost_no_evaluations_and_errors_are_small():
+    timing = curves.Timing(quick=True, repetitions=1)
+    few, many = (
+        {point.curve: point.values for point in ode_cases.output_times(k, "", timing)}
+        for k in (2, 100)
+    )
+    for name in ("dopri5", "tsit5"):
+        assert few[name]["evaluations"] == many[name]["evaluations"]
+        assert many[name]["error"] < 0.02
+
+
+def test_without_cases_there_is_no_section(tmp_path):
+    assert program.cases(tmp_path / "ode_cases.json") == ""
+
+
+def test_equal_steps_of_the_cases_are_those_of_the_loop_by_hand():
+    timing = curves.Timing(quick=True, repetitions=1)
+    found = {point.curve: point.values for point in ode_cases.equal_steps(1, 2, "", timing)}
+    for name in ("euler", "rk4"):
+        hand = found[f"loop by hand, {name}"]
+        assert found[name]["evaluations"] == hand["evaluations"]
+        assert found[name]["error"] == pytest.approx(hand["error"], rel=1e-2, abs=1e-6)

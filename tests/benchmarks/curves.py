@@ -7,7 +7,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.program import DOCS
-from benchmarks.rows import machine
+from benchmarks.rows import DOCS, machine
 from benchmarks.timing import Clock, interleave
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
@@ -133,25 +132,25 @@ class Curves:
         name: of its files.
         description: for ``--help``.
         sweeps: by name, what measures its points, quick or not.
-        picture: of all points.
+        picture: of all points; None where they are for a table.
         libraries: whose versions are told.
     """
 
     name: str
     description: str | None
     sweeps: Mapping[str, Callable[[Timing], Iterator[Point]]]
-    picture: Picture
+    picture: Picture | None
     libraries: Sequence[str]
-    more: Callable[[], Mapping[str, str]] = field(default=dict)
 
     def main(self, arguments: list[str] | None = None) -> None:
         options = self._options(arguments)
         path = (options.output or DOCS) / f"{self.name}.json"
         if not options.report:
             self._measure(path, options)
-        points, about = load(path)
-        self.picture.draw(path.with_suffix(".png"), points, heading(about))
-        print(f"wrote {path} and {path.with_suffix('.png').name}")
+        if self.picture:
+            points, about = load(path)
+            self.picture.draw(path.with_suffix(".png"), points, heading(about))
+        print(f"wrote {path}" + (f" and {path.with_suffix('.png').name}" if self.picture else ""))
 
     def _measure(self, path: Path, options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
@@ -159,15 +158,15 @@ class Curves:
         kept = load(path)[0] if options.only and path.exists() else []
         chosen = [name for name in self.sweeps if options.only in name]
         points = [point for point in kept if point.sweep not in chosen]
+        about = machine(sorted(filter(find_spec, self.libraries)))
+        about |= {"repetitions": timing.repetitions}
+        path.parent.mkdir(parents=True, exist_ok=True)
         for name in chosen:
-            with warnings.catch_warnings(action="ignore"):  # no solve here has to converge
+            with warnings.catch_warnings(action="ignore"):  # the points say what went wrong
                 for point in self.sweeps[name](timing):
                     print(point.sweep, point.curve, f"{point.x:g}", point.values, flush=True)
                     points.append(point)
-        about = machine(sorted(filter(find_spec, self.libraries)))
-        about["versions"] |= self.more()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(path, points, about | {"repetitions": timing.repetitions})
+            save(path, points, about)  # an end in the next one loses no more than that
 
     def _options(self, arguments: list[str] | None) -> argparse.Namespace:
         parser = argparse.ArgumentParser(

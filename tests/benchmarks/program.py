@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import jax_peers
+from benchmarks import curves, jax_peers
 from benchmarks.harness import Settings, measure
+from benchmarks.markdown import count, error, table
 from benchmarks.problem import Contender, Problem
-from benchmarks.report import measurements, name_of
-from benchmarks.rows import Row, device_name, load, machine, save
+from benchmarks.report import machine_line, measurements, name_of
+from benchmarks.rows import DOCS, Row, device_name, load, machine, save
 
-DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 NOTES = ("pieces", "per_sample", "warned", "left_out", "compile_seconds")
 """What the row ``machine`` says of the measurements besides."""
 Saved = tuple[list[Row], dict[str, Any]]
@@ -68,7 +68,8 @@ class Program:
             save(path, rows, about)
         notes = Path(__file__).with_name(f"{self.name}_tried.md")
         tried = notes.read_text(encoding="utf-8") if notes.exists() else ""
-        page = self.page(*load(path), tried) + pictures(folder, self.pictures)
+        page = self.page(*load(path), tried) + cases(folder / f"{self.name}_cases.json")
+        page += pictures(folder, self.pictures)
         path.with_suffix(".md").write_text(page, encoding="utf-8")
         print(f"wrote {path} and {path.with_suffix('.md').name}")
 
@@ -177,6 +178,27 @@ class Program:
             "or --contenders nothing is saved, unless it is merged)",
         )
         return parser.parse_args(arguments)
+
+
+def cases(path: Path) -> str:
+    """The section of the cases whose points lie there."""
+    if not path.exists():
+        return ""
+    points, about = curves.load(path)
+    lines = ["", "## Cases", "", machine_line(about), ""]
+    for name in dict.fromkeys(point.sweep for point in points):
+        found = [point for point in points if point.sweep == name]
+        rows = [
+            (
+                point.curve,
+                f"{point.values['milliseconds']:.2f}",
+                count(point.values["evaluations"]),
+                error(point.values["error"]),
+            )
+            for point in found
+        ]
+        lines += [f"{name}:", "", *table(("", "ms", "evaluations", "error"), rows)]
+    return "\n".join(lines)
 
 
 def pictures(folder: Path, captions: Mapping[str, str]) -> str:
