@@ -690,3 +690,19 @@ def test_equal_steps_of_the_cases_are_those_of_the_loop_by_hand():
         hand = found[f"loop by hand, {name}"]
         assert found[name]["evaluations"] == hand["evaluations"]
         assert found[name]["error"] == pytest.approx(hand["error"], rel=1e-2, abs=1e-6)
+
+
+def test_peaks_are_told_in_states():
+    rows = [
+        row("conv, batch 32", "implicitcore", "picard", "implicit picard", peak_bytes=1000),
+        row("conv, batch 32", "torchdeq", "picard", "implicit picard", peak_bytes=2000),
+        row("MLP", "implicitcore", "picard", "implicit picard", peak_bytes=1000),
+        row("conv, batch 32", "implicitcore", "picard", "implicit gmres", peak_bytes=1000),
+    ]
+    lines = list(root_report.memory(rows, {"conv, batch 32": 100}))
+    assert [line for line in lines if line.startswith("| 1e-5")] == [
+        "| 1e-5 | implicitcore | picard | 8 | 10.0, missed by 25 % |",
+        "| 1e-5 | torchdeq | picard | 8 | 20.0 |",
+    ]
+    assert "Not measured." in list(root_report.memory(rows, {}))
+    assert measure(small_problem(), [], settings()).state_bytes == {"half": 60}

@@ -21,7 +21,7 @@ from benchmarks.problem import Contender, Problem
 from benchmarks.report import machine_line, measurements, name_of
 from benchmarks.rows import DOCS, Row, device_name, load, machine, save
 
-NOTES = ("pieces", "per_sample", "warned", "left_out", "compile_seconds")
+NOTES = ("pieces", "per_sample", "warned", "left_out", "compile_seconds", "state_bytes")
 """What the row ``machine`` says of the measurements besides."""
 Saved = tuple[list[Row], dict[str, Any]]
 """Rows, and the row ``machine``."""
