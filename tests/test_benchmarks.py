@@ -82,8 +82,8 @@ def check_quick_run(program, path, count, limit, *options):
 
 @pytest.mark.slow
 def test_quick_root_run(tmp_path):
-    page = check_quick_run(root, tmp_path / "root.json", 7, 1e-3)
-    assert page.count("| vjps | residual |") == 7
+    page = check_quick_run(root, tmp_path / "root.json", 8, 1e-3)
+    assert page.count("| vjps | residual |") == 8
 
 
 @pytest.mark.slow
@@ -139,8 +139,8 @@ def test_without_the_checks_a_solve_is_the_same():
 
 @pytest.mark.slow
 def test_quick_gpu_run(tmp_path):
-    page = check_quick_run(gpu, tmp_path / "gpu.json", 7, 1e-3, "--device", "cpu")
-    assert page.count("| vjps | residual |") == 7
+    page = check_quick_run(gpu, tmp_path / "gpu.json", 8, 1e-3, "--device", "cpu")
+    assert page.count("| vjps | residual |") == 8
     assert "Device: cpu. Measured on " in page
     assert "no GPU machine" not in page
 
@@ -706,3 +706,16 @@ def test_peaks_are_told_in_states():
     ]
     assert "Not measured." in list(root_report.memory(rows, {}))
     assert measure(small_problem(), [], settings()).state_bytes == {"half": 60}
+
+
+def test_two_resolutions_contract_and_exchange():
+    [problem] = [problem for problem in problems() if "two" in problem.name]
+    with torch.no_grad():
+        change = torch.randn_like(problem.z0)
+        moved = problem.f(problem.z0 + change, problem.x) - problem.f(problem.z0, problem.x)
+        assert (moved.norm(dim=1) <= 0.8 * change.norm(dim=1)).all()
+        fine = 32 * 16 * 16
+        change[:, fine:] = 0
+        coarse = problem.f(change, problem.x) - problem.f(problem.z0, problem.x)
+        assert (coarse[:, fine:].norm(dim=1) > 1e-2).all()
+    assert len(problem.inputs) == 5
