@@ -23,8 +23,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-rest test-all test-device test-gpu install install-dev lint docs \
-	reference linkcheck bench-root bench-ode bench-jax bench-dispatch bench-checks bench-plain-rate bench-gpu \
-	faults-lab honesty choose wheels gpu-bundle clean
+	reference linkcheck bench-root bench-ode bench-jax bench-curves bench-dispatch bench-checks \
+	bench-plain-rate bench-gpu faults-lab honesty choose wheels gpu-bundle clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile \
@@ -108,6 +108,12 @@ bench-ode: install ## measure against torchdiffeq and torchode, for docs/benchma
 bench-jax: ## make .venv-jax, with the JAX libraries that bench-root and bench-ode compare with
 	python3 -m venv .venv-jax
 	.venv-jax/bin/pip install --quiet jax jaxopt optimistix diffrax
+
+bench-curves: install ## measure sweeps, work against precision and more trajectories, for the same two pages
+	$(PIP) --editable '.[bench]'
+	for part in root_curves ode_curves precision ode_cases; do \
+		PYTHONPATH=tests $(BIN)/python -m benchmarks.$$part $(BENCH_ARGS) || exit 1; \
+	done
 
 bench-dispatch: install ## measure what names and layers cost, for docs/benchmarks/dispatch.md
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.dispatch $(BENCH_ARGS)

@@ -13,17 +13,22 @@ import torch
 from benchmarks import (
     checks,
     counting,
+    curves,
     dispatch,
     gpu,
     gpu_report,
     jax_peers,
     ode,
+    ode_cases,
     ode_contenders,
+    ode_curves,
     ode_problems,
     ode_report,
     plain_rate,
+    precision,
     program,
     root,
+    root_curves,
     root_report,
 )
 from benchmarks.counting import Counted
@@ -77,8 +82,8 @@ def check_quick_run(program, path, count, limit, *options):
 
 @pytest.mark.slow
 def test_quick_root_run(tmp_path):
-    page = check_quick_run(root, tmp_path / "root.json", 7, 1e-3)
-    assert page.count("| vjps | residual |") == 7
+    page = check_quick_run(root, tmp_path / "root.json", 8, 1e-3)
+    assert page.count("| vjps | residual |") == 8
 
 
 @pytest.mark.slow
@@ -134,8 +139,8 @@ def test_without_the_checks_a_solve_is_the_same():
 
 @pytest.mark.slow
 def test_quick_gpu_run(tmp_path):
-    page = check_quick_run(gpu, tmp_path / "gpu.json", 7, 1e-3, "--device", "cpu")
-    assert page.count("| vjps | residual |") == 7
+    page = check_quick_run(gpu, tmp_path / "gpu.json", 8, 1e-3, "--device", "cpu")
+    assert page.count("| vjps | residual |") == 8
     assert "Device: cpu. Measured on " in page
     assert "no GPU machine" not in page
 
@@ -580,3 +585,137 @@ def test_compiled_rows_beside_eager_and_jax():
     lines = "\n".join(root_report._compiled(rows))
     assert "| MLP, tol 1e-5 | picard | 0.80, met | 0.50 | 2.00, missed by 33 % |" in lines
     assert "Rows of jax are one jitted function" in lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [root_curves, ode_curves, precision])
+def test_quick_runs_of_the_curves(part, tmp_path):
+    name = part.CURVES.name
+    part.main(["--quick", "--threads", "1", "--output", str(tmp_path)])
+    points, about = curves.load(tmp_path / f"{name}.json")
+    assert {point.sweep for point in points} == set(part.CURVES.sweeps)
+    assert all(value > 0 for point in points for value in point.values.values())
+    assert about["threads"] == 1
+    assert (tmp_path / f"{name}.png").stat().st_size < 60_000
+    one = next(iter(part.CURVES.sweeps))
+    part.main(["--quick", "--threads", "1", "--output", str(tmp_path), "--only", one])
+    again, _ = curves.load(tmp_path / f"{name}.json")
+    kept = [point for point in points if one not in point.sweep]
+    assert [point for point in again if one not in point.sweep] == kept
+    assert len(again) == len(points)
+
+
+def test_a_quick_run_of_curves_replaces_no_measurements(capsys):
+    with pytest.raises(SystemExit):
+        root_curves.main(["--quick"])
+    assert "--quick wants --output" in capsys.readouterr().err
+
+
+def test_every_curve_has_a_style_of_its_own():
+    cell, z0 = root_curves.Cell(2, 3), torch.zeros(2, 3)
+    names = [list(root_curves.solves(cell))]
+    task = ode_curves.Task(2, 3)
+    field = ode_curves.Field(ode_problems.perceptron(3, 4, 1.0))
+    names.append(list(ode_curves.integrations(task, field, z0)))
+    of = [root_curves.style, ode_curves.STYLES.__getitem__]
+    for task in precision.tasks().values():
+        names.append(list(precision.contenders(task, precision.Counted(task))))
+        of.append(precision.style)
+    for found, style in zip(names, of, strict=True):
+        assert len({style(name) for name in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", [name for name in precision.tasks() if name != "Robertson"])
+def test_works_against_precision_end_in_the_same_state(name):
+    task = precision.tasks()[name]
+    task = precision.Task(task.v, task.z0[:2], 0.5)
+    v, exact = precision.Counted(task), precision.reference(task)
+    for curve, solve in precision.contenders(task, v).items():
+        v.evaluations = 0.0
+        error = ((solve(1e-9) - exact).norm() / exact.norm()).item()
+        # torchdiffeq interpolates the last state, dopri8's to a few digits.
+        assert error < (1e-3 if curve == "torchdiffeq dopri8" else 1e-7), curve
+        assert v.evaluations > 5
+
+
+def test_an_iteration_of_the_curves_is_an_evaluation():
+    cell = root_curves.Cell(2, 5)
+    for name, solve in root_curves.solves(cell).items():
+        cell.evaluations = 0
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            solve()
+        assert abs(cell.evaluations - root_curves.ITERATIONS) <= 1, name
+
+
+def test_pictures_stand_on_a_page_where_they_lie_beside_it(tmp_path):
+    captions = {"first": "One.", "second": "Two."}
+    assert program.pictures(tmp_path, captions) == ""
+    (tmp_path / "second.png").touch()
+    assert program.pictures(tmp_path, captions) == (
+        "\n## Curves\n\nTwo.\n\n![second](second.png)\n"
+    )
+
+
+@pytest.mark.slow
+def test_quick_run_of_the_cases(tmp_path):
+    ode_cases.main(["--quick", "--threads", "1", "--output", str(tmp_path)])
+    points, _ = curves.load(tmp_path / "ode_cases.json")
+    assert {point.sweep for point in points} == set(ode_cases.CASES)
+    for point in points:
+        assert 0 <= point.values["error"] < 0.1, point
+        assert point.values["evaluations"] > 10
+    text = program.cases(tmp_path / "ode_cases.json")
+    assert text.count("| ms | evaluations | error |") == len(ode_cases.CASES)
+
+
+def test_output_times_of_the_cases_cost_no_evaluations_and_errors_are_small():
+    timing = curves.Timing(quick=True, repetitions=1)
+    few, many = (
+        {point.curve: point.values for point in ode_cases.output_times(k, "", timing)}
+        for k in (2, 100)
+    )
+    for name in ("dopri5", "tsit5"):
+        assert few[name]["evaluations"] == many[name]["evaluations"]
+        assert many[name]["error"] < 0.02
+
+
+def test_without_cases_there_is_no_section(tmp_path):
+    assert program.cases(tmp_path / "ode_cases.json") == ""
+
+
+def test_equal_steps_of_the_cases_are_those_of_the_loop_by_hand():
+    timing = curves.Timing(quick=True, repetitions=1)
+    found = {point.curve: point.values for point in ode_cases.equal_steps(1, 2, "", timing)}
+    for name in ("euler", "rk4"):
+        hand = found[f"loop by hand, {name}"]
+        assert found[name]["evaluations"] == hand["evaluations"]
+        assert found[name]["error"] == pytest.approx(hand["error"], rel=1e-2, abs=1e-6)
+
+
+def test_peaks_are_told_in_states():
+    rows = [
+        row("conv, batch 32", "implicitcore", "picard", "implicit picard", peak_bytes=1000),
+        row("conv, batch 32", "torchdeq", "picard", "implicit picard", peak_bytes=2000),
+        row("MLP", "implicitcore", "picard", "implicit picard", peak_bytes=1000),
+        row("conv, batch 32", "implicitcore", "picard", "implicit gmres", peak_bytes=1000),
+    ]
+    lines = list(root_report.memory(rows, {"conv, batch 32": 100}))
+    assert [line for line in lines if line.startswith("| 1e-5")] == [
+        "| 1e-5 | implicitcore | picard | 8 | 10.0, missed by 25 % |",
+        "| 1e-5 | torchdeq | picard | 8 | 20.0 |",
+    ]
+    assert "Not measured." in list(root_report.memory(rows, {}))
+    assert measure(small_problem(), [], settings()).state_bytes == {"half": 60}
+
+
+def test_two_resolutions_contract_and_exchange():
+    [problem] = [problem for problem in problems() if "two" in problem.name]
+    with torch.no_grad():
+        change = torch.randn_like(problem.z0)
+        moved = problem.f(problem.z0 + change, problem.x) - problem.f(problem.z0, problem.x)
+        assert (moved.norm(dim=1) <= 0.8 * change.norm(dim=1)).all()
+        fine = 32 * 16 * 16
+        change[:, fine:] = 0
+        coarse = problem.f(change, problem.x) - problem.f(problem.z0, problem.x)
+        assert (coarse[:, fine:].norm(dim=1) > 1e-2).all()
+    assert len(problem.inputs) == 5

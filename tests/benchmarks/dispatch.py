@@ -19,10 +19,9 @@ from benchmarks import plain
 from benchmarks.counting import Counted
 from benchmarks.markdown import count, error, missed, table
 from benchmarks.problem import Outcome, Problem
-from benchmarks.program import DOCS
 from benchmarks.report import machine_line
 from benchmarks.root_problems import Dense, general, posed
-from benchmarks.rows import Row, load, machine, save
+from benchmarks.rows import DOCS, Row, load, machine, save
 from benchmarks.timing import interleave, keep_memory
 from implicitcore.extend import StepwiseRootSolver, System
 from implicitcore.gradients.base import Solve

@@ -88,6 +88,7 @@ class Measured:
         warned: what a row's step warned of.
         left_out: why a row is not there.
         compile_seconds: what it took to compile a row's step.
+        state_bytes: of one state of the problem.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -96,6 +97,7 @@ class Measured:
     warned: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     compile_seconds: dict[str, float] = field(default_factory=dict)
+    state_bytes: dict[str, int] = field(default_factory=dict)
 
 
 class _Examined(NamedTuple):
@@ -110,7 +112,7 @@ class _Examined(NamedTuple):
 
 def measure(problem: Problem, contenders: Sequence[Contender], settings: Settings) -> Measured:
     """Every contender at every tolerance on one problem."""
-    measured = Measured()
+    measured = Measured(state_bytes={problem.name: problem.z0.nbytes})
     reference = problem.reference
     cases = _examine_all(problem, contenders, reference, measured)
     seconds, parts = _times(cases, pieces(problem, reference.z.to(problem.z0.dtype)), settings)

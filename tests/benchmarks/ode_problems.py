@@ -112,13 +112,13 @@ def problems(quick: bool = False) -> list[Problem]:
     )
     rates = torch.logspace(0, log10(3 if quick else FASTEST), large)[:, None]
     trajectories = [
-        _trajectory(MLP, _perceptron(n, width, 1.5), (large, n)),
+        _trajectory(MLP, perceptron(n, width, 1.5), (large, n)),
         _trajectory(
             CONV,
             Conv(_weight(_draws(), 1.5, channels, channels, 3, 3)),
             (small, channels, side, side),
         ),
-        _trajectory(HETEROGENEOUS, Relaxation(_perceptron(n, width, 0.8)), (large, n), rates),
+        _trajectory(HETEROGENEOUS, Relaxation(perceptron(n, width, 0.8)), (large, n), rates),
     ]
     if quick:
         trajectories = [replace(problem, tolerances=(1e-3,)) for problem in trajectories]
@@ -137,7 +137,7 @@ def _trajectory(
     return Trajectory(name, f, x, draw(*shape).requires_grad_(), draw(*shape))
 
 
-def _perceptron(n: int, width: int, gain: float) -> Perceptron:
+def perceptron(n: int, width: int, gain: float) -> Perceptron:
     draw = _draws()
     return Perceptron(_weight(draw, gain, width, n), _weight(draw, gain, n, width), draw(width))
 

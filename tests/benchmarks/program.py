@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import jax_peers
+from benchmarks import curves, jax_peers
 from benchmarks.harness import Settings, measure
+from benchmarks.markdown import count, error, table
 from benchmarks.problem import Contender, Problem
-from benchmarks.report import measurements, name_of
-from benchmarks.rows import Row, device_name, load, machine, save
+from benchmarks.report import machine_line, measurements, name_of
+from benchmarks.rows import DOCS, Row, device_name, load, machine, save
 
-DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
-NOTES = ("pieces", "per_sample", "warned", "left_out", "compile_seconds")
+NOTES = ("pieces", "per_sample", "warned", "left_out", "compile_seconds", "state_bytes")
 """What the row ``machine`` says of the measurements besides."""
 Saved = tuple[list[Row], dict[str, Any]]
 """Rows, and the row ``machine``."""
@@ -38,6 +38,8 @@ class Program:
         contenders: on a problem, quick or not.
         page: the Markdown page, from the rows, the row ``machine`` and the text of what was tried.
         devices: where it can run; the first is the default.
+        pictures: of `make bench-curves`, those that belong to the page, by name, and what each
+            shows.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Program:
     contenders: Callable[[Problem, bool], Sequence[Contender]]
     page: Callable[[Sequence[Row], Mapping[str, Any], str], str]
     devices: tuple[str, ...] = ("cpu",)
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
     def main(self, arguments: list[str] | None = None) -> None:
         options = self._options(arguments)
@@ -65,7 +68,9 @@ class Program:
             save(path, rows, about)
         notes = Path(__file__).with_name(f"{self.name}_tried.md")
         tried = notes.read_text(encoding="utf-8") if notes.exists() else ""
-        path.with_suffix(".md").write_text(self.page(*load(path), tried), encoding="utf-8")
+        page = self.page(*load(path), tried) + cases(folder / f"{self.name}_cases.json")
+        page += pictures(folder, self.pictures)
+        path.with_suffix(".md").write_text(page, encoding="utf-8")
         print(f"wrote {path} and {path.with_suffix('.md').name}")
 
     def _run(self, options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
@@ -173,6 +178,34 @@ class Program:
             "or --contenders nothing is saved, unless it is merged)",
         )
         return parser.parse_args(arguments)
+
+
+def cases(path: Path) -> str:
+    """The section of the cases whose points lie there."""
+    if not path.exists():
+        return ""
+    points, about = curves.load(path)
+    lines = ["", "## Cases", "", machine_line(about), ""]
+    for name in dict.fromkeys(point.sweep for point in points):
+        found = [point for point in points if point.sweep == name]
+        rows = [
+            (
+                point.curve,
+                f"{point.values['milliseconds']:.2f}",
+                count(point.values["evaluations"]),
+                error(point.values["error"]),
+            )
+            for point in found
+        ]
+        lines += [f"{name}:", "", *table(("", "ms", "evaluations", "error"), rows)]
+    return "\n".join(lines)
+
+
+def pictures(folder: Path, captions: Mapping[str, str]) -> str:
+    """The section of those that lie in the folder."""
+    found = {name: text for name, text in captions.items() if (folder / f"{name}.png").exists()}
+    sections = [f"{text}\n\n![{name}]({name}.png)\n" for name, text in found.items()]
+    return "\n".join(["\n## Curves\n", *sections]) if found else ""
 
 
 def _partly(options: argparse.Namespace) -> bool:

@@ -36,7 +36,7 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     found = [_ours(method, backward) for method in METHODS for backward in (method, "gmres")]
     found += [_ours(method, method, compact=True) for method in METHODS if _compacts(method)]
     found.append(_ours("anderson", "anderson", plain_rate=0.3))
-    found += [_with_cpp(method) for method in METHODS] if _runs(CPP) else []
+    found += [_with_cpp(method) for method in METHODS] if runs(CPP) else []
     found += [] if quick or problem.name not in COMPILES else map(_compiled, METHODS)
     found += [
         Contender(OURS, title, "implicit, as built", partial(_layer, name))
@@ -58,7 +58,7 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     return found if quick else found + jax_peers.equilibria()
 
 
-def _runs(backend: str) -> bool:
+def runs(backend: str) -> bool:
     """Whether a backend is installed, and built, here."""
     found = [part.load()() for part in REGISTRY.parts("backend") if part.name == backend]
     return any(backend.unavailable_reason() is None for backend in found)

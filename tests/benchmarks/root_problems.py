@@ -4,6 +4,7 @@ not."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from benchmarks.problem import Problem
 MLP_32, MLP_256, SLOW = "MLP, batch 32", "MLP, batch 256", "slow MLP, batch 256"
 CONV, HETEROGENEOUS = "conv, batch 32", "heterogeneous, batch 256"
 TRANSFORMER, GRAPH = "transformer, batch 8", "graph, 2000 nodes"
+RESOLUTIONS = "two resolutions, batch 8"
 DESCRIPTIONS = {
     MLP_32: "tanh(W z + x), 128 units, |W| = 0.9 in the 2-norm.",
     MLP_256: "The same with a larger batch.",
@@ -24,6 +26,9 @@ DESCRIPTIONS = {
     "the 2-norm.",
     GRAPH: "tanh(A z W + x), one graph of 2,000 nodes with 32 features, A sparse with 8 neighbours "
     "of each node and rows of sum 1, |W| = 0.9 in the 2-norm.",
+    RESOLUTIONS: "Two maps in one equilibrium, as in a multiscale DEQ: 32 channels of 16x16 and of "
+    "8x8, each tanh(conv(z) + mix(the other, resized) + x); convolutions of norm 0.5, exchanges of "
+    "norm 0.3.",
 }
 
 
@@ -90,6 +95,38 @@ class Graph(nn.Module):
         return torch.tanh(torch.sparse.mm(self.adjacency, self.linear(z[0]))[None] + x)
 
 
+class Resolutions(nn.Module):
+    """tanh of a convolution of each of two maps, the other one, resized, and x; the state is
+    ``[batch, entries of both]``.
+
+    Arguments:
+        kernels: of the fine and of the coarse map.
+        mixes: ``[channels, channels]``, what the fine map takes of the coarse one, and the coarse
+            one of the fine.
+        side: of the fine map; that of the coarse one is half of it.
+    """
+
+    def __init__(
+        self, kernels: tuple[Tensor, Tensor], mixes: tuple[Tensor, Tensor], side: int
+    ) -> None:
+        super().__init__()
+        self.fine, self.coarse = map(nn.Parameter, kernels)
+        self.up, self.down = (nn.Parameter(mix[:, :, None, None]) for mix in mixes)
+        self.shapes = [(len(mixes[0]), side // scale, side // scale) for scale in (1, 2)]
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        sizes = [prod(shape) for shape in self.shapes]
+        parts = zip(z.split(sizes, 1), self.shapes, strict=True)
+        fine, coarse = (part.unflatten(1, shape) for part, shape in parts)
+        lifted = nn.functional.interpolate(nn.functional.conv2d(coarse, self.up), scale_factor=2)
+        pooled = nn.functional.conv2d(nn.functional.avg_pool2d(fine, 2), self.down)
+        maps = (
+            nn.functional.conv2d(fine, self.fine, padding=1) + lifted,
+            nn.functional.conv2d(coarse, self.coarse, padding=1) + pooled,
+        )
+        return torch.tanh(torch.cat([part.flatten(1) for part in maps], 1) + x)
+
+
 def problems(quick: bool = False) -> list[Problem]:
     """All of them; ``quick`` makes them tiny and keeps their names."""
     n, small, large, channels, side = (8, 4, 6, 2, 4) if quick else (128, 32, 256, 32, 16)
@@ -109,6 +146,11 @@ def problems(quick: bool = False) -> list[Problem]:
         ),
         posed(TRANSFORMER, _transformer(features), (2 if quick else 8, tokens, features)),
         posed(GRAPH, Graph(general(width, 0.9), _adjacency(nodes, 8)), (1, nodes, width)),
+        posed(
+            RESOLUTIONS,
+            _resolutions(channels, side),
+            (2 if quick else 8, channels * side**2 * 5 // 4),
+        ),
     ]
 
 
@@ -158,6 +200,12 @@ def _transformer(features: int) -> Transformer:
     projections = draw(3 * features, features) / features**0.5
     out = 0.3 * draw(features, features) / features**0.5
     return Transformer(general(features, 0.6), projections, out, heads=4)
+
+
+def _resolutions(channels: int, side: int) -> Resolutions:
+    """Copying each entry four times has the norm 2, a mean of four 1/2."""
+    kernels = _kernel(channels, side, 0.5), _kernel(channels, side // 2, 0.5)
+    return Resolutions(kernels, (general(channels, 0.15), general(channels, 0.6)), side)
 
 
 def _adjacency(nodes: int, neighbours: int) -> Tensor:

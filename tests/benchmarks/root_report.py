@@ -70,6 +70,8 @@ was measured. So the targets are held against ours *as exact*: asked for the res
 TorchDEQ reached (2e-7 at least, near the rounding of float32), and timed beside it."""
 
 
+STATES = {"picard": 8, "anderson": 20, "broyden": 29}
+"""Of a step's peak."""
 BELOW, LOOP = 0.9, 1.5
 """Of compiled rows: times the floor, and times a loop written by hand in JAX."""
 BY_GRAPH = f"""\
@@ -98,6 +100,7 @@ def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
         *compact(rows, about),
         *_layers(rows),
         *_compiled(rows),
+        *memory(rows, about.get("state_bytes", {})),
     ]
     lines += sections(rows, DESCRIPTIONS, {})
     lines += [
@@ -146,6 +149,22 @@ def _layers(rows: Sequence[Row]) -> Iterator[str]:
             cells.append((row.problem, row.method, *spent, ratio, *found))
     header = ("evaluations", "vjps", "x time of DEQ", "residual", "gradient error")
     yield from table(("problem", "layer", *header), cells)
+
+
+def memory(rows: Sequence[Row], state_bytes: Mapping[str, int]) -> Iterator[str]:
+    """Peaks on conv, in states."""
+    yield from (f"Peak memory of a step on {CONV}, in states (the bytes of z):", "")
+    cells = []
+    for row in rows:
+        limit = STATES.get(row.method.partition(", ")[0])
+        if name_of(row) == CONV and CONV in state_bytes and limit and _same(row):
+            states = row.peak_bytes / state_bytes[CONV]
+            held = (
+                f"{states:.1f}, {missed(states, limit)}" if row.library == OURS else f"{states:.1f}"
+            )
+            cells.append((tol_of(row), row.library, row.method, f"{limit}", held))
+    header = ("tolerance", "library", "method", "at most", "states")
+    yield from table(header, cells) if cells else ("Not measured.", "")
 
 
 def _compiled(rows: Sequence[Row]) -> Iterator[str]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
+
 
 @dataclass(frozen=True)
 class Row:

@@ -55,6 +55,20 @@ def _graph(p: Arrays, x: Sequence[Array], z: Array) -> Array:
     return jnp.tanh((adjacency @ _affine(p, "linear", z[0]))[None] + x[0])
 
 
+def _resolutions(p: Arrays, x: Sequence[Array], z: Array) -> Array:
+    batch, entries = z.shape
+    channels = p["up"].shape[0]
+    side = round((entries * 4 / 5 / channels) ** 0.5)
+    fine, coarse = jnp.split(z, [channels * side**2], 1)
+    fine = fine.reshape(batch, channels, side, side)
+    coarse = coarse.reshape(batch, channels, side // 2, side // 2)
+    lifted = _convolved(coarse, p["up"]).repeat(2, 2).repeat(2, 3)
+    halves = fine.reshape(batch, channels, side // 2, 2, side // 2, 2)
+    pooled = _convolved(halves.mean((3, 5)), p["down"])
+    maps = _convolved(fine, p["fine"]) + lifted, _convolved(coarse, p["coarse"]) + pooled
+    return jnp.tanh(jnp.concatenate([part.reshape(batch, -1) for part in maps], 1) + x[0])
+
+
 def _perceptron(p: Arrays, x: Sequence[Array], z: Array, name: str = "") -> Array:
     inner, outer, bias = (p[f"{name}{part}"] for part in ("inner", "outer", "bias"))
     return jnp.tanh(z @ inner.T + bias) @ outer.T
@@ -74,6 +88,7 @@ CELLS: dict[str, Cell] = {
     "root_problems.Conv": _conv,
     "root_problems.Transformer": _transformer,
     "root_problems.Graph": _graph,
+    "root_problems.Resolutions": _resolutions,
     "ode_problems.Perceptron": _perceptron,
     "ode_problems.Relaxation": _relaxation,
     "ode_problems.Conv": _conv_field,
