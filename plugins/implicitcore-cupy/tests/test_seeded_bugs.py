@@ -12,8 +12,8 @@ from implicitcore_cupy.launcher import source
 
 BUGS = {
     "no tail": (
-        "for (int64 i = rest + threadIdx.x; i < last;",
-        "if (!wide) for (int64 i = rest + threadIdx.x; i < last;",
+        "for (int64 i = rest + team.rank; i < last;",
+        "if (!wide) for (int64 i = rest + team.rank; i < last;",
     ),
     "no alignment test": (
         "(reinterpret_cast<unsigned long long>(rows) | ... | 0) & 15) == 0",
@@ -27,22 +27,30 @@ BUGS = {
         "first = blockIdx.y * span, last",
         "first = blockIdx.y * (span - 16), last",
     ),
-    "no barrier before the sum": ("__syncthreads();\n    S total = 0;", "S total = 0;"),
-    "no barrier between groups": ("__syncthreads();  // the next", "// the next"),
+    "no barrier before the sum": (
+        "__syncthreads();\n    if (team.rank < count) {",
+        "if (team.rank < count) {",
+    ),
+    "no barrier between sums": ("__syncthreads();  // the next", "// the next"),
     "a barrier for some": (
-        "__syncthreads();\n    S total = 0;",
-        "if (warp == 0) __syncthreads();\n    S total = 0;",
+        "__syncthreads();\n    if (team.rank < count) {",
+        "if (warp == 0) __syncthreads();\n    if (team.rank < count) {",
     ),
-    "half a warp": ("for (int step = WARP / 2; step;", "for (int step = WARP / 4; step;"),
-    "another lane": ("if (lane == 0) sums", "if (lane == 1) sums"),
+    "half a team": ("for (int step = within / 2; step;", "for (int step = within / 4; step;"),
+    "the teams of a warp as one": (
+        "team.lanes < WARP ? team.lanes : WARP",
+        "WARP < team.lanes ? team.lanes : WARP",
+    ),
+    "a team behind the batch": ("present = sample < batch;", "present = true;"),
+    "teams that begin with a block": ("small ? thread / lanes", "small ? threadIdx.x / lanes"),
     "a warp left out": (
-        "for (int i = 0; i < warps; ++i) total",
-        "for (int i = 0; i < warps - 1; ++i) total",
+        "for (int i = 1; i < warps; ++i) total",
+        "for (int i = 1; i < warps - 1; ++i) total",
     ),
-    "the last span left out": ("i < a.spans; i += blockDim.x", "i < a.spans - 1; i += blockDim.x"),
+    "the last span left out": ("i < a.spans; i += team.lanes", "i < a.spans - 1; i += team.lanes"),
     "partial sums in one place": (
-        "(blockIdx.x * to.count + k) * gridDim.y",
-        "(blockIdx.x + k) * gridDim.y",
+        "(sample * to.count + k) * gridDim.y",
+        "(sample + k) * gridDim.y",
     ),
     "no root": ("to.scale > 0 ?", "to.scale > 2 ?"),
     "no mean": ("sqrt(sum * static_cast<Sum<T>>(to.scale))", "sqrt(sum)"),
@@ -51,10 +59,10 @@ BUGS = {
         "history + (first + k) * a.n + i",
     ),
     "a mixed history without steps": ("history + k * a.history_step + i", "history + k * a.n + i"),
-    "the weights of the first sample": ("a.weights + blockIdx.x * a.depth", "a.weights"),
+    "the weights of the first sample": ("a.weights + team.sample * a.depth", "a.weights"),
     "no scale": ("base.at[j] + scale * total.at[j]", "base.at[j] + total.at[j]"),
     "no step size": ("base.at[j] + dt * total.at[j]", "base.at[j] + total.at[j]"),
-    "the step size of the first sample": ("a.dt[blockIdx.x]", "a.dt[0]"),
+    "the step size of the first sample": ("a.dt[team.sample]", "a.dt[0]"),
     "a NaN dropped": ("p > q || p != p ? p : q", "p > q ? p : q"),
     "only one state in the scale": ("p > q || p != p ? p : q", "p"),
     "bfloat16 cut off": ("(bits + 0x7fff + (bits >> 16 & 1)) >> 16", "bits >> 16"),
@@ -72,11 +80,11 @@ def found(dtype: torch.dtype, changes: dict[str, str]) -> bool:
     """Whether some check fails, in some order of the threads."""
     for order in (FORWARD, REVERSE, SHUFFLED):
         backend = on_cpu(order, changes)
-        for n in (129, 20_005):
+        for batch, n in ((3, 129), (3, 20_005), (150, 2), (9, 40)):
             for aligned in (True, False):
                 for check in CHECKS.values():
                     try:
-                        check(KernelProblem(backend, "cpu", dtype, 3, n, aligned))
+                        check(KernelProblem(backend, "cpu", dtype, batch, n, aligned))
                     except AssertionError:
                         return True
     return False
@@ -119,4 +127,5 @@ def test_a_struct_that_is_packed_wrongly_is_found(monkeypatch):
         *backend_module._COMBINE.values(),
     ):
         assert layout.size % 8 == 0
-    assert source().count("__global__ void") == 6
+    assert source("kernels").count("__global__ void") == 6
+    assert source("Picard").count("__global__ void") == 6
