@@ -1,7 +1,7 @@
 """Random maps, harmless and hard, for those who do whole iterations of a root solver.
 
 Of ``PROBLEMS`` some contract at unlike rates, some expand, have no fixed point, overflow, are not
-finite or tiny, or start at the root. Each of ``SOLVERS`` stops every sample of each of them where it
+finite or tiny, or start at the root. Each of ``SOLVERS`` is to stop every sample of each where it
 does with the torch backend: :func:`same_stops` compares.
 """
 

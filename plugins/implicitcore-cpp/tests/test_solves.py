@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 import implicitcore as ic
 from implicitcore.testing import checks_for
 from implicitcore.testing.expect import known

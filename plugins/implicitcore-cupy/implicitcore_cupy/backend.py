@@ -178,9 +178,7 @@ class CupyBackend(FusedBackend):
         where = totals.out.data_ptr(), 0 if partial is None else partial.data_ptr(), *totals[1:]
         shared = laid.shared(at_once or totals.sums, size)
         packed = layout.pack(*words, batch, laid.lanes, n, laid.span, *where)
-        self.launcher.launch(
-            kernel, like, laid.grid(batch), laid.threads(batch), packed, shared
-        )
+        self.launcher.launch(kernel, like, laid.grid(batch), laid.threads(batch), packed, shared)
         if partial is not None:
             finish = f"finish<{NAMES[totals.out.dtype].state}>"
             threads = max(WARP, threads_for(laid.spans))

@@ -123,7 +123,7 @@ __device__ void sweep(const Team& team, int64 n, int64 span, bool wide, Work wor
     for (int64 i = rest + team.rank; i < last; i += team.lanes) work(Width<1>(), i);
 }
 
-// Each value becomes its sum over the team, the same bits in all of its threads.
+// In the first thread of the team each value becomes its sum over the team.
 template <int count, typename S>
 __device__ void team_sum(const Team& team, S (&values)[count]) {
     extern __shared__ double shared[];  // [warps, count], for a team of several warps
@@ -145,8 +145,8 @@ __device__ void team_sum(const Team& team, S (&values)[count]) {
         for (int i = 1; i < warps; ++i) total += sums[i * count + team.rank];
         sums[team.rank] = total;
     }
-    __syncthreads();
+    __syncthreads();  // the next sum of this warp writes where only its first thread reads
+    if (team.rank != 0) return;
 #pragma unroll
     for (int k = 0; k < count; ++k) values[k] = sums[k];
-    __syncthreads();  // the next sum writes where this one is read
 }

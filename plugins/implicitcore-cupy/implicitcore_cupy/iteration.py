@@ -68,9 +68,7 @@ class DeviceIteration:
         self.batch, n = z.shape
         self.geometry: Geometry = geometry(n, z.dtype, sums=True)
         self.reals = z.new_empty(len(_REALS), self.batch, dtype=real_dtype(z))
-        counters = torch.zeros(
-            len(_COUNTERS) * self.batch + 1, dtype=torch.int64, device=z.device
-        )
+        counters = torch.zeros(len(_COUNTERS) * self.batch + 1, dtype=torch.int64, device=z.device)
         self.counters, self.stopped = counters[:-1].view(-1, self.batch), counters[-1]
         self.best = torch.empty_like(z, memory_format=torch.contiguous_format)
         self.last = self.best

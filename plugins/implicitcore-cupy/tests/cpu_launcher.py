@@ -58,20 +58,18 @@ def build(source: str, names: tuple[str, ...], folder: Path, compiler: str) -> c
 _LOCK = threading.Lock()
 
 
-def library(
-    dtype: torch.dtype, family: str, changes: tuple[tuple[str, str], ...]
-) -> ctypes.PyDLL:
+def library(dtype: torch.dtype, family: str, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
     """As :func:`_library`; threads wait for the one that builds."""
     with _LOCK:
         return _library(dtype, family, changes)
 
 
 @functools.cache
-def _library(
-    dtype: torch.dtype, family: str, changes: tuple[tuple[str, str], ...]
-) -> ctypes.PyDLL:
-    """The kernels of a dtype and a family, from the source with each text, which is there once, replaced by the
-    other."""
+def _library(dtype: torch.dtype, family: str, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
+    """The kernels of a dtype and a family.
+
+    From the source with each text, which is there once, replaced by the other.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         missing("g++")

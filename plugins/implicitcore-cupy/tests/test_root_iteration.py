@@ -8,6 +8,7 @@ import torch
 from cpu_launcher import REVERSE, SHUFFLED, CpuLauncher, launches, on_cpu
 
 import implicitcore as ic
+from implicitcore.extend import PicardRule, StopRule
 from implicitcore.testing import checks_for, parametrize_with_checks
 from implicitcore.testing.expect import known
 from implicitcore.testing.hard_maps import PROBLEMS, SOLVERS, UNSTABLE, Problem, same_stops
@@ -40,7 +41,7 @@ def launcher_of(backend) -> CpuLauncher:
 
 
 def long(batch=3, n=WHOLE + 8, dtype=torch.float64) -> Problem:
-    """Samples of several spans, one of which has no root."""
+    """Samples of several spans, of which the second has no root."""
     rates = torch.linspace(0.2, 0.8, batch, dtype=torch.float64)[:, None]
     x = torch.linspace(-2, 2, n, dtype=torch.float64) * rates + 0.1 * rates
     x[1] = -3.0
@@ -51,13 +52,25 @@ def long(batch=3, n=WHOLE + 8, dtype=torch.float64) -> Problem:
     return Problem(f, x.to(dtype))
 
 
+@pytest.mark.slow
 @parametrize_with_checks([on_cpu()])
 def test_the_contract(part, check):
     check(part)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
-@pytest.mark.parametrize("name", PROBLEMS)
+QUICK = [
+    (name, solver)
+    for name in ("rates", "some expanding", "nan")
+    for solver in (SOLVERS[5], SOLVERS[6], SOLVERS[11])
+]
+EACH = [(name, solver) for name in PROBLEMS for solver in SOLVERS]
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in EACH if pair not in QUICK)],
+    ids=str,
+)
 def test_the_same_samples_stop_at_the_same_steps(iterations, name, solver):
     problem, backend = PROBLEMS[name](torch.float64), on_cpu()
     found, expected = (problem.solve(solver, each) for each in (backend, None))
@@ -75,13 +88,14 @@ def test_a_residual_of_the_dynamics(iterations, name, solver):
     same_stops(found, expected, stable=name not in UNSTABLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [REVERSE, SHUFFLED])
 @pytest.mark.parametrize(
     "solver",
     [
-        ic.Picard(tol=1e-6, damping=0.7),
-        ic.Anderson(tol=1e-8, depth=2),
-        ic.Broyden(tol=1e-8, memory=4),
+        ic.Picard(tol=1e-3, damping=0.7, max_steps=24),
+        ic.Anderson(tol=1e-6, depth=2, max_steps=24),
+        ic.Broyden(tol=1e-6, memory=4, max_steps=24),
     ],
     ids=str,
 )
@@ -89,9 +103,9 @@ def test_a_sample_of_several_spans(iterations, solver, order):
     problem = long()
     found, expected = (problem.solve(solver, each) for each in (on_cpu(order), None))
     assert iterations
-    assert len(set(expected.steps.tolist())) > 1
-    assert set(expected.status.tolist()) == {int(ic.Status.CONVERGED), int(ic.Status.DIVERGED)}
-    same_stops(found, expected, stable=True)
+    assert expected.converged.tolist() == [True, False, True]
+    assert len(set(expected.steps.tolist())) == 3
+    same_stops(found, expected, stable=False)
 
 
 @each_kind
@@ -169,6 +183,7 @@ def test_a_cell_that_mixes_samples_is_an_error(iterations):
     assert iterations
 
 
+@pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize("check", checks_for("root_solver"), ids=lambda check: check.name)
 def test_the_solvers_keep_their_contract(monkeypatch, kind, check):
@@ -185,13 +200,13 @@ def test_what_an_iteration_launches(kind, whole, spans):
     """The table of docs/benchmarks/launches.md."""
     for n, expected in ((17, whole), (WHOLE + 8, spans)):
         found = []
-        for steps in (13, 21):
-            backend, problem = on_cpu(), long(2, n, torch.float32)
+        for steps in (3, 7):
+            backend, problem = on_cpu(), long(2, n, torch.float32).sample(1)
             problem.solve(kind(tol=0, max_steps=steps), backend)
             found.append((launches(backend), launcher_of(backend).looks))
         (few, looks), (many, more) = found
-        assert many - few == 8 * expected
-        assert more - looks == 8 / LOOK_EVERY
+        assert many - few == 4 * expected
+        assert more - looks == 4 / LOOK_EVERY
 
 
 @each_kind
@@ -201,21 +216,11 @@ def test_a_start_at_the_root_is_one_evaluation(kind):
     assert (launches(backend), launcher_of(backend).looks) == (1, 1)
 
 
-def test_an_iterate_of_another_shape_is_refused(iterations):
-    problem = PROBLEMS["contraction"](torch.float64)
-    problem.solve(ic.Picard(max_steps=2), on_cpu())
-    kind, z = iterations[-1], problem.x
-    backend = on_cpu()
-    stop = {}
-
-    def begun(update, rule, z):
-        stop["rule"] = rule
-        return None
-
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(type(backend), "_root_iteration", lambda self, *all: begun(*all))
-    problem.solve(ic.Picard(max_steps=2), backend)
-    monkey.undo()
-    iteration = DeviceIteration(launcher_of(on_cpu()), kind, stop["rule"], z)
+def test_an_iterate_of_another_shape_is_refused():
+    z = torch.zeros(9, 18)
+    numbers = {"tol": 1e-3, "floor": 0.0, "scale": "update", "rounding": 0.0, "min_steps": 1}
+    rule = StopRule(**numbers, origin=None, divergence=1e8, trust=0.1, growth=2.0)  # pyright: ignore[reportArgumentType]
+    iteration = on_cpu().root_iteration(PicardRule(1.0), rule, z)
+    assert iteration is not None
     with pytest.raises(ic.InputError, match=r"shapes \[\(9, 18\), \(9, 17\)\], expected \(9, 18\)"):
         iteration.advance(z, z[:, 1:], None, last=False)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from cpu_launcher import FORWARD, REVERSE, SHUFFLED, CpuLauncher, on_cpu
 
+import implicitcore as ic
 import implicitcore_cupy.backend as backend_module
+from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, same_stops
 from implicitcore.testing.kernel_checks import CHECKS, KernelProblem
 from implicitcore_cupy.launcher import source
 
@@ -31,7 +33,7 @@ BUGS = {
         "__syncthreads();\n    if (team.rank < count) {",
         "if (team.rank < count) {",
     ),
-    "no barrier between sums": ("__syncthreads();  // the next", "// the next"),
+    "no barrier before the totals": ("__syncthreads();  // the next", "// the next"),
     "a barrier for some": (
         "__syncthreads();\n    if (team.rank < count) {",
         "if (warp == 0) __syncthreads();\n    if (team.rank < count) {",
@@ -39,7 +41,7 @@ BUGS = {
     "half a team": ("for (int step = within / 2; step;", "for (int step = within / 4; step;"),
     "the teams of a warp as one": (
         "team.lanes < WARP ? team.lanes : WARP",
-        "WARP < team.lanes ? team.lanes : WARP",
+        "WARP",
     ),
     "a team behind the batch": ("present = sample < batch;", "present = true;"),
     "teams that begin with a block": ("small ? thread / lanes", "small ? threadIdx.x / lanes"),
@@ -95,6 +97,61 @@ def found(dtype: torch.dtype, changes: dict[str, str]) -> bool:
 def test_a_bug_is_found(bug):
     old, new = BUGS[bug]
     assert found(torch.bfloat16 if bug in BFLOAT16 else torch.float32, {old: new})
+
+
+ITERATIONS = {  # of root_iteration.cu: the update whose solves show it, and the change
+    "no best iterate": ("Broyden", "found |= keeps;", "found |= stays;"),
+    "a stopped sample moves on": ("Picard", "s.counter(stopped) ? stays : moves;", "moves;"),
+    "a best that is worse": ("Anderson", "first || size <= best, grown", "first, grown"),
+    "no trust": ("Picard", "&& counts(s, away);", ";"),
+    "no underflow": ("Picard", "if (size < small) {", "if (size < 0) {"),
+    "no divergence": ("Picard", "if (!(size <= s.real(ceiling))) failure", "if (away) failure"),
+    "no restart of a sample": ("Anderson", "if (restart) in_use = 0;", ""),
+    "no retreat": ("Anderson", "restarts : restarts | retreats", "restarts : restarts"),
+    "no period": ("Anderson", "(s.count - 2) % s.a.period", "(s.count - 2)"),
+    "no ridge": ("Anderson", "const S length = low + static_cast<S>(s.a.ridge)", "const S length = 0"),
+    "a slot that stays": ("Anderson", "return directions(s) % s.a.depth;", "return 0;"),
+    "the oldest counts twice": ("Anderson", "if (!takes || k == newest)", "if (!takes)"),
+    "no factor": ("Broyden", "safe ? 1 / denominator : 1", "1"),
+    "all factors from the start": ("Broyden", "(s.count - 1) % s.a.depth", "(s.count - 1)"),
+    "a row of the matrix too short": ("Broyden", "j <= newest; j += team.lanes) {\n            S t",
+                                      "j < newest; j += team.lanes) {\n            S t"),
+    "the sums of one span": ("Broyden", "s.gather(NORMS + newest + 1);", ""),
+    "no meeting after the test": ("Anderson", "test(s, last);\n    }\n    s.team.meet();",
+                                  "test(s, last);\n    }"),
+}  # fmt: skip
+SOLVERS = {
+    "Picard": [ic.Picard(tol=1e-8, max_steps=60)],
+    "Anderson": [ic.Anderson(tol=1e-10, depth=2, max_steps=60), ic.Anderson(tol=1e-10)],
+    "Broyden": [ic.Broyden(tol=1e-10, memory=4, max_steps=60)],
+}
+
+
+def differs(update: str, changes: dict[str, str]) -> bool:
+    """Whether some solve is not that of the torch backend."""
+    for order in (FORWARD, REVERSE):
+        for name, of in PROBLEMS.items():
+            for solver in SOLVERS[update]:
+                problem = of(torch.float64)
+                try:
+                    found = problem.solve(solver, on_cpu(order, changes))
+                    same_stops(found, problem.solve(solver, None), stable=name not in UNSTABLE)
+                except (AssertionError, ic.InputError):
+                    return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", ITERATIONS)
+def test_a_bug_of_an_iteration_is_found(bug):
+    update, old, new = ITERATIONS[bug]
+    assert differs(update, {old: new})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", SOLVERS)
+def test_the_iterations_as_they_are_pass(update):
+    assert not differs(update, {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
