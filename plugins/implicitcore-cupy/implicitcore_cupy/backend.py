@@ -41,13 +41,15 @@ _COMBINE = {
 
 @dataclass(frozen=True)
 class CupyBackend(FusedBackend):
-    """CUDA kernels for the inner loops.
+    """CUDA kernels for the inner loops, and for whole iterations of Picard, Anderson and Broyden.
 
-    Each step's passes over the memory are one, and so are its launches. Sums are in float32, for
-    float64 states in float64, and the same bits in every run. Nothing waits for the device. A
-    kernel is compiled where its dtype first meets a device, which takes seconds; CuPy keeps it on
-    disk for the next process. Choose it where launches cost more than f does: small states, many
-    steps. Where f is large, the choice matters little.
+    Such an iteration is one launch, or up to five where a sample has more than 16,384 entries; the
+    host looks once in four of them whether all samples have stopped. Elsewhere a step's passes over
+    the memory are one, and so are its launches, and nothing waits for the device. Sums are in
+    float32, for float64 states in float64, and the same bits in every run. A kernel is compiled
+    where its dtype first meets a device, which takes seconds; CuPy keeps it on disk for the next
+    process. Choose it where launches cost more than f does: small states, many steps. Where f is
+    large, the choice matters little.
 
     Reference:
         The fused update of memory-bound steps: Harris, Optimizing Parallel Reduction in CUDA,

@@ -104,7 +104,7 @@ def test_a_sample_of_several_spans(iterations, solver, order):
     found, expected = (problem.solve(solver, each) for each in (on_cpu(order), None))
     assert iterations
     assert expected.converged.tolist() == [True, False, True]
-    assert len(set(expected.steps.tolist())) == 3
+    assert len(set(expected.steps.tolist())) > 1
     same_stops(found, expected, stable=False)
 
 
