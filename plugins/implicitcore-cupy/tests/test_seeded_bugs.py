@@ -113,7 +113,7 @@ ITERATIONS = {  # of root_iteration.cu: the update whose solves show it, and the
     "a slot that stays": ("Anderson", "return directions(s) % s.a.depth;", "return 0;"),
     "the oldest counts twice": ("Anderson", "if (!takes || k == newest)", "if (!takes)"),
     "no factor": ("Broyden", "safe ? 1 / denominator : 1", "1"),
-    "a restart too early": ("Broyden", "(s.count - 1) % s.a.depth", "(s.count - 1) % (s.a.depth - 1)"),
+    "a restart too early": ("Broyden", "1) % s.a.depth", "1) % (s.a.depth - 1)"),
     "a row of the matrix too short": ("Broyden", "j <= newest; j += team.lanes) {\n            S t",
                                       "j < newest; j += team.lanes) {\n            S t"),
     "no meeting before the matrix": ("Broyden", "s.gather(NORMS + newest + 1);", ""),
