@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from implicitcore_cpp import CppBackend
-
-sys.path.insert(0, str(Path(__file__).parent))  # for cpp_problems.py, which the tests share
 
 
 @pytest.fixture

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cpp_problems import PROBLEMS, SOLVERS, UNSTABLE, Problem
 
 import implicitcore as ic
 from implicitcore.testing import checks_for
 from implicitcore.testing.expect import known
+from implicitcore.testing.hard_maps import PROBLEMS, SOLVERS, UNSTABLE, same_stops
 from implicitcore.testing.solve_checks import SolveChecks
 
 DTYPES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
-
-
-def solve(problem: Problem, solver, backend, kind="fixed_point", **options):
-    """Without a graph; ``find_root`` has the residual from the dynamics and not as a difference."""
-    f = problem.f if kind == "fixed_point" else lambda z, x: problem.f(z, x) - z
-    start = torch.zeros_like(problem.x)
-    with torch.no_grad():
-        return getattr(ic, kind)(f, start, problem.x, solver=solver, backend=backend, **options)
 
 
 @pytest.fixture
@@ -42,19 +34,10 @@ def calls(cpp, monkeypatch):
 )
 def test_the_same_samples_stop_at_the_same_steps(cpp, calls, name, solver, kind):
     problem = PROBLEMS[name](torch.float64)
-    found, expected = (solve(problem, solver, each, kind) for each in (cpp, None))
+    found, expected = (problem.solve(solver, each, kind) for each in (cpp, None))
     assert calls
-    assert found.status.tolist() == expected.status.tolist()
-    assert found.steps.tolist() == expected.steps.tolist()
     assert found.evaluations == expected.evaluations
-    # A map that expands makes more of rounding, and where there is no root it chooses the iterate.
-    bound, rows = (1e-7, expected.converged) if name in UNSTABLE else (1e-12, slice(None))
-    assert torch.equal(found.z.isfinite(), expected.z.isfinite())
-    z, best = found.z[rows].nan_to_num(), expected.z[rows].nan_to_num()
-    assert bool(((z - best).abs() <= bound * best.abs().clamp(min=1)).all())
-    assert torch.allclose(
-        found.residual[rows], expected.residual[rows], rtol=1e-3, atol=bound, equal_nan=True
-    )
+    same_stops(found, expected, stable=name not in UNSTABLE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -62,22 +45,22 @@ def test_the_same_samples_stop_at_the_same_steps(cpp, calls, name, solver, kind)
 def test_every_dtype_meets_its_tolerance(cpp, calls, solver, dtype):
     tol = DTYPES[dtype]
     problem = PROBLEMS["contraction"](dtype)
-    found = solve(problem, solver(tol=tol), cpp).raise_if_failed()
+    found = problem.solve(solver(tol=tol), cpp).raise_if_failed()
     assert calls and found.z.dtype == dtype
     g = (problem.f(found.z, problem.x) - found.z).double().norm(dim=1)
     size = problem.f(found.z, problem.x).double().norm(dim=1)
     assert bool((g <= 1.01 * tol * size + torch.finfo(dtype).eps * size).all())
-    exact = solve(PROBLEMS["contraction"](torch.float64), ic.Newton(tol=1e-12), None).z
+    exact = PROBLEMS["contraction"](torch.float64).solve(ic.Anderson(tol=1e-12), None).z
     assert (found.z.double() - exact).norm() <= (40 * tol + 1e-12) * exact.norm()
 
 
 @pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
 def test_a_sample_has_the_bits_that_it_has_alone(cpp, calls, solver):
     problem = PROBLEMS["rates"](torch.float64)
-    together = solve(problem, solver(tol=1e-9, max_steps=200), cpp)
+    together = problem.solve(solver(tol=1e-9, max_steps=200), cpp)
     assert len(set(together.steps.tolist())) > 2
     for row in range(len(problem.x)):
-        alone = solve(problem.sample(row), solver(tol=1e-9, max_steps=200), cpp)
+        alone = problem.sample(row).solve(solver(tol=1e-9, max_steps=200), cpp)
         assert torch.equal(alone.z[0], together.z[row])
         assert alone.steps.item() == together.steps[row].item()
 
@@ -85,7 +68,7 @@ def test_a_sample_has_the_bits_that_it_has_alone(cpp, calls, solver):
 @pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
 def test_a_nan_stays_in_its_sample(cpp, calls, solver):
     problem, clean = PROBLEMS["nan"](torch.float64), PROBLEMS["contraction"](torch.float64)
-    found, whole = (solve(each, solver(tol=1e-9), cpp) for each in (problem, clean))
+    found, whole = (each.solve(solver(tol=1e-9), cpp) for each in (problem, clean))
     others = found.status != ic.Status.NON_FINITE
     assert int((~others).sum()) == 1
     assert torch.equal(found.z[others], whole.z[others])
@@ -171,7 +154,7 @@ def test_several_threads_give_the_same_bits(cpp):
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(solve(problem, ic.Anderson(tol=1e-5), cpp).z)
+            found.append(problem.solve(ic.Anderson(tol=1e-5), cpp).z)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found)

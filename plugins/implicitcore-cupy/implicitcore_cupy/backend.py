@@ -11,35 +11,45 @@ import torch
 from torch import Tensor
 
 from implicitcore import TorchBackend
-from implicitcore.extend import FusedBackend, Residual, real_dtype
+from implicitcore.extend import (
+    FusedBackend,
+    Residual,
+    RootIteration,
+    StopRule,
+    UpdateRule,
+    real_dtype,
+)
 from implicitcore_cupy.availability import unavailable_reason
 from implicitcore_cupy.geometry import WARP, geometry, threads_for
+from implicitcore_cupy.iteration import DeviceIteration, kind_of
 from implicitcore_cupy.launcher import GROUPS, NAMES, CupyLauncher, Launcher
 
 MAX_STAGES = 16
 
 # The structs of kernels.cu, member by member: Q is a pointer, q an integer, d a double.
 _TOTALS = "2Q3qd"
-_RESIDUAL = Struct(f"=3Q2q{_TOTALS}")
-_ERROR_NORM = Struct(f"=3Q2d2q{_TOTALS}")
-_INNER_PRODUCTS = Struct(f"=2Q3q3q{_TOTALS}")
+_RESIDUAL = Struct(f"=3Q4q{_TOTALS}")
+_ERROR_NORM = Struct(f"=3Q2d4q{_TOTALS}")
+_INNER_PRODUCTS = Struct(f"=2Q3q5q{_TOTALS}")
 _FINISH = Struct(f"={_TOTALS}q")
-_MIX = Struct("=4Q4qd3q")
+_MIX = Struct("=4Q4qd5q")
 _COMBINE = {
-    torch.float32: Struct(f"=3Q3q{MAX_STAGES}Q{MAX_STAGES}f"),
-    torch.float64: Struct(f"=3Q3q{MAX_STAGES}Q{MAX_STAGES}d"),
+    torch.float32: Struct(f"=3Q5q{MAX_STAGES}Q{MAX_STAGES}f"),
+    torch.float64: Struct(f"=3Q5q{MAX_STAGES}Q{MAX_STAGES}d"),
 }
 
 
 @dataclass(frozen=True)
 class CupyBackend(FusedBackend):
-    """CUDA kernels for the inner loops.
+    """CUDA kernels for the inner loops, and for whole iterations of Picard, Anderson and Broyden.
 
-    Each step's passes over the memory are one, and so are its launches. Sums are in float32, for
-    float64 states in float64, and the same bits in every run. Nothing waits for the device. A
-    kernel is compiled where its dtype first meets a device, which takes seconds; CuPy keeps it on
-    disk for the next process. Choose it where launches cost more than f does: small states, many
-    steps. Where f is large, the choice matters little.
+    Such an iteration is one launch, or up to five where a sample has more than 16,384 entries; the
+    host looks once in four of them whether all samples have stopped. Elsewhere a step's passes over
+    the memory are one, and so are its launches, and nothing waits for the device. Sums are in
+    float32, for float64 states in float64, and the same bits in every run. A kernel is compiled
+    where its dtype first meets a device, which takes seconds; CuPy keeps it on disk for the next
+    process. Choose it where launches cost more than f does: small states, many steps. Where f is
+    large, the choice matters little.
 
     Reference:
         The fused update of memory-bound steps: Harris, Optimizing Parallel Reduction in CUDA,
@@ -56,6 +66,12 @@ class CupyBackend(FusedBackend):
         Else which of CUDA build, package, driver, device or compiler is missing.
         """
         return unavailable_reason()
+
+    def _root_iteration(
+        self, update: UpdateRule, rule: StopRule, z: Tensor
+    ) -> RootIteration | None:
+        kind = kind_of(update)
+        return None if kind is None else DeviceIteration(self.launcher, kind, rule, z)
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = z.new_empty((2, z.shape[0]), dtype=real_dtype(z))
@@ -98,7 +114,7 @@ class CupyBackend(FusedBackend):
         self, row: Tensor | None, weights: Tensor, history: Tensor, scale: float, out: Tensor
     ) -> Tensor:
         batch, depth, n = history.shape
-        span, spans, threads = geometry(n, history.dtype, sums=False)
+        laid = geometry(n, history.dtype, sums=False)
         pointers = (
             0 if row is None else row.data_ptr(),
             weights.data_ptr(),
@@ -111,15 +127,9 @@ class CupyBackend(FusedBackend):
             history.stride(0),
             history.stride(1),
         )
-        words = _MIX.pack(*pointers, *steps, scale, depth, n, span)
-        self.launcher.launch(
-            f"axpy_history<{NAMES[history.dtype].state}>",
-            history,
-            (batch, spans),
-            threads,
-            words,
-            0,
-        )
+        words = _MIX.pack(*pointers, *steps, scale, depth, batch, laid.lanes, n, laid.span)
+        kernel = f"axpy_history<{NAMES[history.dtype].state}>"
+        self.launcher.launch(kernel, history, laid.grid(batch), laid.threads(batch), words, 0)
         return out
 
     def _stage_combination(
@@ -131,15 +141,20 @@ class CupyBackend(FusedBackend):
         if dt.dtype not in (torch.float32, torch.float64):
             dt = dt.to(real_dtype(first))
         out, (batch, n) = torch.empty_like(first), first.shape
-        span, spans, threads = geometry(n, first.dtype, sums=False)
+        laid = geometry(n, first.dtype, sums=False)
         unused = (0,) * (MAX_STAGES - count)
         pointers = 0 if z is None else z.data_ptr(), dt.data_ptr(), out.data_ptr()
         addresses = (stage.data_ptr() for stage in stages)
         words = _COMBINE[real_dtype(first)].pack(
-            *pointers, n, span, count, *addresses, *unused, *weights, *unused
+            *pointers,
+            *(batch, laid.lanes, n, laid.span, count),
+            *addresses,
+            *unused,
+            *weights,
+            *unused,
         )
         kernel = f"stage_combination<{NAMES[first.dtype].state}, {NAMES[dt.dtype].state}>"
-        self.launcher.launch(kernel, first, (batch, spans), threads, words, 0)
+        self.launcher.launch(kernel, first, laid.grid(batch), laid.threads(batch), words, 0)
         return out
 
     def _sum(
@@ -156,25 +171,25 @@ class CupyBackend(FusedBackend):
         Where a sample has several spans, add them up with a second.
         """
         batch, n, size = like.shape[0], like.shape[-1], real_dtype(like).itemsize
-        span, spans, threads = geometry(n, like.dtype, sums=True)
+        laid = geometry(n, like.dtype, sums=True)
         partial = (
             None
-            if spans == 1
-            else like.new_empty(batch * totals.sums * spans, dtype=real_dtype(like))
+            if laid.spans == 1
+            else like.new_empty(batch * totals.sums * laid.spans, dtype=real_dtype(like))
         )
         where = totals.out.data_ptr(), 0 if partial is None else partial.data_ptr(), *totals[1:]
-        shared = (at_once or totals.sums) * threads // WARP * size
-        self.launcher.launch(
-            kernel, like, (batch, spans), threads, layout.pack(*words, n, span, *where), shared
-        )
+        shared = laid.shared(at_once or totals.sums, size)
+        packed = layout.pack(*words, batch, laid.lanes, n, laid.span, *where)
+        self.launcher.launch(kernel, like, laid.grid(batch), laid.threads(batch), packed, shared)
         if partial is not None:
-            finish, threads = f"finish<{NAMES[totals.out.dtype].state}>", threads_for(spans)
+            finish = f"finish<{NAMES[totals.out.dtype].state}>"
+            threads = max(WARP, threads_for(laid.spans))
             self.launcher.launch(
                 finish,
                 like,
                 (batch, totals.sums),
                 threads,
-                _FINISH.pack(*where, spans),
+                _FINISH.pack(*where, laid.spans),
                 threads // WARP * size,
             )
 

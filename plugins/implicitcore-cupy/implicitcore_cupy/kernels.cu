@@ -1,117 +1,6 @@
-// The fused kernels. NVRTC compiles this file on the user's machine, and g++ in the tests: it
-// includes nothing.
-//
-// States are [batch, n]. A block works on one span of one sample: blockIdx.x is the sample,
-// blockIdx.y the span. Which block adds up what depends on n alone, and no sum is atomic: results
-// are the same in every run and, where a sample fills whole 16 bytes, in every batch. Sums are in
-// Sum<T>: double for double, else float. Each kernel takes one struct whose members are all eight
-// bytes wide (or arrays that end on eight), so that the host packs it without padding.
+// The kernels of the inner loops, one for each method of the backend.
 
-using int64 = long long;
-
-constexpr int MAX_THREADS = 512, WARP = 32, MAX_STAGES = 16;
-
-struct bfloat16 {
-    unsigned short bits;
-};
-
-template <typename T>
-struct Summed {
-    using type = float;
-};
-template <>
-struct Summed<double> {
-    using type = double;
-};
-template <typename T>
-using Sum = typename Summed<T>::type;
-
-__device__ inline float widen(float x) { return x; }
-__device__ inline double widen(double x) { return x; }
-__device__ inline float widen(bfloat16 x) {
-    return __uint_as_float(static_cast<unsigned>(x.bits) << 16);
-}
-
-__device__ inline void narrow(float x, float& to) { to = x; }
-__device__ inline void narrow(double x, double& to) { to = x; }
-// To the nearest, halves to even; a NaN stays one.
-__device__ inline void narrow(float x, bfloat16& to) {
-    const unsigned bits = __float_as_uint(x);
-    to.bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-template <typename T, int width>
-struct alignas(width * sizeof(T)) Pack {  // what one instruction loads or stores
-    T at[width];
-};
-template <typename T, int width>
-struct Values {
-    Sum<T> at[width];
-};
-template <int value>
-struct Width {
-    static constexpr int width = value;
-};
-
-template <int width, typename T>
-__device__ Values<T, width> load(const T* from) {
-    const Pack<T, width> pack = *reinterpret_cast<const Pack<T, width>*>(from);
-    Values<T, width> values;
-#pragma unroll
-    for (int j = 0; j < width; ++j) values.at[j] = widen(pack.at[j]);
-    return values;
-}
-
-template <int width, typename T>
-__device__ void store(T* to, Values<T, width>& values) {  // the values become what was stored
-    Pack<T, width> pack;
-#pragma unroll
-    for (int j = 0; j < width; ++j) {
-        narrow(values.at[j], pack.at[j]);
-        values.at[j] = widen(pack.at[j]);
-    }
-    *reinterpret_cast<Pack<T, width>*>(to) = pack;
-}
-
-template <typename... T>
-__device__ bool aligned(const T*... rows) {
-    return ((reinterpret_cast<unsigned long long>(rows) | ... | 0) & 15) == 0;
-}
-
-// work(Width<w>, i) for the entries i to i + w - 1 of the block's span: 16 bytes at a time where
-// every row allows it, then one by one.
-template <typename T, typename Work>
-__device__ void sweep(int64 n, int64 span, bool wide, Work work) {
-    constexpr int width = 16 / sizeof(T);
-    const int64 first = blockIdx.y * span, last = first + span < n ? first + span : n;
-    int64 rest = first;
-    if (wide) {
-        rest = last - (last - first) % width;
-        for (int64 i = first + threadIdx.x * width; i < rest; i += blockDim.x * width)
-            work(Width<width>(), i);
-    }
-    for (int64 i = rest + threadIdx.x; i < last; i += blockDim.x) work(Width<1>(), i);
-}
-
-// Thread k receives the block's sum of values[k]; a block has `count` threads at least.
-template <int count, typename S>
-__device__ S block_sum(S (&values)[count]) {
-    extern __shared__ double shared[];  // [warps, count]
-    S* const sums = reinterpret_cast<S*>(shared);
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-#pragma unroll
-    for (int k = 0; k < count; ++k) {
-#pragma unroll
-        for (int step = WARP / 2; step; step /= 2)
-            values[k] += __shfl_down_sync(0xffffffff, values[k], step);
-        if (lane == 0) sums[warp * count + k] = values[k];
-    }
-    __syncthreads();
-    S total = 0;
-    if (threadIdx.x < count)
-        for (int i = 0; i < warps; ++i) total += sums[i * count + threadIdx.x];
-    return total;
-}
+constexpr int MAX_STAGES = 16;
 
 // Where the sums of the samples go.
 template <typename T>
@@ -129,11 +18,11 @@ __device__ void deliver(const Totals<T>& to, int64 sample, int64 k, Sum<T> sum) 
 }
 
 template <typename T>
-__device__ void hand_in(const Totals<T>& to, int64 k, Sum<T> sum) {
+__device__ void hand_in(const Totals<T>& to, int64 sample, int64 k, Sum<T> sum) {
     if (gridDim.y == 1)
-        deliver(to, blockIdx.x, k, sum);
+        deliver(to, sample, k, sum);
     else
-        to.partial[(blockIdx.x * to.count + k) * gridDim.y + blockIdx.y] = sum;
+        to.partial[(sample * to.count + k) * gridDim.y + blockIdx.y] = sum;
 }
 
 template <typename T>
@@ -147,25 +36,27 @@ __global__ void __launch_bounds__(MAX_THREADS) finish(Finish<T> a) {  // blockId
     const int64 place = (blockIdx.x * a.totals.count + blockIdx.y) * a.spans;
     const Sum<T>* const partial = a.totals.partial + place;
     Sum<T> sums[1] = {0};
-    for (int64 i = threadIdx.x; i < a.spans; i += blockDim.x) sums[0] += partial[i];
-    const Sum<T> sum = block_sum(sums);
-    if (threadIdx.x == 0) deliver(a.totals, blockIdx.x, blockIdx.y, sum);
+    const Team team(gridDim.x, blockDim.x);
+    for (int64 i = team.rank; i < a.spans; i += team.lanes) sums[0] += partial[i];
+    team_sum(team, sums);
+    if (team.first()) deliver(a.totals, blockIdx.x, blockIdx.y, sums[0]);
 }
 
 template <typename T>
 struct Residual {
     const T *fz, *z;
     T* g;
-    int64 n, span;
+    int64 batch, lanes, n, span;
     Totals<Sum<T>> norms;
 };
 
 template <typename T>  // g = f(z) - z, |g| and |f(z)|
 __global__ void __launch_bounds__(MAX_THREADS) residual(Residual<T> a) {
-    const T *const fz = a.fz + blockIdx.x * a.n, *const z = a.z + blockIdx.x * a.n;
-    T* const g = a.g + blockIdx.x * a.n;
+    const Team team(a.batch, a.lanes);
+    const T *const fz = a.fz + team.sample * a.n, *const z = a.z + team.sample * a.n;
+    T* const g = a.g + team.sample * a.n;
     Sum<T> sums[2] = {0, 0};
-    sweep<T>(a.n, a.span, aligned(fz, z, g), [&](auto w, int64 i) {
+    sweep<T>(team, a.n, a.span, aligned(fz, z, g), [&](auto w, int64 i) {
         const auto f = load<w.width>(fz + i), here = load<w.width>(z + i);
         Values<T, w.width> difference;
 #pragma unroll
@@ -177,25 +68,29 @@ __global__ void __launch_bounds__(MAX_THREADS) residual(Residual<T> a) {
             sums[1] += f.at[j] * f.at[j];
         }
     });
-    const Sum<T> sum = block_sum(sums);
-    if (threadIdx.x < 2) hand_in(a.norms, threadIdx.x, sum);
+    team_sum(team, sums);
+    if (team.first()) {
+        hand_in(a.norms, team.sample, 0, sums[0]);
+        hand_in(a.norms, team.sample, 1, sums[1]);
+    }
 }
 
 template <typename T>
 struct ErrorNorm {
     const T *error, *z, *z_next;
     double rtol, atol;
-    int64 n, span;
+    int64 batch, lanes, n, span;
     Totals<Sum<T>> norms;
 };
 
 template <typename T>  // error / (atol + rtol max(|z|, |z_next|))
 __global__ void __launch_bounds__(MAX_THREADS) error_norm(ErrorNorm<T> a) {
-    const T* const error = a.error + blockIdx.x * a.n;
-    const T *const z = a.z + blockIdx.x * a.n, *const z_next = a.z_next + blockIdx.x * a.n;
+    const Team team(a.batch, a.lanes);
+    const T* const error = a.error + team.sample * a.n;
+    const T *const z = a.z + team.sample * a.n, *const z_next = a.z_next + team.sample * a.n;
     const Sum<T> rtol = a.rtol, atol = a.atol;
     Sum<T> sums[1] = {0};
-    sweep<T>(a.n, a.span, aligned(error, z, z_next), [&](auto w, int64 i) {
+    sweep<T>(team, a.n, a.span, aligned(error, z, z_next), [&](auto w, int64 i) {
         const auto e = load<w.width>(error + i);
         const auto before = load<w.width>(z + i), after = load<w.width>(z_next + i);
 #pragma unroll
@@ -206,8 +101,8 @@ __global__ void __launch_bounds__(MAX_THREADS) error_norm(ErrorNorm<T> a) {
             sums[0] += scaled * scaled;
         }
     });
-    const Sum<T> sum = block_sum(sums);
-    if (threadIdx.x == 0) hand_in(a.norms, 0, sum);
+    team_sum(team, sums);
+    if (team.first()) hand_in(a.norms, team.sample, 0, sums[0]);
 }
 
 template <typename T>
@@ -215,19 +110,20 @@ struct InnerProducts {
     const T *row, *history;
     int64 row_step, sample_step;  // from sample to sample, in the row and in the history
     int64 history_step;           // from row to row of the history
-    int64 depth, n, span;
+    int64 depth, batch, lanes, n, span;
     Totals<T> products;
 };
 
 // The row is read once for `group` rows of the history, whose sums are in registers.
 template <typename T, int group>
 __global__ void __launch_bounds__(MAX_THREADS) inner_products(InnerProducts<T> a) {
-    const T* const row = a.row + blockIdx.x * a.row_step;
-    const T* const history = a.history + blockIdx.x * a.sample_step;
+    const Team team(a.batch, a.lanes);
+    const T* const row = a.row + team.sample * a.row_step;
+    const T* const history = a.history + team.sample * a.sample_step;
     const bool wide = aligned(row, history) && a.history_step * sizeof(T) % 16 == 0;
     for (int64 first = 0; first < a.depth; first += group) {
         Sum<T> sums[group] = {};
-        sweep<T>(a.n, a.span, wide, [&](auto w, int64 i) {
+        sweep<T>(team, a.n, a.span, wide, [&](auto w, int64 i) {
             const auto x = load<w.width>(row + i);
 #pragma unroll
             for (int k = 0; k < group; ++k) {
@@ -238,10 +134,11 @@ __global__ void __launch_bounds__(MAX_THREADS) inner_products(InnerProducts<T> a
                 }
             }
         });
-        const Sum<T> sum = block_sum(sums);
-        const int64 mine = first + threadIdx.x;
-        if (threadIdx.x < group && mine < a.depth) hand_in(a.products, mine, sum);
-        __syncthreads();  // the next group writes where this one is read
+        team_sum(team, sums);
+        if (!team.first()) continue;
+#pragma unroll
+        for (int k = 0; k < group; ++k)
+            if (first + k < a.depth) hand_in(a.products, team.sample, first + k, sums[k]);
     }
 }
 
@@ -251,18 +148,19 @@ struct AxpyHistory {
     T* out;                            // may be the row
     int64 row_step, out_step, sample_step, history_step;
     double scale;
-    int64 depth, n, span;
+    int64 depth, batch, lanes, n, span;
 };
 
 template <typename T>  // row + scale sum_k weights_k history_k
 __global__ void __launch_bounds__(MAX_THREADS) axpy_history(AxpyHistory<T> a) {
-    const T* const row = a.row ? a.row + blockIdx.x * a.row_step : nullptr;
-    const T* const weights = a.weights + blockIdx.x * a.depth;
-    const T* const history = a.history + blockIdx.x * a.sample_step;
-    T* const out = a.out + blockIdx.x * a.out_step;
+    const Team team(a.batch, a.lanes);
+    const T* const row = a.row ? a.row + team.sample * a.row_step : nullptr;
+    const T* const weights = a.weights + team.sample * a.depth;
+    const T* const history = a.history + team.sample * a.sample_step;
+    T* const out = a.out + team.sample * a.out_step;
     const Sum<T> scale = a.scale;
     const bool wide = aligned(row, history, out) && a.history_step * sizeof(T) % 16 == 0;
-    sweep<T>(a.n, a.span, wide, [&](auto w, int64 i) {
+    sweep<T>(team, a.n, a.span, wide, [&](auto w, int64 i) {
         Values<T, w.width> total = {};
 #pragma unroll 4
         for (int64 k = 0; k < a.depth; ++k) {
@@ -284,20 +182,21 @@ struct StageCombination {
     const T* z;  // none is zero
     const Time* dt;
     T* out;
-    int64 n, span, count;
+    int64 batch, lanes, n, span, count;
     const T* stages[MAX_STAGES];
     Sum<T> weights[MAX_STAGES];
 };
 
 template <typename T, typename Time>  // z + dt sum_s weights_s stages_s
 __global__ void __launch_bounds__(MAX_THREADS) stage_combination(StageCombination<T, Time> a) {
-    const int64 begin = blockIdx.x * a.n;
-    const Sum<T> dt = a.dt[blockIdx.x];
+    const Team team(a.batch, a.lanes);
+    const int64 begin = team.sample * a.n;
+    const Sum<T> dt = a.dt[team.sample];
     bool wide = aligned(a.out + begin, a.z ? a.z + begin : nullptr);
 #pragma unroll
     for (int s = 0; s < MAX_STAGES; ++s)
         if (s < a.count) wide = wide && aligned(a.stages[s] + begin);
-    sweep<T>(a.n, a.span, wide, [&](auto w, int64 i) {
+    sweep<T>(team, a.n, a.span, wide, [&](auto w, int64 i) {
         Values<T, w.width> total = {};
 #pragma unroll
         for (int s = 0; s < MAX_STAGES; ++s) {

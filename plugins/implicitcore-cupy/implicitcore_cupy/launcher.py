@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +16,8 @@ from torch import Tensor
 OPTIONS = ("--std=c++17",)
 GROUPS = (8, 16)
 """Rows of a history that inner_products takes at once."""
+GROUP = 8
+"""The same of root_iteration.cu."""
 
 
 class Names(NamedTuple):
@@ -30,14 +34,27 @@ NAMES = {
 }
 
 
-def source() -> str:
-    """The CUDA C++ source of the kernels."""
-    return files("implicitcore_cupy").joinpath("kernels.cu").read_text(encoding="utf-8")
+UPDATES = ("Picard", "Anderson", "Broyden")
+STAGES = ("iterate", "measure", "judge", "extend", "settle", "move")
+FAMILIES = ("kernels", *UPDATES)
+"""Kernels that are compiled together: a solve does not wait for those of other solvers."""
 
 
-def instances(dtype: torch.dtype) -> tuple[str, ...]:
+@functools.cache
+def source(family: str) -> str:
+    """The CUDA C++ source of a family of kernels."""
+    folder = files("implicitcore_cupy")
+    own = "root_iteration" if family in UPDATES else family
+    texts = (folder.joinpath(f"{name}.cu") for name in ("common", own))
+    return "\n".join(text.read_text(encoding="utf-8") for text in texts)
+
+
+@functools.cache
+def instances(dtype: torch.dtype, family: str) -> tuple[str, ...]:
     """The kernels of a dtype, as the C++ expressions that name them."""
     state, sums = NAMES[dtype]
+    if family in UPDATES:
+        return tuple(f"{stage}<{state}, {family}>" for stage in STAGES)
     names = [f"{kernel}<{state}>" for kernel in ("residual", "error_norm", "axpy_history")]
     names += [f"inner_products<{state}, {group}>" for group in GROUPS]
     names += [f"stage_combination<{state}, {time}>" for time in ("float", "double")]
@@ -65,6 +82,14 @@ class Launcher(Protocol):
             threads: threads of a block.
             arguments: the struct that the kernel takes.
             shared: bytes of shared memory of a block.
+        """
+        ...
+
+    def later(self, number: Tensor) -> Callable[[], int]:
+        """The value that a whole number on the device has here in its stream.
+
+        Returns:
+            The value, by a call that waits for what was queued before, and for nothing after it.
         """
         ...
 
@@ -101,6 +126,20 @@ class CupyLauncher:
             with _cupy().cuda.Device(device):
                 self._launch(kernel, like.dtype, device, (grid, (threads,), (packed,), shared))
 
+    def later(self, number: Tensor) -> Callable[[], int]:
+        """See :meth:`Launcher.later`."""
+        pinned = torch.empty((), dtype=number.dtype, pin_memory=True)
+        with torch.cuda.device(number.device):
+            pinned.copy_(number, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+
+        def value() -> int:
+            copied.synchronize()
+            return int(pinned)
+
+        return value
+
     def _launch(self, kernel: str, dtype: torch.dtype, device: int, call: tuple[Any, ...]) -> None:
         function = self._kernels.get((kernel, device)) or self._compile(kernel, dtype, device)
         *arguments, shared = call
@@ -110,8 +149,9 @@ class CupyLauncher:
     def _compile(self, kernel: str, dtype: torch.dtype, device: int) -> Any:
         with self._lock:
             if (kernel, device) not in self._kernels:
-                names = instances(dtype)
-                module = _cupy().RawModule(code=source(), options=OPTIONS, name_expressions=names)
+                family = next(each for each in FAMILIES if kernel in instances(dtype, each))
+                code, names = source(family), instances(dtype, family)
+                module = _cupy().RawModule(code=code, options=OPTIONS, name_expressions=names)
                 self._kernels.update({(name, device): module.get_function(name) for name in names})
             return self._kernels[kernel, device]
 

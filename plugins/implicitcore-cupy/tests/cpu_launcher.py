@@ -12,7 +12,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -58,25 +58,27 @@ def build(source: str, names: tuple[str, ...], folder: Path, compiler: str) -> c
 _LOCK = threading.Lock()
 
 
-def library(dtype: torch.dtype, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
+def library(dtype: torch.dtype, family: str, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
     """As :func:`_library`; threads wait for the one that builds."""
     with _LOCK:
-        return _library(dtype, changes)
+        return _library(dtype, family, changes)
 
 
 @functools.cache
-def _library(dtype: torch.dtype, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
-    """The kernels of a dtype, from the source with each text, which is there once, replaced by the
-    other."""
+def _library(dtype: torch.dtype, family: str, changes: tuple[tuple[str, str], ...]) -> ctypes.PyDLL:
+    """The kernels of a dtype and a family.
+
+    From the source with each text, which is there once, replaced by the other.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         missing("g++")
-    source = launcher.source()
+    source = launcher.source(family)
     for old, new in changes:
         assert source.count(old) == 1, old
         source = source.replace(old, new)
     with tempfile.TemporaryDirectory() as folder:
-        return build(source, launcher.instances(dtype), Path(folder), compiler)
+        return build(source, launcher.instances(dtype, family), Path(folder), compiler)
 
 
 @dataclass
@@ -92,6 +94,7 @@ class CpuLauncher:
     order: int = FORWARD
     changes: tuple[tuple[str, str], ...] = ()
     launches: int = 0
+    looks: int = 0
 
     def launch(
         self,
@@ -102,12 +105,25 @@ class CpuLauncher:
         arguments: bytes,
         shared: int,
     ) -> None:
-        assert kernel in launcher.instances(like.dtype)
+        (family,) = (
+            each for each in launcher.FAMILIES if kernel in launcher.instances(like.dtype, each)
+        )
         self.launches += 1
         launch = struct.pack("4I2N", *grid, threads, self.order, shared, len(arguments))
-        error = library(like.dtype, self.changes).run(kernel.encode(), launch, arguments)
+        built = library(like.dtype, family, self.changes)
+        error = built.run(kernel.encode(), launch, arguments)
         if error:
             raise AssertionError(f"{kernel}: {error.decode()}")
+
+    def later(self, number: Tensor) -> Callable[[], int]:
+        """As it is now: what is launched after this is not seen."""
+        value = int(number)
+
+        def look() -> int:
+            self.looks += 1
+            return value
+
+        return look
 
 
 def on_cpu(order: int = FORWARD, changes: Mapping[str, str] | None = None) -> CupyBackend:

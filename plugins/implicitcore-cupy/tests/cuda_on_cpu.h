@@ -149,14 +149,31 @@ Entry entry(void (*)(Arguments)) {
 
 inline void __syncthreads() { cpu::pause(cpu::State::at_block); }
 
+inline void __syncwarp() { cpu::pause(cpu::State::at_warp); }
+
+namespace cpu {
 template <typename T>
-T __shfl_down_sync(unsigned, T value, unsigned delta) {
-    const unsigned thread = threadIdx.x;
-    const unsigned from = thread % LANES + delta < LANES ? thread + delta : thread;
-    double* const slots = cpu::exchanged[cpu::fibers[thread].shuffles++ % 2];
-    slots[thread] = value;
-    cpu::pause(cpu::State::at_warp);
+T exchange(T value, unsigned from) {
+    double* const slots = exchanged[fibers[threadIdx.x].shuffles++ % 2];
+    slots[threadIdx.x] = value;
+    pause(State::at_warp);
     return static_cast<T>(slots[from]);
+}
+}  // namespace cpu
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, unsigned mask) {
+    return cpu::exchange(value, threadIdx.x ^ mask);
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, unsigned lane) {
+    return cpu::exchange(value, threadIdx.x / LANES * LANES + lane);
+}
+
+inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long value) {
+    const unsigned long long before = *to;
+    *to += value;
+    return before;
 }
 
 inline float __uint_as_float(unsigned bits) {

@@ -9,7 +9,7 @@ import pytest
 from cpu_launcher import DTYPES
 
 from implicitcore.testing.requirements import missing
-from implicitcore_cupy.launcher import OPTIONS, instances, source
+from implicitcore_cupy.launcher import FAMILIES, OPTIONS, instances, source
 
 pytestmark = pytest.mark.extras
 
@@ -28,10 +28,11 @@ def core():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
-def test_every_kernel_compiles(core, arch, dtype):
-    names = instances(dtype)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_kernel_compiles(core, arch, dtype, family):
+    names = instances(dtype, family)
     options = core.ProgramOptions(arch=arch, std=OPTIONS[0].removeprefix("--std="))
-    binary = core.Program(source(), "c++", options).compile("cubin", name_expressions=names)
+    binary = core.Program(source(family), "c++", options).compile("cubin", name_expressions=names)
     assert set(binary.symbol_mapping) == set(names)
     assert bytes(binary.code).startswith(b"\x7fELF")
     assert all(
@@ -46,7 +47,7 @@ def _text(name: str | bytes) -> str:
 
 def test_a_mistake_in_the_source_does_not_compile(core):
     program = core.Program(
-        source().replace("__syncthreads();", "__syncthread();"),
+        source("kernels").replace("__syncthreads();", "__syncthread();"),
         "c++",
         core.ProgramOptions(arch="sm_90", std="c++17"),
     )

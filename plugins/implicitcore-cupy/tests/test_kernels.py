@@ -14,7 +14,15 @@ from implicitcore.testing.kernel_checks import (
     KernelProblem,
     kernel_problems,
 )
-from implicitcore_cupy.geometry import MAX_SPANS, MAX_THREADS, SPAN, WHOLE, geometry, threads_for
+from implicitcore_cupy.geometry import (
+    MAX_SPANS,
+    MAX_THREADS,
+    SPAN,
+    WARP,
+    WHOLE,
+    geometry,
+    threads_for,
+)
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
 each_check = pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
@@ -43,6 +51,8 @@ def test_whichever_thread_comes_first(check, dtype, order):
 @each_dtype
 def test_the_same_bits_in_every_order_alone_and_in_a_batch(dtype):
     for n in (
+        8,
+        16,
         128,
         WHOLE,
         100_008,
@@ -125,18 +135,53 @@ def test_the_threads_cover_every_entry_within_the_limits_of_a_grid():
             2**33 + 5,
         ):
             for sums in (False, True):
-                span, spans, threads = geometry(n, dtype, sums=sums)
+                laid = geometry(n, dtype, sums=sums)
+                span, spans, lanes = laid
                 assert span * (spans - 1) < n <= span * spans
                 assert spans == 1 or span % 8 == 0
                 assert spans <= MAX_SPANS
-                assert threads in (32, 64, 128, 256, 512)
-    assert [threads_for(items) for items in (1, 32, 33, 512, 10**9)] == [
-        32,
+                assert lanes in [2**i for i in range(10)]
+                assert spans == 1 or lanes > WARP
+                for batch in (1, 2, 33, 100_000):
+                    blocks, threads = laid.grid(batch)[0], laid.threads(batch)
+                    assert threads % WARP == 0 and threads <= MAX_THREADS
+                    assert threads == lanes or lanes <= WARP and threads % lanes == 0
+                    assert (blocks - 1) * threads < batch * lanes <= blocks * threads
+    assert [threads_for(items) for items in (1, 2, 31, 33, 512, 10**9)] == [
+        1,
+        2,
         32,
         64,
         512,
         MAX_THREADS,
     ]
+
+
+@pytest.mark.parametrize(
+    ("n", "lanes", "threads", "blocks"),
+    [
+        (1, 1, 128, 782),
+        (2, 1, 128, 782),
+        (17, 8, 128, 6250),
+        (128, 32, 128, 25_000),
+        (129, 64, 64, 100_000),
+    ],
+)
+def test_samples_of_few_entries_share_a_block(n, lanes, threads, blocks):
+    """A hundred thousand of them."""
+    laid = geometry(n, torch.float32, sums=True)
+    assert laid.lanes == lanes
+    assert (laid.threads(100_000), laid.grid(100_000)) == (threads, (blocks, 1))
+    assert laid.shared(2, 4) == (0 if lanes <= WARP else 2 * 2 * 4)
+
+
+@each_dtype
+@each_check
+@pytest.mark.parametrize("n", [1, 2, 5, 16, 40])
+def test_teams_that_share_a_block(check, dtype, n):
+    """Whole blocks of them, and one that the batch ends within, in any order of the threads."""
+    for order, batch in ((FORWARD, 3), (SHUFFLED, 129)):
+        check(KernelProblem(on_cpu(order), "cpu", dtype, batch, n))
 
 
 def test_steps_beyond_32_bits():

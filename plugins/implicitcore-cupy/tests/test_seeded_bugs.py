@@ -6,14 +6,16 @@ import pytest
 import torch
 from cpu_launcher import FORWARD, REVERSE, SHUFFLED, CpuLauncher, on_cpu
 
+import implicitcore as ic
 import implicitcore_cupy.backend as backend_module
+from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, same_stops
 from implicitcore.testing.kernel_checks import CHECKS, KernelProblem
 from implicitcore_cupy.launcher import source
 
 BUGS = {
     "no tail": (
-        "for (int64 i = rest + threadIdx.x; i < last;",
-        "if (!wide) for (int64 i = rest + threadIdx.x; i < last;",
+        "for (int64 i = rest + team.rank; i < last;",
+        "if (!wide) for (int64 i = rest + team.rank; i < last;",
     ),
     "no alignment test": (
         "(reinterpret_cast<unsigned long long>(rows) | ... | 0) & 15) == 0",
@@ -27,22 +29,30 @@ BUGS = {
         "first = blockIdx.y * span, last",
         "first = blockIdx.y * (span - 16), last",
     ),
-    "no barrier before the sum": ("__syncthreads();\n    S total = 0;", "S total = 0;"),
-    "no barrier between groups": ("__syncthreads();  // the next", "// the next"),
+    "no barrier before the sum": (
+        "__syncthreads();\n    if (team.rank < count) {",
+        "if (team.rank < count) {",
+    ),
+    "no barrier before the totals": ("__syncthreads();  // the next", "// the next"),
     "a barrier for some": (
-        "__syncthreads();\n    S total = 0;",
-        "if (warp == 0) __syncthreads();\n    S total = 0;",
+        "__syncthreads();\n    if (team.rank < count) {",
+        "if (warp == 0) __syncthreads();\n    if (team.rank < count) {",
     ),
-    "half a warp": ("for (int step = WARP / 2; step;", "for (int step = WARP / 4; step;"),
-    "another lane": ("if (lane == 0) sums", "if (lane == 1) sums"),
+    "half a team": ("for (int step = within / 2; step;", "for (int step = within / 4; step;"),
+    "the teams of a warp as one": (
+        "team.lanes < WARP ? team.lanes : WARP",
+        "WARP",
+    ),
+    "a team behind the batch": ("present = sample < batch;", "present = true;"),
+    "teams that begin with a block": ("small ? thread / lanes", "small ? threadIdx.x / lanes"),
     "a warp left out": (
-        "for (int i = 0; i < warps; ++i) total",
-        "for (int i = 0; i < warps - 1; ++i) total",
+        "for (int i = 1; i < warps; ++i) total",
+        "for (int i = 1; i < warps - 1; ++i) total",
     ),
-    "the last span left out": ("i < a.spans; i += blockDim.x", "i < a.spans - 1; i += blockDim.x"),
+    "the last span left out": ("i < a.spans; i += team.lanes", "i < a.spans - 1; i += team.lanes"),
     "partial sums in one place": (
-        "(blockIdx.x * to.count + k) * gridDim.y",
-        "(blockIdx.x + k) * gridDim.y",
+        "(sample * to.count + k) * gridDim.y",
+        "(sample + k) * gridDim.y",
     ),
     "no root": ("to.scale > 0 ?", "to.scale > 2 ?"),
     "no mean": ("sqrt(sum * static_cast<Sum<T>>(to.scale))", "sqrt(sum)"),
@@ -51,10 +61,10 @@ BUGS = {
         "history + (first + k) * a.n + i",
     ),
     "a mixed history without steps": ("history + k * a.history_step + i", "history + k * a.n + i"),
-    "the weights of the first sample": ("a.weights + blockIdx.x * a.depth", "a.weights"),
+    "the weights of the first sample": ("a.weights + team.sample * a.depth", "a.weights"),
     "no scale": ("base.at[j] + scale * total.at[j]", "base.at[j] + total.at[j]"),
     "no step size": ("base.at[j] + dt * total.at[j]", "base.at[j] + total.at[j]"),
-    "the step size of the first sample": ("a.dt[blockIdx.x]", "a.dt[0]"),
+    "the step size of the first sample": ("a.dt[team.sample]", "a.dt[0]"),
     "a NaN dropped": ("p > q || p != p ? p : q", "p > q ? p : q"),
     "only one state in the scale": ("p > q || p != p ? p : q", "p"),
     "bfloat16 cut off": ("(bits + 0x7fff + (bits >> 16 & 1)) >> 16", "bits >> 16"),
@@ -72,11 +82,11 @@ def found(dtype: torch.dtype, changes: dict[str, str]) -> bool:
     """Whether some check fails, in some order of the threads."""
     for order in (FORWARD, REVERSE, SHUFFLED):
         backend = on_cpu(order, changes)
-        for n in (129, 20_005):
+        for batch, n in ((3, 129), (3, 20_005), (150, 2), (9, 40)):
             for aligned in (True, False):
                 for check in CHECKS.values():
                     try:
-                        check(KernelProblem(backend, "cpu", dtype, 3, n, aligned))
+                        check(KernelProblem(backend, "cpu", dtype, batch, n, aligned))
                     except AssertionError:
                         return True
     return False
@@ -87,6 +97,61 @@ def found(dtype: torch.dtype, changes: dict[str, str]) -> bool:
 def test_a_bug_is_found(bug):
     old, new = BUGS[bug]
     assert found(torch.bfloat16 if bug in BFLOAT16 else torch.float32, {old: new})
+
+
+ITERATIONS = {  # of root_iteration.cu: the update whose solves show it, and the change
+    "no best iterate": ("Broyden", "found |= keeps;", "found |= stays;"),
+    "a stopped sample moves on": ("Picard", "s.counter(stopped) ? stays : moves;", "moves;"),
+    "a best that is worse": ("Anderson", "first || size <= best, grown", "first, grown"),
+    "no trust": ("Picard", "&& counts(s, away);", ";"),
+    "no underflow": ("Picard", "if (size < small) {", "if (size < 0) {"),
+    "no divergence": ("Picard", "if (!(size <= s.real(ceiling))) failure", "if (away) failure"),
+    "no restart of a sample": ("Anderson", "if (restart) in_use = 0;", ""),
+    "no retreat": ("Anderson", "restarts : restarts | retreats", "restarts : restarts"),
+    "no period": ("Anderson", "(s.count - 2) % s.a.period", "(s.count - 2)"),
+    "no ridge": ("Anderson", "low + static_cast<S>(s.a.ridge)", "low + 0"),
+    "a slot that stays": ("Anderson", "return directions(s) % s.a.depth;", "return 0;"),
+    "the oldest counts twice": ("Anderson", "if (!takes || k == newest)", "if (!takes)"),
+    "no factor": ("Broyden", "safe ? 1 / denominator : 1", "1"),
+    "a restart too early": ("Broyden", "1) % s.a.depth", "1) % (s.a.depth - 1)"),
+    "a row of the matrix too short": ("Broyden", "j <= newest; j += team.lanes) {\n            S t",
+                                      "j < newest; j += team.lanes) {\n            S t"),
+    "no meeting before the matrix": ("Broyden", "s.gather(NORMS + newest + 1);", ""),
+    "no meeting after the test": ("Anderson", "test(s, last);\n    }\n    s.team.meet();",
+                                  "test(s, last);\n    }"),
+}  # fmt: skip
+SOLVERS = {
+    "Picard": [ic.Picard(tol=1e-8, max_steps=60)],
+    "Anderson": [ic.Anderson(tol=1e-10, depth=2, max_steps=60), ic.Anderson(tol=1e-10)],
+    "Broyden": [ic.Broyden(tol=1e-10, memory=4, max_steps=60)],
+}
+
+
+def differs(update: str, changes: dict[str, str]) -> bool:
+    """Whether some solve is not that of the torch backend."""
+    for order in (FORWARD, REVERSE):
+        for name, of in PROBLEMS.items():
+            for solver in SOLVERS[update]:
+                problem = of(torch.float64)
+                try:
+                    found = problem.solve(solver, on_cpu(order, changes))
+                    same_stops(found, problem.solve(solver, None), stable=name not in UNSTABLE)
+                except (AssertionError, ic.InputError):
+                    return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", ITERATIONS)
+def test_a_bug_of_an_iteration_is_found(bug):
+    update, old, new = ITERATIONS[bug]
+    assert differs(update, {old: new})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", SOLVERS)
+def test_the_iterations_as_they_are_pass(update):
+    assert not differs(update, {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -119,4 +184,5 @@ def test_a_struct_that_is_packed_wrongly_is_found(monkeypatch):
         *backend_module._COMBINE.values(),
     ):
         assert layout.size % 8 == 0
-    assert source().count("__global__ void") == 6
+    assert source("kernels").count("__global__ void") == 6
+    assert source("Picard").count("__global__ void") == 6

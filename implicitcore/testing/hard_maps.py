@@ -1,15 +1,26 @@
-"""Random maps, harmless and hard, for every dtype."""
+"""Random maps, harmless and hard, for those who do whole iterations of a root solver.
+
+Of ``PROBLEMS`` some contract at unlike rates, some expand, have no fixed point, overflow, are not
+finite or tiny, or start at the root. Each of ``SOLVERS`` is to stop every sample of each where it
+does with the torch backend: :func:`same_stops` compares.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-import implicitcore as ic
+from implicitcore.backends.base import Backend
+from implicitcore.functional import find_root, fixed_point
+from implicitcore.root_solvers.anderson import Anderson
+from implicitcore.root_solvers.broyden import Broyden
+from implicitcore.root_solvers.picard import Picard
+from implicitcore.root_solvers.stepwise import StepwiseRootSolver
+from implicitcore.solution import Solution
 
 BATCH, N = 9, 17
 NAN_ROW = 3
@@ -31,6 +42,46 @@ class Problem:
     def sample(self, row: int) -> Problem:
         """One sample alone."""
         return Problem(self.f, self.x[row : row + 1])
+
+    @torch.no_grad()
+    def solve(
+        self,
+        solver: StepwiseRootSolver[Any],
+        backend: Backend | None,
+        kind: Literal["fixed_point", "find_root"] = "fixed_point",
+    ) -> Solution:
+        """From zero, without a graph.
+
+        As a root of f(z) - z the residual comes from the dynamics, and not as a difference.
+        """
+        start = torch.zeros_like(self.x)
+        if kind == "fixed_point":
+            return fixed_point(self.f, start, self.x, solver=solver, backend=backend)
+        g = lambda z, x: self.f(z, x) - z  # noqa: E731
+        return find_root(g, start, self.x, solver=solver, backend=backend)
+
+
+def same_stops(found: Solution, expected: Solution, stable: bool) -> None:
+    """Compare a solve in float64 with that of the torch backend.
+
+    Arguments:
+        found: with another backend.
+        expected: with the torch backend.
+        stable: the map does not make more of rounding, and has a root; else only the samples that
+            converged are compared, less closely.
+
+    Raises:
+        AssertionError: a sample stopped elsewhere, or at another step.
+    """
+    assert found.status.tolist() == expected.status.tolist()
+    assert found.steps.tolist() == expected.steps.tolist()
+    bound, rows = (1e-12, slice(None)) if stable else (1e-7, expected.converged)
+    assert torch.equal(found.z.isfinite(), expected.z.isfinite())
+    z, best = found.z[rows].nan_to_num(), expected.z[rows].nan_to_num()
+    assert bool(((z - best).abs() <= bound * best.abs().clamp(min=1)).all())
+    assert torch.allclose(
+        found.residual[rows], expected.residual[rows], rtol=1e-3, atol=bound, equal_nan=True
+    )
 
 
 def _draw(dtype: torch.dtype, batch: int, n: int) -> tuple[Tensor, Tensor]:
@@ -86,13 +137,13 @@ PROBLEMS = {
 UNSTABLE = ("expanding", "some expanding", "overflow", "rough", "no fixed point")
 
 SOLVERS = [
-    *(kind(tol=tol, max_steps=40) for kind in (ic.Picard, ic.Anderson) for tol in (1e-3, 1e-10)),
-    ic.Picard(tol=1e-6, damping=0.6),
-    ic.Picard(tol=1e-2, min_steps=6),
-    ic.Anderson(tol=1e-6, depth=2),
-    ic.Anderson(tol=1e-6, damping=0.4),
-    ic.Anderson(tol=1e-6, atol=1e-3, regularization=1e-6),
-    ic.Broyden(tol=1e-3, max_steps=40),
-    ic.Broyden(tol=1e-10, max_steps=40),
-    ic.Broyden(tol=1e-6, memory=4, min_steps=7, max_steps=40),
+    *(kind(tol=tol, max_steps=40) for kind in (Picard, Anderson) for tol in (1e-3, 1e-10)),
+    Picard(tol=1e-6, damping=0.6),
+    Picard(tol=1e-2, min_steps=6),
+    Anderson(tol=1e-6, depth=2),
+    Anderson(tol=1e-6, damping=0.4),
+    Anderson(tol=1e-6, atol=1e-3, regularization=1e-6),
+    Broyden(tol=1e-3, max_steps=40),
+    Broyden(tol=1e-10, max_steps=40),
+    Broyden(tol=1e-6, memory=4, min_steps=7, max_steps=40),
 ]
