@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,15 @@ from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.options.shared import ErrorControl
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
+
+
+class Sum(NamedTuple):
+    """What an additive step has beside its equations."""
+
+    whole: System
+    parts: Split
+    start: tuple[Tensor, Tensor]  # the velocities of the parts before the step
+    beside: list[Tensor]  # dt times that of the other part, at each stage
 
 
 class AdditiveSequence(StageSequence):
@@ -50,51 +59,52 @@ class AdditiveSequence(StageSequence):
         frame: Frame,
     ) -> None:
         super().__init__(tableau, parts.stiff, t, dt, start[0], frame)
-        self.outer, self.parts, self.begun = system, parts, start
-        self.beside = [self._increment(start[1])]
+        self.sum = Sum(system, parts, start, [self._increment(start[1])])
 
     def started(self, factors: Factors | None = None) -> AdditiveSequence:
         """See :meth:`StageSequence.started`."""
         frame = Frame(self.frame.z, self.frame.weight, factors)
         return AdditiveSequence(
-            self.tableau, self.outer, self.parts, self.t, self.dt, self.begun, frame
+            self.tableau, self.whole, self.sum.parts, self.t, self.dt, self.sum.start, frame
         )
 
     @property
     def whole(self) -> System:
         """See :meth:`StageSequence.whole`."""
-        return self.outer
+        return self.sum.whole
 
     @property
     def explicit(self) -> Sequence[Tensor]:
         """See :meth:`StageSequence.explicit`."""
-        return self.beside
+        return self.sum.beside
 
     @property
     def end(self) -> Tensor:
         """See :meth:`StageSequence.end`: the last stage, and what its explicit row leaves out."""
         combine = self.system.backend.stage_combination
-        return combine(self.points[-1][1], self.one, self.beside, self.tableau.last)
+        return combine(self.points[-1][1], self.one, self.sum.beside, self.tableau.last)
 
     def offset(self) -> Tensor:
         """See :meth:`StageSequence.offset`."""
         row = self.tableau.beside[len(self.increments)]
-        return self.system.backend.stage_combination(super().offset(), self.one, self.beside, row)
+        return self.system.backend.stage_combination(
+            super().offset(), self.one, self.sum.beside, row
+        )
 
     def add(self, stage: Stage, move: Tensor) -> None:
         """See :meth:`StageSequence.add`; one evaluation of the other part."""
         super().add(stage, move)
-        self.beside.append(self._increment(self.parts.nonstiff.velocity(*self.points[-1])))
+        self.sum.beside.append(self._increment(self.sum.parts.nonstiff.velocity(*self.points[-1])))
 
     def back_to(self, stage: int) -> None:
         """See :meth:`StageSequence.back_to`."""
         super().back_to(stage)
-        del self.beside[stage + 1 :]
+        del self.sum.beside[stage + 1 :]
 
     def error(self) -> Tensor:
         """The estimate of the error of the step."""
         combine, weights = self.system.backend.stage_combination, self.tableau.error
-        return combine(self.combined(weights), self.one, self.beside, weights)
+        return combine(self.combined(weights), self.one, self.sum.beside, weights)
 
     def _increment(self, velocity: Tensor) -> Tensor:
         return velocity * column(self.dt).to(velocity.dtype)

@@ -64,10 +64,10 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
     def init(self, system: System, t: Tensor, z: Tensor) -> StepCache:
         """The velocity and the Jacobian: one evaluation and n products."""
         self.check(z)
-        begun, jacobian = self.linearized(system, t, z)
+        first, jacobian = self.linearized(system, t, z)
         guess = (GUESS,) * self.equations
         kept = Kept.at_start(jacobian, self.coupling(z), guess)
-        return begun._replace(kept=kept, past=self.no_past(z))
+        return first._replace(kept=kept, past=self.no_past(z))
 
     def evaluated(self, system: System, t: Tensor, z: Tensor) -> StepCache:
         """What a step begins with, but for what is kept: one evaluation."""
@@ -179,8 +179,8 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
         past = sequence.past_after(solved)
         if slow is None:
             return self.evaluated(system, t, z)._replace(kept=kept, past=past)
-        begun, jacobian = self.linearized(system, t, z)
-        return begun._replace(kept=kept.renewed(slow, jacobian), past=past)
+        first, jacobian = self.linearized(system, t, z)
+        return first._replace(kept=kept.renewed(slow, jacobian), past=past)
 
     def _dense(self, z: Tensor) -> bool:
         return z.shape[1] <= self.dense_below

@@ -74,8 +74,8 @@ class ImplicitRungeKutta(ImplicitMethod):
             return super().init(system, t, z)
         self.check(z)
         if self._dense(z):
-            begun, jacobian = self.linearized(system, t, z)
-            return begun._replace(jacobian=jacobian)
+            first, jacobian = self.linearized(system, t, z)
+            return first._replace(jacobian=jacobian)
         return self.evaluated(system, t, z)
 
     def sequence(
