@@ -52,8 +52,12 @@ def long(batch=3, n=WHOLE + 8, dtype=torch.float64) -> Problem:
     return Problem(f, x.to(dtype))
 
 
+class OnCpu(type(on_cpu())):
+    """At the top of a module, where pickle finds it."""
+
+
 @pytest.mark.slow
-@parametrize_with_checks([on_cpu()])
+@parametrize_with_checks([OnCpu()])
 def test_the_contract(part, check):
     check(part)
 
