@@ -199,8 +199,8 @@ def _samples(rule: StopRule, like: Tensor) -> list[Tensor | None]:
     """What the rule says of each sample: floor, scale, and where another solver began."""
     floor = rule.floor.to(like).contiguous() if isinstance(rule.floor, Tensor) else None
     fixed = rule.scale.to(like).contiguous() if isinstance(rule.scale, Tensor) else None
-    begun = None if rule.origin is None else torch.stack(list(rule.origin)).to(like)
-    return [floor, fixed, begun]
+    origin = None if rule.origin is None else torch.stack(list(rule.origin)).to(like)
+    return [floor, fixed, origin]
 
 
 def _address(tensor: Tensor | None) -> int:

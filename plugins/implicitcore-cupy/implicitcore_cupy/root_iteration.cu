@@ -25,7 +25,7 @@ struct Iteration {
     Sum<T>* sums;     // [batch, width]
     Sum<T>* partial;  // [batch, width, spans]
     Sum<T>* matrix;   // [batch, depth, depth], Broyden's
-    const Sum<T> *floors, *fixed, *begun;  // zero, or [batch], [batch], [2, batch]
+    const Sum<T> *floors, *fixed, *origin;  // zero, or [batch], [batch], [2, batch]
     int64 batch, lanes, n, span, spans, width, depth, period, min_steps, scale;
     double floor, tol, rounding, divergence, trust, growth, damping, ridge;
     double tiny, eps;  // of Sum<T>
@@ -175,7 +175,7 @@ __device__ void begin(const Sample<T>& s, Sum<T> limit) {
     using S = Sum<T>;
     const Iteration<T>& a = s.a;
     S first = limit;
-    if (a.begun) {
+    if (a.origin) {
         const S at_start = scale_of(s, s.real(ceiling) / static_cast<S>(a.divergence));
         first = least(first, floor_of(s) + at_start * static_cast<S>(a.tol));
     }
@@ -187,9 +187,9 @@ __device__ void origin(const Sample<T>& s) {
     using S = Sum<T>;
     const Iteration<T>& a = s.a;
     const S size = s.real(size_);
-    if (a.begun) {
-        s.real(start_norm) = a.begun[s.team.sample];
-        s.real(ceiling) = a.begun[a.batch + s.team.sample];
+    if (a.origin) {
+        s.real(start_norm) = a.origin[s.team.sample];
+        s.real(ceiling) = a.origin[a.batch + s.team.sample];
     } else {
         s.real(start_norm) = finite(size) ? size : size - size;  // an infinite one is NaN
         s.real(ceiling) =

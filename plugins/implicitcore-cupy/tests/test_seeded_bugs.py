@@ -176,7 +176,7 @@ def test_shared_memory_that_is_too_small_is_found():
 def test_a_struct_that_is_packed_wrongly_is_found(monkeypatch):
     monkeypatch.setattr(backend_module, "_FINISH", backend_module._MIX)
     z = torch.ones(1, 100_003)
-    with pytest.raises(Exception, match="pack expected 12 items"):
+    with pytest.raises(Exception, match="pack expected 14 items"):
         on_cpu().residual(z, z)
     for layout in (
         backend_module._RESIDUAL,

@@ -77,6 +77,10 @@ def test_going_on_is_as_if_nothing_had_happened(data, layer, step):
     asked = found.steps[step].evaluations - expected.steps[step].evaluations
     assert asked in ({0, 1} if layer == "homoode" else {0})
     found.steps[step] = replace(found.steps[step], evaluations=expected.steps[step].evaluations)
+    number = step // found.epochs[0].steps
+    epoch, evaluations = found.epochs[number], expected.epochs[number].evaluations
+    assert epoch.evaluations == pytest.approx(evaluations + asked / epoch.steps)
+    found.epochs[number] = replace(epoch, evaluations=evaluations)
     assert figures(found) == figures(expected)
     assert len(found.steps) == 6
     for name, value in whole.model.state_dict().items():
