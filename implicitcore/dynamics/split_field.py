@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.dynamics.cells import check_cell
+from implicitcore.dynamics.cells import check_call, check_cell
+from implicitcore.errors import InputError, show
 
 
 class SplitField(nn.Module):
@@ -48,5 +49,44 @@ class SplitField(nn.Module):
         self.stiff, self.nonstiff = stiff, nonstiff
 
     def forward(self, *arguments: Any) -> Any:
-        """The sum, shaped like z."""
-        return pytree.tree_map(torch.add, self.stiff(*arguments), self.nonstiff(*arguments))
+        """The sum, shaped like z.
+
+        Raises:
+            InputError: the parts are not alike, or do not take these arguments.
+        """
+        stiff, nonstiff = self._part("stiff", arguments), self._part("nonstiff", arguments)
+        if not _alike(stiff, nonstiff):
+            raise InputError(
+                "SplitField: expected two parts shaped like z, received "
+                f"{_said(stiff)} from stiff and {_said(nonstiff)} from nonstiff"
+            )
+        return pytree.tree_map(torch.add, stiff, nonstiff)
+
+    def _part(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        part = getattr(self, name)
+        try:
+            return part(*arguments)
+        except TypeError as error:
+            check_call(error, part, name, "t, z, x" if len(arguments) > 2 else "z, x")
+            raise
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether their sum broadcasts and promotes nothing, as torch would in silence."""
+    (first, spec), (second, other_spec) = pytree.tree_flatten(one), pytree.tree_flatten(other)
+    return spec == other_spec and all(map(_fit, first, second))
+
+
+def _fit(one: Any, other: Any) -> bool:
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)) or one.shape != other.shape:
+        return False
+    # Under autocast an operation chooses its dtype.
+    return one.dtype is other.dtype or torch.is_autocast_enabled(one.device.type)
+
+
+def _said(part: Any) -> str:
+    leaves = pytree.tree_leaves(part)
+    return ", ".join(
+        f"shape {[*leaf.shape]} ({leaf.dtype})" if isinstance(leaf, Tensor) else show(leaf)
+        for leaf in leaves
+    )

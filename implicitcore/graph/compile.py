@@ -96,15 +96,16 @@ class CompiledLayer(nn.Module):
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         shared = _shared(x)
         has_batch = [not layer.coupled and t.ndim > 0 and id(t) not in shared for t in given]
-        if not self.reads.holds():
+        if not self.reads.holds(dynamics):
             self.reads = Reads.of(dynamics)
+            self.plans.clear()
         owned = self.reads.owned
         tensors = [*given, *(getattr(module, name) for module, name in owned)]
         has_batch = [not layer.coupled, *has_batch, *(False for _ in owned)]
         kinds = tuple(map(Kind.of, (flat, *tensors), has_batch))
         modes = tuple(module.training for module in self.reads.modules)
         parts = layer.solver, layer.gradient, layer.horizon
-        key = *parts, layout.shapes, spec, repr(fixed), owned, modes, kinds
+        key = *parts, layout.shapes, spec, repr(fixed), modes, kinds
         if key not in self.plans:
             inputs = Inputs(spec, fixed, len(given), owned)
             adjoint = getattr(layer.gradient, "solver", None)
@@ -142,8 +143,10 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
             gradient ``Implicit`` with one of the first three or ``GMRES``; or with an ODE solver
             and the gradient ``Checkpointed`` or ``Unrolled`` (others for inference alone). The ODE
             solvers are ``Adams`` and the explicit Runge-Kutta methods, with equal or chosen steps.
-            The result shares its parameters and follows its options. f has to be a function of its
-            inputs: in training no dropout, and no statistics that it writes.
+            The result shares its parameters and follows its options; what is put in the place of
+            its dynamics, or of a module, function or hook in them, is compiled anew. f has to be a
+            function of its inputs: in training no dropout, and no statistics that it writes. A
+            number or tensor that is a plain attribute of f is a constant of the graph.
 
     Returns:
         A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.

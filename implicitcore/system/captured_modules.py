@@ -18,8 +18,13 @@ def captured_modules(module: nn.Module) -> list[nn.Module]:
     Where a function takes an attribute of a module (``self.cell(z, x)``), the attribute counts and
     not the rest of that module.
     """
-    functions = [value for value in vars(module).values() if type(value) in _FUNCTIONS]
+    functions = functions_of(module)
     return [found for function in functions for found in _modules(function)] if functions else []
+
+
+def functions_of(module: nn.Module) -> list[Any]:
+    """The functions among a module's attributes."""
+    return [value for value in vars(module).values() if type(value) in _FUNCTIONS]
 
 
 def _modules(function: Any) -> Iterator[nn.Module]:

@@ -217,9 +217,7 @@ class System:
         One evaluation, whose graph every product reuses.
         """
         check_products()
-        # Without a graph a view of a leaf still says that it requires a gradient, and autograd does
-        # not know it.
-        attached = torch.is_grad_enabled() and z.requires_grad
+        attached = torch.is_grad_enabled() and z.requires_grad  # see _evaluate
         point = z if attached else z.detach().requires_grad_()
         fz, g = with_graph(self.map, point)
         return Linearization(self, point, fz, g)
@@ -255,6 +253,10 @@ class System:
     def _evaluate(self, function: Callable[..., Any], z: Tensor, *time: Tensor) -> Tensor:
         context, problem = self.context, self.problem
         context.counter.evaluations += 1
+        if z.requires_grad and not torch.is_grad_enabled():
+            # Without a graph a view of a leaf still says that it requires a gradient, and autograd
+            # does not know it: an f that differentiates inside would fail.
+            z = z.detach()
         memory, packing, point, versions = context.memory, problem.packing, z, ()
         if memory.copies_state is not False:
             point, versions = z.clone(), versions_of(problem.x)

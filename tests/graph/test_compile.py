@@ -29,10 +29,11 @@ class Cell(nn.Module):
         torch.manual_seed(0)
         self.w, self.u = nn.Linear(n, n), nn.Linear(n, n, bias=False)
         self.register_buffer("offset", torch.randn(n))
+        self.act = torch.tanh
 
     def forward(self, z, x):
         x, scale = x
-        return torch.tanh(self.w(z) + self.u(x) * scale + self.offset)
+        return self.act(self.w(z) + self.u(x) * scale + self.offset)
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def compare(eager: ic.ImplicitLayer, compiled, batch: int) -> None:
     x, scale = inputs(batch)
-    leaves = [x, scale, *eager.parameters()]
+    leaves = [x, scale, *(p for p in eager.parameters() if p.requires_grad)]
     v = torch.randn(batch, 8, dtype=torch.float64)
     found, solutions = [], []
     for module in (eager, compiled):
@@ -160,6 +161,50 @@ def test_parameters_are_read_at_each_call(coupled):
         x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
         torch.testing.assert_close(compiled(x), eager(x), rtol=1e-6, atol=1e-7)
         conv.weight = nn.Parameter(conv.weight.detach() * 1.3)
+
+
+def _half(value):
+    return 0.5 * value.sin()
+
+
+def _tanh(value):
+    return value.tanh()
+
+
+def _another_dynamics(eager):
+    eager.dynamics = ic.FixedPoint(lambda z, x: 0.2 * z + x[0] * x[1])
+
+
+def _another_cell(eager):
+    eager.dynamics.cell = Cell().double().requires_grad_(False)
+
+
+def _another_function(eager, act=_half):
+    eager.dynamics.cell.act = act
+
+
+def _another_module(eager):
+    eager.dynamics.cell.w = nn.Linear(8, 8).double()
+
+
+def _a_hook(eager):
+    eager.dynamics.cell.w.register_forward_hook(lambda module, args, output: 0.5 * output)
+
+
+CHANGES = [_another_dynamics, _another_cell, _another_function, _another_module, _a_hook]
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_takes_the_place_of_a_part_is_what_is_solved(change):
+    eager = layer()
+    _another_function(eager, _tanh)  # of python, as the one that takes its place
+    compiled = ic.compile(eager)
+    compare(eager, compiled, 3)
+    change(eager)
+    for _ in range(2):
+        compare(eager, compiled, 3)
+    assert len(compiled.plans) == 1
 
 
 @pytest.mark.usefixtures("plainly")

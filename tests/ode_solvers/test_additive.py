@@ -167,3 +167,31 @@ def test_other_solvers_integrate_the_sum():
 def test_what_is_no_function_is_refused():
     with pytest.raises(ic.ConfigError, match="stiff: expected a module or function of"):
         ic.SplitField(1.0, nonstiff)  # pyright: ignore[reportArgumentType]
+
+
+PARTS = {
+    "broadcast": (lambda t, z, x: -z.sum(1, keepdim=True), r"shape \[3, 1\]"),
+    "scalar": (lambda t, z, x: z.sum(), r"shape \[\]"),
+    "narrow": (lambda t, z, x: -z.float(), "float32"),
+    "number": (lambda t, z, x: 0.0, "float"),
+    "tuple": (lambda t, z, x: (-z, -z), r"shape"),
+    "arguments": (lambda z, x: -z, r"f\(t, z, x\)"),
+}
+
+
+@pytest.mark.parametrize("solver", [ic.Tsit5(), ic.KenCarp4()], ids=["tsit5", "kencarp4"])
+@pytest.mark.parametrize("wrong", ["stiff", "nonstiff"])
+@pytest.mark.parametrize(("part", "message"), PARTS.values(), ids=PARTS)
+def test_a_part_unlike_the_state_is_refused_by_every_solver(solver, wrong, part, message):
+    parts = {"stiff": lambda t, z, x: -z, "nonstiff": lambda t, z, x: -z} | {wrong: part}
+    with pytest.raises(ic.InputError, match=message):
+        ic.integrate(ic.SplitField(**parts), Z0.expand(3, 2), times=SPAN, solver=solver)
+
+
+def test_under_autocast_each_part_has_a_dtype_of_its_own():
+    weight = torch.eye(2)
+    field = ic.SplitField(lambda t, z, x: -(z @ weight), lambda t, z, x: z / 2)
+    z0 = Z0.float().expand(3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ic.integrate(field, z0, times=SPAN, solver=ic.RK4(dt=0.05))
+    torch.testing.assert_close(found.z[-1], z0 * math.exp(-0.5), rtol=1e-2, atol=0)

@@ -334,3 +334,32 @@ def test_it_comes_to_no_steady_state():
         )
     with pytest.raises(ic.ConfigError, match="leapfrog"):
         ic.find_root(lambda z, x: 1 - z, torch.ones(2, 2), solver="leapfrog")
+
+
+class Hamiltonian(nn.Module):
+    """dq/dt = p, dp/dt = -dV/dq by autograd: of the state itself where that has a graph."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.potential = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1, bias=False))
+
+    def forward(self, t, z, x):
+        q, p = z[:, :2], z[:, 2:]
+        with torch.enable_grad():
+            at = q if q.requires_grad else q.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.potential(at).sum(), at, create_graph=True)
+        return torch.cat((p, -slope), 1)
+
+
+@each_form
+@pytest.mark.parametrize("gradient", [ic.Adjoint(), ic.Checkpointed(checkpoints=3)])
+def test_a_force_may_be_the_gradient_of_a_potential(solver, gradient):
+    field = Hamiltonian().double()
+    z0 = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for strategy in (ic.Unrolled(), gradient):
+        end = ic.integrate(field, z0, times=real(0, 1), solver=solver, gradient=strategy).z[-1]
+        found.append(torch.autograd.grad(end.square().sum(), [z0, *field.parameters()]))
+    for expected, other in zip(*found, strict=True):
+        assert relative_error(other, expected) < 1e-12
