@@ -92,11 +92,20 @@ def of_its_own_class(combination: Combination) -> bool:
     return not any(word in combination.layer for word in ("multiscale", "augmented"))
 
 
+def at_rest(combination: Combination) -> bool:
+    """What keeps the energy is to come to rest: always refused."""
+    return combination.separable and bool(combination.inner)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_everything(outcomes):
-    built_in = set(filter(of_its_own_class, combinations(CORE)))
-    everything = filter(of_its_own_class, combinations(distributions()))
+    everything = list(filter(of_its_own_class, combinations(distributions())))
+    never = outcomes("solvers that keep the energy, to rest", filter(at_rest, everything))
+    assert never["trained"] == 0
+    built_in = set(combinations(CORE))
+    everything = [each for each in everything if not at_rest(each)]
+    built_in &= set(everything)
     others = [each for each in everything if each not in built_in]
     core = outcomes("built-in parts", built_in)
     assert share(core) > 0.5
