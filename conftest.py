@@ -16,6 +16,18 @@ from implicitcore.tensors import host  # noqa: E402
 torch.set_num_threads(1)
 
 
+LONGEST = 1800
+"""Seconds: a test that may take so long is one of the first, or a process would run it alone at the
+end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first."""
+    items.sort(
+        key=lambda item: all(mark.args[0] < LONGEST for mark in item.iter_markers("timeout"))
+    )
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The option that has the loops do what they do on an accelerator."""
     parser.addoption(
