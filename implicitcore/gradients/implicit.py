@@ -24,7 +24,7 @@ from implicitcore.system.linear_system import LinearSystem, Transposed
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
-from implicitcore.tensors.autocast import suspended
+from implicitcore.tensors.autocast import without_autocast
 from implicitcore.tensors.cotangent import Pullback, attach
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
 from implicitcore.tensors.norms import column, norm
@@ -137,9 +137,11 @@ class BackwardSolve(Pullback):
     record: Backward
     on_the_way: bool = field(default=False, kw_only=True)
 
-    @suspended()
     def solve(self, v: Tensor) -> Tensor:
         """u, ``[batch, n]``."""
+        return without_autocast(self._solve, v)
+
+    def _solve(self, v: Tensor) -> Tensor:
         linear = LinearSystem.transposed(self.system, self.jacobian, v)
         solution = solve_from(self.solver, linear, self.start(linear))
         self._write_down(linear, solution)

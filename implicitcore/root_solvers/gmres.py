@@ -26,7 +26,7 @@ class GMRES(LinearRootSolver):
     restart (Newton's method without a line search): use a nonlinear solver there.
 
     Attributes:
-        restart: largest Krylov dimension; the storage is restart + 1 states.
+        restart: largest Krylov dimension; the storage is so many states.
 
     Reference:
         Saad, Schultz, SIAM J. Sci. Stat. Comput. 7 (1986), p. 856-869; residual norms without
@@ -39,6 +39,8 @@ class GMRES(LinearRootSolver):
         self, system: System, product: Product, g: Tensor, test: StopTest, left: int
     ) -> Correction:
         """See :meth:`LinearRootSolver.cycle`."""
-        limit = torch.where(test.state.active, test.state.limit, torch.inf)
+        limit = test.state.limit
+        if test.stopped is not None:
+            limit = torch.where(test.state.active, limit, torch.inf)
         krylov = Krylov(system.backend, product, g, limit, min(self.restart, left))
         return Correction(krylov.minimise(), krylov.size, krylov.steps)

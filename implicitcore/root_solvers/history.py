@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +35,7 @@ class History:
     skipped: bool = False
 
     def __post_init__(self) -> None:
-        self.slots: Sequence[Tensor] = () if self.buffer is None else self.buffer.split(1, 1)
+        self.slots: list[Tensor] = []  # views of the first rows, made when one is first needed
         self.used = 0
         self.view = self.buffer
 
@@ -65,10 +64,28 @@ class History:
             new = row if scale is None else (row * scale).to(row.dtype)
             self.kept[self.slot : self.slot + 1] = [new]
         elif scale is None:
-            self.slots[self.slot].copy_(row)
+            self._at(self.slot).copy_(row)
         else:
-            torch.mul(row, scale, out=self.slots[self.slot])
+            torch.mul(row, scale, out=self._at(self.slot))
         self.count += 1
+
+    def append_quotient(self, row: Tensor, scale: Tensor) -> None:
+        """Write a row ``[batch, 1, n]`` over ``scale`` ``[batch, 1, 1]``; none was left out."""
+        if self.buffer is None:
+            self.kept[self.slot : self.slot + 1] = [(row / scale).to(row.dtype)]
+        else:
+            torch.div(row, scale, out=self._at(self.slot))
+        self.count += 1
+
+    def _at(self, slot: int) -> Tensor:
+        """A row of the buffer: most solves need few of the views, and each is an object."""
+        while slot >= len(self.slots) and self.buffer is not None:
+            first = len(self.slots)
+            part = self.buffer
+            if self.depth > FIRST:
+                part = part.narrow(1, first, min(FIRST, self.depth - first))
+            self.slots += part.split(1, 1)
+        return self.slots[slot]
 
     def skip(self) -> None:
         """Leave the next row out, which is zero then; only before the first that is written."""
@@ -97,11 +114,11 @@ class History:
     def last(self) -> Tensor:
         """The newest row, ``[batch, 1, n]``."""
         slot = (self.count - 1) % self.depth
-        return self.kept[slot] if self.buffer is None else self.slots[slot]
+        return self.kept[slot] if self.buffer is None else self._at(slot)
 
     def each(self) -> list[Tensor]:
         """The rows, one by one, in the order of the slots."""
-        return self.kept if self.buffer is None else list(self.slots[: self.count])
+        return self.kept if self.buffer is None else self.slots[: self.count]
 
     def rows(self, ahead: int = 0) -> Tensor:
         """``[batch, rows, n]`` in the order of the slots.
@@ -114,8 +131,9 @@ class History:
         if needed > self.used:
             small = self.buffer.numel() <= SMALL
             self.used = min(max(FIRST, needed, 2 * self.used), self.depth) if small else needed
-            self.buffer[:, self.count : self.used] = 0
-            self.view = self.buffer[:, : self.used]
+            if self.used > self.count:
+                self.buffer.narrow(1, self.count, self.used - self.count).zero_()
+            self.view = self.buffer.narrow(1, 0, self.used)
         return self.view
 
     def written(self) -> Tensor:

@@ -28,9 +28,6 @@ class Krylov:
         limit: ``[batch]``, in the 2-norm: a sample whose residual is no larger needs no more
             products; infinite leaves it out.
         most: largest dimension.
-
-    Attributes:
-        steps: ``[batch]``, products that each sample used.
     """
 
     def __init__(
@@ -41,71 +38,105 @@ class Krylov:
         limit: Tensor,
         most: int,
     ) -> None:
-        self.backend, self.product, self.g, self.limit = backend, product, g, limit
-        self.basis = History.like(g, most + 1)
-        self.columns: list[Tensor] = []
-        self.w: list[Tensor] = []
+        self.backend, self.product, self.g = backend, product, g
         self.beta = norm(g)
-        self.active = self.beta > limit
-        self.steps = torch.zeros_like(self.active, dtype=torch.int64)
-        self._append(g, self.beta.clamp(min=torch.finfo(self.beta.dtype).tiny))
-        self.length = torch.ones_like(self.beta)  # 1 + |w|^2, without a graph
+        # The residual is above the limit where 1 + |w|^2 is below this; never, where it is a NaN.
+        self.bound = (self.beta.detach() / limit).square()
+        self.length = torch.ones_like(self.beta)  # 1 + |w|^2
+        self.columns: list[tuple[Tensor, Tensor]] = []  # of H, the last entry apart
+        self.w: list[Tensor] = []
+        self.used: Tensor | int = 0
+        self.basis = History.like(g, most)
+        self._run(most)
+
+    def _run(self, most: int) -> None:
+        row, size = self.g.unsqueeze(1), self.beta.clamp(min=torch.finfo(self.beta.dtype).tiny)
         # A device is asked before every fourth product whether a sample needs another one.
-        every = 1 if host.on_host(self.beta) else CHECK_EVERY
-        while self.size < most and (self.size % every or bool(self.active.any())):
-            self._extend()
+        on_host = host.on_host(self.beta)
+        every, whole = 1 if on_host else CHECK_EVERY, False
+        while self.size < most:
+            if self.size % every == 0:
+                left = int(self._active().sum())
+                if not left:
+                    return
+                whole = on_host and left == len(self.g)
+            # Here, and not after a product: that of the last one is never made.
+            self.basis.append_quotient(row, size.view(-1, 1, 1))
+            row, size = self._extend(whole)
 
     @property
     def size(self) -> int:
         """Products spent."""
         return len(self.columns)
 
-    def _append(self, vector: Tensor, size: Tensor) -> None:
-        self.basis.append((vector / column(size).to(vector.dtype)).unsqueeze(1))
+    @property
+    def steps(self) -> Tensor:
+        """``[batch]``, products that each sample used."""
+        if isinstance(self.used, Tensor):
+            return self.used
+        return torch.full_like(self.beta, self.used, dtype=torch.int64)
 
-    def _extend(self) -> None:
-        """One product, orthogonalised twice against the basis."""
-        backend, rows, size = self.backend, self.basis.rows(), self.basis.count
+    def _active(self) -> Tensor:
+        return self.length < self.bound
+
+    def _extend(self, whole: bool) -> tuple[Tensor, Tensor]:
+        """One product, orthogonalised twice against the basis.
+
+        ``whole``: every sample is active. What is left of it ``[batch, 1, n]``, and its size.
+        """
+        backend, rows = self.backend, self.basis.rows()
         product = self.product(self.basis.last().squeeze(1))
         row = product.unsqueeze(1)
         h = backend.inner_products(rows, row)
         row = backend.axpy_history(row, h, rows, -1)
         again = backend.inner_products(rows, row)
-        a = backend.axpy_history(row, again, rows, -1).squeeze(1)
-        h = (h + again)[:, 0, :size].to(self.beta.dtype)
+        row = backend.axpy_history(row, again, rows, -1)
+        h = (h + again).squeeze(1).to(self.beta.dtype)
         eps = torch.finfo(h.dtype)
-        below = torch.maximum(norm(a), eps.eps * norm(product)).clamp(
+        below = torch.maximum(norm(row.squeeze(1)), eps.eps * norm(product)).clamp(
             min=eps.tiny
         )  # a zero is a lucky breakdown: solved
-        self._append(a, below)
-        self._grow(h, below)
+        self._grow(h, below, whole)
+        return row, below
 
-    def _grow(self, h: Tensor, below: Tensor) -> None:
-        self.steps += self.active
-        self.columns.append(torch.cat((h, column(below)), 1))
-        solved = (h[:, 1:] * torch.stack(self.w, 1)).sum(1) if self.w else 0
-        # A sample that is done gets zeros from here on: its minimiser stays the one of its own
-        # dimension.
-        self.w.append(torch.where(self.active, (h[:, 0] - solved) / below, 0))
-        with torch.no_grad():
-            w = self.w[-1]
-            self.length = torch.addcmul(self.length, w, w)
-            smallest = self.beta / self.length.sqrt()
-            self.active = self.active & (smallest > self.limit)
+    def _grow(self, h: Tensor, below: Tensor, whole: bool) -> None:
+        size, w = self.size, h[:, 0]
+        if size:
+            w = w - (h.narrow(1, 1, size) * torch.stack(self.w, 1)).sum(1)
+        w = w / below
+        if not whole:
+            # A sample that is done gets zeros from here on: its minimiser stays the one of its own
+            # dimension.
+            active = self._active()
+            w = torch.where(active, w, 0)
+            self.used = active.long() + self.used
+        else:
+            self.used += 1
+        self.columns.append((h, below))
+        self.w.append(w)
+        self.length = torch.addcmul(self.length, w, w)
 
     def minimise(self) -> Tensor:
         """The s in span(V) of smallest ``|g - A s|``, ``[batch, n]``."""
-        if not self.columns:
+        size = self.size
+        if not size:
             return torch.zeros_like(self.g)
-        w = torch.stack(self.w, 1)
-        t = w * column(self.beta / (1 + w.square().sum(1)))
-        hessenberg = torch.stack(
-            [
-                torch.nn.functional.pad(c[:, 1:], (0, self.size + 1 - c.shape[1]))
-                for c in self.columns
-            ],
-            2,
-        )
-        y = torch.linalg.solve_triangular(hessenberg, t.unsqueeze(2), upper=True)
-        rows = self.basis.written()[:, :-1]
-        return self.backend.axpy_history(None, y.mT.to(rows.dtype), rows).squeeze(1)
+        scale = self.beta / self.length
+        if size == 1:
+            y = (self.w[0] * scale / self.columns[0][1])[:, None, None]
+        else:
+            t = torch.stack(self.w, 1) * column(scale)
+            y = torch.linalg.solve_triangular(self._triangle(), t.unsqueeze(2), upper=True).mT
+        rows = self.basis.written()
+        return self.backend.axpy_history(None, y.to(rows.dtype), rows).squeeze(1)
+
+    def _triangle(self) -> Tensor:
+        """R, ``[batch, size, size]``; what is below its diagonal is not read."""
+        rows, diagonal = zip(*self.columns, strict=True)
+        width = max(self.size + 1, rows[-1].shape[1])
+        padded = [
+            h if h.shape[1] == width else torch.nn.functional.pad(h, (0, width - h.shape[1]))
+            for h in rows
+        ]
+        above = torch.stack(padded, 1).narrow(2, 1, self.size)
+        return torch.diagonal_scatter(above, torch.stack(diagonal, 1), 0, 1, 2).mT

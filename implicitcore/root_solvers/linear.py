@@ -62,16 +62,16 @@ class LinearRootSolver(ResidualTolerance, RootSolver):
         """See :meth:`RootSolver.solve_from`."""
         test, now = StopTest(system, start.z, self.tol, self.atol), start
         stopped = test.check(now)
-        products, steps = 0, torch.zeros_like(test.state.steps)
+        products, steps = 0, None
         while not stopped and products < self.max_products:
             product = _product(system.linearize(now.z))
             left = self.max_products - products
             found = self.cycle(system, product, now.residual.value, test, left)
             products += found.products + 1
-            steps += found.steps
+            steps = found.steps if steps is None else steps + found.steps
             now = system.evaluate(test.freeze(now.z + found.s, now.z))
             stopped = test.check(now)
-        return test.solution(steps=steps)
+        return test.solution(torch.zeros_like(test.state.steps) if steps is None else steps)
 
 
 def _product(jacobian: Linearization) -> Product:

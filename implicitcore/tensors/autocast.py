@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+_T = TypeVar("_T")
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 
 Autocast = tuple[tuple[str, torch.dtype], ...]
@@ -57,3 +58,11 @@ def suspended() -> Iterator[None]:
         for device, dtype in state:
             stack.enter_context(torch.autocast(device, dtype, enabled=False))
         yield
+
+
+def without_autocast(function: Callable[..., _T], *arguments: Any) -> _T:
+    """What the function returns with autocast suspended: at no cost where there is none."""
+    if not ambient():
+        return function(*arguments)
+    with suspended():
+        return function(*arguments)

@@ -67,6 +67,32 @@ def test_a_solve_of_one_evaluation_takes_few_calls(graph, calls, operations, mon
 
 
 @pytest.mark.parametrize(
+    ("slope", "vjps", "calls", "operations"), [(0.0, 2, 152, 110), (0.5, 12, 474, 474)]
+)
+def test_a_backward_solve_by_gmres_takes_few_calls(slope, vjps, calls, operations):
+    """The bars are what was counted; loss and cell alone have 12 calls and 16 operations."""
+    torch.manual_seed(0)
+    cell = Cell()
+    with torch.no_grad():
+        nn.init.orthogonal_(cell.linear.weight).mul_(slope)
+    layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Picard(tol=1e-3))
+    x = torch.randn(8, 32, requires_grad=True)
+
+    def loss():
+        return layer.solve(x).z.sum()
+
+    layer.solve(x).z.sum().backward()
+    solution = layer.solve(x)
+    solution.z.sum().backward()
+    assert solution.backward.vjps == vjps
+    assert python_calls(loss().backward) <= calls
+    again = loss()
+    with Operations() as seen:
+        again.backward()
+    assert len(seen.names) <= operations
+
+
+@pytest.mark.parametrize(
     ("solver", "states"),
     [(ic.Picard(tol=1e-6), 6), (ic.Anderson(tol=1e-6), 22), (ic.Broyden(tol=1e-6), 27)],
     ids=["picard", "anderson", "broyden"],
