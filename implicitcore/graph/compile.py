@@ -14,6 +14,7 @@ from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.graph.functions import Call, Equilibrium, Trajectory
+from implicitcore.graph.history import is_large
 from implicitcore.graph.layer import GraphLayer, check_layer, result
 from implicitcore.graph.loop import SOLVERS
 from implicitcore.graph.plan import Inputs, Plan
@@ -70,8 +71,11 @@ class CompiledLayer(nn.Module):
             flat = flat.detach()
         check_batch(x, len(pytree.tree_leaves(begin)[0]))
         plan, tensors = self._plan(x, layout, flat)
-        record, function = Backward(), Equilibrium
-        if isinstance(plan, TrajectoryPlan) and _has_graph(flat, *tensors):
+        record, function, training = Backward(), Equilibrium, _has_graph(flat, *tensors)
+        if is_large(flat, (plan.solver, plan.adjoint) if training else (plan.solver,)):
+            plan.check()
+            return self._solved(x, begin, z0 is None)
+        if isinstance(plan, TrajectoryPlan) and training:
             _check_trajectory(layer)
             function = Trajectory
         found = Found(*function.apply(Call(plan, layer.on_failure, record), flat, *tensors))
@@ -79,6 +83,15 @@ class CompiledLayer(nn.Module):
         found = found._replace(z=layout.unpack(found.z), evaluations=int(found.evaluations) + spent)  # pyright: ignore[reportArgumentType] - a number outside of the graph
         found = result(layer.solver, layer.horizon, found, start=begin, backward=record)
         return found.of_each(len(pytree.tree_leaves(begin)[0])) if layer.coupled else found
+
+    def _solved(self, x: Any, begin: Any, started: bool) -> Solution | FinalState:
+        """By the layer's own loop, from the start that it has made, or that was given."""
+        start = self.layer.start
+        z0 = pytree.tree_map(torch.detach, begin) if started and start.detached else begin
+        found: Any = self.layer.solve(x, z0)
+        if not started:
+            return found
+        return found.amended(start=begin, evaluations=found.evaluations + start.evaluations)
 
     def regularizer(self, solution: Solution) -> Tensor:
         """See :meth:`ImplicitLayer.regularizer`."""
@@ -132,7 +145,10 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     Runge-Kutta method whose last stage is its next first one, ``max_order + 1`` times it of
     ``Adams``. Where memory is short, ``Checkpointed`` in the layer itself keeps fewer.
 
-    Worth it for small cells in long runs; on large ones evaluations are the cost, and stay.
+    Worth it for small cells in long runs; on large ones evaluations are the cost, and stay. On a
+    CPU the solvers with a history (``Anderson``, ``Broyden``, ``GMRES``) are compiled for states of
+    at most 64 KiB, the whole batch counted: a graph copies a history at every step. Larger states
+    are solved by the layer as it is, and counted as it counts.
     ``torch.compile`` of a model around it takes the loop into its own graph in inference, also with
     ``fullgraph=True`` (where the layer would raise, that sample's output is NaN), and leaves it as
     it is in training, which is a break of the graph. In such a graph the options are those that the

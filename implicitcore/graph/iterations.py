@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from implicitcore.backends.torch import TORCH
+from implicitcore.graph.history import axpy_history, inner_products
 from implicitcore.root_solvers.anderson import PERIOD, Anderson
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.picard import Picard
@@ -65,6 +65,7 @@ class AndersonMemory(NamedTuple):
     alive: Tensor  # [batch, depth] bool, which rows are in use
     last: Tensor  # [batch, 1, 2 n], the residual and the plain step of the iterate before
     plain: Tensor  # [batch] bool, the samples whose last step was none of acceleration
+    slot: Tensor  # [depth] bool, the row to write next; none before the first iterate
     written: Tensor  # int64, rows written; -1 before the first iterate
     waiting: Tensor  # [batch] bool, the samples that plain steps bring on fast enough
     size: Tensor  # [batch], the last residuals
@@ -82,7 +83,8 @@ class AndersonIteration(Iteration[Anderson, AndersonMemory]):
         waiting = torch.full_like(no[:, 0], self.solver.plain_rate > 0)
         size = z.new_zeros(batch, dtype=real_dtype(z))
         last = z.new_zeros(batch, 1, 2 * n)
-        return AndersonMemory(rows, no, last, no[:, 0].clone(), count, waiting, size)
+        slot = torch.zeros_like(no[0])
+        return AndersonMemory(rows, no, last, no[:, 0].clone(), slot, count, waiting, size)
 
     def step(
         self, now: Evaluation, grown: Tensor, memory: AndersonMemory
@@ -96,8 +98,7 @@ class AndersonIteration(Iteration[Anderson, AndersonMemory]):
         pair = current - memory.last
         pair = _without(pair, _inner(memory.rows[..., :n], pair[..., :n], alive), memory.rows)
         scale = self._length(pair[..., :n], now.residual.norm).reciprocal()
-        slot = torch.arange(solver.depth, device=g.device) == count % solver.depth
-        write = slot & ~first
+        write = memory.slot
         rows = torch.where(
             write.view(1, -1, 1), (pair * scale.view(-1, 1, 1)).to(g.dtype), memory.rows
         )
@@ -108,8 +109,10 @@ class AndersonIteration(Iteration[Anderson, AndersonMemory]):
         back = (grown & ~memory.plain).view(-1, 1, 1)
         last = torch.where(back, memory.last, current)
         z = _without(last[..., n:], _inner(rows[..., :n], g, alive), rows[..., n:])
+        count = count + 1
+        slot = torch.arange(solver.depth, device=g.device) == count % solver.depth
         return z.squeeze(1), AndersonMemory(
-            rows, alive, last, begins | first, count + 1, waiting, size
+            rows, alive, last, begins | first, slot, count, waiting, size
         )
 
     def _length(self, q: Tensor, size: Tensor) -> Tensor:
@@ -148,15 +151,15 @@ class GoodBroydenIteration(Iteration[Broyden, GoodMemory]):
         matrix = torch.where(full, 0, memory.matrix)
         place = torch.arange(depth, device=g.device)
         newest = (place == count).to(dtype)
-        c = torch.bmm(TORCH.inner_products(rows, g).to(dtype), matrix.mT)
+        c = torch.bmm(inner_products(rows, g).to(dtype), matrix.mT)
         denominator = 1 - (c * newest).sum(2, keepdim=True)
         safe = denominator.abs() > 10 * torch.finfo(dtype).eps
         scale = torch.where(safe, denominator, 1).reciprocal()
-        s = (TORCH.axpy_history(g, c.to(g.dtype), rows) * scale).to(g.dtype)
+        s = (axpy_history(g, c.to(g.dtype), rows) * scale).to(g.dtype)
         here = place.view(1, -1, 1)
         rows = torch.where(here == count, s, rows)
         matrix = torch.where((here == count) & ~safe, 0, matrix)
-        gram = TORCH.inner_products(rows, s).to(dtype)
+        gram = inner_products(rows, s).to(dtype)
         square = (gram * newest).sum(2, keepdim=True) + torch.finfo(dtype).tiny
         row = (newest + torch.bmm(gram, matrix)) / square
         matrix = torch.where(here == count + 1, row, matrix)
@@ -189,7 +192,7 @@ class BadBroydenIteration(Iteration[Broyden, BadMemory]):
         begins = full | (memory.written < 0)
         left, right = torch.where(begins, 0, memory.left), torch.where(begins, 0, memory.right)
         y = g - memory.last
-        direction = _without(g, TORCH.inner_products(right, g), left)
+        direction = _without(g, inner_products(right, g), left)
         square = y.square().sum(2, keepdim=True)
         learnt = (square > 0) & ~begins
         u = torch.where(learnt, direction / torch.where(square == 0, 1, square), 0)
@@ -214,9 +217,9 @@ def _plain(now: Evaluation, damping: float) -> Tensor:
 
 def _inner(rows: Tensor, vector: Tensor, alive: Tensor) -> Tensor:
     """Inner products of a vector with the rows in use, ``[batch, 1, rows]``."""
-    return TORCH.inner_products(rows, vector) * alive.unsqueeze(1)
+    return inner_products(rows, vector) * alive.unsqueeze(1)
 
 
 def _without(row: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
     """Row - sum_i weights_i rows_i, ``[batch, 1, n]``."""
-    return TORCH.axpy_history(row, weights, rows, -1)
+    return axpy_history(row, weights, rows, -1)

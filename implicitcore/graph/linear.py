@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
 from implicitcore.backends.base import Residual
-from implicitcore.backends.torch import TORCH
+from implicitcore.graph.history import axpy_history, inner_products
 from implicitcore.graph.loop import solve_from
 from implicitcore.graph.stop import Found, GraphStop, Samples
 from implicitcore.graph.system import GraphSystem, exact_norm
@@ -130,10 +130,10 @@ def _correction(
         u = rows.index_select(1, k.view(1)).squeeze(1)
         p = u - system.product(u)
         row = p.unsqueeze(1)
-        h = TORCH.inner_products(rows, row)
-        row = TORCH.axpy_history(row, h, rows, -1)
-        again = TORCH.inner_products(rows, row)
-        a = TORCH.axpy_history(row, again, rows, -1)
+        h = inner_products(rows, row)
+        row = axpy_history(row, h, rows, -1)
+        again = inner_products(rows, row)
+        a = axpy_history(row, again, rows, -1)
         h = (h + again)[:, 0].to(beta.dtype)
         below = torch.maximum(norm(a.squeeze(1)), eps.eps * norm(p)).clamp(min=eps.tiny)
         new = (a / below.view(-1, 1, 1)).to(rows.dtype)
@@ -159,5 +159,5 @@ def _correction(
     (cycle,) = while_loop(going, extend, (begin,))
     t = cycle.w * column(beta / (1 + cycle.w.square().sum(1)))
     y = torch.linalg.solve_triangular(cycle.triangle.mT, t.unsqueeze(2), upper=True)
-    s = TORCH.axpy_history(None, y.mT.to(g.dtype), cycle.basis[:, :-1]).squeeze(1)
+    s = axpy_history(None, y.mT.to(g.dtype), cycle.basis[:, :-1]).squeeze(1)
     return s, cycle

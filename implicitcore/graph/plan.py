@@ -100,17 +100,19 @@ class Plan:
                 stack.enter_context(_reparametrize_module(module, values))
             yield self.inputs.x(tensors[:many])
 
-    def _pulled(self, v: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """v^T df of z and of each tensor that is to have a gradient."""
-        places = [0, *(i + 1 for i in self.differentiated)]
+    def _pulled(self, places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
+        """v, z and the tensors -> v^T df of those in some places of (z, *tensors)."""
 
-        def value(*wanted: Tensor) -> Tensor:
-            given = [z, *tensors]
-            for place, tensor in zip(places, wanted, strict=True):
-                given[place] = tensor
-            return self._function(*given)[0]
+        def pulled(v: Tensor, *point: Tensor) -> tuple[Tensor, ...]:
+            def value(*wanted: Tensor) -> Tensor:
+                given = [*point]
+                for place, tensor in zip(places, wanted, strict=True):
+                    given[place] = tensor
+                return self._function(*given)[0]
 
-        return torch.func.vjp(value, *((z, *tensors)[place] for place in places))[1](v)
+            return torch.func.vjp(value, *(point[place] for place in places))[1](v)
+
+        return pulled
 
     @cached_property
     def differentiated(self) -> list[int]:
@@ -132,9 +134,22 @@ class Plan:
     @cached_property
     def _products(self) -> tuple[Split, Split]:
         """J^T v, and v^T df of the tensors."""
-        graph = traced(self._pulled, (self.kinds[0], *self.kinds))
-        others = range(1, len(self.differentiated) + 1)
-        return split(graph, 1, [0]), split(graph, 1, others)
+        # Each by itself: one operation may give both, as the backward pass of a convolution does.
+        places = [0], [i + 1 for i in self.differentiated]
+        kinds = self.kinds[0], *self.kinds
+        product, others = (
+            split(traced(self._pulled(wanted), kinds), 1, range(len(wanted))) for wanted in places
+        )
+        return product, others
+
+    def check(self) -> None:
+        """Refuse what no graph can take of f, as a compiled call does.
+
+        Raises:
+            InputError: see :func:`traced`.
+            GradientError: see there.
+        """
+        getattr(self, "_field" if follows_field(self.solver) else "_value")  # traced once
 
     @cached_property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -145,7 +160,7 @@ class Plan:
         def forward(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             return tuple(run(solver, system(*tensors), z0, horizon))
 
-        return compiled(forward)
+        return compiled(forward, device=self.kinds[0].device)
 
     def _as_system(self) -> Callable[..., GraphSystem]:
         """The tensors -> the map that they make."""
@@ -189,16 +204,21 @@ class Plan:
             gradients = others.inside(u, *others.before(z, *tensors))
             return found.residual, found.status, found.evaluations, *gradients
 
-        return compiled(backward)
+        return compiled(backward, device=self.kinds[0].device)
 
 
 _COUNT = count()
 
 
-def compiled(function: Any) -> Callable[..., Any]:
-    """One graph of the function, for any size of the batch."""
+def compiled(function: Any, *, device: torch.device | None = None) -> Callable[..., Any]:
+    """One graph of the function, for any size of the batch, and for a device where one is given."""
     # With a code of its own: what torch learns of one, as which numbers change, is kept by it.
     code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COUNT)}")
     function = FunctionType(code, function.__globals__, closure=function.__closure__)
     # Not cpp_wrapper: faster by a half, it was seen to free memory twice in a loop (torch 2.13).
-    return torch.compile(function, fullgraph=True, options={"cpp_wrapper": False})
+    options: dict[str, Any] = {"cpp_wrapper": False}
+    if device is not None and device.type == "cpu":
+        # The state of a loop is in the order of its entries: with the channels last, each
+        # convolution would reorder it, and the kernel, and back.
+        options["layout_optimization"] = False
+    return torch.compile(function, fullgraph=True, options=options)

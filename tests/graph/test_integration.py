@@ -40,7 +40,7 @@ STEADY = [
 def plainly(monkeypatch: pytest.MonkeyPatch):
     """The loop in Python: what a graph would compute, without the time that tracing takes."""
     monkeypatch.setattr(integration, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(plan, "compiled", lambda function: function)
+    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 def field(dtype: torch.dtype = torch.float64) -> ic.VectorField:

@@ -44,7 +44,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
     monkeypatch.setattr(trajectory, "stacked_loop", python_loop.stacked_loop)
     for module in (plan, trajectory):
-        monkeypatch.setattr(module, "compiled", lambda function: function)
+        monkeypatch.setattr(module, "compiled", lambda function, **options: function)
 
 
 def layer(solver, field=None, **options) -> ic.ImplicitLayer:
