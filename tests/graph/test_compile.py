@@ -10,7 +10,7 @@ from support import python_loop
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import linear, loop, plan, trace
+from implicitcore.graph import history, linear, loop, plan, system, trace
 
 PAIRS = [
     (ic.Picard(tol=1e-9, max_steps=100), ic.Picard(tol=1e-9, max_steps=100)),
@@ -97,6 +97,87 @@ def test_one_graph_each_serves_every_batch(solver, adjoint):
     compiled = ic.compile(eager)
     for batch in (3, 8, 5):
         compare(eager, compiled, batch)
+
+
+STARTS = [
+    ic.Zeros((8,)),
+    ic.OneStep(lambda z, x: torch.tanh(z + x[0]), (8,)),
+    ic.Predictor(lambda x: 0.1 * x[0]),
+]
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("start", STARTS, ids=lambda start: type(start).__name__)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_large_state_with_a_history_is_solved_by_the_layer(monkeypatch, start, given):
+    monkeypatch.setattr(history, "LARGEST", 3 * 8 * 8)
+    eager = layer()
+    eager.start = start
+    compiled = ic.compile(eager)
+    for batch, is_compiled in ((3, True), (4, False)):
+        x, scale = inputs(batch)
+        z0 = torch.randn(batch, 8, dtype=torch.float64) if given else None
+        found = []
+        for module in (eager, compiled):
+            solution = module.solve((x, ic.shared(scale)), z0)
+            loss = solution.z.square().sum()
+            found.append((solution, torch.autograd.grad(loss, [x, scale, *eager.parameters()])))
+        (one, gradients), (other, others) = found
+        # A graph counts one evaluation less: the one for the gradient.
+        assert other.evaluations == one.evaluations - is_compiled
+        torch.testing.assert_close(other.start, one.start)
+        torch.testing.assert_close(other.z, one.z)
+        torch.testing.assert_close(others, gradients, rtol=1e-7, atol=1e-8)
+    assert len(compiled.plans) == 1
+
+
+def test_a_state_is_large_for_solvers_that_keep_a_history():
+    fits, large = torch.zeros(64, 256), torch.zeros(65, 256)
+    for solver in (ic.Anderson(), ic.Broyden(), ic.GMRES()):
+        assert history.is_large(large, [ic.Picard(), solver])
+        assert not history.is_large(fits, [ic.Picard(), solver])
+        assert history.is_large(fits.double(), [solver])
+        assert not history.is_large(large.to("meta"), [solver])
+    assert not history.is_large(large, [ic.Picard(), None])
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_large_state_counts_for_the_gradient_where_one_is_wanted(monkeypatch):
+    monkeypatch.setattr(history, "LARGEST", 0)
+    eager = layer(*PAIRS[0])
+    eager.gradient = ic.Implicit(ic.GMRES(tol=1e-9))
+    compiled, (x, scale) = ic.compile(eager), inputs(3)
+    expected = eager.solve((x, ic.shared(scale)))
+    assert compiled.solve((x, ic.shared(scale))).evaluations == expected.evaluations
+    with torch.no_grad():
+        found = compiled.solve((x, ic.shared(scale)))
+        assert "forward" in vars(next(reversed(compiled.plans.values())))
+    torch.testing.assert_close(found.z, expected.z)
+
+
+def test_a_large_state_does_not_let_through_what_is_refused(monkeypatch):
+    monkeypatch.setattr(history, "LARGEST", 0)
+    cell = ic.FixedPoint(lambda z, x: 0.5 * z + x * torch.rand_like(x))
+    compiled = ic.compile(ic.ImplicitLayer(cell, solver=ic.Anderson()))
+    with pytest.raises(ic.InputError, match="f draws random numbers"):
+        compiled(torch.ones(2, 3))
+
+
+def test_the_loop_of_a_gradient_makes_no_gradient_of_weights():
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    eager = ic.ImplicitLayer(
+        ic.FixedPoint(lambda z, x: torch.tanh(0.4 * conv(z) + x)),
+        solver=ic.Picard(),
+        gradient=ic.Implicit(ic.Picard()),
+    )
+    compiled, x = ic.compile(eager), torch.randn(3, 2, 4, 4)
+    made, _ = compiled._plan(x, system.Layout.of(x), x.flatten(1))
+    backward = torch.ops.aten.convolution_backward.default
+    wanted = [
+        [node.args[-1] for node in part.inside.graph.nodes if node.target is backward]
+        for part in made._products
+    ]
+    assert wanted == [[[True, False, False]], [[False, True, True]]]
 
 
 @pytest.mark.usefixtures("plainly")
