@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.convergence import StopTest
-from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.root_solvers.krylov import krylov_space
 from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
 from implicitcore.system.system import System
 
@@ -42,5 +42,5 @@ class GMRES(LinearRootSolver):
         limit = test.state.limit
         if test.stopped is not None:
             limit = torch.where(test.state.active, limit, torch.inf)
-        krylov = Krylov(system.backend, product, g, limit, min(self.restart, left))
-        return Correction(krylov.minimise(), krylov.size, krylov.steps)
+        space = krylov_space(system.backend, product, g, limit, min(self.restart, left))
+        return Correction(space.minimise(), space.size, space.steps)

@@ -4,6 +4,7 @@
 
 #include "adams_step.h"
 #include "anderson.h"
+#include "krylov_space.h"
 #include "root_iteration.h"
 #include "step_control.h"
 
@@ -110,6 +111,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                                                     r.passed, r.all_pass),
                                      r.ahead);
              });
+  py::class_<KrylovSpace>(module, "KrylovSpace")
+      .def("extend", &KrylovSpace::extend)
+      .def("minimise", &KrylovSpace::minimise)
+      .def_property_readonly("size", &KrylovSpace::size)
+      .def_property_readonly("steps", &KrylovSpace::steps);
+  module.def("krylov_space", &krylov_space);
   py::class_<AdamsStep>(module, "AdamsStep")
       .def_property_readonly("z", &AdamsStep::end)
       .def("correct", &AdamsStep::correct);
