@@ -41,8 +41,9 @@ _CLOCKS = (torch.float32, torch.float64)
 class CppBackend(Options, FusedBackend):
     """A whole iteration of Picard, Anderson and Broyden as one call of C++, on the CPU.
 
-    So is all that GMRES does beside a product. Of the adaptive ODE solvers one call is what follows the stages of a step: the error, who
-    accepts the step, the next size, the clocks, and what the loop has to know; a step of Adams is
+    So is all that GMRES does beside a product. Of the adaptive ODE solvers one call is what
+    follows the stages of a step: the error, who accepts the step, the next size, the clocks, and
+    what the loop has to know; a step of Adams is one call before and one after the evaluation.
     one call before and one after the evaluation.
     Residual, norms, stop test, best iterate and update in as few passes over the memory as there
     can be, vectorised over the entries of a sample and parallel over the samples. float32, float64

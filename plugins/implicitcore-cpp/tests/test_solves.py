@@ -141,7 +141,7 @@ def test_the_backward_solve_is_the_backends_too(cpp, calls, solver):
 
 
 @pytest.mark.parametrize("check", checks_for("root_solver"), ids=lambda check: check.name)
-@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden, ic.GMRES])
 def test_the_solvers_keep_their_contract(cpp, monkeypatch, solver, check):
     """With the kernels wherever no backend is asked for."""
     monkeypatch.setattr("implicitcore.system.system.TORCH", cpp)
@@ -176,3 +176,87 @@ def test_the_memory_of_iterates_is_used_again(cpp, calls, solver):
     assert calls
     assert found.evaluations > 7
     assert len(set(places)) <= 5
+
+
+@pytest.fixture
+def spaces(cpp, monkeypatch):
+    """How often a Krylov space was the backend's."""
+    made, ask = [], type(cpp)._krylov_space
+
+    def asked(self, *arguments):
+        made.append(arguments[2])
+        return ask(self, *arguments)
+
+    monkeypatch.setattr(type(cpp), "_krylov_space", asked)
+    return made
+
+
+@pytest.mark.parametrize("restart", [30, 3])
+@pytest.mark.parametrize("name", ["rates", "contraction", "wide"])
+def test_a_backward_solve_by_gmres_spends_the_products_of_torch(cpp, spaces, name, restart):
+    found = []
+    for backend in (cpp, None):
+        problem = PROBLEMS[name](torch.float64)
+        x = problem.x.clone().requires_grad_()
+        solver = ic.GMRES(tol=1e-9, restart=restart, max_products=400)
+        solution = ic.fixed_point(
+            problem.f, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-11, max_steps=400),
+            gradient=ic.Implicit(solver), backend=backend,
+        )  # fmt: skip
+        gradient = torch.autograd.grad(solution.z.square().sum(), x)[0]
+        found.append((gradient, solution.backward))
+    (mine, own), (theirs, torchs) = found
+    assert spaces
+    assert own.vjps == torchs.vjps
+    assert torch.equal(known(own.status), known(torchs.status))
+    assert torch.allclose(mine, theirs, rtol=0, atol=1e-8 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gmres_in_every_dtype(cpp, spaces, dtype):
+    """A linear system in each sample, against a dense solve."""
+    draw = torch.Generator().manual_seed(0)
+    a = 0.3 * torch.randn(4, 40, 40, generator=draw, dtype=torch.float64) / 40**0.5
+    b = torch.randn(4, 40, generator=draw, dtype=torch.float64)
+    low, right = a.to(dtype), b.to(dtype)
+    f = lambda z, x: torch.einsum("bij,bj->bi", x[0], z) + x[1]  # noqa: E731
+    with torch.no_grad():
+        found = ic.fixed_point(
+            f, torch.zeros_like(right), (low, right), solver=ic.GMRES(tol=DTYPES[dtype]),
+            backend=cpp,
+        ).raise_if_failed()  # fmt: skip
+    unit = torch.eye(40, dtype=torch.float64)
+    exact = torch.linalg.solve(unit - low.double(), right.double())
+    error = (found.z.double() - exact).norm(dim=1) / exact.norm(dim=1)
+    assert spaces and found.z.dtype == dtype
+    assert bool((error <= 3 * DTYPES[dtype]).all())
+
+
+def test_a_krylov_space_has_the_bits_of_single_samples(cpp, spaces):
+    draw = torch.Generator().manual_seed(0)
+    a = 0.5 * torch.randn(5, 60, 60, generator=draw, dtype=torch.float64) / 60**0.5
+    b = torch.randn(5, 60, generator=draw, dtype=torch.float64)
+    limit = b.norm(dim=1) * torch.tensor([1e-1, 1e-9, 1e-3, 1e-6, torch.inf], dtype=b.dtype)
+
+    def solved(rows):
+        space = cpp.krylov_space(b[rows], limit[rows], 30)
+        v = space.extend(None)
+        while v is not None:
+            v = space.extend(v - torch.stack([part @ one for part, one in zip(a[rows], v)]))  # noqa: B905
+        return space.minimise(), space.steps
+
+    with torch.no_grad():
+        together, steps = solved(slice(None))
+        assert len(set(steps.tolist())) == 5
+        for row in range(5):
+            alone, count = solved(slice(row, row + 1))
+            assert torch.equal(alone[0], together[row])
+            assert count.item() == steps[row].item()
+
+
+def test_a_product_of_another_shape_is_an_error(cpp):
+    with torch.no_grad():
+        space = cpp.krylov_space(torch.ones(2, 3), torch.zeros(2), 4)
+        space.extend(None)
+        with pytest.raises(RuntimeError, match="shaped like g"):
+            space.extend(torch.ones(2, 4))
