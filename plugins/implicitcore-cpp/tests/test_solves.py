@@ -260,3 +260,24 @@ def test_a_product_of_another_shape_is_an_error(cpp):
         space.extend(None)
         with pytest.raises(RuntimeError, match="shaped like g"):
             space.extend(torch.ones(2, 4))
+
+
+def test_the_stop_test_of_a_backward_solve_is_the_backends(cpp, calls, spaces):
+    """Where a loss has no gradient in one sample, that one is left out from the beginning."""
+    problem, found = PROBLEMS["contraction"](torch.float64), []
+    for backend in (cpp, None):
+        x = problem.x.clone().requires_grad_()
+        solution = ic.fixed_point(
+            problem.f, torch.zeros_like(x), x, solver=ic.Picard(tol=1e-11, max_steps=400),
+            gradient=ic.Implicit(ic.GMRES(tol=1e-9, restart=4)), backend=backend,
+        )  # fmt: skip
+        before = len(calls), len(spaces)
+        gradient = torch.autograd.grad(solution.z[1:].square().sum(), x)[0]
+        assert (len(calls) > before[0], len(spaces) > before[1]) == (backend is cpp,) * 2
+        assert int(gradient[0].count_nonzero()) == 0
+        found.append((gradient, solution.backward))
+    (mine, own), (theirs, torchs) = found
+    assert own.vjps == torchs.vjps > 6
+    assert torch.equal(known(own.status), known(torchs.status))
+    assert torch.allclose(known(own.residual), known(torchs.residual), rtol=1e-3, atol=1e-12)
+    assert torch.allclose(mine, theirs, rtol=0, atol=1e-8 * theirs.abs().max().item())
