@@ -59,10 +59,10 @@ class FusedLoop(NamedTuple):
             fz, g = evaluate(z) if known is None else known
             known = None
             z_next = advance(z, fz, g, count == last)
+            if not count and system.context.range_checked:
+                self._check_range(z, fz)  # before it is recorded: the solve may begin anew
             if recorder is not None:
                 recorder.record(z, self.iteration.size())
-            if not count and system.context.range_checked:
-                self._check_range(z, fz)
             if z_next is None:
                 break
             z = z_next

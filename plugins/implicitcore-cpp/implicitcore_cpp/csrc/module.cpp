@@ -20,7 +20,7 @@ std::unique_ptr<Update<T>> update_of(const std::string& name, const std::vector<
   if (name == "broyden") return std::make_unique<Broyden<T>>(like, options.at(0));
   TORCH_CHECK(name == "anderson", "no update ", name);
   return std::make_unique<Anderson<T>>(like, options.at(0), options.at(1), options.at(2),
-                                       options.at(3));
+                                       options.at(3), options.at(4));
 }
 
 using Values = std::variant<double, at::Tensor>;
