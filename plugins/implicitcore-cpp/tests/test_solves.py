@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicitcore as ic
+from implicitcore.extend import AndersonRule
 from implicitcore.testing import checks_for
 from implicitcore.testing.expect import known
 from implicitcore.testing.hard_maps import PROBLEMS, SOLVERS, UNSTABLE, same_stops
@@ -295,3 +298,45 @@ def test_the_stop_test_of_a_backward_solve_is_the_backends(cpp, calls, spaces):
     assert torch.equal(known(own.status), known(torchs.status))
     assert torch.allclose(known(own.residual), known(torchs.residual), rtol=1e-3, atol=1e-12)
     assert torch.allclose(mine, theirs, rtol=0, atol=1e-8 * theirs.abs().max().item())
+
+
+def test_a_backend_that_ignores_the_plain_rate_breaks_its_contract(cpp, monkeypatch):
+    ask = type(cpp)._root_iteration
+
+    def ignoring(self, update, rule, z):
+        plain = replace(update, plain_rate=0.0) if isinstance(update, AndersonRule) else update
+        return ask(self, plain, rule, z)
+
+    check = next(each for each in checks_for("backend") if each.name.startswith("stops_as_the"))
+    check(cpp)
+    monkeypatch.setattr(type(cpp), "_root_iteration", ignoring)
+    with pytest.raises(AssertionError, match="by Anderson, compared with the torch backend"):
+        check(cpp)
+
+
+def test_a_product_of_gmres_takes_one_call_beside_the_cells_own(cpp, spaces):
+    """Of a product by a cell of one linear map torch sees six operations, and none of ours."""
+    counts = {}
+    for slope in (0.3, 0.8):
+        cell = torch.nn.Linear(32, 32)
+        with torch.no_grad():
+            torch.nn.init.orthogonal_(cell.weight).mul_(slope)
+        layer = ic.ImplicitLayer(
+            ic.FixedPoint(lambda z, x, cell=cell: torch.tanh(cell(z) + x)),
+            solver=ic.Picard(tol=1e-3), backend=cpp,
+        )  # fmt: skip
+        solution = layer.solve(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)))
+        with _Count() as seen:
+            torch.autograd.grad(solution.z.sum(), cell.weight)
+        counts[known(solution.backward.vjps)] = seen.count
+    (few, first), (many, second) = sorted(counts.items())
+    assert many > few + 2
+    assert (second - first) / (many - few) <= 6
+
+
+class _Count(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
