@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.adams_step import AdamsPast, AdamsStep
+from implicitcore.backends.krylov_space import KrylovSpace
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken, control_step
 from implicitcore.options.options import PartMeta
@@ -72,6 +73,18 @@ class Backend(metaclass=PartMeta):
             z: the start, ``[batch, n]``; nothing records a graph.
         """
         del update, rule, z
+        return None
+
+    def krylov_space(self, g: Tensor, limit: Tensor, most: int) -> KrylovSpace | None:
+        """The Krylov spaces of a cycle of GMRES, one call a product; torch's own where it is None.
+
+        Arguments:
+            g: the residual to make small, ``[batch, n]``.
+            limit: ``[batch]``, in the 2-norm: a sample whose residual is no larger needs no more
+                products; infinite leaves it out.
+            most: largest dimension.
+        """
+        del g, limit, most
         return None
 
     def step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome:

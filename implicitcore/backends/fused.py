@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicitcore.backends.adams_step import AdamsPast, AdamsStep
 from implicitcore.backends.base import Backend, Residual
+from implicitcore.backends.krylov_space import KrylovSpace
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken, control_step
 from implicitcore.backends.torch import TORCH
@@ -46,6 +47,18 @@ class FusedBackend(Backend):
     ) -> RootIteration | None:
         """The iterations of a solve; None where the kernels do not do a whole one."""
         del update, rule, z
+        return None
+
+    @final
+    def krylov_space(self, g: Tensor, limit: Tensor, most: int) -> KrylovSpace | None:
+        """See :meth:`Backend.krylov_space`."""
+        if torch.is_grad_enabled() or not self._takes(g):
+            return None  # a product may be in a graph though nothing is that it is given
+        return self._krylov_space(g, limit, most)
+
+    def _krylov_space(self, g: Tensor, limit: Tensor, most: int) -> KrylovSpace | None:
+        """The spaces of a cycle; None where the kernels do not do all of it."""
+        del g, limit, most
         return None
 
     @final

@@ -26,12 +26,15 @@ class AndersonRule:
         period: directions after which all are forgotten.
         damping: of the plain step.
         ridge: added to the length of a new direction, in units of the residual.
+        plain_rate: from its start on, a sample takes plain steps for as long as each leaves at most
+            this share of its residual; 0 where none does.
     """
 
     depth: int
     period: int
     damping: float
     ridge: float
+    plain_rate: float
 
 
 @dataclass(frozen=True)

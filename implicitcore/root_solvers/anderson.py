@@ -186,11 +186,10 @@ class Anderson(StepwiseRootSolver[AndersonState]):
     regularization: Tolerance | None = None
     plain_rate: Share = 0.0
 
-    def update_rule(self, z: Tensor) -> AndersonRule | None:
-        """See :meth:`StepwiseRootSolver.update_rule`; None with a ``plain_rate``."""
-        if self.plain_rate:
-            return None
-        return AndersonRule(self.depth, PERIOD * self.depth, self.damping, self._ridge(z))
+    def update_rule(self, z: Tensor) -> AndersonRule:
+        """See :meth:`StepwiseRootSolver.update_rule`."""
+        period, ridge = PERIOD * self.depth, self._ridge(z)
+        return AndersonRule(self.depth, period, self.damping, ridge, self.plain_rate)
 
     def _ridge(self, z: Tensor) -> float:
         """What is added to the length of a new direction, in units of the residual."""

@@ -8,9 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
-from implicitcore.root_solvers.stop_state import StopState
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
 
@@ -33,11 +31,11 @@ class BiCGSTAB(LinearRootSolver):
     """
 
     def cycle(
-        self, system: System, product: Product, g: Tensor, test: StopTest, left: int
+        self, system: System, product: Product, g: Tensor, limit: Tensor, left: int
     ) -> Correction:
         """See :meth:`LinearRootSolver.cycle`."""
         del system
-        recurrence = _Recurrence(product, g, test.state)
+        recurrence = _Recurrence(product, g, limit)
         s, products = recurrence.run((left + 1) // 2)
         return Correction(s, products, recurrence.steps)
 
@@ -48,19 +46,19 @@ class _Recurrence:
     Arguments:
         product: v -> A v.
         g: ``[batch, n]``.
-        state: which samples are active, and below which residual each is done.
+        limit: ``[batch]``, the residual at which each sample is done; infinite leaves it out.
     """
 
-    def __init__(self, product: Product, g: Tensor, state: StopState) -> None:
+    def __init__(self, product: Product, g: Tensor, limit: Tensor) -> None:
         self.product = product
         self.beta = norm(g).clamp(min=torch.finfo(real_dtype(g)).tiny)
-        self.limit = state.limit / self.beta.detach()
+        self.limit = limit / self.beta.detach()
         self.s = self.best = torch.zeros_like(g)
         self.r = self.p = self.shadow = g / column(self.beta).to(g.dtype)
         self.rho = _dot(self.r, self.r)
         self.smallest = norm(self.r.detach())
-        self.active = state.active & (self.smallest > self.limit)
-        self.steps = torch.zeros_like(state.steps)
+        self.active = self.smallest > self.limit
+        self.steps = torch.zeros_like(self.active, dtype=torch.int64)
 
     def run(self, most: int) -> tuple[Tensor, int]:
         """The s of smallest residual after at most so many iterations, and the products spent."""

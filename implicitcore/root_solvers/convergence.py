@@ -238,6 +238,11 @@ class StopTest(StopCriterion):
             return torch.where(column(self.state.active), z_next, z)
         return z_next.index_copy(0, self.stopped, z.index_select(0, self.stopped))
 
+    def limit(self) -> Tensor:
+        """``[batch]``, what each residual is to come to; infinite for samples that have stopped."""
+        limit = self.state.limit
+        return limit if self.stopped is None else limit.masked_fill(~self.state.active, torch.inf)
+
     def leaving(self) -> Tensor | None:
         """See :meth:`StopCriterion.leaving`."""
         if not self.system.compacts(self.remaining + 1, len(self.state.active)):
@@ -277,13 +282,10 @@ class StopTest(StopCriterion):
         steps = state.steps if steps is None else steps
         if self.remaining and steps is state.steps:
             steps = torch.where(state.active, self.count, steps)
-        status = torch.zeros_like(state.active, dtype=torch.int8)
-        if state.failure is not None:
-            status = state.failure.clone()
+        status = state.failures()
         if self.remaining:
             status[state.active] = Status.MAX_STEPS
-        kept = None if self.recorder is None else self.recorder.residuals
-        trace = torch.stack(kept) if kept else None
+        trace = None if self.recorder is None else self.recorder.trace()
         z, size = state.best, state.best_norm
         relative = size / state.best_limit * self.tol if self.tol else None
         met = state.failure is None and not self.remaining and not self.whole

@@ -241,8 +241,7 @@ class DeferredStopTest(StopCriterion):
         state = self.test.state if self.test.whole is None else self.test.whole[0]
         self._check_apart(state, best, last)
         recorder = self.system.context.recorder
-        kept = recorder.residuals if recorder is not None else None
-        trace = torch.stack(kept) if kept else None
+        trace = None if recorder is None else recorder.trace()
         relative = found.judged.relative if found.judged else None
         relative = None if relative is None else relative.to(device)
         status, residual = found.status.to(device), found.residual.to(device)

@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
+from implicitcore.backends.root_iteration import (
+    PicardRule,
+    RootIteration,
+    StopRule,
+    UpdateRule,
+)
 from implicitcore.root_solvers.stop_criterion import GROWTH
 from implicitcore.root_solvers.stop_state import DIVERGENCE, TRUST, tiny
 from implicitcore.solution import Judged, Origin, Solution, Status
@@ -16,7 +21,8 @@ from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.problem import rounding_of
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import bounds, norm, real_dtype
+from implicitcore.tensors import host
+from implicitcore.tensors.norms import bounds, column, norm, real_dtype
 
 
 class FusedLoop(NamedTuple):
@@ -34,6 +40,14 @@ class FusedLoop(NamedTuple):
     rule: StopRule
     max_steps: int
 
+    @property
+    def limit(self) -> Tensor | None:
+        """What each sample's residual is to come to, ``[batch]``; None where f(z) decides."""
+        rule = self.rule
+        if not isinstance(rule.scale, Tensor):
+            return None
+        return rule.scale * rule.tol + rule.floor
+
     def run(self, z: Tensor, start: Evaluation | None) -> Solution:
         """Solve from z; ``start``, where f is known there."""
         system, advance = self.system, self.iteration.advance
@@ -45,33 +59,30 @@ class FusedLoop(NamedTuple):
             fz, g = evaluate(z) if known is None else known
             known = None
             z_next = advance(z, fz, g, count == last)
+            if not count and system.context.range_checked:
+                self._check_range(z, fz)  # before it is recorded: the solve may begin anew
             if recorder is not None:
                 recorder.record(z, self.iteration.size())
-            if not count and system.context.range_checked:
-                self._check_range(z, fz)
             if z_next is None:
                 break
             z = z_next
             del fz, g, z_next  # a state may be large
-        return self._solution(start_z)
+        return self.solution(start_z)
 
     def _check_range(self, z: Tensor, fz: Tensor) -> None:
         if not self.iteration.between(*bounds(real_dtype(z))):
             check_range(norm(fz), z, fz)
 
-    def _solution(self, start: Tensor) -> Solution:
+    def solution(self, start: Tensor) -> Solution:
         """What the stop test says."""
         found, system, tol = self.iteration.result(), self.system, self.rule.tol
         if found.stopped_apart:
             frozen = Frozen(found.z, found.last, found.residual, found.size, found.limit)
             check_frozen(system, frozen, lambda: found.status == Status.CONVERGED)
         recorder = system.context.recorder
-        kept = recorder.residuals if recorder is not None else None
+        trace = None if recorder is None else recorder.trace()
         relative = found.relative if tol else None
-        origin, trace = (
-            Origin(found.start_norm, found.ceiling),
-            torch.stack(kept) if kept else None,
-        )
+        origin = Origin(found.start_norm, found.ceiling)
         return Solution(
             z=found.z,
             start=start,
@@ -81,6 +92,55 @@ class FusedLoop(NamedTuple):
             steps=found.steps,
             evaluations=system.evaluations,
         )
+
+
+class FusedStopTest:
+    """The stop test of a backend's iterations, without their updates.
+
+    For a system whose tolerance is relative to something known, and a host that looks for free.
+
+    Arguments:
+        loop: a loop of plain steps, which are not taken.
+        limit: ``[batch]``, what each sample's residual is to come to.
+        start: ``[batch, n]``.
+    """
+
+    def __init__(self, loop: FusedLoop, limit: Tensor, start: Tensor) -> None:
+        self.loop, self.goal, self.start = loop, limit, start
+        self.active: Tensor | None = None  # once a sample has stopped
+
+    @classmethod
+    def of(
+        cls, system: System, z0: Tensor, limits: tuple[float, float, int, int]
+    ) -> FusedStopTest | None:
+        """That of a solve, as :func:`fused_loop` takes it; None where there is none."""
+        if not isinstance(system.stop_scale(), Tensor) or not host.on_host(z0):
+            return None
+        loop = fused_loop(system, z0, PicardRule(1.0), limits)
+        limit = None if loop is None else loop.limit
+        return None if loop is None or limit is None else cls(loop, limit, z0)
+
+    def check(self, now: Evaluation) -> bool:
+        """See :meth:`StopTest.check`."""
+        iteration = self.loop.iteration
+        if iteration.advance(now.z, now.fz, None, False) is None:
+            return True
+        found = iteration.result()
+        if found.stopped_apart:
+            self.active = found.status == Status.MAX_STEPS
+        return False
+
+    def limit(self) -> Tensor:
+        """See :meth:`StopTest.limit`."""
+        return self.goal if self.active is None else torch.where(self.active, self.goal, torch.inf)
+
+    def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
+        """See :meth:`StopTest.freeze`."""
+        return z_next if self.active is None else torch.where(column(self.active), z_next, z)
+
+    def solution(self, steps: Tensor) -> Solution:
+        """See :meth:`StopTest.solution`."""
+        return self.loop.solution(self.start).amended(steps=steps)
 
 
 def fused_loop(

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 from implicitcore.options.types import Count
-from implicitcore.root_solvers.convergence import StopTest
-from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.root_solvers.krylov import krylov_space
 from implicitcore.root_solvers.linear import Correction, LinearRootSolver, Product
 from implicitcore.system.system import System
 
@@ -36,11 +34,8 @@ class GMRES(LinearRootSolver):
     restart: Count = 30
 
     def cycle(
-        self, system: System, product: Product, g: Tensor, test: StopTest, left: int
+        self, system: System, product: Product, g: Tensor, limit: Tensor, left: int
     ) -> Correction:
         """See :meth:`LinearRootSolver.cycle`."""
-        limit = test.state.limit
-        if test.stopped is not None:
-            limit = torch.where(test.state.active, limit, torch.inf)
-        krylov = Krylov(system.backend, product, g, limit, min(self.restart, left))
-        return Correction(krylov.minimise(), krylov.size, krylov.steps)
+        space = krylov_space(system.backend, product, g, limit, min(self.restart, left))
+        return Correction(space.minimise(), space.size, space.steps)

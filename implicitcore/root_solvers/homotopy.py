@@ -15,7 +15,7 @@ from implicitcore.options.types import Whole
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.chain import merge, started
 from implicitcore.root_solvers.convergence import StopTest
-from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.root_solvers.krylov import krylov_space
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.root_solvers.newton import Newton
 from implicitcore.root_solvers.stop_state import StopState
@@ -176,7 +176,7 @@ class _Path(System):
         point, s = Point.at(self.system, z), column(t).to(z.dtype)
         right = point.now.fz - self.a - ATTRACTION * (z - torch.lerp(self.a, point.now.fz, s))
         limit = INNER * norm(right.detach())
-        return Krylov(
+        return krylov_space(
             self.backend, lambda v: v - s * point.jacobian.jvp(v), right, limit, MOST
         ).minimise()
 

@@ -12,7 +12,7 @@ from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.errors import ConfigError
 from implicitcore.options.options import PartMeta, options_of
 from implicitcore.options.types import Positive, Whole
-from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.root_solvers.krylov import krylov_space
 from implicitcore.root_solvers.linearized import Point, solve
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
@@ -96,7 +96,7 @@ class HomotopyField(nn.Module, metaclass=PartMeta):
             velocity = solve(point.matrix(1.0, s), point.g)[0]
         else:
             limit, most = INNER * norm(point.g.detach()), min(point.g.shape[1], MOST)
-            velocity = Krylov(
+            velocity = krylov_space(
                 system.backend, lambda v: v - s * point.jacobian.jvp(v), point.g, limit, most
             ).minimise()
         return packing.unpack(self.rate * velocity)

@@ -8,14 +8,35 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
+from implicitcore.backends.krylov_space import KrylovSpace
 from implicitcore.root_solvers.history import History
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY
 from implicitcore.tensors import host
 from implicitcore.tensors.norms import column, norm
 
 
+def krylov_space(
+    backend: Backend, product: Callable[[Tensor], Tensor], g: Tensor, limit: Tensor, most: int
+) -> KrylovSpace:
+    """The space in which each sample's residual is within its limit, or of dimension ``most``.
+
+    Arguments:
+        backend: makes it, or orthogonalises.
+        product: v -> A v, ``[batch, n]``.
+        g: the residual to make small, ``[batch, n]``.
+        limit: ``[batch]``, in the 2-norm: a sample whose residual is no larger needs no more
+            products; infinite leaves it out.
+        most: largest dimension.
+    """
+    space = backend.krylov_space(g, limit, most) or Krylov(backend, g, limit, most)
+    v = space.extend(None)
+    while v is not None:
+        v = space.extend(product(v))
+    return space
+
+
 class Krylov:
-    """An orthonormal basis V of each sample's Krylov space of A and g, with A V_k = V_{k+1} H.
+    """A Krylov space in torch, the reference (see :class:`KrylovSpace`), with A V_k = V_{k+1} H.
 
     H has the first row h and, below it, the triangle R. With w = R^-T h the smallest residual over
     the space is ``|g| / sqrt(1 + |w|^2)``, reached at R y = ``|g|`` w / (1 + ``|w|^2``): w grows by
@@ -23,22 +44,13 @@ class Krylov:
 
     Arguments:
         backend: orthogonalises.
-        product: v -> A v, ``[batch, n]``.
-        g: the residual to make small, ``[batch, n]``.
-        limit: ``[batch]``, in the 2-norm: a sample whose residual is no larger needs no more
-            products; infinite leaves it out.
-        most: largest dimension.
+        g: see :func:`krylov_space`.
+        limit: the same.
+        most: the same.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        product: Callable[[Tensor], Tensor],
-        g: Tensor,
-        limit: Tensor,
-        most: int,
-    ) -> None:
-        self.backend, self.product, self.g = backend, product, g
+    def __init__(self, backend: Backend, g: Tensor, limit: Tensor, most: int) -> None:
+        self.backend, self.g, self.most = backend, g, most
         self.beta = norm(g)
         # The residual is above the limit where 1 + |w|^2 is below this; never, where it is a NaN.
         self.bound = (self.beta.detach() / limit).square()
@@ -47,31 +59,38 @@ class Krylov:
         self.w: list[Tensor] = []
         self.used: Tensor | int = 0
         self.basis = History.like(g, most)
-        self._run(most)
-
-    def _run(self, most: int) -> None:
-        row, size = self.g.unsqueeze(1), self.beta.clamp(min=torch.finfo(self.beta.dtype).tiny)
         # A device is asked before every fourth product whether a sample needs another one.
-        on_host = host.on_host(self.beta)
-        every, whole = 1 if on_host else CHECK_EVERY, False
-        while self.size < most:
-            if self.size % every == 0:
-                left = int(self._active().sum())
-                if not left:
-                    return
-                whole = on_host and left == len(self.g)
-            # Here, and not after a product: that of the last one is never made.
-            self.basis.append_quotient(row, size.view(-1, 1, 1))
-            row, size = self._extend(whole)
+        self.on_host = host.on_host(g)
+        self.whole = False  # every sample needs more products, as far as is known
+
+    def extend(self, product: Tensor | None) -> Tensor | None:
+        """See :meth:`KrylovSpace.extend`."""
+        if product is None:
+            row, size = self.g.unsqueeze(1), self.beta.clamp(min=torch.finfo(self.beta.dtype).tiny)
+        else:
+            row, size = self._orthogonal(product)
+        if self.size == self.most or not self._goes_on():
+            return None
+        # Here, and not where it is found: that of the last product is never made.
+        self.basis.append_quotient(row, size.view(-1, 1, 1))
+        return self.basis.last().squeeze(1)
+
+    def _goes_on(self) -> bool:
+        """Whether a sample needs another product."""
+        if not self.on_host and self.size % CHECK_EVERY:
+            return True
+        left = int(self._active().sum())
+        self.whole = self.on_host and left == len(self.g)
+        return left > 0
 
     @property
     def size(self) -> int:
-        """Products spent."""
+        """See :attr:`KrylovSpace.size`."""
         return len(self.columns)
 
     @property
     def steps(self) -> Tensor:
-        """``[batch]``, products that each sample used."""
+        """See :attr:`KrylovSpace.steps`."""
         if isinstance(self.used, Tensor):
             return self.used
         return torch.full_like(self.beta, self.used, dtype=torch.int64)
@@ -79,13 +98,9 @@ class Krylov:
     def _active(self) -> Tensor:
         return self.length < self.bound
 
-    def _extend(self, whole: bool) -> tuple[Tensor, Tensor]:
-        """One product, orthogonalised twice against the basis.
-
-        ``whole``: every sample is active. What is left of it ``[batch, 1, n]``, and its size.
-        """
+    def _orthogonal(self, product: Tensor) -> tuple[Tensor, Tensor]:
+        """What is left of a product beside the basis, ``[batch, 1, n]``, and its size."""
         backend, rows = self.backend, self.basis.rows()
-        product = self.product(self.basis.last().squeeze(1))
         row = product.unsqueeze(1)
         h = backend.inner_products(rows, row)
         row = backend.axpy_history(row, h, rows, -1)
@@ -96,15 +111,15 @@ class Krylov:
         below = torch.maximum(norm(row.squeeze(1)), eps.eps * norm(product)).clamp(
             min=eps.tiny
         )  # a zero is a lucky breakdown: solved
-        self._grow(h, below, whole)
+        self._grow(h, below)
         return row, below
 
-    def _grow(self, h: Tensor, below: Tensor, whole: bool) -> None:
+    def _grow(self, h: Tensor, below: Tensor) -> None:
         size, w = self.size, h[:, 0]
         if size:
             w = w - (h.narrow(1, 1, size) * torch.stack(self.w, 1)).sum(1)
         w = w / below
-        if not whole:
+        if not self.whole:
             # A sample that is done gets zeros from here on: its minimiser stays the one of its own
             # dimension.
             active = self._active()
@@ -117,7 +132,7 @@ class Krylov:
         self.length = torch.addcmul(self.length, w, w)
 
     def minimise(self) -> Tensor:
-        """The s in span(V) of smallest ``|g - A s|``, ``[batch, n]``."""
+        """See :meth:`KrylovSpace.minimise`."""
         size = self.size
         if not size:
             return torch.zeros_like(self.g)

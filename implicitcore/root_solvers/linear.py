@@ -10,10 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Backend
 from implicitcore.options.shared import ResidualTolerance
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.fused import FusedStopTest
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
@@ -47,11 +49,17 @@ class LinearRootSolver(ResidualTolerance, RootSolver):
 
     @abstractmethod
     def cycle(
-        self, system: System, product: Product, g: Tensor, test: StopTest, left: int
+        self, system: System, product: Product, g: Tensor, limit: Tensor, left: int
     ) -> Correction:
-        """An s with A s near g for the active samples, after about ``left`` products at most.
+        """An s with A s near g, after about ``left`` products at most.
 
-        ``product`` is v -> A v.
+        Arguments:
+            system: what is solved.
+            product: v -> A v.
+            g: the residual, ``[batch, n]``.
+            limit: ``[batch]``, what ``|g - A s|`` is to come to; infinite for a sample that has
+                stopped.
+            left: products that may be spent.
         """
 
     def solve(self, system: System, z0: Tensor) -> Solution:
@@ -60,18 +68,29 @@ class LinearRootSolver(ResidualTolerance, RootSolver):
 
     def solve_from(self, system: System, start: Evaluation) -> Solution:
         """See :meth:`RootSolver.solve_from`."""
-        test, now = StopTest(system, start.z, self.tol, self.atol), start
+        test, now = self._stop_test(system, start.z), start
         stopped = test.check(now)
         products, steps = 0, None
         while not stopped and products < self.max_products:
             product = _product(system.linearize(now.z))
             left = self.max_products - products
-            found = self.cycle(system, product, now.residual.value, test, left)
+            found = self.cycle(system, product, now.residual.value, test.limit(), left)
             products += found.products + 1
             steps = found.steps if steps is None else steps + found.steps
             now = system.evaluate(test.freeze(now.z + found.s, now.z))
             stopped = test.check(now)
-        return test.solution(torch.zeros_like(test.state.steps) if steps is None else steps)
+        if steps is None:
+            steps = torch.zeros(len(now.z), dtype=torch.int64, device=now.z.device)
+        return test.solution(steps)
+
+    def _stop_test(self, system: System, z0: Tensor) -> StopTest | FusedStopTest:
+        """The backend's, where it makes one."""
+        if type(system.context.backend).root_iteration is not Backend.root_iteration:
+            limits = self.tol, self.atol, 1, self.max_products
+            found = FusedStopTest.of(system, z0, limits)
+            if found is not None:
+                return found
+        return StopTest(system, z0, self.tol, self.atol)
 
 
 def _product(jacobian: Linearization) -> Product:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.root_solvers.krylov import krylov_space
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
@@ -70,7 +70,7 @@ class Point:
 
     def krylov(self, shift: Tensor | float, limit: Tensor, most: int) -> Tensor:
         """s with ``|g - (shift I - J) s| <= limit``, as far as ``most`` products go, by GMRES."""
-        return Krylov(
+        return krylov_space(
             self.system.backend,
             lambda v: v * shift - self.jacobian.jvp(v),
             self.g,

@@ -189,6 +189,12 @@ class StopState:
         met = ~self.active
         return met if self.failure is None else met & (self.failure == 0)
 
+    def failures(self) -> Tensor:
+        """``[batch]`` int8, how each sample failed; 0 for the others."""
+        if self.failure is None:
+            return torch.zeros_like(self.active, dtype=torch.int8)
+        return self.failure.clone()
+
     def going_on(self) -> Tensor:
         """Which samples ``[k]`` go on alone: the active ones, and one that has converged.
 

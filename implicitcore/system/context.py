@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
@@ -42,6 +43,10 @@ class Recorder:
             self.residuals.append(residual)
         if self.iterates is not None:
             self.iterates.append(z)
+
+    def trace(self) -> Tensor | None:
+        """The residuals, ``[evaluations, batch]``; None where there are none."""
+        return torch.stack(self.residuals) if self.residuals else None
 
 
 @dataclass(frozen=True, eq=False)

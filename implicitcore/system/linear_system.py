@@ -69,7 +69,7 @@ class LinearSystem(System):
 
     def update(self, z: Tensor) -> Tensor:
         """J^T z + v."""
-        self.evaluations += 1
+        self.context.counter.evaluations += 1
         return self.jacobian.vjp(z) + self.v
 
     def evaluate(self, z: Tensor, out: Tensor | None = None) -> Evaluation:
@@ -144,11 +144,11 @@ class Transposed(Products):
     """Products with J^T, whose products are those of J the other way round."""
 
     def vjp(self, v: Tensor) -> Tensor:
-        self.system.evaluations += 1
+        self.counter.evaluations += 1
         return self.jacobian.jvp(v)
 
     def jvp(self, v: Tensor) -> Tensor:
-        self.system.evaluations += 1
+        self.counter.evaluations += 1
         return self.jacobian.vjp(v)
 
     def matrix(self) -> Tensor:

@@ -32,12 +32,13 @@ class Linearization:
 
     def __init__(self, system: System, point: Tensor, fz: Tensor, g: Tensor | None = None) -> None:
         self.system, self.point, self.fz, self.g = system, point, fz, g
+        self.counter = system.context.counter
         self._transposed: tuple[Tensor, Tensor] | None = None
         self._matrix: Tensor | None = None
 
     def vjp(self, v: Tensor) -> Tensor:
         """J^T v, ``[batch, n]``."""
-        self.system.evaluations += 1
+        self.counter.evaluations += 1
         return self._product(self.fz, self.point, v, torch.is_grad_enabled())
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ class Linearization:
 
         The derivative of w -> J^T w, which needs no forward-mode rules from the cell.
         """
-        self.system.evaluations += 1
+        self.counter.evaluations += 1
         if self._transposed is None:
             with torch.enable_grad():
                 w = torch.zeros_like(self.fz).requires_grad_()

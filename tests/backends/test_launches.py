@@ -16,7 +16,7 @@ from support.host_syncs import HostSyncs, all_accept
 import implicitcore as ic
 from implicitcore.backends.torch import TORCH
 from implicitcore.ode_solvers.adams import PredictedStep
-from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.root_solvers.krylov import krylov_space
 from implicitcore.system.memory import Memory
 
 BATCH, N = 3, 8
@@ -134,7 +134,7 @@ def counted(name, steps):
         cell, z, x = aside(syncs), meta(BATCH, N), ic.shared(meta(N, N))
         if name == "gmres":
             limit, g = meta(BATCH), meta(BATCH, N)
-            Krylov(TORCH, lambda v: cell(v, x.value), g, limit, steps).minimise()
+            krylov_space(TORCH, lambda v: cell(v, x.value), g, limit, steps).minimise()
         else:
             ic.fixed_point(cell, z, x, solver=SOLVERS[name](max_steps=steps))
     return syncs.launches, syncs.counts.total()

@@ -12,6 +12,7 @@ from implicitcore.backends.base import Residual
 from implicitcore.backends.step_control import control_step, remembered
 from implicitcore.extend import RootResult
 from implicitcore.ode_solvers.adams import PredictedStep
+from implicitcore.root_solvers.krylov import Krylov
 
 TORCH = ic.TorchBackend()
 
@@ -234,6 +235,34 @@ class StaysAtItsOrder(Mine):
         return _SameOrder(PredictedStep(TORCH, max_order, z, dt, past), past.order)
 
 
+class CountsEverySample(Mine):
+    """Makes Krylov spaces by itself, in which a sample that is done goes on with the others."""
+
+    def krylov_space(self, g, limit, most):
+        return None if torch.is_grad_enabled() else _AllGoOn(TORCH, g, limit, most)
+
+
+class _AllGoOn(Krylov):
+    def _goes_on(self):
+        found = super()._goes_on()
+        self.whole = True
+        return found
+
+
+class ForgetsTheLastProduct(Mine):
+    """Makes Krylov spaces by itself, and minimises over all but the last vector."""
+
+    def krylov_space(self, g, limit, most):
+        return None if torch.is_grad_enabled() else _OneLess(TORCH, g, limit, most)
+
+
+class _OneLess(Krylov):
+    def minimise(self):
+        if self.columns:
+            self.w[-1] = torch.zeros_like(self.w[-1])
+        return super().minimise()
+
+
 class _SameOrder:
     def __init__(self, step, order):
         self.step, self.z, self.order = step, step.z, order
@@ -253,6 +282,8 @@ BACKENDS = [
     (StopsTogether(), {STOPS}),
     (RemembersRefusedErrors(), {STEPS}),
     (StaysAtItsOrder(), {"takes_adams_steps_as_the_reference_does"}),
+    (CountsEverySample(), {"spans_krylov_spaces_as_the_reference_does"}),
+    (ForgetsTheLastProduct(), {SOLVES, "spans_krylov_spaces_as_the_reference_does"}),
     (IgnoresOut(), {"writes_to_out"}),
     (ForgetsTheTail(), {"residual_is_right", SLOPES}),
     (ForgetsOneSample(), {"error_norm_is_right", "per_sample", SLOPES, STEPS}),

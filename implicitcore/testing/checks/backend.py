@@ -118,7 +118,8 @@ def stops_as_the_reference_does(backend: Backend) -> None:
     (``root_iteration``) does the stop test too.
     """
     device, dtype = device_of(backend), widest(backend)
-    for solver in (Picard(tol=1e-4), Anderson(tol=1e-4), Broyden(tol=1e-4)):
+    plain = Anderson(tol=1e-4, plain_rate=0.6)
+    for solver in (Picard(tol=1e-4), Anderson(tol=1e-4), plain, Broyden(tol=1e-4)):
         for name, f in _HARD.items():
             found, expected = (
                 _stops(solver, f, each, dtype, device) for each in (backend, REFERENCE)

@@ -16,6 +16,7 @@ from implicitcore.extend import (
     AndersonRule,
     BroydenRule,
     FusedBackend,
+    KrylovSpace,
     Look,
     Options,
     PicardRule,
@@ -40,9 +41,9 @@ _CLOCKS = (torch.float32, torch.float64)
 class CppBackend(Options, FusedBackend):
     """A whole iteration of Picard, Anderson and Broyden as one call of C++, on the CPU.
 
-    Of the adaptive ODE solvers one call is what follows the stages of a step: the error, who
-    accepts the step, the next size, the clocks, and what the loop has to know; a step of Adams is
-    one call before and one after the evaluation.
+    So is all that GMRES does beside a product. Of the adaptive ODE solvers one call is what
+    follows the stages of a step: the error, who accepts the step, the next size, the clocks, and
+    what the loop has to know; a step of Adams is one call before and one after the evaluation.
     Residual, norms, stop test, best iterate and update in as few passes over the memory as there
     can be, vectorised over the entries of a sample and parallel over the samples. float32, float64
     and bfloat16 states, the last with norms and coefficients in float32. A sample's result does not
@@ -77,6 +78,9 @@ class CppBackend(Options, FusedBackend):
         stop = kernels.Rule(*numbers, rule.min_steps, scale)
         samples = rule.floor, 0.0 if fixed is None else fixed, rule.origin
         return kernels.root_iteration(name, tuple(vars(update).values()), stop, samples, z)
+
+    def _krylov_space(self, g: Tensor, limit: Tensor, most: int) -> KrylovSpace | None:
+        return build.load().krylov_space(g, limit, most)
 
     def _adams_step(
         self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicitcore as ic
+from implicitcore.extend import AndersonRule
 from implicitcore.testing import checks_for
 from implicitcore.testing.expect import known
 from implicitcore.testing.hard_maps import PROBLEMS, SOLVERS, UNSTABLE, same_stops
 from implicitcore.testing.solve_checks import SolveChecks
 
 DTYPES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+PLAIN = [  # with plain steps first, which one sample or another ends
+    ic.Anderson(tol=1e-3, plain_rate=0.45, max_steps=40),
+    ic.Anderson(tol=1e-10, plain_rate=0.3, max_steps=40),
+    ic.Anderson(tol=1e-8, depth=2, plain_rate=0.8, max_steps=40),
+    ic.Anderson(tol=1e-6, damping=0.4, plain_rate=0.7, max_steps=40),
+]
 
 
 @pytest.fixture
@@ -27,7 +40,7 @@ def calls(cpp, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("solver", [*SOLVERS, *PLAIN], ids=str)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [*((name, "fixed_point") for name in PROBLEMS), ("rates", "find_root"), ("nan", "find_root")],
@@ -54,7 +67,9 @@ def test_every_dtype_meets_its_tolerance(cpp, calls, solver, dtype):
     assert (found.z.double() - exact).norm() <= (40 * tol + 1e-12) * exact.norm()
 
 
-@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+@pytest.mark.parametrize(
+    "solver", [ic.Picard, ic.Anderson, ic.Broyden, partial(ic.Anderson, plain_rate=0.4)]
+)
 def test_a_sample_has_the_bits_that_it_has_alone(cpp, calls, solver):
     problem = PROBLEMS["rates"](torch.float64)
     together = problem.solve(solver(tol=1e-9, max_steps=200), cpp)
@@ -75,8 +90,9 @@ def test_a_nan_stays_in_its_sample(cpp, calls, solver):
 
 
 @pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
-def test_a_trace_and_second_calls_are_those_of_torch(cpp, calls, solver):
-    problem = PROBLEMS["contraction"](torch.float64)
+@pytest.mark.parametrize("name", ["contraction", "tiny"])
+def test_a_trace_and_second_calls_are_those_of_torch(cpp, calls, name, solver):
+    problem = PROBLEMS[name](torch.float64)
     layers = [
         ic.ImplicitLayer(ic.FixedPoint(problem.f), solver=solver(tol=1e-8), backend=backend)
         for backend in (cpp, None)
@@ -87,7 +103,8 @@ def test_a_trace_and_second_calls_are_those_of_torch(cpp, calls, solver):
     assert isinstance(found, ic.Solution) and isinstance(expected, ic.Solution)
     residuals, others = known(found.trace), known(expected.trace)
     assert residuals.shape == others.shape
-    assert torch.allclose(residuals, others, rtol=1e-3, atol=1e-12)
+    size = others[0].max().item()
+    assert torch.allclose(residuals / size, others / size, rtol=1e-3, atol=1e-12)
 
 
 def test_a_cell_that_keeps_its_states_sees_each_as_it_was(cpp, calls):
@@ -141,7 +158,7 @@ def test_the_backward_solve_is_the_backends_too(cpp, calls, solver):
 
 
 @pytest.mark.parametrize("check", checks_for("root_solver"), ids=lambda check: check.name)
-@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden, ic.GMRES])
 def test_the_solvers_keep_their_contract(cpp, monkeypatch, solver, check):
     """With the kernels wherever no backend is asked for."""
     monkeypatch.setattr("implicitcore.system.system.TORCH", cpp)
@@ -176,3 +193,150 @@ def test_the_memory_of_iterates_is_used_again(cpp, calls, solver):
     assert calls
     assert found.evaluations > 7
     assert len(set(places)) <= 5
+
+
+@pytest.fixture
+def spaces(cpp, monkeypatch):
+    """How often a Krylov space was the backend's."""
+    made, ask = [], type(cpp)._krylov_space
+
+    def asked(self, *arguments):
+        made.append(arguments[2])
+        return ask(self, *arguments)
+
+    monkeypatch.setattr(type(cpp), "_krylov_space", asked)
+    return made
+
+
+@pytest.mark.parametrize("restart", [30, 3])
+@pytest.mark.parametrize("name", ["rates", "contraction", "wide"])
+def test_a_backward_solve_by_gmres_spends_the_products_of_torch(cpp, spaces, name, restart):
+    found = []
+    for backend in (cpp, None):
+        problem = PROBLEMS[name](torch.float64)
+        x = problem.x.clone().requires_grad_()
+        solver = ic.GMRES(tol=1e-9, restart=restart, max_products=400)
+        solution = ic.fixed_point(
+            problem.f, torch.zeros_like(x), x, solver=ic.Anderson(tol=1e-11, max_steps=400),
+            gradient=ic.Implicit(solver), backend=backend,
+        )  # fmt: skip
+        gradient = torch.autograd.grad(solution.z.square().sum(), x)[0]
+        found.append((gradient, solution.backward))
+    (mine, own), (theirs, torchs) = found
+    assert spaces
+    assert own.vjps == torchs.vjps
+    assert torch.equal(known(own.status), known(torchs.status))
+    assert torch.allclose(mine, theirs, rtol=0, atol=1e-8 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gmres_in_every_dtype(cpp, spaces, dtype):
+    """A linear system in each sample, against a dense solve."""
+    draw = torch.Generator().manual_seed(0)
+    a = 0.3 * torch.randn(4, 40, 40, generator=draw, dtype=torch.float64) / 40**0.5
+    b = torch.randn(4, 40, generator=draw, dtype=torch.float64)
+    low, right = a.to(dtype), b.to(dtype)
+    f = lambda z, x: torch.einsum("bij,bj->bi", x[0], z) + x[1]  # noqa: E731
+    with torch.no_grad():
+        found = ic.fixed_point(
+            f, torch.zeros_like(right), (low, right), solver=ic.GMRES(tol=DTYPES[dtype]),
+            backend=cpp,
+        ).raise_if_failed()  # fmt: skip
+    unit = torch.eye(40, dtype=torch.float64)
+    exact = torch.linalg.solve(unit - low.double(), right.double())
+    error = (found.z.double() - exact).norm(dim=1) / exact.norm(dim=1)
+    assert spaces and found.z.dtype == dtype
+    assert bool((error <= 3 * DTYPES[dtype]).all())
+
+
+def test_a_krylov_space_has_the_bits_of_single_samples(cpp, spaces):
+    draw = torch.Generator().manual_seed(0)
+    a = 0.5 * torch.randn(5, 60, 60, generator=draw, dtype=torch.float64) / 60**0.5
+    b = torch.randn(5, 60, generator=draw, dtype=torch.float64)
+    limit = b.norm(dim=1) * torch.tensor([1e-1, 1e-9, 1e-3, 1e-6, torch.inf], dtype=b.dtype)
+
+    def solved(rows):
+        space = cpp.krylov_space(b[rows], limit[rows], 30)
+        v = space.extend(None)
+        while v is not None:
+            v = space.extend(v - torch.stack([part @ one for part, one in zip(a[rows], v)]))  # noqa: B905
+        return space.minimise(), space.steps
+
+    with torch.no_grad():
+        together, steps = solved(slice(None))
+        assert len(set(steps.tolist())) == 5
+        for row in range(5):
+            alone, count = solved(slice(row, row + 1))
+            assert torch.equal(alone[0], together[row])
+            assert count.item() == steps[row].item()
+
+
+def test_a_product_of_another_shape_is_an_error(cpp):
+    with torch.no_grad():
+        space = cpp.krylov_space(torch.ones(2, 3), torch.zeros(2), 4)
+        space.extend(None)
+        with pytest.raises(RuntimeError, match="shaped like g"):
+            space.extend(torch.ones(2, 4))
+
+
+def test_the_stop_test_of_a_backward_solve_is_the_backends(cpp, calls, spaces):
+    """Where a loss has no gradient in one sample, that one is left out from the beginning."""
+    problem, found = PROBLEMS["contraction"](torch.float64), []
+    for backend in (cpp, None):
+        x = problem.x.clone().requires_grad_()
+        solution = ic.fixed_point(
+            problem.f, torch.zeros_like(x), x, solver=ic.Picard(tol=1e-11, max_steps=400),
+            gradient=ic.Implicit(ic.GMRES(tol=1e-9, restart=4)), backend=backend,
+        )  # fmt: skip
+        before = len(calls), len(spaces)
+        gradient = torch.autograd.grad(solution.z[1:].square().sum(), x)[0]
+        assert (len(calls) > before[0], len(spaces) > before[1]) == (backend is cpp,) * 2
+        assert int(gradient[0].count_nonzero()) == 0
+        found.append((gradient, solution.backward))
+    (mine, own), (theirs, torchs) = found
+    assert own.vjps == torchs.vjps > 6
+    assert torch.equal(known(own.status), known(torchs.status))
+    assert torch.allclose(known(own.residual), known(torchs.residual), rtol=1e-3, atol=1e-12)
+    assert torch.allclose(mine, theirs, rtol=0, atol=1e-8 * theirs.abs().max().item())
+
+
+def test_a_backend_that_ignores_the_plain_rate_breaks_its_contract(cpp, monkeypatch):
+    ask = type(cpp)._root_iteration
+
+    def ignoring(self, update, rule, z):
+        plain = replace(update, plain_rate=0.0) if isinstance(update, AndersonRule) else update
+        return ask(self, plain, rule, z)
+
+    check = next(each for each in checks_for("backend") if each.name.startswith("stops_as_the"))
+    check(cpp)
+    monkeypatch.setattr(type(cpp), "_root_iteration", ignoring)
+    with pytest.raises(AssertionError, match="by Anderson, compared with the torch backend"):
+        check(cpp)
+
+
+def test_a_product_of_gmres_takes_one_call_beside_the_cells_own(cpp, spaces):
+    """Of a product by a cell of one linear map torch sees six operations, and none of ours."""
+    counts = {}
+    for slope in (0.3, 0.8):
+        cell = torch.nn.Linear(32, 32)
+        with torch.no_grad():
+            torch.nn.init.orthogonal_(cell.weight).mul_(slope)
+        layer = ic.ImplicitLayer(
+            ic.FixedPoint(lambda z, x, cell=cell: torch.tanh(cell(z) + x)),
+            solver=ic.Picard(tol=1e-3), backend=cpp,
+        )  # fmt: skip
+        solution = layer.solve(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)))
+        with _Count() as seen:
+            torch.autograd.grad(solution.z.sum(), cell.weight)
+        counts[known(solution.backward.vjps)] = seen.count
+    (few, first), (many, second) = sorted(counts.items())
+    assert many > few + 2
+    assert (second - first) / (many - few) <= 6
+
+
+class _Count(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))

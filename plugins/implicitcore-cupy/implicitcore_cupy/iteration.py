@@ -40,7 +40,7 @@ def kind_of(update: UpdateRule) -> Kind | None:
     """None for an update that has no kernels."""
     if isinstance(update, PicardRule):
         return "Picard", 0, 1, update.damping, 0.0
-    if isinstance(update, AndersonRule):
+    if isinstance(update, AndersonRule) and not update.plain_rate:
         return "Anderson", update.depth, update.period, update.damping, update.ridge
     if isinstance(update, BroydenRule):
         return "Broyden", update.memory + 1, 1, 1.0, 0.0

@@ -45,9 +45,11 @@ class Anderson : public Update<T> {
   static constexpr int64_t TILE = 256;  // entries for which all rows are read, while they are near
 
  public:
-  Anderson(const at::Tensor& z, int64_t depth, int64_t period, double damping, double ridge)
+  Anderson(const at::Tensor& z, int64_t depth, int64_t period, double damping, double ridge,
+           double plain_rate)
       : q_(z, depth, z.size(1)), p_(z, depth, z.size(1)), period_(period), damping_(damping),
-        ridge_(ridge), alive_(z.size(0) * depth, 1), plain_(z.size(0), 1), back_(z.size(0)) {}
+        ridge_(ridge), plain_rate_(plain_rate), alive_(z.size(0) * depth, 1), plain_(z.size(0), 1),
+        back_(z.size(0)), waits_(z.size(0), plain_rate > 0), size_(z.size(0)) {}
 
   void begin(const Iterates& now) override {
     if (q_.count == period_) q_.count = p_.count = 0;
@@ -66,7 +68,8 @@ class Anderson : public Update<T> {
       lerp(now.z, now.fz, static_cast<R>(damping_), damped_ + at, now.n);
       plain = damped_ + at;
     }
-    if (!last_g_) {
+    if (!last_g_ || waits(now)) {
+      size_[now.sample] = now.size;
       std::copy(plain, plain + now.n, next);
       return;
     }
@@ -98,12 +101,14 @@ class Anderson : public Update<T> {
  private:
   Rows<T> q_, p_;
   int64_t period_;
-  double damping_, ridge_;
+  double damping_, ridge_, plain_rate_;
   Iterates last_, now_;     // of `last_` the residual, and as fz the plain step
   at::Tensor plain_step_;
   const T *last_g_ = nullptr, *last_p_ = nullptr;
   T* damped_ = nullptr;
   std::vector<uint8_t> alive_, plain_, back_;  // per row of a sample, and per sample
+  std::vector<uint8_t> waits_;  // whose plain steps have been fast enough from the start on
+  std::vector<R> size_;         // their last residuals
 
   // The rows in use and their coefficients, in the new direction and in the next iterate.
   struct Weights {
@@ -111,6 +116,14 @@ class Anderson : public Update<T> {
     std::vector<R>&old, &next;
     R scale, newest;
   };
+
+  // Whether a sample takes the plain step, and leaves its row of this iteration out.
+  bool waits(const Row<T>& now) {
+    uint8_t& waits = waits_[now.sample];
+    waits = waits && now.size <= size_[now.sample] * static_cast<R>(plain_rate_);
+    if (waits) alive_[now.sample * q_.depth + q_.slot()] = 0;
+    return waits;
+  }
 
   at::Tensor merged(const at::Tensor& now, const at::Tensor& last) const {
     at::Tensor out = at::empty_like(now);

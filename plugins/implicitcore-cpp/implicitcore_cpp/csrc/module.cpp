@@ -4,6 +4,7 @@
 
 #include "adams_step.h"
 #include "anderson.h"
+#include "krylov_space.h"
 #include "root_iteration.h"
 #include "step_control.h"
 
@@ -19,7 +20,7 @@ std::unique_ptr<Update<T>> update_of(const std::string& name, const std::vector<
   if (name == "broyden") return std::make_unique<Broyden<T>>(like, options.at(0));
   TORCH_CHECK(name == "anderson", "no update ", name);
   return std::make_unique<Anderson<T>>(like, options.at(0), options.at(1), options.at(2),
-                                       options.at(3));
+                                       options.at(3), options.at(4));
 }
 
 using Values = std::variant<double, at::Tensor>;
@@ -110,6 +111,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                                                     r.passed, r.all_pass),
                                      r.ahead);
              });
+  py::class_<KrylovSpace>(module, "KrylovSpace")
+      .def("extend", &KrylovSpace::extend)
+      .def("minimise", &KrylovSpace::minimise)
+      .def_property_readonly("size", &KrylovSpace::size)
+      .def_property_readonly("steps", &KrylovSpace::steps);
+  module.def("krylov_space", &krylov_space);
   py::class_<AdamsStep>(module, "AdamsStep")
       .def_property_readonly("z", &AdamsStep::end)
       .def("correct", &AdamsStep::correct);
