@@ -19,10 +19,11 @@ LEAST_RATE = 1e-12
 class NewtonStep:
     """The stages of a step, and what is kept of them for the next.
 
-    On the host each stage gets the iterations that its slowest sample needs. On an accelerator their
-    number is guessed from the last step, and the device is looked at once, when all stages are
-    through; where a sample was not solved by then, they go on from the first such stage. A sample that is not solved with an old Jacobian gets a new one, and the stages are
-    solved again. Neither changes what comes out for another sample.
+    On the host each stage gets the iterations that its slowest sample needs. On an accelerator
+    their number is guessed from the last step, and the device is looked at once, when all stages
+    are through; where a sample was not solved by then, they go on from the first such stage. A
+    sample that is not solved with an old Jacobian gets a new one, and the stages are solved again.
+    Neither changes what comes out for another sample.
 
     Arguments:
         sequence: the equations.
