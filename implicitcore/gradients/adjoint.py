@@ -13,8 +13,10 @@ from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.quadrature import ANOTHER, AdjointSystem, Quadrature
 from implicitcore.gradients.trajectory import Bound, attach, pull, total
+from implicitcore.ode_solvers.additive_runge_kutta import AdditiveRungeKutta
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.loop import integrate_loop
+from implicitcore.ode_solvers.split import split
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.ode_solvers.stops import StepAt
 from implicitcore.options.options import Options
@@ -54,9 +56,9 @@ class Adjoint(Options, GradientStrategy):
             the drift by one or two orders.
 
     Raises:
-        GradientError: with a root solver; with a solver whose steps cannot be followed, or do not
-            name their stages; on a second derivative; where the vector field has changed since the
-            solve.
+        GradientError: with a root solver; with an additive solver of a ``SplitField``; with a
+            solver whose steps cannot be followed, or do not name their stages; on a second
+            derivative; where the vector field has changed since the solve.
 
     Reference:
         Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv
@@ -75,11 +77,14 @@ class Adjoint(Options, GradientStrategy):
                 f"Adjoint differentiates a trajectory, and {type(solver).__name__} finds an "
                 "equilibrium; use Implicit"
             )
+        back = self.solver or solver
+        if torch.is_grad_enabled():
+            _check_split(back, system)
         with torch.no_grad():
             solution = solve.integrate(solver, system, z0)
         if not torch.is_grad_enabled():
             return solution
-        pullback = _Pullback(self, self.solver or solver, solution, solve.step_at)
+        pullback = _Pullback(self, back, solution, solve.step_at)
         return attach(self, pullback, system, solution, z0)
 
 
@@ -174,6 +179,20 @@ class _Pullback:
                 f"{worst:.2g} of their size: "
                 "the gradient is inexact; use checkpointed or unrolled, or tighter tolerances",
             )
+
+
+def _check_split(solver: ODESolver, system: System) -> None:
+    """Refuse to go back along a field of which a part is said to be stiff.
+
+    That part contracts, so the way back is unstable, whatever the method: the reconstructed state
+    is lost within a few of its time scales.
+    """
+    if isinstance(solver, AdditiveRungeKutta) and split(system) is not None:
+        raise GradientError(
+            f"Adjoint goes back in time, where the stiff part of a SplitField makes the state of "
+            f"{type(solver).__name__} grow without bound; use Checkpointed, which is exact, or "
+            "where that part is mild Adjoint(solver=Tsit5())"
+        )
 
 
 def _norms(z: Tensor) -> Tensor:

@@ -196,14 +196,14 @@ class KenCarp4(AdditiveRungeKutta):
     """Kennedy and Carpenter's ARK4(3)6L[2]SA, order 4(3), L-stable: five implicit stages.
 
     The stiff part of a :class:`SplitField` is solved for, with its Jacobian alone; the rest is
-    evaluated once a stage (again where the iteration of an earlier stage goes on, and with a graph)
-    and never linearised. So it pays where the stiff part is cheap or linear
+    evaluated once a stage (again with a graph, and on an accelerator where the iteration of an
+    earlier stage goes on) and never linearised. So it pays where the stiff part is cheap or linear
     and the rest is dear (a network), or not smooth enough for Newton's method. Any other field is
     stiff as a whole: then it is ``ESDIRK`` (and ``KenCarp3`` its sibling of order 3), which needs
     fewer steps where the rest is stiff too.
 
-    ``Unrolled`` and ``Checkpointed`` differentiate both parts. ``Adjoint`` integrates backwards
-    implicitly as a whole.
+    ``Unrolled`` and ``Checkpointed`` differentiate both parts. ``Adjoint`` is refused: back in time
+    the stiff part is unstable.
 
     Reference:
         Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction

@@ -9,6 +9,7 @@ from implicitcore.ode_solvers.factors import Factors
 from implicitcore.ode_solvers.simplified_newton import Iteration, Units
 from implicitcore.ode_solvers.stage_sequence import StageSequence
 from implicitcore.ode_solvers.step_cache import SLOW, Kept, linearized
+from implicitcore.tensors import host
 
 # A rate is worth less the older it is.
 AGEING = 0.8
@@ -18,10 +19,11 @@ LEAST_RATE = 1e-12
 class NewtonStep:
     """The stages of a step, and what is kept of them for the next.
 
-    How many iterations each stage gets is guessed from the last step, and the device is looked at
-    once, when all are through. Where a sample was not solved by then, they go on from the first
-    such stage. A sample that is not solved with an old Jacobian gets a new one, and the stages are
-    solved again. Neither changes what comes out for another sample.
+    On the host each stage gets the iterations that its slowest sample needs. On an accelerator
+    their number is guessed from the last step, and the device is looked at once, when all stages
+    are through; where a sample was not solved by then, they go on from the first such stage. A
+    sample that is not solved with an old Jacobian gets a new one, and the stages are solved again.
+    Neither changes what comes out for another sample.
 
     Arguments:
         sequence: the equations.
@@ -40,6 +42,7 @@ class NewtonStep:
         self.guess = list(kept.guess)
         self.iterations: list[Iteration] = []
         self.moving = sequence.dt != 0
+        self._looks = host.on_host(sequence.dt)  # there a look is free
         self.slow: Tensor | None = None
         self.lost = False
         stale = self._solve()
@@ -83,7 +86,10 @@ class NewtonStep:
                     sequence.equation(), factors, sequence.start(), before, self.units
                 )
                 iterations.append(iteration)
-                iteration.advance(self.guess[place])
+                if self._looks:
+                    iteration.finish()
+                else:
+                    iteration.advance(self.guess[place])
             sequence.add(iteration.stage, iteration.move)
 
     def _look(self) -> tuple[int | None, Tensor | None, Tensor | None]:
@@ -100,8 +106,13 @@ class NewtonStep:
         masks = [mask for iteration in iterations for mask in iteration.history]
         flags = torch.stack([*masks, slow, stale, unsolved]).any(1).tolist()
         *opened, any_slow, any_stale, self.lost = flags
+        first = self._unfinished(opened) if opened else None
+        return first, slow if any_slow else None, stale if any_stale else None
+
+    def _unfinished(self, opened: list[bool]) -> int | None:
+        """The first stage that is to go on; the guesses follow what the stages needed."""
         first, end = None, 0
-        for place, iteration in enumerate(iterations):
+        for place, iteration in enumerate(self.iterations):
             begin, end = end, end + len(iteration.history)
             needed = 1 + sum(opened[begin:end])
             if first is None and needed > iteration.count and opened[end - 1]:
@@ -109,7 +120,7 @@ class NewtonStep:
                 self.guess[place:] = [max(g, iteration.count + 1) for g in self.guess[place:]]
             elif first is None:
                 self.guess[place] = max(min(needed, iteration.count), iteration.count - 1)
-        return first, slow if any_slow else None, stale if any_stale else None
+        return first
 
     def after(self) -> Kept:
         """What the next step begins with, but for new Jacobians."""

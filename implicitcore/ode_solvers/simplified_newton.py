@@ -67,7 +67,7 @@ class Iteration:
         open: ``[batch]`` bool, neither solved nor lost.
         solved: ``[batch]`` bool.
         count: of the iterations so far.
-        history: ``open`` after each of them.
+        history: ``open`` after each of them, where nobody looked.
 
     Reference:
         Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.8.
@@ -80,6 +80,17 @@ class Iteration:
         self.move, self.rate, self.count = start, rate, 0
         self.history: list[Tensor] = []
         self.open = self.solved = self._size = self._bound = rate
+        self._whole = False  # known: every sample is open
+
+    def finish(self) -> None:
+        """As many iterations as a sample needs, with a look after each: for the host alone."""
+        left = batch = len(self.move)
+        while left and self.count < MOST:
+            self._iterate()
+            left = int(self.open.sum())
+            self._whole = left == batch
+        if left:
+            self.open = torch.zeros_like(self.open)
 
     def advance(self, count: int) -> None:
         """So many iterations more."""
@@ -99,20 +110,23 @@ class Iteration:
             self._bound = torch.maximum(extent, floor) * KAPPA
             # As if there had been one before.
             last, self.move, was_open = size / self.rate, moved, None
+        elif self._whole:
+            last, was_open = self._size, None
+            self.move, self.rate = moved, size / last
         else:
             last, was_open = self._size, self.open
             self.move = torch.where(column(was_open), moved, self.move)
             self.rate = torch.where(was_open, size / last, self.rate)
         solved = (size * size <= self._bound * (last - size)) | (size <= floor)
-        if was_open is None:
-            known = self.rate + size < torch.inf  # nor NaN
-            solved = solved & known
-            going = known ^ solved
-        else:
-            solved = solved & was_open
-            going = (size < last) & (was_open ^ solved)
-            solved = self.solved | solved
-        self._size, self.solved, self.open, self.count = size, solved, going, self.count + 1
+        going = size < last
+        if not self.count:
+            going = self.rate + size < torch.inf  # nor NaN
+            solved = solved & going
+        elif was_open is not None:
+            solved, going = solved & was_open, going & was_open
+        self.open = going & ~solved
+        self.solved = solved if was_open is None else self.solved | solved
+        self._size, self.count = size, self.count + 1
 
     @property
     def rate_after(self) -> Tensor:

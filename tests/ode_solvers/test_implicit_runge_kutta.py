@@ -15,6 +15,7 @@ from implicitcore.ode_solvers import implicit_tableaus as tableaus
 from implicitcore.ode_solvers.implicit_runge_kutta import FixedImplicitRungeKutta
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
 from implicitcore.ode_solvers.newton_step import NewtonStep
+from implicitcore.tensors import host
 from implicitcore.testing.trajectories import logistic
 
 
@@ -407,3 +408,18 @@ def test_the_device_is_looked_at_once_a_step(method, monkeypatch):
     )
     solution = run(robertson, times(1, 0, 0)[None], times(0, 40), method(rtol=1e-4, atol=1e-8))
     assert len(looks) <= 2 * solution.raise_if_failed().steps.item()
+
+
+@each_adaptive
+def test_iterations_end_where_they_are_done(method, monkeypatch):
+    """On the host each stage gets what it needs. An accelerator guesses the number and looks at all
+    stages once: it makes more of them, and the same numbers."""
+    rate = torch.tensor([[1.0], [30.0], [1e3]], dtype=torch.float64)
+    z0, grid = torch.tensor([[2.0, 0.0]] * 3).double(), times(0, 5)
+    found = {}
+    for looks in (True, False):
+        monkeypatch.setattr(host, "on_host", lambda tensor, looks=looks: looks)
+        found[looks] = run(van_der_pol, z0, grid, method(rtol=1e-5), rate).raise_if_failed()
+    assert torch.equal(found[True].z, found[False].z)
+    assert torch.equal(found[True].steps, found[False].steps)
+    assert found[True].evaluations < found[False].evaluations
