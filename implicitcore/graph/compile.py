@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from implicitcore.gradients.checkpointed import Checkpointed
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
+from implicitcore.graph import operator
 from implicitcore.graph.functions import Call, Equilibrium, Trajectory
 from implicitcore.graph.layer import GraphLayer, check_layer, result
 from implicitcore.graph.loop import SOLVERS
@@ -45,21 +47,51 @@ class CompiledLayer(nn.Module):
         _check_call(layer)
         self.layer = layer
         self.plans: dict[Any, Plan] = {}
-        self.reads = Reads.of(layer.dynamics)
+        self.reads, self.name = Reads.of(layer.dynamics), operator.named(self)
         # For a graph around this one, without a gradient; in a tuple it is no part of this module.
         self.inlined = (GraphLayer(layer),)
 
     def forward(self, x: Any, z0: Any = None, **options: Any) -> Any:
         """See :meth:`ImplicitLayer.forward`; ``options`` of a call are refused."""
-        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
-            return self.inlined[0](x, z0, **options)
-        solution = self.solve(x, z0, **options)
+        if torch.compiler.is_compiling():
+            if not torch.is_grad_enabled():
+                return self.inlined[0](x, z0, **options)
+            return self._as_operation(x, z0, options, reports=True)[0].z
+        solution = self._solve(x, z0, options)
         report(solution, self.layer.on_failure, type(self.layer).__name__, self.layer)
         return solution.z
 
-    @eager
     def solve(self, x: Any, z0: Any = None, **options: Any) -> Solution | FinalState:
         """See :meth:`ImplicitLayer.solve`; ``options`` of a call are refused."""
+        if not torch.compiler.is_compiling():
+            return self._solve(x, z0, options)
+        if not torch.is_grad_enabled():
+            return self.inlined[0].solve(x, z0, **options)
+        found, start = self._as_operation(x, z0, options, reports=False)
+        layer = self.layer
+        return result(layer.solver, layer.horizon, found, start=start, backward=Backward())
+
+    def _as_operation(
+        self, x: Any, z0: Any, options: dict[str, Any], reports: bool
+    ) -> tuple[Found, Any]:
+        """The solve in the graph of a model around this layer, and where it began."""
+        refuse_options(options)
+        layer = self.layer
+        _check_call(layer)
+        begin = layer.start(unwrapped(x)) if z0 is None else z0
+        if isinstance(layer.solver, RootSolver):
+            start = pytree.tree_map(torch.detach, begin)
+        else:
+            _check_trajectory(layer)
+            detaches = z0 is None and layer.start.detached
+            start = pytree.tree_map(torch.detach, begin) if detaches else begin
+        owned = [getattr(module, name) for module, name in self.reads.owned]
+        found = operator.call(self.name, owned, x, start, reports)
+        spent = layer.start.evaluations if z0 is None else 0
+        return found._replace(evaluations=found.evaluations + spent), begin
+
+    @eager
+    def _solve(self, x: Any, z0: Any, options: dict[str, Any]) -> Solution | FinalState:
         refuse_options(options)
         layer = self.layer
         _check_call(layer)
@@ -88,32 +120,94 @@ class CompiledLayer(nn.Module):
         """Without what was compiled, which another process compiles again."""
         return {**super().__getstate__(), "plans": {}}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a name of its own."""
+        super().__setstate__(state)
+        self.name = operator.named(self)
+
+    def planned(
+        self,
+        form: operator.Form,
+        z: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        wanted: Sequence[int] = (),
+    ) -> tuple[Layout, Plan, Tensor]:
+        """The layout of a state, what was compiled for such a call, and the packed state.
+
+        Arguments:
+            form: of the call.
+            z: the leaves of the state.
+            tensors: those of x, then those that modules own.
+            wanted: the places in both of what gets a gradient.
+
+        Raises:
+            InputError: the graph was traced with other modules, or the sizes of the batch differ.
+        """
+        if not self._is_current():
+            self.name = operator.named(self)  # which the graph around it looks at
+            raise InputError(
+                "a part of f was replaced since the model around this compiled layer was traced: "
+                "call the model once more, which traces it anew"
+            )
+        count, batch = len(form.shared), z[0].shape[0]
+        given = zip(tensors[:count], form.shared, strict=True)
+        check_batch([Shared(tensor) if mark else tensor for tensor, mark in given], batch)
+        state = pytree.tree_unflatten(z, form.z)
+        layout = Layout.of(state, coupled=self.layer.coupled)
+        flat = layout.pack(state)
+        needs = [False, *(len(z) + place in wanted for place in range(len(tensors)))]
+        inputs = Inputs(form.x, dict(form.fixed), count, self.reads.owned)
+        return layout, self._planned(inputs, form.shared, layout, (flat, *tensors), needs), flat
+
     def _plan(self, x: Any, layout: Layout, flat: Tensor) -> tuple[Plan, list[Tensor]]:
         """What was compiled for such inputs, and the tensors that it takes."""
-        layer, dynamics = self.layer, self.layer.dynamics
         leaves, spec = pytree.tree_flatten(unwrapped(x))
         fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         shared = _shared(x)
-        has_batch = [not layer.coupled and t.ndim > 0 and id(t) not in shared for t in given]
-        if not self.reads.holds(dynamics):
-            self.reads = Reads.of(dynamics)
-            self.plans.clear()
+        marks = [id(tensor) in shared for tensor in given]
+        self._is_current()
         owned = self.reads.owned
         tensors = [*given, *(getattr(module, name) for module, name in owned)]
-        has_batch = [not layer.coupled, *has_batch, *(False for _ in owned)]
-        kinds = tuple(map(Kind.of, (flat, *tensors), has_batch))
-        modes = tuple(module.training for module in self.reads.modules)
+        inputs = Inputs(spec, fixed, len(given), owned)
+        every = flat, *tensors
+        needs = [tensor.requires_grad for tensor in every]
+        return self._planned(inputs, marks, layout, every, needs), tensors
+
+    def _is_current(self) -> bool:
+        """Whether what f reads is where it was; else it is looked for anew."""
+        dynamics = self.layer.dynamics
+        if self.reads.holds(dynamics):
+            return True
+        self.reads = Reads.of(dynamics)
+        self.plans.clear()
+        return False
+
+    def _planned(
+        self,
+        inputs: Inputs,
+        shared: Sequence[bool],
+        layout: Layout,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+    ) -> Plan:
+        """What was compiled for such inputs: z, those of x of which some are shared, and others."""
+        layer = self.layer
         parts = layer.solver, layer.gradient, layer.horizon
-        key = *parts, layout.shapes, spec, repr(fixed), modes, kinds
+        given = zip(tensors[1:], shared, strict=False)
+        batched = [not layer.coupled and t.ndim > 0 and not mark for t, mark in given]
+        batched = [not layer.coupled, *batched, *(False for _ in inputs.owned)]
+        each = zip(tensors, batched, needs, strict=True)
+        kinds = tuple(Kind.of(t, rows)._replace(requires_grad=need) for t, rows, need in each)
+        modes = tuple(module.training for module in self.reads.modules)
+        key = *parts, layout.shapes, inputs.spec, repr(inputs.fixed), modes, kinds
         if key not in self.plans:
-            inputs = Inputs(spec, fixed, len(given), owned)
             adjoint = getattr(layer.gradient, "solver", None)
             kind = TrajectoryPlan if isinstance(layer.solver, ODESolver) else Plan
             self.plans[key] = kind(
-                dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
+                layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
             )
-        return self.plans[key], tensors
+        return self.plans[key]
 
 
 def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.compile
