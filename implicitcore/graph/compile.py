@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.errors import ConfigError, GradientError, InputError
-from implicitcore.gradients.checkpointed import Checkpointed
+from implicitcore.errors import InputError
 from implicitcore.gradients.failures import report
-from implicitcore.gradients.implicit import Implicit
-from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.graph import operator
+from implicitcore.graph.checks import check_autocast, check_call, check_trajectory
 from implicitcore.graph.functions import Call, Equilibrium, Trajectory
-from implicitcore.graph.layer import GraphLayer, check_layer, result
-from implicitcore.graph.loop import SOLVERS
+from implicitcore.graph.layer import GraphLayer, result
 from implicitcore.graph.plan import Inputs, Plan
 from implicitcore.graph.reads import Reads
 from implicitcore.graph.stop import Found
@@ -28,9 +25,7 @@ from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.call import refuse_options
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.solution import Backward, FinalState, Solution
-from implicitcore.tensors.autocast import ambient
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
 from implicitcore.tensors.transforms import eager
 
@@ -44,7 +39,7 @@ class CompiledLayer(nn.Module):
 
     def __init__(self, layer: ImplicitLayer) -> None:
         super().__init__()
-        _check_call(layer)
+        check_call(layer)
         self.layer = layer
         self.plans: dict[Any, Plan] = {}
         self.reads, self.name = Reads.of(layer.dynamics), operator.named(self)
@@ -76,13 +71,12 @@ class CompiledLayer(nn.Module):
     ) -> tuple[Found, Any]:
         """The solve in the graph of a model around this layer, and where it began."""
         refuse_options(options)
+        check_autocast()
         layer = self.layer
-        _check_call(layer)
         begin = layer.start(unwrapped(x)) if z0 is None else z0
         if isinstance(layer.solver, RootSolver):
             start = pytree.tree_map(torch.detach, begin)
         else:
-            _check_trajectory(layer)
             detaches = z0 is None and layer.start.detached
             start = pytree.tree_map(torch.detach, begin) if detaches else begin
         owned = [getattr(module, name) for module, name in self.reads.owned]
@@ -94,7 +88,7 @@ class CompiledLayer(nn.Module):
     def _solve(self, x: Any, z0: Any, options: dict[str, Any]) -> Solution | FinalState:
         refuse_options(options)
         layer = self.layer
-        _check_call(layer)
+        check_call(layer)
         begin = layer.start(unwrapped(x)) if z0 is None else z0
         layout = Layout.of(begin, coupled=layer.coupled)
         flat = layout.pack(begin)
@@ -104,7 +98,7 @@ class CompiledLayer(nn.Module):
         plan, tensors = self._plan(x, layout, flat)
         record, function = Backward(), Equilibrium
         if isinstance(plan, TrajectoryPlan) and _has_graph(flat, *tensors):
-            _check_trajectory(layer)
+            check_trajectory(layer)
             function = Trajectory
         found = Found(*function.apply(Call(plan, layer.on_failure, record), flat, *tensors))
         spent = layer.start.evaluations if z0 is None else 0
@@ -143,6 +137,9 @@ class CompiledLayer(nn.Module):
         Raises:
             InputError: the graph was traced with other modules, or the sizes of the batch differ.
         """
+        check_call(self.layer)
+        if isinstance(self.layer.solver, ODESolver):
+            check_trajectory(self.layer)
         if not self._is_current():
             self.name = operator.named(self)  # which the graph around it looks at
             raise InputError(
@@ -259,60 +256,9 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     return CompiledLayer(layer)
 
 
-def _check_call(layer: ImplicitLayer) -> None:
-    """Refuse what was assigned since, and a call under autocast.
-
-    Raises:
-        ConfigError: of the layer.
-        InputError: of autocast.
-    """
-    check_layer(layer)
-    if not isinstance(layer.solver, ODESolver):
-        _check_gradient(layer.gradient)
-    if ambient():
-        raise InputError(
-            "a compiled layer solves in the dtype of its input, and this is autocast: convert the "
-            "layer and its input (layer.bfloat16()), or use the layer as it is"
-        )
-
-
-def _check_trajectory(layer: ImplicitLayer) -> None:
-    """Refuse a gradient of a trajectory that is none of its steps.
-
-    Raises:
-        GradientError: the strategy is another.
-    """
-    gradient = layer.gradient
-    if not isinstance(gradient, Checkpointed) and gradient != Unrolled():
-        raise GradientError(
-            f"a compiled trajectory has the gradient of its steps, as Checkpointed and Unrolled "
-            f"give it, and the layer has {gradient}: give it gradient=Checkpointed(), or call it "
-            "under torch.no_grad()"
-        )
-
-
 def _has_graph(*tensors: Tensor) -> bool:
     """Whether a gradient may be asked for."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _check_gradient(gradient: Any) -> None:
-    known = (*SOLVERS, GMRES)
-    if not isinstance(gradient, Implicit) or gradient.clip is not None or gradient.iterates:
-        raise ConfigError(
-            [
-                "gradient: a compiled layer takes Implicit without clip and iterates; received "
-                f"{gradient}"
-            ]
-        )
-    if not isinstance(gradient.solver, known):
-        names = ", ".join(kind.__name__ for kind in known)
-        raise ConfigError(
-            [
-                f"gradient.solver: {type(gradient.solver).__name__} has no loop in a graph; "
-                f"use {names}"
-            ]
-        )
 
 
 def _shared(x: Any) -> set[int]:

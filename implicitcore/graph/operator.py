@@ -56,9 +56,12 @@ def named(layer: Any) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _form(*parts: Any) -> int:
-    """The number of a form: a constant of the graph."""
-    form = Form(*parts)
+def _form(layer: str, x: Any, shared: tuple[bool, ...], z: Any, reports: bool) -> int:
+    """The number of a form, a constant of the graph: of x and z with None for their tensors."""
+    leaves, spec = pytree.tree_flatten(x, is_leaf=lambda leaf: leaf is None)
+    fixed = tuple((place, leaf) for place, leaf in enumerate(leaves) if leaf is not None)
+    of_z = pytree.tree_structure(z, is_leaf=lambda leaf: leaf is None)
+    form = Form(layer, spec, fixed, shared, of_z, reports)
     if form not in _FORMS:
         _FORMS.append(form)
     return _FORMS.index(form)
@@ -75,16 +78,17 @@ def call(layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool) ->
         reports: see :class:`Form`.
     """
     leaves, spec = pytree.tree_flatten(unwrapped(x))
-    shared = _marks(x)
-    fixed, given, marks = [], [], []
-    for place, leaf in enumerate(leaves):
+    given, shared, rest = [], [], []
+    for leaf, mark in zip(leaves, _marks(x), strict=True):
         if isinstance(leaf, Tensor):
             given.append(leaf)
-            marks.append(shared[place])
-        else:
-            fixed.append((place, leaf))
+            shared.append(mark)
+        rest.append(None if isinstance(leaf, Tensor) else leaf)
     start, z_spec = pytree.tree_flatten(z0)
-    form = _form(layer, spec, tuple(fixed), tuple(marks), z_spec, reports)
+    # Structures as they are, for the tracer has its own of them.
+    x_form = pytree.tree_unflatten(rest, spec)
+    z_form = pytree.tree_unflatten([None for _ in start], z_spec)
+    form = _form(layer, x_form, tuple(shared), z_form, reports)
     found = torch.ops.implicitcore.solve(form, start, [*given, *owned])
     *z, residual, status, steps, evaluations = found
     z = pytree.tree_unflatten(z, z_spec)
@@ -118,7 +122,8 @@ def solve(form: int, z0: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
         replaced = Replaced.of(found.status, layer.on_failure)
         z = layout.unpack(masked(found.z, flat, replaced, layer.on_failure))
         batch = z0[0].shape[0] if layer.coupled else found.status.shape[0]
-        found = Found(z, *(value.expand(batch) for value in found[1:4]), found.evaluations)
+        each = [value.expand(batch) for value in (found.residual, found.status, found.steps)]
+        found = Found(z, each[0], each[1], each[2], found.evaluations)
         if parts.reports:
             evaluations: Any = int(found.evaluations)
             known = found._replace(evaluations=evaluations)
@@ -218,7 +223,7 @@ solve.register_autograd(_backward, setup_context=_setup)
 def _layer(form: Form) -> Any:
     layer = _LAYERS.get(form.layer)
     if layer is None:
-        raise InputError("the compiled layer of this graph is gone: keep the model it was traced of")
+        raise InputError("the compiled layer of this graph is gone: keep the model around it")
     return layer
 
 
