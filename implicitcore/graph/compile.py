@@ -224,10 +224,11 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     ``Adams``. Where memory is short, ``Checkpointed`` in the layer itself keeps fewer.
 
     Worth it for small cells in long runs; on large ones evaluations are the cost, and stay.
-    ``torch.compile`` of a model around it takes the loop into its own graph in inference, also with
-    ``fullgraph=True`` (where the layer would raise, that sample's output is NaN), and leaves it as
-    it is in training, which is a break of the graph. In such a graph the options are those that the
-    layer has now.
+    ``torch.compile`` of a model around it has it in its own graph, also with ``fullgraph=True``: in
+    training as one operation, and its gradient as another, which warn and raise when they run; in
+    inference by its loop, where the layer would raise with NaN, and with the options that it has
+    now. What such an operation keeps of a trajectory is the start: its gradient takes the steps
+    once more. Its solution has tensors alone, ``evaluations`` too, and an empty ``backward``.
 
     Arguments:
         layer: with the solver ``Picard``, ``Anderson``, ``Broyden`` or ``SteadyState``, and the

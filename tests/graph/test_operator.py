@@ -145,7 +145,7 @@ def test_the_gradients_of_a_model_in_one_graph_are_the_eager_ones(kind, layer):
 
 
 def test_a_solve_in_the_graph_gives_its_statuses():
-    eager = Model(equilibrium(solver=ic.Picard(tol=1e-3, max_steps=6))).double()
+    eager = Model(equilibrium(solver=ic.Picard(tol=1e-6, max_steps=7))).double()
     fast = Model(ic.compile(eager.layer)).double()
     x = sample(5) * torch.tensor([[0.0], [1], [1], [5], [30]], dtype=torch.float64)
     z, status, steps, residual, evaluations = whole(fast.solve)(x)
