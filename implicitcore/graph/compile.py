@@ -153,7 +153,7 @@ class CompiledLayer(nn.Module):
         layout = Layout.of(state, coupled=self.layer.coupled)
         flat = layout.pack(state)
         needs = [False, *(len(z) + place in wanted for place in range(len(tensors)))]
-        inputs = Inputs(form.x, dict(form.fixed), count, self.reads.owned)
+        inputs = Inputs(form.x, dict(form.fixed), count, self.reads)
         return layout, self._planned(inputs, form.shared, layout, (flat, *tensors), needs), flat
 
     def _plan(self, x: Any, layout: Layout, flat: Tensor) -> tuple[Plan, list[Tensor]]:
@@ -166,19 +166,19 @@ class CompiledLayer(nn.Module):
         self._is_current()
         owned = self.reads.owned
         tensors = [*given, *(getattr(module, name) for module, name in owned)]
-        inputs = Inputs(spec, fixed, len(given), owned)
+        inputs = Inputs(spec, fixed, len(given), self.reads)
         every = flat, *tensors
         needs = [tensor.requires_grad for tensor in every]
         return self._planned(inputs, marks, layout, every, needs), tensors
 
     def _is_current(self) -> bool:
         """Whether what f reads is where it was; else it is looked for anew."""
-        dynamics = self.layer.dynamics
-        if self.reads.holds(dynamics):
-            return True
-        self.reads = Reads.of(dynamics)
-        self.plans.clear()
-        return False
+        before, dynamics = self.reads, self.layer.dynamics
+        current = before.holds(dynamics)
+        if not (current and before.same_values()):
+            self.reads = Reads.of(dynamics)
+            self.plans.clear()
+        return current
 
     def _planned(
         self,
@@ -193,7 +193,7 @@ class CompiledLayer(nn.Module):
         parts = layer.solver, layer.gradient, layer.horizon
         given = zip(tensors[1:], shared, strict=False)
         batched = [not layer.coupled and t.ndim > 0 and not mark for t, mark in given]
-        batched = [not layer.coupled, *batched, *(False for _ in inputs.owned)]
+        batched = [not layer.coupled, *batched, *(False for _ in inputs.reads.owned)]
         each = zip(tensors, batched, needs, strict=True)
         kinds = tuple(Kind.of(t, rows)._replace(requires_grad=need) for t, rows, need in each)
         modes = tuple(module.training for module in self.reads.modules)
@@ -236,9 +236,10 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
             and the gradient ``Checkpointed`` or ``Unrolled`` (others for inference alone). The ODE
             solvers are ``Adams`` and the explicit Runge-Kutta methods, with equal or chosen steps.
             The result shares its parameters and follows its options; what is put in the place of
-            its dynamics, or of a module, function or hook in them, is compiled anew. f has to be a
-            function of its inputs: in training no dropout, and no statistics that it writes. A
-            number or tensor that is a plain attribute of f is a constant of the graph.
+            its dynamics, or of a module, function, hook, number or string in them, is compiled
+            anew: what changes often should be a buffer or a part of x. f has to be a function of
+            its inputs: in training no dropout, and no statistics that it writes. A tensor or a
+            container that is a plain attribute of f is a constant of the graph.
 
     Returns:
         A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.

@@ -25,10 +25,10 @@ class Cell(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(6, 6)
+        self.linear, self.factor = nn.Linear(6, 6), 0.5
 
     def forward(self, z, x):
-        return torch.tanh(0.5 * self.linear(z) * x["scale"] + x["x"])
+        return torch.tanh(self.factor * self.linear(z) * x["scale"] + x["x"])
 
 
 class Field(nn.Module):
@@ -231,3 +231,13 @@ def test_copies_are_layers_of_their_own():
     fast = ic.compile(equilibrium())
     names = {fast.name, copy.deepcopy(fast).name, pickle.loads(pickle.dumps(fast)).name}
     assert len(names) == 3
+
+
+def test_a_number_that_is_changed_is_solved_with_in_the_graph():
+    eager = Model(equilibrium()).double()
+    cell: Any = eager.layer.dynamics.cell
+    call = whole(ic.compile(eager.layer))
+    x = {"x": torch.randn(2, 6, dtype=torch.float64), "scale": ic.shared(torch.ones(6).double())}
+    for factor in (1.0, 0.5):
+        cell.factor = factor
+        torch.testing.assert_close(call(x), eager.layer(x))
