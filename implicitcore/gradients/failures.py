@@ -99,9 +99,9 @@ def _both(found: SolveResult, part: SolveResult, name: str) -> tuple[Any, Any]:
 
 
 class _Stays(torch.autograd.Function):
-    """A batch of which no sample is finite: it is where it began, and depends on nothing else.
+    """A batch of which no sample is finite: as that of one among others, its state has no graph.
 
-    What f depends on has a gradient of zero, as a data-parallel module requires.
+    The start and what f depends on have a gradient of zero, as a data-parallel module requires.
     """
 
     @staticmethod
@@ -114,7 +114,7 @@ class _Stays(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (v,) = grad_outputs
         zeros = (torch.zeros_like(tensor) for tensor in ctx.depends)
-        return None, v.sum(0) if v.ndim > 2 else None, *zeros
+        return None, torch.zeros_like(v[0]) if v.ndim > 2 else None, *zeros
 
 
 @dataclass(frozen=True, eq=False)

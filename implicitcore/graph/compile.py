@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.errors import ConfigError, GradientError, InputError
-from implicitcore.gradients.checkpointed import Checkpointed
+from implicitcore.errors import InputError
 from implicitcore.gradients.failures import report
-from implicitcore.gradients.implicit import Implicit
-from implicitcore.gradients.unrolled import Unrolled
+from implicitcore.graph import operator
+from implicitcore.graph.checks import check_autocast, check_call, check_trajectory
 from implicitcore.graph.functions import Call, Equilibrium, Trajectory
 from implicitcore.graph.history import is_large
-from implicitcore.graph.layer import GraphLayer, check_layer, result
-from implicitcore.graph.loop import SOLVERS
+from implicitcore.graph.layer import GraphLayer, result
 from implicitcore.graph.plan import Inputs, Plan
 from implicitcore.graph.reads import Reads
 from implicitcore.graph.stop import Found
@@ -27,9 +26,7 @@ from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.call import refuse_options
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.solution import Backward, FinalState, Solution
-from implicitcore.tensors.autocast import ambient
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
 from implicitcore.tensors.transforms import eager
 
@@ -43,27 +40,56 @@ class CompiledLayer(nn.Module):
 
     def __init__(self, layer: ImplicitLayer) -> None:
         super().__init__()
-        _check_call(layer)
+        check_call(layer)
         self.layer = layer
         self.plans: dict[Any, Plan] = {}
-        self.reads = Reads.of(layer.dynamics)
+        self.reads, self.name = Reads.of(layer.dynamics), operator.named(self)
         # For a graph around this one, without a gradient; in a tuple it is no part of this module.
         self.inlined = (GraphLayer(layer),)
 
     def forward(self, x: Any, z0: Any = None, **options: Any) -> Any:
         """See :meth:`ImplicitLayer.forward`; ``options`` of a call are refused."""
-        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
-            return self.inlined[0](x, z0, **options)
-        solution = self.solve(x, z0, **options)
+        if torch.compiler.is_compiling():
+            if not torch.is_grad_enabled():
+                return self.inlined[0](x, z0, **options)
+            return self._as_operation(x, z0, options, reports=True)[0].z
+        solution = self._solve(x, z0, options)
         report(solution, self.layer.on_failure, type(self.layer).__name__, self.layer)
         return solution.z
 
-    @eager
     def solve(self, x: Any, z0: Any = None, **options: Any) -> Solution | FinalState:
         """See :meth:`ImplicitLayer.solve`; ``options`` of a call are refused."""
+        if not torch.compiler.is_compiling():
+            return self._solve(x, z0, options)
+        if not torch.is_grad_enabled():
+            return self.inlined[0].solve(x, z0, **options)
+        found, start = self._as_operation(x, z0, options, reports=False)
+        layer = self.layer
+        return result(layer.solver, layer.horizon, found, start=start, backward=Backward())
+
+    def _as_operation(
+        self, x: Any, z0: Any, options: dict[str, Any], reports: bool
+    ) -> tuple[Found, Any]:
+        """The solve in the graph of a model around this layer, and where it began."""
+        refuse_options(options)
+        check_autocast()
+        layer = self.layer
+        begin = layer.start(unwrapped(x)) if z0 is None else z0
+        if isinstance(layer.solver, RootSolver):
+            start = pytree.tree_map(torch.detach, begin)
+        else:
+            detaches = z0 is None and layer.start.detached
+            start = pytree.tree_map(torch.detach, begin) if detaches else begin
+        owned = [getattr(module, name) for module, name in self.reads.owned]
+        found = operator.call(self.name, owned, x, start, reports)
+        spent = layer.start.evaluations if z0 is None else 0
+        return found._replace(evaluations=found.evaluations + spent), begin
+
+    @eager
+    def _solve(self, x: Any, z0: Any, options: dict[str, Any]) -> Solution | FinalState:
         refuse_options(options)
         layer = self.layer
-        _check_call(layer)
+        check_call(layer)
         begin = layer.start(unwrapped(x)) if z0 is None else z0
         layout = Layout.of(begin, coupled=layer.coupled)
         flat = layout.pack(begin)
@@ -76,7 +102,7 @@ class CompiledLayer(nn.Module):
             plan.check()
             return self._solved(x, begin, z0 is None)
         if isinstance(plan, TrajectoryPlan) and training:
-            _check_trajectory(layer)
+            check_trajectory(layer)
             function = Trajectory
         found = Found(*function.apply(Call(plan, layer.on_failure, record), flat, *tensors))
         spent = layer.start.evaluations if z0 is None else 0
@@ -101,32 +127,97 @@ class CompiledLayer(nn.Module):
         """Without what was compiled, which another process compiles again."""
         return {**super().__getstate__(), "plans": {}}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a name of its own."""
+        super().__setstate__(state)
+        self.name = operator.named(self)
+
+    def planned(
+        self,
+        form: operator.Form,
+        z: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        wanted: Sequence[int] = (),
+    ) -> tuple[Layout, Plan, Tensor]:
+        """The layout of a state, what was compiled for such a call, and the packed state.
+
+        Arguments:
+            form: of the call.
+            z: the leaves of the state.
+            tensors: those of x, then those that modules own.
+            wanted: the places in both of what gets a gradient.
+
+        Raises:
+            InputError: the graph was traced with other modules, or the sizes of the batch differ.
+        """
+        check_call(self.layer)
+        if isinstance(self.layer.solver, ODESolver):
+            check_trajectory(self.layer)
+        if not self._is_current():
+            self.name = operator.named(self)  # which the graph around it looks at
+            raise InputError(
+                "a part of f was replaced since the model around this compiled layer was traced: "
+                "call the model once more, which traces it anew"
+            )
+        count, batch = len(form.shared), z[0].shape[0]
+        given = zip(tensors[:count], form.shared, strict=True)
+        check_batch([Shared(tensor) if mark else tensor for tensor, mark in given], batch)
+        state = pytree.tree_unflatten(z, form.z)
+        layout = Layout.of(state, coupled=self.layer.coupled)
+        flat = layout.pack(state)
+        needs = [False, *(len(z) + place in wanted for place in range(len(tensors)))]
+        inputs = Inputs(form.x, dict(form.fixed), count, self.reads)
+        return layout, self._planned(inputs, form.shared, layout, (flat, *tensors), needs), flat
+
     def _plan(self, x: Any, layout: Layout, flat: Tensor) -> tuple[Plan, list[Tensor]]:
         """What was compiled for such inputs, and the tensors that it takes."""
-        layer, dynamics = self.layer, self.layer.dynamics
         leaves, spec = pytree.tree_flatten(unwrapped(x))
         fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         shared = _shared(x)
-        has_batch = [not layer.coupled and t.ndim > 0 and id(t) not in shared for t in given]
-        if not self.reads.holds(dynamics):
-            self.reads = Reads.of(dynamics)
-            self.plans.clear()
+        marks = [id(tensor) in shared for tensor in given]
+        self._is_current()
         owned = self.reads.owned
         tensors = [*given, *(getattr(module, name) for module, name in owned)]
-        has_batch = [not layer.coupled, *has_batch, *(False for _ in owned)]
-        kinds = tuple(map(Kind.of, (flat, *tensors), has_batch))
-        modes = tuple(module.training for module in self.reads.modules)
+        inputs = Inputs(spec, fixed, len(given), self.reads)
+        every = flat, *tensors
+        needs = [tensor.requires_grad for tensor in every]
+        return self._planned(inputs, marks, layout, every, needs), tensors
+
+    def _is_current(self) -> bool:
+        """Whether what f reads is where it was; else it is looked for anew."""
+        before, dynamics = self.reads, self.layer.dynamics
+        current = before.holds(dynamics)
+        if not (current and before.same_values()):
+            self.reads = Reads.of(dynamics)
+            self.plans.clear()
+        return current
+
+    def _planned(
+        self,
+        inputs: Inputs,
+        shared: Sequence[bool],
+        layout: Layout,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+    ) -> Plan:
+        """What was compiled for such inputs: z, those of x of which some are shared, and others."""
+        layer = self.layer
         parts = layer.solver, layer.gradient, layer.horizon
-        key = *parts, layout.shapes, spec, repr(fixed), modes, kinds
+        given = zip(tensors[1:], shared, strict=False)
+        batched = [not layer.coupled and t.ndim > 0 and not mark for t, mark in given]
+        batched = [not layer.coupled, *batched, *(False for _ in inputs.reads.owned)]
+        each = zip(tensors, batched, needs, strict=True)
+        kinds = tuple(Kind.of(t, rows)._replace(requires_grad=need) for t, rows, need in each)
+        modes = tuple(module.training for module in self.reads.modules)
+        key = *parts, layout.shapes, inputs.spec, repr(inputs.fixed), modes, kinds
         if key not in self.plans:
-            inputs = Inputs(spec, fixed, len(given), owned)
             adjoint = getattr(layer.gradient, "solver", None)
             kind = TrajectoryPlan if isinstance(layer.solver, ODESolver) else Plan
             self.plans[key] = kind(
-                dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
+                layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
             )
-        return self.plans[key], tensors
+        return self.plans[key]
 
 
 def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.compile
@@ -149,10 +240,11 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     CPU the solvers with a history (``Anderson``, ``Broyden``, ``GMRES``) are compiled for states of
     at most 64 KiB, the whole batch counted: a graph copies a history at every step. Larger states
     are solved by the layer as it is, and counted as it counts.
-    ``torch.compile`` of a model around it takes the loop into its own graph in inference, also with
-    ``fullgraph=True`` (where the layer would raise, that sample's output is NaN), and leaves it as
-    it is in training, which is a break of the graph. In such a graph the options are those that the
-    layer has now.
+    ``torch.compile`` of a model around it has it in its own graph, whatever the size, also with
+    ``fullgraph=True``: in training as one operation, and its gradient as another, which warn and
+    raise when they run; in inference by its loop, where the layer would raise with NaN, and with
+    the options that it has now. What such an operation keeps of a trajectory is the start: its
+    gradient takes the steps once more. Its solution has tensors alone, and an empty ``backward``.
 
     Arguments:
         layer: with the solver ``Picard``, ``Anderson``, ``Broyden`` or ``SteadyState``, and the
@@ -160,9 +252,10 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
             and the gradient ``Checkpointed`` or ``Unrolled`` (others for inference alone). The ODE
             solvers are ``Adams`` and the explicit Runge-Kutta methods, with equal or chosen steps.
             The result shares its parameters and follows its options; what is put in the place of
-            its dynamics, or of a module, function or hook in them, is compiled anew. f has to be a
-            function of its inputs: in training no dropout, and no statistics that it writes. A
-            number or tensor that is a plain attribute of f is a constant of the graph.
+            its dynamics, or of a module, function, hook, number or string in them, is compiled
+            anew: what changes often should be a buffer or a part of x. f has to be a function of
+            its inputs: in training no dropout, and no statistics that it writes. A tensor or a
+            container that is a plain attribute of f is a constant of the graph.
 
     Returns:
         A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.
@@ -181,60 +274,9 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     return CompiledLayer(layer)
 
 
-def _check_call(layer: ImplicitLayer) -> None:
-    """Refuse what was assigned since, and a call under autocast.
-
-    Raises:
-        ConfigError: of the layer.
-        InputError: of autocast.
-    """
-    check_layer(layer)
-    if not isinstance(layer.solver, ODESolver):
-        _check_gradient(layer.gradient)
-    if ambient():
-        raise InputError(
-            "a compiled layer solves in the dtype of its input, and this is autocast: convert the "
-            "layer and its input (layer.bfloat16()), or use the layer as it is"
-        )
-
-
-def _check_trajectory(layer: ImplicitLayer) -> None:
-    """Refuse a gradient of a trajectory that is none of its steps.
-
-    Raises:
-        GradientError: the strategy is another.
-    """
-    gradient = layer.gradient
-    if not isinstance(gradient, Checkpointed) and gradient != Unrolled():
-        raise GradientError(
-            f"a compiled trajectory has the gradient of its steps, as Checkpointed and Unrolled "
-            f"give it, and the layer has {gradient}: give it gradient=Checkpointed(), or call it "
-            "under torch.no_grad()"
-        )
-
-
 def _has_graph(*tensors: Tensor) -> bool:
     """Whether a gradient may be asked for."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _check_gradient(gradient: Any) -> None:
-    known = (*SOLVERS, GMRES)
-    if not isinstance(gradient, Implicit) or gradient.clip is not None or gradient.iterates:
-        raise ConfigError(
-            [
-                "gradient: a compiled layer takes Implicit without clip and iterates; received "
-                f"{gradient}"
-            ]
-        )
-    if not isinstance(gradient.solver, known):
-        names = ", ".join(kind.__name__ for kind in known)
-        raise ConfigError(
-            [
-                f"gradient.solver: {type(gradient.solver).__name__} has no loop in a graph; "
-                f"use {names}"
-            ]
-        )
 
 
 def _shared(x: Any) -> set[int]:

@@ -67,11 +67,41 @@ class Replaced(NamedTuple):
         return torch.where(column(self.left_out), 0, v)
 
 
+def masked(z: Tensor, z0: Tensor, replaced: Replaced | None, on_failure: OnFailure) -> Tensor:
+    """The state, with the start of those that failed where that is asked for."""
+    if replaced is None or on_failure != "mask":
+        return z
+    return torch.where(column(replaced.left_out), z0.nan_to_num(0.0, 0.0, 0.0), z)
+
+
+def pulled(
+    plan: Plan, replaced: Replaced | None, v: Tensor, z: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The cotangents of the start and of the tensors, where nothing but these was kept.
+
+    Arguments:
+        plan: what was compiled.
+        replaced: the samples that have no gradient.
+        v: of the result.
+        z: the equilibrium; of a trajectory its start, and its steps are taken again.
+        tensors: as the plan takes them.
+    """
+    at_start, saved = torch.zeros_like(z), [z, *tensors]
+    if replaced is not None:
+        if replaced.all:
+            return at_start, [torch.zeros_like(tensors[place]) for place in plan.differentiated]
+        saved, v = replaced.inputs(saved, plan.kinds), replaced.cotangent(v)
+    if isinstance(plan, TrajectoryPlan):
+        kept = plan.found(plan.recorded(*saved))[1]
+        at_start, *found = plan.pulled(v, saved[0], *kept.flat(), *saved[1:])
+        return at_start, found
+    return at_start, plan.backward(v, *saved)[3:]
+
+
 def _given(ctx: Any, call: Call, found: Found, z0: Tensor, replaced: Replaced | None) -> Any:
     """What a call gives, once it has saved what its backward pass needs."""
     z, *others = found
-    if replaced is not None and call.on_failure == "mask":
-        z = torch.where(column(replaced.left_out), z0.nan_to_num(0.0, 0.0, 0.0), z)
+    z = masked(z, z0, replaced, call.on_failure)
     ctx.call, ctx.replaced = call, replaced
     ctx.mark_non_differentiable(*others)
     ctx.set_materialize_grads(False)

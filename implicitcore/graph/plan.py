@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.graph.linear import linear_solve
+from implicitcore.graph.reads import Reads
 from implicitcore.graph.solvers import follows_field, run
 from implicitcore.graph.system import (
     GraphField,
@@ -38,13 +39,13 @@ class Inputs:
         spec: the structure of x.
         fixed: the leaves of x that are no tensors, by their places.
         count: of the tensors in x.
-        owned: the module and the name of each other tensor.
+        reads: has the module and the name of each other tensor.
     """
 
     spec: pytree.TreeSpec
     fixed: dict[int, Any]
     count: int
-    owned: tuple[tuple[nn.Module, str], ...]
+    reads: Reads
 
     def x(self, tensors: Sequence[Tensor]) -> Any:
         """The x that the tensors are of."""
@@ -93,8 +94,9 @@ class Plan:
         """The x that the tensors hold; the modules read the others."""
         many = self.inputs.count
         with ExitStack() as stack:
+            stack.enter_context(self.inputs.reads.tracing())
             owned: dict[nn.Module, dict[str, Tensor]] = {}
-            for (module, name), tensor in zip(self.inputs.owned, tensors[many:], strict=True):
+            for (module, name), tensor in zip(self.inputs.reads.owned, tensors[many:], strict=True):
                 owned.setdefault(module, {})[name] = tensor
             for module, values in owned.items():
                 stack.enter_context(_reparametrize_module(module, values))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +21,16 @@ class Reads:
         modules: the dynamics, what it captured, and their parts.
         owned: the module and the name of each parameter and buffer.
         built: of each module its parts, functions and hooks, and the names of its tensors.
+        values: of each module its attributes that are numbers, strings or None, by their names.
+        written: the module's place and the name of those that f itself writes, as a count of calls.
     """
 
     dynamics: nn.Module
     modules: tuple[nn.Module, ...]
     owned: tuple[tuple[nn.Module, str], ...]
     built: tuple[Any, ...]
+    values: list[dict[str, Any]]
+    written: set[tuple[int, str]]
 
     @classmethod
     def of(cls, dynamics: nn.Module) -> Reads:
@@ -32,11 +38,47 @@ class Reads:
         roots = (dynamics, *captured_modules(dynamics))
         modules = tuple(dict.fromkeys(part for root in roots for part in root.modules()))
         owned = tuple((module, name) for module in modules for name in _tensors(module))
-        return cls(dynamics, modules, owned, _built(modules))
+        return cls(dynamics, modules, owned, _built(modules), _values(modules), set())
 
     def holds(self, dynamics: nn.Module) -> bool:
         """Whether all is where it was; the tensors may be others."""
         return dynamics is self.dynamics and self.built == _built(self.modules)
+
+    def same_values(self) -> bool:
+        """Whether the attributes that are constants of a graph are what they were."""
+        now = _values(self.modules)
+        return now == self.values or self._changed(now, self.values) <= self.written
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """What f writes in the block is no constant that another call has changed."""
+        before = _values(self.modules)
+        try:
+            yield
+        finally:
+            self.written.update(self._changed(_values(self.modules), before))
+
+    @staticmethod
+    def _changed(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> set[tuple[int, str]]:
+        pairs = enumerate(zip(now, before, strict=True))
+        return {
+            (place, name)
+            for place, (new, old) in pairs
+            for name in new.keys() | old.keys()
+            if name not in new or name not in old or new[name] != old[name]
+        }
+
+
+def _values(modules: tuple[nn.Module, ...]) -> list[dict[str, Any]]:
+    found = []
+    for module in modules:
+        known = vars(module).items()
+        # The mode is looked at by itself: what was compiled in the other one stays.
+        found.append({k: v for k, v in known if type(v) in _PLAIN and k != "training"})
+    return found
+
+
+_PLAIN = frozenset({bool, int, float, complex, str, type(None)})
 
 
 def _tensors(module: nn.Module) -> list[str]:

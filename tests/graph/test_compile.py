@@ -288,6 +288,35 @@ def test_what_takes_the_place_of_a_part_is_what_is_solved(change):
     assert len(compiled.plans) == 1
 
 
+class Weighed(nn.Module):
+    """A cell with a number, which counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.calls = 0.5, 0
+
+    def forward(self, z, x):
+        self.calls += 1
+        return torch.tanh(self.weight * z + x)
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_number_that_is_changed_is_what_is_solved_with():
+    cell = Weighed()
+    eager = ic.ImplicitLayer(
+        ic.FixedPoint(cell), solver=ic.Picard(tol=1e-12), gradient=ic.Implicit(ic.GMRES(tol=1e-12))
+    )
+    compiled, plans = ic.compile(eager), []
+    for weight in (0.5, 0.5, 0.25, 0.25):
+        cell.weight = weight
+        x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+        found = [torch.autograd.grad(m(x).sum(), x)[0] for m in (compiled, eager)]
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+        plans.append(next(iter(compiled.plans.values())))
+        cell.calls = 0 if weight == 0.5 else cell.calls
+    assert plans[0] is plans[1] and plans[1] is not plans[2] and plans[2] is plans[3]
+
+
 @pytest.mark.usefixtures("plainly")
 def test_a_cell_may_broadcast():
     w = nn.Parameter(torch.randn(1, 3, dtype=torch.float64))

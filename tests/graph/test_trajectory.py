@@ -154,6 +154,22 @@ def test_a_sample_that_is_not_finite_leaves_no_nan_in_the_others(solver, on_fail
 
 
 @pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("gradient", [ic.Checkpointed(), ic.Unrolled()], ids=str)
+@pytest.mark.parametrize("failed", [[0, 2], [0, 1, 2]])
+def test_the_start_of_a_sample_that_is_not_finite_has_no_gradient(failed, gradient):
+    def field(t, z, x):
+        return torch.where(x > 5, torch.nan, z)
+
+    eager = layer(ic.Bosh3(), field, gradient=gradient)
+    x = torch.ones(3, 4, dtype=torch.float64)
+    x[failed] = 9.0
+    for module in (eager, ic.compile(eager)):
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(module.solve(leaf).z.square().sum(), leaf)
+        assert gradient.any(1).logical_not().nonzero().flatten().tolist() == failed
+
+
+@pytest.mark.usefixtures("plainly")
 def test_a_start_that_is_fitted_by_itself_gets_no_gradient_from_the_solve():
     eager = layer(ic.Bosh3(), start=ic.LearnedInitialGuess((4,)))
     x = inputs(2)
