@@ -5,15 +5,26 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from implicitcore.extend import FusedBackend, Options, Residual, real_dtype
+from implicitcore.extend import (
+    FusedBackend,
+    Options,
+    Residual,
+    RootIteration,
+    StopRule,
+    UpdateRule,
+    real_dtype,
+)
+from implicitcore_triton.iteration import TritonIteration, takes
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 """Triton compiles nothing in this process.
@@ -64,6 +75,14 @@ class TritonBackend(Options, FusedBackend):
     def unavailable_reason(self) -> str | None:
         """See :meth:`Backend.unavailable_reason`; found once, and then remembered."""
         return _reason(self.interpret, INTERPRETED)
+
+    def _root_iteration(
+        self, update: UpdateRule, rule: StopRule, z: Tensor
+    ) -> RootIteration | None:
+        if not takes(update, z):
+            return None
+        columns = _columns(z.shape[1], TILE)
+        return TritonIteration(_launch, update, rule, z, TILE // columns, columns)
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = self._norms("residual", (fz, z, out), 2)
@@ -192,9 +211,16 @@ def _launch(name: str, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> 
 
 
 def _call(name: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    from implicitcore_triton import kernels
+    from implicitcore_triton import iteration_kernels, kernels
 
-    getattr(kernels, name)[grid](*arguments, **options)
+    if hasattr(kernels, name):
+        getattr(kernels, name)[grid](*arguments, **options)
+        return
+    # The interpreter is NumPy, which warns of what overflows or is not a number: a stop test meets
+    # it, and judges it.
+    quiet = np.errstate(all="ignore") if INTERPRETED else nullcontext()
+    with quiet:
+        getattr(iteration_kernels, name)[grid](*arguments, **options)
 
 
 def _columns(n: int, most: int) -> int:
