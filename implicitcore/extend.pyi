@@ -8,8 +8,8 @@ from implicitcore.backends.adams_step import AdamsPast as AdamsPast
 from implicitcore.backends.adams_step import AdamsStep as AdamsStep
 from implicitcore.backends.base import Backend as Backend
 from implicitcore.backends.base import Residual as Residual
-from implicitcore.backends.fused import FusedBackend as FusedBackend
 from implicitcore.backends.device_iteration import DeviceIteration as DeviceIteration
+from implicitcore.backends.fused import FusedBackend as FusedBackend
 from implicitcore.backends.root_iteration import AndersonRule as AndersonRule
 from implicitcore.backends.root_iteration import BroydenRule as BroydenRule
 from implicitcore.backends.root_iteration import PicardRule as PicardRule

@@ -78,6 +78,11 @@ class DeviceIteration(ABC):
         """
 
     def later(self, number: Tensor) -> Callable[[], int]:
+        """See :meth:`value_later`."""
+        return self.value_later(number)
+
+    @staticmethod
+    def value_later(number: Tensor) -> Callable[[], int]:
         """The value that a whole number on the device has here in its stream.
 
         Returns:

@@ -38,6 +38,9 @@ CHUNK = 4096
 TILE = 1024
 """Entries that a program holds at once, of a state."""
 
+ITERATIONS = ("picard", "anderson", "broyden")
+"""Kernels of a whole iteration."""
+
 LINES = 8
 """Lines of a history that a program holds at once.
 
@@ -48,9 +51,10 @@ The rows in use of a small history come in eights.
 @final
 @dataclass(frozen=True, kw_only=True)
 class TritonBackend(Options, FusedBackend):
-    """Each kernel of the inner loops as one CUDA kernel in Triton.
+    """CUDA kernels in Triton: for whole iterations of Picard, Anderson and good Broyden, and others.
 
-    Two where the states are larger than 4096 entries. It saves launches and passes over the memory:
+    Such an iteration is one launch where a sample has at most 16,384 entries, and the host looks
+    once in four of them. Elsewhere each kernel of the inner loops is one launch, two where the states are larger than 4096 entries. It saves launches and passes over the memory:
     prefer it where the cell is small, so that a step of the solver costs as much as f. float32,
     float64 and bfloat16 states, the last with sums in float32; any device, torch's current stream,
     no host sync. Equal tensors give equal bits: no atomic additions, and a sample's result does not
@@ -211,16 +215,21 @@ def _launch(name: str, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> 
 
 
 def _call(name: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    from implicitcore_triton import iteration_kernels, kernels
-
-    if hasattr(kernels, name):
-        getattr(kernels, name)[grid](*arguments, **options)
+    kernel = _kernel(name)
+    if name not in ITERATIONS:
+        kernel[grid](*arguments, **options)
         return
     # The interpreter is NumPy, which warns of what overflows or is not a number: a stop test meets
     # it, and judges it.
-    quiet = np.errstate(all="ignore") if INTERPRETED else nullcontext()
-    with quiet:
-        getattr(iteration_kernels, name)[grid](*arguments, **options)
+    with np.errstate(all="ignore") if INTERPRETED else nullcontext():
+        kernel[grid](*arguments, **options)
+
+
+def _kernel(name: str) -> Any:
+    from implicitcore_triton import anderson_kernel, broyden_kernel, iteration_kernels, kernels
+
+    own = {"picard": iteration_kernels, "anderson": anderson_kernel, "broyden": broyden_kernel}
+    return getattr(own.get(name, kernels), name)
 
 
 def _columns(n: int, most: int) -> int:

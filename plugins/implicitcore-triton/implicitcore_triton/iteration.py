@@ -45,13 +45,12 @@ class TritonIteration(DeviceIteration):
     ) -> None:
         super().__init__(rule, z)
         self.run, self.grid = run, (-(-len(z) // samples),)
-        fixed = rule.floor, rule.scale
-        floor, scale = (None if isinstance(each, Tensor) else each for each in fixed)
+        floor = 0.0 if isinstance(rule.floor, Tensor) else float(rule.floor)
         bounds = rule.tol, rule.rounding, rule.divergence, rule.trust, rule.growth
-        self.numbers = (len(z), z.shape[1], rule.min_steps, floor or 0.0, *map(float, bounds))
+        self.numbers = (len(z), z.shape[1], rule.min_steps, floor, *map(float, bounds))
         info = torch.finfo(self.reals.dtype)
         self.sizes: dict[str, Any] = {
-            "SCALE": _FIXED if scale is None else _SCALES[scale],
+            "SCALE": _FIXED if isinstance(rule.scale, Tensor) else _SCALES[rule.scale],
             "SAMPLES": samples,
             "COLUMNS": columns,
             "SMALL": 100 * info.tiny**0.5,

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("needs_triton")]
         ("test_kernels.py", "large"),
         ("test_seeded_bugs.py", ""),
         ("test_solves.py", ""),
+        ("test_root_iteration.py", ""),
         ("test_contract.py", ""),
     ],
 )
@@ -54,6 +55,7 @@ def test_every_kernel_compiles_with_no_gpu_at_hand(run_python, tmp_path):
         "inner_products",
         "axpy_history",
         "stage_combination",
+        *("picard", "anderson", "broyden"),
     )
     assert compiled == {
         (name, acc, f"sm_{arch}")
