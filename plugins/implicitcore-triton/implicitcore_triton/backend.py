@@ -51,14 +51,15 @@ The rows in use of a small history come in eights.
 @final
 @dataclass(frozen=True, kw_only=True)
 class TritonBackend(Options, FusedBackend):
-    """CUDA kernels in Triton: for whole iterations of Picard, Anderson and good Broyden, and others.
+    """CUDA kernels in Triton: for whole iterations of Picard, Anderson, good Broyden, and others.
 
     Such an iteration is one launch where a sample has at most 16,384 entries, and the host looks
-    once in four of them. Elsewhere each kernel of the inner loops is one launch, two where the states are larger than 4096 entries. It saves launches and passes over the memory:
+    once in four of them. Elsewhere each kernel of the inner loops is one launch, two where the
+    states are larger than 4096 entries. It saves launches and passes over the memory:
     prefer it where the cell is small, so that a step of the solver costs as much as f. float32,
     float64 and bfloat16 states, the last with sums in float32; any device, torch's current stream,
-    no host sync. Equal tensors give equal bits: no atomic additions, and a sample's result does not
-    depend on the batch it is in. A kernel is compiled when it first runs, for each dtype and few
+    no other host sync. Equal tensors give equal bits: nothing that rounds is added atomically, and a
+    sample's result does not depend on the batch it is in. A kernel is compiled when it first runs, for each dtype and few
     sizes, and kept on disk: run a step before you capture a CUDA graph.
 
     Attributes:
