@@ -58,9 +58,10 @@ class TritonBackend(Options, FusedBackend):
     states are larger than 4096 entries. It saves launches and passes over the memory:
     prefer it where the cell is small, so that a step of the solver costs as much as f. float32,
     float64 and bfloat16 states, the last with sums in float32; any device, torch's current stream,
-    no other host sync. Equal tensors give equal bits: nothing that rounds is added atomically, and a
-    sample's result does not depend on the batch it is in. A kernel is compiled when it first runs, for each dtype and few
-    sizes, and kept on disk: run a step before you capture a CUDA graph.
+    no other host sync. Equal tensors give equal bits: nothing that rounds is added atomically, and
+    a sample's result does not depend on the batch it is in. A kernel is compiled when it first
+    runs, for each dtype and few sizes, and kept on disk: run a step before you capture a CUDA
+    graph.
 
     Attributes:
         interpret: run the kernels in Triton's interpreter, on CPU tensors too: thousands of times
