@@ -44,7 +44,7 @@ def test_every_kernel_compiles_with_no_gpu_at_hand(run_python, tmp_path):
         str(HERE / "compile_kernels.py"),
         TRITON_INTERPRET="0",
         TRITON_CACHE_DIR=str(tmp_path),
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     compiled = {tuple(line.split()[:3]) for line in done.stdout.splitlines()}
