@@ -3,7 +3,8 @@
     python .ci/gpu_bundle.py [--python 3.12]
 
 Wheels of our distributions and of what such a machine lacks (torch, CuPy and Triton it has), the
-tests for a GPU, the benchmark, and one script, run.sh, which brings back one archive.
+tests for a GPU, the benchmark, and one script, run.sh, which brings back one archive. DEVICE=cpu sh
+run.sh tries the bundle where there is no GPU, and with it the kernels in their emulators.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ LACKING = (
 )
 FILES = (
     *("pyproject.toml", "conftest.py", "tests/conftest.py", "tests/support", "tests/benchmarks"),
-    *("tests/gpu", "tests/backends/test_launches.py", "plugins/implicitcore-cupy/tests"),
+    *("tests/gpu", "tests/backends/test_launches.py", "docs/benchmarks/launches.md"),
+    *(f"plugins/implicitcore-{name}/tests" for name in ("cupy", "triton")),
 )
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
 

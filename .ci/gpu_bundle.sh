@@ -3,28 +3,39 @@
 #
 # The machine has Python, pip, torch with CUDA and, for the kernels, CuPy and Triton; all else is in
 # wheels/. What came of it is brought back as one archive, results.tar.gz, within 25 minutes. Exits
-# with 1 where a step failed.
+# with 1 where a step failed, and with 2 where there is no GPU.
+#
+# DEVICE=cpu sh run.sh is a dry run, which asks for no GPU: the same steps, small, and the kernels
+# in Triton's interpreter, compiled for GPUs that are not there, and as C++ where g++ is. It times
+# nothing that means anything. Without a GPU that is what is run, and then the exit status is 2.
 set -u
 cd "$(dirname "$0")" || exit 1
 PYTHON=${PYTHON:-python3}
-DEVICE=${DEVICE:-cuda}
 out=$PWD/results
 site=$PWD/site
 rm -rf "$out" "$site" results.tar.gz
 mkdir "$out"
 "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
-    --find-links wheels --target "$site" wheels/*.whl || exit 1
+    --disable-pip-version-check --find-links wheels --target "$site" wheels/*.whl || exit 1
 export PYTHONPATH="$site:tests" PYTHONUNBUFFERED=1
+# Of the lab the benchmark takes its meter of memory alone: the rest needs what is not here.
+export IMPLICITCORE_DISABLE_PLUGINS=lab
 failed=0
+
+say() {
+    echo "$*" | tee -a "$out/summary"
+}
 
 # step NAME SECONDS COMMAND...: its output goes to NAME.log, its status to the summary.
 step() {
     name=$1 seconds=$2
     shift 2
+    began=$(date +%s)
     timeout "$seconds" "$@" >"$out/$name.log" 2>&1
     status=$?
-    [ "$status" -eq 0 ] || failed=1
-    echo "$name: exit status $status, $(tail -n 1 "$out/$name.log")" | tee -a "$out/summary"
+    [ "$status" -eq 0 ] || [ "$failed" -eq 2 ] || failed=1
+    took=$(($(date +%s) - began))
+    say "$name: exit status $status, $took of $seconds s, $(tail -n 1 "$out/$name.log")"
 }
 
 tests() {
@@ -33,17 +44,39 @@ tests() {
     step "$name" "$seconds" "$PYTHON" -m pytest -q -ra -p no:cacheprovider -W default "$@"
 }
 
+FINDS='import torch; raise SystemExit(not torch.cuda.is_available())'
+asked=${DEVICE:-cuda} DEVICE=cpu
+if [ "$asked" = cuda ]; then
+    if "$PYTHON" -c "$FINDS" >"$out/torch.log" 2>&1; then
+        DEVICE=cuda
+    else
+        failed=2
+        say "NO GPU: torch finds no CUDA device, so this is a dry run on the CPU"
+        tail -n 1 "$out/torch.log"
+    fi
+else
+    say "A dry run on the CPU, as DEVICE=$asked asks for"
+fi
+
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.total --format=csv >"$out/machine" 2>&1
-# Of the lab the benchmark takes its meter of memory alone: the rest needs what is not here.
-step doctor 60 env IMPLICITCORE_DISABLE_PLUGINS=lab "$PYTHON" -m implicitcore plugins doctor
-tests kernels 90 plugins/implicitcore-cupy/tests/test_gpu.py
-tests gpu 150 tests/gpu -k "not triton"
-tests triton 300 tests/gpu -k triton --timeout 280
+step doctor 60 "$PYTHON" -m implicitcore plugins doctor
 tests launches 60 tests/backends/test_launches.py
-step backends 200 "$PYTHON" -m implicitcore bench backend --device "$DEVICE" \
-    --json "$out/backends.json" \
-    ${QUICK:+--quick}
-[ "$DEVICE" = cuda ] && step benchmark 500 "$PYTHON" -m benchmarks.gpu --output "$out"
+if [ "$DEVICE" = cuda ]; then
+    tests kernels 90 plugins/implicitcore-cupy/tests/test_gpu.py
+    tests gpu 150 tests/gpu -k "not triton"
+    tests triton 300 tests/gpu -k triton --timeout 280
+    step backends 200 "$PYTHON" -m implicitcore bench backend --device cuda \
+        --json "$out/backends.json" \
+        ${QUICK:+--quick}
+    step benchmark 500 "$PYTHON" -m benchmarks.gpu --output "$out" ${QUICK:+--quick}
+else
+    tests gpu 60 plugins/implicitcore-cupy/tests/test_gpu.py tests/gpu
+    tests cupy 240 plugins/implicitcore-cupy/tests/test_root_iteration.py -m "not slow"
+    tests triton 600 plugins/implicitcore-triton/tests/test_processes.py --timeout 280
+    step backends 60 "$PYTHON" -m implicitcore bench backend --device cpu --quick \
+        --json "$out/backends.json"
+    step benchmark 200 "$PYTHON" -m benchmarks.gpu --device cpu --quick --output "$out"
+fi
 tar -czf results.tar.gz results
 echo "$PWD/results.tar.gz"
 exit "$failed"

@@ -1,6 +1,6 @@
-"""Where Triton is missing, the doctests of the kernels' module are skipped with the reason.
+"""Where Triton is missing, the doctests of the kernels' modules are skipped with the reason.
 
-It cannot be imported there.
+They cannot be imported there.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import pytest
 
 from implicitcore.testing.requirements import missing
 
-KERNELS = Path(__file__).parent / "implicitcore_triton" / "kernels.py"
+KERNELS = set((Path(__file__).parent / "implicitcore_triton").glob("*kernel*.py"))
 Collectors = list[pytest.Collector]
 
 
 class Unimportable(pytest.File):
-    """Stands in for the module."""
+    """Stands in for a module."""
 
     def collect(self) -> list[pytest.Item]:
         missing("the package triton")
@@ -28,8 +28,8 @@ class Unimportable(pytest.File):
 def pytest_collect_file(
     file_path: Path, parent: pytest.Collector
 ) -> Generator[None, Collectors, Collectors]:
-    """Exchange the collector that would import the module."""
+    """Exchange the collector that would import such a module."""
     found = yield
-    if found and file_path == KERNELS and find_spec("triton") is None:
+    if found and file_path in KERNELS and find_spec("triton") is None:
         return [Unimportable.from_parent(parent, path=file_path)]
     return found

@@ -21,7 +21,7 @@ from implicitcore.extend import (
 )
 from implicitcore_cupy.availability import unavailable_reason
 from implicitcore_cupy.geometry import WARP, geometry, threads_for
-from implicitcore_cupy.iteration import DeviceIteration, kind_of
+from implicitcore_cupy.iteration import CupyIteration, kind_of
 from implicitcore_cupy.launcher import GROUPS, NAMES, CupyLauncher, Launcher
 
 MAX_STAGES = 16
@@ -71,7 +71,7 @@ class CupyBackend(FusedBackend):
         self, update: UpdateRule, rule: StopRule, z: Tensor
     ) -> RootIteration | None:
         kind = kind_of(update)
-        return None if kind is None else DeviceIteration(self.launcher, kind, rule, z)
+        return None if kind is None else CupyIteration(self.launcher, kind, rule, z)
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = z.new_empty((2, z.shape[0]), dtype=real_dtype(z))

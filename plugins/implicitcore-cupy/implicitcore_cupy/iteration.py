@@ -8,27 +8,20 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from implicitcore import InputError, Status
 from implicitcore.extend import (
     AndersonRule,
     BroydenRule,
+    DeviceIteration,
     PicardRule,
-    RootResult,
     StopRule,
     UpdateRule,
-    real_dtype,
 )
 from implicitcore_cupy.geometry import WARP, Geometry, geometry, threads_for
 from implicitcore_cupy.launcher import GROUP, NAMES, Launcher
 
-# Iterations between two looks at how many samples have stopped.
-LOOK_EVERY = 4
-
 # The struct of root_iteration.cu: what changes with the iterate, and what does not.
 _ITERATE, _SOLVE = Struct("=5Q"), Struct("=13Q10q10d")
 _NORMS = 4  # sums of an iterate before those with the history
-_REALS = ("size", "update", "norm", "limit", "start_norm", "ceiling", "reach")
-_COUNTERS = ("count", "stopped", "steps", "status", "doubted", "pending", "plain", "decision")
 _SCALES = {"update": 0, "root": 1}
 _FIXED = 2
 
@@ -47,14 +40,8 @@ def kind_of(update: UpdateRule) -> Kind | None:
     return None
 
 
-class DeviceIteration:
+class CupyIteration(DeviceIteration):
     """The iterations of one solve, each a launch, or up to five where a sample is long.
-
-    The host waits for the device after the first iterate, and then in every fourth iteration for
-    the one before, while the device has work: how many samples have stopped goes to pinned memory,
-    and a solve is evaluated one to four times more. A sample that has stopped stays where it is
-    meanwhile, so nothing else follows from it. Where :meth:`size` is asked for, the iterates are
-    recorded, and none may be too many: there the host looks at each.
 
     Arguments:
         launcher: runs the kernels.
@@ -64,20 +51,13 @@ class DeviceIteration:
     """
 
     def __init__(self, launcher: Launcher, kind: Kind, rule: StopRule, z: Tensor) -> None:
-        self.launcher, self.kind, self.rule = launcher, kind, rule
-        self.batch, n = z.shape
+        super().__init__(rule, z)
+        self.launcher, self.kind, n = launcher, kind, z.shape[1]
         self.geometry: Geometry = geometry(n, z.dtype, sums=True)
-        self.reals = z.new_empty(len(_REALS), self.batch, dtype=real_dtype(z))
-        counters = torch.zeros(len(_COUNTERS) * self.batch + 1, dtype=torch.int64, device=z.device)
-        self.counters, self.stopped = counters[:-1].view(-1, self.batch), counters[-1]
-        self.best = torch.empty_like(z, memory_format=torch.contiguous_format)
-        self.last = self.best
-        self.count, self.every = 0, LOOK_EVERY
-        self.asked: Callable[[], int] | None = None
         # Kept, for the device refers to them by address.
-        self.memory, samples = self._memory(z, kind[0], kind[1]), _samples(rule, self.reals)
-        self.given = [tensor for tensor in samples if tensor is not None]
-        addresses = (self.best, *self.memory[:4], self.reals, counters, *self.memory[4:], *samples)
+        self.memory, self.samples = self._memory(z, kind[0], kind[1]), self.given()
+        states = self.best, *self.memory[:4], self.reals, self.all_counters
+        addresses = (*states, *self.memory[4:], *self.samples)
         self.solve = _SOLVE.pack(*map(_address, addresses), *self._numbers(n, rule, kind))
 
     def _memory(self, z: Tensor, name: str, depth: int) -> list[Tensor | None]:
@@ -106,23 +86,16 @@ class DeviceIteration:
         whole = *shape, depth, period, rule.min_steps, scale
         return *whole, floor, *bounds, damping, ridge, info.tiny, info.eps
 
-    def advance(self, z: Tensor, fz: Tensor, g: Tensor | None, last: bool) -> Tensor | None:
-        """See :meth:`RootIteration.advance`."""
-        shapes = [tuple(each.shape) for each in (z, fz, g) if each is not None]
-        if any(shape != tuple(self.best.shape) for shape in shapes):
-            raise InputError(
-                f"an iterate and f there have the shapes {shapes}, expected "
-                f"{tuple(self.best.shape)}, that of the start"
-            )
-        z, fz = z.contiguous(), fz.contiguous()
-        g = None if g is None else g.contiguous()
-        z_next = None if last else torch.empty_like(z)
-        before = self.last if self.count else z
+    def launch(
+        self, z: Tensor, fz: Tensor, g: Tensor | None, before: Tensor, z_next: Tensor | None
+    ) -> None:
+        """See :meth:`DeviceIteration.launch`."""
         words = _ITERATE.pack(*map(_address, (z, fz, g, before, z_next))) + self.solve
-        self._launch(z, words, last)
-        self.last = z
-        self.count += 1
-        return None if last or self._all_stopped() else z_next
+        self._launch(z, words, z_next is None)
+
+    def later(self, number: Tensor) -> Callable[[], int]:
+        """See :meth:`DeviceIteration.later`."""
+        return self.launcher.later(number)
 
     def _launch(self, z: Tensor, words: bytes, last: bool) -> None:
         laid, size, state = self.geometry, self.reals.element_size(), NAMES[z.dtype].state
@@ -140,46 +113,6 @@ class DeviceIteration:
                 f"{stage}<{state}, {name}>", z, blocks, few if whole else threads, words, shared
             )
 
-    def _all_stopped(self) -> bool:
-        """Whether all had, when the host last asked."""
-        if self.count == 1 or self.every == 1:
-            return int(self.launcher.later(self.stopped)()) == self.batch
-        if self.count % self.every == self.every - 1:
-            self.asked = self.launcher.later(self.stopped)
-        if self.count % self.every == 0 and self.asked is not None:
-            return int(self.asked()) == self.batch
-        return False
-
-    def size(self) -> Tensor:
-        """See :meth:`RootIteration.size`."""
-        self.every = 1
-        return self.reals[_REALS.index("size")].clone()
-
-    def between(self, least: float, most: float) -> bool:
-        """See :meth:`RootIteration.between`."""
-        update = self.reals[_REALS.index("update")]
-        return bool(((update >= least) & (update <= most)).all())
-
-    def result(self) -> RootResult:
-        """See :meth:`RootIteration.result`."""
-        real = dict(zip(_REALS, self.reals.clone(), strict=True))
-        counter = dict(zip(_COUNTERS, self.counters, strict=True))
-        stopped, pending = counter["stopped"] != 0, counter["pending"] != 0
-        ends = torch.where(stopped, counter["steps"], counter["count"] + 1)
-        return RootResult(
-            z=torch.where(pending[:, None], self.last, self.best),
-            residual=real["norm"],
-            limit=real["limit"],
-            relative=real["norm"] / real["limit"] * self.rule.tol,
-            status=torch.where(stopped, counter["status"], int(Status.MAX_STEPS)).to(torch.int8),
-            steps=torch.where(stopped, counter["steps"], counter["count"]),
-            start_norm=real["start_norm"],
-            ceiling=real["ceiling"],
-            size=real["size"],
-            last=self.last,
-            stopped_apart=bool((ends != ends[0]).any()),
-        )
-
 
 def stages(update: str, last: bool) -> Sequence[str]:
     """The kernels of an iteration where a sample has several spans."""
@@ -193,14 +126,6 @@ _STAGES = {
     "Anderson": ("measure", "judge", "extend", "settle", "move"),
     "Broyden": ("measure", "judge", "extend", "settle"),
 }
-
-
-def _samples(rule: StopRule, like: Tensor) -> list[Tensor | None]:
-    """What the rule says of each sample: floor, scale, and where another solver began."""
-    floor = rule.floor.to(like).contiguous() if isinstance(rule.floor, Tensor) else None
-    fixed = rule.scale.to(like).contiguous() if isinstance(rule.scale, Tensor) else None
-    origin = None if rule.origin is None else torch.stack(list(rule.origin)).to(like)
-    return [floor, fixed, origin]
 
 
 def _address(tensor: Tensor | None) -> int:

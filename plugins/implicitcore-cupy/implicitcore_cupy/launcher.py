@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from implicitcore.extend import DeviceIteration
+
 OPTIONS = ("--std=c++17",)
 GROUPS = (8, 16)
 """Rows of a history that inner_products takes at once."""
@@ -128,17 +130,7 @@ class CupyLauncher:
 
     def later(self, number: Tensor) -> Callable[[], int]:
         """See :meth:`Launcher.later`."""
-        pinned = torch.empty((), dtype=number.dtype, pin_memory=True)
-        with torch.cuda.device(number.device):
-            pinned.copy_(number, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-
-        def value() -> int:
-            copied.synchronize()
-            return int(pinned)
-
-        return value
+        return DeviceIteration.value_later(number)
 
     def _launch(self, kernel: str, dtype: torch.dtype, device: int, call: tuple[Any, ...]) -> None:
         function = self._kernels.get((kernel, device)) or self._compile(kernel, dtype, device)

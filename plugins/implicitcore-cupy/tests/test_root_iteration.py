@@ -13,10 +13,10 @@ from implicitcore.testing import checks_for, parametrize_with_checks
 from implicitcore.testing.expect import known
 from implicitcore.testing.hard_maps import PROBLEMS, SOLVERS, UNSTABLE, Problem, same_stops
 from implicitcore_cupy.geometry import WHOLE
-from implicitcore_cupy.iteration import LOOK_EVERY, DeviceIteration
+from implicitcore_cupy.iteration import CupyIteration
 
 DTYPES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
-LATE = LOOK_EVERY  # evaluations more, at most, than the last sample needed
+LATE = CupyIteration.LOOK_EVERY  # evaluations more, at most, than the last sample needed
 KINDS = [ic.Picard, ic.Anderson, ic.Broyden]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -24,13 +24,13 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(autouse=True)
 def iterations(monkeypatch):
     """How many solves were the kernels', which makes every comparison one with them."""
-    made, begin = [], DeviceIteration.__init__
+    made, begin = [], CupyIteration.__init__
 
     def begun(self, *arguments):
         made.append(arguments[1])
         begin(self, *arguments)
 
-    monkeypatch.setattr(DeviceIteration, "__init__", begun)
+    monkeypatch.setattr(CupyIteration, "__init__", begun)
     return made
 
 
@@ -210,7 +210,7 @@ def test_what_an_iteration_launches(kind, whole, spans):
             found.append((launches(backend), launcher_of(backend).looks))
         (few, looks), (many, more) = found
         assert many - few == 4 * expected
-        assert more - looks == 4 / LOOK_EVERY
+        assert more - looks == 4 / CupyIteration.LOOK_EVERY
 
 
 @each_kind

@@ -5,15 +5,26 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from implicitcore.extend import FusedBackend, Options, Residual, real_dtype
+from implicitcore.extend import (
+    FusedBackend,
+    Options,
+    Residual,
+    RootIteration,
+    StopRule,
+    UpdateRule,
+    real_dtype,
+)
+from implicitcore_triton.iteration import TritonIteration, takes
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 """Triton compiles nothing in this process.
@@ -27,6 +38,9 @@ CHUNK = 4096
 TILE = 1024
 """Entries that a program holds at once, of a state."""
 
+ITERATIONS = ("picard", "anderson", "broyden")
+"""Kernels of a whole iteration."""
+
 LINES = 8
 """Lines of a history that a program holds at once.
 
@@ -37,14 +51,17 @@ The rows in use of a small history come in eights.
 @final
 @dataclass(frozen=True, kw_only=True)
 class TritonBackend(Options, FusedBackend):
-    """Each kernel of the inner loops as one CUDA kernel in Triton.
+    """CUDA kernels in Triton: for whole iterations of Picard, Anderson, good Broyden, and others.
 
-    Two where the states are larger than 4096 entries. It saves launches and passes over the memory:
+    Such an iteration is one launch where a sample has at most 16,384 entries, and the host looks
+    once in four of them. Elsewhere each kernel of the inner loops is one launch, two where the
+    states are larger than 4096 entries. It saves launches and passes over the memory:
     prefer it where the cell is small, so that a step of the solver costs as much as f. float32,
     float64 and bfloat16 states, the last with sums in float32; any device, torch's current stream,
-    no host sync. Equal tensors give equal bits: no atomic additions, and a sample's result does not
-    depend on the batch it is in. A kernel is compiled when it first runs, for each dtype and few
-    sizes, and kept on disk: run a step before you capture a CUDA graph.
+    no other host sync. Equal tensors give equal bits: nothing that rounds is added atomically, and
+    a sample's result does not depend on the batch it is in. A kernel is compiled when it first
+    runs, for each dtype and few sizes, and kept on disk: run a step before you capture a CUDA
+    graph.
 
     Attributes:
         interpret: run the kernels in Triton's interpreter, on CPU tensors too: thousands of times
@@ -64,6 +81,14 @@ class TritonBackend(Options, FusedBackend):
     def unavailable_reason(self) -> str | None:
         """See :meth:`Backend.unavailable_reason`; found once, and then remembered."""
         return _reason(self.interpret, INTERPRETED)
+
+    def _root_iteration(
+        self, update: UpdateRule, rule: StopRule, z: Tensor
+    ) -> RootIteration | None:
+        if not takes(update, z):
+            return None
+        columns = _columns(z.shape[1], TILE)
+        return TritonIteration(_launch, update, rule, z, TILE // columns, columns)
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = self._norms("residual", (fz, z, out), 2)
@@ -192,9 +217,21 @@ def _launch(name: str, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> 
 
 
 def _call(name: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    from implicitcore_triton import kernels
+    kernel = _kernel(name)
+    if name not in ITERATIONS:
+        kernel[grid](*arguments, **options)
+        return
+    # The interpreter is NumPy, which warns of what overflows or is not a number: a stop test meets
+    # it, and judges it.
+    with np.errstate(all="ignore") if INTERPRETED else nullcontext():
+        kernel[grid](*arguments, **options)
 
-    getattr(kernels, name)[grid](*arguments, **options)
+
+def _kernel(name: str) -> Any:
+    from implicitcore_triton import anderson_kernel, broyden_kernel, iteration_kernels, kernels
+
+    own = {"picard": iteration_kernels, "anderson": anderson_kernel, "broyden": broyden_kernel}
+    return getattr(own.get(name, kernels), name)
 
 
 def _columns(n: int, most: int) -> int:

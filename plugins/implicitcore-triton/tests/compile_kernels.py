@@ -13,7 +13,9 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from implicitcore_triton import backend, kernels
+from implicitcore.extend import AndersonRule, BroydenRule, PicardRule, StopRule, UpdateRule
+from implicitcore_triton import backend
+from implicitcore_triton.iteration import TritonIteration
 
 CAPABILITIES = (80, 90, 120)
 SIZES = (1, 129, 8192)
@@ -40,7 +42,7 @@ def compile_all(name: str, grid: tuple[int, ...], *arguments: Any, **options: An
     """Stands in for the call of a kernel."""
     for capability in CAPABILITIES:
         driver.set_active(NoGPU(capability))  # pyright: ignore[reportArgumentType]
-        compiled = getattr(kernels, name).warmup(*arguments, grid=grid, **options)
+        compiled = backend._kernel(name).warmup(*arguments, grid=grid, **options)
         assert not compiled.metadata.global_scratch_size
         BINARIES.append(compiled)
         print(name, options["ACC"], f"sm_{capability}", len(compiled.asm["cubin"]))
@@ -60,12 +62,40 @@ def launch_all(dtype: torch.dtype, n: int, batch: int = 3, depth: int = 5) -> No
         cuda._stage_combination(base, dt, [z] * count, [0.5] * count)
 
 
+RULE: dict[str, Any] = {
+    **{"tol": 1e-3, "floor": 0.0, "scale": "update", "rounding": 1e-7, "min_steps": 1},
+    **{"origin": None, "divergence": 1e8, "trust": 0.1, "growth": 2.0},
+}
+UPDATES = (PicardRule(0.7), AndersonRule(5, 10, 1.0, 1e-3), BroydenRule(20))
+
+
+def iterate_all(dtype: torch.dtype, n: int, batch: int = 3) -> None:
+    """Every kernel of a whole iteration, with a next iterate and without."""
+    z = torch.zeros(batch, n, dtype=dtype)
+    usual = StopRule(**RULE)
+    own: dict[str, Any] = {"floor": z[:, 0], "scale": z[:, 0]}  # what is said of each sample
+    for update in UPDATES:
+        _iteration(update, usual, z).launch(z, z, None, z, z)
+    if dtype == torch.float32:
+        for rule in (StopRule(**RULE | own), StopRule(**RULE | dict[str, Any](scale="root"))):
+            _iteration(UPDATES[0], rule, z).launch(z, z, z, z, None)
+
+
+def _iteration(update: UpdateRule, rule: StopRule, z: torch.Tensor) -> TritonIteration:
+    found = backend.TritonBackend()._root_iteration(update, rule, z)
+    assert isinstance(found, TritonIteration)
+    return found
+
+
 if __name__ == "__main__":
     backend._call = compile_all
     for dtype in backend.TritonBackend.dtypes:
         for n in SIZES:
             launch_all(dtype, n)
+        if dtype != torch.bfloat16:  # a minute more, of the same code as float32
+            iterate_all(dtype, 129)
     known = set(map(id, BINARIES))
     for batch, depth in ((1, 1), (2, 16), (17, 21)):
         launch_all(torch.float32, 8192, batch, depth)
+        iterate_all(torch.float32, 129, batch)
     assert known == set(map(id, BINARIES)), "another batch or depth is compiled anew"
