@@ -174,8 +174,8 @@ class LastState:
     def case(self) -> int:
         """Of the process: compiled once, for every tolerance."""
         data = _started().path("field")
-        tensors = {"z0": self.z0, **self.tensors}
-        np.savez(data, **{name: part.numpy() for name, part in tensors.items()})
+        tensors: dict[str, Any] = {name: part.numpy() for name, part in self.tensors.items()}
+        np.savez(data, z0=self.z0.numpy(), **tensors)
         about = {"field": self.field, "method": self.method, "end": self.end}
         return _started().ask(do="pose", data=data, budget=self.budget, **about)["case"]
 
