@@ -157,7 +157,7 @@ def _train(combination: Combination) -> None:
     with torch.no_grad():
         for parameter, gradient in zip(layer.parameters(), found, strict=False):
             parameter.sub_(RATE * gradient)
-        after = _loss(layer, x)  # as one evaluates: half the time of a solve that records
+    after = _loss(layer, x)
     assert after.isfinite(), "the step made the loss infinite"
     assert after != loss, "the step changed nothing"
 
