@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, and one quick run of each."""
 
+import dataclasses
 import json
 import sys
 import warnings
@@ -605,6 +606,25 @@ def test_quick_runs_of_the_curves(part, tmp_path):
     assert len(again) == len(points)
 
 
+def test_a_curve_ends_before_a_call_that_is_too_slow(monkeypatch):
+    calls = []
+
+    def slow():
+        calls.append(1)
+        return 1
+
+    monkeypatch.setattr(curves, "LONGEST", -1.0)
+    timing = curves.Timing(quick=False, repetitions=1)
+    assert timing.first("n", "slow", slow) is None
+    assert len(calls) == 2  # the first may import or compile
+    assert timing.first("n", "slow", slow) is None
+    assert len(calls) == 2
+    monkeypatch.setattr(curves, "LONGEST", 60.0)
+    assert timing.first("n", "quick", slow) == 1
+    assert timing.first("batch", "slow", slow) == 1
+    assert set(timing({"a": slow})) == {"a"}
+
+
 def test_a_quick_run_of_curves_replaces_no_measurements(capsys):
     with pytest.raises(SystemExit):
         root_curves.main(["--quick"])
@@ -636,6 +656,26 @@ def test_works_against_precision_end_in_the_same_state(name):
         # torchdiffeq interpolates the last state, dopri8's to a few digits.
         assert error < (1e-3 if curve == "torchdiffeq dopri8" else 1e-7), curve
         assert v.evaluations > 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax_peers.python() is None, reason="needs make bench-jax")
+def test_diffrax_ends_in_the_same_state():
+    try:
+        for task in precision.tasks().values():
+            task = dataclasses.replace(task, z0=task.z0[:2], end=0.5)
+            exact = precision.reference(task)
+            theirs = {
+                name: solve
+                for name, solve in precision.contenders(task, precision.Counted(task)).items()
+                if isinstance(solve, jax_peers.LastState)
+            }
+            assert len(theirs) == (1 if task.stiff else 3)
+            for name, solve in theirs.items():
+                assert ((solve(1e-9) - exact).norm() / exact.norm()).item() < 1e-7, name
+                assert solve.at(1e-9).seconds(1) > 0
+    finally:
+        jax_peers.close()
 
 
 def test_an_iteration_of_the_curves_is_an_evaluation():

@@ -7,20 +7,27 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from benchmarks import jax_peers
 from benchmarks.rows import DOCS, machine
 from benchmarks.timing import Clock, interleave
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
 """Okabe and Ito's, which the colour-blind tell apart."""
 DPI, PALETTE = 80, 40
+LONGEST = 1.0
+"""Seconds of the processor for a call: a curve ends before a point that takes longer."""
+PATIENCE = 3.0
+"""Seconds for the repetitions of a point; at least two are made."""
+ENDS = f"A curve ends before a call that takes the processor over {LONGEST:g} s."
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Style:
     """How a curve is drawn."""
 
     color: str
-    line: str = "-"
+    line: str | tuple[int, tuple[int, ...]] = "-"
     marker: str = "o"
 
 
@@ -159,14 +166,19 @@ class Curves:
         chosen = [name for name in self.sweeps if options.only in name]
         points = [point for point in kept if point.sweep not in chosen]
         about = machine(sorted(filter(find_spec, self.libraries)))
+        peers = jax_peers.versions() if set(self.libraries).intersection(jax_peers.NAMES) else {}
+        about["versions"] |= {name: peers[name] for name in self.libraries if name in peers}
         about |= {"repetitions": timing.repetitions}
         path.parent.mkdir(parents=True, exist_ok=True)
+        begin = time.perf_counter()
         for name in chosen:
             with warnings.catch_warnings(action="ignore"):  # the points say what went wrong
                 for point in self.sweeps[name](timing):
                     print(point.sweep, point.curve, f"{point.x:g}", point.values, flush=True)
                     points.append(point)
+            about["minutes"] = round((time.perf_counter() - begin) / 60, 1)
             save(path, points, about)  # an end in the next one loses no more than that
+        jax_peers.close()
 
     def _options(self, arguments: list[str] | None) -> argparse.Namespace:
         parser = argparse.ArgumentParser(
@@ -207,24 +219,62 @@ class Curves:
 
 @dataclass(frozen=True)
 class Timing:
-    """How the points are timed."""
+    """How the points are timed, so that a program ends in minutes.
+
+    Attributes:
+        quick: nothing is left out, and nothing is repeated to fill a window of time.
+        repetitions: of all works together, at most.
+        ended: the curves that have a point too slow to be drawn, and those after it.
+    """
 
     quick: bool
     repetitions: int
+    ended: set[tuple[str, str]] = field(default_factory=set)
+
+    def first(self, sweep: str, curve: str, work: Callable[[], Result]) -> Result | None:
+        """What the first call returns. None where the curve has ended: from the point on whose call
+        takes over :data:`LONGEST`."""
+        if (sweep, curve) in self.ended:
+            return None
+        begin = time.process_time()
+        found = work()
+        slow = time.process_time() - begin > LONGEST
+        # The very first call imports or compiles, so a second one decides.
+        if not self.quick and (slow or hasattr(work, "seconds")) and _seconds(work) > LONGEST:
+            self.ended.add((sweep, curve))
+            return None
+        return found
 
     def __call__(
         self, works: Mapping[str, Callable[[], object]], clock: Clock = time.perf_counter
     ) -> dict[str, float]:
         """Median seconds of a call of each; all are timed in each repetition."""
-        window = 0.0 if self.quick else 0.005
-        return interleave(works, self.repetitions, seed=0, window=window, clock=clock)
+        if self.quick:
+            return interleave(works, self.repetitions, seed=0, window=0.0, clock=clock)
+        begin = time.perf_counter()
+        for work in works.values():
+            work()
+        fit = int(PATIENCE / (time.perf_counter() - begin + 1e-9))
+        repetitions = min(self.repetitions, max(2, fit))
+        return interleave(works, repetitions, seed=0, window=0.005, clock=clock)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Processor time of one call, in whatever process it runs."""
+    elsewhere = getattr(work, "seconds", None)
+    if elsewhere:
+        return elsewhere(1)
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
 
 
 def heading(about: Mapping[str, Any]) -> str:
     """Where and with what it was measured, in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     cores = f"{about['threads']} of {about['cores']} cores"
-    return f"{about['processor']}, {cores}; {versions}; median of {about['repetitions']}"
+    median = f"median of up to {about['repetitions']}"
+    return f"{about['processor']}, {cores}; {versions}; {median}; {about['minutes']:g} min"
 
 
 def save(path: Path, points: Sequence[Point], about: Mapping[str, Any]) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -142,6 +143,69 @@ def said(rows: Iterable[Row], *more: str) -> Iterator[str]:
     yield from ("\n".join(told), "")
 
 
+@dataclass(frozen=True)
+class LastState:
+    """The last state of trajectories by diffrax, in float64, each sample with its own steps.
+
+    Arguments:
+        method: of :mod:`benchmarks.jax_worker.precision`.
+        field: the same.
+        z0: the batch.
+        tensors: what the field is made of.
+        end: where it ends; it begins at 0.
+        budget: the most steps.
+    """
+
+    method: str
+    field: str
+    z0: Tensor
+    tensors: Mapping[str, Tensor]
+    end: float
+    budget: int
+
+    def __call__(self, tol: float) -> Tensor:
+        return self.at(tol)()
+
+    def at(self, tol: float) -> Integration:
+        """At a tolerance, relative and absolute."""
+        return Integration(self, tol)
+
+    @cached_property
+    def case(self) -> int:
+        """Of the process: compiled once, for every tolerance."""
+        data = _started().path("field")
+        tensors: dict[str, Any] = {name: part.numpy() for name, part in self.tensors.items()}
+        np.savez(data, z0=self.z0.numpy(), **tensors)
+        about = {"field": self.field, "method": self.method, "end": self.end}
+        return _started().ask(do="pose", data=data, budget=self.budget, **about)["case"]
+
+
+@dataclass(frozen=True)
+class Integration:
+    """A work whose seconds the process tells."""
+
+    of: LastState
+    tol: float
+
+    def __call__(self) -> Tensor:
+        path = _started().path("last")
+        _started().ask(do="save", case=self.of.case, path=path, tol=self.tol)
+        with np.load(path) as data:
+            return torch.from_numpy(data["z"])
+
+    def seconds(self, calls: int) -> float:
+        """Processor time of one call."""
+        request = {"case": self.of.case, "calls": calls, "tol": self.tol}
+        return _started().ask(do="seconds", **request)["seconds"]
+
+
+def _started() -> Process:
+    found = process()
+    if found is None:
+        raise RuntimeError("there is no environment of JAX")
+    return found
+
+
 def _contender(
     library: str, method: str, gradient: str, spent: Callable[[Counted], Spent]
 ) -> Contender:
@@ -151,9 +215,7 @@ def _contender(
 
 def _step(request: dict[str, str], problem: Problem, tol: float) -> Step:
     """What the process compiled. Counts are asked for where f counts."""
-    found = process()
-    if found is None:
-        raise RuntimeError("there is no environment of JAX")
+    found = _started()
     counted = problem.f if isinstance(problem.f, Counted) else None
     data, path = found.path("problem"), found.path("outcome")
     plain: Any = counted.f if counted else problem.f

@@ -116,11 +116,11 @@ def sweep(name: str, timing: Timing) -> Iterator[Point]:
         task = replace(Task(), **{name: value if name == "length" else int(value)})
         field = Field(perceptron(task.n, 2 * task.n, 1.5)).requires_grad_(False)
         z0 = torch.randn(task.batch, task.n, generator=torch.Generator().manual_seed(1))
-        works, spent = integrations(task, field, z0), {}
-        for curve, work in works.items():
+        works, spent = {}, {}
+        for curve, work in integrations(task, field, z0).items():
             field.evaluations = 0
-            work()
-            spent[curve] = field.evaluations
+            if timing.first(name, curve, work) is not None:
+                spent[curve], works[curve] = field.evaluations, work
         for curve, seconds in timing(works).items():
             found = {"milliseconds": 1e3 * seconds, "evaluations": spent[curve]}
             yield Point(name, curve, value, found)

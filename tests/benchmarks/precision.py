@@ -8,9 +8,10 @@ absolute; the error is the worst sample's, relative to the state, against SciPy'
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -22,12 +23,14 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import implicitcore as ic
+from benchmarks import jax_peers
 from benchmarks.curves import COLOURS, Curves, Panel, Picture, Point, Style, Timing
 from benchmarks.ode_contenders import TORCHDIFFEQ, TORCHODE
 from benchmarks.problem import sample_norm
 from benchmarks.timing import keep_memory
 
 STEPS = 200_000
+DIFFRAX = "diffrax"
 TOLERANCES = tuple(10.0**-k for k in range(3, 10))
 EXPLICIT = {"tsit5": ic.Tsit5, "dopri5": ic.Dopri5, "dop853": ic.DOP853}
 IMPLICIT = {"esdirk": ic.ESDIRK, "kvaerno5": ic.Kvaerno5, "radau_iia5": ic.RadauIIA5}
@@ -35,12 +38,19 @@ IMPLICIT = {"esdirk": ic.ESDIRK, "kvaerno5": ic.Kvaerno5, "radau_iia5": ic.Radau
 
 @dataclass(frozen=True)
 class Task:
-    """dz/dt = v(z) from z0 to ``end``, and whether it is stiff."""
+    """dz/dt = v(z) from z0 to ``end``, and whether it is stiff.
+
+    Attributes:
+        field: the name of v in JAX, where it is there.
+        tensors: what that v is made of.
+    """
 
     v: Callable[[Tensor], Tensor]
     z0: Tensor
     end: float
     stiff: bool = False
+    field: str = ""
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 def predators(z: Tensor) -> Tensor:
@@ -72,13 +82,21 @@ def tasks() -> dict[str, Task]:
     pairs = torch.linspace(0.5, 2.0, 16, dtype=torch.float64)
     several = torch.stack((pairs, pairs.flip(0)), -1)
     return {
-        "Lotka-Volterra, 16 samples": Task(predators, several, 10.0),
-        "van der Pol, mu = 5, 16 samples": Task(oscillator, several, 10.0),
+        "Lotka-Volterra, 16 samples": Task(predators, several, 10.0, field="predators"),
+        "van der Pol, mu = 5, 16 samples": Task(oscillator, several, 10.0, field="oscillator"),
         "MLP field, 64 samples": Task(
-            lambda z: torch.tanh(z @ inner.T / 4) @ outer.T / 8, start, 1.0
+            lambda z: torch.tanh(z @ inner.T / 4) @ outer.T / 8,
+            start,
+            1.0,
+            field="perceptron",
+            tensors={"inner": inner, "outer": outer},
         ),
         "Robertson": Task(
-            kinetics, torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64), 100.0, stiff=True
+            kinetics,
+            torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64),
+            100.0,
+            stiff=True,
+            field="kinetics",
         ),
     }
 
@@ -112,6 +130,10 @@ def contenders(task: Task, v: Counted) -> dict[str, Solve]:
     if find_spec(TORCHODE) and not task.stiff:
         for method in ("dopri5", "tsit5"):
             found[f"{TORCHODE} {method}"] = partial(_torchode, task, v, method)
+    if jax_peers.python() and task.field:
+        given = task.field, task.z0, task.tensors, task.end, STEPS
+        for method in ("kvaerno5",) if task.stiff else ("dopri5", "tsit5", "dopri8"):
+            found[f"{DIFFRAX} {method}"] = jax_peers.LastState(method, *given)
     return found
 
 
@@ -164,15 +186,27 @@ def sweep(name: str, timing: Timing) -> Iterator[Point]:
         found: dict[str, dict[str, float]] = {}
         for curve, solve in contenders(task, v).items():
             v.evaluations = 0.0
-            error = (sample_norm(solve(tol) - exact) / sample_norm(exact)).max().item()
+            elsewhere = isinstance(solve, jax_peers.LastState)
+            work = solve.at(tol) if elsewhere else partial(solve, tol)
+            z = timing.first(name, curve, work)
+            if z is None:
+                continue
+            error = (sample_norm(z - exact) / sample_norm(exact)).max().item()
             if 0 < error < 1:  # else it failed, and no time is its price
-                found[curve] = {"error": error, "evaluations": v.evaluations}
-                works[curve] = partial(solve, tol)
+                counts = {} if elsewhere else {"evaluations": v.evaluations}
+                found[curve] = {"error": error, **counts}
+                works[curve] = work
         for curve, seconds in timing(works, time.process_time).items():
             yield Point(name, curve, tol, {**found[curve], "milliseconds": 1e3 * seconds})
 
 
-LOOPS = {"": ("-", "o"), "scipy": ("-.", "D"), TORCHDIFFEQ: (":", "^"), TORCHODE: ("--", "s")}
+LOOPS = {
+    "": ("-", "o"),
+    "scipy": ("-.", "D"),
+    TORCHDIFFEQ: (":", "^"),
+    TORCHODE: ("--", "s"),
+    DIFFRAX: ((0, (5, 1, 1, 1, 1, 1)), "v"),
+}
 HUES: Sequence[Sequence[str]] = (
     ("tsit5", "radau_iia5", "Radau"),
     ("dopri5", "RK45", "kvaerno5"),
@@ -205,7 +239,7 @@ CURVES = Curves(
     __doc__,
     {name: partial(sweep, name) for name in tasks()},
     PICTURE,
-    ("implicitcore", "scipy", "torch", TORCHDIFFEQ, TORCHODE),
+    ("implicitcore", "scipy", "torch", TORCHDIFFEQ, TORCHODE, DIFFRAX),
 )
 main = CURVES.main
 

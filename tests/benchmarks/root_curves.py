@@ -79,12 +79,11 @@ def sweep(name: str, timing: Timing) -> Iterator[Point]:
     """Microseconds of an iteration, times the floor, and in copies of the state."""
     for batch, n in (QUICK if timing.quick else SIZES)[name]:
         cell = Cell(batch, n)
-        works = solves(cell)
-        spent = {}
-        for curve, work in works.items():
+        spent, works = {}, {}
+        for curve, work in solves(cell).items():
             cell.evaluations = 0
-            work()
-            spent[curve] = cell.evaluations
+            if timing.first(name, curve, work) is not None:
+                spent[curve], works[curve] = cell.evaluations, work
         z, other = torch.randn(2, batch, n).unbind()
         parts = {
             "f": lambda cell=cell, z=z: cell(z, cell.x),

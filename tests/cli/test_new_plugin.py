@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -208,36 +209,57 @@ def test_the_template_is_in_the_wheel_and_in_the_source_distribution(built):
         assert expected <= {name.partition("/")[2] for name in archive.getnames()}
 
 
+@dataclass(frozen=True)
+class Written:
+    """Where what new-plugin wrote is installed, and the name of the part of each kind."""
+
+    environment: Environment
+    folder: Path
+    names: dict[str, str]
+
+    def distribution(self, kind: str) -> str:
+        return f"implicitcore-our-{kind.replace('_', '-')}"
+
+
+@pytest.fixture(scope="module")
+def written(built, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """What the wheel writes for each kind, all installed by one call of pip."""
+    folder = tmp_path_factory.mktemp("plugins")
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "core")
+    found = Written(Environment(folder / "venv", (folder / "core",)), folder, {})
+    links = []
+    for kind in NAMED_KINDS:
+        name = found.distribution(kind)
+        command = ("-m", "implicitcore", "new-plugin", name, "--kind", kind)
+        said = found.environment.run(*command, folder=folder).stdout
+        found.names[kind] = said.splitlines()[0].split()[-1]
+        links += ["-e", f"./{name}"]
+    found.environment.install(*links, folder=folder)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMED_KINDS)
-def test_what_the_wheel_writes_installs_and_passes_its_own_tests(kind, built, tmp_path):
-    (wheel,) = built.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(tmp_path / "core")
-    environment = Environment(tmp_path / "venv", (tmp_path / "core",))
-    written = environment.run(
-        "-m", "implicitcore", "new-plugin", "ours", "--kind", kind, folder=tmp_path
-    )
-    name = written.stdout.splitlines()[0].split()[-1]
-    environment.install("-e", "./implicitcore-ours", folder=tmp_path)
-    done = environment.run(
-        "-m",
-        "pytest",
-        "-q",
-        "-W",
-        "error",
-        "-p",
-        "no:cacheprovider",
-        folder=tmp_path / "implicitcore-ours",
-    )
-    assert done.returncode == 0, done.stdout
-    listed = environment.run(*NO_TORCH, "list", kind)
+def test_what_the_wheel_writes_installs_and_is_listed(kind, written):
+    name, distribution = written.names[kind], written.distribution(kind)
+    listed = written.environment.run(*NO_TORCH, "list", kind)
     assert [line.split()[2] for line in listed.stdout.splitlines() if name in line] == [
-        "implicitcore-ours"
+        distribution
     ], listed.stderr
-    assert (
-        "provider: implicitcore-ours 0.1.0"
-        in environment.run("-m", "implicitcore", "info", kind, name).stdout
-    )
+    info = written.environment.run("-m", "implicitcore", "info", kind, name)
+    assert f"provider: {distribution} 0.1.0" in info.stdout
+
+
+@pytest.mark.slow
+def test_what_the_wheel_writes_passes_its_own_tests(written):
+    """All in one process, most of whose time goes into imports."""
+    options = ("-W", "error", "-p", "no:cacheprovider", "-rA")
+    folders = [written.distribution(kind) for kind in NAMED_KINDS]
+    done = written.environment.run("-m", "pytest", *options, *folders, folder=written.folder)
+    assert done.returncode == 0, done.stdout
+    for name in folders:
+        assert f"/test_{name.replace('-', '_')}.py::test_contract[" in done.stdout, done.stdout
 
 
 def test_the_command_needs_no_torch(tmp_path):

@@ -195,6 +195,28 @@ def test_the_memory_of_iterates_is_used_again(cpp, calls, solver):
     assert len(set(places)) <= 5
 
 
+@pytest.mark.parametrize("solver", [ic.Anderson(tol=1e-9), ic.Broyden(tol=1e-9)], ids=str)
+def test_the_memory_of_iterates_is_used_again_where_a_mode_sees_it_made(cpp, calls, solver):
+    """As one does that counts the bytes of a solve."""
+    places, problem = [], PROBLEMS["rates"](torch.float64)
+
+    class Sees(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    def f(z, x):
+        places.append(z.data_ptr())
+        return problem.f(z, x)
+
+    with torch.no_grad(), Sees():
+        found = ic.fixed_point(
+            f, torch.zeros_like(problem.x), problem.x, solver=solver, backend=cpp
+        )
+    assert calls
+    assert found.evaluations > 7
+    assert len(set(places)) <= 5
+
+
 @pytest.fixture
 def spaces(cpp, monkeypatch):
     """How often a Krylov space was the backend's."""

@@ -90,4 +90,6 @@ class TritonIteration(DeviceIteration):
 
 def takes(update: UpdateRule, z: Tensor) -> bool:
     """Whether a whole iteration is one kernel: of an update that has one, and no long samples."""
+    if isinstance(update, AndersonRule) and update.plain_rate:
+        return False
     return z.shape[1] <= WHOLE and isinstance(update, PicardRule | AndersonRule | BroydenRule)

@@ -66,7 +66,7 @@ RULE: dict[str, Any] = {
     **{"tol": 1e-3, "floor": 0.0, "scale": "update", "rounding": 1e-7, "min_steps": 1},
     **{"origin": None, "divergence": 1e8, "trust": 0.1, "growth": 2.0},
 }
-UPDATES = (PicardRule(0.7), AndersonRule(5, 10, 1.0, 1e-3), BroydenRule(20))
+UPDATES = (PicardRule(0.7), AndersonRule(5, 10, 1.0, 1e-3, 0.0), BroydenRule(20))
 
 
 def iterate_all(dtype: torch.dtype, n: int, batch: int = 3) -> None:

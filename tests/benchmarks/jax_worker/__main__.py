@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.jax_worker.cells import CELLS, Cell, Counts, counted, of_one
 from benchmarks.jax_worker.equilibria import ABSOLUTE, ROOTS, Equilibrium, picard
 from benchmarks.jax_worker.libraries import jax, jnp, np, versions
+from benchmarks.jax_worker.precision import Precision
 from benchmarks.jax_worker.trajectories import JOINT, Trajectory
 
 
@@ -108,14 +109,14 @@ class Worker:
     """The cases that were compiled, and an answer to each request."""
 
     def __init__(self) -> None:
-        self.cases: list[Case] = []
+        self.cases: list[Case | Precision] = []
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         do = request.pop("do")
         if do == "versions":
             return versions()
         if do == "pose":
-            self.cases.append(Case(request))
+            self.cases.append(Precision(request) if "field" in request else Case(request))
             return {"case": len(self.cases) - 1}
         case = self.cases[request.pop("case")]
         answer = getattr(case, do)(**request)

@@ -16,24 +16,30 @@ namespace implicitcore {
 
 // Tensors that are used again as soon as nobody else holds their memory: fresh memory costs more
 // than a pass over it. Each is handed out as a tensor and a storage of its own over that memory: what
-// Python has seen is held by its object for as long as C++ holds it, and would never be free.
+// Python has seen is held by its object for as long as C++ holds it, and would never be free. Python
+// sees the memory itself too where a mode of torch watches what is made, as one that counts bytes
+// does: so who has it is counted here, not by torch.
 class Buffers {
  public:
   at::Tensor take(const at::Tensor& like) {
-    for (const at::Tensor& each : all_) {
-      if (each.use_count() == 1) return another(each);
+    for (const Buffer& each : all_) {
+      if (each.holders.use_count() == 1) return another(each);
     }
-    all_.push_back(at::empty_like(like));
+    all_.push_back({at::empty_like(like), std::make_shared<char>()});
     return another(all_.back());
   }
 
  private:
-  std::vector<at::Tensor> all_;
+  struct Buffer {
+    at::Tensor memory;
+    std::shared_ptr<char> holders;  // this, and each tensor that was handed out and lives
+  };
+  std::vector<Buffer> all_;
 
-  static at::Tensor another(const at::Tensor& tensor) {
+  static at::Tensor another(const Buffer& buffer) {
     return at::from_blob(
-        tensor.mutable_data_ptr(), tensor.sizes(), tensor.strides(),
-        [held = tensor](void*) mutable { held.reset(); }, tensor.options());
+        buffer.memory.mutable_data_ptr(), buffer.memory.sizes(), buffer.memory.strides(),
+        [held = buffer](void*) mutable { held = {}; }, buffer.memory.options());
   }
 };
 
