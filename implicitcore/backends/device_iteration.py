@@ -18,8 +18,8 @@ from implicitcore.tensors.norms import real_dtype
 class DeviceIteration(ABC):
     """The iterations of one solve by kernels that keep all they remember on the device.
 
-    A derived class launches the kernels (:meth:`launch`), which write :attr:`reals`,
-    :attr:`counters`, :attr:`stopped` and :attr:`best`. The host waits for the device after the
+    A derived class launches the kernels (:meth:`launch`), which write ``reals``,
+    ``counters``, ``stopped`` and ``best``. The host waits for the device after the
     first iterate, and then in every fourth iteration for the one before, while the device has work:
     how many samples have stopped goes to pinned memory, and a solve is evaluated one to four times
     more. A sample that has stopped stays where it is meanwhile, so nothing else follows from it.
@@ -106,7 +106,7 @@ class DeviceIteration(ABC):
         """What the rule says of each sample.
 
         The floor ``[batch]``, the scale ``[batch]``, and where another solver began ``[2, batch]``:
-        each in the dtype of :attr:`reals`, and None where there is none.
+        each in the dtype of ``reals``, and None where there is none.
         """
         rule = self.rule
         floor = rule.floor if isinstance(rule.floor, Tensor) else None
