@@ -20,9 +20,7 @@ class EqualStep(NamedTuple):
     field: ResolvedField
     # The times of all stages, dt, z and the first stage, None where it is to be evaluated -> z at
     # the end, and the first stage of the next step where the method has it.
-    take: Callable[
-        [Sequence[Tensor], Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]
-    ]
+    take: Callable[[Sequence[Tensor], Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 def stages_of(

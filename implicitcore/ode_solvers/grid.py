@@ -72,7 +72,7 @@ class Grid:
             arrivals.append(Arrival(len(t), reached, resume != stop))
             start = resume
         rows = torch.tensor([t, end, size], dtype=stops.ends.dtype, device=stops.ends.device)
-        return cls(*rows.unbind(0), arrivals)
+        return cls(rows[0], rows[1], rows[2], arrivals)
 
     def __len__(self) -> int:
         """How many steps it has."""

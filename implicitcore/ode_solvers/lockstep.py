@@ -82,7 +82,12 @@ class Lockstep:
 
     def _steps(self) -> Callable[[], Step | None]:
         """Takes the next step; its parts are for an observer."""
-        run, samples, grid, index = self.run, self.run.samples, self.chooser.grid, self.chooser.index
+        run, samples, grid, index = (
+            self.run,
+            self.run.samples,
+            self.chooser.grid,
+            self.chooser.index,
+        )
         ready = run.solver.equal_step(run.system) if run.observer is None else None
         if ready is None:
             begins = grid.begins(index, len(samples.z))

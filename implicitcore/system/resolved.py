@@ -1,9 +1,9 @@
-"""The vector field for many evaluations: what does not change from one to the next is asked once."""
+"""The vector field for many evaluations: what is the same in all is asked once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def _same(t: Tensor) -> Tensor:
     return t
 
 
-def _of_dynamics(system: System) -> ResolvedField:
+def _of_dynamics(system: System) -> ResolvedField:  # noqa: C901 - one closure, no calls
     """The dynamics of a system, called without a look at what every evaluation finds alike.
 
     Only what every value has to pass is asked here, in Python alone: it is like the state, f did
@@ -39,8 +39,10 @@ def _of_dynamics(system: System) -> ResolvedField:
     problem, context = system.problem, system.context
     packing, counter, memory = problem.packing, context.counter, context.memory
     autonomous, x = problem.subtracts, problem.x
-    function = problem.dynamics.update if autonomous else problem.dynamics.velocity
-    shape, dtype, device = packing.full_shapes[0], packing.dtype, packing.device
+    function: Callable[..., Any] = problem.dynamics.velocity
+    if autonomous:
+        function = problem.dynamics.update
+    shape = packing.full_shapes[0]
     rows = None if packing.flat else (packing.batch, packing.sizes[0])
     lead = packing.spread_shape
 
@@ -50,8 +52,8 @@ def _of_dynamics(system: System) -> ResolvedField:
 
     def general(t: Tensor, z: Tensor) -> Tensor:
         if autonomous:  # here: f may have written into the z that it was given
-            return system.evaluated(function, z) - z
-        return system.evaluated(function, z, t)
+            return system.value(function, z) - z
+        return system.value(function, z, t)
 
     plain = packing.plain and not context.autocast and memory.addresses
     if not plain or running.context is not context.scope:
@@ -69,13 +71,7 @@ def _of_dynamics(system: System) -> ResolvedField:
         except Exception as error:
             system.failed(error)
             raise
-        if (
-            type(value) is Tensor
-            and value.shape == shape
-            and value.dtype is dtype
-            and value.device == device
-            and z._version == version
-        ):
+        if type(value) is Tensor and z._version == version and packing.fits(value):
             flat = value if rows is None else value.reshape(rows)
             pointer = flat.data_ptr()
             if pointer != memory.pointer:

@@ -131,8 +131,8 @@ class System:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
         problem = self.problem
         if problem.subtracts:  # here: f may have written into the z that it was given
-            return self.evaluated(problem.dynamics.update, z) - z
-        return self.evaluated(problem.dynamics.velocity, z, problem.time(t))
+            return self.value(problem.dynamics.update, z) - z
+        return self.value(problem.dynamics.velocity, z, problem.time(t))
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
@@ -217,7 +217,7 @@ class System:
         One evaluation, whose graph every product reuses.
         """
         check_products()
-        attached = torch.is_grad_enabled() and z.requires_grad  # see evaluated
+        attached = torch.is_grad_enabled() and z.requires_grad  # see value
         point = z if attached else z.detach().requires_grad_()
         fz, g = with_graph(self.map, point)
         return Linearization(self, point, fz, g)
@@ -229,7 +229,7 @@ class System:
         """
         problem = self.problem
         if problem.is_map:
-            return self.evaluated(problem.dynamics.update, z), None
+            return self.value(problem.dynamics.update, z), None
         g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
         return z + g, g
 
@@ -250,7 +250,7 @@ class System:
             value = context.scope.call(function, *arguments)
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
 
-    def evaluated(self, function: Callable[..., Any], z: Tensor, *time: Tensor) -> Tensor:
+    def value(self, function: Callable[..., Any], z: Tensor, *time: Tensor) -> Tensor:
         """A function of the dynamics at z, packed: one evaluation."""
         context, problem = self.context, self.problem
         context.counter.evaluations += 1
@@ -280,7 +280,7 @@ class System:
     def accepted(
         self, value: Any, point: Tensor, version: int, versions: Sequence[int] = ()
     ) -> Tensor:
-        """What f gave at a point that had this version, and at an x of these, checked and packed."""
+        """What f gave at a point that had this version, and x these, checked and packed."""
         problem, memory = self.problem, self.context.memory
         if point._version != version or memory.copies_state is None:
             memory.note_state(point._version != version, problem.x, versions)
