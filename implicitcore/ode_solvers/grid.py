@@ -90,8 +90,10 @@ class Grid:
         apart = sorted({0.0, *nodes})
         order = [apart.index(node) for node in (0.0, *nodes)]
         shares = self.t.new_tensor(apart)
-        for first in range(index, len(self), BLOCK):
-            t, dt = (times[first : first + BLOCK, None] for times in (self.t, self.size))
+        count = 1  # a replay may take one step alone
+        while index < len(self):
+            t, dt = (times[index : index + count, None] for times in (self.t, self.size))
+            index, count = index + count, min(2 * count, BLOCK)
             moments = field.times(torch.addcmul(t, dt, shares).unsqueeze(2).expand(-1, -1, batch))
             for several in zip(*(column.unbind(0) for column in moments.unbind(1)), strict=True):
                 yield [several[place] for place in order]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +45,12 @@ class Lockstep:
     def __init__(self, run: Integration, chooser: GridSteps, every: int | None = EVERY) -> None:
         self.run, self.chooser, self.every = run, chooser, every
         self.going, self.stop = run.more, chooser.grid.stops_before(chooser.index)
-        self._take = self._steps()
+        grid, batch = chooser.grid, len(run.samples.z)
+        self._ready = run.solver.equal_step(run.system) if run.observer is None else None
+        self._begins = grid.begins(chooser.index, batch)
+        if self._ready is not None:
+            nodes, field, _ = self._ready
+            self._moments = grid.moments(chooser.index, batch, nodes, field)
         self._start: Tensor | None = None  # the first velocity
         self._enter()
         self._mark()
@@ -80,27 +84,17 @@ class Lockstep:
             self._pass(step)
         return True
 
-    def _steps(self) -> Callable[[], Step | None]:
-        """Takes the next step; its parts are for an observer."""
-        run, samples, grid, index = (
-            self.run,
-            self.run.samples,
-            self.chooser.grid,
-            self.chooser.index,
-        )
-        ready = run.solver.equal_step(run.system) if run.observer is None else None
-        if ready is None:
-            begins = grid.begins(index, len(samples.z))
-            return lambda: self._whole(next(begins))
-        nodes, field, take = ready
-        moments = grid.moments(index, len(samples.z), nodes, field)
-
-        def step() -> None:
-            if not run.started:
-                self._init(grid.t[index].expand(len(samples.z)))
-            samples.z, samples.state = take(next(moments), self._dt, samples.z, samples.state)
-
-        return step
+    def _take(self) -> Step | None:
+        """The next step; its parts are for an observer."""
+        run, samples = self.run, self.run.samples
+        if self._ready is None:
+            return self._whole(next(self._begins))
+        if not run.started:
+            t = self.chooser.grid.t[self.chooser.index]
+            self._init(t.expand(len(samples.z)))
+        moments = next(self._moments)
+        samples.z, samples.state = self._ready.take(moments, self._dt, samples.z, samples.state)
+        return None
 
     def _whole(self, t: Tensor) -> Step:
         """The solver's own step, with all its parts."""
