@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -46,11 +47,13 @@ class Lockstep:
         self.run, self.chooser, self.every = run, chooser, every
         self.going, self.stop = run.more, chooser.grid.stops_before(chooser.index)
         grid, batch = chooser.grid, len(run.samples.z)
-        self._ready = run.solver.equal_step(run.system) if run.observer is None else None
-        self._begins = grid.begins(chooser.index, batch)
-        if self._ready is not None:
-            nodes, field, _ = self._ready
-            self._moments = grid.moments(chooser.index, batch, nodes, field)
+        ready = run.solver.equal_step(run.system) if run.observer is None else None
+        # What takes a step, None for the solver itself, and its times.
+        if ready is None:
+            self._takes: tuple[Any, Iterator[Any]] = None, grid.begins(chooser.index, batch)
+        else:
+            moments = grid.moments(chooser.index, batch, ready.nodes, ready.field)
+            self._takes = ready.take, moments
         self._start: Tensor | None = None  # the first velocity
         self._enter()
         self._mark()
@@ -87,13 +90,13 @@ class Lockstep:
     def _take(self) -> Step | None:
         """The next step; its parts are for an observer."""
         run, samples = self.run, self.run.samples
-        if self._ready is None:
-            return self._whole(next(self._begins))
+        take, times = self._takes
+        if take is None:
+            return self._whole(next(times))
         if not run.started:
             t = self.chooser.grid.t[self.chooser.index]
             self._init(t.expand(len(samples.z)))
-        moments = next(self._moments)
-        samples.z, samples.state = self._ready.take(moments, self._dt, samples.z, samples.state)
+        samples.z, samples.state = take(next(times), self._dt, samples.z, samples.state)
         return None
 
     def _whole(self, t: Tensor) -> Step:

@@ -17,6 +17,9 @@ def work(name, steps, gradient):
     z0, times = torch.ones(1, 2), torch.tensor([0.0, 1.0])
     solver = SOLVERS[name](dt=1 / steps)
 
+    def field(t, z, x):
+        return torch.tanh(z @ weight)
+
     def solve():
         ic.integrate(
             lambda t, z, x: torch.tanh(z @ weight),
@@ -53,7 +56,8 @@ def a_step(count, name, gradient):
 
 @pytest.mark.parametrize("gradient", [ic.Unrolled(), ic.Checkpointed()], ids=["plain", "kept"])
 @pytest.mark.parametrize(
-    ("name", "python", "torchs"), [("euler", 18.7, 3.4), ("midpoint", 24.7, 6.5), ("rk4", 36.7, 15.5)]
+    ("name", "python", "torchs"),
+    [("euler", 18.7, 3.4), ("midpoint", 24.7, 6.5), ("rk4", 36.7, 15.5)],
 )
 def test_an_equal_step_takes_few_calls(name, python, torchs, gradient):
     """Of them f has 2 calls and 2 operations an evaluation; keeping checkpoints is 6 calls."""
