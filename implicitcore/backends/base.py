@@ -142,7 +142,7 @@ class Backend(metaclass=PartMeta):
     def stage_sums(
         self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor
     ) -> StageSums | None:
-        """The stage combinations of a whole step, where that costs less than one by one.
+        """The stage combinations of a whole step; each by :meth:`stage_combination` where None.
 
         Arguments:
             rows: the weights of the stages so far in each.

@@ -14,6 +14,9 @@ from implicitcore.tensors import host
 from implicitcore.tensors.norms import HALF, column, norm, real_dtype
 from implicitcore.tensors.packing import DTYPES
 
+# The index of the largest weight of a sum, that weight, and those of the others relative to it.
+_Weights = tuple[int, float, list[tuple[int, float]]]
+
 
 @final
 class TorchBackend(Backend):
@@ -61,21 +64,8 @@ class TorchBackend(Backend):
         self, z: Tensor | None, dt: Tensor, stages: Sequence[Tensor], weights: Sequence[float]
     ) -> Tensor:
         """See :meth:`Backend.stage_combination`."""
-        # In place and relative to the largest weight, which the last product multiplies by: fewer
-        # passes over memory, and fewer allocations.
         by_size = _by_size if torch.compiler.is_compiling() else _by_size_kept
-        (first, most), *others = by_size(tuple(weights))
-        total = stages[first]
-        for place, (index, ratio) in enumerate(others):
-            total = (
-                total.add_(stages[index], alpha=ratio)
-                if place
-                else torch.add(total, stages[index], alpha=ratio)
-            )
-        scale = column(dt) if dt.ndim else dt
-        if scale.dtype is not total.dtype:
-            scale = scale.to(total.dtype)
-        return total * (scale * most) if z is None else torch.addcmul(z, total, scale, value=most)
+        return _sum(z, _scale(dt, stages[0]), stages, by_size(tuple(weights)))
 
     def error_norm(
         self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
@@ -90,17 +80,34 @@ class TorchBackend(Backend):
     def stage_sums(
         self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor
     ) -> StageSums | None:
-        """See :meth:`Backend.stage_sums`: on an accelerator, where no graph is recorded."""
-        if host.on_host(z) or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        return _AllRows(rows, z, dt)
+        """See :meth:`Backend.stage_sums`.
+
+        All rows at once on an accelerator, where no graph is recorded and they are long.
+        """
+        if torch.compiler.is_compiling():
+            return _EachRow([_by_size(row) for row in rows], z, dt)
+        ordered, long = _ordered(rows)
+        if long and not torch.is_grad_enabled() and not host.on_host(z):
+            return _AllRows(rows, z, dt)
+        return _EachRow(ordered, z, dt)
+
+
+class _EachRow:
+    """The rows of a tableau one by one."""
+
+    def __init__(self, rows: Sequence[_Weights], z: Tensor, dt: Tensor) -> None:
+        self.rows, self.z, self.scale = rows, z, _scale(dt, z)
+
+    def __call__(self, stages: Sequence[Tensor], row: int, *, move: bool = False) -> Tensor:
+        """See :class:`StageSums`."""
+        return _sum(None if move else self.z, self.scale, stages, self.rows[row])
 
 
 class _AllRows:
     """Every row of a tableau at once, to which a stage is added in one launch."""
 
     def __init__(self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor) -> None:
-        self.z, self.dt = z, (column(dt) if dt.ndim else dt).to(z.dtype)
+        self.z, self.dt = z, _scale(dt, z)
         self.weights = _columns(rows, z.dtype, z.device)
         self.sums, self.added = z, 0
 
@@ -139,13 +146,39 @@ def _constant(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
-def _by_size(weights: tuple[float, ...]) -> list[tuple[int, float]]:
-    """The index of each weight that is not zero, the largest first, then relative to that."""
+def _scale(dt: Tensor, like: Tensor) -> Tensor:
+    """Dt as a state is multiplied by it."""
+    scale = column(dt) if dt.ndim else dt
+    return scale if scale.dtype is like.dtype else scale.to(like.dtype)
+
+
+def _sum(z: Tensor | None, scale: Tensor, stages: Sequence[Tensor], weights: _Weights) -> Tensor:
+    """Z + scale sum_i weights_i stages_i, without z where that is None."""
+    # In place and relative to the largest weight, which the last product multiplies by: fewer
+    # passes over memory, and fewer allocations.
+    first, most, others = weights
+    total = stages[first]
+    if others:
+        (index, ratio), *more = others
+        total = torch.add(total, stages[index], alpha=ratio)
+        for index, ratio in more:
+            total.add_(stages[index], alpha=ratio)
+    return total * (scale * most) if z is None else torch.addcmul(z, total, scale, value=most)
+
+
+def _by_size(weights: tuple[float, ...]) -> _Weights:
+    """The largest weight, and the others that are not zero."""
     order = sorted(
         (i for i, weight in enumerate(weights) if weight), key=lambda i: -abs(weights[i])
     )
     most = weights[order[0]]
-    return [(order[0], most), *((i, weights[i] / most) for i in order[1:])]
+    return order[0], most, [(i, weights[i] / most) for i in order[1:]]
+
+
+@cache
+def _ordered(rows: tuple[tuple[float, ...], ...]) -> tuple[list[_Weights], bool]:
+    """The weights of each row; whether these are more sums than twice their number."""
+    return [_by_size(row) for row in rows], sum(map(bool, sum(rows, ()))) > 2 * len(rows)
 
 
 _by_size_kept = cache(_by_size)  # a compiler would trace through the cache, and warn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +46,14 @@ class Lockstep:
     def __init__(self, run: Integration, chooser: GridSteps, every: int | None = EVERY) -> None:
         self.run, self.chooser, self.every = run, chooser, every
         self.going, self.stop = run.more, chooser.grid.stops_before(chooser.index)
-        self._begins = chooser.grid.begins(chooser.index, len(run.samples.z))
+        grid, batch = chooser.grid, len(run.samples.z)
+        ready = run.solver.equal_step(run.system) if run.observer is None else None
+        # What takes a step, None for the solver itself, and its times.
+        if ready is None:
+            self._takes: tuple[Any, Iterator[Any]] = None, grid.begins(chooser.index, batch)
+        else:
+            moments = grid.moments(chooser.index, batch, ready.nodes, ready.field)
+            self._takes = ready.take, moments
         self._start: Tensor | None = None  # the first velocity
         self._enter()
         self._mark()
@@ -70,21 +78,38 @@ class Lockstep:
         """One step of all samples; False where there is none left that they take together."""
         if not self.going:
             return False
-        run, samples, chooser, t = self.run, self.run.samples, self.chooser, next(self._begins)
+        step = self._take()
+        self.chooser.index = index = self.chooser.index + 1
+        if index == self._look and not self._finite():
+            self._back()
+            return False
+        if index in (self._due, self._look):
+            self._pass(step)
+        return True
+
+    def _take(self) -> Step | None:
+        """The next step; its parts are for an observer."""
+        run, samples = self.run, self.run.samples
+        take, times = self._takes
+        if take is None:
+            return self._whole(next(times))
+        if not run.started:
+            t = self.chooser.grid.t[self.chooser.index]
+            self._init(t.expand(len(samples.z)))
+        samples.z, samples.state = take(next(times), self._dt, samples.z, samples.state)
+        return None
+
+    def _whole(self, t: Tensor) -> Step:
+        """The solver's own step, with all its parts."""
+        run, samples = self.run, self.run.samples
         if samples.state is None:
             self._init(t)
         if run.observer is not None:
             run.observer.before_step()
         step = run.solver.step(run.system, t, self._dt, samples.z, samples.state)
         check_like(step.z, samples.z, run.solver, "step")
-        chooser.index = index = chooser.index + 1
-        if index == self._look and not self._finite(step.z):
-            self._back()
-            return False
         samples.z, samples.state = step.z, step.state
-        if index in (self._due, self._look):
-            self._pass(step)
-        return True
+        return step
 
     def settle(self) -> None:
         """Let the samples know where they are."""
@@ -115,16 +140,18 @@ class Lockstep:
         if not run.started:
             run.started, self._start = True, run.solver.velocity(samples.state)
 
-    def _finite(self, z: Tensor) -> bool:
+    def _finite(self) -> bool:
         """Whether all samples are: one look at the device, and one more at the first velocity."""
+        z = self.run.samples.z
+        check_like(z, self._known.z, self.run.solver, "step")
         start = self._start if self._known.step == 0 else None
         return whole_finite(z) and (start is None or whole_finite(start))
 
-    def _pass(self, step: Step) -> None:
+    def _pass(self, step: Step | None) -> None:
         """What follows a step that arrives at a stop, or after which there was a look."""
         run, index = self.run, self.chooser.index
         self.going = index < len(self.chooser.grid)
-        if run.observer is not None:
+        if run.observer is not None and step is not None:
             with torch.no_grad():
                 run.observer.after_step(step, self._size, None)
         if index == self._due:
@@ -152,7 +179,7 @@ class Lockstep:
         run, grid = self.run, self.chooser.grid
         ahead = grid.arrivals[self.stop : self.stop + 1]
         self._due = ahead[0].step if ahead else -1
-        size = grid.size[min(self.stop, len(grid.size) - 1)]
+        size = grid.size[min(self.chooser.index, len(grid) - 1)]
         dt, batch = size.to(real_dtype(run.samples.z)), len(run.samples.z)
         self._size = size.expand(batch)
         self._dt = dt if run.solver.lockstep else dt.expand(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,14 +12,16 @@ from torch import Tensor
 MANY = 3
 
 
-def moments_of(t: Tensor, dt: Tensor, nodes: tuple[float, ...]) -> Sequence[Tensor]:
-    """The times of the stages after the first."""
+def moments_of(
+    t: Tensor, dt: Tensor, nodes: tuple[float, ...], times: Callable[[Tensor], Tensor]
+) -> Sequence[Tensor]:
+    """The times of the stages after the first, ``times`` makes them what the field takes."""
     if len(nodes) > MANY and not torch.compiler.is_compiling():
-        return torch.addcmul(t, _nodes(nodes, t.dtype, t.device), dt).unbind(0)
-    found, reached, moment = [], 0.0, t
+        return times(torch.addcmul(t, _nodes(nodes, t.dtype, t.device), dt)).unbind(0)
+    found, reached, moment = [], 0.0, times(t)
     for node in nodes:
         if node != reached:
-            reached, moment = node, torch.add(t, dt, alpha=node)
+            reached, moment = node, times(torch.add(t, dt, alpha=node))
         found.append(moment)
     return found
 

@@ -13,11 +13,13 @@ from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.dop853_tableau import DOP853 as DOP853_TABLEAU
 from implicitcore.ode_solvers.dop853_tableau import DOP853_ERROR_3
+from implicitcore.ode_solvers.explicit_stages import EqualStep, equal_step, stages_of, sums_of
 from implicitcore.ode_solvers.moments import moments_of
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
 from implicitcore.ode_solvers.tableaus import Tableau
 from implicitcore.options.shared import ErrorControl
+from implicitcore.system.resolved import ResolvedField
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
@@ -35,22 +37,20 @@ class RungeKutta(StepwiseODESolver[Tensor]):
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
         """See :meth:`Stepper.step`."""
-        tableau, backend = self.tableau, system.backend
-        sums = backend.stage_sums(tableau.rows, z, dt) if tableau.full else None
-        combination, stages, point = backend.stage_combination, [state], z
-        for row, moment in enumerate(moments_of(t, dt, tableau.c)):
-            point = sums(stages, row) if sums else combination(z, dt, stages, tableau.a[row])
-            stages.append(system.velocity(moment, point))
-        z_next, error = point, None
-        if not tableau.fsal:
-            z_next = sums(stages, len(tableau.a)) if sums else combination(z, dt, stages, tableau.b)
+        tableau, field = self.tableau, ResolvedField.of(system)
+        sums = sums_of(system.backend, tableau.rows, z, dt)
+        moments = moments_of(t, dt, tableau.c, field.times)
+        stages, z_next = stages_of(tableau, field.velocity, sums, moments, (z, state))
+        error = None
         if tableau.error:
             with torch.no_grad():  # the size of a step has no gradient
-                last = len(tableau.rows) - 1
-                error = sums(stages, last, move=True) if sums else None
-                if error is None:
-                    error = combination(None, dt, stages, tableau.error)
+                error = sums(stages, len(tableau.rows) - 1, move=True)
         return Step(z_next, error, stages[-1] if tableau.fsal else None, stages, tableau.b)
+
+    def equal_step(self, system: System) -> EqualStep | None:
+        """See :meth:`Stepper.equal_step`."""
+        own = type(self).step is RungeKutta.step and type(self).init is StepwiseODESolver.init
+        return equal_step(self.tableau, system) if own else None
 
     def piece(
         self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor, step: Step

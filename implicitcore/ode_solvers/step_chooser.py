@@ -212,7 +212,7 @@ class GridSteps(StepChooser):
         return refused, refused
 
     def _size(self) -> Tensor:
-        return self.grid.size[self.grid.stops_before(self.index)]
+        return self.grid.size[self.index]
 
 
 def _where_finite(z: Tensor, accept: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.explicit_stages import EqualStep
 from implicitcore.ode_solvers.step_size import StepSize
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
@@ -39,6 +40,14 @@ class Stepper(ABC, Generic[State]):
     @abstractmethod
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: State) -> Step:
         """One step from t ``[batch]`` to t + dt, for every sample independently."""
+
+    def equal_step(self, system: System) -> EqualStep | None:
+        """:meth:`step` for many steps of one size that all samples take, without its parts.
+
+        None: the step itself is taken.
+        """
+        del system
+        return None
 
     def init(self, system: System, t: Tensor, z: Tensor) -> State:
         """The state before a step from (t, z): by default the velocity there."""

@@ -30,7 +30,6 @@ class Tableau:
         fsal: the last stage is the first of the next step.
         rows: all combinations of a step in their order: the stages', that of the solution where it
             is not the last of them, and that of the error.
-        full: one by one these are more sums than twice their number.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -44,7 +43,6 @@ class Tableau:
     more_c: tuple[float, ...] = ()
     fsal: bool = field(init=False)
     rows: tuple[tuple[float, ...], ...] = field(init=False)
-    full: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # Kept, for every step asks; and no cached_property, whose lock a compiler cannot trace.
@@ -53,8 +51,6 @@ class Tableau:
         others = (() if fsal else (self.b,), (self.error,) if self.error else ())
         rows = sum(others, self.a)
         object.__setattr__(self, "rows", rows)
-        count = sum(weight != 0 for row in rows for weight in row)
-        object.__setattr__(self, "full", count > 2 * len(rows))
 
 
 # Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I (1993), section II.1: Euler;

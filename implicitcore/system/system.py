@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -131,8 +131,8 @@ class System:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
         problem = self.problem
         if problem.subtracts:  # here: f may have written into the z that it was given
-            return self._evaluate(problem.dynamics.update, z) - z
-        return self._evaluate(problem.dynamics.velocity, z, problem.time(t))
+            return self.value(problem.dynamics.update, z) - z
+        return self.value(problem.dynamics.velocity, z, problem.time(t))
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
@@ -217,7 +217,7 @@ class System:
         One evaluation, whose graph every product reuses.
         """
         check_products()
-        attached = torch.is_grad_enabled() and z.requires_grad  # see _evaluate
+        attached = torch.is_grad_enabled() and z.requires_grad  # see value
         point = z if attached else z.detach().requires_grad_()
         fz, g = with_graph(self.map, point)
         return Linearization(self, point, fz, g)
@@ -229,7 +229,7 @@ class System:
         """
         problem = self.problem
         if problem.is_map:
-            return self._evaluate(problem.dynamics.update, z), None
+            return self.value(problem.dynamics.update, z), None
         g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
         return z + g, g
 
@@ -250,15 +250,16 @@ class System:
             value = context.scope.call(function, *arguments)
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
 
-    def _evaluate(self, function: Callable[..., Any], z: Tensor, *time: Tensor) -> Tensor:
+    def value(self, function: Callable[..., Any], z: Tensor, *time: Tensor) -> Tensor:
+        """A function of the dynamics at z, packed: one evaluation."""
         context, problem = self.context, self.problem
         context.counter.evaluations += 1
         if z.requires_grad and not torch.is_grad_enabled():
             # Without a graph a view of a leaf still says that it requires a gradient, and autograd
             # does not know it: an f that differentiates inside would fail.
             z = z.detach()
-        memory, packing, point, versions = context.memory, problem.packing, z, ()
-        if memory.copies_state is not False:
+        packing, point, versions = problem.packing, z, ()
+        if context.memory.copies_state is not False:
             point, versions = z.clone(), versions_of(problem.x)
         version = point._version
         try:
@@ -267,17 +268,28 @@ class System:
             else:
                 value = function(*time, packing.unpack(point), problem.x)
         except Exception as error:
-            explain(error, problem)
-            self._suspect(error)
+            self.failed(error)
             raise
+        return self.accepted(value, point, version, versions)
+
+    def failed(self, error: Exception) -> None:
+        """Say of an exception of f what can be said."""
+        explain(error, self.problem)
+        self._suspect(error)
+
+    def accepted(
+        self, value: Any, point: Tensor, version: int, versions: Sequence[int] = ()
+    ) -> Tensor:
+        """What f gave at a point that had this version, and x these, checked and packed."""
+        problem, memory = self.problem, self.context.memory
         if point._version != version or memory.copies_state is None:
             memory.note_state(point._version != version, problem.x, versions)
         try:
-            packing.check(value, type(problem.dynamics).__name__)
+            problem.packing.check(value, type(problem.dynamics).__name__)
         except InputError as error:
             self._suspect(error)
             raise
-        return memory.own(packing.pack(value))
+        return memory.own(problem.packing.pack(value))
 
     def _suspect(self, error: Exception) -> None:
         """Raise where f, of a part of the batch, may have failed because the rest was missing."""

@@ -49,6 +49,7 @@ class Packing:
         plain: the state is one tensor.
         flat: the state is one tensor ``[batch, n]``, packed as it is.
         full_shapes: of each leaf, as the user gives and gets it.
+        spread_shape: of times, to broadcast with the first leaf: -1, 1, .., 1.
         real_dtype: of norms and times.
     """
 
@@ -62,6 +63,7 @@ class Packing:
     plain: bool = field(init=False, repr=False, compare=False)
     flat: bool = field(init=False, repr=False, compare=False)
     full_shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+    spread_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
     real_dtype: torch.dtype = field(init=False, repr=False, compare=False)
 
     @classmethod
@@ -105,6 +107,7 @@ class Packing:
         put(self, "plain", self.spec.is_leaf())
         put(self, "flat", self.plain and not self.coupled and len(self.shapes[0]) == 1)
         put(self, "full_shapes", tuple((*lead, *shape) for shape in self.shapes))
+        put(self, "spread_shape", (-1, *(1,) * (len(self.full_shapes[0]) - 1)))
         put(self, "real_dtype", torch.float64 if self.dtype in DOUBLE else torch.float32)
 
     def pack(self, z: Any) -> Tensor:
@@ -132,7 +135,12 @@ class Packing:
 
     def spread(self, t: Tensor) -> Tensor:
         """Times ``[batch]`` with as many dimensions as the state's first tensor, to broadcast."""
-        return t.reshape(-1, *(1,) * (len(self.full_shapes[0]) - 1))
+        return t.reshape(self.spread_shape)
+
+    def fits(self, value: Tensor) -> bool:
+        """Whether a tensor is like a state that is one tensor."""
+        alike = value.shape == self.full_shapes[0] and value.dtype == self.dtype
+        return alike and value.device == self.device
 
     def check(self, value: Any, what: str) -> None:
         """Require that ``value`` has this packing's structure, shapes and dtype.
@@ -140,13 +148,7 @@ class Packing:
         Raises:
             InputError: says what was received and what was expected.
         """
-        if (
-            self.plain
-            and isinstance(value, Tensor)
-            and value.shape == self.full_shapes[0]
-            and value.dtype == self.dtype
-            and value.device == self.device
-        ):
+        if self.plain and isinstance(value, Tensor) and self.fits(value):
             return
         leaves, spec = pytree.tree_flatten(value)
         if spec != self.spec:

@@ -31,7 +31,7 @@ TABLE = {  # launches of the torch backend, and waits, an iteration (GMRES: a pr
 SOLVERS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
 STEPS = {  # launches of a step by torch alone, by a backend that fuses all it may, and waits
     "Tsit5": (40, 9, 1),
-    "RK4": (9, 6, 0),
+    "RK4": (7, 4, 0),
     "Adams": (71, 4, 1),
 }
 STEPPERS = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import implicitcore as ic
+from implicitcore.backends import torch as torch_backend
 from implicitcore.tensors import host
 
 WEIGHT = torch.tensor([[0.3, -0.5], [0.4, 0.1]], dtype=torch.float64)
@@ -26,7 +27,9 @@ def solved(solver):
 def test_the_trajectory_is_that_of_one_sum_after_another(solver, monkeypatch):
     expected = solved(solver)
     monkeypatch.setattr(host, "on_host", lambda tensor: False)
+    made, kind = [], torch_backend._AllRows
+    monkeypatch.setattr(torch_backend, "_AllRows", lambda *args: made.append(0) or kind(*args))
     found = solved(solver)
-    assert solver.tableau.full
+    assert made
     assert found.steps.tolist() == expected.steps.tolist()
     assert torch.allclose(found.z, expected.z, rtol=0, atol=1e-11)
