@@ -13,6 +13,7 @@ from implicitcore.errors import InputError
 from implicitcore.gradients.failures import report
 from implicitcore.graph import operator
 from implicitcore.graph.checks import check_autocast, check_call, check_trajectory
+from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Call, Equilibrium, Trajectory
 from implicitcore.graph.history import is_large
 from implicitcore.graph.layer import GraphLayer, result
@@ -210,7 +211,8 @@ class CompiledLayer(nn.Module):
         each = zip(tensors, batched, needs, strict=True)
         kinds = tuple(Kind.of(t, rows)._replace(requires_grad=need) for t, rows, need in each)
         modes = tuple(module.training for module in self.reads.modules)
-        key = *parts, layout.shapes, inputs.spec, repr(inputs.fixed), modes, kinds
+        fixed = told_apart(value for pair in inputs.fixed.items() for value in pair)
+        key = *parts, layout.shapes, inputs.spec, fixed, modes, kinds
         if key not in self.plans:
             adjoint = getattr(layer.gradient, "solver", None)
             kind = TrajectoryPlan if isinstance(layer.solver, ODESolver) else Plan

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from implicitcore.graph.constants import is_plain
 from implicitcore.system.captured_modules import captured_modules, functions_of
 
 
@@ -21,7 +22,7 @@ class Reads:
         modules: the dynamics, what it captured, and their parts.
         owned: the module and the name of each parameter and buffer.
         built: of each module its parts, functions and hooks, and the names of its tensors.
-        values: of each module its attributes that are numbers, strings or None, by their names.
+        values: of each module its attributes that are numbers, strings and such, by their names.
         written: the module's place and the name of those that f itself writes, as a count of calls.
     """
 
@@ -74,11 +75,8 @@ def _values(modules: tuple[nn.Module, ...]) -> list[dict[str, Any]]:
     for module in modules:
         known = vars(module).items()
         # The mode is looked at by itself: what was compiled in the other one stays.
-        found.append({k: v for k, v in known if type(v) in _PLAIN and k != "training"})
+        found.append({k: v for k, v in known if is_plain(type(v)) and k != "training"})
     return found
-
-
-_PLAIN = frozenset({bool, int, float, complex, str, type(None)})
 
 
 def _tensors(module: nn.Module) -> list[str]:
