@@ -175,15 +175,15 @@ class CompiledLayer(nn.Module):
         leaves, spec = pytree.tree_flatten(unwrapped(x))
         fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        shared = _shared(x)
-        marks = [id(tensor) in shared for tensor in given]
+        each = zip(leaves, operator.marks(x), strict=True)
+        shared = [mark for leaf, mark in each if isinstance(leaf, Tensor)]
         self._is_current()
         owned = self.reads.owned
         tensors = [*given, *(getattr(module, name) for module, name in owned)]
         inputs = Inputs(spec, fixed, len(given), self.reads)
         every = flat, *tensors
         needs = [tensor.requires_grad for tensor in every]
-        return self._planned(inputs, marks, layout, every, needs), tensors
+        return self._planned(inputs, shared, layout, every, needs), tensors
 
     def _is_current(self) -> bool:
         """Whether what f reads is where it was; else it is looked for anew."""
@@ -212,7 +212,7 @@ class CompiledLayer(nn.Module):
         kinds = tuple(Kind.of(t, rows)._replace(requires_grad=need) for t, rows, need in each)
         modes = tuple(module.training for module in self.reads.modules)
         fixed = told_apart(value for pair in inputs.fixed.items() for value in pair)
-        key = *parts, layout.shapes, inputs.spec, fixed, modes, kinds
+        key = *parts, layout.spec, layout.shapes, inputs.spec, fixed, modes, kinds
         if key not in self.plans:
             adjoint = getattr(layer.gradient, "solver", None)
             kind = TrajectoryPlan if isinstance(layer.solver, ODESolver) else Plan
@@ -279,14 +279,3 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
 def _has_graph(*tensors: Tensor) -> bool:
     """Whether a gradient may be asked for."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _shared(x: Any) -> set[int]:
-    """The identities of the tensors that are marked as shared."""
-    marks = pytree.tree_leaves(x, is_leaf=lambda leaf: isinstance(leaf, Shared))
-    return {
-        id(tensor)
-        for mark in marks
-        if isinstance(mark, Shared)
-        for tensor in pytree.tree_leaves(mark)
-    }

@@ -84,7 +84,7 @@ def call(layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool) ->
     """
     leaves, spec = pytree.tree_flatten(unwrapped(x))
     given, shared, rest = [], [], []
-    for leaf, mark in zip(leaves, _marks(x), strict=True):
+    for leaf, mark in zip(leaves, marks(x), strict=True):
         if isinstance(leaf, Tensor):
             given.append(leaf)
             shared.append(mark)
@@ -105,7 +105,7 @@ def _constant(leaf: Any) -> Any:
     return guard_scalar(leaf) if isinstance(leaf, int | float) else leaf
 
 
-def _marks(x: Any) -> list[bool]:
+def marks(x: Any) -> list[bool]:
     """Of each leaf of x whether it is marked as shared."""
     found = []
     for node in pytree.tree_leaves(x, is_leaf=lambda node: isinstance(node, Shared)):
