@@ -255,9 +255,10 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
             solvers are ``Adams`` and the explicit Runge-Kutta methods, with equal or chosen steps.
             The result shares its parameters and follows its options; what is put in the place of
             its dynamics, or of a module, function, hook, number or string in them, is compiled
-            anew: what changes often should be a buffer or a part of x. f has to be a function of
-            its inputs: in training no dropout, and no statistics that it writes. A tensor or a
-            container that is a plain attribute of f is a constant of the graph.
+            anew, also where a function has it of its closure or its globals: what changes often
+            should be a buffer or a part of x. f has to be a function of its inputs: in training no
+            dropout, and no statistics that it writes. A tensor or a container that is a plain
+            attribute of f is a constant of the graph, and so is an attribute of a class.
 
     Returns:
         A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support import python_loop
+from torch import nn
 
 import implicitcore as ic
 from implicitcore.graph import loop, plan
@@ -99,3 +100,65 @@ def test_each_structure_of_the_state_is_compiled_for_itself():
         if isinstance(state, dict):
             assert list(found) == list(expected)
         torch.testing.assert_close(found, expected)
+
+
+GAIN, PART, epoch = 0.5, nn.Linear(4, 4).double(), 0
+
+
+def of_globals(z, x):
+    return torch.tanh(GAIN * PART(z) + x)
+
+
+class Owner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.gain, self.epoch = nn.Linear(4, 4).double(), 0.3, 0.1
+
+    def method(self, z, x):
+        return torch.tanh(self.gain * self.cell(z) + self.epoch + x)
+
+
+def test_what_functions_have_of_globals_is_followed(monkeypatch):
+    check_follows(
+        of_globals,
+        lambda: monkeypatch.setitem(globals(), "GAIN", 0.1),
+        lambda: monkeypatch.setitem(globals(), "PART", nn.Linear(4, 4).double()),
+    )
+
+
+def test_what_functions_have_of_a_closure_is_followed():
+    gain, part = 0.5, nn.Linear(4, 4).double()
+
+    def change() -> None:
+        nonlocal gain, part
+        gain, part = 0.5 - gain, nn.Linear(4, 4).double()
+
+    check_follows(lambda z, x: torch.tanh(gain * part(z) + x), change, change)
+
+
+def test_what_a_method_has_of_its_object_is_followed():
+    owner = Owner()
+    check_follows(owner.method, lambda: setattr(owner, "gain", 0.1))
+    check_follows(lambda z, x: owner.method(z, x), lambda: setattr(owner, "gain", 0.2))
+    check_follows(
+        lambda z, x: (owner.gain * owner.cell(z) + x).sin(), lambda: setattr(owner, "gain", 0.1)
+    )
+
+
+def test_a_global_named_as_an_attribute_of_f_compiles_nothing_anew(monkeypatch):
+    compiled = ic.compile(layer(ic.FixedPoint(Owner().method)))
+    compiled(X)
+    plans = [*compiled.plans.values()]
+    monkeypatch.setitem(globals(), "epoch", epoch + 1)
+    compiled(X)
+    assert [*compiled.plans.values()] == plans
+
+
+def check_follows(function, *changes) -> None:
+    eager = layer(ic.FixedPoint(function))
+    compiled = ic.compile(eager)
+    for change in (lambda: None, *changes):
+        before = eager(X)
+        change()
+        assert change not in changes or not torch.allclose(eager(X), before)
+        torch.testing.assert_close(compiled(X), eager(X))
