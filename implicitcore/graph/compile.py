@@ -13,6 +13,7 @@ from implicitcore.errors import InputError
 from implicitcore.gradients.failures import report
 from implicitcore.graph import operator
 from implicitcore.graph.checks import check_autocast, check_call, check_trajectory
+from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Call, Equilibrium, Trajectory
 from implicitcore.graph.history import is_large
 from implicitcore.graph.layer import GraphLayer, result
@@ -174,15 +175,15 @@ class CompiledLayer(nn.Module):
         leaves, spec = pytree.tree_flatten(unwrapped(x))
         fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        shared = _shared(x)
-        marks = [id(tensor) in shared for tensor in given]
+        each = zip(leaves, operator.marks(x), strict=True)
+        shared = [mark for leaf, mark in each if isinstance(leaf, Tensor)]
         self._is_current()
         owned = self.reads.owned
         tensors = [*given, *(getattr(module, name) for module, name in owned)]
         inputs = Inputs(spec, fixed, len(given), self.reads)
         every = flat, *tensors
         needs = [tensor.requires_grad for tensor in every]
-        return self._planned(inputs, marks, layout, every, needs), tensors
+        return self._planned(inputs, shared, layout, every, needs), tensors
 
     def _is_current(self) -> bool:
         """Whether what f reads is where it was; else it is looked for anew."""
@@ -210,7 +211,8 @@ class CompiledLayer(nn.Module):
         each = zip(tensors, batched, needs, strict=True)
         kinds = tuple(Kind.of(t, rows)._replace(requires_grad=need) for t, rows, need in each)
         modes = tuple(module.training for module in self.reads.modules)
-        key = *parts, layout.shapes, inputs.spec, repr(inputs.fixed), modes, kinds
+        fixed = told_apart(value for pair in inputs.fixed.items() for value in pair)
+        key = *parts, layout.spec, layout.shapes, inputs.spec, fixed, modes, kinds
         if key not in self.plans:
             adjoint = getattr(layer.gradient, "solver", None)
             kind = TrajectoryPlan if isinstance(layer.solver, ODESolver) else Plan
@@ -253,9 +255,10 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
             solvers are ``Adams`` and the explicit Runge-Kutta methods, with equal or chosen steps.
             The result shares its parameters and follows its options; what is put in the place of
             its dynamics, or of a module, function, hook, number or string in them, is compiled
-            anew: what changes often should be a buffer or a part of x. f has to be a function of
-            its inputs: in training no dropout, and no statistics that it writes. A tensor or a
-            container that is a plain attribute of f is a constant of the graph.
+            anew, also where a function has it of its closure or its globals: what changes often
+            should be a buffer or a part of x. f has to be a function of its inputs: in training no
+            dropout, and no statistics that it writes. A tensor or a container that is a plain
+            attribute of f is a constant of the graph, and so is an attribute of a class.
 
     Returns:
         A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.
@@ -277,14 +280,3 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
 def _has_graph(*tensors: Tensor) -> bool:
     """Whether a gradient may be asked for."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _shared(x: Any) -> set[int]:
-    """The identities of the tensors that are marked as shared."""
-    marks = pytree.tree_leaves(x, is_leaf=lambda leaf: isinstance(leaf, Shared))
-    return {
-        id(tensor)
-        for mark in marks
-        if isinstance(mark, Shared)
-        for tensor in pytree.tree_leaves(mark)
-    }

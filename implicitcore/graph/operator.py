@@ -11,10 +11,12 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.gradients.failures import report
+from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Replaced, masked, pulled
 from implicitcore.graph.layer import result
 from implicitcore.graph.stop import Found
@@ -44,6 +46,7 @@ class Form(NamedTuple):
 
 
 _FORMS: list[Form] = []
+_NUMBERS: dict[Form, int] = {}  # of those, by what tells their constants apart
 _LAYERS: WeakValueDictionary[str, Any] = WeakValueDictionary()
 _COUNT = count()
 
@@ -62,9 +65,11 @@ def _form(layer: str, x: Any, shared: tuple[bool, ...], z: Any, reports: bool) -
     fixed = tuple((place, leaf) for place, leaf in enumerate(leaves) if leaf is not None)
     of_z = pytree.tree_structure(z, is_leaf=lambda leaf: leaf is None)
     form = Form(layer, spec, fixed, shared, of_z, reports)
-    if form not in _FORMS:
+    known = form._replace(fixed=told_apart(value for pair in fixed for value in pair))
+    if known not in _NUMBERS:
         _FORMS.append(form)
-    return _FORMS.index(form)
+        _NUMBERS[known] = len(_FORMS) - 1
+    return _NUMBERS[known]
 
 
 def call(layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool) -> Found:
@@ -79,11 +84,11 @@ def call(layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool) ->
     """
     leaves, spec = pytree.tree_flatten(unwrapped(x))
     given, shared, rest = [], [], []
-    for leaf, mark in zip(leaves, _marks(x), strict=True):
+    for leaf, mark in zip(leaves, marks(x), strict=True):
         if isinstance(leaf, Tensor):
             given.append(leaf)
             shared.append(mark)
-        rest.append(None if isinstance(leaf, Tensor) else leaf)
+        rest.append(None if isinstance(leaf, Tensor) else _constant(leaf))
     start, z_spec = pytree.tree_flatten(z0)
     # Structures as they are, for the tracer has its own of them.
     x_form = pytree.tree_unflatten(rest, spec)
@@ -95,7 +100,12 @@ def call(layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool) ->
     return Found(z, residual.detach(), status, steps, evaluations)
 
 
-def _marks(x: Any) -> list[bool]:
+def _constant(leaf: Any) -> Any:
+    """A number as itself: one that has changed between calls has a symbol in a trace."""
+    return guard_scalar(leaf) if isinstance(leaf, int | float) else leaf
+
+
+def marks(x: Any) -> list[bool]:
     """Of each leaf of x whether it is marked as shared."""
     found = []
     for node in pytree.tree_leaves(x, is_leaf=lambda node: isinstance(node, Shared)):

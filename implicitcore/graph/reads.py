@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from implicitcore.system.captured_modules import captured_modules, functions_of
+from implicitcore.graph.constants import is_plain
+from implicitcore.system.captured_modules import captured_modules, reached
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +22,8 @@ class Reads:
         modules: the dynamics, what it captured, and their parts.
         owned: the module and the name of each parameter and buffer.
         built: of each module its parts, functions and hooks, and the names of its tensors.
-        values: of each module its attributes that are numbers, strings or None, by their names.
+        values: of each module, and of each function that they reach, the numbers, strings and such
+            that it has, by their names.
         written: the module's place and the name of those that f itself writes, as a count of calls.
     """
 
@@ -70,15 +72,19 @@ class Reads:
 
 
 def _values(modules: tuple[nn.Module, ...]) -> list[dict[str, Any]]:
-    found = []
+    # The mode is looked at by itself: what was compiled in the other one stays.
+    found = [_plain(vars(module), lambda name: name != "training") for module in modules]
     for module in modules:
-        known = vars(module).items()
-        # The mode is looked at by itself: what was compiled in the other one stays.
-        found.append({k: v for k, v in known if type(v) in _PLAIN and k != "training"})
+        for _, names, known in reached(module):
+            found.append(_plain(known, lambda name: True))
+            for value in known.values():
+                if isinstance(value, nn.Module):
+                    found.append(_plain(vars(value), names.__contains__))
     return found
 
 
-_PLAIN = frozenset({bool, int, float, complex, str, type(None)})
+def _plain(values: dict[str, Any], takes: Callable[[str], bool]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if is_plain(type(v)) and takes(k)}
 
 
 def _tensors(module: nn.Module) -> list[str]:
@@ -90,10 +96,16 @@ def _built(modules: tuple[nn.Module, ...]) -> tuple[Any, ...]:
     return tuple(
         (
             *module._modules.values(),
-            *functions_of(module),
+            *(part for reach in reached(module) for part in _parts(reach)),
             *module._forward_pre_hooks.values(),
             *module._forward_hooks.values(),
             *_tensors(module),
         )
         for module in modules
     )
+
+
+def _parts(reach: tuple[Any, Any, dict[str, Any]]) -> list[Any]:
+    """A function, and the modules that it refers to."""
+    function, _, known = reach
+    return [function, *(value for value in known.values() if isinstance(value, nn.Module))]

@@ -18,6 +18,7 @@ from implicitcore.errors import InputError
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.problem import rounding_of, subtracts
 from implicitcore.tensors.norms import real_dtype, scaled_norm
+from implicitcore.tensors.packing import check_returned, check_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +40,11 @@ class Layout:
         """The layout of states shaped like ``z``.
 
         Raises:
-            InputError: a state of complex numbers, or of several tensors in a coupled batch.
+            InputError: no state, as :class:`Packing` says; one of complex numbers, or of several
+                tensors in a coupled batch.
         """
         leaves, spec = pytree.tree_flatten(z)
+        check_state(z, leaves, coupled=coupled)
         if any(leaf.is_complex() for leaf in leaves):
             raise InputError("a graph solves real states; received a complex one")
         if coupled and len(leaves) > 1:
@@ -60,6 +63,18 @@ class Layout:
             return leaves[0]
         parts = [leaf.reshape(leaf.shape[0], prod(leaf.shape[1:])) for leaf in leaves]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def returned(self, value: Any, state: Any, dynamics: Dynamics) -> Tensor:
+        """What some dynamics returned for a state, as ``[batch, n]``.
+
+        Raises:
+            InputError: it is not shaped like that state, or of another dtype.
+        """
+        leaves = pytree.tree_leaves(state)
+        shapes = [tuple(leaf.shape) for leaf in leaves]
+        kind = leaves[0].dtype, leaves[0].device
+        check_returned(value, type(dynamics).__name__, (self.spec, shapes, *kind))
+        return self.pack(value)
 
     def unpack(self, flat: Tensor) -> Any:
         """``[batch, n]`` as a state."""
@@ -114,13 +129,14 @@ def graph_system(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype)
     if dynamics.is_map():
 
         def function(z: Tensor) -> tuple[Tensor, Tensor | None]:
-            return layout.pack(dynamics.update(layout.unpack(z), x)), None
+            state = layout.unpack(z)
+            return layout.returned(dynamics.update(state, x), state, dynamics), None
 
         return GraphSystem(function, dynamics.scale, rounding_of(True, dtype))
 
     def field(z: Tensor) -> tuple[Tensor, Tensor | None]:
         state = layout.unpack(z)
-        g = layout.pack(dynamics.velocity(_zero_time(state), state, x))
+        g = layout.returned(dynamics.velocity(_zero_time(state), state, x), state, dynamics)
         return z + g, g
 
     return GraphSystem(field, dynamics.scale, rounding_of(False, dtype))
@@ -158,10 +174,10 @@ def graph_field(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype) 
     def velocity(t: Tensor, z: Tensor) -> Tensor:
         state = layout.unpack(z)
         if is_difference:
-            return layout.pack(dynamics.update(state, x)) - z
+            return layout.returned(dynamics.update(state, x), state, dynamics) - z
         first: Tensor = pytree.tree_leaves(state)[0]
         time = t.reshape(-1, *(1,) * (first.ndim - 1))
-        return layout.pack(dynamics.velocity(time, state, x)).clone()
+        return layout.returned(dynamics.velocity(time, state, x), state, dynamics).clone()
 
     return GraphField(velocity, dynamics.scale, rounding_of(dynamics.is_map(), dtype))
 

@@ -92,6 +92,8 @@ def traced(
                 examples += [torch.empty_like(tensor) for tensor in also(*examples)]
             trace = make_fx(torch.func.functionalize(function), _allow_non_fake_inputs=True)
             graph = trace(*examples)
+    except InputError:  # of what f returns
+        raise
     except Exception as error:
         cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise InputError(f"f cannot be compiled: {cause}") from error

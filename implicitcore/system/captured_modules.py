@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
+from dis import get_instructions
+from functools import lru_cache, partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -18,8 +19,13 @@ def captured_modules(module: nn.Module) -> list[nn.Module]:
     Where a function takes an attribute of a module (``self.cell(z, x)``), the attribute counts and
     not the rest of that module.
     """
-    functions = functions_of(module)
-    return [found for function in functions for found in _modules(function)] if functions else []
+    return [
+        used
+        for _, names, known in reached(module)
+        for value in known.values()
+        if isinstance(value, nn.Module)
+        for used in _used(value, names)
+    ]
 
 
 def functions_of(module: nn.Module) -> list[Any]:
@@ -27,7 +33,16 @@ def functions_of(module: nn.Module) -> list[Any]:
     return [value for value in vars(module).values() if type(value) in _FUNCTIONS]
 
 
-def _modules(function: Any) -> Iterator[nn.Module]:
+def reached(module: nn.Module) -> Iterator[tuple[Any, frozenset[str], dict[str, Any]]]:
+    """Each function that those among a module's attributes reach.
+
+    With the attribute names that it mentions, and the objects that it refers to by their names.
+    """
+    for function in functions_of(module):
+        yield from _reached(function)
+
+
+def _reached(function: Any) -> Iterator[tuple[Any, frozenset[str], dict[str, Any]]]:
     seen: list[Any] = []
     todo = [function]
     while todo:
@@ -35,28 +50,35 @@ def _modules(function: Any) -> Iterator[nn.Module]:
         if any(function is other for other in seen):
             continue
         seen.append(function)
-        names, values = _references(function)
-        for value in values:
-            if isinstance(value, nn.Module):
-                yield from _used(value, names)
-            elif type(value) in _FUNCTIONS:
-                todo.append(value)
+        names, known = _references(function)
+        yield function, names, known
+        todo += [value for value in known.values() if type(value) in _FUNCTIONS]
 
 
-def _references(function: Any) -> tuple[frozenset[str], list[Any]]:
+def _references(function: Any) -> tuple[frozenset[str], dict[str, Any]]:
     """The attribute names that a function mentions, and the objects that it refers to."""
     if isinstance(function, partial):
-        return frozenset(), [function.func, *function.args, *function.keywords.values()]
+        given = {str(place): value for place, value in enumerate(function.args)}
+        return frozenset(), {"": function.func, **given, **function.keywords}
     if isinstance(function, MethodType):
-        names, values = _references(function.__func__)
-        return names, [function.__self__, *values]
+        names, known = _references(function.__func__)
+        return names, {"": function.__self__, **known}
     code: CodeType | None = getattr(function, "__code__", None)
     if code is None:
-        return frozenset(), []
+        return frozenset(), {}
     scope = function.__globals__
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-    known = [scope[name] for name in code.co_names if name in scope]
-    return frozenset(code.co_names), [*cells, *known, *(function.__defaults__ or ())]
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    known = {name: cell.cell_contents for name, cell in cells if _filled(cell)}
+    known.update((name, scope[name]) for name in _globals(code) if name in scope)
+    known.update((str(place), value) for place, value in enumerate(function.__defaults__ or ()))
+    return frozenset(code.co_names), known
+
+
+@lru_cache(maxsize=1024)
+def _globals(code: CodeType) -> tuple[str, ...]:
+    """The names that code reads as globals; ``co_names`` has those of attributes too."""
+    loaded = (each for each in get_instructions(code) if each.opname == "LOAD_GLOBAL")
+    return tuple(dict.fromkeys(each.argval for each in loaded))
 
 
 def _filled(cell: Any) -> bool:

@@ -5,6 +5,7 @@ It happens once, at the layer's edge. A single tensor is packed by a view.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -88,11 +89,7 @@ class Packing:
     @classmethod
     def _of(cls, z: Any, coupled: bool) -> Packing:
         leaves, spec = ([z], _LEAF) if isinstance(z, Tensor) else pytree.tree_flatten(z)
-        if is_marked(z):
-            raise InputError(
-                "the state z is marked as shared; expected a plain start, one for each sample"
-            )
-        _check(leaves, coupled=coupled)
+        check_state(z, leaves, coupled=coupled)
         shapes = tuple(tuple(leaf.shape) for leaf in leaves)
         if coupled:
             return cls(spec, shapes, 1, leaves[0].dtype, leaves[0].device, coupled=True)
@@ -150,31 +147,7 @@ class Packing:
         """
         if self.plain and isinstance(value, Tensor) and self.fits(value):
             return
-        leaves, spec = pytree.tree_flatten(value)
-        if spec != self.spec:
-            expected = f"the structure of z: {self.spec}"
-            if self.plain:
-                expected = f"one tensor of shape {[self.batch, *self.shapes[0]]}, the next state"
-            raise InputError(
-                f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected {expected}"
-            )
-        for leaf, shape in zip(leaves, self.full_shapes, strict=True):
-            problem = self._difference(leaf, shape)
-            if problem:
-                raise InputError(f"{what} returned {problem}")
-
-    def _difference(self, leaf: Any, shape: tuple[int, ...]) -> str:
-        """How a leaf differs from that of the state; empty where it does not."""
-        if not isinstance(leaf, Tensor):
-            return f"{_kind(leaf)}, expected a tensor of shape {[*shape]}"
-        if tuple(leaf.shape) != shape:
-            return f"shape {list(leaf.shape)}, expected {[*shape]} (the shape of z)"
-        for name in ("dtype", "device"):
-            found, expected = getattr(leaf, name), getattr(self, name)
-            if found != expected:
-                where = "a tensor on " if name == "device" else ""
-                return f"{where}{found}, expected {expected} (the {name} of z)"
-        return ""
+        check_returned(value, what, (self.spec, self.full_shapes, self.dtype, self.device))
 
 
 # The packings of states that are one tensor, which every solve asks for: they follow from the key.
@@ -185,7 +158,55 @@ def _kind(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _check(leaves: list[Any], *, coupled: bool) -> None:
+def check_returned(
+    value: Any,
+    what: str,
+    state: tuple[pytree.TreeSpec, Sequence[Sequence[int]], torch.dtype, torch.device],
+) -> None:
+    """Require that ``value`` is as a state, given as its structure, shapes, dtype and device.
+
+    Raises:
+        InputError: says what was received and what was expected.
+    """
+    spec, shapes, *kind = state
+    leaves, found = pytree.tree_flatten(value)
+    if found != spec:
+        expected = f"the structure of z: {spec}"
+        if spec.is_leaf():
+            expected = f"one tensor of shape {[*shapes[0]]}, the next state"
+        raise InputError(
+            f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected {expected}"
+        )
+    for leaf, shape in zip(leaves, shapes, strict=True):
+        problem = _difference(leaf, shape, kind)
+        if problem:
+            raise InputError(f"{what} returned {problem}")
+
+
+def _difference(leaf: Any, shape: Sequence[int], kind: Sequence[Any]) -> str:
+    """How a leaf differs from that of the state; empty where it does not."""
+    if not isinstance(leaf, Tensor):
+        return f"{_kind(leaf)}, expected a tensor of shape {[*shape]}"
+    if tuple(leaf.shape) != shape:
+        return f"shape {list(leaf.shape)}, expected {[*shape]} (the shape of z)"
+    for name, expected in zip(("dtype", "device"), kind, strict=True):
+        found = getattr(leaf, name)
+        if found != expected:
+            where = "a tensor on " if name == "device" else ""
+            return f"{where}{found}, expected {expected} (the {name} of z)"
+    return ""
+
+
+def check_state(z: Any, leaves: Sequence[Any], *, coupled: bool) -> None:
+    """Require that ``z``, of these leaves, is a state.
+
+    Raises:
+        InputError: see :meth:`Packing.of`.
+    """
+    if is_marked(z):
+        raise InputError(
+            "the state z is marked as shared; expected a plain start, one for each sample"
+        )
     if not leaves:
         raise InputError(
             "the state z holds no tensors; expected a tensor, or a tuple, list or dict of tensors"
@@ -194,19 +215,16 @@ def _check(leaves: list[Any], *, coupled: bool) -> None:
         problem = _problem(leaf)
         if problem:
             raise InputError(f"the state z holds {problem}")
-    if len(leaves) == 1:
-        return
+    # One by one with the first: a trace would take a size that it puts into a set for a constant.
+    first, *others = leaves
     for name in ("dtype", "device"):
-        found = {getattr(leaf, name) for leaf in leaves}
-        if len(found) > 1:
-            raise InputError(
-                f"the tensors of the state z differ in {name}: {sorted(map(str, found))}; "
-                "expected one"
-            )
-    batches = {leaf.shape[0] for leaf in leaves}
-    if len(batches) > 1 and not coupled:
+        if any(getattr(leaf, name) != getattr(first, name) for leaf in others):
+            found = sorted({str(getattr(leaf, name)) for leaf in leaves})
+            raise InputError(f"the tensors of the state z differ in {name}: {found}; expected one")
+    if not coupled and any(leaf.shape[0] != first.shape[0] for leaf in others):
+        found = sorted({leaf.shape[0] for leaf in leaves})
         raise InputError(
-            f"the tensors of the state z differ in batch size: {sorted(batches)}; expected "
+            f"the tensors of the state z differ in batch size: {found}; expected "
             "the batch first in each"
         )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import enum
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import python_loop
@@ -233,11 +235,52 @@ def test_copies_are_layers_of_their_own():
     assert len(names) == 3
 
 
+def test_what_x_holds_beside_tensors_is_told_apart_by_type_and_value():
+    """1 == True == 1.0, and a number that changes has a symbol in a trace."""
+
+    def cell(z, x):
+        factor = 0.5 if x["k"] is True else 0.2 * x["k"] + 0.01 * isinstance(x["k"], float)
+        return torch.tanh(factor * z + x["x"])
+
+    gradient = ic.Implicit(ic.GMRES(tol=1e-12))
+    solver = ic.Picard(tol=1e-12, max_steps=400)
+    eager = ic.ImplicitLayer(ic.FixedPoint(cell), solver=solver, gradient=gradient)
+    fast = ic.compile(eager)
+    call = whole(lambda x, k: fast({"x": x, "k": k}, torch.zeros_like(x)))
+    x = torch.randn(2, 6, dtype=torch.float64).requires_grad_()
+    for k in (1, True, 1.0, 2, 3, 0.0, -0.0, 2.0, 2.5, 1):
+        expected = eager({"x": x, "k": k}, torch.zeros_like(x))
+        torch.testing.assert_close(call(x, k), expected, msg=f"k = {k!r}")
+        torch.testing.assert_close(fast({"x": x, "k": k}, torch.zeros_like(x)), expected)
+
+
 def test_a_number_that_is_changed_is_solved_with_in_the_graph():
     eager = Model(equilibrium()).double()
     cell: Any = eager.layer.dynamics.cell
     call = whole(ic.compile(eager.layer))
     x = {"x": torch.randn(2, 6, dtype=torch.float64), "scale": ic.shared(torch.ones(6).double())}
-    for factor in (1.0, 0.5):
+    for factor in (1.0, 0.5, np.float64(0.3), np.float64(0.2), np.bool_(True), np.int32(0)):
         cell.factor = factor
         torch.testing.assert_close(call(x), eager.layer(x))
+
+
+def test_a_choice_that_is_changed_is_solved_with_in_the_graph():
+    class Kind(enum.Enum):
+        SMALL, LARGE = 0.1, 0.5
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kind, self.dtype = Kind.SMALL, torch.float64
+
+        def forward(self, z, x):
+            return (self.kind.value * z + x).to(self.dtype).to(z.dtype)
+
+    cell = Chosen()
+    layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Picard(tol=1e-12))
+    fast, x = ic.compile(layer), torch.rand(2, 3, dtype=torch.float64)
+    call = whole(fast)
+    for name, value in (("kind", Kind.SMALL), ("kind", Kind.LARGE), ("dtype", torch.float32)):
+        setattr(cell, name, value)
+        for compiled in (fast, call):
+            torch.testing.assert_close(compiled(x), layer(x), rtol=1e-10, atol=1e-10)
