@@ -21,7 +21,7 @@ class ResolvedField(NamedTuple):
     @classmethod
     def of(cls, system: System) -> ResolvedField:
         """That of a system, for as long as its solve is the one that runs."""
-        own = getattr(type(system), "velocity", None) is System.velocity
+        own = getattr(system.velocity, "__func__", None) is System.velocity
         return _of_dynamics(system) if own else cls(system.velocity, _same)
 
 

@@ -40,8 +40,7 @@ class System:
     Attributes:
         problem: the dynamics, x and the layout of the state.
         context: backend, scope, counter and recorder.
-        momenta: which of equal parts of the packed state are momenta, where it is one of positions
-            and momenta: the second half.
+        momenta: which halves of the packed state are momenta, where it is positions and momenta.
     """
 
     momenta: ClassVar[tuple[bool, ...]] = (False, True)
@@ -258,15 +257,15 @@ class System:
             # Without a graph a view of a leaf still says that it requires a gradient, and autograd
             # does not know it: an f that differentiates inside would fail.
             z = z.detach()
-        packing, point, versions = problem.packing, z, ()
+        point, versions = z, ()
         if context.memory.copies_state is not False:
             point, versions = z.clone(), versions_of(problem.x)
-        version = point._version
+        version, given = point._version, (*time, problem.packing.unpack(point), problem.x)
         try:
             if context.autocast or running.context is not context.scope:
-                value = self._call(function, *time, packing.unpack(point), problem.x)
+                value = self._call(function, *given)
             else:
-                value = function(*time, packing.unpack(point), problem.x)
+                value = function(*given)
         except Exception as error:
             self.failed(error)
             raise
@@ -281,15 +280,16 @@ class System:
         self, value: Any, point: Tensor, version: int, versions: Sequence[int] = ()
     ) -> Tensor:
         """What f gave at a point that had this version, and x these, checked and packed."""
-        problem, memory = self.problem, self.context.memory
+        problem, memory, packing = self.problem, self.context.memory, self.problem.packing
         if point._version != version or memory.copies_state is None:
             memory.note_state(point._version != version, problem.x, versions)
-        try:
-            problem.packing.check(value, type(problem.dynamics).__name__)
-        except InputError as error:
-            self._suspect(error)
-            raise
-        return memory.own(problem.packing.pack(value))
+        if not packing.fits(value):
+            try:
+                packing.check(value, type(problem.dynamics).__name__)
+            except InputError as error:
+                self._suspect(error)
+                raise
+        return memory.own(packing.pack(value))
 
     def _suspect(self, error: Exception) -> None:
         """Raise where f, of a part of the batch, may have failed because the rest was missing."""

@@ -134,10 +134,15 @@ class Packing:
         """Times ``[batch]`` with as many dimensions as the state's first tensor, to broadcast."""
         return t.reshape(self.spread_shape)
 
-    def fits(self, value: Tensor) -> bool:
-        """Whether a tensor is like a state that is one tensor."""
-        alike = value.shape == self.full_shapes[0] and value.dtype == self.dtype
-        return alike and value.device == self.device
+    def fits(self, value: Any) -> bool:
+        """Whether the state is one tensor, and the value another like it."""
+        return (
+            self.plain
+            and isinstance(value, Tensor)
+            and value.shape == self.full_shapes[0]
+            and value.dtype == self.dtype
+            and value.device == self.device
+        )
 
     def check(self, value: Any, what: str) -> None:
         """Require that ``value`` has this packing's structure, shapes and dtype.
@@ -145,7 +150,7 @@ class Packing:
         Raises:
             InputError: says what was received and what was expected.
         """
-        if self.plain and isinstance(value, Tensor) and self.fits(value):
+        if self.fits(value):
             return
         check_returned(value, what, (self.spec, self.full_shapes, self.dtype, self.device))
 

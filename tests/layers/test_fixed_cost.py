@@ -1,13 +1,12 @@
 """What a solve costs beside its evaluations, counted: small cells pay for calls, and not for
 arithmetic."""
 
-import gc
 import sys
 import warnings
 
 import pytest
 import torch
-from support.operations import Operations
+from support.operations import Operations, python_calls
 from torch import nn
 
 import implicitcore as ic
@@ -34,18 +33,6 @@ def solve_at_the_root():
     with torch.no_grad():
         z = layer(x, tol=1e-6)
     return lambda: layer(x, z)
-
-
-def python_calls(work):
-    """Calls of Python functions, the work's own left out."""
-    found = []
-    gc.collect()
-    sys.setprofile(lambda frame, event, arg: found.append(frame) if event == "call" else None)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return len(found) - 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from support.operations import Operations
+from support.operations import Operations, python_calls
 
 import implicitcore as ic
 
@@ -17,9 +17,6 @@ def work(name, steps, gradient):
     z0, times = torch.ones(1, 2), torch.tensor([0.0, 1.0])
     solver = SOLVERS[name](dt=1 / steps)
 
-    def field(t, z, x):
-        return torch.tanh(z @ weight)
-
     def solve():
         ic.integrate(
             lambda t, z, x: torch.tanh(z @ weight),
@@ -30,16 +27,6 @@ def work(name, steps, gradient):
         )
 
     return solve
-
-
-def calls(solve):
-    found = []
-    sys.setprofile(lambda frame, event, arg: found.append(0) if event == "call" else None)
-    try:
-        solve()
-    finally:
-        sys.setprofile(None)
-    return len(found)
 
 
 def operations(solve):
@@ -59,9 +46,11 @@ def a_step(count, name, gradient):
     ("name", "python", "torchs"),
     [("euler", 18.7, 3.4), ("midpoint", 24.7, 6.5), ("rk4", 36.7, 15.5)],
 )
-def test_an_equal_step_takes_few_calls(name, python, torchs, gradient):
+def test_an_equal_step_takes_few_calls(name, python, torchs, gradient, monkeypatch):
     """Of them f has 2 calls and 2 operations an evaluation; keeping checkpoints is 6 calls."""
+    # Another test of this process may have imported it: every solve then asks it.
+    monkeypatch.delitem(sys.modules, "torch.distributed.fsdp", raising=False)
     kept = 6 if isinstance(gradient, ic.Checkpointed) else 0
     with torch.set_grad_enabled(bool(kept)):
-        assert a_step(calls, name, gradient) <= python + kept
+        assert a_step(python_calls, name, gradient) <= python + kept
         assert a_step(operations, name, gradient) <= torchs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,3 +19,17 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+def python_calls(work):
+    """Calls of Python functions, the work's own left out, and what is collected meanwhile."""
+    found = []
+    gc.collect()
+    gc.disable()
+    sys.setprofile(lambda frame, event, arg: found.append(frame) if event == "call" else None)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return len(found) - 1
