@@ -15,7 +15,7 @@ from implicitcore.graph import operator
 from implicitcore.graph.checks import check_autocast, check_call, check_trajectory
 from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Call, Equilibrium, Trajectory
-from implicitcore.graph.history import is_large
+from implicitcore.graph.history import keeps_loop
 from implicitcore.graph.layer import GraphLayer, result
 from implicitcore.graph.plan import Inputs, Plan
 from implicitcore.graph.reads import Reads
@@ -99,7 +99,8 @@ class CompiledLayer(nn.Module):
         check_batch(x, len(pytree.tree_leaves(begin)[0]))
         plan, tensors = self._plan(x, layout, flat)
         record, function, training = Backward(), Equilibrium, _has_graph(flat, *tensors)
-        if is_large(flat, (plan.solver, plan.adjoint) if training else (plan.solver,)):
+        solvers = (plan.solver, plan.adjoint) if training else (plan.solver,)
+        if keeps_loop(flat, solvers, layer.backend):
             plan.check()
             return self._solved(x, begin, z0 is None)
         if isinstance(plan, TrajectoryPlan) and training:
@@ -241,7 +242,8 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     Worth it for small cells in long runs; on large ones evaluations are the cost, and stay. On a
     CPU the solvers with a history (``Anderson``, ``Broyden``, ``GMRES``) are compiled for states of
     at most 64 KiB, the whole batch counted: a graph copies a history at every step. Larger states
-    are solved by the layer as it is, and counted as it counts.
+    are solved by the layer as it is, and counted as it counts; so are all of a layer with another
+    backend than torch, whose kernels are faster than the graph.
     ``torch.compile`` of a model around it has it in its own graph, whatever the size, also with
     ``fullgraph=True``: in training as one operation, and its gradient as another, which warn and
     raise when they run; in inference by its loop, where the layer would raise with NaN, and with

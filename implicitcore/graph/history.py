@@ -1,4 +1,4 @@
-"""Products with a history of rows, and where a history is too large for a graph."""
+"""Products with a history of rows, and where a history is better kept by the layer's own loop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TORCH
 from implicitcore.root_solvers.anderson import Anderson
 from implicitcore.root_solvers.broyden import Broyden
@@ -52,10 +53,14 @@ def _is_fused() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
-def is_large(z: Tensor, solvers: Iterable[Any]) -> bool:
-    """Whether one of the solvers keeps a history, and of states too large for one in a graph.
+def keeps_loop(z: Tensor, solvers: Iterable[Any], backend: Backend) -> bool:
+    """Whether one of the solvers keeps a history, and is faster in the layer's own loop.
 
-    On an accelerator none is: there each call costs more, and memory moves faster.
+    There a backend other than torch has a kernel for it, which no graph was measured to reach; and
+    torch itself is ahead with states that are too large for a history in a graph. On an accelerator
+    neither: each call costs more, and memory moves faster.
     """
     keeps = any(isinstance(solver, Anderson | Broyden | GMRES) for solver in solvers)
-    return keeps and z.device.type == "cpu" and z.numel() * z.element_size() > LARGEST
+    if not keeps or z.device.type != "cpu":
+        return False
+    return backend is not TORCH or z.numel() * z.element_size() > LARGEST

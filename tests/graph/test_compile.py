@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from copy import copy
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from support import python_loop
 from torch import nn
 
 import implicitcore as ic
+from implicitcore.backends.torch import TORCH
 from implicitcore.graph import history, linear, loop, plan, system, trace
 
 PAIRS = [
@@ -131,14 +133,16 @@ def test_a_large_state_with_a_history_is_solved_by_the_layer(monkeypatch, start,
     assert len(compiled.plans) == 1
 
 
-def test_a_state_is_large_for_solvers_that_keep_a_history():
-    fits, large = torch.zeros(64, 256), torch.zeros(65, 256)
+def test_a_history_is_kept_by_the_loop_of_a_large_state_and_by_kernels():
+    fits, large, kernels = torch.zeros(64, 256), torch.zeros(65, 256), copy(TORCH)
     for solver in (ic.Anderson(), ic.Broyden(), ic.GMRES()):
-        assert history.is_large(large, [ic.Picard(), solver])
-        assert not history.is_large(fits, [ic.Picard(), solver])
-        assert history.is_large(fits.double(), [solver])
-        assert not history.is_large(large.to("meta"), [solver])
-    assert not history.is_large(large, [ic.Picard(), None])
+        both = [ic.Picard(), solver]
+        assert history.keeps_loop(large, both, TORCH)
+        assert not history.keeps_loop(fits, both, TORCH)
+        assert history.keeps_loop(fits, both, kernels)
+        assert history.keeps_loop(fits.double(), [solver], TORCH)
+        assert not history.keeps_loop(large.to("meta"), both, kernels)
+    assert not history.keeps_loop(large, [ic.Picard(), None], kernels)
 
 
 @pytest.mark.usefixtures("plainly")
