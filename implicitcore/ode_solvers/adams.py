@@ -124,7 +124,7 @@ class PredictedStep:
     """
 
     def __init__(self, backend: Backend, max_order: int, z: Tensor, dt: Tensor, past: Past) -> None:
-        self.max_order, self.dt, self.past = max_order, dt, past
+        self.max_order, self.past = max_order, past
         with torch.no_grad():
             self.grid = grid = StepGrid(dt, past)
             weights = grid.weights.unsqueeze(1).to(z.dtype)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from implicitcore.testing.kernel_checks import CHECKS, DTYPES, SIZES, KernelProblem
-from implicitcore_triton import TritonBackend, backend
+from implicitcore_triton import TritonBackend
 
 BACKEND = TritonBackend(interpret=True)
 *SMALL, LARGE = SIZES
@@ -19,18 +19,6 @@ def problem(dtype, batch, n, aligned=True):
     return KernelProblem(
         BACKEND, "cpu", dtype, batch, n, aligned, truncates=dtype == torch.bfloat16
     )
-
-
-@pytest.fixture(autouse=True)
-def launches(monkeypatch):
-    """The names of the kernels that ran."""
-    names, launch = [], backend._launch
-    monkeypatch.setattr(
-        backend,
-        "_launch",
-        lambda name, *rest, **sizes: (names.append(name), launch(name, *rest, **sizes)),
-    )
-    return names
 
 
 @each_dtype

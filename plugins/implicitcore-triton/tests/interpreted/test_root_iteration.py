@@ -8,7 +8,7 @@ import torch
 import implicitcore as ic
 from implicitcore.testing.expect import known
 from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, same_stops
-from implicitcore_triton import TritonBackend, backend
+from implicitcore_triton import TritonBackend
 from implicitcore_triton.iteration import WHOLE
 
 BACKEND = TritonBackend(interpret=True)
@@ -19,18 +19,6 @@ SOLVERS = [
 ]
 KERNELS = {"Picard": "picard", "Anderson": "anderson", "Broyden": "broyden"}
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
-
-
-@pytest.fixture(autouse=True)
-def launches(monkeypatch):
-    """The names of the kernels that ran."""
-    names, launch = [], backend._launch
-    monkeypatch.setattr(
-        backend,
-        "_launch",
-        lambda name, *rest, **sizes: (names.append(name), launch(name, *rest, **sizes)),
-    )
-    return names
 
 
 @each_solver
