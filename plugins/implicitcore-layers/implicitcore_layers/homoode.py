@@ -30,7 +30,8 @@ class HomoODE(Flow):
         init: what z0 begins at: ``"signs"`` is -1 and 1 in turn, ``"normal"`` draws from a standard
             normal distribution; or a constant, or the values themselves.
         ode_solver: integrates.
-        gradient: default the adjoint, whose memory does not grow with the steps.
+        gradient: default ``Checkpointed()``, the exact gradient of the steps in the memory of a few
+            states; ``Adjoint()`` with a solver that shows no steps.
         horizon: the end time.
         shape: of one sample's state; None is that of c.
         autonomous: the cell does not take the time.

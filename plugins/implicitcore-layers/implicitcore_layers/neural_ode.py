@@ -8,6 +8,7 @@ from typing import Any, Unpack, final
 from implicitcore import (
     Adjoint,
     Augmented,
+    Checkpointed,
     GradientStrategy,
     Identity,
     ImplicitLayer,
@@ -24,6 +25,7 @@ from implicitcore.extend import (
     OptionOf,
     Positive,
     Spec,
+    StepwiseODESolver,
 )
 
 
@@ -34,6 +36,10 @@ class FlowOptions(LayerOptions, total=False):
     horizon: float
 
 
+def _default_gradient(layer: Flow) -> GradientStrategy:
+    return Checkpointed() if isinstance(layer.solver, StepwiseODESolver) else Adjoint()
+
+
 class Flow(ImplicitLayer):
     """dz/dt = v(t, z, x) from t = 0 to the horizon: what the layers of this family share.
 
@@ -41,12 +47,14 @@ class Flow(ImplicitLayer):
         dynamics: the vector field.
         start: where z0 comes from.
         ode_solver: integrates.
-        gradient: default the adjoint, whose memory does not grow with the steps.
+        gradient: default ``Checkpointed()``, the exact gradient of the steps in the memory of a few
+            states; ``Adjoint()`` with a solver that shows no steps.
         horizon: the end time.
         **options: those of every layer.
     """
 
     solver = ode_solver = LayerOption[ODESolver]("ode_solver")
+    gradient = LayerOption[GradientStrategy]("gradient", _default_gradient)
 
     def __init__(  # noqa: PLR0913 - keyword options
         self,
@@ -54,7 +62,7 @@ class Flow(ImplicitLayer):
         start: InitialGuess | Spec | None,
         *,
         ode_solver: ODESolver | Spec = Tsit5(),
-        gradient: GradientStrategy | Spec | None = Adjoint(),
+        gradient: GradientStrategy | Spec | None = None,
         horizon: Positive = 1.0,
         **options: Unpack[CallOptions],
     ) -> None:
@@ -73,7 +81,8 @@ class NeuralODE(Flow):
         start: where z(0) comes from, by default x; ``"zeros"`` for a field that takes x at each
             time, ``{"name": "learned", "channels": 64}``, or any other.
         ode_solver: integrates.
-        gradient: default the adjoint, whose memory does not grow with the steps.
+        gradient: default ``Checkpointed()``, the exact gradient of the steps in the memory of a few
+            states; ``Adjoint()`` with a solver that shows no steps.
         horizon: the end time.
         autonomous: the cell does not take the time.
         backend: the kernels of the inner loop.
@@ -113,7 +122,8 @@ class AugmentedNeuralODE(Flow):
             (t, z, x) where not ``autonomous``, with t as ``[batch, 1, ..., 1]``.
         extra: how many channels are added to x, in its first dimension after the batch.
         ode_solver: integrates.
-        gradient: default the adjoint, whose memory does not grow with the steps.
+        gradient: default ``Checkpointed()``, the exact gradient of the steps in the memory of a few
+            states; ``Adjoint()`` with a solver that shows no steps.
         horizon: the end time.
         autonomous: the cell does not take the time.
         backend: the kernels of the inner loop.

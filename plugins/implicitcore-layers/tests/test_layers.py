@@ -163,6 +163,41 @@ def test_neural_ode_is_the_flow_from_the_input():
     )
 
 
+FLOWS = {"neural_ode": {}, "augmented_neural_ode": {"extra": 1}, "homoode": {"channels": 6}}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_gradient_of_a_flow_is_that_of_its_steps(name):
+    class BlackBox(ic.ODESolver):
+        def solve(self, system, z0, times, stop=None):
+            raise NotImplementedError
+
+    layer = ic.build(name, Cell(), **FLOWS[name])
+    assert layer.gradient == ic.Checkpointed()
+    layer.gradient = None
+    assert layer.gradient == ic.Checkpointed()
+    assert ic.build(name, Cell(), ode_solver=BlackBox(), **FLOWS[name]).gradient == ic.Adjoint()
+
+
+def test_the_gradient_of_a_flow_that_contracts_is_exact():
+    """Samples with rates from 1 to 30: the way back in time is unstable for the fast ones."""
+    rates = torch.linspace(1, 30, 5, dtype=torch.float64).unsqueeze(1)
+    layer = ic.build(
+        "neural_ode", lambda z, x: rates * (torch.sin(z) / 2 - z), ode_solver={"name": "tsit5"}
+    )
+    z0 = x.double().requires_grad_()
+    found = torch.autograd.grad(layer(z0).sum(), z0)[0]
+    solution = ic.integrate(
+        lambda t, z, x: rates * (torch.sin(z) / 2 - z),
+        z0,
+        times=[0.0, 1.0],
+        solver=ic.Tsit5(),
+        gradient=ic.Unrolled(),
+    )
+    exact = torch.autograd.grad(solution.z[-1].sum(), z0)[0]
+    assert torch.allclose(found, exact, rtol=1e-12, atol=1e-14)
+
+
 def test_bad_options_are_one_error_with_near_matches():
     with pytest.raises(ic.ConfigError) as failure:
         ic.build(
