@@ -24,6 +24,7 @@ from implicitcore.backends.step_control import StepOutcome as StepOutcome
 from implicitcore.backends.step_control import StepRule as StepRule
 from implicitcore.backends.step_control import StepTaken as StepTaken
 from implicitcore.dynamics.base import Dynamics as Dynamics
+from implicitcore.dynamics.cells import takes_time as takes_time
 from implicitcore.dynamics.fixed_point import FixedPointMap as FixedPointMap
 from implicitcore.errors import did_you_mean as did_you_mean
 from implicitcore.errors import show as show

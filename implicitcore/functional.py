@@ -150,7 +150,7 @@ def find_root(  # noqa: PLR0913 - keyword options
 
 
 def integrate(  # noqa: PLR0913 - keyword options
-    v: Callable[[Tensor, Any, Any], Any],
+    v: Callable[..., Any],
     z0: Any,
     x: Any = None,
     *,
@@ -169,8 +169,8 @@ def integrate(  # noqa: PLR0913 - keyword options
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
 
     Arguments:
-        v: the vector field, a module or function; t comes as ``[batch, 1, ..., 1]`` and broadcasts
-            against z.
+        v: the vector field, a module or function of (t, z, x) or, as its signature says, of (z, x);
+            t comes as ``[batch, 1, ..., 1]`` and broadcasts against z.
         z0: the start, any pytree of tensors ``[batch, ...]``.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.

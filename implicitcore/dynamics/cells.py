@@ -1,8 +1,9 @@
-"""What is said of a cell that cannot be called as the dynamics call it."""
+"""How a cell is called, and what is said of one that cannot be called so."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 from torch import nn
@@ -26,6 +27,39 @@ def check_cell(cell: Any, name: str, arguments: str) -> None:
         raise ConfigError([f"{name}: expected a module or function of ({arguments}), {problem}"])
 
 
+def takes_time(field: Any, *, otherwise: bool) -> bool:
+    """Whether a vector field is a function of (t, z, x), and not of (z, x).
+
+    Its signature says so. Where it takes both two and three arguments, the first one's name does.
+
+    Arguments:
+        field: a module or function.
+        otherwise: the answer where the signature says neither.
+    """
+    known = getattr(field, "takes_time", None)
+    if isinstance(known, bool):
+        return known
+    try:
+        parameters = [*inspect.signature(_function(field)).parameters.values()]
+    except (TypeError, ValueError):  # a builtin that does not say
+        return otherwise
+    given = [item for item in parameters if item.kind in _POSITIONAL]
+    needed = sum(item.default is inspect.Parameter.empty for item in given)
+    rest = any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in parameters)
+    most = math.inf if rest else len(given)
+    timed = bool(given) and given[0].name in ("t", "time")
+    if needed <= 2 <= most and not timed:
+        return otherwise if most > 2 else False
+    return True if timed or needed <= 3 <= most else otherwise
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _function(cell: Any) -> Any:
+    return cell.forward if isinstance(cell, nn.Module) else cell
+
+
 def check_call(error: TypeError, cell: Any, name: str, arguments: str) -> None:
     """Say what a cell is called with, where it takes something else; called after it failed.
 
@@ -38,9 +72,8 @@ def check_call(error: TypeError, cell: Any, name: str, arguments: str) -> None:
     Raises:
         InputError: its signature does not take these arguments.
     """
-    function = cell.forward if isinstance(cell, nn.Module) else cell
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(_function(cell))
     except (TypeError, ValueError):  # a builtin that does not say
         return
     try:

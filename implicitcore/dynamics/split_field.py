@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from implicitcore.dynamics.cells import check_call, check_cell
+from implicitcore.dynamics.cells import check_call, check_cell, takes_time
 from implicitcore.errors import InputError, show
 
 
 class SplitField(nn.Module):
-    """The vector field v = stiff + nonstiff, each a function of (t, z, x).
+    """The vector field v = stiff + nonstiff, each a function of (t, z, x) or of (z, x).
 
     It is given where a vector field is: to :func:`~implicitcore.integrate` and to layers that
     integrate. ``KenCarp3`` and ``KenCarp4`` integrate the stiff part implicitly and the other
@@ -47,6 +47,15 @@ class SplitField(nn.Module):
         check_cell(stiff, "stiff", "t, z, x")
         check_cell(nonstiff, "nonstiff", "t, z, x")
         self.stiff, self.nonstiff = stiff, nonstiff
+        self._timed = {
+            name: takes_time(part, otherwise=True)
+            for name, part in (("stiff", stiff), ("nonstiff", nonstiff))
+        }
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether one of the parts is a function of (t, z, x)."""
+        return any(self._timed.values())
 
     def forward(self, *arguments: Any) -> Any:
         """The sum, shaped like z.
@@ -64,10 +73,11 @@ class SplitField(nn.Module):
 
     def _part(self, name: str, arguments: tuple[Any, ...]) -> Any:
         part = getattr(self, name)
+        given = arguments if self._timed[name] else arguments[-2:]
         try:
-            return part(*arguments)
+            return part(*given)
         except TypeError as error:
-            check_call(error, part, name, "t, z, x" if len(arguments) > 2 else "z, x")
+            check_call(error, part, name, "t, z, x" if len(given) > 2 else "z, x")
             raise
 
 

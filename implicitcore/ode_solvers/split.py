@@ -45,7 +45,7 @@ def _split(system: System) -> Split | None:
 
 
 def _part(system: System, whole: VectorField, part: Callable[..., Any]) -> System:
-    field = VectorField(part, autonomous=whole.autonomous, exact_time=whole.exact_time)
+    field = VectorField(part, autonomous=whole.autonomous or None, exact_time=whole.exact_time)
     problem = replace(system.problem, dynamics=field)
     context = amended(system.context, memory=system.context.memory.fork())
     return amended(system, problem=problem, context=context)

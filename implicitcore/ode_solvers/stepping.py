@@ -182,7 +182,7 @@ class Stepping:
 
 @eager
 def stepping(  # noqa: PLR0913 - keyword options
-    v: Callable[[Tensor, Any, Any], Any],
+    v: Callable[..., Any],
     z0: Any,
     x: Any = None,
     *,

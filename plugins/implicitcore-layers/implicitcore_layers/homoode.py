@@ -7,9 +7,9 @@ from typing import Any, Literal, Unpack, final
 
 from torch import Tensor
 
-from implicitcore import LearnedInitialGuess, SolveResult, VectorField, start_loss
+from implicitcore import LearnedInitialGuess, SolveResult, start_loss
 from implicitcore.extend import Count, OptionOf, Shape
-from implicitcore_layers.neural_ode import Flow, FlowOptions
+from implicitcore_layers.neural_ode import Flow, FlowOptions, field_of
 
 
 @final
@@ -23,8 +23,8 @@ class HomoODE(Flow):
     is no residual: the horizon ends the solve.
 
     Arguments:
-        cell: F, a module or function of (z, c) that returns a state shaped like z; of (t, z, c)
-            where not ``autonomous``, with t as ``[batch, 1, ..., 1]``.
+        cell: F, a module or function of (z, c), or of (t, z, c) with t as ``[batch, 1, ..., 1]``,
+            that returns a state shaped like z.
         channels: of the state, its first dimension after the batch; for a state of several tensors
             one number for each.
         init: what z0 begins at: ``"signs"`` is -1 and 1 in turn, ``"normal"`` draws from a standard
@@ -34,7 +34,7 @@ class HomoODE(Flow):
             states; ``Adjoint()`` with a solver that shows no steps.
         horizon: the end time.
         shape: of one sample's state; None is that of c.
-        autonomous: the cell does not take the time.
+        autonomous: the cell does not take the time; None is what its signature says.
         backend: the kernels of the inner loop.
         on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"``, ``"mask"`` or
             ``"ignore"``; see
@@ -58,11 +58,11 @@ class HomoODE(Flow):
         channels: Count | tuple[Count, ...],
         init: Literal["signs", "normal"] | float | tuple[float, ...] = "signs",
         shape: Shape | None = None,
-        autonomous: bool = True,
+        autonomous: bool | None = None,
         **options: Unpack[FlowOptions],
     ) -> None:
         start = LearnedInitialGuess(channels, shape, init)
-        super().__init__(VectorField(cell, autonomous=autonomous), start, **options)
+        super().__init__(field_of(cell, autonomous), start, **options)
 
     def regularizer(self, solution: SolveResult) -> Tensor:
         """smooth-L1 of z0 to the detached z(horizon)."""

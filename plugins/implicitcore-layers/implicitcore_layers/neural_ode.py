@@ -26,6 +26,7 @@ from implicitcore.extend import (
     Positive,
     Spec,
     StepwiseODESolver,
+    takes_time,
 )
 
 
@@ -34,6 +35,13 @@ class FlowOptions(LayerOptions, total=False):
 
     ode_solver: ODESolver | Spec
     horizon: float
+
+
+def field_of(cell: Callable[..., Any], autonomous: bool | None) -> VectorField:
+    """The vector field of a cell, which takes (z, x) where its signature does not say."""
+    if autonomous is None:
+        autonomous = not takes_time(cell, otherwise=False)
+    return VectorField(cell, autonomous=autonomous)
 
 
 def _default_gradient(layer: Flow) -> GradientStrategy:
@@ -76,15 +84,14 @@ class NeuralODE(Flow):
     """dz/dt = f(z, x) from z(0) = x, or from another start; the output is z(horizon).
 
     Arguments:
-        cell: f, a module or function of (z, x); of (t, z, x) where not ``autonomous``, with t as
-            ``[batch, 1, ..., 1]``.
+        cell: f, a module or function of (z, x), or of (t, z, x) with t as ``[batch, 1, ..., 1]``.
         start: where z(0) comes from, by default x; ``"zeros"`` for a field that takes x at each
             time, ``{"name": "learned", "channels": 64}``, or any other.
         ode_solver: integrates.
         gradient: default ``Checkpointed()``, the exact gradient of the steps in the memory of a few
             states; ``Adjoint()`` with a solver that shows no steps.
         horizon: the end time.
-        autonomous: the cell does not take the time.
+        autonomous: the cell does not take the time; None is what its signature says.
         backend: the kernels of the inner loop.
         on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"``, ``"mask"`` or
             ``"ignore"``; see
@@ -104,10 +111,10 @@ class NeuralODE(Flow):
         cell: Callable[..., Any],
         *,
         start: InitialGuess | Spec | None = None,
-        autonomous: bool = True,
+        autonomous: bool | None = None,
         **options: Unpack[FlowOptions],
     ) -> None:
-        super().__init__(VectorField(cell, autonomous=autonomous), start, **options)
+        super().__init__(field_of(cell, autonomous), start, **options)
 
 
 @final
@@ -118,14 +125,14 @@ class AugmentedNeuralODE(Flow):
     another. With further channels, which begin at zero, they pass each other there.
 
     Arguments:
-        cell: f, a module or function of (z, x), z with the added channels and x without them; of
-            (t, z, x) where not ``autonomous``, with t as ``[batch, 1, ..., 1]``.
+        cell: f, a module or function of (z, x), or of (t, z, x) with t as ``[batch, 1, ..., 1]``; z
+            with the added channels and x without them.
         extra: how many channels are added to x, in its first dimension after the batch.
         ode_solver: integrates.
         gradient: default ``Checkpointed()``, the exact gradient of the steps in the memory of a few
             states; ``Adjoint()`` with a solver that shows no steps.
         horizon: the end time.
-        autonomous: the cell does not take the time.
+        autonomous: the cell does not take the time; None is what its signature says.
         backend: the kernels of the inner loop.
         on_failure: what becomes of samples that fail: ``"warn"``, ``"raise"`` or ``"mask"``; see
             :class:`ImplicitLayer`.
@@ -146,7 +153,7 @@ class AugmentedNeuralODE(Flow):
         cell: Callable[..., Any],
         *,
         extra: Count,
-        autonomous: bool = True,
+        autonomous: bool | None = None,
         **options: Unpack[FlowOptions],
     ) -> None:
-        super().__init__(VectorField(cell, autonomous=autonomous), Augmented(extra), **options)
+        super().__init__(field_of(cell, autonomous), Augmented(extra), **options)
