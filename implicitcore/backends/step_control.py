@@ -127,6 +127,11 @@ def scaled_error(
 ) -> Tensor:
     """The error in units of what is allowed, ``[batch]``."""
     found = backend.error_norm(error, z, z_next, rule.rtol, rule.atol)
+    return beside_move(rule, found, z, z_next, error)
+
+
+def beside_move(rule: StepRule, found: Tensor, z: Tensor, z_next: Tensor, error: Tensor) -> Tensor:
+    """The same, and in units of the step's own move where that is bounded, ``[batch]``."""
     if rule.move_bound < torch.inf:
         move = norm(z_next - z).clamp(min=torch.finfo(found.dtype).tiny)
         found = torch.maximum(found, norm(error) / (rule.move_bound * move))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicitcore.errors import InputError
 from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.error_scale import allowed
 from implicitcore.ode_solvers.implicit_tableaus import ImplicitTableau
 from implicitcore.ode_solvers.newton_step import NewtonStep
 from implicitcore.ode_solvers.simplified_newton import Units
@@ -149,7 +150,7 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
     def frame(self, dt: Tensor, z: Tensor, state: StepCache) -> Frame:
         """What the stages of a step share."""
         del dt, state
-        return Frame(z, z.abs() * self.rtol + self.atol, None)
+        return Frame(z, allowed(z.abs(), self.rtol, self.atol), None)
 
     def _newton(self, sequence: StageSequence, kept: Kept) -> NewtonStep:
         frame, coupling = sequence.frame, self.coupling(sequence.frame.z)

@@ -13,6 +13,7 @@ from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.dop853_tableau import DOP853 as DOP853_TABLEAU
 from implicitcore.ode_solvers.dop853_tableau import DOP853_ERROR_3
+from implicitcore.ode_solvers.error_scale import measured
 from implicitcore.ode_solvers.explicit_stages import EqualStep, equal_step, stages_of, sums_of
 from implicitcore.ode_solvers.moments import moments_of
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
@@ -292,9 +293,7 @@ class DOP853(AdaptiveRungeKutta):
         with torch.no_grad():
             backend, stages = system.backend, step.stages
             third_error = backend.stage_combination(None, dt, stages, DOP853_ERROR_3)
-            fifth, third = (
-                backend.error_norm(error, z, step.z, self.rtol, self.atol)
-                for error in (step.error, third_error)
-            )
+            kept = backend, z, step.z, self.rtol, self.atol, self.norm
+            fifth, third = (measured(error, *kept) for error in (step.error, third_error))
             both = torch.hypot(fifth, 0.1 * third).clamp(min=torch.finfo(fifth.dtype).tiny)
             return step._replace(error=step.error * column(fifth / both).to(z.dtype))

@@ -9,16 +9,21 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from implicitcore.backends.step_control import StepRule, next_size, remembered, scaled_error
-from implicitcore.errors import ConvergenceWarning
+from implicitcore.backends.step_control import StepRule, beside_move, next_size, remembered
+from implicitcore.ode_solvers.error_scale import (
+    Absolute,
+    allowed,
+    check_precision,
+    measured,
+    norm_of,
+)
 from implicitcore.ode_solvers.grid import Grid
 from implicitcore.ode_solvers.stops import Stops
 from implicitcore.ode_solvers.times import signed
 from implicitcore.options.shared import ErrorControl
-from implicitcore.options.types import Controller
-from implicitcore.system.repeated import owner_of, warn_repeatedly
+from implicitcore.options.types import Controller, ErrorNorm
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column, real_dtype, rms_norm
+from implicitcore.tensors.norms import column, real_dtype
 
 
 class StepDecision(NamedTuple):
@@ -30,7 +35,7 @@ class StepDecision(NamedTuple):
     error: Tensor  # [batch], the scaled error, not finite where the step was not
 
 
-_EXPONENTS: dict[Controller, tuple[float, ...]] = {
+_EXPONENTS = {
     "i": (1.0,),
     "pi": (0.7, -0.4),
     "pid": (0.49, -0.34, 0.1),
@@ -151,8 +156,8 @@ class Adaptive(StepSize):
     With e_n, e_n-1 and e_n-2 the scaled errors of the last accepted steps, which go with dt^order,
     the next step is the last times 0.9 e_n^(-a / order) e_n-1^(-b / order) e_n-2^(-c / order),
     where (a, b, c) is (1, 0, 0) for the integral controller, (0.7, -0.4, 0) for the
-    proportional-integral one, and (0.49, -0.34, 0.1) with a derivative term. After a rejection it
-    is the integral one.
+    proportional-integral one, and (0.49, -0.34, 0.1) with a derivative term; or what is given.
+    After a rejection it is the integral one.
 
     An error within that tolerance can still be larger than what is left of the way to a steady
     state, and the residual then never falls below the tolerance of the steps. So an integration to
@@ -167,7 +172,7 @@ class Adaptive(StepSize):
     """
 
     rtol: float
-    atol: float
+    atol: Absolute
     order: int | Tensor
     first_step: float | None = None
     safety: float = 0.9
@@ -178,6 +183,7 @@ class Adaptive(StepSize):
     min_step: float = 0.0
     max_step: float = torch.inf
     steady_bound: float = 0.3
+    norm: ErrorNorm | None = None
     hits_times: ClassVar[bool] = False
 
     @classmethod
@@ -199,27 +205,23 @@ class Adaptive(StepSize):
             min_step=control.min_step,
             max_step=torch.inf if control.max_step is None else control.max_step,
             steady_bound=steady_bound,
+            norm=control.norm,
         )
 
     def first(
         self, system: System, t: Tensor, z: Tensor, velocity: Tensor, remaining: Tensor
     ) -> Tensor:
         """``first_step``, or an estimate from the velocity's size and change: one evaluation."""
-        self._check(system, z.dtype)
+        check_precision(system, z.dtype, self.rtol, self.atol)
+        scale = allowed(z.abs().to(real_dtype(z)), self.rtol, self.atol)
         if self.first_step is not None:
             return torch.full_like(t, min(self.first_step, self.max_step))
-        scale = z.abs().to(real_dtype(z)) * self.rtol + self.atol
-        size, speed = rms_norm(z / scale), rms_norm(velocity / scale)
+        size, speed = (norm_of((part / scale).abs(), self.norm) for part in (z, velocity))
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t)
         trial = torch.minimum(trial, remaining.abs())  # the field may not be defined beyond the end
         ahead = signed(trial, remaining)
-        bend = (
-            rms_norm(
-                (system.velocity(t + ahead, z + column(ahead).to(z.dtype) * velocity) - velocity)
-                / scale
-            )
-            / trial
-        )
+        there = system.velocity(t + ahead, z + column(ahead).to(z.dtype) * velocity)
+        bend = norm_of(((there - velocity) / scale).abs(), self.norm) / trial
         steepest = torch.maximum(speed, bend)
         better = torch.where(
             steepest <= 1e-15, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.order)
@@ -229,24 +231,6 @@ class Adaptive(StepSize):
             .nan_to_num(1e-6)
             .clamp(self.min_step, self.max_step)
         )
-
-    def _check(self, system: System, dtype: torch.dtype) -> None:
-        """Warn of tolerances that rounding alone exceeds, for a state of size one.
-
-        Half precision is held to that of its norms.
-        """
-        eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
-        if self.rtol + self.atol < eps and not torch.compiler.is_compiling():
-            warn_repeatedly(
-                owner_of(system.dynamics),
-                "precision",
-                lambda: (
-                    f"rtol={self.rtol:g} and atol={self.atol:g} are below the precision of "
-                    f"{dtype}, {eps:.2g}: steps will be small and "
-                    "no more accurate; use larger tolerances, or torch.float64"
-                ),
-                ConvergenceWarning,
-            )
 
     def steady_state(self) -> Adaptive:
         """With the error kept below ``steady_bound`` of the move, and a first step of one.
@@ -262,11 +246,12 @@ class Adaptive(StepSize):
     @property
     def exponents(self) -> tuple[float, ...]:
         """(a, b, c), as far as they are not zero."""
-        return _EXPONENTS[self.controller]
+        given = self.controller
+        return given if isinstance(given, tuple) else _EXPONENTS[given]
 
     def remember(self, accept: Tensor, error: Tensor, last: Tensor) -> Tensor:
         """The errors of the last accepted steps, as many as the controller looks at."""
-        return remembered(self.rule, accept, error, last)
+        return remembered(self._rule, accept, error, last)
 
     def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """The step, shortened to arrive."""
@@ -274,8 +259,13 @@ class Adaptive(StepSize):
         return dt, dt == remaining
 
     @property
-    def rule(self) -> StepRule:
+    def rule(self) -> StepRule | None:
         """See :meth:`StepSize.rule`."""
+        plain = self.norm is None and not isinstance(self.atol, tuple)
+        return self._rule if plain else None
+
+    @property
+    def _rule(self) -> StepRule:
         return StepRule(*(getattr(self, name) for name in StepRule._fields))
 
     def accept(
@@ -290,8 +280,9 @@ class Adaptive(StepSize):
         """Accept an error of at most one."""
         if error is None:
             return StepDecision(torch.ones_like(size, dtype=torch.bool), size, last)
-        rule = self.rule
-        found = scaled_error(system.backend, rule, z, z_next, error).to(size)
+        rule, scale = self._rule, (self.rtol, self.atol, self.norm)
+        found = measured(error, system.backend, z, z_next, *scale)
+        found = beside_move(rule, found, z, z_next, error).to(size)
         accept = found <= 1
         following = next_size(rule, found, size, last, self.order, accept)
         return StepDecision(accept, following, found)

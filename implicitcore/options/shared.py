@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from implicitcore.options.options import Options
-from implicitcore.options.types import Controller, Count, Positive, Tolerance
+from implicitcore.options.types import Controller, Count, ErrorNorm, Positive, Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,12 @@ class ErrorTolerance(Options):
 
     Attributes:
         rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step, in the units of z.
+        atol: absolute tolerance of a step, in the units of z: a number, or one for each number in
+            the state of a sample, as it is flattened.
     """
 
     rtol: Positive = 1e-3
-    atol: Positive = 1e-6
+    atol: Positive | tuple[Positive, ...] = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +73,20 @@ class ErrorControl(ErrorTolerance):
     Attributes:
         first_step: the first step, in the units of the times; None estimates it, at one evaluation.
         controller: how the next step follows from the errors of this one (``"i"``), of two
-            (``"pi"``) or of three (``"pid"``); see
+            (``"pi"``) or of three (``"pid"``), or their exponents (a, b, c); see
             :class:`~implicitcore.ode_solvers.step_size.Adaptive`. More memory, fewer rejections
             where stability limits the step.
         min_step: a sample that would need a shorter step has diverged; the last before an output
             time may be shorter.
         max_step: no step is longer, where given: for a field or an event that a long step would
             jump over.
+        norm: of a step's error: a function of the absolute values of the errors over what is
+            allowed, ``[batch, n]``, that returns ``[batch]``; a step with at most 1 is accepted.
+            None is the root mean square. Only Python can give it.
     """
 
     first_step: Positive | None = None
     controller: Controller = "pi"
     min_step: Tolerance = 0.0
     max_step: Positive | None = None
+    norm: ErrorNorm | None = None

@@ -7,11 +7,13 @@ relative to is said by the system (:meth:`implicitcore.System.scale`): ``|f(z)|`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+from annotated_types import Len
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
+from torch import Tensor
 
 Tolerance = Annotated[float, Field(ge=0)]
 """At least 0; 0 never stops."""
@@ -34,8 +36,12 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 """A whole number, 0 included."""
 
-Controller = Literal["i", "pi", "pid"]
-"""The step-size controller: integral, proportional-integral, or with a derivative term."""
+Controller = Literal["i", "pi", "pid"] | Annotated[tuple[float, ...], Len(1, 3)]
+"""The step-size controller: integral, proportional-integral, or with a derivative term; or the
+exponents of the last one to three errors."""
+
+ErrorNorm = Callable[[Tensor], Tensor]
+"""Of the errors over what is allowed, ``[batch, n]``, at least 0: one number a sample, [batch]."""
 
 OnFailure = Literal["raise", "warn", "mask", "ignore"]
 """What becomes of samples that do not converge: see :class:`implicitcore.ImplicitLayer`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from implicitcore.errors import ConvergenceWarning
 from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.error_scale import allowed
 from implicitcore.ode_solvers.runge_kutta import RK38
 from implicitcore.ode_solvers.stepwise import EqualSteps
 from implicitcore.options.shared import ErrorTolerance
@@ -102,7 +103,7 @@ class GridAdams(ErrorTolerance, EqualSteps[Past]):
 
     @torch.no_grad()
     def _converged(self, last: Tensor, move: Tensor) -> bool:
-        scale = torch.maximum(last.abs(), move.abs()) * self.rtol + self.atol
+        scale = allowed(torch.maximum(last.abs(), move.abs()), self.rtol, self.atol)
         return bool(((move - last).abs() < scale).all())
 
 

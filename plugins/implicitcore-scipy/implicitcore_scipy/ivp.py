@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import OdeSolver
 from torch import Tensor
 
-from implicitcore import ODESolver, Status, Trajectory
+from implicitcore import InputError, ODESolver, Status, Trajectory
 from implicitcore.extend import ErrorTolerance, Positive, StepLimit, Stop, System, check_times
 from implicitcore_scipy.sample import Array, Sample, check_real, one_by_one
 
@@ -163,6 +163,11 @@ class Stretch:
             if solver.first_step is None
             else {"first_step": min(solver.first_step, abs(self.times[-1] - self.times[0]))}
         )
+        if isinstance(solver.atol, tuple) and len(solver.atol) != y0.size:
+            raise InputError(
+                f"atol: expected a number, or {y0.size}, one for each in the state of a sample, "
+                f"received {len(solver.atol)}"
+            )
         longest: dict[str, Any] = {} if solver.max_step is None else {"max_step": solver.max_step}
         settings: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol, **first, **longest}
         settings |= solver.settings(self)

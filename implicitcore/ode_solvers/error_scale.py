@@ -1,0 +1,102 @@
+"""The units in which the error of a step is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from implicitcore.errors import ConvergenceWarning, InputError
+from implicitcore.options.shared import ErrorNorm
+from implicitcore.system.repeated import owner_of, warn_repeatedly
+from implicitcore.tensors.norms import real_dtype, rms_norm
+
+if TYPE_CHECKING:
+    from implicitcore.backends.base import Backend
+    from implicitcore.system.system import System
+
+Absolute = float | tuple[float, ...]
+"""atol: of all numbers of a state, or of each."""
+
+
+def allowed(magnitude: Tensor, rtol: float, atol: Absolute) -> Tensor:
+    """The error atol + rtol ``|z|`` that each number may have.
+
+    Arguments:
+        magnitude: ``|z|``, ``[batch, n]``.
+        rtol: relative tolerance.
+        atol: absolute tolerance, of all numbers or of each.
+
+    Raises:
+        InputError: there are not n of them.
+    """
+    if not isinstance(atol, tuple):
+        return magnitude * rtol + atol
+    if len(atol) != magnitude.shape[1]:
+        raise InputError(
+            f"atol: expected a number, or {magnitude.shape[1]}, one for each in the state of a "
+            f"sample, received {len(atol)}"
+        )
+    return magnitude * rtol + magnitude.new_tensor(atol)
+
+
+def measured(  # noqa: PLR0913 - a formula
+    error: Tensor,
+    backend: Backend,
+    z: Tensor,
+    z_next: Tensor,
+    rtol: float,
+    atol: Absolute,
+    norm: ErrorNorm | None,
+) -> Tensor:
+    """The norm of the error over what is allowed, ``[batch]``.
+
+    By the backend where it is the root mean square, with one atol.
+
+    Raises:
+        InputError: ``norm`` returns something else.
+    """
+    if norm is None and not isinstance(atol, tuple):
+        return backend.error_norm(error, z, z_next, rtol, atol)
+    larger = torch.maximum(z.abs(), z_next.abs()).to(real_dtype(z))
+    scaled = error.abs() / allowed(larger, rtol, atol)
+    return norm_of(scaled, norm)
+
+
+def norm_of(scaled: Tensor, norm: ErrorNorm | None) -> Tensor:
+    """``[batch]`` of ``[batch, n]``.
+
+    Raises:
+        InputError: ``norm`` returns something else.
+    """
+    if norm is None:
+        return rms_norm(scaled)
+    found = norm(scaled)
+    if isinstance(found, Tensor) and found.shape == scaled.shape[:1] and not found.is_complex():
+        return found.to(real_dtype(scaled))
+    said = f"shape {[*found.shape]}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    raise InputError(
+        f"norm: expected it to return real numbers of shape [{len(scaled)}] from "
+        f"{[*scaled.shape]}, received {said}"
+    )
+
+
+def check_precision(system: System, dtype: torch.dtype, rtol: float, atol: Absolute) -> None:
+    """Warn of tolerances that rounding alone exceeds, for a state of size one.
+
+    Half precision is held to that of its norms.
+    """
+    eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
+    least = min(atol) if isinstance(atol, tuple) else atol
+    if rtol + least < eps and not torch.compiler.is_compiling():
+        warn_repeatedly(
+            owner_of(system.dynamics),
+            "precision",
+            lambda: (
+                f"rtol={rtol:g} and atol={least:g} are below the precision of "
+                f"{dtype}, {eps:.2g}: steps will be small and "
+                "no more accurate; use larger tolerances, or torch.float64"
+            ),
+            ConvergenceWarning,
+        )
