@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import math
 from typing import Any
 
@@ -135,14 +136,18 @@ def test_no_option_is_infinite(cls):
     for name, option in options_of(cls).items():
         if "float" not in option.type_text:
             continue
-        for value in (math.inf, -math.inf, math.nan):
-            with pytest.raises(ic.ConfigError, match=f"{name}: expected a finite number"):
-                cls(**{name: value})
-            with pytest.raises(ic.ConfigError, match=f"{name}: expected a finite number"):
-                ic.create(cls.kind, REGISTRY.name_of(cls), **{name: value})
-        for text in (".inf", "1e999", "nan"):
-            with pytest.raises(ic.ConfigError, match=f"{name}: expected a"):
-                ic.create(cls.kind, REGISTRY.name_of(cls), **{name: text})
+        forms = [lambda value: value] if "float" in option.type_text.split(" | ") else []
+        forms += [lambda value: (1.0, value)] if "tuple[float" in option.type_text else []
+        assert forms
+        for form, value in itertools.product(forms, (math.inf, -math.inf, math.nan)):
+            said = rf"{name}(\[1\])?: expected a finite number"
+            with pytest.raises(ic.ConfigError, match=said):
+                cls(**{name: form(value)})
+            with pytest.raises(ic.ConfigError, match=said):
+                ic.create(cls.kind, REGISTRY.name_of(cls), **{name: form(value)})
+        for form, text in itertools.product(forms, (".inf", "1e999", "nan")):
+            with pytest.raises(ic.ConfigError, match=rf"{name}(\[1\])?: expected a"):
+                ic.create(cls.kind, REGISTRY.name_of(cls), **{name: form(text)})
 
 
 def test_yaml_has_no_infinite_option_either(tmp_path):
