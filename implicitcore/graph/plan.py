@@ -161,7 +161,8 @@ class Plan:
         def forward(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             return tuple(run(solver, system(*tensors), z0, horizon))
 
-        return compiled(forward, device=self.kinds[0].device)
+        in_cpp = not follows_field(solver)
+        return compiled(forward, device=self.kinds[0].device, in_cpp=in_cpp)
 
     def _as_system(self) -> Callable[..., GraphSystem]:
         """The tensors -> the map that they make."""
@@ -205,4 +206,4 @@ class Plan:
             gradients = others.inside(u, *others.before(z, *tensors))
             return found.residual, found.status, found.evaluations, *gradients
 
-        return compiled(backward, device=self.kinds[0].device)
+        return compiled(backward, device=self.kinds[0].device, in_cpp=True)
