@@ -97,7 +97,8 @@ class CompiledFunction:
 
     def _compile(self, graph: Any, examples: list[Any]) -> Callable[..., Any]:
         """The compiler, which ``torch.compile`` calls with a graph for each kind of arguments."""
-        run: Any = lookup_backend("inductor")(graph, examples, config_patches=self.options)
+        inductor: Any = lookup_backend("inductor")
+        run = inductor(graph, examples, config_patches=self.options)
 
         def recorded(*arguments: Any) -> Any:
             results = run(*arguments)

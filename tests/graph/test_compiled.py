@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ class Recorded(CompiledFunction):
         super().__init__(function, {})
         self.graphs = 0
 
-    def _compile(self, graph, examples):
+    def _compile(self, graph: Any, examples: list[Any]) -> Any:
+        del examples
         self.graphs += 1
 
         def recorded(*arguments):
@@ -32,10 +34,16 @@ class Recorded(CompiledFunction):
         return recorded
 
 
-def _checked(monkeypatch, function) -> list[int]:
+def _checked(monkeypatch: pytest.MonkeyPatch, function: Any) -> list[int]:
     """Grows by one at each call that torch checks."""
-    seen, checked = [], function._checked
-    monkeypatch.setattr(function, "_checked", lambda *tensors: seen.append(1) or checked(*tensors))
+    seen: list[int] = []
+    checked = function._checked
+
+    def counted(*tensors: torch.Tensor) -> Any:
+        seen.append(1)
+        return checked(*tensors)
+
+    monkeypatch.setattr(function, "_checked", counted)
     return seen
 
 
@@ -113,7 +121,7 @@ def test_what_a_loop_reads_has_a_memory_of_its_own():
     size = graph.call_function(torch.ops.aten.sym_size.int, (z, 0))
     for node in (z, weight, view):
         node.meta["val"] = value
-    loop = graph.call_function(while_loop_op, ("going", "step", (z,), (weight, view, size)))
+    loop: Any = graph.call_function(while_loop_op, ("going", "step", (z,), (weight, view, size)))
     graph.output(loop)
     OwnInputs()(graph)
     _, _, carried, read = loop.args
