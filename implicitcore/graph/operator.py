@@ -107,6 +107,8 @@ def _constant(leaf: Any) -> Any:
 
 def marks(x: Any) -> list[bool]:
     """Of each leaf of x whether it is marked as shared."""
+    if isinstance(x, Tensor):
+        return [False]
     found = []
     for node in pytree.tree_leaves(x, is_leaf=lambda node: isinstance(node, Shared)):
         marked = isinstance(node, Shared)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
 
 from implicitcore.dynamics.base import Dynamics
+from implicitcore.graph.compiled import compiled
 from implicitcore.graph.linear import linear_solve
 from implicitcore.graph.reads import Reads
 from implicitcore.graph.solvers import follows_field, run
@@ -162,7 +161,8 @@ class Plan:
         def forward(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             return tuple(run(solver, system(*tensors), z0, horizon))
 
-        return compiled(forward, device=self.kinds[0].device)
+        in_cpp = not follows_field(solver)
+        return compiled(forward, device=self.kinds[0].device, in_cpp=in_cpp)
 
     def _as_system(self) -> Callable[..., GraphSystem]:
         """The tensors -> the map that they make."""
@@ -206,21 +206,4 @@ class Plan:
             gradients = others.inside(u, *others.before(z, *tensors))
             return found.residual, found.status, found.evaluations, *gradients
 
-        return compiled(backward, device=self.kinds[0].device)
-
-
-_COUNT = count()
-
-
-def compiled(function: Any, *, device: torch.device | None = None) -> Callable[..., Any]:
-    """One graph of the function, for any size of the batch, and for a device where one is given."""
-    # With a code of its own: what torch learns of one, as which numbers change, is kept by it.
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COUNT)}")
-    function = FunctionType(code, function.__globals__, closure=function.__closure__)
-    # Not cpp_wrapper: faster by a half, it was seen to free memory twice in a loop (torch 2.13).
-    options: dict[str, Any] = {"cpp_wrapper": False}
-    if device is not None and device.type == "cpu":
-        # The state of a loop is in the order of its entries: with the channels last, each
-        # convolution would reorder it, and the kernel, and back.
-        options["layout_optimization"] = False
-    return torch.compile(function, fullgraph=True, options=options)
+        return compiled(backward, device=self.kinds[0].device, in_cpp=True)

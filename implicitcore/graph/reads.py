@@ -40,25 +40,26 @@ class Reads:
         roots = (dynamics, *captured_modules(dynamics))
         modules = tuple(dict.fromkeys(part for root in roots for part in root.modules()))
         owned = tuple((module, name) for module in modules for name in _tensors(module))
-        return cls(dynamics, modules, owned, _built(modules), _values(modules), set())
+        return cls(dynamics, modules, owned, *_seen(modules), set())
 
-    def holds(self, dynamics: nn.Module) -> bool:
-        """Whether all is where it was; the tensors may be others."""
-        return dynamics is self.dynamics and self.built == _built(self.modules)
+    def compared(self, dynamics: nn.Module) -> tuple[bool, bool]:
+        """Whether all is where it was, and whether the constants of a graph are what they were.
 
-    def same_values(self) -> bool:
-        """Whether the attributes that are constants of a graph are what they were."""
-        now = _values(self.modules)
-        return now == self.values or self._changed(now, self.values) <= self.written
+        The tensors may be others.
+        """
+        built, now = _seen(self.modules)
+        if dynamics is not self.dynamics or self.built != built:
+            return False, False
+        return True, now == self.values or self._changed(now, self.values) <= self.written
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
         """What f writes in the block is no constant that another call has changed."""
-        before = _values(self.modules)
+        before = _seen(self.modules)[1]
         try:
             yield
         finally:
-            self.written.update(self._changed(_values(self.modules), before))
+            self.written.update(self._changed(_seen(self.modules)[1], before))
 
     @staticmethod
     def _changed(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> set[tuple[int, str]]:
@@ -71,38 +72,35 @@ class Reads:
         }
 
 
-def _values(modules: tuple[nn.Module, ...]) -> list[dict[str, Any]]:
+def _seen(modules: tuple[nn.Module, ...]) -> tuple[tuple[Any, ...], list[dict[str, Any]]]:
+    """``built`` and ``values`` of :class:`Reads`, by one look at each function."""
     # The mode is looked at by itself: what was compiled in the other one stays.
-    found = [_plain(vars(module), lambda name: name != "training") for module in modules]
+    values = [_plain(vars(module), _is_no_mode) for module in modules]
+    built = []
     for module in modules:
-        for _, names, known in reached(module):
-            found.append(_plain(known, lambda name: True))
+        reaches = list(reached(module))
+        for _, names, known in reaches:
+            values.append(_plain(known, None))
             for value in known.values():
                 if isinstance(value, nn.Module):
-                    found.append(_plain(vars(value), names.__contains__))
-    return found
+                    values.append(_plain(vars(value), names.__contains__))
+        parts = [part for reach in reaches for part in _parts(reach)]
+        hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
+        built.append((*module._modules.values(), *parts, *hooks, *_tensors(module)))
+    return tuple(built), values
 
 
-def _plain(values: dict[str, Any], takes: Callable[[str], bool]) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if is_plain(type(v)) and takes(k)}
+def _is_no_mode(name: str) -> bool:
+    return name != "training"
+
+
+def _plain(values: dict[str, Any], takes: Callable[[str], bool] | None) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if is_plain(type(v)) and (takes is None or takes(k))}
 
 
 def _tensors(module: nn.Module) -> list[str]:
     owned = module._parameters, module._buffers
     return [name for tensors in owned for name, tensor in tensors.items() if tensor is not None]
-
-
-def _built(modules: tuple[nn.Module, ...]) -> tuple[Any, ...]:
-    return tuple(
-        (
-            *module._modules.values(),
-            *(part for reach in reached(module) for part in _parts(reach)),
-            *module._forward_pre_hooks.values(),
-            *module._forward_hooks.values(),
-            *_tensors(module),
-        )
-        for module in modules
-    )
 
 
 def _parts(reach: tuple[Any, Any, dict[str, Any]]) -> list[Any]:

@@ -1,0 +1,124 @@
+"""Functions of tensors as one compiled graph, called with as little as can be in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+from threading import local
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._dynamo.guards import GlobalStateGuard
+from torch._dynamo.backends.registry import lookup_backend
+
+from implicitcore.graph.loop_inputs import OwnInputs
+
+_COUNT = count()
+_KINDS = (Tensor, torch.nn.Parameter)
+_MOST = 256  # kinds of arguments that are kept
+
+
+def compiled(
+    function: Any, *, device: torch.device | None = None, in_cpp: bool = False
+) -> Callable[..., Any]:
+    """One graph of the function, for any size of the batch, and for a device where one is given.
+
+    On a CPU its loop is in C++ where ``in_cpp``; from Python it takes a half more in small states.
+    """
+    # With a code of its own: what torch learns of one, as which numbers change, is kept by it.
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COUNT)}")
+    function = FunctionType(code, function.__globals__, closure=function.__closure__)
+    options: dict[str, Any] = {"cpp_wrapper": False}
+    if device is not None and device.type == "cpu":
+        # The state of a loop is in the order of its entries: with the channels last, each
+        # convolution would reorder it, and the kernel, and back.
+        options["layout_optimization"] = False
+        if in_cpp:
+            options |= {"cpp_wrapper": True, "post_grad_custom_post_pass": OwnInputs()}
+    return CompiledFunction(function, options)
+
+
+class _Entry(NamedTuple):
+    """What was compiled for arguments of one kind."""
+
+    run: Callable[..., Any]
+    arguments: tuple[tuple[int | None, Any], ...]  # the places of those tensors, or what else
+    results: tuple[int, ...]  # the places of the function's among those of ``run``
+    settings: GlobalStateGuard  # of torch, that it was compiled under
+
+
+class CompiledFunction:
+    """A function of tensors in one graph for all sizes of the batch, as ``torch.compile`` gives it.
+
+    At each call torch checks all that a function may read, which takes longer than a small graph.
+    This one reads its tensors alone, so their kinds and the settings of torch say which graph it
+    is: what ran for the same ones before is called itself.
+
+    Arguments:
+        function: of tensors, to a tuple of tensors; it reads nothing else that changes.
+        options: of the compiler.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        self.options = options
+        self.entries: dict[tuple[Any, ...], _Entry] = {}
+        self._checked: Any = torch.compile(function, fullgraph=True, backend=self._compile)
+        self._ran = local()  # what a checked call came to, in its thread
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What the function gives."""
+        if torch._C._len_torch_dispatch_stack() or any(type(t) not in _KINDS for t in tensors):
+            return self._checked(*tensors)
+        key = _key(tensors)
+        entry = self.entries.get(key)
+        if entry is None or not entry.settings.check():
+            return self._learn(key, tensors)
+        found = entry.run(
+            *(what if place is None else tensors[place] for place, what in entry.arguments)
+        )
+        return tuple([found[place] for place in entry.results])
+
+    def _learn(self, key: tuple[Any, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """By torch's own checks, which find the graph or make it."""
+        settings = GlobalStateGuard()
+        found = self._checked(*tensors)
+        run, arguments, results = self._ran.__dict__.pop("last", (None, (), ()))
+        given = [(_place(argument, tensors), argument) for argument in arguments]
+        taken = [_place(result, results) for result in found]
+        known = all(type(what) is int for place, what in given if place is None)
+        if run is not None and known and None not in taken:
+            if len(self.entries) == _MOST:
+                self.entries.clear()
+            arguments = tuple((place, what if place is None else None) for place, what in given)
+            self.entries[key] = _Entry(run, arguments, tuple(taken), settings)  # pyright: ignore[reportArgumentType] - none is None
+        return found
+
+    def _compile(self, graph: Any, examples: list[Any]) -> Callable[..., Any]:
+        """The compiler, which ``torch.compile`` calls with a graph for each kind of arguments."""
+        inductor: Any = lookup_backend("inductor")
+        run = inductor(graph, examples, config_patches=self.options)
+
+        def recorded(*arguments: Any) -> Any:
+            results = run(*arguments)
+            self._ran.last = run, arguments, results
+            return results
+
+        return recorded
+
+
+def _key(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What a graph is chosen by; two that are one tensor are one argument of it."""
+    first = {id(tensor): place for place, tensor in reversed([*enumerate(tensors)])}
+    return tuple(
+        (t.shape, t.stride(), t.dtype, t.requires_grad, torch._C._dispatch_keys(t).raw_repr())
+        for t in tensors
+    ) + tuple(first[id(tensor)] for tensor in tensors)
+
+
+def _place(value: Any, among: Iterable[Any]) -> int | None:
+    """Where a tensor is among others."""
+    if not isinstance(value, Tensor):
+        return None
+    return next((place for place, other in enumerate(among) if other is value), None)

@@ -1,0 +1,41 @@
+"""What a loop in compiled C++ reads, with a memory of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._higher_order_ops.while_loop import while_loop_op
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+
+class OwnInputs(CustomGraphPass):
+    """Copies, before a loop, what its iterations read and the graph has computed.
+
+    In the C++ that torch 2.13 writes, a tensor that a loop reads and that is a view shaped like its
+    base is freed at each use of its name: in its first iteration, and in each one after. A copy is
+    no view. It is fused with what it copies, and made once a solve.
+    """
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Change the graph, the last before it is lowered, in place."""
+        for loop in graph.find_nodes(op="call_function", target=while_loop_op):
+            going, step, carried, read = loop.args
+            with graph.inserting_before(loop):
+                loop.args = going, step, carried, tuple(_own(graph, node) for node in read)
+
+    def uuid(self) -> Any:
+        """What a cache of compiled graphs knows this by."""
+        return get_hash_for_files((__file__,))
+
+
+def _own(graph: fx.Graph, node: Any) -> Any:
+    if not isinstance(node, fx.Node) or node.op == "placeholder":
+        return node
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):  # a size of the batch
+        return node
+    copy = graph.call_function(torch.ops.aten.clone.default, (node,))
+    copy.meta["val"] = value
+    return copy

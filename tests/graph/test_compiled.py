@@ -1,0 +1,162 @@
+"""Functions of tensors in one graph: what is called without torch's checks, and loops in C++."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+from torch._higher_order_ops.while_loop import while_loop_op
+
+from implicitcore.graph.compiled import CompiledFunction
+from implicitcore.graph.loop_inputs import OwnInputs
+
+
+class Recorded(CompiledFunction):
+    """With a compiler that compiles nothing, and counts its graphs."""
+
+    def __init__(self, function) -> None:
+        super().__init__(function, {})
+        self.graphs = 0
+
+    def _compile(self, graph: Any, examples: list[Any]) -> Any:
+        del examples
+        self.graphs += 1
+
+        def recorded(*arguments):
+            results = graph(*arguments)
+            self._ran.last = graph, arguments, results
+            return results
+
+        return recorded
+
+
+def _checked(monkeypatch: pytest.MonkeyPatch, function: Any) -> list[int]:
+    """Grows by one at each call that torch checks."""
+    seen: list[int] = []
+    checked = function._checked
+
+    def counted(*tensors: torch.Tensor) -> Any:
+        seen.append(1)
+        return checked(*tensors)
+
+    monkeypatch.setattr(function, "_checked", counted)
+    return seen
+
+
+@torch.no_grad()
+def test_a_kind_that_was_met_is_not_checked_again(monkeypatch):
+    function = Recorded(lambda a, b: (a.sum(0) + b, a * 2))
+    seen = _checked(monkeypatch, function)
+    for batch, checks in ((3, 1), (3, 1), (5, 2), (5, 2), (3, 2), (7, 3)):
+        a, b = torch.randn(batch, 4), torch.randn(4)
+        found = function(a, b)
+        assert isinstance(found, tuple)
+        assert torch.equal(found[0], a.sum(0) + b)
+        assert torch.equal(found[1], a * 2)
+        assert len(seen) == checks
+    assert function.graphs == 2  # of three, and of any size
+
+
+@torch.no_grad()
+def test_what_a_graph_depends_on_is_told_apart():
+    function = Recorded(lambda a, b: (a @ b, a + b))
+    a, b = torch.randn(4, 4), torch.randn(4, 4)
+    for one, other in (
+        (a, b),
+        (a, a),  # one argument of its graph
+        (b, a),
+        (a.t(), b),
+        (a.double(), b.double()),
+        (torch.nn.Parameter(a), b),
+        (a[:, :3], b[:3, :3].expand(3, 3)),
+    ):
+        if one.shape != other.shape:
+            one = one[:3]
+        for _ in range(2):
+            found = function(one, other)
+            assert torch.equal(found[0], one @ other)
+            assert torch.equal(found[1], one + other)
+
+
+def test_another_setting_of_torch_is_checked(monkeypatch):
+    function = Recorded(lambda a: (a * 2,))
+    seen, a = _checked(monkeypatch, function), torch.ones(3)
+    with torch.no_grad():
+        function(a)
+        function(a)
+    assert len(seen) == 1
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with torch.no_grad():
+            function(a)
+        assert len(seen) == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def test_results_are_in_the_order_of_the_function():
+    function = Recorded(lambda a, b: (b + 1, a, b + 1, a + b))
+    a, b = torch.ones(3), torch.zeros(3)
+    for _ in range(2):
+        found = function(a, b)
+        assert [value[0].item() for value in found] == [1, 1, 1, 1]
+    function = Recorded(lambda a: (lambda c, d: (d, c, d))(a.cos(), a.sin()))
+    for _ in range(2):
+        found = function(a)
+        assert torch.equal(found[0], a.sin())
+        assert torch.equal(found[1], a.cos())
+        assert torch.equal(found[2], a.sin())
+
+
+def test_what_a_loop_reads_has_a_memory_of_its_own():
+    graph, value = fx.Graph(), torch.ones(2, 2)
+    z, weight = graph.placeholder("z"), graph.placeholder("w")
+    view = graph.call_function(torch.ops.aten.t.default, (weight,))
+    size = graph.call_function(torch.ops.aten.sym_size.int, (z, 0))
+    for node in (z, weight, view):
+        node.meta["val"] = value
+    loop: Any = graph.call_function(while_loop_op, ("going", "step", (z,), (weight, view, size)))
+    graph.output(loop)
+    OwnInputs()(graph)
+    _, _, carried, read = loop.args
+    assert (carried, read[0], read[2]) == ((z,), weight, size)
+    assert read[1].target is torch.ops.aten.clone.default
+    assert read[1].args == (view,)
+    graph.lint()
+
+
+PROGRAM = """
+import torch
+from torch._higher_order_ops.while_loop import while_loop
+from implicitcore.graph.compiled import compiled
+
+def solve(z, w):
+    same = w.unsqueeze(0).squeeze(0)  # a view shaped like its base
+    start = torch.zeros((), dtype=torch.int64), z
+    going, step = lambda k, z: k < 5, lambda k, z: (k + 1, (z @ same).tanh())
+    return while_loop(going, step, start)
+
+run, w = compiled(solve, device=torch.device("cpu"), in_cpp=True), torch.eye(4) / 2
+with torch.no_grad():
+    for batch in (2, 2, 3, 3):
+        z = expected = torch.rand(batch, 4)
+        for _ in range(5):
+            expected = (expected @ w).tanh()
+        torch.testing.assert_close(run(z, w)[1], expected)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_loop_in_cpp_frees_what_it_reads_once():
+    # In a process of its own, which it ended.
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
