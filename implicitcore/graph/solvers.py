@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from implicitcore.errors import ConfigError
-from implicitcore.graph.integration import STEPPERS, integrate, steady_state
+from implicitcore.graph.integration import STEPPERS, integrate
 from implicitcore.graph.loop import SOLVERS, solve
+from implicitcore.graph.steady import steady_state
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import GraphField, GraphSystem
 from implicitcore.ode_solvers.base import ODESolver

@@ -43,15 +43,14 @@ class StepGrid:
         known = index(past.gaps.shape[1]), dt.dtype, dt.device
         constants = _traced_constants if torch.compiler.is_compiling() else _constants
         lever, weights, lower, orders, one = constants(*known)
-        cumprod = _traced_cumprod if torch.compiler.is_compiling() else _cumprod
         pad = torch.nn.functional.pad
         step = column(torch.where(dt == 0, past.gaps[:, 0], dt.abs()))
         self.gaps = torch.cat((step, past.gaps[:, :-1] + step), 1)
         ratio = self.gaps / past.gaps
-        beta = cumprod(pad(ratio[:, :-1], (1, 0), value=1.0))
+        beta = cumprod_of(pad(ratio[:, :-1], (1, 0), value=1.0))
         # g_j is the integral over [0, 1] of prod_{i<j} (1 - (1 - u) dt / gap_i): the nodes of Gauss
         # are exact.
-        products = cumprod(torch.addcdiv(one, lever * step, self.gaps, value=-1))
+        products = cumprod_of(torch.addcdiv(one, lever * step, self.gaps, value=-1))
         self.g = pad((weights @ products.flatten(1)).view_as(self.gaps), (1, 0), value=1.0)
         self.moves = self.g * column(dt)
         known_order = torch.where(ratio[:, 0] > LONGER, past.order.clamp(max=1), past.order)
@@ -71,13 +70,13 @@ class StepGrid:
         return torch.addcmul(self.window, sizes, self.g).argmin(1)
 
 
-def _cumprod(factors: Tensor) -> Tensor:
-    """The products of the first, the first two, .. along the last dimension."""
-    return factors.cumprod(-1)
+def cumprod_of(factors: Tensor) -> Tensor:
+    """The products of the first, the first two, .. along the last dimension.
 
-
-def _traced_cumprod(factors: Tensor) -> Tensor:
-    """The same in a graph: product by product, for ONNX has no other, and a compiler fuses them."""
+    In a graph product by product, for ONNX has no other, and a compiler fuses them.
+    """
+    if not torch.compiler.is_compiling():
+        return factors.cumprod(-1)
     products = [factors[..., 0]]
     for place in range(1, index(factors.shape[-1])):
         products.append(products[-1] * factors[..., place])
@@ -138,8 +137,22 @@ def _flat_constants(size: int, dtype: torch.dtype, device: torch.device) -> Tens
         return torch.cat([constant.flatten() for constant in _constants(size, dtype, device)])
 
 
+def integrals_of(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """See :func:`_integrals`, which a graph takes as one constant."""
+    if not torch.compiler.is_compiling():
+        return _integrals(size, dtype, device)
+    lever, matrix = _flat_integrals(size, dtype, device).split([size, size * size])
+    return lever.view(size, 1, 1), matrix.view(size, size)
+
+
+@torch.compiler.assume_constant_result
+def _flat_integrals(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with unset_fake_temporarily():
+        return torch.cat([constant.flatten() for constant in _integrals(size, dtype, device)])
+
+
 @functools.cache
-def integrals(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _integrals(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """What makes a piece of a polynomial of degree ``size`` - 1 on [0, 1]: of its integral from 0.
 
     1 - u at ``size`` nodes ``[nodes, 1, 1]``, and the matrix ``[size, nodes]`` that takes its

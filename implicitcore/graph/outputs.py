@@ -1,0 +1,73 @@
+"""The states at output times between the ends of steps, and their cotangents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicitcore.graph.kept import Kept
+from implicitcore.ode_solvers.dense import evaluate
+
+
+class Passed(NamedTuple):
+    """Where the output times between the first and the last lie in the steps of each sample.
+
+    Each ``[times, batch]``.
+    """
+
+    step: Tensor  # int64, the one that came to it or beyond
+    share: Tensor  # of that step, where it lies
+    late: Tensor  # bool, no step came so far: the state is the last
+
+    @classmethod
+    def of(cls, due: Tensor, kept: Kept) -> Passed:
+        """Of all output times ``[T, batch]`` and the steps."""
+        sign = torch.where(due[-1] > due[0], 1, -1).to(due.dtype)
+        ends, inner = (kept.t * sign).T.contiguous(), due[1:-1]
+        # The first that ends there or behind: a step that was refused ends where it began.
+        step = torch.searchsorted(ends, (inner * sign).T.contiguous()).T
+        late = step == len(kept.t)
+        step = step.clamp(max=len(kept.t) - 1)
+        start = torch.cat((due[:1], kept.t[:-1])).gather(0, step)
+        share = (inner - start) / kept.dt.gather(0, step)
+        return cls(step, torch.where(late, 0, share), late)
+
+    def states(self, z0: Tensor, kept: Kept, pieces: Sequence[Tensor]) -> Tensor:
+        """``[times, batch, n]``.
+
+        Arguments:
+            z0: the first state, ``[batch, n]``.
+            kept: the steps.
+            pieces: the coefficients of their extensions after the first, ``[steps, batch, n]``.
+        """
+        before = torch.cat((z0[None], kept.z[:-1]))
+        rows = self._rows(len(z0))
+        parts = [stack.flatten(0, 1).index_select(0, rows) for stack in (before, *pieces)]
+        share = self.share.flatten().unsqueeze(1).to(z0.dtype)
+        found = evaluate(parts, share).view(*self.step.shape, -1)
+        return torch.where(self.late.unsqueeze(2), kept.z[-1], found)
+
+    def cotangents(self, v: Tensor, kept: Kept, coefficients: int) -> tuple[Tensor, list[Tensor]]:
+        """Of those of the states ``[times, batch, n]``: of the last state, and of each coefficient.
+
+        The former ``[batch, n]``, the latter ``[steps, batch, n]``.
+        """
+        late, n = self.late.unsqueeze(2), v.shape[2]
+        share, value = self.share.unsqueeze(2).to(v.dtype), torch.where(late, 0, v)
+        values = []
+        for place in range(coefficients):
+            values.append(value)
+            value = value * (share if place % 2 == 0 else 1 - share)
+        # One scatter of all coefficients: the times of a step are added in their order.
+        joined = torch.cat(values, 2).flatten(0, 1)
+        rows = self._rows(v.shape[1]).unsqueeze(1).expand_as(joined)
+        total = v.new_zeros(kept.t.numel(), joined.shape[1]).scatter_add(0, rows, joined)
+        stacks = [part.contiguous() for part in total.view(*kept.t.shape, -1).split(n, 2)]
+        return torch.where(late, v, 0).sum(0), stacks
+
+    def _rows(self, batch: int) -> Tensor:
+        """Each time's row among those of all steps and samples, ``[times * batch]``."""
+        return (self.step * batch + torch.arange(batch, device=self.step.device)).flatten()
