@@ -171,7 +171,7 @@ class Equilibrium(torch.autograd.Function):
         return None, None, *_spread(plan, found)
 
 
-class Trajectory(torch.autograd.Function):
+class KeptTrajectory(torch.autograd.Function):
     """A trajectory of a plan, with the gradient of its steps: its end, or its output times."""
 
     @staticmethod

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
 
+from implicitcore.graph.integration import Moving, Span, arrived, started
 from implicitcore.graph.kept import Kept
+from implicitcore.graph.stop import Found
+from implicitcore.graph.system import GraphField
 from implicitcore.ode_solvers.dense import evaluate
+from implicitcore.tensors.norms import column
 
 
 class Passed(NamedTuple):
@@ -71,3 +76,38 @@ class Passed(NamedTuple):
     def _rows(self, batch: int) -> Tensor:
         """Each time's row among those of all steps and samples, ``[times * batch]``."""
         return (self.step * batch + torch.arange(batch, device=self.step.device)).flatten()
+
+
+def integrate_over(solver: Any, field: GraphField, z0: Tensor, due: Tensor) -> Found:
+    """The states ``[T, batch, n]`` at the output times ``[T, batch]``, in one loop.
+
+    It carries them, and each step writes those that it passes: a graph has no list that grows. Its
+    steps are those of an integration from the first time to the last. Nothing can be raised here:
+    where the times of a sample are not in order, or not finite, its states are NaN.
+    """
+    count, between = due.shape[0], due.shape[0] > 2
+    steps, begin = started(solver, field, z0, Span.between(due[0], due[-1]), between=between)
+    forward = due[-1] > due[0]
+    ahead = torch.where(forward, due, -due)
+
+    def going(now: Moving, states: Tensor) -> Tensor:
+        del states
+        return steps.going(now)
+
+    def step(now: Moving, states: Tensor) -> tuple[Moving, Tensor]:
+        moved, taken = steps.advance(now)
+        before, after = (torch.where(forward, t, -t) for t in (now.t, moved.t))
+        passes = (ahead > before) & (ahead <= after)
+        if not between:
+            return moved, torch.where(passes.unsqueeze(2), moved.z, states)
+        share = (due - now.t) / torch.where(taken.dt == 0, 1, taken.dt)
+        found = evaluate([now.z, *taken.piece], share.unsqueeze(2).to(z0.dtype))
+        found = torch.where((ahead == after).unsqueeze(2), moved.z, found)
+        return moved, torch.where(passes.unsqueeze(2), found, states)
+
+    states = z0.unsqueeze(0).expand(count, -1, -1).clone()
+    now, states = while_loop(going, step, (begin, states))
+    late = ahead > torch.where(forward, now.t, -now.t)
+    states = torch.where(late.unsqueeze(2), now.z, states)
+    ordered = (ahead[1:] > ahead[:-1]).all(0) & due.isfinite().all(0)
+    return arrived(now)._replace(z=torch.where(column(ordered), states, torch.nan))

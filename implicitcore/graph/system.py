@@ -54,9 +54,13 @@ class Layout:
             )
         return cls(spec, tuple(tuple(leaf.shape[1:]) for leaf in leaves), coupled)
 
-    def pack(self, z: Any) -> Tensor:
-        """A state as ``[batch, n]``."""
+    def pack(self, z: Any, times: int | None = None) -> Tensor:
+        """A state as ``[batch, n]``, the states at so many times as ``[times, batch, n]``."""
         leaves = pytree.tree_leaves(z)
+        if times is not None:
+            if self.coupled:
+                return leaves[0].reshape(times, 1, -1)
+            return self.pack([leaf.flatten(0, 1) for leaf in leaves]).unflatten(0, (times, -1))
         if self.coupled:
             return leaves[0].reshape(1, -1)
         if len(leaves) == 1 and len(self.shapes[0]) == 1:
@@ -77,7 +81,10 @@ class Layout:
         return self.pack(value)
 
     def unpack(self, flat: Tensor) -> Any:
-        """``[batch, n]`` as a state."""
+        """``[batch, n]`` as a state, ``[times, batch, n]`` as the states at several times."""
+        if flat.ndim > 2:
+            states, times = self.unpack(flat.flatten(0, 1)), flat.shape[0]
+            return pytree.tree_map(lambda leaf: leaf.unflatten(0, (times, -1)), states)
         if len(self.shapes) == 1:
             leaf = flat
             if self.coupled or len(self.shapes[0]) != 1:
@@ -176,7 +183,8 @@ def graph_field(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype) 
         if is_difference:
             return layout.returned(dynamics.update(state, x), state, dynamics) - z
         first: Tensor = pytree.tree_leaves(state)[0]
-        time = t.reshape(-1, *(1,) * (first.ndim - 1))
+        time = t if dynamics.exact_time else t.to(real_dtype(first))
+        time = time.reshape(-1, *(1,) * (first.ndim - 1))
         return layout.returned(dynamics.velocity(time, state, x), state, dynamics).clone()
 
     return GraphField(velocity, dynamics.scale, rounding_of(dynamics.is_map(), dtype))
