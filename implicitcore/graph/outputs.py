@@ -86,7 +86,9 @@ def integrate_over(solver: Any, field: GraphField, z0: Tensor, due: Tensor) -> F
     where the times of a sample are not in order, or not finite, its states are NaN.
     """
     count, between = due.shape[0], due.shape[0] > 2
-    steps, begin = started(solver, field, z0, Span.between(due[0], due[-1]), between=between)
+    # Of their own: a loop takes no two views of one tensor.
+    span = Span.between(due[0].clone(), due[-1].clone())
+    steps, begin = started(solver, field, z0, span, between=between)
     forward = due[-1] > due[0]
     ahead = torch.where(forward, due, -due)
 
@@ -105,7 +107,7 @@ def integrate_over(solver: Any, field: GraphField, z0: Tensor, due: Tensor) -> F
         found = torch.where((ahead == after).unsqueeze(2), moved.z, found)
         return moved, torch.where(passes.unsqueeze(2), found, states)
 
-    states = z0.unsqueeze(0).expand(count, -1, -1).clone()
+    states = z0.unsqueeze(0).repeat(count, 1, 1)
     now, states = while_loop(going, step, (begin, states))
     late = ahead > torch.where(forward, now.t, -now.t)
     states = torch.where(late.unsqueeze(2), now.z, states)

@@ -60,7 +60,9 @@ class Layout:
         if times is not None:
             if self.coupled:
                 return leaves[0].reshape(times, 1, -1)
-            return self.pack([leaf.flatten(0, 1) for leaf in leaves]).unflatten(0, (times, -1))
+            return torch.cat(
+                [leaf.flatten(2) if leaf.ndim > 2 else leaf.unsqueeze(2) for leaf in leaves], 2
+            )
         if self.coupled:
             return leaves[0].reshape(1, -1)
         if len(leaves) == 1 and len(self.shapes[0]) == 1:
@@ -82,16 +84,16 @@ class Layout:
 
     def unpack(self, flat: Tensor) -> Any:
         """``[batch, n]`` as a state, ``[times, batch, n]`` as the states at several times."""
-        if flat.ndim > 2:
-            states, times = self.unpack(flat.flatten(0, 1)), flat.shape[0]
-            return pytree.tree_map(lambda leaf: leaf.unflatten(0, (times, -1)), states)
+        lead = (*flat.shape[:-2], -1) if self.coupled else flat.shape[:-1]
         if len(self.shapes) == 1:
             leaf = flat
             if self.coupled or len(self.shapes[0]) != 1:
-                leaf = flat.reshape(-1, *self.shapes[0])
+                leaf = flat.reshape(*lead, *self.shapes[0])
             return pytree.tree_unflatten([leaf], self.spec)
-        parts = flat.split([prod(shape) for shape in self.shapes], 1)
-        leaves = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        parts = flat.split([prod(shape) for shape in self.shapes], -1)
+        leaves = [
+            part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+        ]
         return pytree.tree_unflatten(leaves, self.spec)
 
 
