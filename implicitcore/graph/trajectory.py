@@ -86,8 +86,10 @@ class TrajectoryPlan(SteppedPlan):
         found = arrived(now)
         if due is None:
             return found, kept
-        inner = [Passed.of(due, kept).states(z0, kept, recorded[4 + size :])] * self.between
-        return found._replace(z=torch.cat((z0[None], *inner, z[None]))), kept
+        states = [z0[None], z[None]]
+        if self.between:
+            states.insert(1, Passed.of(due, kept).states(z0, kept, recorded[4 + size :]))
+        return found._replace(z=torch.cat(states)), kept
 
     def _ends(self, due: Tensor | None, z0: Tensor) -> tuple[Tensor, Tensor]:
         if due is not None:
