@@ -14,7 +14,7 @@ from implicitcore.gradients.failures import report
 from implicitcore.graph import operator
 from implicitcore.graph.checks import check_autocast, check_call, check_trajectory
 from implicitcore.graph.constants import told_apart
-from implicitcore.graph.functions import Call, Equilibrium, KeptTrajectory
+from implicitcore.graph.functions import Call, applied
 from implicitcore.graph.history import keeps_loop
 from implicitcore.graph.layer import GraphLayer, result
 from implicitcore.graph.plan import Inputs, Plan
@@ -86,9 +86,7 @@ class CompiledLayer(nn.Module):
             detaches = z0 is None and layer.start.detached
             start = pytree.tree_map(torch.detach, begin) if detaches else begin
         owned = [getattr(module, name) for module, name in self.reads.owned]
-        grid = None
-        if times is not None:
-            grid = times_in_graph(layer.solver, times, start, coupled=layer.coupled)
+        grid = times_in_graph(layer.solver, times, start, coupled=layer.coupled)
         found = operator.call(self.name, owned, x, start, reports, grid)
         spent = layer.start.evaluations if z0 is None else 0
         more = {"start": begin, "times": grid}
@@ -107,21 +105,17 @@ class CompiledLayer(nn.Module):
         if isinstance(layer.solver, RootSolver) or (z0 is None and layer.start.detached):
             flat = flat.detach()
         check_batch(x, len(pytree.tree_leaves(begin)[0]))
-        grid = due = None
-        if times is not None:
-            grid = checked_times(layer.solver, times, flat, coupled=layer.coupled)
-            due = of_samples(grid, flat)
+        grid = checked_times(layer.solver, times, flat, coupled=layer.coupled)
         plan, tensors = self._plan(x, layout, flat, clock_of(grid))
-        record, function, training = Backward(), Equilibrium, _has_graph(flat, *tensors)
+        record, training = Backward(), _has_graph(flat, *tensors)
         solvers = (plan.solver, plan.adjoint) if training else (plan.solver,)
         if keeps_loop(flat, solvers, layer.backend):
             plan.check()
             return self._solved(x, begin, z0 is None)
         if isinstance(plan, TrajectoryPlan) and training:
             check_trajectory(layer)
-        if due is not None or (isinstance(plan, TrajectoryPlan) and training):
-            function = KeptTrajectory
-        found = Found(*function.apply(Call(plan, layer.on_failure, record, due), flat, *tensors))
+        call = Call(plan, layer.on_failure, record, of_samples(grid, flat))
+        found = applied(call, flat, tensors, training=training)
         spent = layer.start.evaluations if z0 is None else 0
         found = found._replace(z=layout.unpack(found.z), evaluations=int(found.evaluations) + spent)  # pyright: ignore[reportArgumentType] - a number outside of the graph
         given = {"start": begin, "backward": record, "times": grid}

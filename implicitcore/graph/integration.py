@@ -197,7 +197,9 @@ class Steps:
             now.steps + now.active,
             now.evaluations + cost,
         )
-        return moved, Taken(torch.where(accept, attempt.dt, 0), accept.clone(), piece)
+        # Tensors of their own, as the loop requires.
+        own = [coefficient.clone() for coefficient in piece]
+        return moved, Taken(torch.where(accept, attempt.dt, 0), accept.clone(), own)
 
     def renewed(self, now: Moving) -> Moving:
         """With the velocity where the samples are."""

@@ -67,11 +67,8 @@ class GraphLayer(nn.Module):
         flat = layout.pack(start)
         system = graph_field if follows_field(self.solver) else graph_system
         dynamics = system(self.dynamics, x, layout, flat.dtype)
-        grid = None
-        if times is not None:
-            grid = times_in_graph(self.solver, times, start, coupled=self.coupled)
-        due = None if grid is None else of_samples(grid, flat)
-        found = run(self.solver, dynamics, flat, self.horizon, due)
+        grid = times_in_graph(self.solver, times, start, coupled=self.coupled)
+        found = run(self.solver, dynamics, flat, self.horizon, of_samples(grid, flat))
         spent = self.start.evaluations if z0 is None else 0
         z, residual, status, steps, evaluations = found
         if self.coupled:
@@ -94,6 +91,24 @@ class GraphLayer(nn.Module):
             for z, value, shape in zip(leaves, instead, shapes, strict=True)
         ]
         return pytree.tree_unflatten(chosen, spec)
+
+
+class AtTimes(nn.Module):
+    """A layer in a graph at output times that belong to it.
+
+    Arguments:
+        layer: the layer.
+        times: ``[T]``.
+    """
+
+    def __init__(self, layer: nn.Module, times: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("times", times)
+
+    def forward(self, x: Any, z0: Any = None) -> Any:
+        """The states ``[T, batch, ...]``."""
+        return self.layer(x, z0, times=self.times)
 
 
 def result(

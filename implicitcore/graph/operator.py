@@ -134,10 +134,10 @@ def solve(form: int, z0: list[Tensor], tensors: list[Tensor], times: Tensor | No
     layer = owner.layer
     with _with_autograd():
         layout, plan, flat = owner.planned(parts, z0, tensors, clock=clock_of(times))
-        due = None if times is None else of_samples(check_times(times, flat, of_each=True), flat)
-        if due is None:
+        if times is None:
             found = Found(*plan.forward(flat, *tensors))
         else:
+            due = of_samples(check_times(times, flat, of_each=True), flat)
             found = plan.integrated(due, flat, tensors)[0]
         replaced = Replaced.of(found.status, layer.on_failure)
         z = layout.unpack(masked(found.z, flat, replaced, layer.on_failure))
@@ -192,7 +192,7 @@ def pullback(  # noqa: PLR0913 - an operation takes no tuples
     on_failure = owner.layer.on_failure
     with _with_autograd():
         layout, plan, flat = owner.planned(parts, z, tensors, wanted, clock_of(times))
-        due = None if times is None else of_samples(times, flat)
+        due = of_samples(times, flat)
         replaced = Replaced.of(status[:1] if layout.coupled else status, on_failure)
         lead = None if times is None else len(times)
         cotangent = layout.pack(pytree.tree_unflatten(v, parts.z), lead).contiguous()

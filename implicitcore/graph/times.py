@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from implicitcore.ode_solvers.times import Times, check_times, packed_times
 from implicitcore.tensors.norms import clock_dtype
 
 
-def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> Tensor:
-    """The output times of a call, ``[T]`` or ``[T, batch]``, as the layer reads them.
+def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> Tensor | None:
+    """The output times of a call, ``[T]`` or ``[T, batch]``, as the layer reads them; None: none.
 
     Arguments:
         solver: of the layer.
@@ -26,24 +26,26 @@ def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> 
 
     Raises:
         InputError: the solver has none, or they cannot be used.
+        GradientError: they require a gradient.
     """
+    if times is None:
+        return None
+    _check_gradient(times)
     found: Any = times_of(solver, flat, times, 1.0)
     return check_times(packed_times(found, len(flat), coupled=coupled), flat, of_each=True)
 
 
-def times_in_graph(solver: Any, times: Times, state: Any, *, coupled: bool) -> Tensor:
+def times_in_graph(solver: Any, times: Times, state: Any, *, coupled: bool) -> Tensor | None:
     """The same while a graph is traced, where their shape is known and not their values.
 
     Raises:
         InputError: the solver has none, or they have another shape.
         GradientError: they require a gradient.
     """
+    if times is None:
+        return None
+    _check_gradient(times)
     found: Any = times_of(solver, state, times, 1.0)
-    if isinstance(found, Tensor) and found.requires_grad and torch.is_grad_enabled():
-        raise GradientError(
-            "times: a graph around a layer has no gradient with respect to them; give "
-            "times.detach(), or call the layer outside of it"
-        )
     like = pytree.tree_leaves(state)[0]
     if not isinstance(found, Tensor) or found.ndim not in (1, 2) or found.shape[-1] < 2:
         shape = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"{type(found)}"
@@ -60,8 +62,22 @@ def clock_of(times: Tensor | None) -> Clock | None:
     return None if times is None else Clock(times.dtype, between=len(times) > 2)
 
 
-def of_samples(times: Tensor, flat: Tensor) -> Tensor:
+@overload
+def of_samples(times: Tensor, flat: Tensor) -> Tensor: ...
+@overload
+def of_samples(times: None, flat: Tensor) -> None: ...
+def of_samples(times: Tensor | None, flat: Tensor) -> Tensor | None:
     """Those of each sample, ``[T, batch]``, of ``[T]`` or these."""
+    if times is None:
+        return None
     if times.ndim > 1:
         return times.contiguous()
     return times.unsqueeze(1).expand(-1, flat.shape[0]).contiguous()
+
+
+def _check_gradient(times: Times) -> None:
+    if isinstance(times, Tensor) and times.requires_grad and torch.is_grad_enabled():
+        raise GradientError(
+            "times: a compiled layer has no gradient with respect to them; give times.detach(), "
+            "or call the layer as it is"
+        )

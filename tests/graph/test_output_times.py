@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support import python_loop
@@ -48,7 +50,7 @@ def of_each(batch: int) -> torch.Tensor:
 def reference(eager: ic.ImplicitLayer, x: torch.Tensor, times: torch.Tensor):
     """The trajectory, and its states at the times: with equal steps those of the whole span."""
     if isinstance(eager.solver, ic.Euler | ic.RK4):
-        field = eager.dynamics.field
+        field: Any = eager.dynamics.field
         options = {"solver": eager.solver, "dense": True, "gradient": ic.Unrolled()}
         found = ic.integrate(field, x, x, times=times[..., [0, -1]], **options)
         return found, found.interpolate(times)
@@ -150,6 +152,7 @@ def test_times_keep_a_finer_dtype_than_the_state(exact):
     for module in (eager, ic.compile(eager)):
         leaf = x.clone().requires_grad_()
         found = module.solve(leaf, times=times)
+        assert isinstance(found, ic.Trajectory)
         assert found.times.dtype == torch.float64 and found.z.dtype == torch.float32
         results.append((found.z, *torch.autograd.grad(found.z.sum(), leaf)))
     assert seen == {torch.float64 if exact else torch.float32}
@@ -205,7 +208,8 @@ def test_a_state_of_several_tensors_has_them_all_at_each_time():
         leaves = [leaf.clone().requires_grad_() for leaf in z0]
         z = call(leaves[0].detach(), tuple(leaves), times=TIMES)
         assert [leaf.shape for leaf in z] == [(7, 3, 4), (7, 3, 2, 2)]
-        found.append([*z, *torch.autograd.grad(sum(leaf.square().sum() for leaf in z), leaves)])
+        loss = z[0].square().sum() + z[1].sin().sum()
+        found.append([*z, *torch.autograd.grad(loss, leaves)])
     same(*found, rtol=1e-10, atol=1e-12)
 
 
@@ -278,3 +282,12 @@ def test_an_equilibrium_has_no_times():
     for call in (compiled, compiled.inlined[0]):
         with pytest.raises(ic.InputError, match="an equilibrium, which has none"):
             call(torch.ones(2, 3), times=TIMES)
+
+
+def test_a_gradient_with_respect_to_times_is_refused():
+    compiled = ic.compile(layer(ic.Bosh3()))
+    times = TIMES.clone().requires_grad_()
+    with pytest.raises(ic.GradientError, match=r"times\.detach\(\), or call the layer as it is"):
+        compiled(inputs(2), times=times)
+    with torch.no_grad():
+        compiled(inputs(2), times=times)

@@ -187,3 +187,25 @@ def test_one_graph_each_serves_every_batch(solver, monkeypatch):
         graph, gradient = solved(compiled, inputs(batch), eager.parameters())
         assert torch.equal(graph.steps, found.steps)
         same([found.z, *expected], [graph.z, *gradient], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(1500)  # as above
+@pytest.mark.parametrize("solver", [ic.Bosh3(), ic.Adams()], ids=str)
+def test_one_graph_each_serves_every_number_of_times(solver):
+    torch._dynamo.reset()
+    eager = layer(solver)
+    compiled, times = ic.compile(eager), torch.linspace(0, 2, 7, dtype=torch.float64)
+    for batch, due in (
+        (5, times),
+        (5, times[:5].flip(0)),
+        (3, torch.stack([times, 1 - times, -times])),
+    ):
+        found = []
+        for module in (eager, compiled):
+            leaf = inputs(batch).requires_grad_()
+            z = module(leaf, times=due)
+            found.append([z, *torch.autograd.grad(z.sin().sum(), [leaf, *eager.parameters()])])
+        same(*found, rtol=1e-8, atol=1e-9)
+    assert len(compiled.plans) == 1
