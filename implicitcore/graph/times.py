@@ -32,6 +32,7 @@ def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> 
         return None
     _check_gradient(times)
     found: Any = times_of(solver, flat, times, 1.0)
+    found = found.detach() if isinstance(found, Tensor) else found
     return check_times(packed_times(found, len(flat), coupled=coupled), flat, of_each=True)
 
 

@@ -25,6 +25,7 @@ class StepGrid:
     Arguments:
         dt: ``[batch]``; zero where a sample is done, for which any coefficients will do.
         past: the state.
+        constants: those of all steps, where they are known.
 
     Attributes:
         gaps: those of the next state.
@@ -39,10 +40,10 @@ class StepGrid:
         window: ``[batch, rows + 1]``, zero where the next order may be, else infinite.
     """
 
-    def __init__(self, dt: Tensor, past: Past) -> None:
-        known = index(past.gaps.shape[1]), dt.dtype, dt.device
-        constants = _traced_constants if torch.compiler.is_compiling() else _constants
-        lever, weights, lower, orders, one = constants(*known)
+    def __init__(self, dt: Tensor, past: Past, constants: _Constants | None = None) -> None:
+        if constants is None:
+            constants = _constants_of(index(past.gaps.shape[1]), dt.dtype, dt.device)
+        lever, weights, lower, orders, one = constants
         pad = torch.nn.functional.pad
         step = column(torch.where(dt == 0, past.gaps[:, 0], dt.abs()))
         self.gaps = torch.cat((step, past.gaps[:, :-1] + step), 1)
@@ -122,12 +123,18 @@ def _constants(size: int, dtype: torch.dtype, device: torch.device) -> _Constant
         )
 
 
-def _traced_constants(size: int, dtype: torch.dtype, device: torch.device) -> _Constants:
-    """The same constants in a graph."""
-    nodes, rows = size // 2 + 1, size + 1
-    shapes = (nodes, 1, 1), (nodes,), (rows, size), (rows, size + rows), ()
+def _constants_of(size: int, dtype: torch.dtype, device: torch.device) -> _Constants:
+    """The same, which a graph takes as one constant."""
+    if not torch.compiler.is_compiling():
+        return _constants(size, dtype, device)
+    shapes = _shapes(size)
     flat = _flat_constants(size, dtype, device).split([prod(shape) for shape in shapes])
     return _Constants(*(part.view(shape) for part, shape in zip(flat, shapes, strict=True)))
+
+
+def _shapes(size: int) -> list[tuple[int, ...]]:
+    nodes, rows = size // 2 + 1, size + 1
+    return [(nodes, 1, 1), (nodes,), (rows, size), (rows, size + rows), ()]
 
 
 @torch.compiler.assume_constant_result
@@ -137,18 +144,24 @@ def _flat_constants(size: int, dtype: torch.dtype, device: torch.device) -> Tens
         return torch.cat([constant.flatten() for constant in _constants(size, dtype, device)])
 
 
-def integrals_of(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """See :func:`_integrals`, which a graph takes as one constant."""
+def piece_constants(
+    size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[_Constants, Tensor, Tensor]:
+    """Those of :class:`StepGrid`, and what :func:`_integrals` gives."""
     if not torch.compiler.is_compiling():
-        return _integrals(size, dtype, device)
-    lever, matrix = _flat_integrals(size, dtype, device).split([size, size * size])
-    return lever.view(size, 1, 1), matrix.view(size, size)
+        return _constants(size, dtype, device), *_integrals(size, dtype, device)
+    shapes = [*_shapes(size), (size, 1, 1), (size, size)]
+    flat = _flat_piece_constants(size, dtype, device).split([prod(shape) for shape in shapes])
+    parts = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
+    return _Constants(*parts[:-2]), parts[-2], parts[-1]
 
 
 @torch.compiler.assume_constant_result
-def _flat_integrals(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _flat_piece_constants(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """All of them in one tensor: a graph asks a function for a constant once, by its name."""
     with unset_fake_temporarily():
-        return torch.cat([constant.flatten() for constant in _integrals(size, dtype, device)])
+        every = *_constants(size, dtype, device), *_integrals(size, dtype, device)
+        return torch.cat([constant.flatten() for constant in every])
 
 
 @functools.cache
