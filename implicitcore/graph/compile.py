@@ -14,20 +14,23 @@ from implicitcore.gradients.failures import report
 from implicitcore.graph import operator
 from implicitcore.graph.checks import check_autocast, check_call, check_trajectory
 from implicitcore.graph.constants import told_apart
-from implicitcore.graph.functions import Call, Equilibrium, Trajectory
+from implicitcore.graph.functions import Call, applied
 from implicitcore.graph.history import keeps_loop
 from implicitcore.graph.layer import GraphLayer, result
 from implicitcore.graph.plan import Inputs, Plan
 from implicitcore.graph.reads import Reads
+from implicitcore.graph.stepped import Clock
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout
+from implicitcore.graph.times import checked_times, clock_of, of_samples, times_in_graph
 from implicitcore.graph.trace import Kind
 from implicitcore.graph.trajectory import TrajectoryPlan
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.call import refuse_options
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.times import Times
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import Backward, FinalState, Solution
+from implicitcore.solution import Backward, FinalState, Solution, Trajectory
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
 from implicitcore.tensors.transforms import eager
 
@@ -49,30 +52,31 @@ class CompiledLayer(nn.Module):
         # For a graph around this one, without a gradient; in a tuple it is no part of this module.
         self.inlined = (GraphLayer(layer),)
 
-    def forward(self, x: Any, z0: Any = None, **options: Any) -> Any:
+    def forward(self, x: Any, z0: Any = None, *, times: Times = None, **options: Any) -> Any:
         """See :meth:`ImplicitLayer.forward`; ``options`` of a call are refused."""
         if torch.compiler.is_compiling():
             if not torch.is_grad_enabled():
-                return self.inlined[0](x, z0, **options)
-            return self._as_operation(x, z0, options, reports=True)[0].z
-        solution = self._solve(x, z0, options)
+                return self.inlined[0](x, z0, times=times, **options)
+            return self._as_operation(x, z0, times, options, reports=True)[0].z
+        solution = self._solve(x, z0, times, options)
         report(solution, self.layer.on_failure, type(self.layer).__name__, self.layer)
         return solution.z
 
-    def solve(self, x: Any, z0: Any = None, **options: Any) -> Solution | FinalState:
+    def solve(
+        self, x: Any, z0: Any = None, *, times: Times = None, **options: Any
+    ) -> Solution | FinalState | Trajectory:
         """See :meth:`ImplicitLayer.solve`; ``options`` of a call are refused."""
         if not torch.compiler.is_compiling():
-            return self._solve(x, z0, options)
+            return self._solve(x, z0, times, options)
         if not torch.is_grad_enabled():
-            return self.inlined[0].solve(x, z0, **options)
-        found, start = self._as_operation(x, z0, options, reports=False)
-        layer = self.layer
-        return result(layer.solver, layer.horizon, found, start=start, backward=Backward())
+            return self.inlined[0].solve(x, z0, times=times, **options)
+        found, more = self._as_operation(x, z0, times, options, reports=False)
+        return result(self.layer.solver, self.layer.horizon, found, backward=Backward(), **more)
 
     def _as_operation(
-        self, x: Any, z0: Any, options: dict[str, Any], reports: bool
-    ) -> tuple[Found, Any]:
-        """The solve in the graph of a model around this layer, and where it began."""
+        self, x: Any, z0: Any, times: Times, options: dict[str, Any], reports: bool
+    ) -> tuple[Found, dict[str, Any]]:
+        """The solve in the graph of a model around this layer; where it began, and its times."""
         refuse_options(options)
         check_autocast()
         layer = self.layer
@@ -83,12 +87,16 @@ class CompiledLayer(nn.Module):
             detaches = z0 is None and layer.start.detached
             start = pytree.tree_map(torch.detach, begin) if detaches else begin
         owned = [getattr(module, name) for module, name in self.reads.owned]
-        found = operator.call(self.name, owned, x, start, reports)
+        grid = times_in_graph(layer.solver, times, start, coupled=layer.coupled)
+        found = operator.call(self.name, owned, x, start, reports, grid)
         spent = layer.start.evaluations if z0 is None else 0
-        return found._replace(evaluations=found.evaluations + spent), begin
+        more = {"start": begin, "times": grid}
+        return found._replace(evaluations=found.evaluations + spent), more
 
     @eager
-    def _solve(self, x: Any, z0: Any, options: dict[str, Any]) -> Solution | FinalState:
+    def _solve(
+        self, x: Any, z0: Any, times: Times, options: dict[str, Any]
+    ) -> Solution | FinalState | Trajectory:
         refuse_options(options)
         layer = self.layer
         check_call(layer)
@@ -98,19 +106,21 @@ class CompiledLayer(nn.Module):
         if isinstance(layer.solver, RootSolver) or (z0 is None and layer.start.detached):
             flat = flat.detach()
         check_batch(x, len(pytree.tree_leaves(begin)[0]))
-        plan, tensors = self._plan(x, layout, flat)
-        record, function, training = Backward(), Equilibrium, _has_graph(flat, *tensors)
+        grid = checked_times(layer.solver, times, flat, coupled=layer.coupled)
+        plan, tensors = self._plan(x, layout, flat, clock_of(grid))
+        record, training = Backward(), _has_graph(flat, *tensors)
         solvers = (plan.solver, plan.adjoint) if training else (plan.solver,)
         if keeps_loop(flat, solvers, layer.backend):
             plan.check()
             return self._solved(x, begin, z0 is None)
         if isinstance(plan, TrajectoryPlan) and training:
             check_trajectory(layer)
-            function = Trajectory
-        found = Found(*function.apply(Call(plan, layer.on_failure, record), flat, *tensors))
+        call = Call(plan, layer.on_failure, record, of_samples(grid, flat))
+        found = applied(call, flat, tensors, training=training)
         spent = layer.start.evaluations if z0 is None else 0
         found = found._replace(z=layout.unpack(found.z), evaluations=int(found.evaluations) + spent)  # pyright: ignore[reportArgumentType] - a number outside of the graph
-        found = result(layer.solver, layer.horizon, found, start=begin, backward=record)
+        given = {"start": begin, "backward": record, "times": grid}
+        found = result(layer.solver, layer.horizon, found, **given)
         return found.of_each(len(pytree.tree_leaves(begin)[0])) if layer.coupled else found
 
     def _solved(self, x: Any, begin: Any, started: bool) -> Solution | FinalState:
@@ -141,6 +151,7 @@ class CompiledLayer(nn.Module):
         z: Sequence[Tensor],
         tensors: Sequence[Tensor],
         wanted: Sequence[int] = (),
+        clock: Clock | None = None,
     ) -> tuple[Layout, Plan, Tensor]:
         """The layout of a state, what was compiled for such a call, and the packed state.
 
@@ -149,6 +160,7 @@ class CompiledLayer(nn.Module):
             z: the leaves of the state.
             tensors: those of x, then those that modules own.
             wanted: the places in both of what gets a gradient.
+            clock: of a call with output times.
 
         Raises:
             InputError: the graph was traced with other modules, or the sizes of the batch differ.
@@ -170,9 +182,12 @@ class CompiledLayer(nn.Module):
         flat = layout.pack(state)
         needs = [False, *(len(z) + place in wanted for place in range(len(tensors)))]
         inputs = Inputs(form.x, dict(form.fixed), count, self.reads)
-        return layout, self._planned(inputs, form.shared, layout, (flat, *tensors), needs), flat
+        every = flat, *tensors
+        return layout, self._planned(inputs, form.shared, layout, every, needs, clock), flat
 
-    def _plan(self, x: Any, layout: Layout, flat: Tensor) -> tuple[Plan, list[Tensor]]:
+    def _plan(
+        self, x: Any, layout: Layout, flat: Tensor, clock: Clock | None = None
+    ) -> tuple[Plan, list[Tensor]]:
         """What was compiled for such inputs, and the tensors that it takes."""
         leaves, spec = pytree.tree_flatten(unwrapped(x))
         fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
@@ -185,7 +200,7 @@ class CompiledLayer(nn.Module):
         inputs = Inputs(spec, fixed, len(given), self.reads)
         every = flat, *tensors
         needs = [tensor.requires_grad for tensor in every]
-        return self._planned(inputs, shared, layout, every, needs), tensors
+        return self._planned(inputs, shared, layout, every, needs, clock), tensors
 
     def _is_current(self) -> bool:
         """Whether what f reads is where it was; else it is looked for anew."""
@@ -203,6 +218,7 @@ class CompiledLayer(nn.Module):
         layout: Layout,
         tensors: Sequence[Tensor],
         needs: Sequence[bool],
+        clock: Clock | None,
     ) -> Plan:
         """What was compiled for such inputs: z, those of x of which some are shared, and others."""
         layer = self.layer
@@ -211,7 +227,7 @@ class CompiledLayer(nn.Module):
         parts = layer.solver, layer.gradient, layer.horizon, layout.spec, layout.shapes, inputs.spec
         sizes = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         # Compared, and not hashed: most of it is the very object of the call before.
-        seen = parts, fixed, modes, layer.coupled, sizes, [*shared], [*needs]
+        seen = parts, fixed, modes, layer.coupled, sizes, [*shared], [*needs], clock
         if self.latest is not None and self.latest[0] == seen:
             return self.latest[1]
         given = zip(tensors[1:], shared, strict=False)
@@ -219,13 +235,12 @@ class CompiledLayer(nn.Module):
         batched = [not layer.coupled, *batched, *(False for _ in inputs.reads.owned)]
         each = zip(tensors, batched, needs, strict=True)
         kinds = tuple(Kind.of(t, rows)._replace(requires_grad=need) for t, rows, need in each)
-        key = *parts, fixed, modes, kinds
+        key = *parts, fixed, modes, kinds, clock
         if key not in self.plans:
             adjoint = getattr(layer.gradient, "solver", None)
-            kind = TrajectoryPlan if isinstance(layer.solver, ODESolver) else Plan
-            self.plans[key] = kind(
-                layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
-            )
+            of = layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
+            follows = isinstance(layer.solver, ODESolver)
+            self.plans[key] = TrajectoryPlan(*of, clock) if follows else Plan(*of)
         self.latest = seen, self.plans[key]
         return self.plans[key]
 

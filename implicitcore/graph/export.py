@@ -18,14 +18,18 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConfigError, ImplicitCoreError, InputError, describe_error
-from implicitcore.graph.layer import in_graph
+from implicitcore.graph.layer import AtTimes, in_graph
+from implicitcore.graph.times import checked_times
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout
+from implicitcore.ode_solvers.times import Times, as_times
 from implicitcore.system.captured_modules import captured_modules
 from implicitcore.tensors.shared import Shared, unwrapped
 
 
-def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path:
+def export(
+    model: nn.Module, example: Any, path: str | os.PathLike[str], *, times: Times = None
+) -> Path:
     """Write a model with implicit layers as a file that predicts where this library is not.
 
     The loop of each solve is inside, with its stop test: every sample of every batch takes the
@@ -50,13 +54,20 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
             The first dimension of its tensors is the batch, which may have another size later,
             but for those marked by :func:`shared`.
         path: where to write, ``.pt2``, ``.aoti.pt2`` or ``.onnx``.
+        times: of a model that is a layer with an ODE solver, the output times ``[T]``: the file has
+            them, and gives the states ``[T, batch, ...]``. The forward of another model gives its
+            layers times itself, ``layer(x, times=...)``: a buffer, or an input of the model, which
+            the example marks by :func:`shared` where it is ``[T]``. Times that are an input cannot
+            be refused: where they are not in order, the states are NaN.
 
     Returns:
         The path.
 
     Raises:
-        ConfigError: a layer or a format that cannot be exported, or a package that is missing.
-        InputError: the example has no batch, or the model cannot be traced.
+        ConfigError: a layer or a format that cannot be exported, or a package that is missing;
+            times of a model that is no layer.
+        InputError: the example has no batch, the times cannot be used, or the model cannot be
+            traced.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -69,13 +80,18 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Path
         torch.Size([5, 4])
     """
     path = Path(path)
-    write = _writer(path)
+    write, grid = _writer(path), _grid_of(model, times)
     arguments, shapes = _batched(example if isinstance(example, tuple) else (example,))
     if any(torch.is_autocast_enabled(leaf.device.type) for leaf in _tensors(arguments)):
         raise ConfigError(["export: outside of autocast; write the model in the dtype it is in"])
     # A number is a constant, also where another model had another one in its place.
     constant = torch._dynamo.config.patch(specialize_float=True)
-    with torch.no_grad(), constant, _for_inference(model) as traced, warnings.catch_warnings():
+    with (
+        torch.no_grad(),
+        constant,
+        _for_inference(model, grid) as traced,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # of torch, about its own parts
         try:
             program = torch.export.export(traced, arguments, dynamic_shapes=shapes, strict=False)
@@ -162,8 +178,34 @@ def _batched(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ..
     return unwrapped(pytree.tree_map(filled, arguments, is_leaf=is_shared)), shapes
 
 
+def _grid_of(model: nn.Module, times: Times) -> Tensor | None:
+    """The output times of a layer, in their own dtype.
+
+    Raises:
+        ConfigError: the model is no layer.
+        InputError: they are none that each sample can have.
+    """
+    if times is None:
+        return None
+    if not isinstance(model, ImplicitLayer):
+        raise ConfigError(
+            [
+                f"times: {type(model).__name__} is no layer; let its forward give its layers the "
+                "times, layer(x, times=...)"
+            ]
+        )
+    given = as_times(times)
+    if isinstance(given, Tensor) and given.ndim > 1:
+        raise InputError(
+            "times: a file has those of all samples; expected shape [T], received "
+            f"{list(given.shape)}; times of each sample are an input of a model that gives them to "
+            "its layer"
+        )
+    return checked_times(model.solver, given, torch.zeros(1, 1), coupled=False)
+
+
 @contextmanager
-def _for_inference(model: nn.Module) -> Iterator[nn.Module]:
+def _for_inference(model: nn.Module, times: Tensor | None) -> Iterator[nn.Module]:
     """A copy of the model to be traced; what its functions call is in ``eval()`` in the block."""
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
@@ -179,7 +221,8 @@ def _for_inference(model: nn.Module) -> Iterator[nn.Module]:
             module.training = False
         for module, _ in dropouts:
             module.p = 0.0  # in eval it does nothing, and a graph cannot ask for its mode
-        yield in_graph(model)
+        traced = in_graph(model)
+        yield traced if times is None else AtTimes(traced, times)
     finally:
         for module, training in before:
             module.training = training

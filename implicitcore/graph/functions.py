@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError
+from implicitcore.graph.kept import Kept
 from implicitcore.graph.plan import Plan
 from implicitcore.graph.stop import Found
 from implicitcore.graph.trace import Kind
@@ -25,11 +26,13 @@ class Call(NamedTuple):
         plan: what was compiled.
         on_failure: see :class:`~implicitcore.layers.base.ImplicitLayer`.
         record: of the backward pass.
+        due: the output times of a trajectory, ``[T, batch]``; None: it ends at the horizon.
     """
 
     plan: Any
     on_failure: OnFailure
     record: Backward
+    due: Tensor | None = None
 
 
 class Replaced(NamedTuple):
@@ -62,6 +65,10 @@ class Replaced(NamedTuple):
             for tensor, kind in zip(tensors, kinds, strict=True)
         ]
 
+    def due(self, times: Tensor | None) -> Tensor | None:
+        """The output times ``[T, batch]`` of the other samples."""
+        return None if times is None else times.index_select(1, self.rows)
+
     def cotangent(self, v: Tensor) -> Tensor:
         """Zero for what is not differentiated."""
         return torch.where(column(self.left_out), 0, v)
@@ -75,7 +82,12 @@ def masked(z: Tensor, z0: Tensor, replaced: Replaced | None, on_failure: OnFailu
 
 
 def pulled(
-    plan: Plan, replaced: Replaced | None, v: Tensor, z: Tensor, tensors: Sequence[Tensor]
+    plan: Plan,
+    replaced: Replaced | None,
+    v: Tensor,
+    z: Tensor,
+    tensors: Sequence[Tensor],
+    due: Tensor | None = None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """The cotangents of the start and of the tensors, where nothing but these was kept.
 
@@ -85,15 +97,17 @@ def pulled(
         v: of the result.
         z: the equilibrium; of a trajectory its start, and its steps are taken again.
         tensors: as the plan takes them.
+        due: see :class:`Call`.
     """
     at_start, saved = torch.zeros_like(z), [z, *tensors]
     if replaced is not None:
         if replaced.all:
             return at_start, [torch.zeros_like(tensors[place]) for place in plan.differentiated]
         saved, v = replaced.inputs(saved, plan.kinds), replaced.cotangent(v)
+        due = replaced.due(due)
     if isinstance(plan, TrajectoryPlan):
-        kept = plan.found(plan.recorded(*saved))[1]
-        at_start, *found = plan.pulled(v, saved[0], *kept.flat(), *saved[1:])
+        kept = plan.integrated(due, saved[0], saved[1:])[1]
+        at_start, *found = plan.pulled_back(v, due, saved[0], kept, saved[1:])
         return at_start, found
     return at_start, plan.backward(v, *saved)[3:]
 
@@ -143,7 +157,7 @@ class Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        v, (plan, _, record), saved = grad_outputs[0], ctx.call, ctx.saved_tensors
+        v, (plan, _, record, _), saved = grad_outputs[0], ctx.call, ctx.saved_tensors
         if v is None:
             return None, None, *([None] * (len(saved) - 1))
         _check_first()
@@ -157,34 +171,44 @@ class Equilibrium(torch.autograd.Function):
         return None, None, *_spread(plan, found)
 
 
-class Trajectory(torch.autograd.Function):
-    """The end of a trajectory of a plan, with the gradient of its steps."""
+class KeptTrajectory(torch.autograd.Function):
+    """A trajectory of a plan, with the gradient of its steps: its end, or its output times."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, z0: Tensor, *tensors: Tensor) -> Any:
         plan: TrajectoryPlan = call.plan
-        found, kept = plan.found(plan.recorded(z0, *tensors))
+        found, kept = plan.integrated(call.due, z0, tensors)
         replaced = Replaced.of(found.status, call.on_failure)
         saved = z0, *tensors
         if replaced is not None:
             saved = replaced.inputs(saved, plan.kinds)
             kept = kept.of_samples(replaced.rows)
+            call = call._replace(due=replaced.due(call.due))
         ctx.many = len(kept.flat())
         ctx.save_for_backward(saved[0], *kept.flat(), *saved[1:])
         return _given(ctx, call, found, z0, replaced)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        v, (plan, _, record), saved = grad_outputs[0], ctx.call, ctx.saved_tensors
+        v, (plan, _, record, due), (z0, *saved) = grad_outputs[0], ctx.call, ctx.saved_tensors
+        kept, tensors = saved[: ctx.many], saved[ctx.many :]
         if v is None:
-            return None, None, *([None] * (len(saved) - 1 - ctx.many))
+            return None, None, *([None] * len(tensors))
         _check_first()
         if ctx.replaced is not None:
             if ctx.replaced.all:
-                return None, torch.zeros_like(v), *_none(plan, saved[1 + ctx.many :])
+                return None, torch.zeros_like(z0), *_none(plan, tensors)
             v = ctx.replaced.cotangent(v)
-        at_start, *found = plan.pulled(v.contiguous(), *saved)
-        spent = plan.cost(saved[1 : 1 + ctx.many])
+        steps = Kept.of(kept, len(plan.state))
+        at_start, *found = plan.pulled_back(v.contiguous(), due, z0, steps, tensors)
+        spent = plan.cost(steps)
         record.vjps += spent
         record.evaluations += spent
         return None, at_start, *_spread(plan, found)
+
+
+def applied(call: Call, z0: Tensor, tensors: Sequence[Tensor], *, training: bool) -> Found:
+    """What a call of a compiled layer finds from z0 ``[batch, n]``, with its gradient."""
+    keeps = isinstance(call.plan, TrajectoryPlan) and (training or call.due is not None)
+    function = KeptTrajectory if keeps else Equilibrium
+    return Found(*function.apply(call, z0, *tensors))

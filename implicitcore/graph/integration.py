@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,34 +11,71 @@ from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 from torch.utils import _pytree as pytree
 
-from implicitcore.graph.stop import Found, GraphStop, Samples
+from implicitcore.graph.stop import Found
 from implicitcore.graph.system import GraphField
 from implicitcore.ode_solvers.adams import Adams
+from implicitcore.ode_solvers.dense import StepStart
+from implicitcore.ode_solvers.recorder import extended
 from implicitcore.ode_solvers.runge_kutta import RungeKutta
 from implicitcore.ode_solvers.samples import Ahead, StepCount, chosen
 from implicitcore.ode_solvers.samples import Samples as Travellers
-from implicitcore.ode_solvers.step_chooser import ControlledSteps
+from implicitcore.ode_solvers.step_chooser import COARSE, ControlledSteps
 from implicitcore.ode_solvers.step_size import Adaptive, Fixed, StepSize
-from implicitcore.root_solvers.steady_state import FALL, RISE, SteadyState
 from implicitcore.solution import Status
-from implicitcore.system.evaluation import Evaluation
 from implicitcore.tensors.norms import all_finite, column, real_dtype
 
-STEPPERS: dict[type, Callable[[Any], int]] = {
-    RungeKutta: lambda solver: len(solver.tableau.a),
-    Adams: lambda solver: 1,
+STEPPERS: dict[type, Callable[[Any], tuple[int, int]]] = {
+    RungeKutta: lambda solver: (
+        len(solver.tableau.a),
+        len(solver.tableau.more_a) + (not solver.tableau.fsal),
+    ),
+    Adams: lambda solver: (1, 0),
 }
-"""The ODE solvers whose loop a graph can take, with the evaluations of a step beside the first."""
+"""The ODE solvers whose loop a graph can take.
+
+With the evaluations of a step beside the first, and those of its continuous extension.
+"""
 
 
-def evaluations_of(solver: Any) -> int:
-    """Evaluations of a step beside the first of one that begins anew."""
-    return next(count(solver) for kind, count in STEPPERS.items() if isinstance(solver, kind))
+def evaluations_of(solver: Any, *, between: bool = False) -> int:
+    """Evaluations of a step beside the first of one that begins anew.
+
+    Those of its continuous extension too where states ``between`` its ends are wanted: these need
+    the velocity at its end.
+    """
+    found = (count(solver) for kind, count in STEPPERS.items() if isinstance(solver, kind))
+    step, extension = next(found)
+    return step + extension * between
 
 
-def begins_anew(solver: Any) -> bool:
+def begins_anew(solver: Any, *, between: bool = False) -> bool:
     """Whether a step leaves no velocity to the next."""
-    return isinstance(solver, RungeKutta) and not solver.tableau.fsal
+    return isinstance(solver, RungeKutta) and not (solver.tableau.fsal or between)
+
+
+class Span(NamedTuple):
+    """From where to where each sample is integrated."""
+
+    start: Tensor  # [batch]
+    end: Tensor  # [batch]; may be infinite
+    coarse: Tensor | None = None  # [batch] bool, see ControlledSteps; None: nobody
+
+    @classmethod
+    def of(cls, z: Tensor, horizon: float) -> Span:
+        """From time 0 to the horizon."""
+        end = torch.full((z.shape[0],), horizon, dtype=real_dtype(z), device=z.device)
+        return cls(torch.zeros_like(end), end)
+
+    @classmethod
+    def between(cls, start: Tensor, end: Tensor) -> Span:
+        """From time to time, where t may have few digits left for dt."""
+        far = torch.maximum(start.abs(), end.abs()) * torch.finfo(end.dtype).eps
+        return cls(start, end, far > COARSE * (end - start).abs())
+
+    @property
+    def length(self) -> Tensor:
+        """``[batch]``, of which the shortest step is a part; at most one."""
+        return (self.end - self.start).abs().clamp(max=1)
 
 
 class Moving(NamedTuple):
@@ -60,6 +97,9 @@ class Taken(NamedTuple):
 
     dt: Tensor  # [batch], with its sign; 0 for a sample that did not accept it
     accept: Tensor  # [batch] bool
+    # Of its continuous extension where that is wanted, each [batch, n]: the coefficients after the
+    # first, which is the state before the step.
+    piece: list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,22 +110,29 @@ class Steps:
         solver: makes them.
         field: the dynamics.
         chooser: decides how long they are, and which samples accept them.
-        target: ``[batch]``, where they end; may be infinite.
+        span: where they begin and end.
+        between: states between the ends of steps are wanted.
     """
 
     solver: Any
     field: Any
     chooser: ControlledSteps
-    target: Tensor
+    span: Span
+    between: bool = False
 
     @classmethod
     def towards(
-        cls, solver: Any, control: StepSize, field: GraphField, z: Tensor, horizon: float
+        cls,
+        solver: Any,
+        control: StepSize,
+        field: GraphField,
+        span: Span,
+        *,
+        between: bool = False,
     ) -> Steps:
-        """From time 0 to the horizon."""
-        target = torch.full((z.shape[0],), horizon, dtype=real_dtype(z), device=z.device)
-        span = torch.full((), min(horizon, 1.0), dtype=target.dtype, device=z.device)
-        return cls(solver, field, ControlledSteps(control, span), target)
+        """Those that the control of their size chooses."""
+        chooser = ControlledSteps(control, span.length, span.coarse)
+        return cls(solver, field, chooser, span, between)
 
     @property
     def control(self) -> StepSize:
@@ -94,7 +141,7 @@ class Steps:
 
     def start(self, z: Tensor) -> Moving:
         """Before the first step, whose size is not chosen yet, with no state of the solver."""
-        t, z = torch.zeros_like(self.target), z.clone()
+        t, z = self.span.start.clone(), z.clone()
         whole, one = torch.zeros_like(t, dtype=torch.int64), torch.ones_like(t)
         yes = torch.ones_like(t, dtype=torch.bool)
         count = torch.zeros((), dtype=torch.int64, device=z.device)
@@ -115,7 +162,7 @@ class Steps:
 
     def advance(self, now: Moving) -> tuple[Moving, Taken]:
         """One step, from a velocity that is evaluated where the last one leaves none."""
-        if not begins_anew(self.solver):
+        if not begins_anew(self.solver, between=self.between):
             return self.step(now)
         now = self.renewed(now)
         # A sample that cannot begin takes no step.
@@ -125,17 +172,22 @@ class Steps:
 
     def step(self, now: Moving) -> tuple[Moving, Taken]:
         """One step, accepted or refused for each sample by itself; see :class:`Integration`."""
-        samples, cost = self._samples(now), evaluations_of(self.solver)
+        samples, cost = self._samples(now), evaluations_of(self.solver, between=self.between)
         attempt = self.chooser.choose(samples)
-        step = self.solver.step(self.field, now.t, attempt.dt, now.z, now.state)
+        dt = attempt.dt.to(real_dtype(now.z))
+        step = self.solver.step(self.field, now.t, dt, now.z, now.state)
         choice = self.chooser.judge(self.field, samples, step, attempt)
-        accept = choice.accept
+        accept, piece = choice.accept, []
+        end = torch.where(accept, attempt.end, now.t)
+        if self.between:
+            start = StepStart(now.t, dt, now.z, now.state)
+            step, (_, *piece) = extended(self.solver, self.field, start, step, end, accept)
         refused = now.active & ~accept
         lost, wild = self.chooser.lost(samples, attempt, choice, refused)
         kind = torch.where(wild, int(Status.NON_FINITE), int(Status.DIVERGED))
         state = now.state if step.state is None else chosen(accept, step.state, now.state)
         moved = Moving(
-            torch.where(accept, attempt.end, now.t),
+            end,
             torch.where(column(accept), step.z, now.z),
             state,
             choice.size.clone(),
@@ -145,7 +197,9 @@ class Steps:
             now.steps + now.active,
             now.evaluations + cost,
         )
-        return moved, Taken(torch.where(accept, attempt.dt, 0), accept.clone())
+        # Tensors of their own, as the loop requires.
+        own = [coefficient.clone() for coefficient in piece]
+        return moved, Taken(torch.where(accept, attempt.dt, 0), accept.clone(), own)
 
     def renewed(self, now: Moving) -> Moving:
         """With the velocity where the samples are."""
@@ -157,7 +211,8 @@ class Steps:
         return now._replace(state=state, evaluations=now.evaluations + 1)
 
     def _samples(self, now: Moving) -> Travellers:
-        ahead = Ahead(now.steps, self.target, now.steps, self.target, now.steps)
+        end = self.span.end
+        ahead = Ahead(now.steps, end, now.steps, end, now.steps)
         done = ~now.active
         return Travellers(
             t=now.t,
@@ -180,14 +235,16 @@ def undefined(now: Moving, which: Tensor) -> Moving:
     return now._replace(failure=failure, active=now.active & ~which)
 
 
-def started(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> tuple[Steps, Moving]:
-    """The steps from z0 at time 0 to the horizon, and where they begin.
+def started(
+    solver: Any, field: GraphField, z0: Tensor, span: Span, *, between: bool = False
+) -> tuple[Steps, Moving]:
+    """The steps from z0 over a span, and where they begin.
 
     A method that leaves no velocity to the next step evaluates the first one once more, where that
     estimates the size of a step.
     """
-    steps = Steps.towards(solver, solver.step_size, field, z0, horizon)
-    begin, anew = steps.start(z0), begins_anew(solver)
+    steps = Steps.towards(solver, solver.step_size, field, span, between=between)
+    begin, anew = steps.start(z0), begins_anew(solver, between=between)
     if anew and isinstance(steps.control, Fixed):
         begin = steps.sized(begin, z0)
     else:
@@ -199,7 +256,8 @@ def started(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> tuple
 def arrived(now: Moving) -> Found:
     """What an integration has come to."""
     status = torch.where(now.active, int(Status.MAX_STEPS), now.failure).to(torch.int8)
-    return Found(now.z, torch.zeros_like(now.t), status, now.steps, now.evaluations)
+    residual = torch.zeros_like(now.t, dtype=real_dtype(now.z))
+    return Found(now.z, residual, status, now.steps, now.evaluations)
 
 
 def integrate(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> Found:
@@ -207,85 +265,6 @@ def integrate(solver: Any, field: GraphField, z0: Tensor, horizon: float) -> Fou
 
     Every sample takes steps of its own and stops by itself, and the loop where all have.
     """
-    steps, begin = started(solver, field, z0, horizon)
+    steps, begin = started(solver, field, z0, Span.of(z0, horizon))
     (now,) = while_loop(steps.going, lambda now: (steps.advance(now)[0],), (begin,))
     return arrived(now)
-
-
-class Watch(NamedTuple):
-    """What tells whether the residual of a sample still falls; see ``SteadyStateTest``."""
-
-    least: Tensor  # [batch]
-    before: Tensor  # [batch]
-
-
-def steady_state(options: SteadyState, field: GraphField, z0: Tensor) -> Found:
-    """The state at which the velocity vanishes; see :class:`SteadyState`."""
-    solver: Any = options.ode_solver
-    steps = Steps.towards(solver, solver.step_size.steady_state(), field, z0, torch.inf)
-    moving = steps.renewed(steps.start(z0))
-    first = field.evaluation(moving.z, solver.velocity(moving.state))
-    by_norm = options.measure == "norm"
-    test = options if by_norm else replace(options, tol=0.0, atol=0.0)
-    stop = GraphStop.at(field, test, first)
-    far = torch.full_like(first.residual.norm, torch.inf)
-
-    def judged(samples: Samples, watch: Watch, now: Evaluation) -> tuple[Samples, Watch]:
-        samples = samples if by_norm else _compare_entries(options, samples, now)
-        return _watched(options, samples, watch, now)
-
-    def going(moving: Moving, samples: Samples, watch: Watch) -> Tensor:
-        del watch
-        some = (moving.active & samples.active).any()
-        return some & (samples.evaluations < options.max_steps)
-
-    def step(moving: Moving, samples: Samples, watch: Watch) -> tuple[Moving, Samples, Watch]:
-        moving, _ = steps.step(moving._replace(active=moving.active & samples.active))
-        if begins_anew(solver):
-            moving = steps.renewed(moving)
-        now = field.evaluation(moving.z, solver.velocity(moving.state))
-        return moving, *judged(stop.judge(samples, now), watch, now)
-
-    samples, watch = judged(stop.first(first), Watch(far, far.clone()), first)
-    moving = steps.sized(moving, solver.velocity(moving.state))
-    moving, samples, _ = while_loop(going, step, (moving, samples, watch))
-    # No step was short enough, or f had no value anywhere near.
-    lost = samples.active & (moving.failure != 0)
-    stalled = lost & (moving.failure == int(Status.DIVERGED))
-    samples = _fail(samples, stalled, Status.STALLED)
-    samples = _fail(samples, lost & ~stalled, Status.NON_FINITE)
-    return stop.ended(samples)._replace(evaluations=moving.evaluations)
-
-
-def _compare_entries(options: SteadyState, samples: Samples, now: Evaluation) -> Samples:
-    """See ``SteadyStateTest``."""
-    allowed = options.tol * now.fz.abs() + options.atol
-    met = (now.residual.value.abs() <= allowed).all(1) & samples.active
-    return samples._replace(
-        best=torch.where(column(met), now.z, samples.best),
-        best_norm=torch.where(met, now.residual.norm, samples.best_norm),
-        steps=torch.where(met, samples.evaluations, samples.steps),
-        active=samples.active & ~met,
-    )
-
-
-def _watched(
-    options: SteadyState, samples: Samples, watch: Watch, now: Evaluation
-) -> tuple[Samples, Watch]:
-    """Stop the samples that have stalled."""
-    if not options.patience:
-        return samples, Watch(watch.least.clone(), watch.before.clone())
-    least, due = torch.minimum(watch.least, now.residual.norm), samples.evaluations
-    due = due % options.patience == 0
-    before = watch.before
-    stalled = samples.active & due & (least > FALL * before) & (least < RISE * before)
-    samples = _fail(samples, stalled, Status.STALLED)
-    return samples, Watch(torch.where(due, torch.inf, least), torch.where(due, least, before))
-
-
-def _fail(samples: Samples, which: Tensor, status: Status) -> Samples:
-    return samples._replace(
-        active=samples.active & ~which,
-        steps=torch.where(which, samples.evaluations, samples.steps),
-        failure=torch.where(which, int(status), samples.failure).to(torch.int8),
-    )

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConfigError
 from implicitcore.graph.solvers import check_solver, follows_field, run
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout, graph_field, graph_system
+from implicitcore.graph.times import of_samples, times_in_graph
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.call import refuse_options
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.solution import FinalState, Solution, Status
+from implicitcore.ode_solvers.times import Times
+from implicitcore.solution import FinalState, Solution, Status, Trajectory
 from implicitcore.system.captured_modules import captured_modules
 from implicitcore.tensors.shared import unwrapped
 
@@ -43,33 +45,37 @@ class GraphLayer(nn.Module):
         # As parts of this module, for what a function calls is no part of the dynamics.
         self.captured = nn.ModuleList(captured_modules(layer.dynamics))
 
-    def forward(self, x: Any, z0: Any = None, **options: Any) -> Any:
+    def forward(self, x: Any, z0: Any = None, *, times: Times = None, **options: Any) -> Any:
         """The solution's z; see :meth:`ImplicitLayer.forward`, whose ``options`` are refused."""
         refuse_options(options)
-        found, start = self._found(x, z0)
+        found, start, _ = self._found(x, z0, times)
         return found.z if self.on_failure == "ignore" else self._answers(found, start)
 
-    def solve(self, x: Any, z0: Any = None, **options: Any) -> Solution | FinalState:
+    def solve(
+        self, x: Any, z0: Any = None, *, times: Times = None, **options: Any
+    ) -> Solution | FinalState | Trajectory:
         """The whole result; ``evaluations`` is a tensor. See :meth:`ImplicitLayer.solve`."""
         refuse_options(options)
-        found, start = self._found(x, z0)
-        return result(self.solver, self.horizon, found, start=start)
+        found, start, grid = self._found(x, z0, times)
+        return result(self.solver, self.horizon, found, start=start, times=grid)
 
-    def _found(self, x: Any, z0: Any) -> tuple[Found, Any]:
-        """What was found, unpacked and of each sample, and where it began."""
+    def _found(self, x: Any, z0: Any, times: Times) -> tuple[Found, Any, Tensor | None]:
+        """What was found, unpacked and of each sample, where it began, and at which times."""
         x = unwrapped(x)
         start = self.start(x) if z0 is None else z0
         layout = Layout.of(start, coupled=self.coupled)
         flat = layout.pack(start)
         system = graph_field if follows_field(self.solver) else graph_system
         dynamics = system(self.dynamics, x, layout, flat.dtype)
-        found = run(self.solver, dynamics, flat, self.horizon)
+        grid = times_in_graph(self.solver, times, start, coupled=self.coupled)
+        found = run(self.solver, dynamics, flat, self.horizon, of_samples(grid, flat))
         spent = self.start.evaluations if z0 is None else 0
         z, residual, status, steps, evaluations = found
         if self.coupled:
             batch = pytree.tree_leaves(start)[0].shape[0]
             residual, status, steps = (each.expand(batch) for each in (residual, status, steps))
-        return Found(layout.unpack(z), residual, status, steps, evaluations + spent), start
+        found = Found(layout.unpack(z), residual, status, steps, evaluations + spent)
+        return found, start, grid
 
     def _answers(self, found: Found, start: Any) -> Any:
         """z where it may be taken for an answer."""
@@ -79,19 +85,45 @@ class GraphLayer(nn.Module):
         instead = (
             pytree.tree_leaves(start) if self.on_failure == "mask" else [torch.nan] * len(leaves)
         )
+        shapes = (leaf.ndim - 1 for leaf in pytree.tree_leaves(start))
         chosen = [
-            torch.where(bad.reshape(-1, *(1,) * (z.ndim - 1)), value, z)
-            for z, value in zip(leaves, instead, strict=True)
+            torch.where(bad.reshape(-1, *(1,) * shape), value, z)
+            for z, value, shape in zip(leaves, instead, shapes, strict=True)
         ]
         return pytree.tree_unflatten(chosen, spec)
 
 
-def result(solver: Any, horizon: float, found: Found, **more: Any) -> Solution | FinalState:
-    """What was found, as the layer gives it."""
+class AtTimes(nn.Module):
+    """A layer in a graph at output times that belong to it.
+
+    Arguments:
+        layer: the layer.
+        times: ``[T]``.
+    """
+
+    def __init__(self, layer: nn.Module, times: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("times", times)
+
+    def forward(self, x: Any, z0: Any = None) -> Any:
+        """The states ``[T, batch, ...]``."""
+        return self.layer(x, z0, times=self.times)
+
+
+def result(
+    solver: Any, horizon: float, found: Found, *, times: Tensor | None = None, **more: Any
+) -> Solution | FinalState | Trajectory:
+    """What was found, as the layer gives it.
+
+    At output ``times``, ``[T]`` or ``[T, batch]``, where there are any.
+    """
     parts = {**found._asdict(), **more}
     if not isinstance(solver, ODESolver):
         return Solution(**parts)
     residual = parts.pop("residual")
+    if times is not None:
+        return Trajectory(times=times.T if times.ndim > 1 else times, **parts)
     times = torch.tensor([0.0, horizon], dtype=residual.dtype, device=residual.device)
     return FinalState(times=times, **parts)
 

@@ -20,7 +20,9 @@ from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Replaced, masked, pulled
 from implicitcore.graph.layer import result
 from implicitcore.graph.stop import Found
+from implicitcore.graph.times import clock_of, of_samples
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.times import check_times
 from implicitcore.tensors.norms import real_dtype
 from implicitcore.tensors.shared import Shared, unwrapped
 
@@ -72,7 +74,9 @@ def _form(layer: str, x: Any, shared: tuple[bool, ...], z: Any, reports: bool) -
     return _NUMBERS[known]
 
 
-def call(layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool) -> Found:
+def call(  # noqa: PLR0913 - what an operation takes
+    layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool, times: Tensor | None
+) -> Found:
     """The solve of a layer, as the graph that is being traced sees it.
 
     Arguments:
@@ -81,6 +85,7 @@ def call(layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool) ->
         x: the input, with its marks.
         z0: where the solve begins.
         reports: see :class:`Form`.
+        times: the output times, ``[T]`` or ``[T, batch]``, where there are any.
     """
     leaves, spec = pytree.tree_flatten(unwrapped(x))
     given, shared, rest = [], [], []
@@ -94,7 +99,7 @@ def call(layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool) ->
     x_form = pytree.tree_unflatten(rest, spec)
     z_form = pytree.tree_unflatten([None for _ in start], z_spec)
     form = _form(layer, x_form, tuple(shared), z_form, reports)
-    found = torch.ops.implicitcore.solve(form, start, [*given, *owned])
+    found = torch.ops.implicitcore.solve(form, start, [*given, *owned], times)
     *z, residual, status, steps, evaluations = found
     z = pytree.tree_unflatten(z, z_spec)
     return Found(z, residual.detach(), status, steps, evaluations)
@@ -117,20 +122,25 @@ def marks(x: Any) -> list[bool]:
 
 
 @torch.library.custom_op("implicitcore::solve", mutates_args=())
-def solve(form: int, z0: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+def solve(form: int, z0: list[Tensor], tensors: list[Tensor], times: Tensor | None) -> list[Tensor]:
     """The leaves of z, then residual, status, steps and evaluations, of each sample.
 
     Arguments:
         form: the number of the call's form.
         z0: the leaves of the start.
         tensors: those of x, then those that modules own.
+        times: the output times, ``[T]`` or ``[T, batch]``.
     """
     parts = _FORMS[form]
     owner = _layer(parts)
     layer = owner.layer
     with _with_autograd():
-        layout, plan, flat = owner.planned(parts, z0, tensors)
-        found = Found(*plan.forward(flat, *tensors))
+        layout, plan, flat = owner.planned(parts, z0, tensors, clock=clock_of(times))
+        if times is None:
+            found = Found(*plan.forward(flat, *tensors))
+        else:
+            due = of_samples(check_times(times, flat, of_each=True), flat)
+            found = plan.integrated(due, flat, tensors)[0]
         replaced = Replaced.of(found.status, layer.on_failure)
         z = layout.unpack(masked(found.z, flat, replaced, layer.on_failure))
         batch = z0[0].shape[0] if layer.coupled else found.status.shape[0]
@@ -140,17 +150,18 @@ def solve(form: int, z0: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
             evaluations: Any = int(found.evaluations)
             known = found._replace(evaluations=evaluations)
             start = pytree.tree_unflatten(z0, parts.z)
-            known = result(layer.solver, layer.horizon, known, start=start)
+            known = result(layer.solver, layer.horizon, known, times=times, start=start)
             report(known, layer.on_failure, type(layer).__name__, layer)
     return [_own(leaf) for leaf in (*pytree.tree_leaves(z), *found[1:])]
 
 
 @solve.register_fake
-def _(form: int, z0: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+def _(form: int, z0: list[Tensor], tensors: list[Tensor], times: Tensor | None) -> list[Tensor]:
     del form, tensors
     first, batch = z0[0], z0[0].shape[0]
     dtype = real_dtype(torch.cat([leaf.new_empty(1) for leaf in z0]))
-    z = [torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in z0]
+    lead = () if times is None else (times.shape[0],)
+    z = [leaf.new_empty(*lead, *leaf.shape) for leaf in z0]
     residual = first.new_empty(batch, dtype=dtype)
     status = first.new_empty(batch, dtype=torch.int8)
     steps = first.new_empty(batch, dtype=torch.int64)
@@ -165,6 +176,7 @@ def pullback(  # noqa: PLR0913 - an operation takes no tuples
     z: list[Tensor],
     status: Tensor,
     tensors: list[Tensor],
+    times: Tensor | None,
 ) -> list[Tensor]:
     """The cotangents of some of the start's leaves and the tensors, in this order.
 
@@ -175,15 +187,18 @@ def pullback(  # noqa: PLR0913 - an operation takes no tuples
         z: the leaves of z; of a trajectory, of its start, for its steps are taken again.
         status: of each sample.
         tensors: those of x, then those that modules own.
+        times: the output times.
     """
     parts, many = _FORMS[form], len(z)
     owner = _layer(parts)
     on_failure = owner.layer.on_failure
     with _with_autograd():
-        layout, plan, flat = owner.planned(parts, z, tensors, wanted)
-        rows = status[:1] if layout.coupled else status
-        cotangent = layout.pack(pytree.tree_unflatten(v, parts.z)).contiguous()
-        at_start, found = pulled(plan, Replaced.of(rows, on_failure), cotangent, flat, tensors)
+        layout, plan, flat = owner.planned(parts, z, tensors, wanted, clock_of(times))
+        due = of_samples(times, flat)
+        replaced = Replaced.of(status[:1] if layout.coupled else status, on_failure)
+        lead = None if times is None else len(times)
+        cotangent = layout.pack(pytree.tree_unflatten(v, parts.z), lead).contiguous()
+        at_start, found = pulled(plan, replaced, cotangent, flat, tensors, due)
         values = dict(enumerate(pytree.tree_leaves(layout.unpack(at_start))))
     values.update(zip((many + place for place in plan.differentiated), found, strict=True))
     return [_own(values[place]) for place in wanted]
@@ -197,8 +212,9 @@ def _(  # noqa: PLR0913 - as above
     z: list[Tensor],
     status: Tensor,
     tensors: list[Tensor],
+    times: Tensor | None,
 ) -> list[Tensor]:
-    del form, v, status
+    del form, v, status, times
     every = [*z, *tensors]
     return [
         torch.empty_like(every[place], memory_format=torch.contiguous_format) for place in wanted
@@ -206,27 +222,30 @@ def _(  # noqa: PLR0913 - as above
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.form, z0, tensors = inputs
-    ctx.many = len(z0)
+    ctx.form, z0, tensors, times = inputs
+    ctx.many, ctx.timed = len(z0), times is not None
     solver = _layer(_FORMS[ctx.form]).layer.solver
     z = z0 if isinstance(solver, ODESolver) else output[: ctx.many]
-    ctx.save_for_backward(*z, output[ctx.many + 1], *tensors)
+    given = [] if times is None else [times]
+    ctx.save_for_backward(*given, *z, output[ctx.many + 1], *tensors)
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> Any:
-    many = ctx.many
-    z, status, tensors = ctx.saved_tensors[:many], ctx.saved_tensors[many], ctx.saved_tensors
-    tensors = [*tensors[many + 1 :]]
-    v = [torch.zeros_like(z[i]) if g is None else g for i, g in enumerate(grads[:many])]
-    _, starts, others = ctx.needs_input_grad
+    many, saved = ctx.many, [*ctx.saved_tensors]
+    times = saved.pop(0) if ctx.timed else None
+    z, status, tensors = saved[:many], saved[many], saved[many + 1 :]
+    lead = () if times is None else (times.shape[0],)
+    given = zip(grads[:many], z, strict=True)
+    v = [leaf.new_zeros(*lead, *leaf.shape) if g is None else g for g, leaf in given]
+    _, starts, others, _ = ctx.needs_input_grad
     needed = [*starts, *others]
     wanted = [place for place, needs in enumerate(needed) if needs]
     found: list[Tensor | None] = [None] * len(needed)
     if wanted:
-        values = torch.ops.implicitcore.pullback(ctx.form, wanted, v, [*z], status, tensors)
+        values = torch.ops.implicitcore.pullback(ctx.form, wanted, v, z, status, tensors, times)
         for place, value in zip(wanted, values, strict=True):
             found[place] = value
-    return None, found[:many], found[many:]
+    return None, found[:many], found[many:], None
 
 
 solve.register_autograd(_backward, setup_context=_setup)

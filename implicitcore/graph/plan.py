@@ -126,11 +126,16 @@ class Plan:
         return split(graph, 1, range(1 if self.dynamics.is_map() else 2))
 
     @cached_property
-    def _field(self) -> Split:
+    def moment(self) -> Kind:
+        """Of the time of each sample, as f receives it."""
         z = self.kinds[0]
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-        t = z._replace(shape=z.shape[:1], dtype=dtype, requires_grad=False)
-        return split(traced(self._velocity, (t, *self.kinds)), 2, [0])
+        return z._replace(shape=z.shape[:1], dtype=dtype, requires_grad=False)
+
+    @cached_property
+    def field(self) -> Split:
+        """g(t, z) of the tensors."""
+        return split(traced(self._velocity, (self.moment, *self.kinds)), 2, [0])
 
     @cached_property
     def _products(self) -> tuple[Split, Split]:
@@ -150,7 +155,7 @@ class Plan:
             InputError: see :func:`traced`.
             GradientError: see there.
         """
-        getattr(self, "_field" if follows_field(self.solver) else "_value")  # traced once
+        getattr(self, "field" if follows_field(self.solver) else "_value")  # traced once
 
     @cached_property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -182,12 +187,16 @@ class Plan:
 
     def _as_field(self) -> Callable[..., GraphField]:
         """The tensors -> the vector field that they make."""
-        value, scale = self._field, self.dynamics.scale
+        value, scale, dtype = self.field, self.dynamics.scale, self.moment.dtype
         rounding = rounding_of(self.dynamics.is_map(), self.kinds[0].dtype)
 
         def field(*tensors: Tensor) -> GraphField:
             known = value.before(*tensors)
-            return GraphField(lambda t, z: value.inside(t, z, *known)[0].clone(), scale, rounding)
+
+            def velocity(t: Tensor, z: Tensor) -> Tensor:
+                return value.inside(t.to(dtype), z, *known)[0].clone()
+
+            return GraphField(velocity, scale, rounding)
 
         return field
 

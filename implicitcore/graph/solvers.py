@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from implicitcore.errors import ConfigError
-from implicitcore.graph.integration import STEPPERS, integrate, steady_state
+from implicitcore.graph.integration import STEPPERS, integrate
 from implicitcore.graph.loop import SOLVERS, solve
+from implicitcore.graph.outputs import integrate_over
+from implicitcore.graph.steady import steady_state
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import GraphField, GraphSystem
 from implicitcore.ode_solvers.base import ODESolver
@@ -45,10 +47,21 @@ def check_solver(solver: Any) -> None:
         raise ConfigError([f"{where}: {type(inner).__name__} has no loop in a graph; use {_KNOWN}"])
 
 
-def run(solver: Any, system: GraphSystem | GraphField, z0: Tensor, horizon: float) -> Found:
-    """What the solver finds from z0, ``[batch, n]``; an ODE solver, at the horizon."""
+def run(
+    solver: Any,
+    system: GraphSystem | GraphField,
+    z0: Tensor,
+    horizon: float,
+    due: Tensor | None = None,
+) -> Found:
+    """What the solver finds from z0, ``[batch, n]``.
+
+    An ODE solver, at the horizon, or at the output times ``due`` ``[T, batch]``.
+    """
     if isinstance(system, GraphSystem):
         return solve(solver, system, z0)
     if isinstance(solver, SteadyState):
         return steady_state(solver, system, z0)
+    if due is not None:
+        return integrate_over(solver, system, z0, due)
     return integrate(solver, system, z0, horizon)

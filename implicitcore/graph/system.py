@@ -54,9 +54,15 @@ class Layout:
             )
         return cls(spec, tuple(tuple(leaf.shape[1:]) for leaf in leaves), coupled)
 
-    def pack(self, z: Any) -> Tensor:
-        """A state as ``[batch, n]``."""
+    def pack(self, z: Any, times: int | None = None) -> Tensor:
+        """A state as ``[batch, n]``, the states at so many times as ``[times, batch, n]``."""
         leaves = pytree.tree_leaves(z)
+        if times is not None:
+            if self.coupled:
+                return leaves[0].reshape(times, 1, -1)
+            return torch.cat(
+                [leaf.flatten(2) if leaf.ndim > 2 else leaf.unsqueeze(2) for leaf in leaves], 2
+            )
         if self.coupled:
             return leaves[0].reshape(1, -1)
         if len(leaves) == 1 and len(self.shapes[0]) == 1:
@@ -77,14 +83,17 @@ class Layout:
         return self.pack(value)
 
     def unpack(self, flat: Tensor) -> Any:
-        """``[batch, n]`` as a state."""
+        """``[batch, n]`` as a state, ``[times, batch, n]`` as the states at several times."""
+        lead = (*flat.shape[:-2], -1) if self.coupled else flat.shape[:-1]
         if len(self.shapes) == 1:
             leaf = flat
             if self.coupled or len(self.shapes[0]) != 1:
-                leaf = flat.reshape(-1, *self.shapes[0])
+                leaf = flat.reshape(*lead, *self.shapes[0])
             return pytree.tree_unflatten([leaf], self.spec)
-        parts = flat.split([prod(shape) for shape in self.shapes], 1)
-        leaves = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        parts = flat.split([prod(shape) for shape in self.shapes], -1)
+        leaves = [
+            part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+        ]
         return pytree.tree_unflatten(leaves, self.spec)
 
 
@@ -176,7 +185,8 @@ def graph_field(dynamics: Dynamics, x: Any, layout: Layout, dtype: torch.dtype) 
         if is_difference:
             return layout.returned(dynamics.update(state, x), state, dynamics) - z
         first: Tensor = pytree.tree_leaves(state)[0]
-        time = t.reshape(-1, *(1,) * (first.ndim - 1))
+        time = t if dynamics.exact_time else t.to(real_dtype(first))
+        time = time.reshape(-1, *(1,) * (first.ndim - 1))
         return layout.returned(dynamics.velocity(time, state, x), state, dynamics).clone()
 
     return GraphField(velocity, dynamics.scale, rounding_of(dynamics.is_map(), dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import Annotated, final
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from implicitcore.backends.adams_step import AdamsPast as Past
 from implicitcore.backends.base import Backend
-from implicitcore.ode_solvers.adams_grid import StepGrid, integrals
+from implicitcore.ode_solvers.adams_grid import StepGrid, cumprod_of, piece_constants
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
@@ -102,10 +103,11 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         The integral of the step's own polynomial: its error on the way is that of the step.
         """
         with torch.no_grad():
-            grid, rows = StepGrid(dt, state), state.gaps.shape[1]
-            lever, matrix = integrals(rows, dt.dtype, dt.device)
+            rows = index(state.gaps.shape[1])
+            constants, lever, matrix = piece_constants(rows, dt.dtype, dt.device)
+            grid = StepGrid(dt, state, constants)
             ratio = (column(dt.abs()) / grid.gaps)[:, :-1]
-            products = (1 - lever * ratio).cumprod(2)
+            products = cumprod_of(1 - lever * ratio)
             products = torch.nn.functional.pad(products, (1, 0), value=1.0)
             along = torch.tensordot(matrix, products, 1).transpose(0, 1)
             weights = along * (grid.newton * column(dt)).unsqueeze(1)

@@ -25,6 +25,7 @@ class StepGrid:
     Arguments:
         dt: ``[batch]``; zero where a sample is done, for which any coefficients will do.
         past: the state.
+        constants: those of all steps, where they are known.
 
     Attributes:
         gaps: those of the next state.
@@ -39,19 +40,18 @@ class StepGrid:
         window: ``[batch, rows + 1]``, zero where the next order may be, else infinite.
     """
 
-    def __init__(self, dt: Tensor, past: Past) -> None:
-        known = index(past.gaps.shape[1]), dt.dtype, dt.device
-        constants = _traced_constants if torch.compiler.is_compiling() else _constants
-        lever, weights, lower, orders, one = constants(*known)
-        cumprod = _traced_cumprod if torch.compiler.is_compiling() else _cumprod
+    def __init__(self, dt: Tensor, past: Past, constants: _Constants | None = None) -> None:
+        if constants is None:
+            constants = _constants_of(index(past.gaps.shape[1]), dt.dtype, dt.device)
+        lever, weights, lower, orders, one = constants
         pad = torch.nn.functional.pad
         step = column(torch.where(dt == 0, past.gaps[:, 0], dt.abs()))
         self.gaps = torch.cat((step, past.gaps[:, :-1] + step), 1)
         ratio = self.gaps / past.gaps
-        beta = cumprod(pad(ratio[:, :-1], (1, 0), value=1.0))
+        beta = cumprod_of(pad(ratio[:, :-1], (1, 0), value=1.0))
         # g_j is the integral over [0, 1] of prod_{i<j} (1 - (1 - u) dt / gap_i): the nodes of Gauss
         # are exact.
-        products = cumprod(torch.addcdiv(one, lever * step, self.gaps, value=-1))
+        products = cumprod_of(torch.addcdiv(one, lever * step, self.gaps, value=-1))
         self.g = pad((weights @ products.flatten(1)).view_as(self.gaps), (1, 0), value=1.0)
         self.moves = self.g * column(dt)
         known_order = torch.where(ratio[:, 0] > LONGER, past.order.clamp(max=1), past.order)
@@ -71,13 +71,13 @@ class StepGrid:
         return torch.addcmul(self.window, sizes, self.g).argmin(1)
 
 
-def _cumprod(factors: Tensor) -> Tensor:
-    """The products of the first, the first two, .. along the last dimension."""
-    return factors.cumprod(-1)
+def cumprod_of(factors: Tensor) -> Tensor:
+    """The products of the first, the first two, .. along the last dimension.
 
-
-def _traced_cumprod(factors: Tensor) -> Tensor:
-    """The same in a graph: product by product, for ONNX has no other, and a compiler fuses them."""
+    In a graph product by product, for ONNX has no other, and a compiler fuses them.
+    """
+    if not torch.compiler.is_compiling():
+        return factors.cumprod(-1)
     products = [factors[..., 0]]
     for place in range(1, index(factors.shape[-1])):
         products.append(products[-1] * factors[..., place])
@@ -123,12 +123,18 @@ def _constants(size: int, dtype: torch.dtype, device: torch.device) -> _Constant
         )
 
 
-def _traced_constants(size: int, dtype: torch.dtype, device: torch.device) -> _Constants:
-    """The same constants in a graph."""
-    nodes, rows = size // 2 + 1, size + 1
-    shapes = (nodes, 1, 1), (nodes,), (rows, size), (rows, size + rows), ()
+def _constants_of(size: int, dtype: torch.dtype, device: torch.device) -> _Constants:
+    """The same, which a graph takes as one constant."""
+    if not torch.compiler.is_compiling():
+        return _constants(size, dtype, device)
+    shapes = _shapes(size)
     flat = _flat_constants(size, dtype, device).split([prod(shape) for shape in shapes])
     return _Constants(*(part.view(shape) for part, shape in zip(flat, shapes, strict=True)))
+
+
+def _shapes(size: int) -> list[tuple[int, ...]]:
+    nodes, rows = size // 2 + 1, size + 1
+    return [(nodes, 1, 1), (nodes,), (rows, size), (rows, size + rows), ()]
 
 
 @torch.compiler.assume_constant_result
@@ -138,8 +144,28 @@ def _flat_constants(size: int, dtype: torch.dtype, device: torch.device) -> Tens
         return torch.cat([constant.flatten() for constant in _constants(size, dtype, device)])
 
 
+def piece_constants(
+    size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[_Constants, Tensor, Tensor]:
+    """Those of :class:`StepGrid`, and what :func:`_integrals` gives."""
+    if not torch.compiler.is_compiling():
+        return _constants(size, dtype, device), *_integrals(size, dtype, device)
+    shapes = [*_shapes(size), (size, 1, 1), (size, size)]
+    flat = _flat_piece_constants(size, dtype, device).split([prod(shape) for shape in shapes])
+    parts = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
+    return _Constants(*parts[:-2]), parts[-2], parts[-1]
+
+
+@torch.compiler.assume_constant_result
+def _flat_piece_constants(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """All of them in one tensor: a graph asks a function for a constant once, by its name."""
+    with unset_fake_temporarily():
+        every = *_constants(size, dtype, device), *_integrals(size, dtype, device)
+        return torch.cat([constant.flatten() for constant in every])
+
+
 @functools.cache
-def integrals(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _integrals(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """What makes a piece of a polynomial of degree ``size`` - 1 on [0, 1]: of its integral from 0.
 
     1 - u at ``size`` nodes ``[nodes, 1, 1]``, and the matrix ``[size, nodes]`` that takes its

@@ -63,6 +63,24 @@ def equal_step(tableau: Tableau, system: System) -> EqualStep:
     return EqualStep(tableau.c, field, take)
 
 
+def extension_of(tableau: Tableau) -> tuple[tuple[float, ...], ...]:
+    """The weights of the stages in c_1, c_2, .. of a piece, over dt.
+
+    The last of the step's own stages is the velocity at its end. Hermite's cubic, then what the
+    tableau has of its own.
+    """
+    # A stage more, where the method itself has not that velocity.
+    move = tableau.b if tableau.fsal else (*tableau.b, 0.0)
+    first = (1.0, *(0.0 for _ in move[1:]))
+    last = (*(0.0 for _ in move[1:]), 1.0)
+    rows = (
+        move,
+        tuple(one - b for one, b in zip(first, move, strict=True)),
+        tuple(2 * b - one - end for one, b, end in zip(first, move, last, strict=True)),
+    )
+    return (*((*row, *(0.0 for _ in tableau.more_a)) for row in rows), *tableau.dense)
+
+
 def sums_of(
     backend: Backend, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor
 ) -> StageSums:

@@ -14,7 +14,13 @@ from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.dop853_tableau import DOP853 as DOP853_TABLEAU
 from implicitcore.ode_solvers.dop853_tableau import DOP853_ERROR_3
 from implicitcore.ode_solvers.error_scale import measured
-from implicitcore.ode_solvers.explicit_stages import EqualStep, equal_step, stages_of, sums_of
+from implicitcore.ode_solvers.explicit_stages import (
+    EqualStep,
+    equal_step,
+    extension_of,
+    stages_of,
+    sums_of,
+)
 from implicitcore.ode_solvers.moments import moments_of
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import EqualSteps, StepwiseODESolver
@@ -66,6 +72,10 @@ class RungeKutta(StepwiseODESolver[Tensor]):
         for row, node in zip(tableau.more_a, tableau.more_c, strict=True):
             point = system.backend.stage_combination(z, dt, stages, row)
             stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
+        if torch.compiler.is_compiling():  # a compiler fuses the sums, and keeps no table
+            rows = extension_of(tableau)
+            combined = system.backend.stage_combination
+            return [z, *(combined(None, dt, stages, row) for row in rows)]
         weights = _extension(type(self), z.dtype, z.device)
         higher = (weights @ torch.stack(stages).flatten(1)).view(len(weights), *z.shape)
         return [z, *(higher * column(dt).to(z.dtype)).unbind(0)]
@@ -73,20 +83,10 @@ class RungeKutta(StepwiseODESolver[Tensor]):
 
 @functools.cache
 def _extension(solver: type[RungeKutta], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The weights of the stages in c_1, c_2, .. of a piece, over dt: ``[degree, stages]``.
-
-    The last of the step's own stages is the velocity at its end.
-    """
-    tableau = solver.tableau
+    """:func:`extension_of` as a table, ``[degree, stages]``."""
     with torch.inference_mode(False):
-        b = torch.tensor(tableau.b, dtype=torch.float64, device="cpu")
-        first, last = torch.zeros(2, len(b) if tableau.fsal else len(b) + 1, dtype=b.dtype)
-        move = torch.nn.functional.pad(b, (0, len(first) - len(b)))
-        first[0], last[-1] = 1, 1
-        cubic = torch.stack((move, first - move, 2 * move - first - last))
-        cubic = torch.nn.functional.pad(cubic, (0, len(tableau.more_a)))
-        rows = [cubic, torch.tensor(tableau.dense, dtype=b.dtype).view(-1, cubic.shape[1])]
-        return torch.cat(rows).to(device, dtype)
+        rows = torch.tensor(extension_of(solver.tableau), dtype=torch.float64, device="cpu")
+        return rows.to(device, dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,6 +138,8 @@ class ControlledSteps(StepChooser):
         """The rounded ones; of samples with times of their own, where those are coarse."""
         if self.coarse is None or not self.coarse.ndim:
             return rounded
+        if exact.dtype == torch.bool:  # of which ONNX runtimes have no choice
+            return (rounded & self.coarse) | (exact & ~self.coarse)
         return torch.where(self.coarse, rounded, exact)
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:

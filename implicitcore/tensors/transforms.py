@@ -26,6 +26,10 @@ _VMAP = (
     "solved each by itself; for per-sample gradients, loop over the samples or use "
     "torch.autograd.grad"
 )
+_GRAPH = (
+    "a solve stops by its values and is no part of a graph as it is: give the model a layer that "
+    "implicitcore.compile made, or leave out fullgraph=True"
+)
 _STRATEGY = (
     "{} is a gradient strategy for torch.autograd, not for {}: use torch.autograd.grad "
     "(with create_graph=True for a second "
@@ -50,6 +54,7 @@ def eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg=_GRAPH)  # which a graph that may not break says
             return torch.compiler.disable(function)(*args, **kwargs)  # pyright: ignore[reportCallIssue] - torch types it as a decorator factory
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():

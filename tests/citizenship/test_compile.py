@@ -149,3 +149,9 @@ def test_what_a_solve_holds_is_held_in_a_compiled_cell(backend):
         compiled(x)
         counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert counts[-1] == counts[0]
+
+
+def test_a_layer_in_a_graph_that_may_not_break_says_what_to_do():
+    layer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: 0.5 * z + x), solver=ic.Picard())
+    with pytest.raises(Exception, match="give the model a layer that implicitcore.compile made"):
+        torch.compile(layer, fullgraph=True, backend="eager")(torch.ones(2, 3))

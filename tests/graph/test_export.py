@@ -220,3 +220,53 @@ def test_a_model_that_cannot_be_traced_says_why(tmp_path):
     )
     with pytest.raises(ic.InputError, match=r"ImplicitLayer cannot be written as m\.pt2"):
         ic.export(layer, torch.ones(2, 5), tmp_path / "m.pt2")
+
+
+class AtTimes(nn.Module):
+    """A model that asks its layer for the states at several times."""
+
+    def __init__(self, solver) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 5))
+        field = ic.VectorField(lambda t, z, x: net(z) * (1 + t) + x)
+        self.layer = ic.ImplicitLayer(field, solver=solver, start=ic.Identity())
+
+    def forward(self, x):
+        return self.layer(x, times=[0.0, 0.1, 0.5, 1.2, 2.0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("end", [".pt2", ".aoti.pt2", ".onnx"])
+@pytest.mark.parametrize("solver", [ic.Bosh3(), ic.Adams()], ids=lambda it: type(it).__name__)
+def test_the_states_at_several_times_are_those_of_the_model(solver, end, tmp_path):
+    if end == ".onnx":
+        onnx_installed()
+    if end == ".aoti.pt2" and shutil.which("g++") is None:
+        missing("a C++ compiler")
+    model = AtTimes(solver)
+    compare(model, ic.export(model, torch.randn(4, 5), tmp_path / f"model{end}"))
+
+
+@pytest.mark.slow
+def test_a_layer_is_exported_with_its_times(tmp_path):
+    layer, times = AtTimes(ic.Bosh3()).layer, [1.0, 0.5, 0.0]
+    path = ic.export(layer, torch.randn(2, 5), tmp_path / "model.pt2", times=times)
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(torch.export.load(path).module()(x), layer(x, times=times))
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0.0, 2.0, 1.0], "strictly increasing or decreasing"),
+        ([[0.0, 1.0]], r"expected shape \[T\], received \[1, 2\]"),
+    ],
+)
+def test_times_that_a_file_cannot_have_are_refused(times, message, tmp_path):
+    with pytest.raises(ic.InputError, match=message):
+        ic.export(AtTimes(ic.Bosh3()).layer, torch.ones(2, 5), tmp_path / "m.pt2", times=times)
+    with pytest.raises(ic.ConfigError, match=r"AtTimes is no layer; .*layer\(x, times=\.\.\.\)"):
+        ic.export(AtTimes(ic.Bosh3()), torch.ones(2, 5), tmp_path / "m.pt2", times=[0.0, 1.0])

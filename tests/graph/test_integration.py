@@ -11,7 +11,7 @@ from support import python_loop
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import integration, plan
+from implicitcore.graph import integration, plan, steady
 from implicitcore.graph.layer import in_graph
 from implicitcore.ode_solvers.stepwise import EqualSteps
 
@@ -39,7 +39,8 @@ STEADY = [
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch):
     """The loop in Python: what a graph would compute, without the time that tracing takes."""
-    monkeypatch.setattr(integration, "while_loop", python_loop.while_loop)
+    for module in (integration, steady):
+        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
     monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support import python_loop
+from support.trajectories import inputs, layer, same
 from torch import nn
 
 import implicitcore as ic
@@ -22,21 +23,6 @@ SOLVERS = [
 ]
 
 
-class Field(nn.Module):
-    """(1 + t) net(z) + U x, where U is made of parameters, and read with its transpose."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
-        self.u = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-
-    def forward(self, t, z, x):
-        weight = self.u.weight
-        assert isinstance(weight, torch.Tensor)
-        return self.net(z) * (1 + t) + self.u(x) - 0.1 * z @ (weight @ weight.T)
-
-
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch):
     """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
@@ -47,30 +33,12 @@ def plainly(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "compiled", lambda function, **options: function)
 
 
-def layer(solver, field=None, **options) -> ic.ImplicitLayer:
-    options = {"on_failure": "ignore", "gradient": ic.Checkpointed(), **options}
-    options = {"start": ic.Identity(), "horizon": 2.0, **options}
-    return ic.ImplicitLayer(ic.VectorField(field or Field()), solver=solver, **options).double()
-
-
-def inputs(batch: int) -> torch.Tensor:
-    """Samples that take steps of different sizes."""
-    generator = torch.Generator().manual_seed(batch)
-    x = torch.randn(batch, 4, dtype=torch.float64, generator=generator)
-    return x * torch.tensor([0.1, 1, 5, 30, 2], dtype=torch.float64)[:batch, None]
-
-
 def solved(module, x: torch.Tensor, wrt, v=None):
     """The result for x, and the gradients of x and of some tensors."""
     leaf = x.clone().requires_grad_()
     found = module.solve(leaf)
     v = torch.linspace(-1, 2, x.numel(), dtype=x.dtype).view_as(x) if v is None else v
     return found, torch.autograd.grad(found.z, [leaf, *wrt], v)
-
-
-def same(one, other, **tolerances) -> None:
-    for expected, gradient in zip(one, other, strict=True):
-        torch.testing.assert_close(gradient, expected, **tolerances)
 
 
 @pytest.mark.usefixtures("plainly")
@@ -219,3 +187,25 @@ def test_one_graph_each_serves_every_batch(solver, monkeypatch):
         graph, gradient = solved(compiled, inputs(batch), eager.parameters())
         assert torch.equal(graph.steps, found.steps)
         same([found.z, *expected], [graph.z, *gradient], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(1500)  # as above
+@pytest.mark.parametrize("solver", [ic.Bosh3(), ic.Adams()], ids=str)
+def test_one_graph_each_serves_every_number_of_times(solver):
+    torch._dynamo.reset()
+    eager = layer(solver)
+    compiled, times = ic.compile(eager), torch.linspace(0, 2, 7, dtype=torch.float64)
+    for batch, due in (
+        (5, times),
+        (5, times[:5].flip(0)),
+        (3, torch.stack([times, 1 - times, -times])),
+    ):
+        found = []
+        for module in (eager, compiled):
+            leaf = inputs(batch).requires_grad_()
+            z = module(leaf, times=due)
+            found.append([z, *torch.autograd.grad(z.sin().sum(), [leaf, *eager.parameters()])])
+        same(*found, rtol=1e-8, atol=1e-9)
+    assert len(compiled.plans) == 1
