@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from implicitcore.backends.base import Backend, StageSums
 from implicitcore.backends.torch import TORCH
-from implicitcore.tensors.norms import column
+from implicitcore.tensors.norms import column, real_dtype
 from implicitcore.tensors.transforms import ordinary
 
 Rows = tuple[tuple[float, ...], ...]
@@ -61,23 +61,24 @@ class FusedSums:
             return self.value(row, move, self._given[1])
         if not self.table.pays:
             return self._by_torch(stages, row, move)
-        dt = self._given[1]
         if not self.dt.requires_grad:
-            return self._linear(stages, row, move, dt)
+            return self._linear(stages, row, move, self._given[1])
         # As torch has it: the gradient of dt needs the sum alone, and not each of the stages.
-        total = self._linear(stages, row, True, torch.ones_like(dt))
+        total = self._linear(stages, row, True, None)
         scale = self.dt.to(self.z.dtype)
         scale = column(scale) if scale.ndim else scale
         return total * scale if move else torch.addcmul(self.z, total, scale)
 
-    def value(self, row: int, move: bool, dt: Tensor) -> Tensor:
-        """Without a graph."""
+    def value(self, row: int, move: bool, dt: Tensor | None) -> Tensor:
+        """Without a graph, and without dt where that is None."""
         used, weights = self.table.used[row]
         z, stages = self._given[0], self._stages
+        if dt is None:
+            dt = torch.ones_like(self._given[1])
         call = self.kernel.call
         return call(None if move else z, dt, [stages[place] for place in used], weights)
 
-    def _linear(self, stages: Sequence[Tensor], row: int, move: bool, dt: Tensor) -> Tensor:
+    def _linear(self, stages: Sequence[Tensor], row: int, move: bool, dt: Tensor | None) -> Tensor:
         known, self._known = self._known, len(stages)
         z = self.z if self._linked is None else None
         what = self, row, move, known
@@ -122,6 +123,11 @@ class _Reached(NamedTuple):
     rows: list[int]
     grads: list[Tensor]
     ends: list[Tensor]  # of those, the gradients of the ones that have z
+    one: Tensor  # [batch], in the place of dt
+
+    @classmethod
+    def none(cls, grad: Tensor) -> _Reached:
+        return cls([], [], [], grad.new_ones(len(grad), dtype=real_dtype(grad)))
 
     def add(self, row: int, grad: Tensor, move: bool) -> None:
         grad = grad.contiguous()
@@ -130,12 +136,12 @@ class _Reached(NamedTuple):
         if not move:
             self.ends.append(grad)
 
-    def total(self, combine: Combine, dt: Tensor) -> Tensor | None:
+    def total(self, combine: Combine) -> Tensor | None:
         """That of z."""
         if len(self.ends) < 2:
             return self.ends[0] if self.ends else None
         first, *others = self.ends
-        return combine(first, torch.ones_like(dt), others, [1.0] * len(others))
+        return combine(first, self.one, others, [1.0] * len(others))
 
 
 class _Combination(Function):
@@ -148,7 +154,12 @@ class _Combination(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, what: Any, dt: Tensor, linked: Tensor | None, z: Tensor | None, *fresh: Tensor
+        ctx: Any,
+        what: Any,
+        dt: Tensor | None,
+        linked: Tensor | None,
+        z: Tensor | None,
+        *fresh: Tensor,
     ) -> tuple[Tensor, Tensor]:
         sums, row, move, known = what
         ctx.set_materialize_grads(False)
@@ -167,16 +178,17 @@ class _Combination(Function):
             if grad is None:
                 return tuple(found)
             linked = grad.new_empty(0)
-            linked.reached = _Reached([], [], [])
+            linked.reached = _Reached.none(grad)
         reached = linked.reached
         if grad is not None:
             reached.add(row, grad, move)
         (dt,), known_grads = ctx.saved_tensors, reached.grads
+        dt = reached.one if dt is None else dt
         combine = kernel.differentiated(known_grads)
         if needs[2]:
             found[2] = linked
         if needs[3]:
-            found[3] = reached.total(combine, dt)
+            found[3] = reached.total(combine)
         rows = tuple(reached.rows)
         for place in range(4, len(needs)):
             used, weights = table.column(known + place - 4, rows) if needs[place] else ((), ())
