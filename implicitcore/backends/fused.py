@@ -21,7 +21,7 @@ from implicitcore.tensors.transforms import transformed
 
 
 class FusedBackend(Backend):
-    """Kernels that are used where no graph is recorded, with plain torch for all other calls.
+    """Kernels, with plain torch for all that they do not take.
 
     A derived class declares ``device_types`` and ``dtypes`` and implements the kernels. Each is
     called with tensors that
@@ -32,9 +32,11 @@ class FusedBackend(Backend):
       view into a larger one, and a row a view into a history;
     * are not seen by autograd.
 
-    Where a graph is recorded, in a transform of ``torch.func``, or for any other tensor, the torch
-    backend computes the result, so that derivatives of any order are right. Solvers record a graph
-    only under ``Unrolled`` and in double backward, so this is seldom the hot path.
+    Where a graph is recorded, the stage combinations of a step and products with a long history are
+    computed by these kernels, and so are their derivatives, of any order, where that was measured
+    to be faster than torch: see :meth:`stage_sums` and :meth:`axpy_history`. A derived class writes
+    no derivative. All other calls in a graph, in a transform of ``torch.func``, or with any other
+    tensor are torch's.
     """
 
     differentiable: ClassVar[bool] = True
@@ -120,7 +122,11 @@ class FusedBackend(Backend):
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """See :meth:`Backend.axpy_history`."""
+        """See :meth:`Backend.axpy_history`.
+
+        By the kernels in a graph, too, on a CPU and with a history in it of 65,536 entries or more,
+        as :meth:`inner_products`.
+        """
         others = (weights,) if row is None else (weights, row)
         if not self._takes(history, *others):
             if out is None and self._joins(history, *others):
@@ -150,7 +156,11 @@ class FusedBackend(Backend):
     def stage_sums(
         self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor
     ) -> StageSums | None:
-        """See :meth:`Backend.stage_sums`; with a graph where there is one."""
+        """See :meth:`Backend.stage_sums`.
+
+        In a graph each is one call of the kernel, and so is the derivative of a stage, for tableaus
+        of more than three weights a row; shorter sums in a graph are torch's.
+        """
         if not self._fits(z) or dt.device != z.device or _traced():
             return TORCH.stage_sums(rows, z, dt)
         known = table(rows)
