@@ -159,14 +159,15 @@ class FusedBackend(Backend):
         """See :meth:`Backend.stage_sums`.
 
         In a graph each is one call of the kernel, and so is the derivative of a stage, for tableaus
-        of more than three weights a row; shorter sums in a graph are torch's.
+        of more than three weights a row and, on a CPU, states of 65,536 entries or more in all, or
+        tableaus of more than five; the others are torch's there.
         """
         if not self._fits(z) or dt.device != z.device or _traced():
             return TORCH.stage_sums(rows, z, dt)
         known = table(rows)
         if known.single and dt.dtype is z.dtype:  # one operation of torch, too
             return TORCH.stage_sums(rows, z, dt)
-        if z.requires_grad and torch.is_grad_enabled() and not known.pays:
+        if z.requires_grad and torch.is_grad_enabled() and not known.pays(z):
             return TORCH.stage_sums(rows, z, dt)
         return FusedSums(self, self._stage_combination, rows, z, dt)
 

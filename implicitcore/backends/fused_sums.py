@@ -21,8 +21,21 @@ from torch.autograd import Function
 
 from implicitcore.backends.base import Backend, StageSums
 from implicitcore.backends.torch import TORCH
+from implicitcore.tensors import host
 from implicitcore.tensors.norms import column, real_dtype
 from implicitcore.tensors.transforms import ordinary
+
+# Combinations of so many weights, in the mean, are torch's in a graph: those of RK4, RK38 and Bosh3
+# took 1.0 to 1.4 of its time by implicitcore-cpp, forward and backward.
+SHORT = 3.0
+
+# And longer ones than this are the kernels' for states of any size: a training step of DOP853 took
+# 0.82 to 0.96 of the time for 1 x 2 to 256 x 64.
+LONG = 5.0
+
+# Of those between, such as Tsit5's, states with so many entries in all, on a CPU: a training step
+# took 0.97 to 0.99 of the time from here on, but 1.04 to 1.13 for 1 x 2 and 256 x 64.
+LEAST = 2**16
 
 Rows = tuple[tuple[float, ...], ...]
 # z or None, dt [batch], the stages and their weights, none of them zero.
@@ -59,7 +72,7 @@ class FusedSums:
             return self._by_torch(stages, row, move)
         if not torch.is_grad_enabled() or not self._in_graph(stages):
             return self.value(row, move, self._given[1])
-        if not self.table.pays:
+        if not self.table.pays(self.z):
             return self._by_torch(stages, row, move)
         if not self.dt.requires_grad:
             return self._linear(stages, row, move, self._given[1])
@@ -216,17 +229,20 @@ class Table:
         rows: as they are.
         used: those that are not zero.
         single: no combination has more than one stage.
-        pays: a graph of these combinations is faster than one of torch: where they have more stages
-            than three each. With implicitcore-cpp, forward and backward and for states of 1 x 2 to
-            4096 x 64, those of Tsit5 took 0.7 to 0.9 of torch's time, and those of RK4, RK38 and
-            Bosh3 0.8 to 1.4.
+        length: weights that are not zero, in the mean over the combinations.
     """
 
     def __init__(self, rows: Rows) -> None:
         self.rows, self.used = rows, [_Terms.of(row) for row in rows]
         sums = [len(terms.used) for terms in self.used]
-        self.single, self.pays = max(sums) == 1, sum(sums) > 3 * len(rows)
+        self.single, self.length = max(sums) == 1, sum(sums) / len(rows)
         self._columns: dict[tuple[int, tuple[int, ...]], _Terms] = {}
+
+    def pays(self, z: Tensor) -> bool:
+        """Whether a graph of these combinations by kernels is faster than one of torch."""
+        if self.length <= SHORT:
+            return False
+        return self.length > LONG or z.numel() >= LEAST or not host.on_host(z)
 
     def column(self, stage: int, rows: tuple[int, ...]) -> _Terms:
         """The weights of a stage in these combinations."""

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import _disable_current_modes
 
 import implicitcore as ic
-from implicitcore.backends import fused_products
+from implicitcore.backends import fused_products, fused_sums
 from implicitcore.ode_solvers import tableaus
 from implicitcore.ode_solvers.dop853_tableau import DOP853
 from implicitcore.ode_solvers.explicit_stages import stages_of, sums_of
@@ -23,6 +23,11 @@ from implicitcore.testing.problems import inputs
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "launches.md"
 BATCH, N = 3, 4
 LONG = {"Tsit5": tableaus.TSIT5, "Dopri5": tableaus.DOPRI5, "DOP853": DOP853}
+
+
+@pytest.fixture(autouse=True)
+def _small_states_too(monkeypatch):
+    monkeypatch.setattr(fused_sums, "LEAST", 1)
 
 
 class Step:
@@ -83,6 +88,18 @@ def test_short_sums_in_a_graph_are_those_of_torch():
     with torch.no_grad():
         Step(tableaus.RK4, backend)(z, dt, w)
     assert len(backend.calls) == 4
+
+
+def test_in_a_graph_large_states_or_long_sums_are_the_kernels(monkeypatch):
+    monkeypatch.setattr(fused_sums, "LEAST", BATCH * N + 1)
+    arguments, backend = drawn(), Watched()
+    Step(tableaus.TSIT5, backend)(*arguments)
+    assert not backend.calls
+    Step(DOP853, backend)(*arguments)
+    assert len(backend.calls) == len(DOP853.a)
+    monkeypatch.setattr(fused_sums, "LEAST", BATCH * N)
+    Step(tableaus.TSIT5, backend)(*arguments)
+    assert len(backend.calls) == len(DOP853.a) + len(tableaus.TSIT5.a)
 
 
 NO_LAUNCH = {"new_empty", "unsqueeze", "view"}

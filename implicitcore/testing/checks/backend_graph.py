@@ -9,14 +9,15 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TorchBackend
+from implicitcore.ode_solvers.dop853_tableau import DOP853
 from implicitcore.ode_solvers.explicit_stages import stages_of, sums_of
-from implicitcore.ode_solvers.tableaus import RK4, TSIT5, Tableau
+from implicitcore.ode_solvers.tableaus import RK4, Tableau
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import NotApplicable, expect, expect_close
 from implicitcore.testing.kernels import Draw, device_of, widest
 
 REFERENCE = TorchBackend()
-TABLEAUS = {"RK4": RK4, "Tsit5": TSIT5}
+TABLEAUS = {"RK4": RK4, "DOP853": DOP853}
 # What is in the graph of a step, and the stages whose velocity is not.
 GRAPHS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "z, dt and the dynamics": (("z", "dt", "weight"), ()),
