@@ -39,7 +39,7 @@ class Step:
 
     def __call__(self, z, dt, w):
         sums = sums_of(self.backend, self.tableau.rows, z, dt)
-        places = range(1, len(self.tableau.a) + 1)
+        places = list(torch.arange(1, len(self.tableau.a) + 1))
         self.stages, end = stages_of(
             self.tableau,
             lambda place, point: self._velocity(place, point, w),
@@ -51,7 +51,7 @@ class Step:
 
     def _velocity(self, place, point, w):
         value = w * torch.sin(point)
-        return value.detach() if place in self.cut else value
+        return value.detach() if int(place) in self.cut else value
 
 
 def drawn(*, requires_grad=True, dtype=torch.float64):
@@ -136,7 +136,7 @@ def test_what_a_step_launches_in_a_graph(name):
     tableau, found = {"RK4": tableaus.RK4, **LONG}[name], []
     for backend in (REFERENCE, OneLaunch()):
         z, dt, _ = drawn()
-        dt, places = dt.detach(), range(1, len(tableau.a) + 1)
+        dt, places = dt.detach(), list(torch.arange(1, len(tableau.a) + 1))
         with Operations() as operations:
             sums = sums_of(backend, tableau.rows, z, dt)
             start = z, Free.apply(z)
