@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.adams_step import AdamsPast, AdamsStep
-from implicitcore.backends.base import Backend, Residual
+from implicitcore.backends.base import Backend, Residual, StageSums
+from implicitcore.backends.fused_products import AxpyHistory, InnerProducts, pays
+from implicitcore.backends.fused_sums import FusedSums, table
 from implicitcore.backends.krylov_space import KrylovSpace
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken, control_step
@@ -19,7 +21,7 @@ from implicitcore.tensors.transforms import transformed
 
 
 class FusedBackend(Backend):
-    """Kernels that are used where no graph is recorded, with plain torch for all other calls.
+    """Kernels, with plain torch for all that they do not take.
 
     A derived class declares ``device_types`` and ``dtypes`` and implements the kernels. Each is
     called with tensors that
@@ -30,9 +32,11 @@ class FusedBackend(Backend):
       view into a larger one, and a row a view into a history;
     * are not seen by autograd.
 
-    Where a graph is recorded, in a transform of ``torch.func``, or for any other tensor, the torch
-    backend computes the result, so that derivatives of any order are right. Solvers record a graph
-    only under ``Unrolled`` and in double backward, so this is seldom the hot path.
+    Where a graph is recorded, the stage combinations of a step and products with a long history are
+    computed by these kernels, and so are their derivatives, of any order, where that was measured
+    to be faster than torch: see :meth:`stage_sums` and :meth:`axpy_history`. A derived class writes
+    no derivative. All other calls in a graph, in a transform of ``torch.func``, or with any other
+    tensor are torch's.
     """
 
     differentiable: ClassVar[bool] = True
@@ -103,6 +107,8 @@ class FusedBackend(Backend):
     def inner_products(self, history: Tensor, row: Tensor) -> Tensor:
         """See :meth:`Backend.inner_products`."""
         if not self._takes(history, row):
+            if self._joins(history, row):
+                return InnerProducts.apply(self, history, row)
             return TORCH.inner_products(history, row)
         return self._inner_products(_rows(history), _rows(row))
 
@@ -116,8 +122,15 @@ class FusedBackend(Backend):
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """See :meth:`Backend.axpy_history`."""
-        if not self._takes(history, weights, *(() if row is None else (row,))):
+        """See :meth:`Backend.axpy_history`.
+
+        By the kernels in a graph, too, on a CPU and with a history in it of 65,536 entries or more,
+        as :meth:`inner_products`.
+        """
+        others = (weights,) if row is None else (weights, row)
+        if not self._takes(history, *others):
+            if out is None and self._joins(history, *others):
+                return AxpyHistory.apply(self, row, weights, history, scale)
             return TORCH.axpy_history(row, weights, history, scale, out=out)
         row = None if row is None else _rows(row)
         out = history.new_empty(history.shape[0], 1, history.shape[2]) if out is None else out
@@ -140,6 +153,24 @@ class FusedBackend(Backend):
             [weight for _, weight in used],
         )
 
+    def stage_sums(
+        self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor
+    ) -> StageSums | None:
+        """See :meth:`Backend.stage_sums`.
+
+        In a graph each is one call of the kernel, and so is the derivative of a stage, for tableaus
+        of more than three weights a row and, on a CPU, states of 65,536 entries or more in all, or
+        tableaus of more than five; the others are torch's there.
+        """
+        if not self._fits(z) or dt.device != z.device or _traced():
+            return TORCH.stage_sums(rows, z, dt)
+        known = table(rows)
+        if known.single and dt.dtype is z.dtype:  # one operation of torch, too
+            return TORCH.stage_sums(rows, z, dt)
+        if z.requires_grad and torch.is_grad_enabled() and not known.pays(z):
+            return TORCH.stage_sums(rows, z, dt)
+        return FusedSums(self, self._stage_combination, rows, z, dt)
+
     @final
     def error_norm(
         self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
@@ -151,22 +182,32 @@ class FusedBackend(Backend):
 
     def _takes(self, first: Tensor, *others: Tensor) -> bool:
         """Whether the kernels take these tensors."""
-        if (
-            first.dtype not in self.dtypes
-            or first.device.type not in self.device_types
-            or not first.numel()
-        ):
-            return False
-        if any(
-            other.dtype != first.dtype or other.device != first.device or not other.numel()
-            for other in others
-        ):
+        if not self._fits(first, *others):
             return False
         if torch.is_grad_enabled() and (
             first.requires_grad or any(other.requires_grad for other in others)
         ):
             return False
         return not transformed()
+
+    def _fits(self, first: Tensor, *others: Tensor) -> bool:
+        """Whether they take their dtypes, devices and sizes."""
+        if (
+            first.dtype not in self.dtypes
+            or first.device.type not in self.device_types
+            or not first.numel()
+        ):
+            return False
+        return not any(
+            other.dtype != first.dtype or other.device != first.device or not other.numel()
+            for other in others
+        )
+
+    def _joins(self, history: Tensor, *others: Tensor) -> bool:
+        """Whether a product with a history is made by a kernel in a graph."""
+        if not torch.is_grad_enabled() or not pays(history):
+            return False
+        return self._fits(history, *others) and not _traced()
 
     @abstractmethod
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
@@ -196,6 +237,11 @@ class FusedBackend(Backend):
         self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
     ) -> Tensor:
         """The scaled norm, in ``real_dtype``."""
+
+
+def _traced() -> bool:
+    """Whether another than autograd follows the operations of torch."""
+    return transformed() or torch.compiler.is_compiling()
 
 
 def _rows(history: Tensor) -> Tensor:

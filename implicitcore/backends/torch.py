@@ -77,9 +77,7 @@ class TorchBackend(Backend):
             return norm(error / (larger * (rtol * root) + atol * root))
         return norm(error / torch.add(_constant(atol * root), larger, alpha=rtol * root))
 
-    def stage_sums(
-        self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor
-    ) -> StageSums | None:
+    def stage_sums(self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor) -> StageSums:
         """See :meth:`Backend.stage_sums`.
 
         All rows at once on an accelerator, where no graph is recorded and they are long.

@@ -6,12 +6,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_batchedtensor,
+    is_legacy_batchedtensor,
+    peek_interpreter_stack,
+)
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
@@ -128,6 +134,17 @@ def with_graph(function: Callable[..., _T], *arguments: Any) -> _T:
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` or a forward-mode derivative is under way."""
     return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def ordinary(grads: Sequence[Tensor]) -> bool:
+    """Whether gradients are what a kernel takes: memory, and none of many at once.
+
+    Nor those of a transform or a compiler.
+    """
+    if torch.compiler.is_compiling() or transformed():
+        return False
+    # Of is_grads_batched, and of a vmap that is over.
+    return not any(is_legacy_batchedtensor(grad) or is_batchedtensor(grad) for grad in grads)
 
 
 def in_backward() -> bool:

@@ -272,8 +272,79 @@ class _SameOrder:
         return error, differences, gaps, torch.minimum(order, self.order.clamp(min=1)), power
 
 
+class _Sums:
+    """The stage combinations of a step by a formula of one's own."""
+
+    def __init__(self, formula, rows, z, dt):
+        self.formula, self.rows, self.z, self.dt = formula, rows, z, dt
+        self.kept = []
+
+    def __call__(self, stages, row, *, move=False):
+        z = torch.zeros_like(self.z) if move else self.z
+        return self.formula(self.kept, z, self.dt, stages, self.rows[row][: len(stages)])
+
+
+class _OwnSums(Mine):
+    def stage_sums(self, rows, z, dt):
+        return _Sums(self.formula, rows, z, dt)
+
+    def formula(self, kept, z, dt, stages, weights):
+        return TORCH.stage_combination(z, dt, stages, weights)
+
+
+class ForgetsTheStepSize(_OwnSums):
+    """The step size has no gradient."""
+
+    def formula(self, kept, z, dt, stages, weights):
+        return TORCH.stage_combination(z, dt.detach(), stages, weights)
+
+
+class DifferentiatesOnce(_OwnSums):
+    """A kernel behind an autograd.Function whose backward has no derivative."""
+
+    def formula(self, kept, z, dt, stages, weights):
+        return _Once.apply(weights, z, dt, *stages)
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weights, z, dt, *stages):
+        ctx.weights = weights
+        ctx.save_for_backward(dt, *stages)
+        return TORCH.stage_combination(z, dt, stages, weights)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (grad,), (dt, *stages) = [g.detach() for g in grads], ctx.saved_tensors
+        products = [w * k for w, k in zip(ctx.weights, stages, strict=True)]
+        total = torch.stack(products).sum(0).detach()
+        moves = [w * dt.detach()[:, None] * grad for w in ctx.weights]
+        return None, grad, (grad * total).sum(1), *moves
+
+
+class AddsUp(_OwnSums):
+    """What a backward pass came to is kept for the next one."""
+
+    def formula(self, kept, z, dt, stages, weights):
+        value = TORCH.stage_combination(z, dt, stages, weights)
+        return _Kept.apply(kept, value)
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kept, value):
+        ctx.kept = []
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        ctx.kept.append(grads[0])
+        return None, torch.stack(ctx.kept).sum(0)
+
+
 # What a wrong value is seen by besides: in derivatives, and in what solvers make of it.
 SLOPES, SOLVES = "derivatives_are_right_or_absent", "solves_as_the_reference_does"
+GRAPHS = "differentiates_steps_as_the_reference_does"
 STOPS, STEPS = "stops_as_the_reference_does", "controls_steps_as_the_reference_does"
 BACKENDS = [
     (Mine(), set()),
@@ -288,13 +359,17 @@ BACKENDS = [
     (ForgetsTheTail(), {"residual_is_right", SLOPES}),
     (ForgetsOneSample(), {"error_norm_is_right", "per_sample", SLOPES, STEPS}),
     (SwapsTolerances(), {"error_norm_is_right", STEPS}),
-    (OneStepSize(), {"stage_combination_is_right", "per_sample", SLOPES, SOLVES}),
+    (OneStepSize(), {"stage_combination_is_right", "per_sample", SLOPES, SOLVES, GRAPHS}),
     (NotConjugated(), {"inner_products_is_right"}),
     (Overflows(), {"norms_are_at_least_float32"}),
     (AssumesContiguous(), {"takes_strided_views", SOLVES, STOPS}),
-    (ChangesItsArguments(), {"no_input_mutation"}),
+    (ChangesItsArguments(), {"no_input_mutation", GRAPHS}),
     (HidesItsDerivative(), {"derivatives_are_right_or_absent"}),
-    (ClaimsToBeDifferentiable(), {"derivatives_are_right_or_absent"}),
+    (ClaimsToBeDifferentiable(), {SLOPES, GRAPHS}),
+    (_OwnSums(), set()),
+    (ForgetsTheStepSize(), {GRAPHS}),
+    (DifferentiatesOnce(), {GRAPHS}),
+    (AddsUp(), {GRAPHS}),
     (ClaimsNotToBe(), {"derivatives_are_right_or_absent"}),
     (BlankReason(), {"declares_its_requirements"}),
     (WrongInHalf(), {"takes_or_refuses_other_dtypes"}),

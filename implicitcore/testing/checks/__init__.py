@@ -4,6 +4,7 @@ They are listed in the order in which these modules are imported.
 """
 
 from implicitcore.testing.checks import backend as backend
+from implicitcore.testing.checks import backend_graph as backend_graph
 from implicitcore.testing.checks import backend_kernels as backend_kernels
 from implicitcore.testing.checks import backend_krylov as backend_krylov
 from implicitcore.testing.checks import backend_steps as backend_steps

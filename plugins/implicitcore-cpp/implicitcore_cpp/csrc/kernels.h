@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include <ATen/Dispatch.h>
@@ -127,14 +128,46 @@ inline void axpy_history(const std::optional<at::Tensor>& row, const at::Tensor&
   });
 }
 
+// Stages that are added in one pass over the entries of a sample.
+constexpr size_t TOGETHER = 8;
+
+// total = base + sum_j weights_j slopes_j over the entries, of S stages.
+template <size_t S, class T, class R, class Base>
+inline void add_stages(R* total, Base base, const T* const* slopes, const R* weights, int64_t at,
+                       int64_t size) {
+  const T* slope[S];
+  R weight[S];
+  for (size_t j = 0; j < S; ++j) slope[j] = slopes[j] + at, weight[j] = weights[j];
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    R value = base(i);
+    for (size_t j = 0; j < S; ++j) value += weight[j] * static_cast<R>(slope[j][i]);
+    total[i] = value;
+  }
+}
+
+// The same with as many stages as there are, up to TOGETHER.
+template <class T, class R, class Base, size_t S = 1>
+inline void add_first(size_t count, R* total, Base base, const T* const* slopes, const R* weights,
+                      int64_t at, int64_t size) {
+  if constexpr (S < TOGETHER) {
+    if (count > S)
+      return add_first<T, R, Base, S + 1>(count, total, base, slopes, weights, at, size);
+  }
+  add_stages<S>(total, base, slopes, weights, at, size);
+}
+
 inline at::Tensor stage_combination(const std::optional<at::Tensor>& z, const at::Tensor& dt,
                                     const std::vector<at::Tensor>& stages,
                                     const std::vector<double>& weights) {
   constexpr int64_t TILE = 256;
   const int64_t batch = stages[0].size(0), n = stages[0].size(1);
+  const size_t count = stages.size();
   at::Tensor out = at::empty_like(stages[0]);
-  const at::Tensor times = dt.to(at::kDouble);
-  const double* step = times.const_data_ptr<double>();
+  const bool narrow = dt.scalar_type() == at::kFloat;
+  const at::Tensor times = narrow ? dt : dt.to(at::kDouble);
+  const float* step_float = narrow ? times.const_data_ptr<float>() : nullptr;
+  const double* step = narrow ? nullptr : times.const_data_ptr<double>();
   dispatch(out, [&](auto type) {
     using T = decltype(type);
     using R = Real<T>;
@@ -142,18 +175,29 @@ inline at::Tensor stage_combination(const std::optional<at::Tensor>& z, const at
     for (const at::Tensor& stage : stages) slopes.push_back(stage.const_data_ptr<T>());
     const T* from = z ? z->const_data_ptr<T>() : nullptr;
     T* to = out.mutable_data_ptr<T>();
-    each_sample(batch, n * slopes.size(), [&](int64_t b) {
-      R total[TILE];
+    each_sample(batch, n * count, [&](int64_t b) {
+      const double size_of_step = narrow ? step_float[b] : step[b];
+      R tile[TILE], scaled[TOGETHER];
       for (int64_t begin = 0; begin < n; begin += TILE) {
         const int64_t size = std::min(TILE, n - begin), at = b * n + begin;
-        for (int64_t i = 0; i < size; ++i) total[i] = from ? static_cast<R>(from[at + i]) : R(0);
-        for (size_t j = 0; j < slopes.size(); ++j) {
-          const R weight = static_cast<R>(weights[j] * step[b]);
-          const T* slope = slopes[j] + at;
-#pragma omp simd
-          for (int64_t i = 0; i < size; ++i) total[i] += weight * static_cast<R>(slope[i]);
+        R* total = tile;
+        if constexpr (std::is_same_v<T, R>) total = to + at;
+        for (size_t first = 0; first < count; first += TOGETHER) {
+          const size_t some = std::min(TOGETHER, count - first);
+          for (size_t j = 0; j < some; ++j)
+            scaled[j] = static_cast<R>(weights[first + j] * size_of_step);
+          const auto add = [&](auto base) {
+            add_first(some, total, base, slopes.data() + first, scaled, at, size);
+          };
+          if (first)
+            add([=](int64_t i) { return total[i]; });
+          else if (from)
+            add([=](int64_t i) { return static_cast<R>(from[at + i]); });
+          else
+            add([](int64_t) { return R(0); });
         }
-        for (int64_t i = 0; i < size; ++i) to[at + i] = static_cast<T>(total[i]);
+        if constexpr (!std::is_same_v<T, R>)
+          for (int64_t i = 0; i < size; ++i) to[at + i] = static_cast<T>(total[i]);
       }
     });
   });
