@@ -23,7 +23,7 @@ from implicitcore.graph.stepped import Clock
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout
 from implicitcore.graph.times import checked_times, clock_of, of_samples, times_in_graph
-from implicitcore.graph.trace import Kind
+from implicitcore.graph.trace import kinds_of
 from implicitcore.graph.trajectory import TrajectoryPlan
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.call import refuse_options
@@ -195,8 +195,7 @@ class CompiledLayer(nn.Module):
         each = zip(leaves, operator.marks(x), strict=True)
         shared = [mark for leaf, mark in each if isinstance(leaf, Tensor)]
         self._is_current()
-        owned = self.reads.owned
-        tensors = [*given, *(getattr(module, name) for module, name in owned)]
+        tensors = [*given, *(getattr(module, name) for module, name in self.reads.owned)]
         inputs = Inputs(spec, fixed, len(given), self.reads)
         every = flat, *tensors
         needs = [tensor.requires_grad for tensor in every]
@@ -204,10 +203,9 @@ class CompiledLayer(nn.Module):
 
     def _is_current(self) -> bool:
         """Whether what f reads is where it was; else it is looked for anew."""
-        dynamics = self.layer.dynamics
-        current, same = self.reads.compared(dynamics)
+        current, same = self.reads.compared(self.layer.dynamics)
         if not same:
-            self.reads, self.latest = Reads.of(dynamics), None
+            self.reads, self.latest = Reads.of(self.layer.dynamics), None
             self.plans.clear()
         return current
 
@@ -230,11 +228,7 @@ class CompiledLayer(nn.Module):
         seen = parts, fixed, modes, layer.coupled, sizes, [*shared], [*needs], clock
         if self.latest is not None and self.latest[0] == seen:
             return self.latest[1]
-        given = zip(tensors[1:], shared, strict=False)
-        batched = [not layer.coupled and t.ndim > 0 and not mark for t, mark in given]
-        batched = [not layer.coupled, *batched, *(False for _ in inputs.reads.owned)]
-        each = zip(tensors, batched, needs, strict=True)
-        kinds = tuple(Kind.of(t, rows)._replace(requires_grad=need) for t, rows, need in each)
+        kinds = kinds_of(tensors, shared, needs, coupled=layer.coupled)
         key = *parts, fixed, modes, kinds, clock
         if key not in self.plans:
             adjoint = getattr(layer.gradient, "solver", None)

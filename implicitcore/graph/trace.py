@@ -46,6 +46,25 @@ class Kind(NamedTuple):
         return torch.empty(self.shape, dtype=self.dtype, device=self.device)
 
 
+def kinds_of(
+    tensors: Sequence[Tensor], shared: Sequence[bool], needs: Sequence[bool], *, coupled: bool
+) -> tuple[Kind, ...]:
+    """Of z, of the tensors of x, and of those that modules own.
+
+    Arguments:
+        tensors: all of them, in this order.
+        shared: of those of x, which belong to the whole batch.
+        needs: which of all get a gradient.
+        coupled: the batch is one sample.
+    """
+    of_x = [t.ndim > 0 and not mark for t, mark in zip(tensors[1:], shared, strict=False)]
+    batched = [True, *of_x, *(False for _ in tensors[1 + len(shared) :])]
+    return tuple(
+        Kind.of(tensor, has_batch and not coupled)._replace(requires_grad=need)
+        for tensor, has_batch, need in zip(tensors, batched, needs, strict=True)
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """A function of which a loop changes some arguments: what they do not reach is computed once.
