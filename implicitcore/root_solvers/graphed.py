@@ -138,6 +138,7 @@ class GraphedSolve:
         place, count = 1 % len(ring), self.iteration.LOOK_EVERY
         with autocast_uncached():
             self.capture.warm_up(lambda: (evaluated(ring[place]), None)[1])
+            watch.made.clear()  # its memory is free again
             while (key := (place, self.iteration.stretch(place))) not in self.pieces:
                 self.pieces[key] = self.capture.record(partial(iterations, *key))
                 place = (place + key[1]) % count
@@ -150,10 +151,12 @@ class Kept:
         tensors: those that f reads, as their key.
         solves: by what is fixed in them; None where such a solve was met once, and the reason where
             it has no graphs.
+        moved: how often the tensors were others, with no solve met twice between.
     """
 
     def __init__(self) -> None:
         self.tensors: Hashable = None
+        self.moved = 0
         self.solves: dict[Hashable, GraphedSolve | str | None] = {}
 
     def meet(self, tensors: Hashable, key: Hashable) -> bool:
@@ -163,8 +166,13 @@ class Kept:
             CaptureError: hardly any is met twice.
         """
         if tensors != self.tensors:
-            self.tensors, self.solves = tensors, {}
+            self.tensors, self.solves, self.moved = tensors, {}, self.moved + 1
+        if self.moved > MOST:
+            raise CaptureError(
+                "the tensors that it reads, or keeps as attributes, are always others"
+            )
         if key in self.solves:
+            self.moved = 0
             return False
         if len(self.solves) >= MET:
             self.solves = {key: kept for key, kept in self.solves.items() if kept is not None}
