@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.emulated_graphs import emulated, launch
 
 from implicitcore.backends.capture import capture_on
+from implicitcore.testing.emulated_graphs import emulated, launch
 
 
 @pytest.fixture

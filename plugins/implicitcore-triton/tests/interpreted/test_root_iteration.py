@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from support import emulated_graphs
 
 import implicitcore as ic
+from implicitcore.testing import emulated_graphs
 from implicitcore.testing.expect import known
 from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, Problem, same_stops
 from implicitcore_triton import TritonBackend, backend

@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from implicitcore.backends import capture
-
 HOST = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 REFUSED = "CUDA error: operation not permitted when stream is capturing"
 _recording = threading.local()
@@ -65,11 +63,13 @@ class Recording(TorchDispatchMode):
         return found
 
     def replay(self) -> None:
+        """Run the calls again."""
         for work in self.work:
             work()
 
 
 def tensors(tree: Any) -> list[Tensor]:
+    """Those of a pytree."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
@@ -84,12 +84,13 @@ def written(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def into(results: Any, func: Any, args: Any, kwargs: Any) -> None:
+    """Run an operation, and write what it gives to the results it was recorded with."""
     for kept, new in zip(tensors(results), tensors(func(*args, **kwargs)), strict=True):
         kept.copy_(new)
 
 
 class EmulatedCapture:
-    """:class:`~implicitcore.backends.capture.Capture` on a CPU.
+    """``implicitcore.backends.capture.Capture`` on a CPU.
 
     Attributes:
         records: how many graphs were recorded.
@@ -137,7 +138,7 @@ def emulated(monkeypatch: Any) -> type[EmulatedCapture]:
     """Have graphs recorded on the CPU; a class that counts them."""
 
     class Counted(EmulatedCapture):
-        pass
+        """One count for each test."""
 
-    monkeypatch.setattr(capture, "capture_on", Counted)
+    monkeypatch.setattr("implicitcore.backends.capture.capture_on", Counted)
     return Counted
