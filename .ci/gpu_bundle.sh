@@ -71,7 +71,8 @@ if [ "$DEVICE" = cuda ]; then
     step benchmark 500 "$PYTHON" -m benchmarks.gpu --output "$out" ${QUICK:+--quick}
 else
     tests gpu 60 plugins/implicitcore-cupy/tests/test_gpu.py tests/gpu
-    tests cupy 240 plugins/implicitcore-cupy/tests/test_root_iteration.py -m "not slow"
+    tests cupy 240 plugins/implicitcore-cupy/tests/test_root_iteration.py \
+        plugins/implicitcore-cupy/tests/test_graphs.py -m "not slow"
     tests triton 600 plugins/implicitcore-triton/tests/test_processes.py --timeout 280
     step backends 60 "$PYTHON" -m implicitcore bench backend --device cpu --quick \
         --json "$out/backends.json"

@@ -8,6 +8,7 @@ from implicitcore.backends.adams_step import AdamsPast as AdamsPast
 from implicitcore.backends.adams_step import AdamsStep as AdamsStep
 from implicitcore.backends.base import Backend as Backend
 from implicitcore.backends.base import Residual as Residual
+from implicitcore.backends.device_backend import DeviceBackend as DeviceBackend
 from implicitcore.backends.device_iteration import DeviceIteration as DeviceIteration
 from implicitcore.backends.fused import FusedBackend as FusedBackend
 from implicitcore.backends.krylov_space import KrylovSpace as KrylovSpace

@@ -38,7 +38,10 @@ class DeviceIteration(ABC):
             whether it has stopped, at which of them, with which status, whether its limit was
             doubted, whether the last iterate is the best, whether it came of a plain step, and what
             the kernels note there.
-        stopped: ``[]`` int64: how many samples have stopped.
+        samples: what the rule says of each sample, as :meth:`given` has it.
+        ring: where the iterates are written in turn, as many as the host takes between two looks;
+            empty where each is new memory. A graph of several iterations (``cuda_graphs``) refers
+            to them by address.
         best: ``[batch, n]``, the iterate of least residual where that is not the last.
     """
 
@@ -52,16 +55,22 @@ class DeviceIteration(ABC):
 
     def __init__(self, rule: StopRule, z: Tensor) -> None:
         self.rule, self.batch = rule, len(z)
+        self.ring: tuple[Tensor, ...] = ()
         self.reals = z.new_empty(len(self.REALS), self.batch, dtype=real_dtype(z))
         self.all_counters = torch.zeros(
             len(self.COUNTERS) * self.batch + 1, dtype=torch.int64, device=z.device
         )
         self.counters = self.all_counters[:-1].view(-1, self.batch)
-        self.stopped = self.all_counters[-1]
         self.best = torch.empty_like(z, memory_format=torch.contiguous_format)
         self.last = self.best
         self.count, self.every = 0, self.LOOK_EVERY
         self.asked: Callable[[], int] | None = None
+        self.samples = self.given()
+
+    @property
+    def stopped(self) -> Tensor:
+        """How many samples have stopped, ``[]`` int64."""
+        return self.all_counters[-1]
 
     @abstractmethod
     def launch(
@@ -125,11 +134,40 @@ class DeviceIteration(ABC):
             )
         z, fz = z.contiguous(), fz.contiguous()
         g = None if g is None else g.contiguous()
-        z_next = None if last else torch.empty_like(z)
+        z_next = None if last else self._next_like(z)
         self.launch(z, fz, g, self.last if self.count else z, z_next)
         self.last = z
         self.count += 1
         return None if last or self._all_stopped() else z_next
+
+    def _next_like(self, z: Tensor) -> Tensor:
+        """Memory for the next iterate."""
+        return self.ring[(self.count + 1) % len(self.ring)] if self.ring else torch.empty_like(z)
+
+    def restart(self, rule: StopRule) -> None:
+        """Begin another solve in the same memory, with a rule of the same numbers."""
+        self.rule, self.last = rule, self.best
+        self.all_counters.zero_()
+        for kept, new in zip(self.samples, self.given(), strict=True):
+            if kept is not None and new is not None:
+                kept.copy_(new)
+        self.count, self.every, self.asked = 0, self.LOOK_EVERY, None
+
+    @classmethod
+    def stretch(cls, count: int) -> int:
+        """Iterations after ``count`` of them, until the host next asks or looks."""
+        place = count % cls.LOOK_EVERY
+        return max(cls.LOOK_EVERY - 1 - place, 1)
+
+    def replayed(self, iterations: int) -> Tensor | None:
+        """Note that so many iterations were run by a graph, of which none is the last that may be.
+
+        Returns:
+            The next iterate; None where all samples are known to have stopped.
+        """
+        self.count += iterations
+        self.last = self.ring[(self.count - 1) % len(self.ring)]
+        return None if self._all_stopped() else self.ring[self.count % len(self.ring)]
 
     def _all_stopped(self) -> bool:
         """Whether all had, when the host last asked."""

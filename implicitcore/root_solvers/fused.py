@@ -13,6 +13,7 @@ from implicitcore.backends.root_iteration import (
     StopRule,
     UpdateRule,
 )
+from implicitcore.root_solvers.graphed import GraphedSolve, borrow
 from implicitcore.root_solvers.stop_criterion import GROWTH
 from implicitcore.root_solvers.stop_state import DIVERGENCE, TRUST, tiny
 from implicitcore.solution import Judged, Origin, Solution, Status
@@ -33,12 +34,14 @@ class FusedLoop(NamedTuple):
         iteration: the backend's.
         rule: when a sample stops.
         max_steps: most evaluations, the first included.
+        graphs: iterations as CUDA graphs, borrowed for this solve; None where there are none.
     """
 
     system: System
     iteration: RootIteration
     rule: StopRule
     max_steps: int
+    graphs: GraphedSolve | None = None
 
     @property
     def limit(self) -> Tensor | None:
@@ -50,12 +53,20 @@ class FusedLoop(NamedTuple):
 
     def run(self, z: Tensor, start: Evaluation | None) -> Solution:
         """Solve from z; ``start``, where f is known there."""
-        system, advance = self.system, self.iteration.advance
+        if self.graphs is None:
+            return self._run(z, z, start)
+        try:
+            return self._run(z, self.graphs.begin(z, self.rule), start)
+        finally:
+            self.graphs.end()
+
+    def _run(self, given: Tensor, z: Tensor, start: Evaluation | None) -> Solution:
+        system, advance, graphs = self.system, self.iteration.advance, self.graphs
         evaluate, recorder = system.map, system.context.recorder
         known = None if start is None else (start.fz, start.residual.value)
-        start_z, last = z, self.max_steps - 1
+        last, count = self.max_steps - 1, 0
         del start
-        for count in range(self.max_steps):
+        while True:
             fz, g = evaluate(z) if known is None else known
             known = None
             z_next = advance(z, fz, g, count == last)
@@ -63,11 +74,15 @@ class FusedLoop(NamedTuple):
                 self._check_range(z, fz)  # before it is recorded: the solve may begin anew
             if recorder is not None:
                 recorder.record(z, self.iteration.size())
+            count += 1
+            if graphs is not None and z_next is not None:
+                z_next, more = graphs.run(system, z_next, last - count)
+                count += more
             if z_next is None:
                 break
             z = z_next
             del fz, g, z_next  # a state may be large
-        return self.solution(start_z)
+        return self.solution(given)
 
     def _check_range(self, z: Tensor, fz: Tensor) -> None:
         if not self.iteration.between(*bounds(real_dtype(z))):
@@ -172,5 +187,8 @@ def fused_loop(
         trust=TRUST,
         growth=GROWTH,
     )
+    graphs = borrow(system, update, rule, z0)
+    if graphs is not None:
+        return FusedLoop(system, graphs.iteration, rule, max_steps, graphs)
     iteration = context.backend.root_iteration(update, rule, z0)
     return None if iteration is None else FusedLoop(system, iteration, rule, max_steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -84,10 +84,14 @@ class SolveContext:
                 training.append(child)
         self._check(training)
 
+    def modules(self, dynamics: nn.Module) -> Iterable[nn.Module]:
+        """The modules that f consists of."""
+        # Dynamics that are part of other dynamics have no list of their own.
+        return self.members.get(dynamics) or dynamics.modules()
+
     def function_state(self, dynamics: nn.Module, x: Any) -> FunctionState:
         """What f reads, as it is now."""
-        # Dynamics that are part of other dynamics have no list of their own.
-        return FunctionState(self.members.get(dynamics) or dynamics.modules(), x)
+        return FunctionState(self.modules(dynamics), x)
 
     def draw(self, key: Any, sample: Callable[[], Any]) -> Tensor:
         """The tensor of this key, with the batch first or marked as shared.

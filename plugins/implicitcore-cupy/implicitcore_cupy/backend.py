@@ -12,7 +12,7 @@ from torch import Tensor
 
 from implicitcore import TorchBackend
 from implicitcore.extend import (
-    FusedBackend,
+    DeviceBackend,
     Residual,
     RootIteration,
     StopRule,
@@ -39,8 +39,8 @@ _COMBINE = {
 }
 
 
-@dataclass(frozen=True)
-class CupyBackend(FusedBackend):
+@dataclass(frozen=True, kw_only=True)
+class CupyBackend(DeviceBackend):
     """CUDA kernels for the inner loops, and for whole iterations of Picard, Anderson and Broyden.
 
     Such an iteration is one launch, or up to five where a sample has more than 16,384 entries; the

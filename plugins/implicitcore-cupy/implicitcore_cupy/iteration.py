@@ -55,7 +55,7 @@ class CupyIteration(DeviceIteration):
         self.launcher, self.kind, n = launcher, kind, z.shape[1]
         self.geometry: Geometry = geometry(n, z.dtype, sums=True)
         # Kept, for the device refers to them by address.
-        self.memory, self.samples = self._memory(z, kind[0], kind[1]), self.given()
+        self.memory = self._memory(z, kind[0], kind[1])
         states = self.best, *self.memory[:4], self.reals, self.all_counters
         addresses = (*states, *self.memory[4:], *self.samples)
         self.solve = _SOLVE.pack(*map(_address, addresses), *self._numbers(n, rule, kind))

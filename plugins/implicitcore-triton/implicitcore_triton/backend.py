@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.extend import (
-    FusedBackend,
-    Options,
+    DeviceBackend,
     Residual,
     RootIteration,
     StopRule,
@@ -50,7 +49,7 @@ The rows in use of a small history come in eights.
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TritonBackend(Options, FusedBackend):
+class TritonBackend(DeviceBackend):
     """CUDA kernels in Triton: for whole iterations of Picard, Anderson, good Broyden, and others.
 
     Such an iteration is one launch where a sample has at most 16,384 entries, and the host looks

@@ -56,7 +56,6 @@ class TritonIteration(DeviceIteration):
             "SMALL": 100 * info.tiny**0.5,
             "BY": _MAGNIFIERS[self.reals.dtype],
         }
-        self.samples = self.given()
         self.name, self.memory, self.options = self._update(update, z, info)
 
     def _update(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 import implicitcore as ic
+from implicitcore.testing import emulated_graphs
 from implicitcore.testing.expect import known
-from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, same_stops
-from implicitcore_triton import TritonBackend
+from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, Problem, same_stops
+from implicitcore_triton import TritonBackend, backend
 from implicitcore_triton.iteration import WHOLE
 
 BACKEND = TritonBackend(interpret=True)
+GRAPHS = TritonBackend(interpret=True, cuda_graphs=True)
 SOLVERS = [
     ic.Picard(tol=1e-3, damping=0.7, max_steps=14),
     ic.Anderson(tol=1e-6, depth=2, max_steps=14),
@@ -71,6 +75,24 @@ def test_a_trace_has_no_iterate_too_many(launches):
     assert isinstance(found, ic.Solution) and isinstance(expected, ic.Solution) and launches
     assert known(found.trace).shape == known(expected.trace).shape
     assert torch.allclose(known(found.trace), known(expected.trace), rtol=1e-3, atol=1e-12)
+
+
+@each_solver
+def test_a_solve_by_graphs_is_that_by_the_loop(launches, monkeypatch, solver):
+    launch = backend._launch
+    monkeypatch.setattr(
+        backend,
+        "_launch",
+        lambda *rest, **sizes: emulated_graphs.launch(partial(launch, *rest, **sizes)),
+    )
+    graphs = emulated_graphs.emulated(monkeypatch)
+    problem, solver = PROBLEMS["rates"](torch.float64), type(solver)(tol=1e-12, max_steps=9)
+    bad = Problem(problem.f, torch.where(torch.arange(9)[:, None] == 3, torch.nan, problem.x))
+    _, _, found = (each.solve(solver, GRAPHS) for each in (bad, bad, problem))
+    expected = problem.solve(solver, BACKEND)  # what a NaN left in the memory is not read
+    assert torch.equal(found.z, expected.z) and found.steps.tolist() == expected.steps.tolist()
+    assert found.evaluations == expected.evaluations
+    assert (graphs.records, graphs.replays > 0) == (3, True)
 
 
 def test_long_samples_are_the_five_kernels(launches):
