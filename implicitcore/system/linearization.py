@@ -10,14 +10,20 @@ from torch import Tensor
 from implicitcore.backends.base import Residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.mixing import check_rows, precision
+from implicitcore.tensors import host
 
 if TYPE_CHECKING:
     from implicitcore.system.system import System
 
 # What torch.autograd.grad calls. It checks its arguments for longer than the product of a small
 # cell takes, and a backward solve asks for many with the same; where a torch has no such function,
-# that is what they cost.
-_ENGINE = getattr(torch.autograd.graph, "_engine_run_backward", None)
+# that is what they cost. The first, for a device, also keeps the context of this thread for those
+# of the device; a host has none, and that of a backward pass around the product stays.
+_engine = getattr(torch.autograd.Variable, "_execution_engine", None)
+_ENGINES = (
+    getattr(torch.autograd.graph, "_engine_run_backward", None),
+    getattr(_engine, "run_backward", None),
+)
 
 
 class Linearization:
@@ -117,9 +123,10 @@ class Linearization:
     def _product(output: Tensor, point: Tensor, v: Tensor, graph: bool) -> Tensor:
         if not output.requires_grad:  # f does not depend on z
             return torch.zeros_like(point)
-        if graph or _ENGINE is None:
+        engine = _ENGINES[host.on_host(v)]
+        if graph or engine is None:
             return torch.autograd.grad(
                 output, point, v, retain_graph=True, create_graph=graph, materialize_grads=True
             )[0]
-        found = _ENGINE((output,), (v,), True, False, (point,), True, accumulate_grad=False)[0]
+        found = engine((output,), (v,), True, False, (point,), True, accumulate_grad=False)[0]
         return torch.zeros_like(point) if found is None else found
