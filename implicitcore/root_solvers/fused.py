@@ -128,11 +128,23 @@ class FusedStopTest:
 
     def check(self, now: Evaluation) -> bool:
         """See :meth:`StopTest.check`."""
+        return self._advance(now.z, now.fz)
+
+    def measure(self, z: Tensor) -> tuple[bool, Tensor]:
+        """Whether every sample stops at z ``[batch, n]``, and the residual there, if one does not.
+
+        One evaluation.
+        """
+        fz = self.loop.system.update(z)
+        stopped = self._advance(z, fz)
+        return stopped, fz if stopped else fz - z
+
+    def _advance(self, z: Tensor, fz: Tensor) -> bool:
         iteration = self.loop.iteration
-        following = iteration.advance(now.z, now.fz, None, False)
+        following = iteration.advance(z, fz, None, False)
         if following is None:
             return True
-        if following is not now.fz:  # it is, as a rule, while no sample has stopped
+        if following is not fz:  # it is, as a rule, while no sample has stopped
             found = iteration.result()
             if found.stopped_apart:
                 self.active = found.status == Status.MAX_STEPS

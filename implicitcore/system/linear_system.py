@@ -119,8 +119,8 @@ class LinearSystem(System):
 
         Under autocast they are rounded to its dtype.
         """
-        floors = (torch.finfo(dtype).eps / 2 for _, dtype in self.context.autocast)
-        return max(tol, *floors, 0.0)
+        autocast = self.context.autocast
+        return max(tol, *(torch.finfo(dtype).eps / 2 for _, dtype in autocast)) if autocast else tol
 
     def compacts(self, active: int, batch: int) -> bool:
         """At most half: to leave costs an evaluation of those that stay."""
