@@ -24,7 +24,6 @@ from implicitcore.system.system import System
 from implicitcore.tensors import host
 from implicitcore.tensors.norms import bounds, column, norm, real_dtype
 
-
 _PLAIN = PicardRule(1.0)
 
 
