@@ -157,13 +157,15 @@ class FusedBackend(Backend):
             or not first.numel()
         ):
             return False
-        graph = torch.is_grad_enabled()
-        if graph and first.requires_grad:
+        if any(
+            other.dtype != first.dtype or other.device != first.device or not other.numel()
+            for other in others
+        ):
             return False
-        for other in others:
-            alike = other.dtype == first.dtype and other.device == first.device
-            if not alike or not other.numel() or (graph and other.requires_grad):
-                return False
+        if torch.is_grad_enabled() and (
+            first.requires_grad or any(other.requires_grad for other in others)
+        ):
+            return False
         return not transformed()
 
     @abstractmethod
