@@ -94,6 +94,7 @@ class RootResult(NamedTuple):
     size: Tensor  # [batch], the last residual
     last: Tensor  # [batch, n], the last iterate
     stopped_apart: bool  # a sample stopped while others went on
+    all_met: bool = False  # what is known of the status without a look at the device
 
 
 class RootIteration(Protocol):

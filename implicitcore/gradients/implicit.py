@@ -24,10 +24,12 @@ from implicitcore.system.linear_system import LinearSystem, Transposed
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
+from implicitcore.tensors import host
 from implicitcore.tensors.autocast import without_autocast
 from implicitcore.tensors.cotangent import Pullback, attach
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
-from implicitcore.tensors.norms import column, norm
+from implicitcore.tensors.norms import column, fits, norm
+from implicitcore.tensors.transforms import transformed
 
 
 @final
@@ -137,12 +139,20 @@ class BackwardSolve(Pullback):
     record: Backward
     on_the_way: bool = field(default=False, kw_only=True)
 
-    def solve(self, v: Tensor) -> Tensor:
-        """u, ``[batch, n]``."""
-        return without_autocast(self._solve, v)
+    def __call__(self, v: Tensor) -> Tensor:
+        """See :class:`Pullback`."""
+        if host.on_host(v) and not transformed():
+            size = norm(v)
+            if fits(size, v.real.dtype):  # so v is finite, and needs no other units
+                return self.solve(v, size)
+        return super().__call__(v)
 
-    def _solve(self, v: Tensor) -> Tensor:
-        linear = LinearSystem.transposed(self.system, self.jacobian, v)
+    def solve(self, v: Tensor, size: Tensor | None = None) -> Tensor:
+        """u, ``[batch, n]``; ``size`` as :meth:`LinearSystem.transposed` takes it."""
+        return without_autocast(self._solve, v, size)
+
+    def _solve(self, v: Tensor, size: Tensor | None) -> Tensor:
+        linear = LinearSystem.transposed(self.system, self.jacobian, v, size)
         solution = solve_from(self.solver, linear, self.start(linear))
         self._write_down(linear, solution)
         return linear.solution(solution.z)
@@ -217,11 +227,11 @@ class _Clipped(BackwardSolve):
 
     clip: float
 
-    def solve(self, v: Tensor) -> Tensor:
+    def solve(self, v: Tensor, size: Tensor | None = None) -> Tensor:
         """u, ``[batch, n]``."""
-        u = super().solve(v)
-        size, most = norm(u), self.clip * norm(v)
-        return torch.where(column(size > most), u * column(most / size), u)
+        u = super().solve(v, size)
+        found, most = norm(u), self.clip * norm(v)
+        return torch.where(column(found > most), u * column(most / found), u)
 
     def differentiable(
         self, v: Tensor, z: Tensor, inputs: Sequence[Tensor]

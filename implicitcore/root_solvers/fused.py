@@ -25,6 +25,8 @@ from implicitcore.system.system import System
 from implicitcore.tensors import host
 from implicitcore.tensors.norms import bounds, column, norm, real_dtype
 
+_PLAIN = PicardRule(1.0)
+
 
 class FusedLoop(NamedTuple):
     """A solve whose iterations are a backend's.
@@ -46,10 +48,12 @@ class FusedLoop(NamedTuple):
     @property
     def limit(self) -> Tensor | None:
         """What each sample's residual is to come to, ``[batch]``; None where f(z) decides."""
-        rule = self.rule
-        if not isinstance(rule.scale, Tensor):
+        tol, floor, scale = self.rule[:3]
+        if not isinstance(scale, Tensor):
             return None
-        return rule.scale * rule.tol + rule.floor
+        if isinstance(floor, Tensor):
+            return torch.add(floor, scale, alpha=tol)
+        return torch.rsub(scale, floor, alpha=-tol)  # floor + tol scale in one pass
 
     def run(self, z: Tensor, start: Evaluation | None) -> Solution:
         """Solve from z; ``start``, where f is known there."""
@@ -88,8 +92,8 @@ class FusedLoop(NamedTuple):
         if not self.iteration.between(*bounds(real_dtype(z))):
             check_range(norm(fz), z, fz)
 
-    def solution(self, start: Tensor) -> Solution:
-        """What the stop test says."""
+    def solution(self, start: Tensor, steps: Tensor | None = None) -> Solution:
+        """What the stop test says; ``steps`` ``[batch]``, where they are not its iterates."""
         found, system, tol = self.iteration.result(), self.system, self.rule.tol
         if found.stopped_apart:
             frozen = Frozen(found.z, found.last, found.residual, found.size, found.limit)
@@ -97,15 +101,16 @@ class FusedLoop(NamedTuple):
         recorder = system.context.recorder
         trace = None if recorder is None else recorder.trace()
         relative = found.relative if tol else None
-        origin = Origin(found.start_norm, found.ceiling)
+        origin, measured = Origin(found.start_norm, found.ceiling), found.residual
+        status, all_met = found.status, found.all_met
         return Solution(
             z=found.z,
             start=start,
-            residual=found.residual,
-            judged=Judged(found.z, found.residual, found.status, relative, trace, origin),
-            status=found.status,
-            steps=found.steps,
-            evaluations=system.evaluations,
+            residual=measured,
+            judged=Judged(found.z, measured, status, relative, trace, origin, all_met),
+            status=status,
+            steps=found.steps if steps is None else steps,
+            evaluations=system.context.counter.evaluations,
         )
 
 
@@ -131,18 +136,32 @@ class FusedStopTest:
         """That of a solve, as :func:`fused_loop` takes it; None where there is none."""
         if not isinstance(system.stop_scale(), Tensor) or not host.on_host(z0):
             return None
-        loop = fused_loop(system, z0, PicardRule(1.0), limits)
+        loop = fused_loop(system, z0, _PLAIN, limits)
         limit = None if loop is None else loop.limit
         return None if loop is None or limit is None else cls(loop, limit, z0)
 
     def check(self, now: Evaluation) -> bool:
         """See :meth:`StopTest.check`."""
+        return self._advance(now.z, now.fz)
+
+    def measure(self, z: Tensor) -> tuple[bool, Tensor]:
+        """Whether every sample stops at z ``[batch, n]``, and the residual there, if one does not.
+
+        One evaluation.
+        """
+        fz = self.loop.system.update(z)
+        stopped = self._advance(z, fz)
+        return stopped, fz if stopped else fz - z
+
+    def _advance(self, z: Tensor, fz: Tensor) -> bool:
         iteration = self.loop.iteration
-        if iteration.advance(now.z, now.fz, None, False) is None:
+        following = iteration.advance(z, fz, None, False)
+        if following is None:
             return True
-        found = iteration.result()
-        if found.stopped_apart:
-            self.active = found.status == Status.MAX_STEPS
+        if following is not fz:  # it is, as a rule, while no sample has stopped
+            found = iteration.result()
+            if found.stopped_apart:
+                self.active = found.status == Status.MAX_STEPS
         return False
 
     def limit(self) -> Tensor:
@@ -155,7 +174,7 @@ class FusedStopTest:
 
     def solution(self, steps: Tensor) -> Solution:
         """See :meth:`StopTest.solution`."""
-        return self.loop.solution(self.start).amended(steps=steps)
+        return self.loop.solution(self.start, steps)
 
 
 def fused_loop(

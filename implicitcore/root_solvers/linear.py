@@ -68,19 +68,18 @@ class LinearRootSolver(ResidualTolerance, RootSolver):
 
     def solve_from(self, system: System, start: Evaluation) -> Solution:
         """See :meth:`RootSolver.solve_from`."""
-        test, now = self._stop_test(system, start.z), start
-        stopped = test.check(now)
+        test, z, g = self._stop_test(system, start.z), start.z, start.residual.value
+        stopped = test.check(start)
         products, steps = 0, None
         while not stopped and products < self.max_products:
-            product = _product(system.linearize(now.z))
-            left = self.max_products - products
-            found = self.cycle(system, product, now.residual.value, test.limit(), left)
+            product = _product(system.linearize(z))
+            found = self.cycle(system, product, g, test.limit(), self.max_products - products)
             products += found.products + 1
             steps = found.steps if steps is None else steps + found.steps
-            now = system.evaluate(test.freeze(now.z + found.s, now.z))
-            stopped = test.check(now)
+            z = test.freeze(z + found.s, z)
+            stopped, g = _measured(system, test, z)
         if steps is None:
-            steps = torch.zeros(len(now.z), dtype=torch.int64, device=now.z.device)
+            steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         return test.solution(steps)
 
     def _stop_test(self, system: System, z0: Tensor) -> StopTest | FusedStopTest:
@@ -91,6 +90,14 @@ class LinearRootSolver(ResidualTolerance, RootSolver):
             if found is not None:
                 return found
         return StopTest(system, z0, self.tol, self.atol)
+
+
+def _measured(system: System, test: StopTest | FusedStopTest, z: Tensor) -> tuple[bool, Tensor]:
+    """Whether every sample stops at z, and the residual there: one evaluation."""
+    if isinstance(test, FusedStopTest):
+        return test.measure(z)
+    now = system.evaluate(z)
+    return test.check(now), now.residual.value
 
 
 def _product(jacobian: Linearization) -> Product:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError, show
 from implicitcore.system.captured_modules import captured_modules
+from implicitcore.system.mixing import cut
 from implicitcore.system.problem import Problem
 
 _TORCH = {"dtype": re.compile("dtype|scalar type"), "device": re.compile("device")}
@@ -33,6 +34,22 @@ def explain(error: Exception, problem: Problem) -> None:
     if found:
         raise InputError(f"{found} ({where}: {error})") from error
     error.add_note(where)
+
+
+def suspect_part(error: Exception, problem: Problem, whole: int | None) -> None:
+    """Raise where f, of a part of the batch, may have failed because the rest was missing.
+
+    Arguments:
+        error: of f.
+        problem: that of the part.
+        whole: samples of the whole batch; None where this is no part.
+
+    Raises:
+        InputError: f may have.
+    """
+    if whole is not None and type(error) in (RuntimeError, IndexError, InputError):
+        found = f"f failed on {problem.packing.batch} of {whole} samples alone ({error})"
+        raise cut(found, problem.marked, whole) from error
 
 
 def _cause(text: str, problem: Problem) -> str:

@@ -36,22 +36,33 @@ class LinearSystem(System):
     unit: Tensor | None
 
     @classmethod
-    def transposed(cls, system: System, jacobian: Linearization, v: Tensor) -> LinearSystem:
+    def transposed(
+        cls, system: System, jacobian: Linearization, v: Tensor, size: Tensor | None = None
+    ) -> LinearSystem:
         """The system of v in the backward pass of another one, counting by itself.
 
         Where norms need it in units of the largest entry of v: a gradient has any size, and its
         square none. Processes that stop together stay in their units, for their samples may depend
         on each other.
+
+        Arguments:
+            system: the other one.
+            jacobian: J, at its solution.
+            v: ``[batch, n]``.
+            size: the norms of v, where they are known to need no units.
         """
-        context, v_norm = system.context.recounted(), norm(v.detach())
-        alone = system.scope.group is None
+        problem, context = system.problem, system.context.recounted()
+        if size is not None:
+            return cls(problem, context, jacobian, v, size, None)
+        v_norm = norm(v.detach())
+        alone = context.scope.group is None
         if not alone or (host.on_host(v) and fits(v_norm, v.real.dtype)):
-            return cls(system.problem, context, jacobian, v, v_norm, None)
+            return cls(problem, context, jacobian, v, v_norm, None)
         size = v.detach().abs().amax(1) if v.shape[1] else v_norm
         known = (size > 0) & size.isfinite()
         unit = torch.where(known, power_of_two(size), 1).to(size.dtype)
         scaled = v / column(unit).to(v.dtype)
-        return cls(system.problem, context, jacobian, scaled, norm(scaled.detach()), unit)
+        return cls(problem, context, jacobian, scaled, norm(scaled.detach()), unit)
 
     def solution(self, u: Tensor) -> Tensor:
         """What is a solution of this system, in the units of the incoming gradient."""
@@ -108,8 +119,8 @@ class LinearSystem(System):
 
         Under autocast they are rounded to its dtype.
         """
-        floors = (torch.finfo(dtype).eps / 2 for _, dtype in self.context.autocast)
-        return max(tol, *floors, 0.0)
+        autocast = self.context.autocast
+        return max(tol, *(torch.finfo(dtype).eps / 2 for _, dtype in autocast)) if autocast else tol
 
     def compacts(self, active: int, batch: int) -> bool:
         """At most half: to leave costs an evaluation of those that stay."""
@@ -124,7 +135,7 @@ class Products(Linearization):
     """Products that are made of another Jacobian's, of the whole batch."""
 
     def __init__(self, system: System, point: Tensor, jacobian: Linearization) -> None:
-        super().__init__(system, point, point)
+        super().__init__(system, point, point)  # which is not differentiated
         self.jacobian = jacobian
 
     def evaluation(self, z: Tensor) -> Evaluation:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,14 +11,20 @@ from torch import Tensor
 from implicitcore.backends.base import Residual
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.mixing import check_rows, precision
+from implicitcore.tensors import host
 
 if TYPE_CHECKING:
     from implicitcore.system.system import System
 
 # What torch.autograd.grad calls. It checks its arguments for longer than the product of a small
 # cell takes, and a backward solve asks for many with the same; where a torch has no such function,
-# that is what they cost.
-_ENGINE = getattr(torch.autograd.graph, "_engine_run_backward", None)
+# that is what they cost. The first, for a device, also keeps the context of this thread for those
+# of the device; a host has none, and that of a backward pass around the product stays.
+_engine = getattr(torch.autograd.Variable, "_execution_engine", None)
+_ENGINES = (
+    getattr(torch.autograd.graph, "_engine_run_backward", None),
+    getattr(_engine, "run_backward", None),
+)
 
 
 class Linearization:
@@ -33,13 +40,16 @@ class Linearization:
     def __init__(self, system: System, point: Tensor, fz: Tensor, g: Tensor | None = None) -> None:
         self.system, self.point, self.fz, self.g = system, point, fz, g
         self.counter = system.context.counter
+        self._engine = _ENGINES[host.on_host(fz)] if fz.requires_grad else None
         self._transposed: tuple[Tensor, Tensor] | None = None
         self._matrix: Tensor | None = None
 
     def vjp(self, v: Tensor) -> Tensor:
         """J^T v, ``[batch, n]``."""
         self.counter.evaluations += 1
-        return self._product(self.fz, self.point, v, torch.is_grad_enabled())
+        if self._engine is None or torch.is_grad_enabled():
+            return self._product(self.fz, self.point, v, torch.is_grad_enabled())
+        return _run(self._engine, self.fz, self.point, v)
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v, ``[batch, n]``.
@@ -52,7 +62,9 @@ class Linearization:
                 w = torch.zeros_like(self.fz).requires_grad_()
                 self._transposed = w, self._product(self.fz, self.point, w, True)
         w, pulled = self._transposed
-        return self._product(pulled, w, v, torch.is_grad_enabled())
+        if self._engine is None or not pulled.requires_grad or torch.is_grad_enabled():
+            return self._product(pulled, w, v, torch.is_grad_enabled())
+        return _run(self._engine, pulled, w, v)
 
     def matrix(self) -> Tensor:
         """J of each sample, ``[batch, n, n]``: n products, once."""
@@ -117,9 +129,12 @@ class Linearization:
     def _product(output: Tensor, point: Tensor, v: Tensor, graph: bool) -> Tensor:
         if not output.requires_grad:  # f does not depend on z
             return torch.zeros_like(point)
-        if graph or _ENGINE is None:
-            return torch.autograd.grad(
-                output, point, v, retain_graph=True, create_graph=graph, materialize_grads=True
-            )[0]
-        found = _ENGINE((output,), (v,), True, False, (point,), True, accumulate_grad=False)[0]
-        return torch.zeros_like(point) if found is None else found
+        return torch.autograd.grad(
+            output, point, v, retain_graph=True, create_graph=graph, materialize_grads=True
+        )[0]
+
+
+def _run(engine: Callable[..., Any], output: Tensor, point: Tensor, v: Tensor) -> Tensor:
+    """A product without a graph."""
+    found = engine((output,), (v,), True, False, (point,), True, accumulate_grad=False)[0]
+    return torch.zeros_like(point) if found is None else found

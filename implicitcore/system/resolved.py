@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from implicitcore.dynamics.base import Dynamics
+from implicitcore.dynamics.fixed_point import FixedPoint
+from implicitcore.dynamics.vector_field import VectorField
 from implicitcore.system.current import running
 from implicitcore.system.system import System
 
@@ -29,6 +32,18 @@ def _same(t: Tensor) -> Tensor:
     return t
 
 
+def _called(dynamics: Dynamics, function: Callable[..., Any]) -> Callable[..., Any]:
+    """What the user gave, where the function of the dynamics does no more than call it.
+
+    Beside that it tells of wrong arguments, and the first evaluations have shown them to be right.
+    """
+    if type(dynamics) is FixedPoint:
+        return dynamics.cell  # pyright: ignore[reportReturnType] - an attribute of a module
+    if type(dynamics) is VectorField and not dynamics.autonomous:
+        return dynamics.field  # pyright: ignore[reportReturnType]
+    return function
+
+
 def _of_dynamics(system: System) -> ResolvedField:  # noqa: C901 - one closure, no calls
     """The dynamics of a system, called without a look at what every evaluation finds alike.
 
@@ -39,10 +54,11 @@ def _of_dynamics(system: System) -> ResolvedField:  # noqa: C901 - one closure, 
     problem, context = system.problem, system.context
     packing, counter, memory = problem.packing, context.counter, context.memory
     autonomous, x = problem.subtracts, problem.x
-    function: Callable[..., Any] = problem.dynamics.velocity
-    if autonomous:
-        function = problem.dynamics.update
+    dynamics = problem.dynamics
+    function: Callable[..., Any] = dynamics.update if autonomous else dynamics.velocity
+    called = _called(dynamics, function)
     shape = packing.full_shapes[0]
+    kind = shape, packing.dtype, packing.device  # what Packing.fits asks for, without a call
     rows = None if packing.flat else (packing.batch, packing.sizes[0])
     lead = packing.spread_shape
 
@@ -67,11 +83,12 @@ def _of_dynamics(system: System) -> ResolvedField:  # noqa: C901 - one closure, 
         counter.evaluations += 1
         version, state = z._version, z if rows is None else z.reshape(shape)
         try:
-            value = function(state, x) if autonomous else function(t, state, x)
+            value = called(state, x) if autonomous else called(t, state, x)
         except Exception as error:
             system.failed(error)
             raise
-        if type(value) is Tensor and z._version == version and packing.fits(value):
+        alike = type(value) is Tensor and (value.shape, value.dtype, value.device) == kind
+        if alike and z._version == version:
             flat = value if rows is None else value.reshape(rows)
             pointer = flat.data_ptr()
             if pointer != memory.pointer:

@@ -19,10 +19,9 @@ from implicitcore.solution import Origin
 from implicitcore.system.context import Context, Recorder
 from implicitcore.system.current import running
 from implicitcore.system.evaluation import Evaluation
-from implicitcore.system.explain import explain
+from implicitcore.system.explain import explain, suspect_part
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.memory import Memory, versions_of
-from implicitcore.system.mixing import cut
 from implicitcore.system.problem import Problem
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
@@ -172,8 +171,9 @@ class System:
 
     def with_function_state(self) -> System:
         """The same system, with what f reads now: for backward passes that evaluate f again."""
-        function = self.scope.function_state(self.dynamics, self.x)
-        return System(self.problem, amended(self.context, function=function))
+        problem, scope = self.problem, self.context.scope
+        function = scope.function_state(problem.dynamics, problem.x)
+        return System(problem, amended(self.context, function=function))
 
     def check_function(self) -> None:
         """Require, before a backward pass evaluates f again, that f is still what was solved.
@@ -274,7 +274,7 @@ class System:
     def failed(self, error: Exception) -> None:
         """Say of an exception of f what can be said."""
         explain(error, self.problem)
-        self._suspect(error)
+        self._suspect_part(error)
 
     def accepted(
         self, value: Any, point: Tensor, version: int, versions: Sequence[int] = ()
@@ -287,14 +287,9 @@ class System:
             try:
                 packing.check(value, type(problem.dynamics).__name__)
             except InputError as error:
-                self._suspect(error)
+                self._suspect_part(error)
                 raise
         return memory.own(packing.pack(value))
 
-    def _suspect(self, error: Exception) -> None:
-        """Raise where f, of a part of the batch, may have failed because the rest was missing."""
-        packing = self.problem.packing
-        whole = self.context.whole(packing.batch)
-        if whole is not None and type(error) in (RuntimeError, IndexError, InputError):
-            found = f"f failed on {packing.batch} of {whole} samples alone ({error})"
-            raise cut(found, self.problem.marked, whole) from error
+    def _suspect_part(self, error: Exception) -> None:
+        suspect_part(error, self.problem, self.context.whole(self.problem.packing.batch))

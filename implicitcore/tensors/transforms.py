@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _set_grad_enabled
 from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
@@ -113,22 +114,22 @@ def without_graph(function: Callable[..., _T], *arguments: Any) -> _T:
     """What the function returns under ``torch.no_grad``, whose own context is seven calls."""
     if not torch.is_grad_enabled():
         return function(*arguments)
-    torch.set_grad_enabled(False)
+    _set_grad_enabled(False)
     try:
         return function(*arguments)
     finally:
-        torch.set_grad_enabled(True)
+        _set_grad_enabled(True)
 
 
 def with_graph(function: Callable[..., _T], *arguments: Any) -> _T:
     """What the function returns under ``torch.enable_grad``."""
     if torch.is_grad_enabled():
         return function(*arguments)
-    torch.set_grad_enabled(True)
+    _set_grad_enabled(True)
     try:
         return function(*arguments)
     finally:
-        torch.set_grad_enabled(False)
+        _set_grad_enabled(False)
 
 
 def transformed() -> bool:

@@ -74,6 +74,7 @@ def same_stops(found: Solution, expected: Solution, stable: bool) -> None:
         AssertionError: a sample stopped elsewhere, or at another step.
     """
     assert found.status.tolist() == expected.status.tolist()
+    assert found.failed == (not bool(found.converged.all()))  # what the result says of it unasked
     assert found.steps.tolist() == expected.steps.tolist()
     bound, rows = (1e-12, slice(None)) if stable else (1e-7, expected.converged)
     assert torch.equal(found.z.isfinite(), expected.z.isfinite())

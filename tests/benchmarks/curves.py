@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks import jax_peers
+from benchmarks.options import add_shared
 from benchmarks.rows import DOCS, machine
 from benchmarks.timing import Clock, interleave
 
@@ -199,18 +200,7 @@ class Curves:
         parser.add_argument(
             "--report", action="store_true", help="draw the saved points anew; measures nothing"
         )
-        parser.add_argument(
-            "--repetitions",
-            type=int,
-            default=5,
-            help="interleaved repetitions (default %(default)s)",
-        )
-        parser.add_argument(
-            "--threads", type=int, default=2, help="threads of torch (default %(default)s)"
-        )
-        parser.add_argument(
-            "--output", type=Path, help="folder to save in (default docs/benchmarks)"
-        )
+        add_shared(parser, repetitions=5)
         options = parser.parse_args(arguments)
         if options.quick and options.output is None:
             parser.error("--quick wants --output: its points are no measurements")

@@ -17,6 +17,7 @@ import torch
 from benchmarks import curves, jax_peers
 from benchmarks.harness import Settings, measure
 from benchmarks.markdown import count, error, table
+from benchmarks.options import add_shared
 from benchmarks.problem import Contender, Problem
 from benchmarks.report import machine_line, measurements, name_of
 from benchmarks.rows import DOCS, Row, device_name, load, machine, save
@@ -161,22 +162,9 @@ class Program:
             default=self.devices[0],
             help="where it runs (default %(default)s)",
         )
-        parser.add_argument(
-            "--repetitions",
-            type=int,
-            default=9,
-            help="interleaved repetitions (default %(default)s)",
-        )
-        parser.add_argument(
-            "--threads", type=int, default=2, help="threads of torch (default %(default)s)"
-        )
         parser.add_argument("--seed", type=int, default=0, help="of the order in a repetition")
-        parser.add_argument(
-            "--output",
-            type=Path,
-            help="folder to save in (default docs/benchmarks; with --quick, --only "
-            "or --contenders nothing is saved, unless it is merged)",
-        )
+        unless = "with --quick, --only or --contenders nothing is saved, unless it is merged"
+        add_shared(parser, repetitions=9, unsaved=f"; {unless}")
         return parser.parse_args(arguments)
 
 

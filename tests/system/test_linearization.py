@@ -15,7 +15,7 @@ from implicitcore.testing.problems import Cell, inputs
 @pytest.fixture(params=["engine", "torch.autograd.grad"])
 def way(request, monkeypatch):
     if request.param != "engine":
-        monkeypatch.setattr(linearization, "_ENGINE", None)
+        monkeypatch.setattr(linearization, "_ENGINES", (None, None))
 
 
 def linearized(cell, z, x):

@@ -13,6 +13,7 @@ from implicitcore.backends.step_control import control_step, remembered
 from implicitcore.extend import RootResult
 from implicitcore.ode_solvers.adams import PredictedStep
 from implicitcore.root_solvers.krylov import Krylov
+from implicitcore.testing.hard_maps import PROBLEMS, same_stops
 
 TORCH = ic.TorchBackend()
 
@@ -374,6 +375,17 @@ BACKENDS = [
     (BlankReason(), {"declares_its_requirements"}),
     (WrongInHalf(), {"takes_or_refuses_other_dtypes"}),
 ]
+
+
+def test_a_result_that_says_all_met_where_one_did_not_is_caught():
+    found = PROBLEMS["expanding"](torch.float64).solve(ic.Picard(max_steps=5), None)
+    same_stops(found, found, stable=True)
+    assert found.judged is not None
+    status = found.status.clone()  # that nobody has written to
+    judged = found.judged._replace(status=status, all_met=True)
+    claimed = found.amended(status=status, judged=judged)
+    with pytest.raises(AssertionError):
+        same_stops(claimed, found, stable=True)
 
 
 @pytest.mark.parametrize(("part", "caught_by"), BACKENDS, ids=lambda value: type(value).__name__)

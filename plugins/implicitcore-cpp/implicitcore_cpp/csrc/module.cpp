@@ -91,7 +91,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
             .call_once_and_store_result(
                 [] { return py::module_::import("implicitcore.extend").attr("RootResult"); })
             .get_stored()(r.z, r.residual, r.limit, r.relative, r.status, r.steps, r.start_norm,
-                          r.ceiling, r.size, r.last, r.stopped_apart);
+                          r.ceiling, r.size, r.last, r.stopped_apart, r.all_met);
       });
   py::class_<StepRule>(module, "StepRule")
       .def(py::init<double, double, std::vector<double>, double, double, double, double, double,

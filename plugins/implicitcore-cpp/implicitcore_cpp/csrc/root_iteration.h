@@ -46,7 +46,7 @@ class Buffers {
 // What RootResult of implicitcore has.
 struct Result {
   at::Tensor z, residual, limit, relative, status, steps, start_norm, ceiling, size, last;
-  bool stopped_apart;
+  bool stopped_apart, all_met;
 };
 
 class RootIteration {
@@ -119,7 +119,7 @@ class Iteration : public RootIteration {
     return {best_, real(test_.best_norm), real(test_.best_limit), real(relative),
             tensor_of<int8_t>(status, at::kChar), tensor_of<int64_t>(steps, at::kLong),
             real(test_.start_norm), real(test_.ceiling), real(test_.size), last_,
-            test_.stopped_apart};
+            test_.stopped_apart, test_.remaining == 0 && !test_.any_failed};
   }
 
  private:
