@@ -13,14 +13,18 @@ from implicitcore.system.resolved import ResolvedField
 from implicitcore.system.system import System
 
 
+Taken = tuple[Tensor, Tensor | None, Sequence[Tensor]]
+
+
 class EqualStep(NamedTuple):
     """A step that all samples take together, made ready for many."""
 
     nodes: tuple[float, ...]  # of the stages after the first
+    weights: tuple[float, ...]  # of the stages
     field: ResolvedField
     # The times of all stages, dt, z and the first stage, None where it is to be evaluated -> z at
-    # the end, and the first stage of the next step where the method has it.
-    take: Callable[[Sequence[Tensor], Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+    # the end, the first stage of the next step where the method has it, and the stages.
+    take: Callable[[Sequence[Tensor], Tensor, Tensor, Tensor | None], Taken]
 
 
 def stages_of(
@@ -52,15 +56,13 @@ def equal_step(tableau: Tableau, system: System) -> EqualStep:
     field, backend, rows = ResolvedField.of(system), system.backend, tableau.rows
     velocity = field.velocity
 
-    def take(
-        moments: Sequence[Tensor], dt: Tensor, z: Tensor, first: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def take(moments: Sequence[Tensor], dt: Tensor, z: Tensor, first: Tensor | None) -> Taken:
         known = velocity(moments[0], z) if first is None else first
         sums = sums_of(backend, rows, z, dt)
         stages, end = stages_of(tableau, velocity, sums, moments[1:], (z, known))
-        return end, stages[-1] if tableau.fsal else None
+        return end, stages[-1] if tableau.fsal else None, stages
 
-    return EqualStep(tableau.c, field, take)
+    return EqualStep(tableau.c, tableau.b, field, take)
 
 
 def sums_of(

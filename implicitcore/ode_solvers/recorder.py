@@ -81,13 +81,19 @@ class TrajectoryRecorder:
 
 
 def extended(
-    solver: Stepper[Any], system: System, start: StepStart, step: Step, end: Tensor, accept: Tensor
+    solver: Stepper[Any],
+    system: System,
+    start: StepStart,
+    step: Step,
+    end: Tensor,
+    accept: Tensor | None = None,
 ) -> tuple[Step, list[Tensor]]:
     """The continuous extension of a step, which then holds the solver's state at its end.
 
-    Where the extension needs it: that of the samples which did not accept is where they are.
+    Where the extension needs it: that of the samples which did not accept is where they are. None:
+    all accepted.
     """
     if step.state is None and solver.piece_needs_state:
-        here = torch.where(column(accept), step.z, start.z)
+        here = step.z if accept is None else torch.where(column(accept), step.z, start.z)
         step = step._replace(state=solver.init(system, end, here))
     return step, solver.piece(system, *start, step)
