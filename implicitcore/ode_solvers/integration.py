@@ -173,7 +173,8 @@ class Integration:
             # Who does not take the step stays in time too, where a solver evaluates its end.
             dt, end = torch.where(accept, dt, 0), torch.where(accept, end, samples.t)
         start = StepStart(samples.t, dt, samples.z, samples.state)
-        step, piece = extended(self.solver, self.system, start, step, end, accept)
+        last = look.arrived
+        step, piece = extended(self.solver, self.system, start, step, end, accept, last=last)
         if recorder is not None:
             step, end = recorder.record(start, step, piece, end, accept)
             undefined = recorder.undefined

@@ -139,9 +139,9 @@ class Lockstep:
 
     def _pass(self, start: StepStart, step: Step) -> None:
         """All samples passed output times in a step."""
-        run, samples = self.run, self.run.samples
-        end = self.chooser.grid.end[self.chooser.index - 1].expand(len(samples.z))
-        step, piece = extended(run.solver, run.system, start, step, end)
+        run, samples, grid, index = self.run, self.run.samples, self.chooser.grid, self.chooser.index
+        end, last = grid.end[index - 1].expand(len(samples.z)), index == len(grid)
+        step, piece = extended(run.solver, run.system, start, step, end, last=last)
         samples.state = step.state  # what the next step begins with is not evaluated twice
         run.outputs.pass_together(start, piece, self._visit.reached - self._reached)
         self._go_on()

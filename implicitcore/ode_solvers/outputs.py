@@ -181,7 +181,12 @@ def _times_of(which: Rows) -> tuple[Tensor, Tensor]:
 
 
 def _evaluated(pieces: Tensor, row: Tensor, s: Tensor) -> Tensor:
-    """Pieces ``[rows, degree + 1, ...]`` at shares s ``[times]`` of their steps."""
+    """Pieces ``[rows, degree + 1, ...]`` at shares s ``[times]`` of their steps.
+
+    A field that has no value at the end of a step gives a piece no bend: the way is straight.
+    """
     share = s.view(-1, *(1,) * (pieces.ndim - 2)).to(pieces.dtype)
-    value, *lower = [piece.index_select(0, row) for piece in reversed(pieces.unbind(1))]
+    start, move, *bends = pieces.unbind(1)
+    bends = [torch.where(bend.isfinite(), bend, 0) for bend in bends]
+    value, *lower = [part.index_select(0, row) for part in reversed((start, move, *bends))]
     return evaluate([*reversed(lower), value], share)
