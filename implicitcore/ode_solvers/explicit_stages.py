@@ -12,7 +12,6 @@ from implicitcore.ode_solvers.tableaus import Tableau
 from implicitcore.system.resolved import ResolvedField
 from implicitcore.system.system import System
 
-
 Taken = tuple[Tensor, Tensor | None, Sequence[Tensor]]
 
 

@@ -139,7 +139,12 @@ class Lockstep:
 
     def _pass(self, start: StepStart, step: Step) -> None:
         """All samples passed output times in a step."""
-        run, samples, grid, index = self.run, self.run.samples, self.chooser.grid, self.chooser.index
+        run, samples, grid, index = (
+            self.run,
+            self.run.samples,
+            self.chooser.grid,
+            self.chooser.index,
+        )
         end, last = grid.end[index - 1].expand(len(samples.z)), index == len(grid)
         step, piece = extended(run.solver, run.system, start, step, end, last=last)
         samples.state = step.state  # what the next step begins with is not evaluated twice

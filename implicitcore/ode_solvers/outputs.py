@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.ode_solvers.dense import StepStart, evaluate
+from implicitcore.ode_solvers.dense import StepStart, bounded, evaluate
 
 
 class Rows(NamedTuple):
@@ -181,12 +181,7 @@ def _times_of(which: Rows) -> tuple[Tensor, Tensor]:
 
 
 def _evaluated(pieces: Tensor, row: Tensor, s: Tensor) -> Tensor:
-    """Pieces ``[rows, degree + 1, ...]`` at shares s ``[times]`` of their steps.
-
-    A field that has no value at the end of a step gives a piece no bend: the way is straight.
-    """
+    """Pieces ``[rows, degree + 1, ...]`` at shares s ``[times]`` of their steps."""
     share = s.view(-1, *(1,) * (pieces.ndim - 2)).to(pieces.dtype)
-    start, move, *bends = pieces.unbind(1)
-    bends = [torch.where(bend.isfinite(), bend, 0) for bend in bends]
-    value, *lower = [part.index_select(0, row) for part in reversed((start, move, *bends))]
+    value, *lower = [part.index_select(0, row) for part in reversed(bounded(pieces).unbind(1))]
     return evaluate([*reversed(lower), value], share)

@@ -67,12 +67,12 @@ class RungeKutta(StepwiseODESolver[Tensor]):
             stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
         weights = _extension(type(self), z.dtype, z.device)
         higher = (weights @ torch.stack(stages).flatten(1)).view(len(weights), *z.shape)
-        return [z, *(higher * column(dt).to(z.dtype)).unbind(0)]
+        return [z, step.z - z, *(higher * column(dt).to(z.dtype)).unbind(0)]
 
 
 @functools.cache
 def _extension(solver: type[RungeKutta], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The weights of the stages in c_1, c_2, .. of a piece, over dt: ``[degree, stages]``.
+    """The weights of the stages in c_2, c_3, .. of a piece, over dt: ``[degree - 1, stages]``.
 
     The last of the step's own stages is the velocity at its end.
     """
@@ -82,7 +82,7 @@ def _extension(solver: type[RungeKutta], dtype: torch.dtype, device: torch.devic
         first, last = torch.zeros(2, len(b) if tableau.fsal else len(b) + 1, dtype=b.dtype)
         move = torch.nn.functional.pad(b, (0, len(first) - len(b)))
         first[0], last[-1] = 1, 1
-        cubic = torch.stack((move, first - move, 2 * move - first - last))
+        cubic = torch.stack((first - move, 2 * move - first - last))
         cubic = torch.nn.functional.pad(cubic, (0, len(tableau.more_a)))
         rows = [cubic, torch.tensor(tableau.dense, dtype=b.dtype).view(-1, cubic.shape[1])]
         return torch.cat(rows).to(device, dtype)
