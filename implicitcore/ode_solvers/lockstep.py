@@ -39,9 +39,9 @@ class Lockstep:
     """The steps of an integration over a grid for as long as all samples take them.
 
     Nothing is chosen for a sample by itself, and nothing is read of the device: a step is the
-    solver's own, and which output times it passes is known beforehand. Where a sample turns out not to be finite, the
-    steps since the last look are forgotten: from there on the integration goes on by
-    :meth:`Integration.step`, over the same grid.
+    solver's own, and which output times it passes is known beforehand. Where a sample turns out not
+    to be finite, the steps since the last look are forgotten: from there on the integration goes on
+    by :meth:`Integration.step`, over the same grid.
 
     Arguments:
         run: the integration; what its samples have beside z and the solver's state counts only

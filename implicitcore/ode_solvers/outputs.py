@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 class Together(NamedTuple):
     """For how many output times the rows of all samples stand, from the first not yet reached."""
 
-    count: int
+    many: int
     # [], t and dt of the step, where the rows are pieces of its continuous extension
     t: Tensor | None = None
     dt: Tensor | None = None
@@ -55,15 +55,15 @@ class Outputs:
         self.which: list[Rows] = []
         self.every: Tensor | None = None  # the index of each sample, made once
 
-    def arrive_together(self, z: Tensor, count: int) -> None:
-        """All samples are at the next ``count`` output times."""
+    def arrive_together(self, z: Tensor, many: int) -> None:
+        """All samples are at so many of the next output times."""
         self.rows.append(z)
-        self.together.append(Together(count))
+        self.together.append(Together(many))
 
-    def pass_together(self, start: StepStart, piece: Sequence[Tensor], count: int) -> None:
-        """All samples pass the next ``count`` output times."""
+    def pass_together(self, start: StepStart, piece: Sequence[Tensor], many: int) -> None:
+        """All samples pass so many of the next output times."""
         self.rows.append(torch.stack(list(piece), 1))
-        self.together.append(Together(count, start.t[:1], start.dt[:1]))
+        self.together.append(Together(many, start.t[:1], start.dt[:1]))
 
     def forget(self, kept: int) -> None:
         """Forget the rows of all samples together, but for the first ones."""
@@ -140,21 +140,21 @@ class Outputs:
         order, due, row, reached = [], [], [], 0
         for found, which in zip(rows, self.together, strict=False):
             if which.t is None:
-                order += [(len(states), 0)] * which.count
+                order += [(len(states), 0)] * which.many
                 states.append(found)
             else:
-                order += [(len(due) + k, 1) for k in range(which.count)]
-                due += range(reached, reached + which.count)
-                row += [len(pieces)] * which.count
+                order += [(len(due) + k, 1) for k in range(which.many)]
+                due += range(reached, reached + which.many)
+                row += [len(pieces)] * which.many
                 pieces.append(found)
                 parts.append(which)
-            reached += which.count
+            reached += which.many
         table = torch.stack(states)
         if pieces:
             index, of = torch.tensor([due, row], device=table.device)
             t, dt = (torch.cat([getattr(which, name) for which in parts]) for name in ("t", "dt"))
             share = (times[index] - t[of]) / dt[of]
-            table = torch.cat((table, _evaluated(torch.stack(pieces, 0).movedim(2, 1), of, share)))
+            table = torch.cat((table, _evaluated(torch.stack(pieces).movedim(2, 1), of, share)))
         place = [first + later * len(states) for first, later in order]
         if place == [*range(len(table))]:
             return table

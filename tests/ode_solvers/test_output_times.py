@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_many_times_cost_what_two_cost_and_change_no_step(method):
     assert int(hit.steps.min()) >= 99
 
 
-def steps_of(method, dt):
+def steps_of(method: Any, dt: float) -> Any:
     """So many that the stages of an implicit method count for nothing."""
     tight = {"rtol": 1e-10, "atol": 1e-12} if issubclass(method, ImplicitRungeKutta) else {}
     return method(dt=dt, max_steps=4000, **tight)
@@ -104,7 +105,7 @@ def test_the_order_between_equal_steps_is_that_of_the_steps(method, end):
             errors.append((largest(found), largest(found[:: 400 // steps])))
     order = order or method.tableau.order
     assert math.log2(errors[0][0] / errors[1][0]) > order - 0.3
-    assert errors[1][0] < 1.3 * errors[1][1]
+    assert errors[1][0] < (1.9 if method is ic.Trapezoid else 1.2) * errors[1][1]
 
 
 @pytest.mark.parametrize("method", [m for m in FIXED if issubclass(m, ImplicitRungeKutta)])
@@ -166,13 +167,17 @@ def test_a_field_without_a_value_at_the_end_of_a_step(method, gradient):
     assert found.converged.tolist() == [method is not ic.RK4] * 2
     gradients = torch.autograd.grad(found.z.sum(), x)[0]
     assert bool(gradients.isfinite().all())
-    assert largest(found.z[:29, 1, 0] - 2 * (1 - (1 - found.times[:29]).sqrt())) < 0.5
+    early = found.times < 0.75
+    assert largest((found.z[:, 1, 0] - 2 * (1 - (1 - found.times).sqrt()))[early]) < 0.2
 
 
 @pytest.mark.parametrize("solver", [ic.RK4(dt=0.1), ic.Leapfrog(dt=0.02), ic.TRBDF2(dt=0.02)])
 def test_equal_steps_end_at_jumps_events_and_no_output_time(solver):
-    times, kick = line(100, 2), lambda t, z, x: torch.stack(  # noqa: E731
-        (z[:, 1], torch.where(t[:, 0] < 0.95, -1.0, 1.0).to(z)), 1
+    times, kick = (
+        line(100, 2),
+        lambda t, z, x: torch.stack(  # noqa: E731
+            (z[:, 1], torch.where(t[:, 0] < 0.95, -1.0, 1.0).to(z)), 1
+        ),
     )
     z0 = real(1.0, 0.0)[None]
     found = ic.integrate(kick, z0, times=times, solver=solver, step_at=[0.95])

@@ -351,7 +351,8 @@ class StraightBetweenEqualSteps(FixedRungeKutta):
 
 class StopsAtOutputTimes(SecondOrder):
     def solve(self, system, z0, times, stop=None, **options):
-        return super().solve(system, z0, times, stop, **options | {"hit_times": stop is None})
+        options["hit_times"] = stop is None
+        return super().solve(system, z0, times, stop, **options)
 
 
 class Pairs(EqualSteps[Tensor]):
@@ -414,9 +415,7 @@ ODE_SOLVERS = [
     (TakesAnyPairs(), {"refuses_a_field_that_is_not_separable"}),
     (
         OldPositions(),
-        FOLLOWS
-        | BACK - {"integrates_the_adjoint_or_refuses"}
-        | {"returns_every_time", *ORDER},
+        FOLLOWS | BACK - {"integrates_the_adjoint_or_refuses"} | {"returns_every_time", *ORDER},
     ),
     (StraightBetweenItsSteps(), {"is_right_between_its_steps"}),
     (StraightBetweenEqualSteps(), {"keeps_its_order_between_its_steps"}),
