@@ -419,7 +419,10 @@ ODE_SOLVERS = [
     ),
     (StraightBetweenItsSteps(), {"is_right_between_its_steps"}),
     (StraightBetweenEqualSteps(), {"keeps_its_order_between_its_steps"}),
-    (StopsAtOutputTimes(), {"output_times_change_no_step"}),
+    (
+        StopsAtOutputTimes(),  # whose steps between so many do not go with dt
+        {"output_times_change_no_step", "keeps_its_order_between_its_steps"},
+    ),
 ]
 
 
