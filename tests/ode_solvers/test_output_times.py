@@ -14,7 +14,7 @@ from implicitcore.ode_solvers.dense import Interpolant
 from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitRungeKutta
 from implicitcore.testing.trajectories import driven, logistic, trajectories
 
-EQUAL = [*FIXED, ic.Leapfrog]
+EQUAL: list[Any] = [*FIXED, ic.Leapfrog]
 each_equal = pytest.mark.parametrize("method", EQUAL, ids=lambda m: m.__name__)
 each_method = pytest.mark.parametrize("method", ADAPTIVE, ids=lambda m: m.__name__)
 STRATEGIES = [ic.Unrolled(), ic.Checkpointed(), ic.Checkpointed(checkpoints=2)]
@@ -71,7 +71,8 @@ def test_many_times_cost_what_two_cost_and_change_no_step(method):
 def steps_of(method: Any, dt: float) -> Any:
     """So many that the stages of an implicit method count for nothing."""
     tight = {"rtol": 1e-10, "atol": 1e-12} if issubclass(method, ImplicitRungeKutta) else {}
-    return method(dt=dt, max_steps=4000, **tight)
+    options: dict[str, Any] = {"dt": dt, "max_steps": 4000, **tight}
+    return method(**options)
 
 
 @each_equal
