@@ -185,9 +185,9 @@ def integrate(  # noqa: PLR0913 - keyword options
             start is no change). Two changes within one step are not seen: ``max_step`` of an
             adaptive solver bounds the steps.
         hit_times: end a step at each output time, which is then as accurate as a step's end and
-            costs at least a step each. Else z there is interpolated by the solver's own continuous
-            extension, whose error is that of the steps, and output times are nearly free. Solvers
-            with equal steps hit the times always.
+            costs at least a step each. Else no step is shortened for one: z there is interpolated
+            by the solver's own continuous extension, whose error is that of the steps, and output
+            times are nearly free. ``dt`` and ``max_steps`` then count over all of them.
         step_at: times ``[S]`` at which v jumps (a switch, a dose), with times ``[T]``. A step ends
             just before each and the next begins just behind it: no stage sees the other side.
         exact_time: v and event receive t in the dtype of the times. Else it is rounded to the real

@@ -132,9 +132,10 @@ class Careless(Options, ic.ODESolver):
     rtol: float = 1e-3
 
     def solve(self, system, z0, times, stop=None):
-        end = z0 + (times[-1] - times[0]) * system.velocity(times[0].expand(len(z0)), z0)
+        velocity = system.velocity(times[0].expand(len(z0)), z0)
+        line = torch.stack([z0 + (t - times[0]) * velocity for t in times])
         honest = ic.Tsit5().solve(system, z0, times, stop)
-        return replace(honest, z=torch.stack((z0, end)), status=torch.zeros_like(honest.status))
+        return replace(honest, z=line, status=torch.zeros_like(honest.status))
 
 
 def test_an_ode_solver_that_lies_is_found():

@@ -117,8 +117,7 @@ class _Forward:
         budget: int | None,
     ) -> None:
         control, times = solver.step_size, check_times(solve.grid, z0, of_each=True)
-        hits = solve.hit_times or control.hits_times
-        stops = Stops.of(times, z0, hit_times=hits, step_at=solve.step_at)
+        stops = Stops.of(times, z0, hit_times=solve.hit_times, step_at=solve.step_at)
         chooser = choose_steps(control, stops, solver.max_steps)
         self.chooser = RecordedSteps(chooser)
         self.kept = Checkpoints[Samples](budget)

@@ -34,6 +34,15 @@ def evaluate(piece: Sequence[Tensor], s: Tensor) -> Tensor:
     return value
 
 
+def bounded(pieces: Tensor) -> Tensor:
+    """Pieces ``[rows, degree + 1, ...]``, straight where the field has no value at an end.
+
+    The states at both ends have been accepted: what lies between is finite.
+    """
+    bends = pieces[:, 2:]
+    return torch.cat((pieces[:, :2], torch.where(bends.isfinite(), bends, 0)), 1)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Interpolant:
     """z(t) of each sample on the whole span, one piece per accepted step.
@@ -147,5 +156,5 @@ class Pieces:
             starts=torch.stack(self.starts, 1),
             dt=torch.stack(self.dt, 1),
             row=torch.where(accepted, place, place[0]).T,
-            pieces=torch.cat((first, *self.rows)),
+            pieces=bounded(torch.cat((first, *self.rows))),
         )

@@ -12,15 +12,18 @@ from implicitcore.ode_solvers.tableaus import Tableau
 from implicitcore.system.resolved import ResolvedField
 from implicitcore.system.system import System
 
+Taken = tuple[Tensor, Tensor | None, Sequence[Tensor]]
+
 
 class EqualStep(NamedTuple):
     """A step that all samples take together, made ready for many."""
 
     nodes: tuple[float, ...]  # of the stages after the first
+    weights: tuple[float, ...]  # of the stages
     field: ResolvedField
     # The times of all stages, dt, z and the first stage, None where it is to be evaluated -> z at
-    # the end, and the first stage of the next step where the method has it.
-    take: Callable[[Sequence[Tensor], Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+    # the end, the first stage of the next step where the method has it, and the stages.
+    take: Callable[[Sequence[Tensor], Tensor, Tensor, Tensor | None], Taken]
 
 
 def stages_of(
@@ -52,19 +55,17 @@ def equal_step(tableau: Tableau, system: System) -> EqualStep:
     field, backend, rows = ResolvedField.of(system), system.backend, tableau.rows
     velocity = field.velocity
 
-    def take(
-        moments: Sequence[Tensor], dt: Tensor, z: Tensor, first: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def take(moments: Sequence[Tensor], dt: Tensor, z: Tensor, first: Tensor | None) -> Taken:
         known = velocity(moments[0], z) if first is None else first
         sums = sums_of(backend, rows, z, dt)
         stages, end = stages_of(tableau, velocity, sums, moments[1:], (z, known))
-        return end, stages[-1] if tableau.fsal else None
+        return end, stages[-1] if tableau.fsal else None, stages
 
-    return EqualStep(tableau.c, field, take)
+    return EqualStep(tableau.c, tableau.b, field, take)
 
 
 def extension_of(tableau: Tableau) -> tuple[tuple[float, ...], ...]:
-    """The weights of the stages in c_1, c_2, .. of a piece, over dt.
+    """The weights of the stages in c_2, c_3, .. of a piece, over dt.
 
     The last of the step's own stages is the velocity at its end. Hermite's cubic, then what the
     tableau has of its own.
@@ -74,7 +75,6 @@ def extension_of(tableau: Tableau) -> tuple[tuple[float, ...], ...]:
     first = (1.0, *(0.0 for _ in move[1:]))
     last = (*(0.0 for _ in move[1:]), 1.0)
     rows = (
-        move,
         tuple(one - b for one, b in zip(first, move, strict=True)),
         tuple(2 * b - one - end for one, b, end in zip(first, move, last, strict=True)),
     )

@@ -22,12 +22,30 @@ BLOCK = 256
 SLACK = 1e-2
 
 
-class Arrival(NamedTuple):
-    """A stop that the steps arrive at."""
+# An output time that is no further from the end of a step than so many units of rounding of t, and
+# than that part of the step, is reached there: the state itself is the output.
+ROUNDING = 4
+NEAR = 1e-3
+
+
+class Visit(NamedTuple):
+    """Output times that are reached by a step: at its end, or on the way there."""
 
     step: int  # how many steps were taken then
     reached: int  # how many output times are reached there
-    jumps: bool  # the next step begins at another time, behind a jump of the field
+    arrives: bool  # the state at the end of the step is the output; else its piece gives it
+    stops: bool = False  # a step has to end there
+    jumps: bool = False  # the next step begins at another time, behind a jump of the field
+
+
+class _Span(NamedTuple):
+    """Equal steps from one stop to the next."""
+
+    start: float
+    dt: float
+    steps: int
+    whole: bool  # the last step ends at the stop
+    near: float  # within so much of the end of a step a time is there
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +54,17 @@ class Grid:
 
     Attributes:
         t: where each step begins, ``[steps]``, in the dtype of the times.
-        end: where it ends, ``[steps]``: the stop itself where it arrives at one.
+        end: where it ends, ``[steps]``: the stop or output time itself where it arrives at one.
         size: dt of each step, with its sign, ``[steps]``.
-        arrivals: one for each span that is gone to its end.
+        stops: how many steps were taken at the end of each span that is gone to its end.
+        visits: the output times, in the order in which they are reached, and the stops.
     """
 
     t: Tensor
     end: Tensor
     size: Tensor
-    arrivals: list[Arrival]
+    stops: list[int]
+    visits: list[Visit]
 
     @classmethod
     def equal(cls, stops: Stops, longest: float, limit: int) -> Grid:
@@ -55,24 +75,36 @@ class Grid:
         t: list[float] = []
         end: list[float] = []
         size: list[float] = []
-        arrivals: list[Arrival] = []
-        start = stops.start.item()
+        taken: list[int] = []
+        visits: list[Visit] = []
+        start, rounding = stops.start.item(), ROUNDING * torch.finfo(stops.ends.dtype).eps
+        times = stops.times.tolist() if stops.between else []
         spans = stops.ends.tolist(), stops.resumes.tolist(), stops.reached.tolist()
+        before = 1
         for stop, resume, reached in zip(*spans, strict=True):
             ratio = abs(stop - start) / longest - SLACK
             whole = ratio <= limit
             parts = max(ceil(ratio), 1) if whole else limit
             dt = (stop - start) / parts if whole else copysign(longest, stop - start)
+            near = min(rounding * max(abs(start), abs(stop)), NEAR * abs(dt))
             begins = [start + k * dt for k in range(parts)]
+            ends = [*begins[1:], stop if whole else start + limit * dt]
+            span = _Span(start, dt, parts, whole, near)
+            for visit, at in _between(span, times[before:reached], before):
+                visits.append(visit._replace(step=visit.step + len(t)))
+                if visit.arrives:
+                    ends[visit.step - 1] = at
+                    begins[visit.step : visit.step + 1] = [at][: parts - visit.step]
             t += begins
-            end += [*begins[1:], stop if whole else start + limit * dt]
+            end += ends
             size += [dt] * parts
             if not whole:
                 break
-            arrivals.append(Arrival(len(t), reached, resume != stop))
-            start = resume
+            taken.append(len(t))
+            visits.append(Visit(len(t), reached, True, True, jumps=resume != stop))
+            start, before = resume, reached
         rows = torch.tensor([t, end, size], dtype=stops.ends.dtype, device=stops.ends.device)
-        return cls(rows[0], rows[1], rows[2], arrivals)
+        return cls(rows[0], rows[1], rows[2], taken, visits)
 
     def __len__(self) -> int:
         """How many steps it has."""
@@ -100,4 +132,31 @@ class Grid:
 
     def stops_before(self, index: int) -> int:
         """How many stops were arrived at in so many steps."""
-        return bisect_right(self.arrivals, index, key=lambda arrival: arrival.step)
+        return bisect_right(self.stops, index)
+
+    def visits_before(self, index: int) -> int:
+        """How many visits were made in so many steps."""
+        return bisect_right(self.visits, index, key=lambda visit: visit.step)
+
+
+def _between(span: _Span, times: Sequence[float], first: int) -> Iterator[tuple[Visit, float]]:
+    """The visits of output times between two stops, and the last of the times of each.
+
+    Arguments:
+        span: the steps; those of the visits are counted from its start.
+        times: the output times.
+        first: the index of the first of them.
+    """
+    found: tuple[Visit, float] | None = None
+    for reached, time in enumerate(times, first + 1):
+        share = (time - span.start) / span.dt
+        nearest = round(share)
+        arrives = 0 < nearest and abs(share - nearest) * abs(span.dt) <= span.near
+        step = nearest if arrives else int(share) + 1
+        if step + (arrives and span.whole) > span.steps:
+            break  # beyond the last step, or at the stop
+        if found is not None and (found[0].step, found[0].arrives) != (step, arrives):
+            yield found
+        found = Visit(step, reached, arrives), time
+    if found is not None:
+        yield found

@@ -145,7 +145,8 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
             return super().piece(system, t, dt, z, state, step)
         combine, one = system.backend.stage_combination, torch.ones_like(dt)
         moves = [point - z for _, point in step.points[self.tableau.explicit :]]
-        return [z, step.z - z, *(combine(None, one, moves, row) for row in self.tableau.dense)]
+        rows = filter(None, self.tableau.dense)
+        return [z, step.z - z, *(combine(None, one, moves, row) for row in rows)]
 
     def frame(self, dt: Tensor, z: Tensor, state: StepCache) -> Frame:
         """What the stages of a step share."""

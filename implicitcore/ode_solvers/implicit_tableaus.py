@@ -24,7 +24,8 @@ class ImplicitTableau:
         error: b minus the weights of the embedded method; empty where there is none.
         dense: weights d_ji of the continuous extension on the moves of the implicit stages, z(t + s
             dt) = z + s (z_next - z) + s (1 - s) (D_1 + s (D_2 + ...)), where D_j = sum_i d_ji (Y_i
-            - z), and a third row is D_2 + (1 - s) D_3; empty where there is none.
+            - z), and a third row is D_2 + (1 - s) D_3; one row without weights is a straight line;
+            empty where there is none.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -74,18 +75,25 @@ def _extrapolation(before: tuple[float, ...], node: float) -> tuple[float, ...]:
 
 
 # Hairer, Wanner, Solving Ordinary Differential Equations II (1996), section IV.3: implicit Euler,
-# trapezoidal rule.
-IMPLICIT_EULER = ImplicitTableau(a=((1.0,),), c=(1.0,), order=1)
-TRAPEZOID = ImplicitTableau(a=((0.0,), (1 / 2, 1 / 2)), c=(0.0, 1.0), order=2)
+# trapezoidal rule. Between the steps a straight line: of the same order globally, and no velocity
+# of a stiff field makes it leave the states at both ends.
+IMPLICIT_EULER = ImplicitTableau(a=((1.0,),), c=(1.0,), order=1, dense=((),))
+TRAPEZOID = ImplicitTableau(a=((0.0,), (1 / 2, 1 / 2)), c=(0.0, 1.0), order=2, dense=((),))
 
 _ALEXANDER, _EDGE = 1 - math.sqrt(2) / 2, math.sqrt(2) / 4
+# Between the steps the parabola through both ends with the slope of the last stage, of order 2.
 SDIRK2 = ImplicitTableau(
-    a=((_ALEXANDER,), (1 - _ALEXANDER, _ALEXANDER)), c=(_ALEXANDER, 1.0), order=2
+    a=((_ALEXANDER,), (1 - _ALEXANDER, _ALEXANDER)),
+    c=(_ALEXANDER, 1.0),
+    order=2,
+    dense=(((1 - _ALEXANDER) / _ALEXANDER**2, 1 - 1 / _ALEXANDER),),
 )
+# The parabola through the three stages, of order 2.
 TRBDF2 = ImplicitTableau(
     a=((0.0,), (_ALEXANDER, _ALEXANDER), (_EDGE, _EDGE, _ALEXANDER)),
     c=(0.0, 2 * _ALEXANDER, 1.0),
     order=2,
+    dense=((1 / (2 * _ALEXANDER * (1 - 2 * _ALEXANDER)), -1 / (1 - 2 * _ALEXANDER)),),
 )
 
 # Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction equations,

@@ -153,10 +153,8 @@ class Integration:
         with torch.no_grad():
             with_nan = samples.active & ~(accept | choice.error.isfinite())
             accepted, again = torch.stack((accept.any(), with_nan.any())).tolist()
-        if not accepted:
-            return None
-        if not again:
-            return step
+        if not (accepted and again):
+            return step if accepted else None
         if self.observer is not None:
             self.observer.before_step()
         return self._try(torch.where(accept, attempt.dt, 0))
@@ -168,12 +166,13 @@ class Integration:
 
         It is cut off where an event happens in it; samples that end there are not active.
         """
-        samples, recorder, dt, end = self.samples, self.recorder, attempt.dt, attempt.end
+        samples, recorder, (dt, _, end) = self.samples, self.recorder, attempt
         if not look.all_pass:
             # Who does not take the step stays in time too, where a solver evaluates its end.
             dt, end = torch.where(accept, dt, 0), torch.where(accept, end, samples.t)
         start = StepStart(samples.t, dt, samples.z, samples.state)
-        step, piece = extended(self.solver, self.system, start, step, end, accept)
+        found = start, step, end, accept
+        step, piece = extended(self.solver, self.system, *found, last=look.arrived)
         if recorder is not None:
             step, end = recorder.record(start, step, piece, end, accept)
             undefined = recorder.undefined

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -14,12 +14,20 @@ from implicitcore.ode_solvers.separable import halves, separable_velocity
 from implicitcore.ode_solvers.stepwise import EqualSteps
 from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column
+from implicitcore.tensors.norms import column, real_dtype
+
+
+class Velocities(NamedTuple):
+    """What a step begins with, and what the continuous extension needs of the step before."""
+
+    velocity: Tensor  # [batch, n], of the outer half here
+    middle: Tensor  # [batch, n], of the inner half in the middle of the last step; at first here
+    dt: Tensor  # [batch], of that step; at first zero
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Leapfrog(EqualSteps[Tensor]):
+class Leapfrog(EqualSteps[Velocities]):
     """The leapfrog or Störmer-Verlet method, order 2, symplectic: two evaluations a step.
 
     For Hamiltonian systems H = T(p) + V(q) over long times, and for all fields that are separable:
@@ -32,12 +40,14 @@ class Leapfrog(EqualSteps[Tensor]):
     first half is q; real or complex. The velocity form (kick, drift, kick) is
     p_1/2 = p + dt/2 F(t, q), q_1 = q + dt G(t + dt/2, p_1/2), p_1 = p_1/2 + dt/2 F(t + dt, q_1);
     the position form exchanges the two. Both are one method, begun half a step apart. A start costs
-    four evaluations, three of which ask whether the field is separable; dense output and events
-    cost two more a step.
+    four evaluations, three of which ask whether the field is separable. Between the steps the half
+    that moves at their ends (p, in the velocity form) is Hermite's cubic, and the other a parabola,
+    whose curvature is that of two steps: of order 2, and no evaluation.
 
     Both forms are reversible: dt and then -dt give the start again. So ``Adjoint`` integrates the
     adjoint of the positions with the momenta, and gives the gradient of ``Unrolled`` up to rounding
-    in memory that does not grow with the steps.
+    in memory that does not grow with the steps: where steps end at the output times, as those of
+    two times, of a grid of dt, or of ``hit_times`` do.
 
     Attributes:
         form: ``"velocity"`` moves p first and evaluates F at the ends of a step, ``"position"``
@@ -80,25 +90,48 @@ class Leapfrog(EqualSteps[Tensor]):
             )
         return super().solve(system, z0, times, **options)
 
-    def init(self, system: System, t: Tensor, z: Tensor) -> Tensor:
+    def init(self, system: System, t: Tensor, z: Tensor) -> Velocities:
         """See :meth:`Stepper.init`."""
-        return separable_velocity(type(self).__name__, system, t, z)
+        velocity = separable_velocity(type(self).__name__, system, t, z)
+        return Velocities(velocity, velocity, torch.zeros_like(t, dtype=real_dtype(z)))
 
-    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:
+    def velocity(self, state: Velocities) -> Tensor:
+        """See :meth:`Stepper.velocity`."""
+        return state.velocity
+
+    def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Velocities) -> Step:
         """See :meth:`Stepper.step`."""
-        positions, momenta = halves(system, z)
-        outer, inner = (momenta, positions) if self.form == "velocity" else (positions, momenta)
+        outer, inner = self._halves(system, z)
         half, size = outer / 2, dt if dt.ndim == 0 else column(dt)
-        z = torch.addcmul(z, state, (size * half).to(z.dtype))
+        z = torch.addcmul(z, state.velocity, (size * half).to(z.dtype))
         middle = system.velocity(torch.add(t, dt, alpha=0.5), z)
         z = torch.addcmul(z, middle, (size * inner).to(z.dtype))
         last = system.velocity(t + dt, z)
         z = torch.addcmul(z, last, (size * half).to(z.dtype))
-        return Step(z, None, last, (state, middle, last), (half, inner, half))
+        following = Velocities(last, middle, dt.expand(len(z)))
+        return Step(z, None, following, (state.velocity, middle, last), (half, inner, half))
 
-    def piece(
-        self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor, step: Step
+    @property
+    def piece_needs_state(self) -> bool:
+        """Not: it is made of the velocities of this step and the last."""
+        return False
+
+    def piece(  # noqa: PLR0913 - that of every solver
+        self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Velocities, step: Step
     ) -> list[Tensor]:
-        """See :meth:`Stepper.piece`: Hermite's cubic, of the velocities at both ends themselves."""
-        start, end = system.velocity(t, z), system.velocity(t + dt, step.z)
-        return super().piece(system, t, dt, z, start, step._replace(state=end))
+        """See :meth:`Stepper.piece`."""
+        outer, inner = self._halves(system, z)
+        first, middle, last = step.stages
+        dt = dt.to(state.dt.dtype)
+        # The slope of the inner half here lies between those in the middle of the steps.
+        both = state.dt + dt
+        share = column(dt * dt / torch.where(both == 0, 1, both)).to(z.dtype)
+        width, move = column(dt).to(z.dtype), step.z - z
+        bend = width * first - move
+        twist = outer * (move - width * last - bend)
+        return [z, move, outer * bend + inner * (share * (state.middle - middle)), twist]
+
+    def _halves(self, system: System, z: Tensor) -> tuple[Tensor, Tensor]:
+        """One in the half that moves at the ends of a step, and in the one that moves between."""
+        positions, momenta = halves(system, z)
+        return (momenta, positions) if self.form == "velocity" else (positions, momenta)

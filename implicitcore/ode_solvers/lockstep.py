@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from implicitcore.ode_solvers.base import Step
+from implicitcore.ode_solvers.dense import StepStart
+from implicitcore.ode_solvers.grid import Visit
 from implicitcore.ode_solvers.integration import Integration
+from implicitcore.ode_solvers.recorder import extended
 from implicitcore.ode_solvers.samples import Ahead, StepCount
 from implicitcore.ode_solvers.step_chooser import GridSteps
 from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import real_dtype, whole_finite
+
+# Nothing is ahead.
+NEVER = Visit(-1, 0, arrives=True)
 
 # After so many steps a look at the device tells whether all samples are finite.
 EVERY = 32
@@ -23,7 +29,8 @@ class _Place(NamedTuple):
     """Where all samples were known to be finite."""
 
     step: int
-    stop: int
+    visit: int
+    rows: int  # of the outputs
     z: Tensor
     state: Any
 
@@ -32,9 +39,9 @@ class Lockstep:
     """The steps of an integration over a grid for as long as all samples take them.
 
     Nothing is chosen for a sample by itself, and nothing is read of the device: a step is the
-    solver's own, and an output is the state itself. Where a sample turns out not to be finite, the
-    steps since the last look are forgotten: from there on the integration goes on by
-    :meth:`Integration.step`, over the same grid.
+    solver's own, and which output times it passes is known beforehand. Where a sample turns out not
+    to be finite, the steps since the last look are forgotten: from there on the integration goes on
+    by :meth:`Integration.step`, over the same grid.
 
     Arguments:
         run: the integration; what its samples have beside z and the solver's state counts only
@@ -45,16 +52,16 @@ class Lockstep:
 
     def __init__(self, run: Integration, chooser: GridSteps, every: int | None = EVERY) -> None:
         self.run, self.chooser, self.every = run, chooser, every
-        self.going, self.stop = run.more, chooser.grid.stops_before(chooser.index)
+        self.going, self.visit = run.more, chooser.grid.visits_before(chooser.index)
         grid, batch = chooser.grid, len(run.samples.z)
-        ready = run.solver.equal_step(run.system) if run.observer is None else None
-        # What takes a step, None for the solver itself, and its times.
+        self._ready = ready = run.solver.equal_step(run.system) if run.observer is None else None
+        # The times of a step, or of all its stages.
         if ready is None:
-            self._takes: tuple[Any, Iterator[Any]] = None, grid.begins(chooser.index, batch)
+            self._times: Iterator[Any] = grid.begins(chooser.index, batch)
         else:
-            moments = grid.moments(chooser.index, batch, ready.nodes, ready.field)
-            self._takes = ready.take, moments
+            self._times = grid.moments(chooser.index, batch, ready.nodes, ready.field)
         self._start: Tensor | None = None  # the first velocity
+        self._expect()
         self._enter()
         self._mark()
 
@@ -71,32 +78,37 @@ class Lockstep:
     @property
     def spent(self) -> int:
         """How many steps were taken since the last stop."""
-        before = self.chooser.grid.arrivals[self.stop - 1].step if self.stop else 0
-        return self.chooser.index - before
+        index, stops = self.chooser.index, self.chooser.grid.stops
+        before = self.chooser.grid.stops_before(index)
+        return index - stops[before - 1] if before else index
 
     def step(self) -> bool:
         """One step of all samples; False where there is none left that they take together."""
         if not self.going:
             return False
-        step = self._take()
-        self.chooser.index = index = self.chooser.index + 1
+        index = self.chooser.index + 1
+        passes = index == self._due and not self._visit.arrives
+        start, step = self._followed() if passes else (None, self._take())
+        self.chooser.index = index
         if index == self._look and not self._finite():
             self._back()
             return False
+        if start is not None and step is not None:
+            self._pass(start, step)
         if index in (self._due, self._look):
-            self._pass(step)
+            self._end(step)
         return True
 
     def _take(self) -> Step | None:
         """The next step; its parts are for an observer."""
-        run, samples = self.run, self.run.samples
-        take, times = self._takes
-        if take is None:
-            return self._whole(next(times))
+        run, samples, ready = self.run, self.run.samples, self._ready
+        if ready is None:
+            return self._whole(next(self._times))
         if not run.started:
-            t = self.chooser.grid.t[self.chooser.index]
-            self._init(t.expand(len(samples.z)))
-        samples.z, samples.state = take(next(times), self._dt, samples.z, samples.state)
+            self._init(self._now())
+        samples.z, samples.state, _ = ready.take(
+            next(self._times), self._dt, samples.z, samples.state
+        )
         return None
 
     def _whole(self, t: Tensor) -> Step:
@@ -111,25 +123,58 @@ class Lockstep:
         samples.z, samples.state = step.z, step.state
         return step
 
+    def _followed(self) -> tuple[StepStart, Step]:
+        """The next step with its start, for its continuous extension."""
+        samples, ready, t = self.run.samples, self._ready, self._now()
+        z, times = samples.z, next(self._times)
+        if samples.state is None and (ready is None or not self.run.started):
+            self._init(t)
+        state = samples.state
+        if ready is None:
+            return StepStart(t, self._size, z, state), self._whole(times)
+        end, following, stages = ready.take(times, self._dt, z, state)
+        samples.z, samples.state = end, following
+        step = Step(end, None, following, stages, ready.weights)
+        return StepStart(t, self._size, z, stages[0]), step
+
+    def _pass(self, start: StepStart, step: Step) -> None:
+        """All samples passed output times in a step."""
+        run, samples, grid, index = (
+            self.run,
+            self.run.samples,
+            self.chooser.grid,
+            self.chooser.index,
+        )
+        end, last = grid.end[index - 1].expand(len(samples.z)), index == len(grid)
+        step, piece = extended(run.solver, run.system, start, step, end, last=last)
+        samples.state = step.state  # what the next step begins with is not evaluated twice
+        run.outputs.pass_together(start, piece, self._visit.reached - self._reached)
+        self._go_on()
+
+    def _now(self) -> Tensor:
+        return self.chooser.grid.t[self.chooser.index].expand(len(self.run.samples.z))
+
     def settle(self) -> None:
         """Let the samples know where they are."""
         run, samples, stops = self.run, self.run.samples, self.run.stops
         none, every = torch.zeros_like(samples.count.each), torch.ones_like(samples.done)
         samples.count = StepCount(none + self.chooser.index)
-        run.more = run.more and self.stop < len(stops.ends)
+        grid, index = self.chooser.grid, self.chooser.index
+        stop = grid.stops_before(index)
+        run.more = run.more and stop < len(stops.ends)
         if not run.more:
             samples.done, samples.active = every, ~every
             samples.ahead = samples.ahead._replace(next=none + len(stops.times))
             return
         if self._start is not None:
             run.rest.note(self._start)
-        grid, index = self.chooser.grid, self.chooser.index
         t = grid.end[-1] if index == len(grid) else grid.t[index]
         samples.t, samples.size = t.expand(len(none)), self._size.abs()
         samples.ahead = Ahead.at_start(none, stops)
-        if self.stop:
-            before = samples.ahead._replace(stop=none + (self.stop - 1))
+        if stop:
+            before = samples.ahead._replace(stop=none + (stop - 1))
             samples.ahead = before.arrived(every, samples.steps - self.spent, stops)
+        samples.ahead = samples.ahead.passed(none + self._reached, stops)
 
     def _init(self, t: Tensor) -> None:
         """The state of the solver, where a step did not leave it."""
@@ -147,8 +192,8 @@ class Lockstep:
         start = self._start if self._known.step == 0 else None
         return whole_finite(z) and (start is None or whole_finite(start))
 
-    def _pass(self, step: Step | None) -> None:
-        """What follows a step that arrives at a stop, or after which there was a look."""
+    def _end(self, step: Step | None) -> None:
+        """What follows a step that arrives somewhere, or after which there was a look."""
         run, index = self.run, self.chooser.index
         self.going = index < len(self.chooser.grid)
         if run.observer is not None and step is not None:
@@ -160,25 +205,34 @@ class Lockstep:
             self._mark()
 
     def _arrive(self) -> None:
-        """All samples are at a stop."""
-        run, samples, arrivals = self.run, self.run.samples, self.chooser.grid.arrivals
-        came, first = arrivals[self.stop], arrivals[self.stop - 1].reached if self.stop else 1
-        run.outputs.arrive_together(samples.z, came.reached)
+        """All samples are at a stop or an output time."""
+        run, samples, came, first = self.run, self.run.samples, self._visit, self._reached
+        run.outputs.arrive_together(samples.z, came.reached - first)
         if run.observer is not None:
             which = torch.full_like(samples.count.each, first)
             here = torch.full_like(samples.done, came.reached > first)
             samples.z, samples.state = run.observer.arrive(samples.z, here, which), None
         if came.jumps:
             samples.state = None
-        self.stop += 1
-        if self.going:
+        self._go_on()
+        if self.going and came.stops:
             self._enter()
+
+    def _go_on(self) -> None:
+        """To the next visit."""
+        self.visit += 1
+        self._expect()
+
+    def _expect(self) -> None:
+        """What is ahead."""
+        visits = self.chooser.grid.visits
+        self._reached = visits[self.visit - 1].reached if self.visit else 1
+        self._visit = visits[self.visit] if self.visit < len(visits) else NEVER
+        self._due = self._visit.step
 
     def _enter(self) -> None:
         """Samples are at the start of a span between two stops."""
         run, grid = self.run, self.chooser.grid
-        ahead = grid.arrivals[self.stop : self.stop + 1]
-        self._due = ahead[0].step if ahead else -1
         size = grid.size[min(self.chooser.index, len(grid) - 1)]
         dt, batch = size.to(real_dtype(run.samples.z)), len(run.samples.z)
         self._size = size.expand(batch)
@@ -187,13 +241,15 @@ class Lockstep:
     def _mark(self) -> None:
         """All samples are finite here."""
         samples, index, steps = self.run.samples, self.chooser.index, len(self.chooser.grid)
-        self._known = _Place(index, self.stop, samples.z, samples.state)
+        rows = len(self.run.outputs.rows)
+        self._known = _Place(index, self.visit, rows, samples.z, samples.state)
         self._look = -1 if self.every is None else min(index + self.every, steps)
 
     def _back(self) -> None:
         """Forget the steps since the last look."""
         run, known, self.going = self.run, self._known, False
-        self.chooser.index, self.stop, run.samples.z, run.samples.state = known
+        self.chooser.index, self.visit, _, run.samples.z, run.samples.state = known
         run.started = known.step > 0
-        run.outputs.forget(known.stop)
+        run.outputs.forget(known.rows)
+        self._expect()
         self._enter()

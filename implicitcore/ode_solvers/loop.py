@@ -43,14 +43,13 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
         stop: see :meth:`~implicitcore.ode_solvers.base.ODESolver.solve`.
         dense: keep the continuous extension.
         event: end each sample where this changes its sign.
-        hit_times: end a step at each output time; else they are interpolated where the steps are
-            chosen freely.
+        hit_times: end a step at each output time; else they are interpolated.
         step_at: times at which the field jumps: steps end before and begin behind them.
         observer: called along the steps, which then end at each output time.
     """
     control = solver.step_size if stop is None else solver.step_size.steady_state()
     times = check_times(times, z0, bounded=stop is None, of_each=True)
-    hits = hit_times or control.hits_times or observer is not None
+    hits = hit_times or observer is not None
     stops = Stops.of(times, z0, hit_times=hits, step_at=step_at)
     free = ControlledSteps.between(control, stops) if stop is not None else None
     chooser = free or choose_steps(control, stops, solver.max_steps)

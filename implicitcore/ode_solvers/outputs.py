@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import sub
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicitcore.ode_solvers.dense import StepStart, evaluate
-from implicitcore.tensors.norms import column
+from implicitcore.ode_solvers.dense import StepStart, bounded, evaluate
 
 
 class Rows(NamedTuple):
@@ -20,6 +18,15 @@ class Rows(NamedTuple):
     first: Tensor  # [rows] int64, the first output time
     end: Tensor  # [rows] int64, one more than the last; as the first where there is none
     # [rows], t and dt of the step, where the rows are pieces of its continuous extension
+    t: Tensor | None = None
+    dt: Tensor | None = None
+
+
+class Together(NamedTuple):
+    """For how many output times the rows of all samples stand, from the first not yet reached."""
+
+    many: int
+    # [], t and dt of the step, where the rows are pieces of its continuous extension
     t: Tensor | None = None
     dt: Tensor | None = None
 
@@ -37,24 +44,30 @@ class Outputs:
 
     Attributes:
         rows: z0, then the rows of each arrival ``[rows, n]`` and passage ``[rows, degree + 1, n]``.
-        together: how many output times were reached by each of the first arrivals, those of all
-            samples together, whose rows are states ``[batch, n]``.
+        together: what the first of these stand for, those of all samples together, whose rows are
+            ``[batch, ...]``; the first is z0.
+        which: what the later ones stand for.
     """
 
     def __init__(self, z0: Tensor | None = None) -> None:
         self.rows: list[Tensor] = [] if z0 is None else [z0]
-        self.together: list[int] = []
+        self.together: list[Together] = [] if z0 is None else [Together(1)]
         self.which: list[Rows] = []
         self.every: Tensor | None = None  # the index of each sample, made once
 
-    def arrive_together(self, z: Tensor, reached: int) -> None:
-        """All samples arrived, and have ``reached`` so many output times."""
+    def arrive_together(self, z: Tensor, many: int) -> None:
+        """All samples are at so many of the next output times."""
         self.rows.append(z)
-        self.together.append(reached)
+        self.together.append(Together(many))
+
+    def pass_together(self, start: StepStart, piece: Sequence[Tensor], many: int) -> None:
+        """All samples pass so many of the next output times."""
+        self.rows.append(torch.stack(list(piece), 1))
+        self.together.append(Together(many, start.t[:1], start.dt[:1]))
 
     def forget(self, kept: int) -> None:
-        """Forget the arrivals of all samples together, but for the first ones."""
-        del self.rows[len(self.rows) - len(self.together) + kept :], self.together[kept:]
+        """Forget the rows of all samples together, but for the first ones."""
+        del self.rows[kept:], self.together[kept:]
 
     def arrive(self, z: Tensor, arrived: Tensor, first: Tensor, end: Tensor) -> None:
         """Samples ``arrived``, and are at the output times from the first up to the end."""
@@ -95,17 +108,14 @@ class Outputs:
             reached: output times, the first included, ``[batch]``.
             times: the output times, ``[T]`` or ``[T, batch]``.
         """
-        if self.together and self.together[-1] == len(times):
-            return self._of_all(rows)
-        count, batch, device, shared = len(times), len(last), last.device, 1 + len(self.together)
-        place = torch.arange(batch, device=device).repeat(count, 1)
-        if self.together:
-            ends = torch.tensor([1, *self.together])
-            row = torch.searchsorted(ends, torch.arange(count), right=True)
-            place += row.clamp(max=shared - 1).to(device).unsqueeze(1) * batch
+        together, shared = self._of_all(rows, times), len(self.together)
+        if len(together) == len(times):
+            return together
+        count, batch, device, used = len(times), len(last), last.device, len(together) * len(last)
+        place = torch.arange(count * batch, device=device).view(count, batch)
         states = [i for i, which in enumerate(self.which) if which.dt is None]
         pieces = [i for i, which in enumerate(self.which) if which.dt is not None]
-        table, used = [*rows[:shared]], batch * shared
+        table = [together.flatten(0, 1)]
         for group in filter(None, (states, pieces)):
             which = _joined([self.which[i] for i in group])
             found = torch.cat([rows[shared + i] for i in group])
@@ -124,13 +134,31 @@ class Outputs:
             torch.cat((*table, last)).index_select(0, place.flatten()).reshape(count, *last.shape)
         )
 
-    def _of_all(self, rows: Sequence[Tensor]) -> Tensor:
-        """``[T, batch, n]`` where all samples came to the last time together."""
-        found, ends = torch.stack(list(rows)), [1, *self.together]
-        if len(found) == ends[-1]:
-            return found
-        many = torch.tensor([1, *map(sub, ends[1:], ends)], device=found.device)
-        return found.repeat_interleave(many, 0)
+    def _of_all(self, rows: Sequence[Tensor], times: Tensor) -> Tensor:
+        """The states at the times that all samples reached together, ``[reached, batch, n]``."""
+        states, pieces, parts = [], [], []
+        order, due, row, reached = [], [], [], 0
+        for found, which in zip(rows, self.together, strict=False):
+            if which.t is None:
+                order += [(len(states), 0)] * which.many
+                states.append(found)
+            else:
+                order += [(len(due) + k, 1) for k in range(which.many)]
+                due += range(reached, reached + which.many)
+                row += [len(pieces)] * which.many
+                pieces.append(found)
+                parts.append(which)
+            reached += which.many
+        table = torch.stack(states)
+        if pieces:
+            index, of = torch.tensor([due, row], device=table.device)
+            t, dt = (torch.cat([getattr(which, name) for which in parts]) for name in ("t", "dt"))
+            share = (times[index] - t[of]) / dt[of]
+            table = torch.cat((table, _evaluated(torch.stack(pieces).movedim(2, 1), of, share)))
+        place = [first + later * len(states) for first, later in order]
+        if place == [*range(len(table))]:
+            return table
+        return table.index_select(0, torch.tensor(place, device=table.device))
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
@@ -153,7 +181,7 @@ def _times_of(which: Rows) -> tuple[Tensor, Tensor]:
 
 
 def _evaluated(pieces: Tensor, row: Tensor, s: Tensor) -> Tensor:
-    """Pieces ``[rows, degree + 1, n]`` at shares s of their steps, ``[times, n]``."""
-    share = column(s).to(pieces.dtype)
-    value, *lower = [piece.index_select(0, row) for piece in reversed(pieces.unbind(1))]
+    """Pieces ``[rows, degree + 1, ...]`` at shares s ``[times]`` of their steps."""
+    share = s.view(-1, *(1,) * (pieces.ndim - 2)).to(pieces.dtype)
+    value, *lower = [part.index_select(0, row) for part in reversed(bounded(pieces).unbind(1))]
     return evaluate([*reversed(lower), value], share)

@@ -17,7 +17,7 @@ from implicitcore.ode_solvers.events import Crossings, Event
 from implicitcore.ode_solvers.stepper import Stepper
 from implicitcore.ode_solvers.stops import Stops
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import column
+from implicitcore.tensors.norms import all_finite, column
 
 
 class TrajectoryRecorder:
@@ -80,14 +80,34 @@ class TrajectoryRecorder:
         return step, end
 
 
-def extended(
-    solver: Stepper[Any], system: System, start: StepStart, step: Step, end: Tensor, accept: Tensor
+def extended(  # noqa: PLR0913 - a step and what became of it
+    solver: Stepper[Any],
+    system: System,
+    start: StepStart,
+    step: Step,
+    end: Tensor,
+    accept: Tensor | None = None,
+    *,
+    last: bool = False,
 ) -> tuple[Step, list[Tensor]]:
     """The continuous extension of a step, which then holds the solver's state at its end.
 
-    Where the extension needs it: that of the samples which did not accept is where they are.
+    Where the extension needs it: that of the samples which did not accept is where they are. None:
+    all accepted. After the ``last`` step of a sample no other tells that the field has no value at
+    its end: there the extension takes its value at the start, and the state is left to be made.
     """
-    if step.state is None and solver.piece_needs_state:
-        here = torch.where(column(accept), step.z, start.z)
-        step = step._replace(state=solver.init(system, end, here))
+    if step.state is not None or not solver.piece_needs_state:
+        return step, solver.piece(system, *start, step)
+    here = step.z if accept is None else torch.where(column(accept), step.z, start.z)
+    state = solver.init(system, end, here)
+    if last:
+        sound = all_finite(solver.velocity(state))
+        if not bool(sound.all()):
+            here, end = (
+                torch.where(column(sound), here, start.z),
+                torch.where(sound, end, start.t),
+            )
+            beside = step._replace(state=solver.init(system, end, here))
+            return step, solver.piece(system, *start, beside)
+    step = step._replace(state=state)
     return step, solver.piece(system, *start, step)

@@ -75,15 +75,15 @@ class RungeKutta(StepwiseODESolver[Tensor]):
         if torch.compiler.is_compiling():  # a compiler fuses the sums, and keeps no table
             rows = extension_of(tableau)
             combined = system.backend.stage_combination
-            return [z, *(combined(None, dt, stages, row) for row in rows)]
+            return [z, step.z - z, *(combined(None, dt, stages, row) for row in rows)]
         weights = _extension(type(self), z.dtype, z.device)
         higher = (weights @ torch.stack(stages).flatten(1)).view(len(weights), *z.shape)
-        return [z, *(higher * column(dt).to(z.dtype)).unbind(0)]
+        return [z, step.z - z, *(higher * column(dt).to(z.dtype)).unbind(0)]
 
 
 @functools.cache
 def _extension(solver: type[RungeKutta], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """:func:`extension_of` as a table, ``[degree, stages]``."""
+    """:func:`extension_of` as a table, ``[degree - 1, stages]``."""
     with torch.inference_mode(False):
         rows = torch.tensor(extension_of(solver.tableau), dtype=torch.float64, device="cpu")
         return rows.to(device, dtype)

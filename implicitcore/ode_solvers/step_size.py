@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -47,11 +47,9 @@ class StepSize(ABC):
 
     Attributes:
         min_step: a sample that would need a shorter step has failed.
-        hits_times: a step ends at each output time; else they are interpolated.
     """
 
     min_step: float = 0.0
-    hits_times: ClassVar[bool] = True
 
     @abstractmethod
     def first(
@@ -114,7 +112,7 @@ class StepSize(ABC):
 @final
 @dataclass(frozen=True)
 class Fixed(StepSize):
-    """Equal steps that arrive at each output time, no longer than ``dt`` and a hundredth of it."""
+    """Equal steps from stop to stop, no longer than ``dt`` and a hundredth of it."""
 
     dt: float
 
@@ -184,7 +182,6 @@ class Adaptive(StepSize):
     max_step: float = torch.inf
     steady_bound: float = 0.3
     norm: ErrorNorm | None = None
-    hits_times: ClassVar[bool] = False
 
     @classmethod
     def of(cls, control: ErrorControl, order: int, *, steady_bound: float = 0.3) -> Adaptive:

@@ -26,9 +26,9 @@ class StepwiseODESolver(StepLimit, ODESolver, Stepper[State]):
     ``init`` and ``velocity``.
 
     The loop keeps every promise: each sample has its own time, step size and status, arrives at
-    the last time exactly (at each output time where steps are equal, else ``piece`` interpolates),
-    and is frozen when it is done. A step must treat the samples
-    independently and may be told dt = 0 for those that are done.
+    the last time exactly, and is frozen when it is done. ``piece`` interpolates at the output times
+    between. A step must treat the samples independently and may be told dt = 0 for those that are
+    done.
     """
 
     def solve(  # noqa: PLR0913 - keyword options
@@ -63,7 +63,10 @@ class StepwiseODESolver(StepLimit, ODESolver, Stepper[State]):
 
 @dataclass(frozen=True, kw_only=True)
 class EqualSteps(StepwiseODESolver[State]):
-    """Equal steps: each span between output times in equal parts no longer than dt.
+    """Equal steps: the span of the times in equal parts no longer than dt.
+
+    Output times within are interpolated. ``hit_times`` and ``step_at`` end steps, and each span
+    between two such times has equal parts of its own.
 
     Attributes:
         dt: the longest step, in the units of the times.

@@ -125,8 +125,8 @@ class Stops:
             ahead = (self.times * sign).T.contiguous()
             return torch.searchsorted(ahead, (t * sign).unsqueeze(1)).squeeze(1)
         if self.forward:
-            return torch.searchsorted(self.times, t)
-        return torch.searchsorted(-self.times, -t)
+            return torch.searchsorted(self.times, t.contiguous())
+        return torch.searchsorted(-self.times, -t.contiguous())
 
 
 def of_each(times: Tensor, index: Tensor) -> Tensor:

@@ -45,8 +45,7 @@ class StepLimit(Options):
 
     Attributes:
         max_steps: most steps of a sample, rejected ones included, from one time at which steps have
-            to end to the next: with equal steps from output time to output time, else over all of
-            them (but for ``hit_times`` and ``step_at``).
+            to end to the next: over all output times, but for ``hit_times`` and ``step_at``.
     """
 
     max_steps: Count = 1000

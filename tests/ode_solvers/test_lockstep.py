@@ -112,7 +112,7 @@ def test_a_sample_that_fails_leaves_the_others_as_they_are(gradient, when):
 def test_the_steps_end_where_a_span_has_too_many(gradient):
     """51 steps, then 60 of the 100 to the next time."""
     solver, times = ic.Euler(dt=0.01, max_steps=60), torch.tensor([0.0, 0.51, 1.51, 2.0])
-    found, gradients = solved(solver, gradient, times)
+    found, gradients = solved(solver, gradient, times, hit_times=True)
     assert found.status.tolist() == [ic.Status.MAX_STEPS] * 5
     assert found.steps.tolist() == [111] * 5
     there, expected = solved(ic.Euler(dt=0.01), gradient, torch.tensor([0.0, 0.51, 1.11]))
@@ -120,6 +120,21 @@ def test_the_steps_end_where_a_span_has_too_many(gradient):
     assert torch.allclose(found.z[2], there.z[2], rtol=1e-6)
     assert torch.equal(found.z[3], found.z[2])
     assert all(bool(g.isfinite().all() & (g != 0).any()) for g in (*gradients, *expected))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS[:3], ids=repr)
+def test_output_times_are_no_stops(gradient):
+    """60 steps of the 200 for all output times together: two of them are reached."""
+    solver, times = ic.Euler(dt=0.01, max_steps=60), torch.tensor([0.0, 0.295, 0.51, 1.51, 2.0])
+    found, gradients = solved(solver, gradient, times)
+    assert found.status.tolist() == [ic.Status.MAX_STEPS] * 5
+    assert found.steps.tolist() == [60] * 5
+    there, _ = solved(ic.Euler(dt=0.01), gradient, torch.tensor([0.0, 0.51, 0.6]))
+    assert torch.allclose(found.z[2:4], there.z[1:], rtol=1e-6)
+    assert torch.equal(found.z[3], found.z[4])
+    between, _ = solved(ic.Euler(dt=0.01), gradient, torch.tensor([0.0, 0.295, 0.59, 0.6]))
+    assert torch.allclose(found.z[1], between.z[1], rtol=1e-6)
+    assert all(bool(g.isfinite().all() & (g != 0).any()) for g in gradients)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +179,39 @@ def test_a_step_costs_its_stages(solver, most):
     assert more.total() <= 10 * EVERY * most + 40
 
 
+def stops(times, hit=False, step_at=None):
+    return Stops.of(times, torch.zeros(1, 1), hit_times=hit, step_at=step_at)
+
+
 @pytest.mark.parametrize("start", [0.0, 1e6])
 def test_a_grid_is_exact_at_its_stops(start):
     times = start + torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
-    stops = Stops.of(times, torch.zeros(1, 1), hit_times=True, step_at=None)
-    grid = Grid.equal(stops, 0.1, 1000)
-    assert [arrival.step for arrival in grid.arrivals] == [3, 10]
+    grid = Grid.equal(stops(times, hit=True), 0.1, 1000)
+    assert grid.stops == [visit.step for visit in grid.visits] == [3, 10]
     assert torch.equal(grid.end[[2, 9]], times[1:])
     assert torch.equal(grid.t[1:], grid.end[:-1])
     assert grid.stops_before(2) == 0 and grid.stops_before(3) == 1 and grid.stops_before(10) == 2
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start", [0.0, 7.0])
+def test_output_times_change_no_step(sign, dtype, start):
+    """Those that a step passes, those at its end up to rounding, and one just behind it."""
+    given = torch.tensor([0.0, 0.02, 0.03, 0.3, 0.31, 0.7, 0.95, 1.0], dtype=torch.float64)
+    times = (sign * (start + given)).to(dtype)
+    grid, plain = (Grid.equal(stops(t), 0.1, 1000) for t in (times, times[[0, -1]]))
+    assert torch.equal(grid.size, plain.size)
+    torch.testing.assert_close(grid.end, plain.end)
+    assert torch.equal(grid.end[[2, 6, 9]], times[[3, 5, 7]])
+    assert torch.equal(grid.t[1:], grid.end[:-1])
+    expected = [(1, 3, False), (3, 4, True), (4, 5, False), (7, 6, True), (10, 7, False)]
+    assert [visit[:3] for visit in grid.visits] == [*expected, (10, 8, True)]
+    assert grid.stops == [10] and [visit.stops for visit in grid.visits] == [False] * 5 + [True]
+
+
+def test_a_grid_that_is_cut_off_reaches_the_times_before():
+    times = torch.tensor([0.0, 0.15, 0.4, 0.45, 1.0], dtype=torch.float64)
+    grid = Grid.equal(stops(times), 0.1, 4)
+    assert len(grid) == 4 and grid.stops == []
+    assert [visit[:3] for visit in grid.visits] == [(2, 2, False), (4, 3, True)]

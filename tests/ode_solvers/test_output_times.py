@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
-from support.trajectory_solvers import ADAPTIVE
+from support.trajectory_solvers import ADAPTIVE, FIXED
 
 import implicitcore as ic
 from implicitcore.ode_solvers.dense import Interpolant
+from implicitcore.ode_solvers.implicit_runge_kutta import ImplicitRungeKutta
 from implicitcore.testing.trajectories import driven, logistic, trajectories
 
+EQUAL: list[Any] = [*FIXED, ic.Leapfrog]
+each_equal = pytest.mark.parametrize("method", EQUAL, ids=lambda m: m.__name__)
 each_method = pytest.mark.parametrize("method", ADAPTIVE, ids=lambda m: m.__name__)
 STRATEGIES = [ic.Unrolled(), ic.Checkpointed(), ic.Checkpointed(checkpoints=2)]
 
@@ -60,6 +66,141 @@ def test_many_times_cost_what_two_cost_and_change_no_step(method):
     extra = {ic.DOP853: 3 * int(two.steps.max())}.get(method, 1)
     assert two.evaluations <= many.evaluations <= two.evaluations + extra
     assert int(hit.steps.min()) >= 99
+
+
+def steps_of(method: Any, dt: float) -> Any:
+    """So many that the stages of an implicit method count for nothing."""
+    tight = {"rtol": 1e-10, "atol": 1e-12} if issubclass(method, ImplicitRungeKutta) else {}
+    options: dict[str, Any] = {"dt": dt, "max_steps": 4000, **tight}
+    return method(**options)
+
+
+@each_equal
+def test_a_thousand_times_cost_equal_steps_one_evaluation(method):
+    """And nothing where f is known at the end of a step, or not needed there."""
+    solver, z0 = method(dt=0.02), real(1.0, 0.0)[None]
+    with torch.no_grad():
+        two, hundred, thousand, hit = (
+            ic.integrate(swing, z0, times=line(count), solver=solver, hit_times=hit)
+            for count, hit in ((2, False), (100, False), (1000, False), (1000, True))
+        )
+    extra = 0 if method is ic.Leapfrog or issubclass(method, ImplicitRungeKutta) else 1
+    for many in (hundred, thousand):
+        assert torch.equal(many.steps, two.steps)
+        assert torch.equal(many.z[-1], two.z[-1])
+        assert many.evaluations == two.evaluations + extra
+    assert two.steps.tolist() == [50] and hit.steps.tolist() == [999]
+    if method is ic.RK4:
+        assert (two.evaluations, thousand.evaluations) == (200, 201)
+
+
+@each_equal
+@pytest.mark.parametrize("end", [6.0, -2.0])
+def test_the_order_between_equal_steps_is_that_of_the_steps(method, end):
+    z0, times, errors, order = real(1.0, 0.0)[None], line(401, end), [], getattr(method, "order", 0)
+    exact = torch.stack((times.cos(), -times.sin()), 1)
+    with torch.no_grad():
+        for steps in (40, 80):
+            solver = steps_of(method, abs(end) / steps)
+            found = ic.integrate(swing, z0, times=times, solver=solver).z[:, 0] - exact
+            errors.append((largest(found), largest(found[:: 400 // steps])))
+    order = order or method.tableau.order
+    assert math.log2(errors[0][0] / errors[1][0]) > order - 0.3
+    assert errors[1][0] < (1.9 if method is ic.Trapezoid else 1.2) * errors[1][1]
+
+
+@pytest.mark.parametrize("method", [m for m in FIXED if issubclass(m, ImplicitRungeKutta)])
+def test_between_the_steps_a_stiff_field_is_no_larger_than_at_their_ends(method):
+    """The first state is off the slow one by 1: dt dg/dz is 1000."""
+    slow = lambda t, z, x: -1e4 * (z - torch.cos(t)) - torch.sin(t)  # noqa: E731
+    z0, times = torch.full((1, 1), 2.0, dtype=torch.float64), line(333)
+    with torch.no_grad():
+        found = ic.integrate(slow, z0, times=times, solver=method(dt=0.1)).z[:, 0, 0]
+    assert largest(found - torch.cos(times)) <= 2.0
+    if method is not ic.Trapezoid:  # which keeps the size of what is fast
+        assert largest((found - torch.cos(times))[times > 0.2]) < 0.01
+
+
+@pytest.mark.parametrize("gradient", [*STRATEGIES, ic.Adjoint()], ids=str)
+@pytest.mark.parametrize("own_times", [False, True], ids=["", "own times"])
+@pytest.mark.parametrize(
+    "method", [ic.Heun3, ic.RK4, ic.TRBDF2, ic.Leapfrog], ids=lambda m: m.__name__
+)
+def test_gradients_between_equal_steps_are_those_of_the_closed_form(method, gradient, own_times):
+    """With respect to z0, x and the times: samples forward and backward in time."""
+    rate = torch.linspace(0.5, 2.0, 3, dtype=torch.float64)[:, None].requires_grad_()
+    z0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(3, 2).requires_grad_()
+    times = real(0.0, 0.033, 0.05, 0.4, 0.777, 1.0)
+    if own_times:
+        times = torch.stack((times, -times, 2 * times))
+    times.requires_grad_()
+    field = lambda t, z, x: x * swing(t, z, x)  # noqa: E731
+    solver = steps_of(method, 0.004 if method in (ic.TRBDF2, ic.Leapfrog) else 0.02)
+    found = ic.integrate(field, z0, rate, times=times, solver=solver, gradient=gradient)
+    angle = rate * (times - times[..., :1])
+    q, p, cos, sin = *z0.unsqueeze(2).unbind(1), angle.cos(), angle.sin()
+    exact = torch.stack((q * cos + p * sin, p * cos - q * sin), 2).transpose(0, 1)
+    assert torch.allclose(found.z, exact, atol=2e-5)
+    weights = torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(0), dtype=times.dtype)
+    leaves = (z0, rate, times)
+    gradients = torch.autograd.grad((found.z * weights).sum(), leaves)
+    expected = torch.autograd.grad((exact * weights).sum(), leaves)
+    for a, b in zip(gradients, expected, strict=True):
+        assert ((a - b).norm() / b.norm()).item() < 1e-4
+    if not isinstance(gradient, ic.Adjoint):
+        unrolled = ic.integrate(field, z0, rate, times=times, solver=solver)
+        others = torch.autograd.grad((unrolled.z * weights).sum(), leaves)
+        for a, b in zip(gradients, others, strict=True):
+            assert torch.allclose(a, b, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("gradient", STRATEGIES, ids=str)
+@pytest.mark.parametrize("method", [ic.Euler, ic.Midpoint, ic.RK4], ids=lambda m: m.__name__)
+def test_a_field_without_a_value_at_the_end_of_a_step(method, gradient):
+    """At the last it is infinite with its derivative: where no stage is, nothing tells of it."""
+    x = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+    root = lambda t, z, x: (x - t).rsqrt() * torch.tensor([[0.0], [1.0]])  # noqa: E731
+    z0 = torch.zeros(2, 1, dtype=torch.float64)
+    found = ic.integrate(
+        root, z0, x, times=line(30), solver=method(dt=0.25), gradient=gradient, on_failure="ignore"
+    )
+    assert bool(found.z.isfinite().all())
+    assert found.converged.tolist() == [method is not ic.RK4] * 2
+    gradients = torch.autograd.grad(found.z.sum(), x)[0]
+    assert bool(gradients.isfinite().all())
+    early = found.times < 0.75
+    assert largest((found.z[:, 1, 0] - 2 * (1 - (1 - found.times).sqrt()))[early]) < 0.2
+
+
+@pytest.mark.parametrize("solver", [ic.RK4(dt=0.1), ic.Leapfrog(dt=0.02), ic.TRBDF2(dt=0.02)])
+def test_equal_steps_end_at_jumps_events_and_no_output_time(solver):
+    times, kick = (
+        line(100, 2),
+        lambda t, z, x: torch.stack(  # noqa: E731
+            (z[:, 1], torch.where(t[:, 0] < 0.95, -1.0, 1.0).to(z)), 1
+        ),
+    )
+    z0 = real(1.0, 0.0)[None]
+    found = ic.integrate(kick, z0, times=times, solver=solver, step_at=[0.95])
+    late = (times - 0.95).clamp(min=0)
+    height = 1 - times**2 / 2 + late**2
+    assert torch.allclose(found.z[:, 0, 0], height, atol=2e-3)
+    assert found.steps.max() <= 2 / solver.dt + 1
+    event = ic.integrate(
+        kick, z0, times=times, solver=solver, step_at=[0.95], event=lambda t, z, x: z[:, 0] - 0.6
+    )
+    assert event.event_times is not None
+    end = event.event_times.item()
+    assert end == pytest.approx(0.8**0.5, abs=1e-3)
+    held = times.clamp(max=end)
+    assert torch.allclose(event.z[:, 0, 0], 1 - held**2 / 2, atol=2e-3)
+
+
+def test_equal_steps_of_complex_states():
+    z0 = torch.tensor([[1 + 1j], [2j]], dtype=torch.complex128)
+    turn = lambda t, z, x: 1j * z  # noqa: E731
+    found = ic.integrate(turn, z0, times=line(70, -3), solver=ic.RK4(dt=0.05))
+    assert torch.allclose(found.z, z0 * torch.exp(1j * found.times)[:, None, None], atol=1e-6)
 
 
 @pytest.mark.parametrize("gradient", STRATEGIES, ids=str)

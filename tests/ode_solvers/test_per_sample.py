@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -97,7 +98,9 @@ def test_a_nan_on_the_way_ends_that_sample_with_its_last_finite_state(solver, hi
     # The output before it is there; its steps near the NaN are others, and what they interpolate.
     rtol = 1e-5 if hit_times else 2e-3
     assert torch.allclose(found.z[1, 3], clean.z[1, 0], rtol=rtol)
-    assert found.z[2, 3, 0].item() == pytest.approx(torch.exp(torch.tensor(-0.5)).item(), rel=0.1)
+    # Euler's last step ends where the field has no value any more.
+    last = 0.6 if isinstance(solver, ic.Euler) and not hit_times else 0.5
+    assert found.z[2, 3, 0].item() == pytest.approx(math.exp(-last), rel=0.1)
 
 
 @each_adaptive

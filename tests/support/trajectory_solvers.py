@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 import implicitcore as ic
-from implicitcore.extend import Options, StepwiseODESolver
+from implicitcore.extend import EqualSteps, Options, StepwiseODESolver
 from implicitcore.registry.registry import REGISTRY
 from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
@@ -31,6 +31,14 @@ ADAPTIVE = [
     ic.RadauIIA5,
 ]
 """Those that choose the size of their steps, of order 3 and more."""
+
+
+FIXED = [
+    part.load()
+    for part in PARTS
+    if issubclass(part.load(), EqualSteps) and not part.load().separable
+]
+"""Those of equal steps."""
 
 
 def make(name: str, **options: Any) -> ic.ODESolver:

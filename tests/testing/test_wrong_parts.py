@@ -342,6 +342,19 @@ class StraightBetweenItsSteps(AdaptiveRungeKutta):
         return [z, step.z - z]
 
 
+class StraightBetweenEqualSteps(FixedRungeKutta):
+    tableau = tableaus.HEUN3
+
+    def piece(self, system, t, dt, z, state, step):
+        return [z, step.z - z]
+
+
+class StopsAtOutputTimes(SecondOrder):
+    def solve(self, system, z0, times, stop=None, **options):
+        options["hit_times"] = stop is None
+        return super().solve(system, z0, times, stop, **options)
+
+
 class Pairs(EqualSteps[Tensor]):
     """A right one of positions and momenta, of order 1: the symplectic Euler method."""
 
@@ -374,15 +387,16 @@ BACK = {
     "integrates_the_adjoint_or_refuses",
     "trains_through_an_adjoint",
 }
+ORDER = {"has_its_order", "keeps_its_order_between_its_steps"}
 ODE_SOLVERS = [
     (SecondOrder(), set()),
-    (LowerOrder(), {"has_its_order"}),
-    (WrongSlope(), FOLLOWS | BACK | {"returns_every_time", "has_its_order"}),
-    (IgnoresTheTime(), TIMED | BACK | {"has_its_order"}),
+    (LowerOrder(), ORDER),
+    (WrongSlope(), FOLLOWS | BACK | {"returns_every_time", *ORDER}),
+    (IgnoresTheTime(), TIMED | BACK | ORDER),
     (OnlyForward(), {"integrates_backward", "integrates_the_adjoint_or_refuses"}),
     (
         WrongTimeOrder(),
-        FOLLOWS | BACK | {"returns_every_time", "returns_z0_at_the_first_time", "has_its_order"},
+        FOLLOWS | BACK | {"returns_every_time", "returns_z0_at_the_first_time", *ORDER},
     ),
     (NoStart(), {"returns_z0_at_the_first_time"}),
     (
@@ -401,11 +415,14 @@ ODE_SOLVERS = [
     (TakesAnyPairs(), {"refuses_a_field_that_is_not_separable"}),
     (
         OldPositions(),
-        FOLLOWS
-        | BACK - {"integrates_the_adjoint_or_refuses"}
-        | {"returns_every_time", "has_its_order"},
+        FOLLOWS | BACK - {"integrates_the_adjoint_or_refuses"} | {"returns_every_time", *ORDER},
     ),
     (StraightBetweenItsSteps(), {"is_right_between_its_steps"}),
+    (StraightBetweenEqualSteps(), {"keeps_its_order_between_its_steps"}),
+    (
+        StopsAtOutputTimes(),  # whose steps between so many do not go with dt
+        {"output_times_change_no_step", "keeps_its_order_between_its_steps"},
+    ),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from implicitcore.compat.torchdiffeq.state import Field
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.dense import evaluate
 from implicitcore.ode_solvers.step_size import Adaptive
+from implicitcore.ode_solvers.stepper import Stepper
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.solution import SolveError
 from implicitcore.system.system import System
@@ -67,7 +68,8 @@ class Piece:
         z: the state at its begin, ``[1, n]``.
         state: the solver's there.
         step: the step.
-        interp: ``"own"`` for the solver's continuous extension, ``"cubic"`` or ``"linear"``.
+        interp: ``"own"`` for the solver's continuous extension, ``"cubic"`` for Hermite's cubic, or
+            ``"linear"``.
         bounds: the times that the field may jump at, before and behind.
     """
 
@@ -79,7 +81,7 @@ class Piece:
         z: Tensor,
         state: Any,
         step: Step,
-        interp: str = "cubic",
+        interp: str = "own",
         bounds: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> None:
         self.run, self.t, self.end, self.z, self.state = run, t, end, z, state
@@ -97,12 +99,13 @@ class Piece:
     def _coefficients(self) -> Sequence[Tensor]:
         if self.interp == "linear":
             return [self.z, self.step.z - self.z]
-        solver, step = self.run.solver, self.step
-        if solver.piece_needs_state:
+        solver, step, cubic = self.run.solver, self.step, self.interp == "cubic"
+        if cubic or solver.piece_needs_state:
             step = step._replace(state=self.last)
         dt = (self.end - self.t).to(real_dtype(self.z))
+        piece = partial(Stepper.piece, solver) if cubic else solver.piece
         with self.run.field.between(self.z, *self.bounds):
-            return solver.piece(self.run.system, self.t, dt, self.z, self.state, step)
+            return piece(self.run.system, self.t, dt, self.z, self.state, step)
 
     def at(self, t: Tensor) -> Tensor:
         """The state at a time of the step, ``[1, n]``."""

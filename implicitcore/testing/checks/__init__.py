@@ -15,6 +15,7 @@ from implicitcore.testing.checks import layer as layer
 from implicitcore.testing.checks import layer_training as layer_training
 from implicitcore.testing.checks import ode_solver as ode_solver
 from implicitcore.testing.checks import ode_solver_gradient as ode_solver_gradient
+from implicitcore.testing.checks import ode_solver_times as ode_solver_times
 from implicitcore.testing.checks import root_solver as root_solver
 from implicitcore.testing.checks import root_solver_gradient as root_solver_gradient
 from implicitcore.testing.checks import shared_batch as shared_batch

@@ -12,7 +12,7 @@ from implicitcore.errors import InputError
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.steady_state import SteadyState
 from implicitcore.testing.check import contract
-from implicitcore.testing.expect import NotApplicable, expect, expect_close, expect_equal
+from implicitcore.testing.expect import NotApplicable, expect, expect_close
 from implicitcore.testing.options import for_dtype, needed, with_options
 from implicitcore.testing.problems import Problem, inputs, problem_for, root
 from implicitcore.testing.subjects import full_label
@@ -44,7 +44,7 @@ def _exchanging(t: Tensor, z0: Tensor, rate: Tensor) -> Tensor:
     return torch.cat((q * cosh + ratio * p * sinh, p * cosh + q * sinh / ratio), -1)
 
 
-def _error(solver: ODESolver, problem: Problem | None = None) -> float:
+def largest_error(solver: ODESolver, problem: Problem | None = None) -> float:
     """The largest error at the output times, relative to the largest state."""
     problem = problem or problem_for(solver)
     solution = problem.solve(solver)
@@ -56,6 +56,26 @@ def _error(solver: ODESolver, problem: Problem | None = None) -> float:
     )
     exact = problem.exact().detach()
     return ((solution.z - exact).abs().max() / exact.abs().max()).item()
+
+
+def expect_order(solver: ODESolver, problem: Problem, where: str) -> None:
+    """The error at the output times is O(dt^order)."""
+    needed(solver, "dt")
+    order = getattr(solver, "order", None) or getattr(getattr(solver, "tableau", None), "order", 1)
+    steps = (0.1, 0.05)
+    errors = [
+        largest_error(with_options(solver, dt=dt, rtol=1e-11, atol=1e-13, max_steps=4000), problem)
+        for dt in steps
+    ]
+    if min(errors) < 1e-12:
+        return  # rounding error: no slope to measure
+    found = math.log(errors[0] / errors[1], 2)
+    expect(
+        found > order - 0.4,
+        f"halved dt={steps[0]}, looked {where}",
+        f"errors {errors[0]:.2g} and {errors[1]:.2g}, order {found:.2f}",
+        f"order {order}",
+    )
 
 
 @contract("ode_solver")
@@ -117,25 +137,6 @@ def integrates_backward(solver: ODESolver) -> None:
 
 
 @contract("ode_solver")
-def returns_every_time(solver: ODESolver) -> None:
-    """z is ``[T, batch, n]`` in the order of the times, which the trajectory repeats."""
-    times = torch.tensor([0.0, 0.1, 0.15, 0.6, 0.61, 1.0], dtype=torch.float64)
-    problem = Problem(f=lambda t, z, x: x, z0=inputs(), x=inputs(seed=2), times=times)
-    solution = problem.solve(solver)
-    expected = problem.z0 + times[1:, None, None] * problem.x
-    expect_close(solution.z[1:], expected, "integrated dz/dt = x to six times", 1e-4)
-    did = "compared the times of the trajectory with those given"
-    expect_close(solution.times, times, did, 1e-12)
-
-
-@contract("ode_solver")
-def returns_z0_at_the_first_time(solver: ODESolver) -> None:
-    """z at the first time is z0 exactly."""
-    problem = problem_for(solver)
-    expect_equal(problem.solve(solver).z[0], problem.z0, "compared z[0] with z0")
-
-
-@contract("ode_solver")
 def error_follows_rtol(solver: ODESolver) -> None:
     """The error at rtol=1e-5 is at most a tenth of that at 1e-2, or below 1e-5.
 
@@ -145,7 +146,7 @@ def error_follows_rtol(solver: ODESolver) -> None:
     if getattr(solver, "dt", None) is not None:
         raise NotApplicable("its steps are given by dt")
     loose, tight = (
-        _error(with_options(solver, rtol=rtol, atol=rtol / 100, max_steps=4000))
+        largest_error(with_options(solver, rtol=rtol, atol=rtol / 100, max_steps=4000))
         for rtol in (1e-2, 1e-5)
     )
     bound = max(0.1 * loose, 1e-5)
@@ -158,50 +159,12 @@ def error_follows_rtol(solver: ODESolver) -> None:
 
 
 @contract("ode_solver")
-def is_right_between_its_steps(solver: ODESolver) -> None:
-    """z at many output times is as right as at the ends of its steps.
-
-    For solvers with an rtol that choose their steps, which may interpolate.
-    """
-    needed(solver, "rtol")
-    if getattr(solver, "dt", None) is not None:
-        raise NotApplicable("its steps are given by dt")
-    problem = problem_for(solver)
-    chosen = with_options(solver, rtol=1e-6, atol=1e-8, max_steps=4000)
-    few, many = (
-        _error(chosen, replace(problem, times=torch.linspace(0.2, 1, count, dtype=torch.float64)))
-        for count in (2, 50)
-    )
-    bound = max(3 * few, 1e-5)
-    expect(
-        many <= bound,
-        f"integrated to 50 output times, after an error of {few:.2g} at the last alone",
-        f"{many:.2g}",
-        f"at most {bound:.2g}",
-    )
-
-
-@contract("ode_solver")
 def has_its_order(solver: ODESolver) -> None:
     """The error is O(dt^order), where it has a dt.
 
     The order is its own or that of its ``tableau``, 1 where neither states one.
     """
-    needed(solver, "dt")
-    order = getattr(solver, "order", None) or getattr(getattr(solver, "tableau", None), "order", 1)
-    steps = (0.1, 0.05)
-    errors = [
-        _error(with_options(solver, dt=dt, rtol=1e-11, atol=1e-13, max_steps=4000)) for dt in steps
-    ]
-    if min(errors) < 1e-12:
-        return  # rounding error: no slope to measure
-    found = math.log(errors[0] / errors[1], 2)
-    expect(
-        found > order - 0.4,
-        f"halved dt={steps[0]}",
-        f"errors {errors[0]:.2g} and {errors[1]:.2g}, order {found:.2f}",
-        f"order {order}",
-    )
+    expect_order(solver, problem_for(solver), "at the ends of steps")
 
 
 @contract("ode_solver")
@@ -221,23 +184,6 @@ def reports_a_field_that_is_not_finite(solver: ODESolver) -> None:
         "values that are not finite",
         "the last accepted state",
     )
-
-
-@contract("ode_solver")
-def refuses_times_that_cannot_be_used(solver: ODESolver) -> None:
-    """One time, equal times, or times that are not monotonic, are an InputError."""
-    for times in ([0.0], [0.0, 1.0, 0.5], [0.0, 0.0]):
-        problem = replace(problem_for(solver), times=torch.tensor(times, dtype=torch.float64))
-        try:
-            problem.solve(solver)
-        except InputError:
-            continue
-        expect(
-            False,
-            f"gave the times {times}",
-            "no error",
-            "an InputError (implicitcore.ode_solvers.integration.check_times)",
-        )
 
 
 @contract("ode_solver")
