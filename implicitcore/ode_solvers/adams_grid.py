@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from implicitcore.backends.adams_step import AdamsPast as Past
+from implicitcore.backends.adams_step import gauss
 from implicitcore.tensors.norms import column
 
 # A step so many times as long as the last is of order 1: the differences over a step that was cut
@@ -108,10 +109,8 @@ class _Constants(NamedTuple):
 def _constants(size: int, dtype: torch.dtype, device: torch.device) -> _Constants:
     """Those for so many rows."""
     with torch.inference_mode(False):
-        off = torch.arange(1.0, size // 2 + 1, dtype=torch.float64, device="cpu")
-        off = off / (4 * off * off - 1).sqrt()
-        nodes, vectors = torch.linalg.eigh(off.diag(1) + off.diag(-1))  # Golub and Welsch
-        lever, weights = (1 - nodes)[:, None, None] / 2, vectors[0].square()
+        nodes, weights = (torch.tensor(of, dtype=torch.float64, device="cpu") for of in gauss(size // 2 + 1))
+        lever = (1 - nodes)[:, None, None]
         lower = torch.ones(size + 1, size, device="cpu").tril(-1)
         place = torch.arange(size + 1, device="cpu")
         order = place[:, None].clamp(min=1)
@@ -148,12 +147,12 @@ def integrals(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tens
     with torch.inference_mode(False):
         angles = torch.arange(size, dtype=torch.float64, device="cpu").add(0.5) * (torch.pi / size)
         nodes = (1 - angles.cos()) / 2  # Chebyshev's
-        gauss, weights = _constants(2 * size, torch.float64, torch.device("cpu"))[:2]
-        inner = nodes * (1 - gauss.flatten()[:, None])  # [gauss, nodes]
+        fine, weights = _constants(2 * size, torch.float64, torch.device("cpu"))[:2]
+        inner = nodes * (1 - fine.flatten()[:, None])  # [fine, nodes]
         away = inner[..., None, None] - nodes
         apart = nodes[:, None] - nodes + torch.eye(size, dtype=torch.float64, device="cpu")
         same = torch.eye(size, dtype=torch.bool, device="cpu")
-        lagrange = torch.where(same, 1, away / apart).prod(-1)  # [gauss, nodes, size]
+        lagrange = torch.where(same, 1, away / apart).prod(-1)  # [fine, nodes, size]
         sums = (weights[:, None, None] * lagrange).sum(0) * nodes[:, None]
         factors = [nodes if k % 2 == 0 else 1 - nodes for k in range(size)]
         basis = torch.stack(factors).cumprod(0).T
