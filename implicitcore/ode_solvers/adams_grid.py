@@ -109,7 +109,9 @@ class _Constants(NamedTuple):
 def _constants(size: int, dtype: torch.dtype, device: torch.device) -> _Constants:
     """Those for so many rows."""
     with torch.inference_mode(False):
-        nodes, weights = (torch.tensor(of, dtype=torch.float64, device="cpu") for of in gauss(size // 2 + 1))
+        nodes, weights = (
+            torch.tensor(of, dtype=torch.float64, device="cpu") for of in gauss(size // 2 + 1)
+        )
         lever = (1 - nodes)[:, None, None]
         lower = torch.ones(size + 1, size, device="cpu").tril(-1)
         place = torch.arange(size + 1, device="cpu")

@@ -31,8 +31,8 @@ __device__ Time scaled_error(const Control<T, Time>& a, const Sum<T> (&sums)[ERR
     using S = Sum<T>;
     S found = sqrt(sums[0] / static_cast<S>(a.n));
     if (finite(a.move_bound)) {
-        const S move = most(sqrt(sums[1]), static_cast<S>(a.tiny));
-        found = most(found, sqrt(sums[2]) / (static_cast<S>(a.move_bound) * move));
+        const S move = most<S>(sqrt(sums[1]), static_cast<S>(a.tiny));
+        found = most<S>(found, sqrt(sums[2]) / (static_cast<S>(a.move_bound) * move));
     }
     return found;
 }
@@ -42,22 +42,22 @@ __device__ Time next_size(const Control<T, Time>& a, int64 b, Time error, bool t
     const Time root = a.orders ? a.orders[b] : a.order;
     Time factor = pow(error, -static_cast<Time>(takes ? a.exponents[0] : 1) / root);
     for (int64 i = 1; takes && i < a.count; ++i) {
-        const Time past = most(a.memory[(i - 1) * a.memory_step + b], static_cast<Time>(a.least));
+        const Time past = most<Time>(a.memory[(i - 1) * a.memory_step + b], static_cast<Time>(a.least));
         factor *= pow(past, -static_cast<Time>(a.exponents[i]) / root);
     }
     factor *= static_cast<Time>(a.safety);
     const Time shrink = a.shrink, grow = a.grow;
-    factor = factor >= shrink ? least(factor, grow) : shrink;  // a NaN shrinks too
+    factor = factor >= shrink ? least<Time>(factor, grow) : shrink;  // a NaN shrinks too
     Time size = static_cast<Time>(fabs(a.dt[b])) * factor;
-    if (takes && a.min_step > 0) size = most(size, static_cast<Time>(a.min_step));
-    return least(size, static_cast<Time>(a.max_step));
+    if (takes && a.min_step > 0) size = most<Time>(size, static_cast<Time>(a.min_step));
+    return least<Time>(size, static_cast<Time>(a.max_step));
 }
 
 // The next step of a sample that is at `t`.
 template <typename T, typename Time>
 __device__ void look_ahead(const Control<T, Time>& a, int64 b, Time t, Time size) {
     const Time remaining = a.target[b] - t;
-    const Time dt = least(most(remaining, -size), size);
+    const Time dt = least<Time>(most<Time>(remaining, -size), size);
     const bool arrives = dt == remaining;
     a.reals[3 * a.batch + b] = dt;
     a.reals[4 * a.batch + b] = arrives ? a.target[b] : t + dt;

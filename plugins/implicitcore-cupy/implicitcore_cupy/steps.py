@@ -14,6 +14,7 @@ from implicitcore.extend import (
     StepRule,
     StepTaken,
     gauss,
+    real_dtype,
 )
 from implicitcore_cupy.geometry import WARP, Geometry, geometry, threads_for
 from implicitcore_cupy.launcher import NAMES, Launcher
@@ -38,7 +39,7 @@ _CORRECT = Struct("=8Q8q")
 def control(launcher: Launcher, rule: StepRule, taken: StepTaken) -> DeviceControl:
     """Launch the control of a step."""
     step, z = DeviceControl(rule, taken), taken.z
-    laid, info = geometry(z.shape[1], z.dtype, sums=True), _info(z)
+    laid, tiny = geometry(z.shape[1], z.dtype, sums=True), torch.finfo(real_dtype(z)).tiny
     partial = _partial(z, laid)
     memory_step = step.batch if step.memory.ndim > 1 else 0
     whole = step.order, step.forward, len(rule.exponents), memory_step
@@ -48,7 +49,7 @@ def control(launcher: Launcher, rule: StepRule, taken: StepTaken) -> DeviceContr
         *map(address, (*step.states, *step.clocks, step.memory, *step.masks, step.orders)),
         *map(address, (step.reals, step.flags, step.counts, partial)),
         *(*_shape(z, laid), laid.spans, *whole),
-        *(*bounds, rule.max_step, rule.move_bound, *exponents, LEAST, info.tiny),
+        *(*bounds, rule.max_step, rule.move_bound, *exponents, LEAST, tiny),
     )
     names = f"{NAMES[z.dtype].state}, {NAMES[taken.clock.t.dtype].state}"
     _launch(launcher, ("control", "conclude"), names, z, laid, words)
@@ -111,20 +112,22 @@ def _shape(z: Tensor, laid: Geometry) -> tuple[int, ...]:
     return len(z), laid.lanes, z.shape[1], laid.span
 
 
-def _info(z: Tensor) -> torch.finfo:
-    return torch.finfo(torch.float64 if z.dtype == torch.float64 else torch.float32)
-
-
 def _partial(z: Tensor, laid: Geometry) -> Tensor | None:
     """Room for the sums of the spans of each sample; none where that has but one."""
-    return None if laid.spans == 1 else z.new_empty(len(z), SUMS, laid.spans, dtype=_info(z).dtype)
+    shape = len(z), SUMS, laid.spans
+    return None if laid.spans == 1 else z.new_empty(shape, dtype=real_dtype(z))
 
 
 def _launch(
-    launcher: Launcher, kernels: tuple[str, ...], names: str, z: Tensor, laid: Geometry, words: bytes
+    launcher: Launcher,
+    kernels: tuple[str, ...],
+    names: str,
+    z: Tensor,
+    laid: Geometry,
+    words: bytes,
 ) -> None:
     """A kernel over the samples; where those have several spans, the second adds them up."""
-    size, batch = _info(z).bits // 8, len(z)
+    size, batch = real_dtype(z).itemsize, len(z)
     first, *others = (f"{kernel}<{names}>" for kernel in kernels)
     threads, shared = laid.threads(batch), laid.shared(SUMS, size) if others else 0
     launcher.launch(first, z, laid.grid(batch), threads, words, shared)
