@@ -184,8 +184,8 @@ def _compare_steps(
     exact = expected.correct(velocity.double())
     terms = velocity.double().abs().unsqueeze(1) + grid.sums.abs() @ past.abs()
     place = torch.arange(len(terms), device=terms.device)
-    share = column(grid.moves[place, grid.order].abs())
-    problem.agree(error, exact[0], 8 * share * terms[place, grid.order])
+    share = column(grid.moves[place, grid.power - 1].abs())
+    problem.agree(error, exact[0], 8 * share * terms[place, grid.power - 1])
     problem.agree(differences, exact[1], 8 * terms[:, :-1])
     problem.agree(gaps, exact[2], exact[2])
     assert torch.equal(power, exact[4]), f"{problem}: the power of dt"

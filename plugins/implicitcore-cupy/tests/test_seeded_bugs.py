@@ -15,6 +15,8 @@ from cpu_launcher import FORWARD, REVERSE, SHUFFLED, CpuLauncher, on_cpu
 import implicitcore as ic
 import implicitcore_cupy.backend as backend_module
 from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, same_stops
+from implicitcore.testing.kernel_checks import CHECKS, KernelProblem
+from implicitcore.testing.step_kernel_checks import STEP_CHECKS
 from implicitcore_cupy.launcher import source
 
 BUGS = {
