@@ -138,9 +138,8 @@ class PredictedStep:
         with torch.no_grad():
             sizes = torch.linalg.vector_norm(differences, dim=2)
             following = grid.choose(sizes).clamp(max=self.max_order)
-            order = grid.power - 1
-            share = grid.moves.gather(1, column(order))
-            error = _rows(differences, order) * share.to(velocity.dtype)
+            share = grid.moves.gather(1, column(grid.order))
+            error = _rows(differences, grid.order) * share.to(velocity.dtype)
         return error, differences[:, :-1], grid.gaps, following, grid.power
 
 

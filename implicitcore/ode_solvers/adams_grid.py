@@ -34,7 +34,8 @@ class StepGrid:
         g: ``[batch, rows + 1]``, g_0 .., the integrals over the step of the polynomials of Newton's
             form, over dt.
         moves: dt g.
-        power: ``[batch]`` int64, that of dt that the error goes with: one more than the order.
+        order: ``[batch]`` int64, of this step.
+        power: ``[batch]`` int64, that of dt that the error goes with: one more.
         newton: ``[batch, rows]``, beta_j below the order, else zero.
         weights: ``[batch, rows]``, those of the differences.
         window: ``[batch, rows + 1]``, zero where the next order may be, else infinite.
@@ -59,7 +60,7 @@ class StepGrid:
         self.moves = self.g * column(dt)
         # What is said of each order, and behind it of each after a step that was cut short.
         place = torch.add(past.order, factors[0, :, 1] > LONGER, alpha=rows + 1)
-        self.power = known.powers.index_select(0, place)
+        self.order, self.power = known.orders.index_select(0, place).unbind(1)
         factors_of, self.window = known.choices.index_select(0, place).split(
             [(rows + 2) * rows, rows + 1], 1
         )
@@ -101,7 +102,7 @@ class _Constants(NamedTuple):
         choices: ``[2 rows + 2, (rows + 2) rows + rows + 1]``, of each order, 0 before the first
             step, then of each where the step is much longer than the last: the factors of beta in
             ``sums`` and then in ``newton``, and the window of the next order.
-        powers: ``[2 rows + 2]`` int64, of each the order plus one.
+        orders: ``[2 rows + 2, 2]`` int64, of each the order of the step, and one more.
     """
 
     lead: Tensor
@@ -109,7 +110,7 @@ class _Constants(NamedTuple):
     last: Tensor
     weights: Tensor
     choices: Tensor
-    powers: Tensor
+    orders: Tensor
 
 
 @functools.cache
@@ -131,18 +132,18 @@ def _constants(size: int, dtype: torch.dtype, device: torch.device) -> _Constant
         lead = torch.tensor([[1.0, 0.0]])
         real = (each.to(device, dtype) for each in (lead, nodes, weights, choices))
         lead, nodes, weights, choices = real
-        powers = (order[:, 0] + 1).to(device)
-        return _Constants(lead, nodes, last.to(device), weights, choices, powers)
+        orders = torch.cat((order, order + 1), 1).to(device)
+        return _Constants(lead, nodes, last.to(device), weights, choices, orders)
 
 
 def _traced_constants(size: int, dtype: torch.dtype, device: torch.device) -> _Constants:
     """The same constants in a graph."""
     nodes, both = size // 2 + 1, 2 * size + 2
     along = (nodes + 1, 1, size + 1)
-    shapes = (1, 2), along, along, (1, nodes), (both, (size + 2) * size + size + 1), (both,)
+    shapes = (1, 2), along, along, (1, nodes), (both, (size + 2) * size + size + 1), (both, 2)
     flat = _flat_constants(size, dtype, device).split([prod(shape) for shape in shapes])
     found = _Constants(*(part.view(shape) for part, shape in zip(flat, shapes, strict=True)))
-    return found._replace(last=found.last != 0, powers=found.powers.to(torch.int64))
+    return found._replace(last=found.last != 0, orders=found.orders.to(torch.int64))
 
 
 @torch.compiler.assume_constant_result

@@ -217,7 +217,7 @@ STEPS = {  # of steps.cu
     "a grid that does not move": ("j ? size + before[j - 1] : size", "j ? before[j - 1] : size"),
     "beta without its past": ("c.beta[j] * (c.gaps[j] / before[j])", "c.gaps[j] / before[j]"),
     "one node less": ("k < a.nodes; ++k", "k < a.nodes - 1; ++k"),
-    "an integral of the past": ("(1 - a.node[k]) * size", "a.node[k] * size"),
+    "nodes of one weight": ("S product = a.weight[k];", "S product = 1.0 / a.nodes;"),
     "one order less": ("if (j >= c.order) continue;", "if (j + 1 >= c.order) continue;"),
     "no step of the rows": ("phi + j * a.row_step + i", "phi + j * a.n + i"),
     "rows that are not aligned": ("aligned(z, phi, end) && a.row_step * sizeof(T) % 16 == 0",

@@ -54,7 +54,7 @@ STEPS = {
     "no step for who stays": ("tl.where(step == 0, last, tl.abs(step))", "tl.abs(step)"),
     "order one never": ("tl.minimum(given, 1), given)", "given, given)"),
     "beta without its past": ("beta *= gap / before", "beta = gap / before"),
-    "an integral of the past": ("(1 - tl.load(nodes + node))", "tl.load(nodes + node)"),
+    "one node": ("tl.load(nodes + NODES + node)", "tl.where(node == 0, 1.0, 0.0)"),
     "a grid that does not move": ("gap = size + before", "gap = before"),
     "one order less": ("used = there & (j < k)", "used = there & (j + 1 < k)"),
     "contiguous rows": ("load(rows, j * row_stride + column, mask & used",
@@ -87,11 +87,11 @@ ITERATIONS = {  # the update whose solves show it, and the change
     "a restart too early": ("broyden", "(count - 1) % DEPTH", "(count - 1) % (DEPTH - 1)"),
 }  # fmt: skip  # noqa: E501
 SOLVERS = {
-    "picard": ic.Picard(tol=1e-3, damping=0.7, max_steps=14),
-    "anderson": ic.Anderson(tol=1e-8, depth=2, max_steps=14),
-    "broyden": ic.Broyden(tol=1e-8, memory=4, max_steps=14),
+    "picard": ic.Picard(tol=1e-6, damping=0.7, max_steps=24),
+    "anderson": ic.Anderson(tol=1e-10, depth=2, max_steps=24),
+    "broyden": ic.Broyden(tol=1e-10, memory=4, max_steps=24),
 }
-NAMES = ("rates", "some expanding", "nan", "tiny", "runaway")
+NAMES = ("rates", "some expanding", "nan", "tiny", "runaway", "overflow", "rough")
 
 
 def make_wrong(monkeypatch, folder: Path, right: str, wrong: str) -> None:
