@@ -40,7 +40,7 @@ def _steps(problem: KernelProblem) -> Iterator[tuple[StepRule, StepTaken]]:
     pid = USUAL._replace(exponents=(0.49, -0.34, 0.1))
     orders = _cycled(problem, (2, 3, 4, 5), torch.int64)
     forward = _cycled(problem, (True, False, False), torch.bool)
-    yield USUAL._replace(exponents=(1.0,)), _taken(problem, narrow, errors=(0.01, 0.3))
+    yield USUAL._replace(exponents=(1.0,)), _taken(problem, narrow, errors=(1e-6, 0.3))
     yield USUAL, _taken(problem, wide, forward=False)
     taken = _taken(problem, narrow, forward=forward)
     yield USUAL._replace(**LIMITS), taken._replace(order=orders)

@@ -63,7 +63,8 @@ class TritonBackend(Options, FusedBackend):
     """CUDA kernels in Triton: for whole iterations of Picard, Anderson, good Broyden, and others.
 
     Such an iteration is one launch where a sample has at most 16,384 entries, and the host looks
-    once in four of them. Elsewhere each kernel of the inner loops is one launch, two where the
+    once in four of them; so is the control of an adaptive step, and both halves of one of Adams.
+    Elsewhere each kernel of the inner loops is one launch, two where the
     states are larger than 4096 entries. It saves launches and passes over the memory:
     prefer it where the cell is small, so that a step of the solver costs as much as f. float32,
     float64 and bfloat16 states, the last with sums in float32; any device, torch's current stream,
