@@ -102,8 +102,9 @@ def _double(taken: StepTaken) -> StepTaken:
     """The same numbers in float64."""
 
     def wide(value: object) -> object:
-        is_real = isinstance(value, Tensor) and value.is_floating_point()
-        return value.double() if is_real else value
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.double()
+        return value
 
     clock = StepClock._make(map(wide, taken.clock))
     order = taken.order.double() if isinstance(taken.order, Tensor) else taken.order

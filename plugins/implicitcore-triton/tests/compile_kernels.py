@@ -109,10 +109,10 @@ def step_all(dtype: torch.dtype, n: int, batch: int = 3) -> None:
             own = clock._replace(target=None, forward=yes)
             triton._step_control(USUAL._replace(move_bound=0.3), taken._replace(order=long))
             triton._step_control(pid, taken._replace(memory=torch.stack((t, t)), clock=own))
+    dt = torch.zeros(batch, dtype=real_dtype(z))
     for rows in (4, 12) if dtype == torch.float32 else (5,):
-        past = AdamsPast(z.new_zeros(batch, rows, n), torch.ones(batch, rows).to(t), long)
-        past = past._replace(gaps=past.gaps.to(real_dtype(z)))
-        step = triton._adams_step(rows, z, t, past)
+        past = AdamsPast(z.new_zeros(batch, rows, n), dt.new_ones(batch, rows), long)
+        step = triton._adams_step(rows, z, dt, past)
         assert step is not None
         step.correct(z)
 
