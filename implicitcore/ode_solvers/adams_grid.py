@@ -42,7 +42,7 @@ class StepGrid:
     """
 
     def __init__(self, dt: Tensor, past: Past) -> None:
-        batch, rows = len(dt), index(past.gaps.shape[1])
+        batch, rows = past.gaps.shape[0], index(past.gaps.shape[1])
         constants = _traced_constants if torch.compiler.is_compiling() else _constants
         cumprod = _traced_cumprod if torch.compiler.is_compiling() else _cumprod
         known = constants(rows, dt.dtype, dt.device)
