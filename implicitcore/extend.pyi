@@ -6,10 +6,13 @@ annotations. Type checkers read this list, and so does :mod:`implicitcore.lazy` 
 
 from implicitcore.backends.adams_step import AdamsPast as AdamsPast
 from implicitcore.backends.adams_step import AdamsStep as AdamsStep
+from implicitcore.backends.adams_step import gauss as gauss
 from implicitcore.backends.base import Backend as Backend
 from implicitcore.backends.base import Residual as Residual
 from implicitcore.backends.device_backend import DeviceBackend as DeviceBackend
 from implicitcore.backends.device_iteration import DeviceIteration as DeviceIteration
+from implicitcore.backends.device_steps import DeviceAdamsStep as DeviceAdamsStep
+from implicitcore.backends.device_steps import DeviceControl as DeviceControl
 from implicitcore.backends.fused import FusedBackend as FusedBackend
 from implicitcore.backends.krylov_space import KrylovSpace as KrylovSpace
 from implicitcore.backends.root_iteration import AndersonRule as AndersonRule

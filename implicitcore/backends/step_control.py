@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -102,16 +103,19 @@ class StepOutcome(NamedTuple):
 def control_step(backend: Backend, rule: StepRule, taken: StepTaken) -> StepOutcome:
     """The reference: what :meth:`Backend.step_control` gives, with the backend's error norm."""
     clock = taken.clock
-    size = clock.dt.abs()
+    size = clock.dt if clock.forward is True else clock.dt.abs()
     # Zero times a state that is not finite is a NaN: the norm would divide by an infinity.
     error = torch.add(taken.error, taken.z_next, alpha=0)
     found = scaled_error(backend, rule, taken.z, taken.z_next, error).to(size)
-    accept = found <= 1
-    if not taken.whole:
-        accept = accept & taken.active
-    passes = None if clock.due is None else later(clock.end, clock.due, clock.forward)
-    apart = (None, None) if taken.whole else (taken.active, taken.done)
-    look = looked(accept, clock.arrives, passes, *apart)
+    if taken.whole and clock.due is None:
+        accept, look = looked_at_once(found, clock.arrives)
+    else:
+        accept = found <= 1
+        if not taken.whole:
+            accept = accept & taken.active
+        passes = None if clock.due is None else later(clock.end, clock.due, clock.forward)
+        apart = (None, None) if taken.whole else (taken.active, taken.done)
+        look = looked(accept, clock.arrives, passes, *apart)
     if look.alike and taken.whole:
         following = next_size(rule, found, size, taken.memory, taken.order)
         memory = remembered(rule, None, found, taken.memory)
@@ -211,6 +215,29 @@ def looked(
         passed if passing else None,
         passing == batch,
     )
+
+
+def looked_at_once(found: Tensor, arrives: Tensor) -> tuple[Tensor, Look]:
+    """Who accepts a step that all samples take, and the look, where no output lies between stops.
+
+    Arguments:
+        found: the scaled errors, ``[batch]``, not negative.
+        arrives: ``[batch]`` bool, who would arrive at a stop.
+    """
+    # One comparison in place of one and its conjunction: an error is never below a negative bound.
+    one, bounds = _bounds(found.dtype, found.device)
+    rows = found <= torch.where(arrives, one, bounds)
+    following, arrived = rows.sum(1).tolist()
+    alike = following == len(found)
+    return rows[0], Look(rows[0], alike, arrived > 0, not alike)
+
+
+@cache
+def _bounds(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """One, and ``[2, 1]``: one and minus one."""
+    with torch.inference_mode(False):
+        both = torch.tensor([[1.0], [-1.0]], dtype=dtype, device="cpu").to(device)
+        return both[0, 0], both
 
 
 def later(t: Tensor, than: Tensor, forward: bool | Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.shared import ErrorControl
 from implicitcore.system.system import System
+from implicitcore.tensors import host
 from implicitcore.tensors.norms import column, real_dtype
 
 # A product with fewer rows takes a path in torch that was measured six times slower on a CPU: rows
@@ -141,7 +142,7 @@ class PredictedStep:
             following = grid.choose(sizes).clamp(max=self.max_order)
             share = grid.moves.gather(1, column(grid.order))
             error = _rows(differences, grid.order) * share.to(velocity.dtype)
-        return error, differences[:, :-1], grid.gaps, following, grid.order + 1
+        return error, differences[:, :-1], grid.gaps, following, grid.power
 
 
 def _differences(velocity: Tensor, sums: Tensor, past: Tensor) -> Tensor:
@@ -156,7 +157,9 @@ def _differences(velocity: Tensor, sums: Tensor, past: Tensor) -> Tensor:
 
 def _rows(stack: Tensor, which: Tensor) -> Tensor:
     """One row of each sample: ``[batch, rows, n], [batch] -> [batch, n]``."""
-    batch, rows = stack.shape[:2]
+    batch, rows, n = stack.shape
+    if not host.on_host(stack) and not torch.compiler.is_compiling():
+        return stack.gather(1, which.view(-1, 1, 1).expand(-1, 1, n)).squeeze(1)
     return stack.flatten(0, 1).index_select(
         0, torch.arange(0, batch * rows, rows, device=which.device) + which
     )

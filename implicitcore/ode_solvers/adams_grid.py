@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Sequence
 from math import prod
 from operator import index
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from implicitcore.backends.adams_step import AdamsPast as Past
+from implicitcore.backends.adams_step import gauss
 from implicitcore.tensors.norms import column
 
 # A step so many times as long as the last is of order 1: the differences over a step that was cut
@@ -34,33 +36,36 @@ class StepGrid:
         g: ``[batch, rows + 1]``, g_0 .., the integrals over the step of the polynomials of Newton's
             form, over dt.
         moves: dt g.
-        order: ``[batch]``, of this step.
+        order: ``[batch]`` int64, of this step.
+        power: ``[batch]`` int64, that of dt that the error goes with: one more.
         newton: ``[batch, rows]``, beta_j below the order, else zero.
         weights: ``[batch, rows]``, those of the differences.
         window: ``[batch, rows + 1]``, zero where the next order may be, else infinite.
     """
 
     def __init__(self, dt: Tensor, past: Past, constants: _Constants | None = None) -> None:
-        if constants is None:
-            constants = _constants_of(index(past.gaps.shape[1]), dt.dtype, dt.device)
-        lever, weights, lower, orders, one = constants
-        pad = torch.nn.functional.pad
+        batch, rows = past.gaps.shape[0], index(past.gaps.shape[1])
+        known = constants or _constants_of(rows, dt.dtype, dt.device)
         step = column(torch.where(dt == 0, past.gaps[:, 0], dt.abs()))
-        self.gaps = torch.cat((step, past.gaps[:, :-1] + step), 1)
-        ratio = self.gaps / past.gaps
-        beta = cumprod_of(pad(ratio[:, :-1], (1, 0), value=1.0))
-        # g_j is the integral over [0, 1] of prod_{i<j} (1 - (1 - u) dt / gap_i): the nodes of Gauss
-        # are exact.
-        products = cumprod_of(torch.addcdiv(one, lever * step, self.gaps, value=-1))
-        self.g = pad((weights @ products.flatten(1)).view_as(self.gaps), (1, 0), value=1.0)
+        # One, the time itself, and the last times: at each node how far it is from those before.
+        before = torch.cat((known.lead.expand(batch, -1), past.gaps), 1)
+        away = torch.addcmul(before[:, :-1], known.nodes, step)
+        self.gaps = away[0, :, 1:]
+        # beta is a product of gap_j over that before; g_j is the integral over [0, 1] of
+        # prod_{i<j} (1 - (1 - u) dt / gap_i): the nodes of Gauss are exact.
+        factors = away / torch.where(known.last, before[:, 1:], away[0])
+        products = cumprod_of(factors)
+        beta = products[0, :, :-1]
+        self.g = (known.weights @ products[1:].flatten(1)).view(batch, rows + 1)
         self.moves = self.g * column(dt)
-        known_order = torch.where(ratio[:, 0] > LONGER, past.order.clamp(max=1), past.order)
-        self.order = known_order.clamp(min=1)
-        below, self.window = orders.index_select(0, known_order).split(
-            [self.gaps.shape[1], self.g.shape[1]], 1
+        # What is said of each order, and behind it of each after a step that was cut short.
+        place = torch.add(past.order, factors[0, :, 1] > LONGER, alpha=rows + 1)
+        self.order, self.power = known.orders.index_select(0, place).unbind(1)
+        factors_of, self.window = known.choices.index_select(0, place).split(
+            [(rows + 2) * rows, rows + 1], 1
         )
-        self.sums = beta.unsqueeze(1) * lower
-        self.newton = beta * below
+        sums = beta.unsqueeze(1) * factors_of.view(batch, rows + 2, rows)
+        self.sums, self.newton = sums[:, :-1], sums[:, -1]
         self.weights = self.moves[:, :-1] * self.newton
 
     def choose(self, sizes: Tensor) -> Tensor:
@@ -88,60 +93,77 @@ class _Constants(NamedTuple):
     """What the coefficients of all steps are made with.
 
     Attributes:
-        lever: 1 - u ``[nodes, 1, 1]`` at the nodes of Gauss' quadrature on [0, 1], exact for degree
-            ``rows``.
-        weights: of the quadrature.
-        lower: ``[rows + 1, rows]``, row k has k ones.
-        orders: ``[rows + 1, 2 rows + 1]``, of each order, 0 before the first step: what is below
-            it, as the row of ``lower``, then the window of the next.
-        one: 1.
+        lead: ``[1, 2]``, 1 and 0: what is before the distances of the last times.
+        nodes: ``[1 + nodes, 1, rows + 1]``, the end of the step and the nodes of Gauss' quadrature
+            on [0, 1], exact for degree ``rows``; 0 in the first column, which stays.
+        last: bool, where the distances are divided by those of the last grid: first row, and not
+            in the first column.
+        weights: ``[1, nodes]``, of the quadrature.
+        choices: ``[2 rows + 2, (rows + 2) rows + rows + 1]``, of each order, 0 before the first
+            step, then of each where the step is much longer than the last: the factors of beta in
+            ``sums`` and then in ``newton``, and the window of the next order.
+        orders: ``[2 rows + 2, 2]`` int64, of each the order of the step, and one more.
     """
 
-    lever: Tensor
+    lead: Tensor
+    nodes: Tensor
+    last: Tensor
     weights: Tensor
-    lower: Tensor
+    choices: Tensor
     orders: Tensor
-    one: Tensor
 
 
 @functools.cache
 def _constants(size: int, dtype: torch.dtype, device: torch.device) -> _Constants:
     """Those for so many rows."""
-    with torch.inference_mode(False):
-        off = torch.arange(1.0, size // 2 + 1, dtype=torch.float64, device="cpu")
-        off = off / (4 * off * off - 1).sqrt()
-        nodes, vectors = torch.linalg.eigh(off.diag(1) + off.diag(-1))  # Golub and Welsch
-        lever, weights = (1 - nodes)[:, None, None] / 2, vectors[0].square()
-        lower = torch.ones(size + 1, size, device="cpu").tril(-1)
-        place = torch.arange(size + 1, device="cpu")
-        order = place[:, None].clamp(min=1)
-        near = ((place - order).abs() <= 1) & (place > 0) & (place <= place[:, None] + 1)
-        orders = torch.cat((lower[order[:, 0]], torch.where(near, 0.0, torch.inf)), 1)
-        one = torch.ones((), device="cpu")
-        return _Constants(
-            *(each.to(device, dtype) for each in (lever, weights, lower, orders, one))
-        )
+    with torch.inference_mode(False), torch.device("cpu"):
+        nodes, weights = (torch.tensor([of], dtype=torch.float64) for of in gauss(size // 2 + 1))
+        nodes = torch.cat((torch.ones(1, 1), nodes), 1).T.unsqueeze(2).repeat(1, 1, size + 1)
+        nodes[..., 0] = 0
+        last = torch.zeros(nodes.shape, dtype=torch.bool)
+        last[0, :, 1:] = True
+        lower = torch.ones(size + 1, size).tril(-1)
+        place = torch.arange(size + 1)
+        known = torch.cat((place, place.clamp(max=1)))[:, None]
+        order = known.clamp(min=1)
+        near = ((place - order).abs() <= 1) & (place > 0) & (place <= known + 1)
+        parts = lower.flatten().expand(len(order), -1), lower[order[:, 0]]
+        choices = torch.cat((*parts, torch.where(near, 0.0, torch.inf)), 1)
+        lead = torch.tensor([[1.0, 0.0]])
+        real = (each.to(device, dtype) for each in (lead, nodes, weights, choices))
+        lead, nodes, weights, choices = real
+        orders = torch.cat((order, order + 1), 1).to(device)
+        return _Constants(lead, nodes, last.to(device), weights, choices, orders)
 
 
 def _constants_of(size: int, dtype: torch.dtype, device: torch.device) -> _Constants:
     """The same, which a graph takes as one constant."""
     if not torch.compiler.is_compiling():
         return _constants(size, dtype, device)
-    shapes = _shapes(size)
-    flat = _flat_constants(size, dtype, device).split([prod(shape) for shape in shapes])
-    return _Constants(*(part.view(shape) for part, shape in zip(flat, shapes, strict=True)))
+    return _parted(_flat_constants(size, dtype, device), _shapes(size))
 
 
 def _shapes(size: int) -> list[tuple[int, ...]]:
-    nodes, rows = size // 2 + 1, size + 1
-    return [(nodes, 1, 1), (nodes,), (rows, size), (rows, size + rows), ()]
+    nodes, both = size // 2 + 1, 2 * size + 2
+    along = (nodes + 1, 1, size + 1)
+    return [(1, 2), along, along, (1, nodes), (both, (size + 2) * size + size + 1), (both, 2)]
+
+
+def _parted(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> _Constants:
+    parts = flat.split([prod(shape) for shape in shapes])
+    found = _Constants(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
+    return found._replace(last=found.last != 0, orders=found.orders.to(torch.int64))
 
 
 @torch.compiler.assume_constant_result
 def _flat_constants(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """All of them in one tensor, which a graph takes as it is."""
     with unset_fake_temporarily():
-        return torch.cat([constant.flatten() for constant in _constants(size, dtype, device)])
+        return _flat(_constants(size, dtype, device), dtype)
+
+
+def _flat(every: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat([constant.flatten().to(dtype) for constant in every])
 
 
 def piece_constants(
@@ -150,18 +172,17 @@ def piece_constants(
     """Those of :class:`StepGrid`, and what :func:`_integrals` gives."""
     if not torch.compiler.is_compiling():
         return _constants(size, dtype, device), *_integrals(size, dtype, device)
-    shapes = [*_shapes(size), (size, 1, 1), (size, size)]
-    flat = _flat_piece_constants(size, dtype, device).split([prod(shape) for shape in shapes])
-    parts = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
-    return _Constants(*parts[:-2]), parts[-2], parts[-1]
+    flat, shapes = _flat_piece_constants(size, dtype, device), _shapes(size)
+    most = sum(map(prod, shapes))
+    lever, matrix = flat[most:].split([size, size * size])
+    return _parted(flat[:most], shapes), lever.view(size, 1, 1), matrix.view(size, size)
 
 
 @torch.compiler.assume_constant_result
 def _flat_piece_constants(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """All of them in one tensor: a graph asks a function for a constant once, by its name."""
     with unset_fake_temporarily():
-        every = *_constants(size, dtype, device), *_integrals(size, dtype, device)
-        return torch.cat([constant.flatten() for constant in every])
+        return _flat((*_constants(size, dtype, device), *_integrals(size, dtype, device)), dtype)
 
 
 @functools.cache
@@ -174,12 +195,13 @@ def _integrals(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Ten
     with torch.inference_mode(False):
         angles = torch.arange(size, dtype=torch.float64, device="cpu").add(0.5) * (torch.pi / size)
         nodes = (1 - angles.cos()) / 2  # Chebyshev's
-        gauss, weights = _constants(2 * size, torch.float64, torch.device("cpu"))[:2]
-        inner = nodes * (1 - gauss.flatten()[:, None])  # [gauss, nodes]
+        quadrature = gauss(size + 1)
+        fine, weights = (torch.tensor(of, dtype=torch.float64, device="cpu") for of in quadrature)
+        inner = nodes * fine[:, None]  # [fine, nodes]
         away = inner[..., None, None] - nodes
         apart = nodes[:, None] - nodes + torch.eye(size, dtype=torch.float64, device="cpu")
         same = torch.eye(size, dtype=torch.bool, device="cpu")
-        lagrange = torch.where(same, 1, away / apart).prod(-1)  # [gauss, nodes, size]
+        lagrange = torch.where(same, 1, away / apart).prod(-1)  # [fine, nodes, size]
         sums = (weights[:, None, None] * lagrange).sum(0) * nodes[:, None]
         factors = [nodes if k % 2 == 0 else 1 - nodes for k in range(size)]
         basis = torch.stack(factors).cumprod(0).T

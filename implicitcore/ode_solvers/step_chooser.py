@@ -123,7 +123,8 @@ class ControlledSteps(StepChooser):
             return Attempt(self._of_active(samples, known[3]), known[5], known[4])
         if self.coarse is not None:
             size = self._where_coarse(torch.maximum(size, self.eps * t.abs()), size)
-        dt, arrives = self.control.fit(size, target - t)
+        forward = self.stops is not None and self.stops.forward is True
+        dt, arrives = self.control.fit(size, target - t, forward=forward)
         end = torch.where(arrives, target, t + dt)
         if self.coarse is not None:
             dt = self._where_coarse(end - t, dt)

@@ -61,10 +61,10 @@ class StepSize(ABC):
         """
 
     @abstractmethod
-    def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(self, size: Tensor, remaining: Tensor, forward: bool = False) -> tuple[Tensor, Tensor]:
         """The step dt towards an output time ``remaining`` away, and whether it arrives there.
 
-        Both have a sign.
+        Both have a sign; ``forward`` says that it is known not to be negative.
         """
 
     def steady_state(self) -> StepSize:
@@ -122,8 +122,9 @@ class Fixed(StepSize):
         """Dt."""
         return torch.full_like(t, self.dt)
 
-    def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(self, size: Tensor, remaining: Tensor, forward: bool = False) -> tuple[Tensor, Tensor]:
         """The remaining way in equal parts."""
+        del forward
         parts = (remaining.abs() / self.dt - 1e-2).ceil().clamp(min=1)
         return torch.where(
             remaining.isinf(), signed(size, remaining), remaining / parts
@@ -250,9 +251,9 @@ class Adaptive(StepSize):
         """The errors of the last accepted steps, as many as the controller looks at."""
         return remembered(self._rule, accept, error, last)
 
-    def fit(self, size: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(self, size: Tensor, remaining: Tensor, forward: bool = False) -> tuple[Tensor, Tensor]:
         """The step, shortened to arrive."""
-        dt = remaining.clamp(-size, size)
+        dt = torch.minimum(remaining, size) if forward else remaining.clamp(-size, size)
         return dt, dt == remaining
 
     @property

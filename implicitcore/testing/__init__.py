@@ -13,8 +13,8 @@ With pytest:
 Without pytest: :func:`run_checks`, whose results ``implicitcore check KIND NAME`` prints.
 
 The references that the checks compare with are public too: ``dense``, ``problems``,
-``trajectories``, ``hard_systems``, ``hard_maps``, ``kernel_checks``, ``solve_checks`` and
-``requirements``.
+``trajectories``, ``hard_systems``, ``hard_maps``, ``kernel_checks``, ``step_kernel_checks``,
+``solve_checks`` and ``requirements``.
 """
 
 from implicitcore.testing.check import Check as Check

@@ -12,9 +12,14 @@ from torch import Tensor
 
 from implicitcore import TorchBackend
 from implicitcore.extend import (
+    AdamsPast,
+    AdamsStep,
     DeviceBackend,
     Residual,
     RootIteration,
+    StepOutcome,
+    StepRule,
+    StepTaken,
     StopRule,
     UpdateRule,
     real_dtype,
@@ -23,6 +28,7 @@ from implicitcore_cupy.availability import unavailable_reason
 from implicitcore_cupy.geometry import WARP, geometry, threads_for
 from implicitcore_cupy.iteration import CupyIteration, kind_of
 from implicitcore_cupy.launcher import GROUPS, NAMES, CupyLauncher, Launcher
+from implicitcore_cupy.steps import CupyAdamsStep, control, takes
 
 MAX_STAGES = 16
 
@@ -44,7 +50,9 @@ class CupyBackend(DeviceBackend):
     """CUDA kernels for the inner loops, and for whole iterations of Picard, Anderson and Broyden.
 
     Such an iteration is one launch, or up to five where a sample has more than 16,384 entries; the
-    host looks once in four of them whether all samples have stopped. Elsewhere a step's passes over
+    host looks once in four of them whether all samples have stopped. What follows the stages of an
+    adaptive step is one launch and the zeroing of four numbers, which the host then reads; a step
+    of Adams is one launch before the evaluation and one behind it. Elsewhere a step's passes over
     the memory are one, and so are its launches, and nothing waits for the device. Sums are in
     float32, for float64 states in float64, and the same bits in every run. A kernel is compiled
     where its dtype first meets a device, which takes seconds; CuPy keeps it on disk for the next
@@ -72,6 +80,14 @@ class CupyBackend(DeviceBackend):
     ) -> RootIteration | None:
         kind = kind_of(update)
         return None if kind is None else CupyIteration(self.launcher, kind, rule, z)
+
+    def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
+        return control(self.launcher, rule, taken).outcome()
+
+    def _adams_step(
+        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    ) -> AdamsStep | None:
+        return CupyAdamsStep(self.launcher, max_order, z, dt, past) if takes(past) else None
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = z.new_empty((2, z.shape[0]), dtype=real_dtype(z))

@@ -41,6 +41,20 @@ __device__ inline void narrow(float x, bfloat16& to) {
     to.bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+template <typename S>
+__device__ bool finite(S x) {
+    return x - x == 0;
+}
+// max and min of torch, which give a NaN where there is one.
+template <typename S>
+__device__ S most(S a, S b) {
+    return a != a ? a : (b != b || b > a ? b : a);
+}
+template <typename S>
+__device__ S least(S a, S b) {
+    return a != a ? a : (b != b || b < a ? b : a);
+}
+
 template <typename T, int width>
 struct alignas(width * sizeof(T)) Pack {  // what one instruction loads or stores
     T at[width];

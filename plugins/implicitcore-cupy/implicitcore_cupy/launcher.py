@@ -38,7 +38,9 @@ NAMES = {
 
 UPDATES = ("Picard", "Anderson", "Broyden")
 STAGES = ("iterate", "measure", "judge", "extend", "settle", "move")
-FAMILIES = ("kernels", *UPDATES)
+CONTROLS = ("control", "conclude")
+STEPS = ("predict", "correct", "choose")
+FAMILIES = ("kernels", "steps", *UPDATES)
 """Kernels that are compiled together: a solve does not wait for those of other solvers."""
 
 
@@ -57,6 +59,11 @@ def instances(dtype: torch.dtype, family: str) -> tuple[str, ...]:
     state, sums = NAMES[dtype]
     if family in UPDATES:
         return tuple(f"{stage}<{state}, {family}>" for stage in STAGES)
+    times = ("double",) if state == "double" else ("float", "double")  # no less than that of sums
+    if family == "steps":
+        names = [f"{kernel}<{state}>" for kernel in STEPS]
+        controls = (f"{kernel}<{state}, {time}>" for kernel in CONTROLS for time in times)
+        return (*names, *controls)
     names = [f"{kernel}<{state}>" for kernel in ("residual", "error_norm", "axpy_history")]
     names += [f"inner_products<{state}, {group}>" for group in GROUPS]
     names += [f"stage_combination<{state}, {time}>" for time in ("float", "double")]

@@ -122,20 +122,6 @@ __device__ Values<T, width> plain_at(const Iteration<T>& a, int64 i) {
     return f;
 }
 
-template <typename S>
-__device__ bool finite(S x) {
-    return x - x == 0;
-}
-// max and min of torch, which give a NaN where there is one.
-template <typename S>
-__device__ S most(S a, S b) {
-    return a != a ? a : (b != b || b > a ? b : a);
-}
-template <typename S>
-__device__ S least(S a, S b) {
-    return a != a ? a : (b != b || b < a ? b : a);
-}
-
 // A number that takes what has no square to where it has one.
 __device__ inline float magnifier(float) { return 1.2676506e30f; }       // 2^100
 __device__ inline double magnifier(double) { return 5.922386521532856e225; }  // 2^750

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import implicitcore as ic
 import implicitcore_cupy.backend as backend_module
 from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, same_stops
 from implicitcore.testing.kernel_checks import CHECKS, KernelProblem
+from implicitcore.testing.step_kernel_checks import STEP_CHECKS
 from implicitcore_cupy.launcher import source
 
 BUGS = {
@@ -173,6 +175,89 @@ def test_a_bug_of_an_iteration_is_found(bug):
 @pytest.mark.parametrize("update", SOLVERS)
 def test_the_iterations_as_they_are_pass(update):
     assert not differs(update, {})
+
+
+STEPS = {  # of steps.cu
+    "an infinite end": ("e.at[j] + 0 * q", "e.at[j]"),
+    "a scale of the start alone": ("most<S>(fabs(p), fabs(q))", "fabs(p)"),
+    "a NaN that is no maximum": ("most<S>(fabs(p), fabs(q))", "fmax(fabs(p), fabs(q))"),
+    "no mean of the errors": ("sums[0] / static_cast<S>(a.n)", "sums[0]"),
+    "a bound of no move": ("if (finite(a.move_bound))", "if (false)"),
+    "the move for the error": ("sums[2] += miss * miss", "sums[2] += move * move"),
+    "who is not active accepts": ("a.active[b] && error <= 1", "error <= 1"),
+    "who is done does not follow": ("takes || a.done[b]", "takes"),
+    "every order is that of all": ("a.orders ? a.orders[b] : a.order", "a.order"),
+    "the rule of accepted steps for all": ("takes ? a.exponents[0] : 1", "a.exponents[0]"),
+    "no memory": ("takes && i < a.count", "false && i < a.count"),
+    "the last error twice": ("(i - 1) * a.memory_step + b", "b"),
+    "any error is remembered": ("static_cast<Time>(a.least));", "static_cast<Time>(0));"),
+    "no safety": ("factor *= static_cast<Time>(a.safety);", ""),
+    "no limit of the growth": ("least<Time>(factor, grow)", "factor"),
+    "a size that may fall to nothing": ("factor >= shrink ?", "factor >= 0 ?"),
+    "a least size after a refusal": ("takes && a.min_step > 0", "a.min_step > 0"),
+    "no largest size": ("least<Time>(size, static_cast<Time>(a.max_step))", "size"),
+    "a step beyond the stop": ("least<Time>(most<Time>(remaining, -size), size)", "size"),
+    "an end beside the stop": ("arrives ? a.target[b] : t + dt", "t + dt + dt"),
+    "a refused error is remembered": ("takes ? error : a.memory[b]", "error"),
+    "the errors before in one place": ("takes ? a.memory[b] : a", "takes ? error : a"),
+    "time goes on for all": ("t = takes ? a.end[b] : a.t[b]", "t = a.end[b]"),
+    "outputs in one direction": ("a.forwards ? a.forwards[b] : a.forward", "true"),
+    "outputs passed by a refused step": ("passes = takes && (forward", "passes = (forward"),
+    "an arrival by a refused step": ("takes && a.arrives[b] ? arrived", "a.arrives[b] ? arrived"),
+    "who is not active refuses": ("a.active[b] && !takes ? refused", "!takes ? refused"),
+    "events of half a warp": ("step = WARP / 2; step; step /= 2) events",
+                              "step = WARP / 4; step; step /= 2) events"),
+    "events of the first warp": ("if (threadIdx.x % WARP != 0) return;",
+                                 "if (threadIdx.x != 0) return;"),
+    "events counted twice": ("team.first() ? judge", "team.present ? judge"),
+    "one span of the errors": ("a.spans == 1) {\n        conclude_team",
+                               "true) {\n        conclude_team"),
+    "no step for who stays": ("a.dt[b] == 0 ? before[0] : static_cast", "static_cast"),
+    "order one never": ("&& c.order > 1) c.order = 1;", "&& c.order > 99) c.order = 1;"),
+    "order zero": ("if (c.order < 1) c.order = 1;", ""),
+    "a grid that does not move": ("j ? size + before[j - 1] : size", "j ? before[j - 1] : size"),
+    "beta without its past": ("c.beta[j] * (c.gaps[j] / before[j])", "c.gaps[j] / before[j]"),
+    "one node less": ("k < a.nodes; ++k", "k < a.nodes - 1; ++k"),
+    "nodes of one weight": ("S product = a.weight[k];", "S product = 1.0 / a.nodes;"),
+    "one order less": ("if (j >= c.order) continue;", "if (j + 1 >= c.order) continue;"),
+    "no step of the rows": ("phi + j * a.row_step + i", "phi + j * a.n + i"),
+    "rows that are not aligned": ("aligned(z, phi, end) && a.row_step * sizeof(T) % 16 == 0",
+                                  "aligned(z, phi, end)"),
+    "no highest order": ("c.highest < a.max_order ? c.highest : a.max_order", "a.max_order"),
+    "an order above the highest": ("c.highest < a.max_order ? c.highest : a.max_order",
+                                   "c.highest"),
+    "differences of the last step": ("phi + (j - 1) * a.row_step + i", "phi + i"),
+    "an error of another order": ("if (j == order) {", "if (j == order - 1) {"),
+    "an error without dt": ("g[order] * a.dt[b]", "g[order]"),
+    "sizes of one order more": ("j == order - 1 + near ? square", "j == order + near ? square"),
+    "no order above": ("k < 1 || k > a.rows", "k < 1 || k > order"),
+    "no order below": ("k < 1 || k > a.rows", "k < order || k > a.rows"),
+    "errors without their integrals": ("sqrt(squares[near]) * g[k]", "sqrt(squares[near])"),
+    "differences in one place": ("a.next + b * a.rows * a.n", "a.next + b * a.n"),
+}  # fmt: skip
+
+
+def step_found(changes: dict[str, str], dtype: torch.dtype = torch.float64) -> bool:
+    """Whether a check of whole steps fails."""
+    shapes = (3, 129), (3, 20_005), (150, 2), (33, 128), (70, 40)
+    for order, (batch, n), check in product((FORWARD, REVERSE), shapes, STEP_CHECKS.values()):
+        try:
+            check(KernelProblem(on_cpu(order, changes), "cpu", dtype, batch, n, order == FORWARD))
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", STEPS)
+def test_a_bug_of_a_step_is_found(bug):
+    old, new = STEPS[bug]
+    assert step_found({old: new})
+
+
+@pytest.mark.slow
+def test_the_steps_as_they_are_pass():
+    assert not step_found({})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

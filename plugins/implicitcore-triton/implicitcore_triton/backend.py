@@ -16,14 +16,20 @@ import torch
 from torch import Tensor
 
 from implicitcore.extend import (
+    AdamsPast,
+    AdamsStep,
     DeviceBackend,
     Residual,
     RootIteration,
+    StepOutcome,
+    StepRule,
+    StepTaken,
     StopRule,
     UpdateRule,
     real_dtype,
 )
 from implicitcore_triton.iteration import TritonIteration, takes
+from implicitcore_triton.steps import TritonAdamsStep, control, fits
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 """Triton compiles nothing in this process.
@@ -37,8 +43,11 @@ CHUNK = 4096
 TILE = 1024
 """Entries that a program holds at once, of a state."""
 
-ITERATIONS = ("picard", "anderson", "broyden")
-"""Kernels of a whole iteration."""
+STEPS = ("control", "predict", "correct")
+"""Kernels of what an adaptive step is beside its evaluations."""
+
+ITERATIONS = ("picard", "anderson", "broyden", *STEPS)
+"""Kernels of a whole iteration or step."""
 
 LINES = 8
 """Lines of a history that a program holds at once.
@@ -53,7 +62,8 @@ class TritonBackend(DeviceBackend):
     """CUDA kernels in Triton: for whole iterations of Picard, Anderson, good Broyden, and others.
 
     Such an iteration is one launch where a sample has at most 16,384 entries, and the host looks
-    once in four of them. Elsewhere each kernel of the inner loops is one launch, two where the
+    once in four of them; so is the control of an adaptive step, and both halves of one of Adams.
+    Elsewhere each kernel of the inner loops is one launch, two where the
     states are larger than 4096 entries. It saves launches and passes over the memory:
     prefer it where the cell is small, so that a step of the solver costs as much as f. float32,
     float64 and bfloat16 states, the last with sums in float32; any device, torch's current stream,
@@ -86,8 +96,17 @@ class TritonBackend(DeviceBackend):
     ) -> RootIteration | None:
         if not takes(update, z):
             return None
-        columns = _columns(z.shape[1], TILE)
-        return TritonIteration(_launch, update, rule, z, TILE // columns, columns)
+        return TritonIteration(_launch, update, rule, z, *_tile(z))
+
+    def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
+        return control(_launch, rule, taken, *_tile(taken.z)).outcome() if fits(taken.z) else None
+
+    def _adams_step(
+        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    ) -> AdamsStep | None:
+        if not fits(z):
+            return None
+        return TritonAdamsStep(_launch, max_order, z, dt, past, *_tile(z))
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = self._norms("residual", (fz, z, out), 2)
@@ -105,14 +124,9 @@ class TritonBackend(DeviceBackend):
         batch, n = states[0].shape
         chunks = _ceil_div(n, CHUNK)
         norms = states[0].new_empty(kinds, batch, chunks, dtype=real_dtype(states[0]))
-        columns = _columns(n, TILE)
-        sizes = {
-            "CHUNK": CHUNK,
-            "SAMPLES": TILE // columns,
-            "COLUMNS": columns,
-            "ROOT": chunks == 1,
-        }
-        grid = (_ceil_div(batch, TILE // columns) * chunks,)
+        samples, columns = _tile(states[0])
+        sizes = {"CHUNK": CHUNK, "SAMPLES": samples, "COLUMNS": columns, "ROOT": chunks == 1}
+        grid = (_ceil_div(batch, samples) * chunks,)
         _launch(name, grid, *states, norms, batch, n, chunks, *options, **sizes)
         return (
             norms.squeeze(2)
@@ -227,15 +241,28 @@ def _call(name: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> 
 
 
 def _kernel(name: str) -> Any:
-    from implicitcore_triton import anderson_kernel, broyden_kernel, iteration_kernels, kernels
+    from implicitcore_triton import (
+        anderson_kernel,
+        broyden_kernel,
+        iteration_kernels,
+        kernels,
+        step_kernels,
+    )
 
     own = {"picard": iteration_kernels, "anderson": anderson_kernel, "broyden": broyden_kernel}
+    own |= dict.fromkeys(STEPS, step_kernels)
     return getattr(own.get(name, kernels), name)
 
 
 def _columns(n: int, most: int) -> int:
     """The columns of a tile: a power of two, so that few kernels are compiled."""
     return min(most, max(16, 1 << (n - 1).bit_length()))
+
+
+def _tile(z: Tensor) -> tuple[int, int]:
+    """The samples that a program holds, and the columns of each that it holds at once."""
+    columns = _columns(z.shape[1], TILE)
+    return TILE // columns, columns
 
 
 def _warps(columns: int) -> int:

@@ -13,7 +13,18 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from implicitcore.extend import AndersonRule, BroydenRule, PicardRule, StopRule, UpdateRule
+from implicitcore.extend import (
+    AdamsPast,
+    AndersonRule,
+    BroydenRule,
+    PicardRule,
+    StepClock,
+    StepRule,
+    StepTaken,
+    StopRule,
+    UpdateRule,
+    real_dtype,
+)
 from implicitcore_triton import backend
 from implicitcore_triton.iteration import TritonIteration
 
@@ -81,6 +92,31 @@ def iterate_all(dtype: torch.dtype, n: int, batch: int = 3) -> None:
             _iteration(UPDATES[0], rule, z).launch(z, z, z, z, None)
 
 
+USUAL = StepRule(1e-3, 1e-6, (0.7, -0.4), 0.9, 0.2, 10.0, 0.0, torch.inf, torch.inf, 5)
+
+
+def step_all(dtype: torch.dtype, n: int, batch: int = 3) -> None:
+    """The control of a step, with clocks of both dtypes, and a step of Adams."""
+    z = torch.zeros(batch, n, dtype=dtype)
+    yes, long = torch.ones(batch, dtype=torch.bool), torch.ones(batch, dtype=torch.int64)
+    triton, pid = backend.TritonBackend(), USUAL._replace(exponents=(0.49, -0.34, 0.1))
+    for time in dict.fromkeys((real_dtype(z), torch.float64)):
+        t = torch.zeros(batch, dtype=time)
+        clock = StepClock(t, t, t, yes, t, t, True)
+        taken = StepTaken(z, z, z, 5, t, clock, yes, yes, False)
+        triton._step_control(USUAL, taken)
+        if dtype == torch.float32:
+            own = clock._replace(target=None, forward=yes)
+            triton._step_control(USUAL._replace(move_bound=0.3), taken._replace(order=long))
+            triton._step_control(pid, taken._replace(memory=torch.stack((t, t)), clock=own))
+    dt = torch.zeros(batch, dtype=real_dtype(z))
+    for rows in (4, 12) if dtype == torch.float32 else (5,):
+        past = AdamsPast(z.new_zeros(batch, rows, n), dt.new_ones(batch, rows), long)
+        step = triton._adams_step(rows, z, dt, past)
+        assert step is not None
+        step.correct(z)
+
+
 def _iteration(update: UpdateRule, rule: StopRule, z: torch.Tensor) -> TritonIteration:
     found = backend.TritonBackend()._root_iteration(update, rule, z)
     assert isinstance(found, TritonIteration)
@@ -94,8 +130,10 @@ if __name__ == "__main__":
             launch_all(dtype, n)
         if dtype != torch.bfloat16:  # a minute more, of the same code as float32
             iterate_all(dtype, 129)
+        step_all(dtype, 129)
     known = set(map(id, BINARIES))
     for batch, depth in ((1, 1), (2, 16), (17, 21)):
         launch_all(torch.float32, 8192, batch, depth)
         iterate_all(torch.float32, 129, batch)
+        step_all(torch.float32, 129, batch)
     assert known == set(map(id, BINARIES)), "another batch or depth is compiled anew"

@@ -20,6 +20,9 @@ pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("needs_triton")]
         ("test_seeded_bugs.py", ""),
         ("test_solves.py", ""),
         ("test_root_iteration.py", ""),
+        ("test_steps.py", ""),
+        ("test_whole_bugs.py", "step"),
+        ("test_whole_bugs.py", "iteration"),
         ("test_contract.py", ""),
     ],
 )
@@ -56,6 +59,7 @@ def test_every_kernel_compiles_with_no_gpu_at_hand(run_python, tmp_path):
         "axpy_history",
         "stage_combination",
         *("picard", "anderson", "broyden"),
+        *("control", "predict", "correct"),
     )
     assert compiled == {
         (name, acc, f"sm_{arch}")
