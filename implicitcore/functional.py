@@ -175,9 +175,9 @@ def integrate(  # noqa: PLR0913 - keyword options
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
         times: output times ``[T]``, or ``[batch, T]``, those of each sample; a tensor in a dtype of
-            its own or numbers, strictly increasing or decreasing, for each sample by itself. A span
-            of length zero has no solution and is an error. They get a gradient where they require
-            one, a first derivative, at one evaluation for each of the T.
+            its own or numbers, increasing or decreasing, for each sample by itself. The same time
+            may come several times; where all are the same, z stays z0. They get a gradient where
+            they require one, a first derivative, at one evaluation for each of the T.
         solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
         dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.

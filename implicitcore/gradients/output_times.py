@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.ode_solvers.times import RepeatedTimesError, distinct
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, real_dtype
@@ -30,14 +31,14 @@ def run_from(
     """
     times = solve.times
     if times is None or not _differentiated(times):
-        return strategy.run(solve, system, z0)
+        return _run(strategy, solve, system, z0)
     solve = replace(solve, times=times.detach())
     if not torch.is_grad_enabled():
-        return strategy.run(solve, system, z0)
+        return _run(strategy, solve, system, z0)
     batch = len(z0)
     moved = (_FirstOrder.apply(times) - times.detach()).to(z0.device, real_dtype(z0))
     velocity = _velocity(system, solve.grid[0], z0)
-    found = strategy.run(solve, system, z0 - column(moved[0].expand(batch)) * velocity)
+    found = _run(strategy, solve, system, z0 - column(moved[0].expand(batch)) * velocity)
     if not isinstance(found, Trajectory):
         return found
     ended, last = _ended(found), found.z[-1].detach()
@@ -47,6 +48,29 @@ def run_from(
         velocity = torch.where(column(stays), 0, _velocity(system, t, z))
         rows.append(z + column(move.expand(batch)) * velocity)
     return found.amended(z=torch.stack(rows), evaluations=system.evaluations)
+
+
+def _run(
+    strategy: GradientStrategy, solve: Solve, system: System, z0: Tensor
+) -> Solution | Trajectory:
+    """:meth:`GradientStrategy.run`, also where output times are the same.
+
+    They are looked for where the solver refused them, before it evaluated anything: nobody else
+    pays for them.
+    """
+    try:
+        return strategy.run(solve, system, z0)
+    except RepeatedTimesError:
+        times, index = distinct(solve.grid)
+        found = strategy.run(replace(solve, times=times), system, z0)
+    if not isinstance(found, Trajectory):
+        return found
+    index = index.to(z0.device)
+    if index.ndim == 1:
+        z = found.z.index_select(0, index)
+    else:
+        z = found.z.gather(0, index.unsqueeze(2).expand(-1, -1, z0.shape[1]))
+    return found.amended(z=z, times=solve.grid.to(found.times))
 
 
 def _differentiated(times: Any) -> bool:

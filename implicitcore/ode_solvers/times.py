@@ -17,6 +17,44 @@ Times = Tensor | Sequence[float] | Sequence[Sequence[float]] | None
 """Output times as they are given."""
 
 
+class RepeatedTimesError(InputError):
+    """The output times do not go back, and some are the same: before anything was evaluated."""
+
+
+def distinct(times: Tensor) -> tuple[Tensor, Tensor]:
+    """Output times of which none is the same as the one before, for :class:`RepeatedTimesError`.
+
+    A sample with fewer of them than another has further ones in its last span, which nobody asked
+    for, and one with a single time a span that is as short as it may be.
+
+    Arguments:
+        times: ``[T]``, or ``[T, batch]`` those of each sample; in order.
+
+    Returns:
+        The times, ``[K]`` or ``[K, batch]``, and of each of the T the index of its own among them,
+        ``[T]`` or ``[T, batch]``.
+    """
+    given = times if times.ndim > 1 else times.unsqueeze(1)
+    first = torch.nn.functional.pad(given.diff(dim=0) != 0, (0, 0, 1, 0), value=True)
+    index = first.cumsum(0) - 1
+    most = index[-1:]
+    size = max(int(most.max()), 1) + 1
+    apart = torch.zeros_like(given[:1]).repeat(size, 1).scatter(0, index, given)
+    place = torch.arange(size, device=given.device).unsqueeze(1)
+    last, before = apart.gather(0, most), apart.gather(0, (most - 1).clamp(min=0))
+    share = (place - most + 1) / (size - most)
+    within = torch.where(place == size - 1, last, before + (last - before) * share)
+    apart = torch.where(place < most, apart, within)
+    short = SHORTEST * torch.finfo(given.dtype).eps * given[:1].abs().clamp(min=1)
+    apart = torch.where(most == 0, given[:1] + place * short, apart)
+    index = torch.where((index == most) & (most > 0), size - 1, index)
+    return (apart, index) if times.ndim > 1 else (apart[:, 0], index[:, 0])
+
+
+SHORTEST = 64
+"""Units of rounding: the span of a sample that stays where it begins."""
+
+
 def as_times(times: Any) -> Any:
     """Numbers as a tensor, in float64; what is none is left to :func:`check_times`."""
     if not isinstance(times, Sequence) or isinstance(times, str):
@@ -92,11 +130,11 @@ def check_times(
     steps = grid.diff(dim=0)
     monotone = (steps > 0).all(0) | (steps < 0).all(0)
     if not bool(monotone.all()):
-        found, zero = _first(~monotone, times), _first(~monotone, steps == 0)[0]
-        hint = "; a span of length zero has no direction: z there is z0" if all(zero) else ""
-        raise InputError(
+        found = _first(~monotone, times)
+        sorted_ = (steps >= 0).all(0) | (steps <= 0).all(0)
+        raise (RepeatedTimesError if bool(sorted_.all()) else InputError)(
             f"times: expected strictly increasing or decreasing values in {grid.dtype}, "
-            f"received {found[0]}{found[1]}{hint}"
+            f"received {found[0]}{found[1]}"
         )
     finite = grid[: None if bounded else -1].isfinite().all(0)
     if not bool(finite.all()):

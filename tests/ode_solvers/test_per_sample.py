@@ -175,12 +175,9 @@ def test_an_empty_batch_is_no_work(solver):
         (torch.tensor(1.0), r"received a tensor of shape \[\]"),
         (torch.zeros(2, 2, 2), r"received a tensor of shape \[2, 2, 2\]"),
         (
-            torch.tensor([0.0, 1.0, 1.0]),
-            r"strictly increasing or decreasing values in torch.float32, received "
-            r"\[0.0, 1.0, 1.0\]",
+            torch.tensor([0.0, 1.0, 0.5]),
+            r"increasing or decreasing values in torch.float32, received \[0.0, 1.0, 0.5\]",
         ),
-        (torch.tensor([0.0, 1.0, 0.5]), "strictly increasing or decreasing"),
-        (torch.tensor([2.0, 2.0]), "a span of length zero has no direction"),
         (torch.tensor([0.0, float("nan")]), "strictly increasing or decreasing"),
         (torch.tensor([0.0, float("inf")]), "finite"),
         (torch.tensor([float("-inf"), 0.0]), "finite"),
