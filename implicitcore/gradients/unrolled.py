@@ -40,6 +40,7 @@ class Unrolled(Options, GradientStrategy):
     """
 
     transforms: ClassVar[tuple[str, ...]] = ("grad", "jvp")
+    events: ClassVar[bool] = True
 
     iterates: tuple[Count, ...] = ()
 
