@@ -10,8 +10,9 @@ from torch import Tensor
 from implicitcore.backends.base import Backend
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import ConfigError, GradientError, InputError
+from implicitcore.errors import ConfigError, InputError
 from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.event_times import check_between
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.run import RunOptions, run
@@ -237,30 +238,12 @@ def integrate(  # noqa: PLR0913 - keyword options
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
     strategy = strategy or _UNROLLED
     events = as_events(event)
-    _check_between(strategy, dense=dense, event=bool(events))
+    check_between(strategy, dense=dense, event=bool(events))
     solve = Solve(chosen or _TSIT5, as_times(times), dense, events, hit_times, step_at)
     options, field = _options(kernels, on_failure, coupled), VectorField(v, exact_time=exact_time)
     found = _returned(Trajectory, run(field, z0, x, solve, strategy, **options), strategy)
     report(found, on_failure, "integrate", owner_of(field))
     return found
-
-
-def _check_between(strategy: GradientStrategy, *, dense: bool, event: bool) -> None:
-    """Refuse what is wanted between the output times where a strategy gives it no gradient.
-
-    Raises:
-        GradientError: it does not.
-    """
-    name = type(strategy).__name__
-    if dense and not isinstance(strategy, Unrolled):
-        raise GradientError(
-            f"{name} has no gradient between the output times: dense output needs "
-            "gradient=Unrolled()"
-        )
-    if event and not strategy.events:
-        raise GradientError(
-            f"{name} gives no gradient to an event: expected Unrolled, Checkpointed or Adjoint"
-        )
 
 
 def _options(backend: Backend | None, on_failure: OnFailure, coupled: bool) -> RunOptions:

@@ -52,6 +52,10 @@ class StepCutter(ABC):
         """The samples that go on after the last step, ``[batch]`` bool."""
         return ~(self.ended | self.undefined)
 
+    def found(self) -> dict[str, Tensor]:
+        """What it adds to a trajectory."""
+        return {}
+
     @abstractmethod
     def cut(
         self, start: StepStart, step: Step, piece: Sequence[Tensor], end: Tensor, accept: Tensor
@@ -101,6 +105,11 @@ class Crossings(StepCutter):
         self._rises = torch.tensor(rises, device=t.device).unsqueeze(1)
         self._falls = torch.tensor(falls, device=t.device).unsqueeze(1)
 
+    def found(self) -> dict[str, Tensor]:
+        """See :meth:`StepCutter.found`."""
+        times, index, velocity = self.times, self.index, self.velocity
+        return {"event_times": times, "event_index": index, "event_velocity": velocity}
+
     def _value(self, which: int, t: Tensor, z: Tensor) -> Tensor:
         return event_value(self.events, which, self.system, t, z)
 
@@ -116,11 +125,16 @@ class Crossings(StepCutter):
             GradientError: the derivative of e along the trajectory is zero, and a gradient is
                 wanted.
         """
+        found = self.search(start, step, piece, end, accept)
+        return (step, end) if found is None else found.apply(piece, step, end)
+
+    def search(
+        self, start: StepStart, step: Step, piece: Sequence[Tensor], end: Tensor, accept: Tensor
+    ) -> Cut | None:
+        """Where :meth:`cut` cuts; None where no event happened."""
         crossed = self._crossed(end, step.z, accept)
         seen = crossed.any(1).tolist()
-        if not any(seen):
-            return step, end
-        return self.locate(start, piece, crossed, seen).apply(piece, step, end)
+        return self._locate(start, piece, crossed, seen) if any(seen) else None
 
     @torch.no_grad()
     def _crossed(self, t: Tensor, z: Tensor, accept: Tensor) -> Tensor:
@@ -135,7 +149,7 @@ class Crossings(StepCutter):
         self.undefined = self.sign.isnan().any(0)
         return accept & ((rose & self._rises) | (fell & self._falls))
 
-    def locate(
+    def _locate(
         self, start: StepStart, piece: Sequence[Tensor], crossed: Tensor, seen: Sequence[bool]
     ) -> Cut:
         """Where the first of the events ``crossed`` ``[events, batch]`` happens to each sample.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.dense import Pieces, StepStart
-from implicitcore.ode_solvers.events import Crossings, StepCutter
+from implicitcore.ode_solvers.events import StepCutter
 from implicitcore.ode_solvers.stepper import Stepper
 from implicitcore.ode_solvers.stops import Stops
 from implicitcore.system.system import System
@@ -46,10 +46,7 @@ class TrajectoryRecorder:
         found = {}
         if self.pieces is not None:
             found["interpolant"] = self.pieces.interpolant(system.packing, stops)
-        if isinstance(self.cutter, Crossings):
-            found["event_times"], found["event_index"] = self.cutter.times, self.cutter.index
-            found["event_velocity"] = self.cutter.velocity
-        return found
+        return found if self.cutter is None else found | self.cutter.found()
 
 
 def extended(
