@@ -92,9 +92,10 @@ def as_events(given: Any) -> tuple[Event, ...]:
 def _as_event(given: Any, name: str) -> Event:
     if isinstance(given, Event):
         return given
+    function: Any = given  # pyright reads callable() as a function that returns an object
     if not callable(given):
         raise InputError(_expected(name, given))
-    return Event(given)
+    return Event(function)
 
 
 def _expected(name: str, given: object) -> str:

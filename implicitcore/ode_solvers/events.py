@@ -19,6 +19,7 @@ from implicitcore.tensors.norms import column
 
 _MOST = 100  # evaluations of e in a search: halving alone needs some fifty
 _POLISH = 2  # Newton steps in the graph: each doubles the number of derivatives that are exact
+_BEFORE = 1 - 2**-10  # the share of the way to a zero at which it is tried for one too
 _TIE = 16  # events that are this close, in rounding of a step, happen together
 
 
@@ -67,10 +68,10 @@ class Crossings(StepCutter):
     """Watches events along the steps, and finds the first that happens to each sample.
 
     The root of e is found on the continuous extension of the step, that of a boolean by halving.
-    Newton's steps from a root, in the graph, give it the derivative of the implicit function: dt*/dp
-    = -(de/dp) / (de/dt) at e(t*, z(t*; p), x) = 0. A zero at the start is no event, and two changes
-    of an event within one step are not seen. Of several events in one step the earliest counts, and
-    of those at one time the first in their order.
+    Newton's steps from a root, in the graph, give it the derivative of the implicit function:
+    dt*/dp = -(de/dp) / (de/dt) at e(t*, z(t*; p), x) = 0. A zero at the start is no event, and two
+    changes of an event within one step are not seen. Of several events in one step the earliest
+    counts, and of those at one time the first in their order.
 
     Arguments:
         events: one or more.
@@ -181,7 +182,10 @@ class Crossings(StepCutter):
 
     @torch.no_grad()
     def _first(
-        self, along: Callable[[int], Callable[[Tensor], Tensor]], crossed: Tensor, happened: list[int]
+        self,
+        along: Callable[[int], Callable[[Tensor], Tensor]],
+        crossed: Tensor,
+        happened: list[int],
     ) -> tuple[Tensor, Tensor]:
         """The share of the step at which the first happens, and which it is, ``[batch]`` each."""
         eps = torch.finfo(self.system.packing.real_dtype).eps
@@ -227,16 +231,24 @@ def _root(along: Callable[[Tensor], Tensor], crossed: Tensor, like: Tensor, eps:
         a, at_a = torch.where(going & passed, b, a), torch.where(passed, at_b, at_a / 2)
         move = torch.where(going, (s - b).abs(), move)
         b, at_b = torch.where(going, s, b), torch.where(going, found, at_b)
+    zero = crossed & (at_b == 0)
+    if bool(zero.any()) and bool((zero & (along(torch.where(zero, b * _BEFORE, b)) == 0)).any()):
+        return _halved(along, torch.where(zero, 0, b), b, eps)  # it stays zero: from where on?
     return b
 
 
 def _turn(along: Callable[[Tensor], Tensor], crossed: Tensor, like: Tensor, eps: float) -> Tensor:
-    """The earliest share found at which a boolean is what it is at the end, by halving."""
-    a, b = torch.where(crossed, 0, torch.ones_like(like)), torch.ones_like(like)
-    end = along(b)
+    """Where a boolean turns to what it is at the end; one where nothing ``crossed``."""
+    end = torch.ones_like(like)
+    return _halved(along, torch.where(crossed, 0, end), end, eps)
+
+
+def _halved(along: Callable[[Tensor], Tensor], a: Tensor, b: Tensor, eps: float) -> Tensor:
+    """Where a sign, which differs between a and b, becomes what it is at b: by halving."""
+    end = along(b).sign()
     for _ in range(ceil(-log2(eps))):
         middle = (a + b) / 2
-        turned = along(middle) == end
+        turned = along(middle).sign() == end
         a, b = torch.where(turned, a, middle), torch.where(turned, middle, b)
     return b
 

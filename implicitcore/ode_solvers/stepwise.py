@@ -45,8 +45,9 @@ class StepwiseODESolver(StepLimit, ODESolver, Stepper[State]):
     ) -> Trajectory:
         """See :meth:`ODESolver.solve`.
 
-        With the continuous extension where ``dense``, and up to the first event of each sample; steps end
-        at each output time where ``hit_times``, and at the jumps of the field, ``step_at``.
+        With the continuous extension where ``dense``, and up to the first event of each sample;
+        steps end at each output time where ``hit_times``, and at the jumps of the field,
+        ``step_at``.
         """
         return integrate_loop(
             self,
