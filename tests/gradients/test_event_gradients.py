@@ -299,7 +299,7 @@ def test_a_failed_sample_leaves_the_gradients_of_the_others(gradient, on_failure
         z0,
         times=[0.0, 0.4, 1.9],
         event=[lambda t, z, x: z[:, 0] + 1, ic.Event(lambda t, z, x: z[:, 0] - 0.8, "rising")],
-        solver=ic.Tsit5(rtol=1e-7, atol=1e-9, max_steps=150),
+        solver=ic.Tsit5(rtol=1e-8, atol=1e-10, max_steps=200),
         gradient=gradient,
         on_failure=on_failure,
     )

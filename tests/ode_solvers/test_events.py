@@ -321,7 +321,7 @@ def test_events_that_cannot_be_used(event, complaint):
         (ic.ReversibleGradient(), {"event": height}, "gives no gradient to an event"),
         (ic.Adjoint(), {"event": height, "step_at": [0.5]}, "use Checkpointed, or Unrolled"),
     ],
-    ids=str,
+    ids=["dense", "dense and event", "implicit", "reversible", "jumps"],
 )
 def test_what_has_no_gradient_is_refused(gradient, options, complaint):
     z0 = real([1.0, 0.0]).requires_grad_()
