@@ -12,6 +12,7 @@ from support.trajectory_solvers import BlackBox, stepwise
 from torch import Tensor, nn
 
 import implicitcore as ic
+from implicitcore.gradients.event_times import SpansToEvents
 from implicitcore.testing.expect import known
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-11, "max_steps": 5000}
@@ -399,6 +400,34 @@ def test_a_coupled_batch_and_a_pytree_by_every_strategy():
         assert known(found.event_times).tolist() == pytest.approx([math.log(2) / 2] * 2, rel=1e-9)
         slope = torch.autograd.grad(known(found.event_times)[0], x)[0]
         assert slope.item() == pytest.approx(-math.log(2) / 4, rel=1e-8)
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_the_clock_of_a_way_back_is_divided_only_to_be_as_long_as_others(forward):
+    """Whatever the event times are: in order, with the states of the output times, and no more."""
+    times = torch.arange(6.0, dtype=torch.float64) * (1 if forward else -1) + 1e3
+    ends = times[0] + (times[-1] - times[0]) * real(0.31, 0.9, 1e-15, 0.0, torch.nan, 0.4)
+    at = torch.where(ends.isnan(), times[-1], ends)
+    reached = torch.minimum((times[:, None] - 1e3).abs(), (at - 1e3).abs())
+    found = ic.Trajectory(
+        z=reached.unsqueeze(2),
+        start=reached[0].unsqueeze(1),
+        status=torch.zeros(6, dtype=torch.int8),
+        steps=torch.zeros(6, dtype=torch.int64),
+        evaluations=0,
+        times=times,
+    )
+    spans = SpansToEvents.of(found, ends)
+    steps = spans.trajectory.times.diff(dim=0)
+    assert bool((steps > 0).all() if forward else (steps < 0).all())
+    assert torch.equal(spans.at_outputs(spans.trajectory.z), found.z)
+    assert torch.equal(spans.trajectory.times[-1, [0, 1, 4, 5]], at[[0, 1, 4, 5]])
+    assert spans.divided.sum(0).tolist() == [3, 0, 4, 4, 0, 3]  # the last ends at an output time
+    stays = spans.at_outputs(spans.divided.unsqueeze(2).double())
+    assert not bool(stays.any())
+    for i in range(6):
+        one = found.amended(z=found.z[:, [i]])
+        assert not bool(SpansToEvents.of(one, ends[[i]]).divided.any())
 
 
 def test_an_empty_batch():
