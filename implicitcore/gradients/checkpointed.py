@@ -47,7 +47,7 @@ class Checkpointed(Options, GradientStrategy):
     The gradient of ``unrolled`` in bounded memory. The forward pass keeps some states and no graph.
     The backward pass takes the steps again from the last state kept, with a graph of one step at a
     time. They are the very same steps: their sizes, and which samples accepted them, are replayed
-    and not chosen again. (That record takes 6 bytes a step and sample in float32, and 7 with an event.)
+    and not chosen again. (That record takes 6 bytes a step and sample in float32, 7 with events.)
 
     The gradient is that of the discrete integration, exact whatever the tolerances, also where the
     flow contracts strongly and ``adjoint`` fails. A step costs two evaluations or more and one
