@@ -10,14 +10,15 @@ from torch import Tensor
 from implicitcore.backends.base import Backend
 from implicitcore.dynamics.fixed_point import FixedPoint
 from implicitcore.dynamics.vector_field import VectorField
-from implicitcore.errors import ConfigError, GradientError, InputError
+from implicitcore.errors import ConfigError, InputError
 from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.event_times import check_between
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.run import RunOptions, run
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.ode_solvers.events import Event, check_event
+from implicitcore.ode_solvers.event import Events, as_events
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.ode_solvers.stops import StepAt
 from implicitcore.ode_solvers.times import as_times
@@ -158,7 +159,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     solver: ODESolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     dense: bool = False,
-    event: Event | None = None,
+    event: Events | None = None,
     hit_times: bool = False,
     step_at: StepAt | None = None,
     exact_time: bool = False,
@@ -182,8 +183,10 @@ def integrate(  # noqa: PLR0913 - keyword options
         gradient: default ``Unrolled()``.
         dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
         event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
-            start is no change). Two changes within one step are not seen: ``max_step`` of an
-            adaptive solver bounds the steps.
+            start is no change), or where it turns True if it gives booleans. With a direction an
+            :class:`Event`. Of several, in a list, each sample ends at the first that happens, and
+            of those at one time at the first in the list. Two changes within one step are not seen:
+            ``max_step`` of an adaptive solver bounds the steps.
         hit_times: end a step at each output time, which is then as accurate as a step's end and
             costs at least a step each. Else no step is shortened for one: z there is interpolated
             by the solver's own continuous extension, whose error is that of the steps, and output
@@ -202,18 +205,21 @@ def integrate(  # noqa: PLR0913 - keyword options
 
     Returns:
         The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
-        happened, ``event_times`` has its time, and z at the later times is the state
-        there: so ``z[-1]`` is the state at the event. Both have the gradient of the implicit
-        function that e(t, z(t), x) = 0 defines.
+        happened, ``event_times`` has its time and ``event_index`` says which it was, and z at the
+        later times is the state there: so ``z[-1]`` is the state at the event. Time and state have
+        the gradient of the implicit function that e(t, z(t), x) = 0 defines, with ``Unrolled``,
+        ``Checkpointed`` and ``Adjoint``; those two evaluate each event twice more for it, and v not
+        at all. At a boolean event the state has the gradient of that at a fixed time.
 
     Raises:
         SolveError: a sample failed, and ``on_failure`` says so.
         ConfigError: a part cannot be made or used; lists every problem.
-        InputError: z0 or times cannot be used, a tensor in x is neither per sample nor marked as
-            shared, or v or event returns another structure, shape or dtype.
-        GradientError: dense output or an event with a strategy other than ``Unrolled``, which keeps
-            no graph between the times; an event whose derivative along the trajectory is zero,
-            where a gradient is wanted.
+        InputError: z0, times or event cannot be used, a tensor in x is neither per sample nor
+            marked as shared, or v or an event returns another structure, shape or dtype.
+        GradientError: dense output with a strategy other than ``Unrolled``, which keeps no graph
+            between the times; an event with one that gives it no gradient, or with ``Adjoint`` and
+            ``step_at``; an event whose derivative along the trajectory is zero, where a gradient is
+            wanted.
 
     Example:
         A ball that falls from a height of 1 m; gravity is x.
@@ -231,14 +237,9 @@ def integrate(  # noqa: PLR0913 - keyword options
     """
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
     strategy = strategy or _UNROLLED
-    check_event(event)
-    if (dense or event is not None) and not isinstance(strategy, Unrolled):
-        name = type(strategy).__name__
-        raise GradientError(
-            f"{name} has no gradient between the output times: dense output and events "
-            "need gradient=Unrolled()"
-        )
-    solve = Solve(chosen or _TSIT5, as_times(times), dense, event, hit_times, step_at)
+    events = as_events(event)
+    check_between(strategy, dense=dense, event=bool(events))
+    solve = Solve(chosen or _TSIT5, as_times(times), dense, events, hit_times, step_at)
     options, field = _options(kernels, on_failure, coupled), VectorField(v, exact_time=exact_time)
     found = _returned(Trajectory, run(field, z0, x, solve, strategy, **options), strategy)
     report(found, on_failure, "integrate", owner_of(field))

@@ -93,7 +93,7 @@ class SolveResult:
 
     def of_each(self, batch: int) -> Self:
         """The result of a coupled batch, which was one sample, said of each of its samples."""
-        names = ("status", "steps", "residual", "event_times")
+        names = ("status", "steps", "residual", "event_times", "event_index")
         found = {name: getattr(self, name, None) for name in names}
         return self.amended(
             **{name: value.expand(batch) for name, value in found.items() if value is not None}
@@ -217,12 +217,17 @@ class Trajectory(_Integrated):
         z: ``[times, batch, ...]``, ``z[0]`` is z0. A sample that failed keeps its last state at the
             times it did not reach.
         times: the output times, ``[times]``, or ``[batch, times]`` those of each sample.
-        event_times: ``[batch]``, when the event happened, NaN where it did not; None where there
-            was none to watch.
+        event_times: ``[batch]``, when the first event happened, NaN where none did; None where
+            there was none to watch.
+        event_index: ``[batch]`` int64, which of the events it was; -1: none.
+        event_velocity: ``[batch, n]``, dz/dt there, that of the continuous extension of the step;
+            zero: none. A solver gives it to the gradient strategies; None afterwards.
         interpolant: the continuous extension, when asked for; see :meth:`interpolate`.
     """
 
     event_times: Tensor | None = None
+    event_index: Tensor | None = None
+    event_velocity: Tensor | None = field(default=None, repr=False)
     interpolant: Callable[[Tensor], Any] | None = None
 
     def interpolate(self, t: Tensor) -> Any:

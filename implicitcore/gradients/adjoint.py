@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from implicitcore.errors import ConvergenceWarning, GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.event_times import SpansToEvents, with_event_times
 from implicitcore.gradients.quadrature import ANOTHER, AdjointSystem, Quadrature
 from implicitcore.gradients.trajectory import Bound, attach, pull, total
 from implicitcore.ode_solvers.additive_runge_kutta import AdditiveRungeKutta
@@ -66,6 +67,8 @@ class Adjoint(Options, GradientStrategy):
         that's not an ODE", arXiv 2009.09457.
     """
 
+    events: ClassVar[bool] = True
+
     solver: ODESolver | None = None
     drift: Positive = 0.05
 
@@ -80,12 +83,21 @@ class Adjoint(Options, GradientStrategy):
         back = self.solver or solver
         if torch.is_grad_enabled():
             _check_split(back, system)
+            if solve.events and solve.step_at is not None:
+                raise GradientError(_JUMPS)
         with torch.no_grad():
             solution = solve.integrate(solver, system, z0)
         if not torch.is_grad_enabled():
             return solution
-        pullback = _Pullback(self, back, solution, solve.step_at)
-        return attach(self, pullback, system, solution, z0)
+        ends = solution.event_times
+        if ends is None or not len(ends):
+            pullback = _Pullback(self, back, solution, solve.step_at)
+            return attach(self, pullback, system, solution, z0)
+        spans = SpansToEvents.of(solution, ends)
+        pullback = _Pullback(self, back, spans.trajectory, None, spans.divided)
+        found = attach(self, pullback, system, spans.trajectory, z0)
+        found = found.amended(z=spans.at_outputs(found.z), times=solution.times)
+        return with_event_times(self, solve, system, found)
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,7 @@ class _Pullback:
     solver: ODESolver
     solution: Trajectory
     step_at: StepAt | None
+    divided: Tensor | None = None  # [T, batch], times at which nothing is known or asked
 
     def __call__(self, bound: Bound, v: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """See :data:`implicitcore.gradients.trajectory.Pullback`."""
@@ -109,7 +122,8 @@ class _Pullback:
         system, lost = AdjointSystem.of_bound(bound), self._lost()
         if bool(lost.any()):
             system.stand_in = lost, self.solution.z[0]
-        quadrature = Quadrature(system, self.solver, stored, unit)
+        divided = None if self.divided is None else self.divided.flip(0)
+        quadrature = Quadrature(system, self.solver, stored, unit, divided)
         back = self._integrate(system, stored[0], times.flip(0), quadrature)
         gradients = quadrature.gradients
         if not bool(finite.all()):
@@ -119,7 +133,8 @@ class _Pullback:
         extent = torch.maximum(_norms(expected), _norms(stored[:-1, :, :n])).clamp(
             min=torch.finfo(unit.dtype).tiny
         )
-        drift = (_norms(found - expected) / extent).amax(0)
+        away = _norms(found - expected) / extent
+        drift = (away if divided is None else torch.where(divided[1:], 0, away)).amax(0)
         self._note(system, back.status, drift, asked=size > 0)
         a = (back.z[-1, :, n:] + stored[-1, :, n:]) * column(unit).to(v.dtype)
         return torch.where(column(finite), a, torch.nan), gradients
@@ -193,6 +208,12 @@ def _check_split(solver: ODESolver, system: System) -> None:
             f"{type(solver).__name__} grow without bound; use Checkpointed, which is exact, or "
             "where that part is mild Adjoint(solver=Tsit5())"
         )
+
+
+_JUMPS = (
+    "Adjoint goes back from the event of each sample, and jumps of the field (step_at) need one "
+    "clock; use Checkpointed, or Unrolled"
+)
 
 
 def _norms(z: Tensor) -> Tensor:

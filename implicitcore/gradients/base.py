@@ -12,7 +12,7 @@ from torch import Tensor
 
 from implicitcore.errors import GradientError, InputError
 from implicitcore.ode_solvers.base import ODESolver
-from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.event import Event
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.ode_solvers.stops import StepAt
 from implicitcore.options.options import PartMeta
@@ -35,7 +35,7 @@ class Solve:
         times: the output times of an ODE solver, ``[T]``, or those of each sample ``[T, batch]``;
             None for a root solver.
         dense: keep the continuous extension of a trajectory.
-        event: end each sample where this changes its sign.
+        events: end each sample at the first of these.
         hit_times: end a step at each output time.
         step_at: times at which the field jumps, where steps end.
     """
@@ -43,7 +43,7 @@ class Solve:
     solver: RootSolver | ODESolver
     times: Tensor | None = None
     dense: bool = False
-    event: Event | None = None
+    events: tuple[Event, ...] = ()
     hit_times: bool = False
     step_at: StepAt | None = None
 
@@ -89,7 +89,7 @@ class Solve:
         elif isinstance(solver, StepwiseODESolver):
             found = solver.solve(system, z0, times, **options)
         else:
-            between = self.dense or self.event is not None
+            between = self.dense or bool(self.events)
             lack = "gives no values between the times" if between else "does not show its steps"
             raise InputError(
                 f"{type(solver).__name__} {lack}: {', '.join(options)} needs a solver that does"
@@ -99,7 +99,7 @@ class Solve:
 
     def _wanted(self) -> dict[str, Any]:
         """What is asked for beside the output times, as a stepwise solver takes it."""
-        options = {"dense": self.dense, "event": self.event}
+        options = {"dense": self.dense, "event": self.events or None}
         options |= {"hit_times": self.hit_times, "step_at": self.step_at}
         return {name: it for name, it in options.items() if it is not None and it is not False}
 
@@ -177,10 +177,12 @@ class GradientStrategy(metaclass=PartMeta):
 
     Attributes:
         transforms: which derivatives of ``torch.func`` can go through it: "grad", "jvp".
+        events: it gives gradients to an integration that ends at an event.
     """
 
     kind: ClassVar[str] = "gradient"
     transforms: ClassVar[tuple[str, ...]] = ()
+    events: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution | Trajectory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard, final
+from typing import Any, ClassVar, TypeGuard, final
 
 import torch
 from torch import Tensor
@@ -14,12 +14,16 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.checkpoints import Checkpoints
+from implicitcore.gradients.event_times import with_event_times
 from implicitcore.gradients.trajectory import Bound, agrees, attach, pull, require_same, total
+from implicitcore.ode_solvers.events import Crossings
 from implicitcore.ode_solvers.integration import Integration
 from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.loop import StepsLeft
 from implicitcore.ode_solvers.outputs import Outputs
+from implicitcore.ode_solvers.recorded_cuts import RecordedCuts, ReplayedCuts
 from implicitcore.ode_solvers.recorded_steps import RecordedSteps, ReplayedSteps
+from implicitcore.ode_solvers.recorder import TrajectoryRecorder
 from implicitcore.ode_solvers.samples import Samples
 from implicitcore.ode_solvers.step_chooser import (
     GridSteps,
@@ -43,7 +47,7 @@ class Checkpointed(Options, GradientStrategy):
     The gradient of ``unrolled`` in bounded memory. The forward pass keeps some states and no graph.
     The backward pass takes the steps again from the last state kept, with a graph of one step at a
     time. They are the very same steps: their sizes, and which samples accepted them, are replayed
-    and not chosen again. (That record takes 6 bytes a step and sample in float32.)
+    and not chosen again. (That record takes 6 bytes a step and sample in float32, 7 with events.)
 
     The gradient is that of the discrete integration, exact whatever the tolerances, also where the
     flow contracts strongly and ``adjoint`` fails. A step costs two evaluations or more and one
@@ -68,6 +72,8 @@ class Checkpointed(Options, GradientStrategy):
         Comput. 31 (2009), p. 2549-2567.
     """
 
+    events: ClassVar[bool] = True
+
     checkpoints: Count | None = None
 
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution | Trajectory:
@@ -81,7 +87,8 @@ class Checkpointed(Options, GradientStrategy):
             forward = _Forward(solver, solve, system, z0, self.checkpoints)
             solution = forward.run.trajectory()
         pullback = _Pullback(forward, solution.backward)
-        return attach(self, pullback, system, solution, z0, replays=True)
+        found = attach(self, pullback, system, solution, z0, replays=True)
+        return with_event_times(self, solve, system, found)
 
 
 def _refusal(solver: object) -> str:
@@ -123,7 +130,11 @@ class _Forward:
         self.kept = Checkpoints[Samples](budget)
         self.run = run = Integration.at_start(solver, system, z0, stops, self.chooser)
         self.grid, self.together, left = None, 0, StepsLeft(solver.max_steps)
-        if isinstance(chooser, GridSteps):
+        self.cuts: RecordedCuts | None = None
+        if solve.events:
+            self.cuts = RecordedCuts(Crossings(solve.events, system, run.samples.t, z0))
+            run.record(TrajectoryRecorder(cutter=self.cuts))
+        elif isinstance(chooser, GridSteps):
             left.sure -= self._lockstep(chooser)
         while run.more and left.take(run):
             self.kept.offer(self.steps, copy.copy(run.samples))
@@ -153,8 +164,16 @@ class _Forward:
         """
         run, first = self.run, min(steps, max(self.together - index, 0))
         chooser = ReplayedSteps(self.chooser.record, index + first - self.together)
+        cuts = self.cuts and TrajectoryRecorder(cutter=ReplayedCuts(self.cuts.record, chooser))
         again = Integration(
-            run.solver, system, run.stops, chooser, copy.copy(samples), Outputs(), started=True
+            run.solver,
+            system,
+            run.stops,
+            chooser,
+            copy.copy(samples),
+            Outputs(),
+            recorder=cuts,
+            started=True,
         )
         if first and self.grid is not None:
             together = Lockstep(again, GridSteps(self.grid, index), every=None)

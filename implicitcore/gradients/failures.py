@@ -85,7 +85,7 @@ def _solved_apart(
             return None
         return torch.where(column(left_out) if old.ndim > 1 else left_out, old.detach(), new)
 
-    names = ("z", "iterates", "event_times")
+    names = ("z", "iterates", "event_times", "event_index")
     changes: dict[str, Any] = {name: joined(*_both(found, part, name)) for name in names}
     old, new = _both(found, part, "interpolant")
     if old is not None and new is not None:

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.trajectory import first_order
 from implicitcore.ode_solvers.times import RepeatedTimesError, distinct
 from implicitcore.solution import Solution, Trajectory
 from implicitcore.system.system import System
@@ -36,7 +37,7 @@ def run_from(
     if not torch.is_grad_enabled():
         return _run(strategy, solve, system, z0)
     batch = len(z0)
-    moved = (_FirstOrder.apply(times) - times.detach()).to(z0.device, real_dtype(z0))
+    moved = (first_order(times, _REVERSE) - times.detach()).to(z0.device, real_dtype(z0))
     velocity = _velocity(system, solve.grid[0], z0)
     found = _run(strategy, solve, system, z0 - column(moved[0].expand(batch)) * velocity)
     if not isinstance(found, Trajectory):
@@ -108,23 +109,3 @@ _REVERSE = (
     "backward; for a second one (create_graph=True), torch.func and forward mode with respect to "
     "anything else give times.detach()"
 )
-
-
-class _FirstOrder(torch.autograd.Function):
-    """The times themselves, which refuse a second derivative: v has no graph."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(times: Tensor) -> Tensor:
-        return times.view_as(times)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise GradientError(_REVERSE)
-        return grad_outputs[0]

@@ -107,15 +107,21 @@ class Quadrature(StepObserver):
         stored: the states and what is added to a at each output time, backwards, ``[T, batch,
             2 n]``.
         unit: ``[batch]``, what a is divided by.
+        divided: ``[T, batch]`` bool, where nothing is stored and the state goes on as it is.
 
     Attributes:
         gradients: one for each input of the system; None is zero.
     """
 
     def __init__(
-        self, system: AdjointSystem, solver: ODESolver, stored: Tensor, unit: Tensor
+        self,
+        system: AdjointSystem,
+        solver: ODESolver,
+        stored: Tensor,
+        unit: Tensor,
+        divided: Tensor | None = None,
     ) -> None:
-        self.system, self.stored, self.unit = system, stored, unit
+        self.system, self.stored, self.unit, self.divided = system, stored, unit, divided
         self.gradients: list[Tensor | None] = [None] * len(system.inputs)
         self._name = type(solver).__name__
         self._first: list[Stage] = []  # that of the state, if there is one
@@ -178,9 +184,10 @@ class Quadrature(StepObserver):
     def arrive(self, z: Tensor, arrived: Tensor, which: Tensor) -> Tensor:
         """At an output time: the stored state, and a with dL/dz there."""
         n = z.shape[1] // 2
-        here = self.stored[
-            which.clamp(max=len(self.stored) - 1), torch.arange(len(z), device=z.device)
-        ]
+        place = which.clamp(max=len(self.stored) - 1), torch.arange(len(z), device=z.device)
+        here = self.stored[place]
+        if self.divided is not None:
+            arrived = arrived & ~self.divided[place]
         return torch.where(column(arrived), torch.cat((here[:, :n], z[:, n:] + here[:, n:]), 1), z)
 
 

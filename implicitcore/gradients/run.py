@@ -105,8 +105,9 @@ def packed(  # noqa: PLR0913 - as run
     parts: dict[str, Any] = {"z": z, "start": z0}
     if isinstance(solution, Solution) and solution.iterates is not None:
         parts["iterates"] = packing.unpack(solution.iterates)
-    if isinstance(solution, Trajectory) and solution.times.ndim > 1:
-        parts["times"] = solution.times.T
+    if isinstance(solution, Trajectory):
+        parts["event_velocity"] = None  # it was for the gradient strategies
+        parts["times"] = solution.times.T if solution.times.ndim > 1 else solution.times
     found = amended(solution, **parts)
     return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
 

@@ -187,6 +187,14 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
+def first_only(strategy: str) -> str:
+    """What is said of a second derivative."""
+    return (
+        f"{strategy} gives first derivatives only; use Unrolled for a second derivative "
+        "(create_graph=True)"
+    )
+
+
 @contextmanager
 def backward_pass(ctx: Any, strategy: str, system: System) -> Iterator[None]:
     """The backward pass of a function that saved what the solve depends on.
@@ -200,10 +208,7 @@ def backward_pass(ctx: Any, strategy: str, system: System) -> Iterator[None]:
         GradientError: on a second derivative; where the function has changed since the solve.
     """
     if torch.is_grad_enabled():
-        raise GradientError(
-            f"{strategy} gives first derivatives only; use Unrolled for a second derivative "
-            "(create_graph=True)"
-        )
+        raise GradientError(first_only(strategy))
     system.check_function()
     _ = ctx.saved_tensors  # autograd's own error, where one of them was changed in place since
     with system.scope.entered(), suspended():
@@ -246,3 +251,28 @@ def pull(
 def total(old: Tensor | None, new: Tensor | None) -> Tensor | None:
     """The sum of two gradients, where None is zero."""
     return new if old is None else old if new is None else old + new
+
+
+def first_order(tensor: Tensor, refusal: str) -> Tensor:
+    """The tensor itself, which refuses a second derivative: what comes of it has no graph."""
+    return _FirstOrder.apply(tensor, refusal)
+
+
+class _FirstOrder(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Tensor, refusal: str) -> Tensor:
+        del refusal
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del output
+        ctx.refusal = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise GradientError(ctx.refusal)
+        return grad_outputs[0], None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.gradients.base import GradientStrategy, Solve, solve_recording
+from implicitcore.ode_solvers.event import event_value
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
 from implicitcore.solution import Solution, Trajectory
@@ -40,6 +41,7 @@ class Unrolled(Options, GradientStrategy):
     """
 
     transforms: ClassVar[tuple[str, ...]] = ("grad", "jvp")
+    events: ClassVar[bool] = True
 
     iterates: tuple[Count, ...] = ()
 
@@ -48,9 +50,30 @@ class Unrolled(Options, GradientStrategy):
         if self.iterates:
             solution = solve_recording(solve, system, z0, self.iterates)
         else:
-            solution = solve(system, z0)
+            solution = _connected(solve, system, solve(system, z0))
         if len(z0) or system.scope.group is not None or not torch.is_grad_enabled():
             return solution
         # An empty batch takes no step: one evaluation connects it with what f depends on, as a
         # data-parallel module requires.
         return solution.amended(z=solution.z + system.update(z0), evaluations=system.evaluations)
+
+
+def _connected(solve: Solve, system: System, found: Solution | Trajectory) -> Solution | Trajectory:
+    """The trajectory in one graph with events that happened to no sample.
+
+    Their parameters have a gradient of zero, as a data-parallel module requires.
+    """
+    if not (solve.events and torch.is_grad_enabled() and isinstance(found, Trajectory)):
+        return found
+    times, index, z = found.event_times, found.event_index, found.z
+    if times is None or index is None:
+        return found
+    for which in range(len(solve.events)):
+        if bool((index == which).any()):
+            continue
+        start = found.times[0].expand_as(times)
+        e = event_value(solve.events, which, system, start, found.start.detach())
+        if e.requires_grad:
+            nothing = torch.where(torch.zeros_like(times, dtype=torch.bool), e, 0)
+            times, z = times + nothing, z + nothing.unsqueeze(1).to(z.dtype)
+    return found.amended(event_times=times, z=z)

@@ -43,6 +43,16 @@ def bounded(pieces: Tensor) -> Tensor:
     return torch.cat((pieces[:, :2], torch.where(bends.isfinite(), bends, 0)), 1)
 
 
+def slope(piece: Sequence[Tensor], s: Tensor) -> Tensor:
+    """The derivative of :func:`evaluate` with respect to s."""
+    value, rate = piece[-1], torch.zeros_like(piece[-1])
+    for i in range(len(piece) - 2, -1, -1):
+        share, sign = (s, 1) if i % 2 == 0 else (1 - s, -1)
+        rate = sign * value + share * rate
+        value = torch.addcmul(piece[i], share, value)
+    return rate
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Interpolant:
     """z(t) of each sample on the whole span, one piece per accepted step.

@@ -79,10 +79,10 @@ class Integration:
 
     def record(self, recorder: TrajectoryRecorder) -> None:
         """Keep what is wanted of the trajectory between the output times."""
-        samples, self.recorder = self.samples, recorder
-        samples.finite = ~recorder.undefined
-        samples.active = samples.active & samples.finite
-        self.rest.late = self.rest.late or recorder.crossings is not None
+        samples, self.recorder, cutter = self.samples, recorder, recorder.cutter
+        if cutter is not None:
+            samples.finite = ~cutter.undefined
+            samples.active, self.rest.late = samples.active & samples.finite, True
 
     def begin(self, stop: Stop | None = None) -> bool:
         """Make ready for a step; False where no sample needs one."""
@@ -175,11 +175,12 @@ class Integration:
         step, piece = extended(self.solver, self.system, *found, last=look.arrived)
         if recorder is not None:
             step, end = recorder.record(start, step, piece, end, accept)
-            undefined = recorder.undefined
-            goes_on = ~(recorder.ended | undefined)
-            samples.active = samples.active & goes_on
-            samples.finite = samples.finite & ~undefined
-            attempt = attempt._replace(arrives=attempt.arrives & goes_on, end=end)
+            attempt = attempt._replace(end=end)
+            if recorder.cutter is not None:
+                goes_on = recorder.cutter.goes_on
+                samples.active = samples.active & goes_on
+                samples.finite = samples.finite & ~recorder.cutter.undefined
+                attempt = attempt._replace(arrives=attempt.arrives & goes_on)
         if look.passed is not None:
             self._pass(start, piece, end, look.passed, look.all_pass)
         return step, attempt
@@ -284,16 +285,15 @@ class Integration:
         A sample that failed keeps its last state in those it did not reach.
         """
         samples, outputs, recorder = self.samples, self.outputs, self.recorder
-        times = self.stops.times
+        times, cutter = self.stops.times, recorder and recorder.cutter
         z0 = outputs.rows[0] if self.observer is None else None
         self.rest.check(self.system, self.solver.velocity, samples, times, z0)
         return Trajectory(
             z=outputs.assemble(outputs.rows, samples.z, samples.ahead.next, times),
             start=outputs.rows[0],
-            status=samples.status(recorder and recorder.ended),
+            status=samples.status(cutter and cutter.ended),
             steps=samples.steps,
             evaluations=self.system.evaluations,
             times=times,
-            event_times=recorder and recorder.event_times,
-            interpolant=recorder and recorder.interpolant(self.stops),
+            **(recorder.found(self.system, self.stops) if recorder else {}),
         )

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from implicitcore.ode_solvers.base import Stop
-from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.dense import Pieces
+from implicitcore.ode_solvers.event import Events, as_events
+from implicitcore.ode_solvers.events import Crossings
 from implicitcore.ode_solvers.integration import Integration
 from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder
@@ -28,7 +30,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     stop: Stop | None = None,
     *,
     dense: bool = False,
-    event: Event | None = None,
+    event: Events | None = None,
     hit_times: bool = False,
     step_at: StepAt | None = None,
     observer: StepObserver | None = None,
@@ -42,7 +44,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
         times: output times ``[T]``, or ``[T, batch]``, those of each sample.
         stop: see :meth:`~implicitcore.ode_solvers.base.ODESolver.solve`.
         dense: keep the continuous extension.
-        event: end each sample where this changes its sign.
+        event: end each sample where this, or the first of these, happens.
         hit_times: end a step at each output time; else they are interpolated.
         step_at: times at which the field jumps: steps end before and begin behind them.
         observer: called along the steps, which then end at each output time.
@@ -56,9 +58,10 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     run = Integration.at_start(solver, system, z0, stops, chooser)
     run.observer = observer
     steps = StepsLeft(solver.max_steps)
-    if dense or event is not None:
-        samples = run.samples
-        run.record(TrajectoryRecorder(system, samples.t, z0, dense=dense, event=event))
+    events, t = as_events(event), run.samples.t
+    if dense or events:
+        pieces = Pieces(t, z0) if dense else None
+        run.record(TrajectoryRecorder(pieces, Crossings(events, system, t, z0) if events else None))
     elif isinstance(chooser, GridSteps):
         together = Lockstep.of(run, chooser)
         while together.step():

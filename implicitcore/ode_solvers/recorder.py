@@ -1,6 +1,6 @@
 """What is kept of a trajectory between its output times.
 
-Its continuous extension, and its event.
+Its continuous extension, and its events.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.ode_solvers.base import Step
-from implicitcore.ode_solvers.dense import Interpolant, Pieces, StepStart
-from implicitcore.ode_solvers.events import Crossings, Event
+from implicitcore.ode_solvers.dense import Pieces, StepStart
+from implicitcore.ode_solvers.events import StepCutter
 from implicitcore.ode_solvers.stepper import Stepper
 from implicitcore.ode_solvers.stops import Stops
 from implicitcore.system.system import System
@@ -24,60 +24,29 @@ class TrajectoryRecorder:
     """Records the steps of an integration.
 
     Arguments:
-        system: the vector field.
-        t: the first time, ``[batch]``.
-        z: the state there, ``[batch, n]``.
-        dense: keep the pieces.
-        event: end a sample where this changes its sign.
-
-    Attributes:
-        ended: the samples whose event happened, ``[batch]``.
+        pieces: keeps the continuous extension.
+        cutter: ends samples where their events happen.
     """
 
-    def __init__(
-        self,
-        system: System,
-        t: Tensor,
-        z: Tensor,
-        *,
-        dense: bool,
-        event: Event | None,
-    ) -> None:
-        self.system = system
-        self.pieces = Pieces(t, z) if dense else None
-        self.crossings = Crossings(event, system, t, z) if event is not None else None
-        self.ended = torch.zeros_like(t, dtype=torch.bool)
-
-    @property
-    def undefined(self) -> Tensor:
-        """The samples whose event became NaN, ``[batch]``."""
-        return (
-            torch.zeros_like(self.ended) if self.crossings is None else self.crossings.sign.isnan()
-        )
-
-    @property
-    def event_times(self) -> Tensor | None:
-        """When the event of each sample happened, ``[batch]``."""
-        return None if self.crossings is None else self.crossings.times
-
-    def interpolant(self, stops: Stops) -> Interpolant | None:
-        """The continuous extension, where it was kept."""
-        return None if self.pieces is None else self.pieces.interpolant(self.system.packing, stops)
+    def __init__(self, pieces: Pieces | None = None, cutter: StepCutter | None = None) -> None:
+        self.pieces, self.cutter = pieces, cutter
 
     def record(
         self, start: StepStart, step: Step, piece: Sequence[Tensor], end: Tensor, accept: Tensor
     ) -> tuple[Step, Tensor]:
         """The step and its end, both cut off where an event happens in its ``piece``."""
-        if self.crossings is not None:
-            crossed = self.crossings.update(end, step.z, accept)
-            if crossed is not None:
-                at, z = self.crossings.locate(start, piece, crossed)
-                step = step._replace(z=torch.where(column(crossed), z, step.z))
-                end = torch.where(crossed, at, end)
-                self.ended = self.ended | crossed
+        if self.cutter is not None:
+            step, end = self.cutter.cut(start, step, piece, end, accept)
         if self.pieces is not None:
             self.pieces.add(start, end, piece, accept)
         return step, end
+
+    def found(self, system: System, stops: Stops) -> dict[str, Any]:
+        """What it adds to a trajectory."""
+        found = {}
+        if self.pieces is not None:
+            found["interpolant"] = self.pieces.interpolant(system.packing, stops)
+        return found if self.cutter is None else found | self.cutter.found()
 
 
 def extended(  # noqa: PLR0913 - a step and what became of it

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from implicitcore.ode_solvers.base import ODESolver, Stop
-from implicitcore.ode_solvers.events import Event
+from implicitcore.ode_solvers.event import Events
 from implicitcore.ode_solvers.loop import integrate_loop
 from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.ode_solvers.stepper import State, Stepper
@@ -39,14 +39,15 @@ class StepwiseODESolver(StepLimit, ODESolver, Stepper[State]):
         stop: Stop | None = None,
         *,
         dense: bool = False,
-        event: Event | None = None,
+        event: Events | None = None,
         hit_times: bool = False,
         step_at: StepAt | None = None,
     ) -> Trajectory:
         """See :meth:`ODESolver.solve`.
 
-        With the continuous extension where ``dense``, and up to the event of each sample; steps end
-        at each output time where ``hit_times``, and at the jumps of the field, ``step_at``.
+        With the continuous extension where ``dense``, and up to the first event of each sample;
+        steps end at each output time where ``hit_times``, and at the jumps of the field,
+        ``step_at``.
         """
         return integrate_loop(
             self,

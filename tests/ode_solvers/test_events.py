@@ -293,11 +293,16 @@ def test_an_event_that_becomes_nan_is_a_status():
     [
         (
             lambda t, z, x: z,
-            r"expected it to return real numbers of shape \[2\], received torch.float64 of "
-            r"shape \[2, 2\]",
+            r"event: expected it to return real numbers or booleans of shape \[2\], received "
+            r"shape \[2, 2\], torch.float64",
         ),
-        (lambda t, z, x: z[:, 0] > 0, "received torch.bool"),
+        (lambda t, z, x: (z[:, 0] > 0).int(), "received shape .* torch.int32"),
+        (lambda t, z, x: z[:, 0] * 1j, "received shape .* torch.complex128"),
         (lambda t, z, x: 1.0, "received a float"),
+        ([height, lambda t, z, x: z > 0], r"event\[1\]: expected it .* torch.bool"),
+        ([height, 1.0], r"event\[1\]: expected a function of .* received 1.0"),
+        ([], r"expected an event or several, received none"),
+        ("height", "expected a function of .* received 'height'"),
     ],
 )
 def test_events_that_cannot_be_used(event, complaint):
@@ -307,11 +312,21 @@ def test_events_that_cannot_be_used(event, complaint):
         )
 
 
-def test_another_gradient_is_refused():
-    with pytest.raises(ic.GradientError, match="gradient=Unrolled"):
-        ic.integrate(
-            swing, real([1.0, 0.0]), real([1.0]), times=SPAN, event=height, gradient=ic.Adjoint()
-        )
+@pytest.mark.parametrize(
+    ("gradient", "options", "complaint"),
+    [
+        (ic.Adjoint(), {"dense": True}, "dense output needs gradient=Unrolled"),
+        (ic.Checkpointed(), {"event": height, "dense": True}, "dense output needs"),
+        (ic.Implicit(), {"event": height}, "expected Unrolled, Checkpointed or Adjoint"),
+        (ic.ReversibleGradient(), {"event": height}, "gives no gradient to an event"),
+        (ic.Adjoint(), {"event": height, "step_at": [0.5]}, "use Checkpointed, or Unrolled"),
+    ],
+    ids=["dense", "dense and event", "implicit", "reversible", "jumps"],
+)
+def test_what_has_no_gradient_is_refused(gradient, options, complaint):
+    z0 = real([1.0, 0.0]).requires_grad_()
+    with pytest.raises(ic.GradientError, match=complaint):
+        ic.integrate(swing, z0, real([1.0]), times=SPAN, gradient=gradient, **options)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch.func.jvp itself

@@ -34,6 +34,8 @@ def checked(solver, gradient, times):
     z0 = torch.tensor([[1.0, -2.0], [0.5, 3.0], [2.0, 1.0], [1.0, 1.5]], dtype=torch.float64)
     x = torch.tensor([[0.5, 1.0], [1.5, 0.2], [1.0, 1.0], [0.3, 0.8]], dtype=torch.float64)
     leaves = z0.requires_grad_(), x.requires_grad_(), times
+    if isinstance(solver, ic.Adams) and isinstance(gradient, ic.Adjoint):  # it shows no stages
+        gradient = ic.Adjoint(solver=SOLVERS[0])
     found = ic.integrate(decay, z0, x, times=times, solver=solver, gradient=gradient)
     on = times.T if times.ndim > 1 else times[:, None].expand(-1, 4)
     exact = z0 * torch.exp(-x * (on - on[:1])[:, :, None])
@@ -87,9 +89,9 @@ def test_a_solver_that_knows_nothing_of_it():
                 z=z, start=z0, status=status, steps=none, evaluations=0, times=grid
             )
 
-    z0 = torch.ones(2, 1)
-    found = ic.integrate(decay, z0, 1.0, times=[0.0, 1.0, 1.0, 2.0], solver=Exact()).z
-    assert torch.allclose(found[:, 0, 0], torch.exp(-torch.tensor([0.0, 1.0, 1.0, 2.0])))
+    z0, times = torch.ones(2, 1, dtype=torch.float64), torch.tensor([0.0, 1.0, 1.0, 2.0])
+    found = ic.integrate(decay, z0, 1.0, times=times, solver=Exact()).z
+    assert torch.allclose(found[:, 0, 0], torch.exp(-times).double())
 
 
 def test_layers_float32_dense_output_and_events():

@@ -92,6 +92,20 @@ def test_it_never_returns_a_detached_trajectory(solver, leaf):
         torch.autograd.grad(solution.z.sum(), tensors[leaf])
 
 
+def test_an_event_needs_a_solver_that_shows_its_steps():
+    z0 = torch.ones(2, 1, dtype=torch.float64)
+    for gradient in (None, ic.Adjoint(ic.Tsit5())):
+        with pytest.raises(ic.InputError, match="RK45 gives no values .* event needs a solver"):
+            ic.integrate(
+                lambda t, z, x: -z,
+                z0,
+                times=GRID,
+                solver="scipy-rk45",
+                gradient=gradient,
+                event=[lambda t, z, x: z[:, 0] - 0.5],
+            )
+
+
 @each_solver
 def test_a_batch_of_eight_equals_eight_single_solves(solver):
     problem = logistic(fastest=20.0)
