@@ -247,12 +247,29 @@ class Trajectory(_Integrated):
             InputError: t has another shape or is outside of the span; the trajectory has no
                 continuous extension.
         """
+        return self._dense()(t)
+
+    def at_steps(self) -> tuple[Tensor, Any]:
+        """The start and the ends of the steps that each sample accepted.
+
+        ``integrate(..., dense=True)``.
+
+        Returns:
+            The times ``[batch, S]`` and the states ``[S, batch, ...]``, differentiable where the
+            trajectory is. A sample with fewer steps than another has NaN behind its last.
+
+        Raises:
+            InputError: the trajectory has no continuous extension.
+        """
+        return self._dense().steps()
+
+    def _dense(self) -> Any:
         if self.interpolant is None:
             raise InputError(
                 "this trajectory has no values between its times: ask for them, "
                 "integrate(..., dense=True)"
             )
-        return self.interpolant(t)
+        return self.interpolant
 
     def final(self) -> FinalState:
         """The same at the last time alone."""

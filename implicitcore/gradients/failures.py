@@ -121,8 +121,8 @@ class _Stays(torch.autograd.Function):
 class _Joined:
     """A continuous extension: that of one solve for some samples, of another for the rest."""
 
-    old: Callable[[Tensor], Any]
-    new: Callable[[Tensor], Any]
+    old: Any
+    new: Any
     left_out: Tensor
 
     def __call__(self, t: Tensor) -> Any:
@@ -131,6 +131,24 @@ class _Joined:
             return torch.where(mask, old.detach(), new)
 
         return pytree.tree_map(joined, self.old(t), self.new(t))
+
+    def steps(self) -> tuple[Tensor, Any]:
+        """See :meth:`~implicitcore.Trajectory.at_steps`."""
+        both = self.old.steps(), self.new.steps()
+        most = max(t.shape[1] for t, _ in both)
+
+        def joined(*pair: Tensor) -> Tensor:
+            old, new = (_filled(z, most) for z in pair)
+            mask = self.left_out.reshape(-1, *(1,) * (old.ndim - 2))
+            return torch.where(mask, old.detach(), new)
+
+        (t_old, z_old), (t_new, z_new) = both
+        return joined(t_old.T, t_new.T).T, pytree.tree_map(joined, z_old, z_new)
+
+
+def _filled(z: Tensor, most: int) -> Tensor:
+    """``[S, batch, ...]`` with NaN up to so many steps."""
+    return torch.cat((z, z.new_full((most - len(z), *z.shape[1:]), torch.nan)))
 
 
 def report(found: SolveResult, on_failure: OnFailure, name: str, owner: Any) -> None:

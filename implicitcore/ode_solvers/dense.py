@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.ode_solvers.stops import Stops
@@ -98,6 +99,22 @@ class Interpolant:
         z = evaluate(pieces, s.T.unsqueeze(2).to(self.pieces.dtype))
         late = ahead > ends[:, -1:]
         return self.packing.unpack(torch.where(late.T.unsqueeze(2), torch.nan, z))
+
+    def steps(self) -> tuple[Tensor, Any]:
+        """See :meth:`~implicitcore.Trajectory.at_steps`."""
+        with torch.no_grad():
+            moved = torch.nn.functional.pad(self.ends.diff(dim=1) != 0, (1, 0), value=True)
+            count = moved.sum(1, keepdim=True)
+            order = (~moved).to(torch.uint8).sort(dim=1, stable=True).indices[:, : int(count.max())]
+            beyond = torch.arange(order.shape[1], device=order.device) >= count
+            t = self.ends.gather(1, order)
+            t = torch.where(beyond, self.ends[:, -1:], t)
+        absent = beyond.T
+
+        def marked(z: Tensor) -> Tensor:
+            return torch.where(absent.reshape(*absent.shape, *(1,) * (z.ndim - 2)), torch.nan, z)
+
+        return torch.where(beyond, torch.nan, t), pytree.tree_map(marked, self(t))
 
     def _check(self, t: Tensor) -> Tensor:
         batch = len(self.ends)

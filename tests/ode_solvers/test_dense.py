@@ -240,3 +240,59 @@ def test_evaluations_of_dense_output_are_counted():
         seen.clear()
         solution = ic.integrate(field, torch.ones(1, 1), times=SPAN, solver=solver, dense=True)
         assert solution.evaluations == len(seen) == 1 + per_step * solution.steps.item()
+
+
+@each_solver
+def test_the_ends_of_the_steps(solver):
+    """dz/dt = -x z: each sample with its own steps, and their values and gradients."""
+    z0, x = real([1.0], [2.0], [3.0]).requires_grad_(), real([0.1], [3.0], [20.0]).requires_grad_()
+    found = ic.integrate(lambda t, z, x: -x * z, z0, x, times=SPAN, solver=solver, dense=True)
+    t, z = found.at_steps()
+    there = t.isfinite()
+    assert torch.equal(there, z[..., 0].isfinite().T)
+    assert (there.sum(1) - 1 <= found.steps).all()
+    assert torch.equal(t[:, 0], torch.zeros(3).double())
+    assert torch.equal(z[0], z0)
+    ahead = torch.where(there, t, torch.arange(2.0, 2.0 + t.shape[1]))
+    assert (ahead.diff(dim=1) > 0).all()
+    assert torch.equal(torch.where(there, t, 0).amax(1), torch.ones(3).double())
+    exact = z0 * torch.exp(-x * (t.nan_to_num(0).T[..., None]))
+    assert torch.allclose(z[there.T], exact[there.T], rtol=1e-6, atol=1e-8)
+    grads, wanted = (
+        torch.autograd.grad(torch.where(there.T[..., None], of, 0).sum(), (z0, x))
+        for of in (z, exact)
+    )
+    for one, other in zip(grads, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5)
+
+
+def test_the_ends_of_equal_steps_of_an_event_and_of_a_sample_that_fails():
+    found = ic.integrate(
+        lambda z, x: -torch.ones_like(z),
+        real([0.25], [5.0]),
+        times=[0.0, 1.0],
+        solver=ic.RK4(dt=0.1),
+        event=lambda t, z, x: z[:, 0],
+        dense=True,
+    )
+    t, z = found.at_steps()
+    assert torch.allclose(t[0, :4], real(0.0, 0.1, 0.2, 0.25))
+    assert t[0, 4:].isnan().all()
+    assert torch.allclose(t[1], torch.linspace(0, 1, 11).double())
+    assert torch.allclose(z[:4, 0, 0], real(0.25, 0.15, 0.05, 0.0), atol=1e-12)
+    start = real([1.0], [1.0]).requires_grad_()
+    masked = ic.integrate(
+        lambda z, x: x * z**2,
+        start,
+        real([2.0], [0.5]),
+        times=[0.0, 1.0],
+        dense=True,
+        on_failure="mask",
+    )
+    t, z = masked.at_steps()
+    assert masked.status.tolist()[1] == 0 != masked.status.tolist()[0]
+    last = t[1].isfinite().sum() - 1
+    assert t[1, last] == 1.0
+    assert torch.allclose(z[last, 1], real(2.0), rtol=1e-3)
+    with pytest.raises(ic.InputError, match="dense=True"):
+        ic.integrate(lambda z, x: z, real([1.0]), times=[0.0, 1.0]).at_steps()
