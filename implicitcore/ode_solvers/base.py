@@ -12,6 +12,7 @@ from torch import Tensor
 from implicitcore.options.options import PartMeta
 from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
+from implicitcore.tensors.packing import Packing, RealPacking
 
 Stop = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -50,10 +51,14 @@ class ODESolver(metaclass=PartMeta):
         separable: it integrates positions q and momenta p, the two halves of the state, whose
             fields are separable: dq/dt depends on t and p, dp/dt on t and q. False for a solver of
             any field. The contract checks give it problems of that kind.
+        complex_states: it integrates complex states as they are. False for a solver of real numbers
+            alone: :func:`~implicitcore.integrate` and layers give it their real and imaginary
+            parts.
     """
 
     kind: ClassVar[str] = "ode_solver"
     separable: ClassVar[bool] = False
+    complex_states: ClassVar[bool] = True
 
     @abstractmethod
     def solve(
@@ -78,6 +83,14 @@ class ODESolver(metaclass=PartMeta):
         Raises:
             InputError: the times cannot be used.
         """
+
+
+def packing_of(solver: Any, z0: Any, *, coupled: bool = False) -> Packing:
+    """How a solver gets states shaped like z0."""
+    packing = Packing.of(z0, coupled=coupled)
+    if packing.dtype.is_complex and not getattr(solver, "complex_states", True):
+        return RealPacking.of(z0, coupled=coupled)
+    return packing
 
 
 def __getattr__(name: str) -> Any:

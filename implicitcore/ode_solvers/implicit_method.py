@@ -36,6 +36,7 @@ class ImplicitMethod(ErrorTolerance, StepwiseODESolver[StepCache]):
         dense_below: largest n whose Jacobians are formed; the storage is n^2 per sample.
     """
 
+    complex_states: ClassVar[bool] = False
     tableau: ClassVar[ImplicitTableau]
     dense_below: Whole = 64
 

@@ -14,18 +14,7 @@ from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem, Products
 from implicitcore.system.problem import Problem
 from implicitcore.system.system import System
-from implicitcore.tensors.packing import Packing
-
-
-def to_real(z: Tensor) -> Tensor:
-    """``[..., n]`` complex as ``[..., 2 n]`` real, a view; the 2-norm is the same."""
-    return torch.view_as_real(z.resolve_conj()).flatten(-2)
-
-
-def to_complex(y: Tensor) -> Tensor:
-    """``[..., 2 n]`` real as ``[..., n]`` complex."""
-    pairs = y.unflatten(-1, (-1, 2)) if y.shape[-1] else y.reshape(*y.shape, 2)
-    return torch.view_as_complex(pairs.contiguous())
+from implicitcore.tensors.packing import Packing, to_complex, to_real
 
 
 @dataclass(eq=False)

@@ -75,7 +75,7 @@ class Packing:
             InputError: no tensors, no batch dimension, different batch sizes, dtypes or devices, or
                 an integer dtype.
         """
-        if type(z) not in _PLAIN:
+        if type(z) not in _PLAIN or cls is not Packing:
             return cls._of(z, coupled)
         key = (z.shape, z.dtype, z.device, z.layout, coupled)
         packing = _KNOWN.get(key)
@@ -151,6 +151,39 @@ class Packing:
             InputError: says what was received and what was expected.
         """
         check_returned(value, what, (self.spec, self.full_shapes, self.dtype, self.device))
+
+
+@dataclass(frozen=True)
+class RealPacking(Packing):
+    """Complex states as their real and imaginary parts, ``[batch, 2 n]``.
+
+    For a solver of real numbers: f still takes and returns the complex ones.
+    """
+
+    def __post_init__(self) -> None:
+        """Every state goes through :meth:`pack` and :meth:`unpack`."""
+        super().__post_init__()
+        object.__setattr__(self, "plain", False)
+        object.__setattr__(self, "flat", False)
+
+    def pack(self, z: Any) -> Tensor:
+        """See :meth:`Packing.pack`."""
+        return to_real(super().pack(z))
+
+    def unpack(self, flat: Tensor) -> Any:
+        """See :meth:`Packing.unpack`."""
+        return super().unpack(to_complex(flat))
+
+
+def to_real(z: Tensor) -> Tensor:
+    """``[..., n]`` complex as ``[..., 2 n]`` real, a view; the 2-norm is the same."""
+    return torch.view_as_real(z.resolve_conj()).flatten(-2)
+
+
+def to_complex(y: Tensor) -> Tensor:
+    """``[..., 2 n]`` real as ``[..., n]`` complex."""
+    pairs = y.unflatten(-1, (-1, 2)) if y.shape[-1] else y.reshape(*y.shape, 2)
+    return torch.view_as_complex(pairs.contiguous())
 
 
 # The packings of states that are one tensor, which every solve asks for: they follow from the key.
