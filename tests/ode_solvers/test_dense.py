@@ -257,13 +257,13 @@ def test_the_ends_of_the_steps(solver):
     assert (ahead.diff(dim=1) > 0).all()
     assert torch.equal(torch.where(there, t, 0).amax(1), torch.ones(3).double())
     exact = z0 * torch.exp(-x * (t.nan_to_num(0).T[..., None]))
-    assert torch.allclose(z[there.T], exact[there.T], rtol=1e-6, atol=1e-8)
+    assert torch.allclose(z[there.T], exact[there.T], rtol=1e-4, atol=1e-8)
     grads, wanted = (
         torch.autograd.grad(torch.where(there.T[..., None], of, 0).sum(), (z0, x))
         for of in (z, exact)
     )
     for one, other in zip(grads, wanted, strict=True):
-        assert torch.allclose(one, other, rtol=1e-5)
+        assert torch.allclose(one, other, rtol=1e-4)
 
 
 def test_the_ends_of_equal_steps_of_an_event_and_of_a_sample_that_fails():
