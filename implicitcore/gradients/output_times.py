@@ -31,7 +31,9 @@ def run_from(
         GradientError: the times have a tangent of forward mode.
     """
     times = solve.times
-    if times is None or not _differentiated(times):
+    if times is None:
+        return strategy.run(solve, system, z0)
+    if not _differentiated(times):
         return _run(strategy, solve, system, z0)
     solve = replace(solve, times=times.detach())
     if not torch.is_grad_enabled():

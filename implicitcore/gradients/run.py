@@ -18,7 +18,6 @@ from implicitcore.gradients.failures import without_failed
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.output_times import run_from
 from implicitcore.gradients.unrolled import Unrolled
-from implicitcore.ode_solvers.base import packing_of
 from implicitcore.ode_solvers.times import packed_times
 from implicitcore.options.types import OnFailure
 from implicitcore.solution import Solution, Trajectory
@@ -31,6 +30,7 @@ from implicitcore.system.sharding import check_sharding
 from implicitcore.system.system import System
 from implicitcore.tensors.amended import amended
 from implicitcore.tensors.autocast import ambient, promoted, suspended
+from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager, usable
 
 
@@ -78,7 +78,8 @@ def packed(  # noqa: PLR0913 - as run
         _check_backend(backend)
     autocast = ambient()
     begin, x = promoted(usable(z0), autocast) if autocast else usable(z0), usable(x)
-    packing = packing_of(solve.solver, begin, coupled=coupled)
+    real = not getattr(solve.solver, "complex_states", True)
+    packing = Packing.of(begin, coupled=coupled, real=real)
     if solve.times is not None:
         times = packed_times(solve.times, packing.batch, coupled=coupled)
         solve = solve if times is solve.times else replace(solve, times=times)

@@ -12,7 +12,6 @@ from torch import Tensor
 from implicitcore.options.options import PartMeta
 from implicitcore.solution import Trajectory
 from implicitcore.system.system import System
-from implicitcore.tensors.packing import Packing, RealPacking
 
 Stop = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -83,14 +82,6 @@ class ODESolver(metaclass=PartMeta):
         Raises:
             InputError: the times cannot be used.
         """
-
-
-def packing_of(solver: Any, z0: Any, *, coupled: bool = False) -> Packing:
-    """How a solver gets states shaped like z0."""
-    packing = Packing.of(z0, coupled=coupled)
-    if packing.dtype.is_complex and not getattr(solver, "complex_states", True):
-        return RealPacking.of(z0, coupled=coupled)
-    return packing
 
 
 def __getattr__(name: str) -> Any:

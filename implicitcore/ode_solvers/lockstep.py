@@ -33,6 +33,15 @@ class _Place(NamedTuple):
     rows: int  # of the outputs
     z: Tensor
     state: Any
+    look: int  # after how many steps they are looked at again; -1: never
+
+
+class _Ahead(NamedTuple):
+    """What comes next: a visit, after how many steps, and how many output times are reached."""
+
+    visit: Visit
+    due: int
+    reached: int
 
 
 class Lockstep:
@@ -87,15 +96,15 @@ class Lockstep:
         if not self.going:
             return False
         index = self.chooser.index + 1
-        passes = index == self._due and not self._visit.arrives
+        passes = index == self._ahead.due and not self._ahead.visit.arrives
         start, step = self._followed() if passes else (None, self._take())
         self.chooser.index = index
-        if index == self._look and not self._finite():
+        if index == self._known.look and not self._finite():
             self._back()
             return False
         if start is not None and step is not None:
             self._pass(start, step)
-        if index in (self._due, self._look):
+        if index in (self._ahead.due, self._known.look):
             self._end(step)
         return True
 
@@ -148,7 +157,7 @@ class Lockstep:
         end, last = grid.end[index - 1].expand(len(samples.z)), index == len(grid)
         step, piece = extended(run.solver, run.system, start, step, end, last=last)
         samples.state = step.state  # what the next step begins with is not evaluated twice
-        run.outputs.pass_together(start, piece, self._visit.reached - self._reached)
+        run.outputs.pass_together(start, piece, self._ahead.visit.reached - self._ahead.reached)
         self._go_on()
 
     def _now(self) -> Tensor:
@@ -174,7 +183,7 @@ class Lockstep:
         if stop:
             before = samples.ahead._replace(stop=none + (stop - 1))
             samples.ahead = before.arrived(every, samples.steps - self.spent, stops)
-        samples.ahead = samples.ahead.passed(none + self._reached, stops)
+        samples.ahead = samples.ahead.passed(none + self._ahead.reached, stops)
 
     def _init(self, t: Tensor) -> None:
         """The state of the solver, where a step did not leave it."""
@@ -199,14 +208,14 @@ class Lockstep:
         if run.observer is not None and step is not None:
             with torch.no_grad():
                 run.observer.after_step(step, self._size, None)
-        if index == self._due:
+        if index == self._ahead.due:
             self._arrive()
-        if index == self._look:
+        if index == self._known.look:
             self._mark()
 
     def _arrive(self) -> None:
         """All samples are at a stop or an output time."""
-        run, samples, came, first = self.run, self.run.samples, self._visit, self._reached
+        run, samples, (came, _, first) = self.run, self.run.samples, self._ahead
         run.outputs.arrive_together(samples.z, came.reached - first)
         if run.observer is not None:
             which = torch.full_like(samples.count.each, first)
@@ -226,9 +235,9 @@ class Lockstep:
     def _expect(self) -> None:
         """What is ahead."""
         visits = self.chooser.grid.visits
-        self._reached = visits[self.visit - 1].reached if self.visit else 1
-        self._visit = visits[self.visit] if self.visit < len(visits) else NEVER
-        self._due = self._visit.step
+        reached = visits[self.visit - 1].reached if self.visit else 1
+        visit = visits[self.visit] if self.visit < len(visits) else NEVER
+        self._ahead = _Ahead(visit, visit.step, reached)
 
     def _enter(self) -> None:
         """Samples are at the start of a span between two stops."""
@@ -242,13 +251,13 @@ class Lockstep:
         """All samples are finite here."""
         samples, index, steps = self.run.samples, self.chooser.index, len(self.chooser.grid)
         rows = len(self.run.outputs.rows)
-        self._known = _Place(index, self.visit, rows, samples.z, samples.state)
-        self._look = -1 if self.every is None else min(index + self.every, steps)
+        look = -1 if self.every is None else min(index + self.every, steps)
+        self._known = _Place(index, self.visit, rows, samples.z, samples.state, look)
 
     def _back(self) -> None:
         """Forget the steps since the last look."""
         run, known, self.going = self.run, self._known, False
-        self.chooser.index, self.visit, _, run.samples.z, run.samples.state = known
+        self.chooser.index, self.visit, _, run.samples.z, run.samples.state, _ = known
         run.started = known.step > 0
         run.outputs.forget(known.rows)
         self._expect()

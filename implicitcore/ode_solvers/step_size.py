@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -174,15 +174,15 @@ class Adaptive(StepSize):
     atol: Absolute
     order: int | Tensor
     first_step: float | None = None
-    safety: float = 0.9
-    shrink: float = 0.2
-    grow: float = 10.0
     move_bound: float = torch.inf
     controller: Controller = "pi"
     min_step: float = 0.0
     max_step: float = torch.inf
     steady_bound: float = 0.3
     norm: ErrorNorm | None = None
+    safety: ClassVar[float] = 0.9
+    shrink: ClassVar[float] = 0.2
+    grow: ClassVar[float] = 10.0
 
     @classmethod
     def of(cls, control: ErrorControl, order: int, *, steady_bound: float = 0.3) -> Adaptive:

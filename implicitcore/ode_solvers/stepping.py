@@ -12,7 +12,7 @@ from torch import Tensor
 
 from implicitcore.dynamics.vector_field import VectorField
 from implicitcore.errors import ConfigError, InputError, show
-from implicitcore.ode_solvers.base import ODESolver, Step, packing_of
+from implicitcore.ode_solvers.base import ODESolver, Step
 from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.ode_solvers.samples import chosen
 from implicitcore.ode_solvers.step_size import StepDecision, StepSize
@@ -25,6 +25,7 @@ from implicitcore.system.system import System
 from implicitcore.tensors.autocast import ambient, promoted, suspended
 from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import all_finite, clock_dtype, column, real_dtype
+from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.transforms import check_transforms, eager, usable
 
 _TSIT5 = Tsit5()
@@ -236,7 +237,7 @@ def stepping(  # noqa: PLR0913 - keyword options
         raise InputError(f"{type(made).__name__} shows no steps; use a solver that does (Tsit5)")
     check_transforms("stepping", ("grad", "jvp"))
     dynamics, begin = VectorField(v, exact_time=exact_time), promoted(usable(z0), ambient())
-    packing = packing_of(made, begin, coupled=coupled)
+    packing = Packing.of(begin, coupled=coupled, real=not made.complex_states)
     with scope_of(dynamics).entered():
         system = System.of(dynamics, usable(x), packing)
     flat = packing.pack(begin)

@@ -68,33 +68,39 @@ class Packing:
     real_dtype: torch.dtype = field(init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, z: Any, *, coupled: bool = False) -> Packing:
+    def of(cls, z: Any, *, coupled: bool = False, real: bool = False) -> Packing:
         """The packing of states shaped like ``z``.
+
+        Arguments:
+            z: a state.
+            coupled: its samples depend on each other.
+            real: complex states are packed as their real and imaginary parts.
 
         Raises:
             InputError: no tensors, no batch dimension, different batch sizes, dtypes or devices, or
                 an integer dtype.
         """
-        if type(z) not in _PLAIN or cls is not Packing:
-            return cls._of(z, coupled)
-        key = (z.shape, z.dtype, z.device, z.layout, coupled)
+        if type(z) not in _PLAIN:
+            return cls._of(z, coupled, real)
+        key = (z.shape, z.dtype, z.device, z.layout, coupled, real)
         packing = _KNOWN.get(key)
         if packing is None:
-            packing = cls._of(z, coupled)
+            packing = cls._of(z, coupled, real)
             if len(_KNOWN) == _MOST:
                 _KNOWN.clear()
             _KNOWN[key] = packing
         return packing
 
     @classmethod
-    def _of(cls, z: Any, coupled: bool) -> Packing:
+    def _of(cls, z: Any, coupled: bool, real: bool) -> Packing:
         leaves, spec = ([z], _LEAF) if isinstance(z, Tensor) else pytree.tree_flatten(z)
         check_state(z, leaves, coupled=coupled)
-        shapes = tuple(tuple(leaf.shape) for leaf in leaves)
+        shapes, dtype = tuple(tuple(leaf.shape) for leaf in leaves), leaves[0].dtype
+        kind = RealPacking if real and dtype.is_complex else cls
         if coupled:
-            return cls(spec, shapes, 1, leaves[0].dtype, leaves[0].device, coupled=True)
+            return kind(spec, shapes, 1, dtype, leaves[0].device, coupled=True)
         parts, batch = tuple(shape[1:] for shape in shapes), shapes[0][0]
-        return cls(spec, parts, batch, leaves[0].dtype, leaves[0].device)
+        return kind(spec, parts, batch, dtype, leaves[0].device)
 
     def __post_init__(self) -> None:
         """What every evaluation asks for; a ``cached_property`` takes a lock."""

@@ -174,7 +174,7 @@ def test_the_channels_of_a_learned_start_are_fixed():
 def test_another_backend_is_what_runs_and_what_the_config_says(cls):
     layer = make(cls)
     layer.backend = "cupy"
-    assert layer.config["backend"] == "cupy"
+    assert layer.config["backend"] == {"name": "cupy", "cuda_graphs": False}
     with pytest.raises(ic.ConfigError, match="CupyBackend cannot run here"):
         answer(layer)
     layer.backend = None

@@ -81,7 +81,7 @@ def test_integrate_takes_numbers_too():
     )
 
 
-@pytest.mark.parametrize("wrong", [[1.0], "soon", [0.0, "soon"], [1.0, 1.0], 3.0])
+@pytest.mark.parametrize("wrong", [[1.0], "soon", [0.0, "soon"], [1.0, 2.0, 1.5], 3.0])
 def test_what_are_no_times_is_an_error(wrong):
     with pytest.raises(ic.InputError, match="times"):
         NeuralODE(Decay())(torch.ones(2, 3, dtype=torch.float64), times=wrong)

@@ -119,7 +119,9 @@ def test_pytrees_dense_output_events_steps_and_single_precision():
 
 
 def test_the_packing():
-    packing = RealPacking.of(Z0)
+    packing = Packing.of(Z0, real=True)
+    assert type(packing) is RealPacking
+    assert type(Packing.of(Z0.real, real=True)) is Packing
     flat = packing.pack(Z0)
     assert flat.tolist()[0] == [1.0, 0.5, 0.0, -2.0]
     assert torch.equal(packing.unpack(flat), Z0)

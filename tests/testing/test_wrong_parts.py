@@ -310,7 +310,7 @@ class TakesAnyTimes(SecondOrder):
         if stop is None and (
             len(times) < 2 or not bool((times.diff() > 0).all() | (times.diff() < 0).all())
         ):
-            times = torch.linspace(0, 1, 2, dtype=times.dtype)
+            times = torch.linspace(0, 1, len(times), dtype=times.dtype)
         return super().solve(system, z0, times, stop, **options)
 
 
