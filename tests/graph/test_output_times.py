@@ -246,8 +246,8 @@ def test_a_model_in_one_graph_has_the_states_and_the_gradients_of_the_layer(solv
         torch.testing.assert_close(other, one)
     with pytest.raises(ic.InputError, match="strictly increasing or decreasing"):
         whole(inputs(3), TIMES[[0, 2, 1]])
-    # Of the function that the trace calls: a trace that ends by an error leaves Dynamo's hook in the
-    # process, and every later call in it holds its arguments longer, which other tests count.
+    # Of the function that the trace calls: a trace that ends by an error leaves Dynamo's hook in
+    # the process, and every later call in it holds its arguments longer, which other tests count.
     with pytest.raises(ic.GradientError, match="no gradient with respect to them"):
         times_in_graph(solver, TIMES.clone().requires_grad_(), inputs(3), coupled=False)
     torch._dynamo.reset()
