@@ -105,7 +105,7 @@ class CompiledFunction:
             return self._checked(*tensors)
 
     def _begun(self) -> Any:
-        """For torch, with a code of its own: what it learns, as which numbers change, is kept there."""
+        """For torch, with a code of its own: what it learns, as which sizes change, is there."""
         function = self.function
         code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COUNT)}")
         own = FunctionType(code, function.__globals__, closure=function.__closure__)

@@ -168,9 +168,7 @@ class Equilibrium(torch.autograd.Function):
             if ctx.replaced.all:
                 return None, None, *_none(plan, saved[1:])
             v = ctx.replaced.cotangent(v)
-        residual, status, products, *found = without_autocast(
-            plan.backward, v.contiguous(), *saved
-        )
+        residual, status, products, *found = without_autocast(plan.backward, v.contiguous(), *saved)
         record.vjps += int(products)
         record.residual, record.status = residual, status
         return None, None, *_spread(plan, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -84,8 +85,8 @@ def test_what_the_signature_says():
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_what_torchscript_says():
-    plain = torch.jit.trace(Plain(), (Z0, Z0)), torch.jit.script(Plain())
-    timed = torch.jit.trace(Timed(), (Z0, Z0, Z0)), torch.jit.script(Timed())
+    plain: list[Any] = [torch.jit.trace(Plain(), (Z0, Z0)), torch.jit.script(Plain())]
+    timed: list[Any] = [torch.jit.trace(Timed(), (Z0, Z0, Z0)), torch.jit.script(Timed())]
     assert not any(takes_time(field, otherwise=True) for field in plain)
     assert all(takes_time(field, otherwise=False) for field in timed)
     for field, expected in ((plain[0], DECAY), (timed[0], GROWTH)):
