@@ -6,6 +6,7 @@ import inspect
 import math
 from typing import Any
 
+import torch
 from torch import nn
 
 from implicitcore.errors import ConfigError, InputError, show
@@ -30,7 +31,9 @@ def check_cell(cell: Any, name: str, arguments: str) -> None:
 def takes_time(field: Any, *, otherwise: bool) -> bool:
     """Whether a vector field is a function of (t, z, x), and not of (z, x).
 
-    Its signature says so. Where it takes both two and three arguments, the first one's name does.
+    Its signature says so, or that of the module which another one passes its arguments to
+    (``torch.compile``, data-parallel ones). Where it takes both two and three arguments, the first
+    one's name does, or a third that has a value: it is an option of f, and no x.
 
     Arguments:
         field: a module or function.
@@ -40,17 +43,30 @@ def takes_time(field: Any, *, otherwise: bool) -> bool:
     if isinstance(known, bool):
         return known
     try:
-        parameters = [*inspect.signature(_function(field)).parameters.values()]
+        parameters = _parameters(field)
     except (TypeError, ValueError):  # a builtin that does not say
         return otherwise
     given = [item for item in parameters if item.kind in _POSITIONAL]
+    inner = None if given else _passed_to(field)
+    if inner is not None:
+        return takes_time(inner, otherwise=otherwise)
     needed = sum(item.default is inspect.Parameter.empty for item in given)
     rest = any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in parameters)
     most = math.inf if rest else len(given)
-    timed = bool(given) and given[0].name in ("t", "time")
-    if needed <= 2 <= most and not timed:
-        return otherwise if most > 2 else False
-    return True if timed or needed <= 3 <= most else otherwise
+    if given and given[0].name in ("t", "time"):
+        return True
+    if needed <= 2 <= most:
+        optional = most == 2 or (needed == 2 and len(given) > 2 and given[2].default is not None)
+        return False if optional else otherwise
+    return True if needed <= 3 <= most else otherwise
+
+
+def _passed_to(field: Any) -> nn.Module | None:
+    """The module that gets what this one is called with, whatever that is."""
+    if not isinstance(field, nn.Module):
+        return None
+    inner = field._modules.get("_orig_mod", field._modules.get("module"))
+    return inner if len(field._modules) == 1 else None
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -58,6 +74,27 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 def _function(cell: Any) -> Any:
     return cell.forward if isinstance(cell, nn.Module) else cell
+
+
+def _parameters(cell: Any) -> list[inspect.Parameter]:
+    """What a cell takes; also one of TorchScript, which has a schema in the place of a signature.
+
+    Raises:
+        TypeError: it does not say, as builtins do not.
+        ValueError: the same.
+    """
+    function = _function(cell)
+    schema = getattr(function, "schema", None)
+    if not isinstance(schema, torch._C.FunctionSchema):
+        return [*inspect.signature(function).parameters.values()]
+    none, kind = inspect.Parameter.empty, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [
+        inspect.Parameter(
+            item.name, kind, default=item.default_value if item.has_default_value() else none
+        )
+        for item in schema.arguments
+        if item.name != "self"
+    ]
 
 
 def check_call(error: TypeError, cell: Any, name: str, arguments: str) -> None:

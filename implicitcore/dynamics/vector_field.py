@@ -18,7 +18,7 @@ class VectorField(Dynamics):
         field: v, a module or function that returns a state shaped like z; t is ``[batch, 1, ...,
             1]``.
         autonomous: v is called with (z, x), or else with (t, z, x); None is what the signature of v
-            says, and (t, z, x) where it takes either.
+            says, and (t, z, x) where it takes either; a third argument with a value is no x.
         exact_time: t reaches v in the dtype of the times, and not rounded to that of z.
 
     Reference:

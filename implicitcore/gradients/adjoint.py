@@ -16,6 +16,7 @@ from implicitcore.gradients.quadrature import ANOTHER, AdjointSystem, Quadrature
 from implicitcore.gradients.trajectory import Bound, attach, pull, total
 from implicitcore.ode_solvers.additive_runge_kutta import AdditiveRungeKutta
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.error_scale import with_adjoints
 from implicitcore.ode_solvers.loop import integrate_loop
 from implicitcore.ode_solvers.split import split
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
@@ -26,6 +27,7 @@ from implicitcore.solution import Backward, Status, Trajectory
 from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, scaled_norm
+from implicitcore.tensors.transforms import check_gradient
 
 
 @final
@@ -112,6 +114,7 @@ class _Pullback:
 
     def __call__(self, bound: Bound, v: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """See :data:`implicitcore.gradients.trajectory.Pullback`."""
+        check_gradient(v)
         # The adjoint is linear in v: at unit size the tolerances mean the same whatever the scale
         # of the loss.
         times, finite = self.solution.times, v.isfinite().all(2).all(0)
@@ -122,13 +125,12 @@ class _Pullback:
         system, lost = AdjointSystem.of_bound(bound), self._lost()
         if bool(lost.any()):
             system.stand_in = lost, self.solution.z[0]
-        divided = None if self.divided is None else self.divided.flip(0)
+        divided, n = None if self.divided is None else self.divided.flip(0), v.shape[2]
         quadrature = Quadrature(system, self.solver, stored, unit, divided)
-        back = self._integrate(system, stored[0], times.flip(0), quadrature)
+        back = self._integrate(system, stored[0], times.flip(0), quadrature, n)
         gradients = quadrature.gradients
         if not bool(finite.all()):
             gradients = self._with_nan(system, gradients, finite)
-        n = v.shape[2]
         found, expected = back.z[1:, :, :n], stored[1:, :, :n]
         extent = torch.maximum(_norms(expected), _norms(stored[:-1, :, :n])).clamp(
             min=torch.finfo(unit.dtype).tiny
@@ -157,16 +159,15 @@ class _Pullback:
         ]
 
     def _integrate(
-        self, system: AdjointSystem, z0: Tensor, times: Tensor, quadrature: Quadrature
+        self, system: AdjointSystem, z0: Tensor, times: Tensor, quadrature: Quadrature, n: int
     ) -> Trajectory:
         if not isinstance(self.solver, StepwiseODESolver):
             name = type(self.solver).__name__
             raise GradientError(
                 f"{name} does not show its steps, so it cannot integrate backwards: {ANOTHER}"
             )
-        return integrate_loop(
-            self.solver, system, z0, times, step_at=self.step_at, observer=quadrature
-        )
+        solver = with_adjoints(self.solver, n)
+        return integrate_loop(solver, system, z0, times, step_at=self.step_at, observer=quadrature)
 
     def _lost(self) -> Tensor:
         """The samples ``[batch]`` whose states or velocities were not finite."""

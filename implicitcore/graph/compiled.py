@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.guards import GlobalStateGuard
 from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from implicitcore.graph.loop_inputs import OwnInputs
 
@@ -27,9 +28,6 @@ def compiled(
 
     On a CPU its loop is in C++ where ``in_cpp``; from Python it takes a half more in small states.
     """
-    # With a code of its own: what torch learns of one, as which numbers change, is kept by it.
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COUNT)}")
-    function = FunctionType(code, function.__globals__, closure=function.__closure__)
     options: dict[str, Any] = {"cpp_wrapper": False}
     if device is not None and device.type == "cpu":
         # The state of a loop is in the order of its entries: with the channels last, each
@@ -62,15 +60,15 @@ class CompiledFunction:
     """
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
-        self.options = options
+        self.function, self.options = function, options
         self.entries: dict[tuple[Any, ...], _Entry] = {}
-        self._checked: Any = torch.compile(function, fullgraph=True, backend=self._compile)
+        self._checked: Any = self._begun()
         self._ran = local()  # what a checked call came to, in its thread
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the function gives."""
         if torch._C._len_torch_dispatch_stack() or any(type(t) not in _KINDS for t in tensors):
-            return self._checked(*tensors)
+            return self._found(tensors)
         key = _key(tensors)
         entry = self.entries.get(key)
         if entry is None or not entry.settings.check():
@@ -83,7 +81,7 @@ class CompiledFunction:
     def _learn(self, key: tuple[Any, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """By torch's own checks, which find the graph or make it."""
         settings = GlobalStateGuard()
-        found = self._checked(*tensors)
+        found = self._found(tensors)
         run, arguments, results = self._ran.__dict__.pop("last", (None, (), ()))
         given = [(_place(argument, tensors), argument) for argument in arguments]
         taken = [_place(result, results) for result in found]
@@ -94,6 +92,24 @@ class CompiledFunction:
             arguments = tuple((place, what if place is None else None) for place, what in given)
             self.entries[key] = _Entry(run, arguments, tuple(taken), settings)  # pyright: ignore[reportArgumentType] - none is None
         return found
+
+    def _found(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """By torch, which keeps eight graphs of one code and refuses a ninth: another one begins.
+
+        Each layout of x and each batch of one or none has a graph; ``entries`` has more of them.
+        """
+        try:
+            return self._checked(*tensors)
+        except FailOnRecompileLimitHit:
+            self._checked = self._begun()
+            return self._checked(*tensors)
+
+    def _begun(self) -> Any:
+        """For torch, with a code of its own: what it learns, as which sizes change, is there."""
+        function = self.function
+        code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COUNT)}")
+        own = FunctionType(code, function.__globals__, closure=function.__closure__)
+        return torch.compile(own, fullgraph=True, backend=self._compile)
 
     def _compile(self, graph: Any, examples: list[Any]) -> Callable[..., Any]:
         """The compiler, which ``torch.compile`` calls with a graph for each kind of arguments."""

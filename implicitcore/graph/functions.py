@@ -16,7 +16,9 @@ from implicitcore.graph.trace import Kind
 from implicitcore.graph.trajectory import TrajectoryPlan
 from implicitcore.options.types import OnFailure
 from implicitcore.solution import Backward, Status
+from implicitcore.tensors.autocast import without_autocast
 from implicitcore.tensors.norms import column
+from implicitcore.tensors.transforms import check_gradient
 
 
 class Call(NamedTuple):
@@ -122,7 +124,8 @@ def _given(ctx: Any, call: Call, found: Found, z0: Tensor, replaced: Replaced | 
     return z, *others
 
 
-def _check_first() -> None:
+def _check_first(v: Tensor) -> None:
+    check_gradient(v)
     if torch.is_grad_enabled():
         raise GradientError(
             "a compiled layer has first derivatives; use the layer itself for a second"
@@ -160,12 +163,12 @@ class Equilibrium(torch.autograd.Function):
         v, (plan, _, record, _), saved = grad_outputs[0], ctx.call, ctx.saved_tensors
         if v is None:
             return None, None, *([None] * (len(saved) - 1))
-        _check_first()
+        _check_first(v)
         if ctx.replaced is not None:
             if ctx.replaced.all:
                 return None, None, *_none(plan, saved[1:])
             v = ctx.replaced.cotangent(v)
-        residual, status, products, *found = plan.backward(v.contiguous(), *saved)
+        residual, status, products, *found = without_autocast(plan.backward, v.contiguous(), *saved)
         record.vjps += int(products)
         record.residual, record.status = residual, status
         return None, None, *_spread(plan, found)
@@ -194,13 +197,15 @@ class KeptTrajectory(torch.autograd.Function):
         kept, tensors = saved[: ctx.many], saved[ctx.many :]
         if v is None:
             return None, None, *([None] * len(tensors))
-        _check_first()
+        _check_first(v)
         if ctx.replaced is not None:
             if ctx.replaced.all:
                 return None, torch.zeros_like(z0), *_none(plan, tensors)
             v = ctx.replaced.cotangent(v)
         steps = Kept.of(kept, len(plan.state))
-        at_start, *found = plan.pulled_back(v.contiguous(), due, z0, steps, tensors)
+        at_start, *found = without_autocast(
+            plan.pulled_back, v.contiguous(), due, z0, steps, tensors
+        )
         spent = plan.cost(steps)
         record.vjps += spent
         record.evaluations += spent

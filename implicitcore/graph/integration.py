@@ -198,7 +198,7 @@ class Steps:
             now.evaluations + cost,
         )
         # Tensors of their own, as the loop requires.
-        own = [coefficient.clone() for coefficient in piece]
+        own = [part.clone(memory_format=torch.contiguous_format) for part in piece]
         return moved, Taken(torch.where(accept, attempt.dt, 0), accept.clone(), own)
 
     def renewed(self, now: Moving) -> Moving:

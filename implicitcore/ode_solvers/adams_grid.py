@@ -140,7 +140,7 @@ def _constants_of(size: int, dtype: torch.dtype, device: torch.device) -> _Const
     """The same, which a graph takes as one constant."""
     if not torch.compiler.is_compiling():
         return _constants(size, dtype, device)
-    return _parted(_flat_constants(size, dtype, device), _shapes(size))
+    return _parted(_flat_constants(size, dtype, device), _shapes(size))[0]
 
 
 def _shapes(size: int) -> list[tuple[int, ...]]:
@@ -149,10 +149,17 @@ def _shapes(size: int) -> list[tuple[int, ...]]:
     return [(1, 2), along, along, (1, nodes), (both, (size + 2) * size + size + 1), (both, 2)]
 
 
-def _parted(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> _Constants:
+def _parted(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[_Constants, list[Tensor]]:
+    """Those of all steps, and what is behind them.
+
+    By one split: a loop in a graph takes no two slices of one tensor, and makes them before it.
+    """
     parts = flat.split([prod(shape) for shape in shapes])
-    found = _Constants(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
-    return found._replace(last=found.last != 0, orders=found.orders.to(torch.int64))
+    views = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    count = len(_Constants._fields)
+    found = _Constants(*views[:count])
+    found = found._replace(last=found.last != 0, orders=found.orders.to(torch.int64))
+    return found, views[count:]
 
 
 @torch.compiler.assume_constant_result
@@ -172,10 +179,9 @@ def piece_constants(
     """Those of :class:`StepGrid`, and what :func:`_integrals` gives."""
     if not torch.compiler.is_compiling():
         return _constants(size, dtype, device), *_integrals(size, dtype, device)
-    flat, shapes = _flat_piece_constants(size, dtype, device), _shapes(size)
-    most = sum(map(prod, shapes))
-    lever, matrix = flat[most:].split([size, size * size])
-    return _parted(flat[:most], shapes), lever.view(size, 1, 1), matrix.view(size, size)
+    flat, more = _flat_piece_constants(size, dtype, device), [(size, 1, 1), (size, size)]
+    known, (lever, matrix) = _parted(flat, [*_shapes(size), *more])
+    return known, lever, matrix
 
 
 @torch.compiler.assume_constant_result

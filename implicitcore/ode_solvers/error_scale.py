@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,10 +35,7 @@ def allowed(magnitude: Tensor, rtol: float, atol: Absolute) -> Tensor:
     if not isinstance(atol, tuple):
         return magnitude * rtol + atol
     if len(atol) != magnitude.shape[1]:
-        raise InputError(
-            f"atol: expected a number, or {magnitude.shape[1]}, one for each in the state of a "
-            f"sample, received {len(atol)}"
-        )
+        raise _wrong_number(magnitude.shape[1], atol)
     return magnitude * rtol + magnitude.new_tensor(atol)
 
 
@@ -79,6 +77,40 @@ def norm_of(scaled: Tensor, norm: ErrorNorm | None) -> Tensor:
     raise InputError(
         f"norm: expected it to return real numbers of shape [{len(scaled)}] from "
         f"{[*scaled.shape]}, received {said}"
+    )
+
+
+class _OfStates(NamedTuple):
+    """A norm for states of n entries, where adjoints of as many are integrated beside them."""
+
+    norm: ErrorNorm
+    n: int
+
+    def __call__(self, scaled: Tensor) -> Tensor:
+        states, adjoints = scaled[:, : self.n], scaled[:, self.n :]
+        return torch.maximum(norm_of(states, self.norm), rms_norm(adjoints))
+
+
+def with_adjoints(solver: Any, n: int) -> Any:
+    """The solver for states of n entries with adjoints of as many behind them.
+
+    What is said of each entry of a state is kept. Of an adjoint, which has other units, each is
+    held to the smallest tolerance in the root mean square.
+    """
+    changes: dict[str, Any] = {}
+    if isinstance(atol := getattr(solver, "atol", None), tuple):
+        if len(atol) != n:
+            raise _wrong_number(n, atol)
+        changes["atol"] = (*atol, *[min(atol)] * n)
+    if (norm := getattr(solver, "norm", None)) is not None:
+        changes["norm"] = _OfStates(norm, n)
+    return replace(solver, **changes) if changes else solver
+
+
+def _wrong_number(n: int, atol: tuple[float, ...]) -> InputError:
+    return InputError(
+        f"atol: expected a number, or {n}, one for each in the state of a sample, received "
+        f"{len(atol)}"
     )
 
 

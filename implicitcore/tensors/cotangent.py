@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 
 from implicitcore.tensors import host
 from implicitcore.tensors.norms import whole_finite
-from implicitcore.tensors.transforms import transformed
+from implicitcore.tensors.transforms import check_gradient, transformed
 
 
 class Pullback(ABC):
@@ -78,6 +79,8 @@ class _Cotangent(torch.autograd.Function):
         z, *inputs = ctx.saved_tensors or (None,)
         if v is None:
             return None, None, None, *nothing
+        if is_legacy_batchedtensor(v) or is_batchedtensor(v):  # asked here, it is a call less
+            check_gradient(v)
         if torch.is_grad_enabled():
             return None, None, None, *ctx.pullback.differentiable(v, z, inputs)
         return ctx.pullback(v), None, None, *nothing

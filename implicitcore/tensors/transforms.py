@@ -43,6 +43,11 @@ _STRATEGY = (
     "derivative; torch.autograd.functional for a Jacobian), or the strategy Unrolled, "
     "which both can follow"
 )
+_MANY = (
+    "the backward pass of a solve takes one gradient at a time, for its stop test depends on the "
+    "values: instead of is_grads_batched=True, of vectorize=True and of a vmap around "
+    "torch.autograd.grad, loop over the gradients; the strategy Unrolled takes many at once"
+)
 _PRODUCTS = (
     "this solver takes Jacobian products from torch.autograd, which is out of reach inside "
     "torch.func.grad, vjp, jacrev and jvp: use "
@@ -146,6 +151,16 @@ def ordinary(grads: Sequence[Tensor]) -> bool:
         return False
     # Of is_grads_batched, and of a vmap that is over.
     return not any(is_legacy_batchedtensor(grad) or is_batchedtensor(grad) for grad in grads)
+
+
+def check_gradient(grad: Tensor) -> None:
+    """Refuse many gradients at once, of which each would stop a solve at another step.
+
+    Raises:
+        GradientError: of is_grads_batched, or of a vmap around the backward pass.
+    """
+    if is_legacy_batchedtensor(grad) or is_batchedtensor(grad):
+        raise GradientError(_MANY)
 
 
 def in_backward() -> bool:

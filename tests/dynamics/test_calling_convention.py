@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,17 @@ class Timed(nn.Module):
         return t * z
 
 
+class PassedOn(nn.Module):
+    """As torch.nn.parallel.DistributedDataParallel."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments, **options):
+        return self.module(*arguments, **options)
+
+
 class Either(nn.Module):
     def forward(self, *arguments):
         return -arguments[-2]
@@ -46,6 +58,9 @@ PLAIN = {
     "partial": partial(weighted, -1.0),
     "method": Plain().forward,
     "keyword": lambda z, x, *, rate=-1.0: rate * z,
+    "option": lambda z, x, rate=-1.0: rate * z,
+    "compiled": torch.compile(Plain(), backend="eager"),
+    "passed on": PassedOn(torch.compile(Plain(), backend="eager")),
 }
 TIMED = {
     "function": lambda t, z, x: t * z,
@@ -53,6 +68,9 @@ TIMED = {
     "default": defaulted,
     "time": lambda time, z, x=None: time * z,
     "method": Timed().forward,
+    "option": lambda t, z, x=None, power=1: t**power * z,
+    "compiled": torch.compile(Timed(), backend="eager"),
+    "passed on": PassedOn(Timed()),
 }
 
 
@@ -60,9 +78,20 @@ def test_what_the_signature_says():
     for field in PLAIN.values():
         assert not takes_time(field, otherwise=False)
     assert all(takes_time(field, otherwise=False) for field in TIMED.values())
-    for field in (Either(), torch.add, lambda *arguments: arguments[0]):
+    for field in (Either(), torch.add, lambda *arguments: arguments[0], lambda s, z, x=None: s * z):
         assert takes_time(field, otherwise=True)
         assert not takes_time(field, otherwise=False)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_what_torchscript_says():
+    plain: list[Any] = [torch.jit.trace(Plain(), (Z0, Z0)), torch.jit.script(Plain())]
+    timed: list[Any] = [torch.jit.trace(Timed(), (Z0, Z0, Z0)), torch.jit.script(Timed())]
+    assert not any(takes_time(field, otherwise=True) for field in plain)
+    assert all(takes_time(field, otherwise=False) for field in timed)
+    for field, expected in ((plain[0], DECAY), (timed[0], GROWTH)):
+        found = ic.integrate(field, Z0, times=[0.0, 1.0], solver=FINE).z[-1]
+        assert torch.allclose(found, expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -130,3 +130,40 @@ def test_a_gradient_scaler_sees_the_overflow(gradient):
 def known(value):
     assert value is not None
     return value
+
+
+MANY = "takes one gradient at a time"
+BY_MANY = {
+    "is_grads_batched": lambda z, x, many: torch.autograd.grad(z, x, many, is_grads_batched=True),
+    "vmap": lambda z, x, many: torch.vmap(lambda v: torch.autograd.grad(z, x, v))(many),
+}
+
+
+@pytest.mark.parametrize("by", BY_MANY.values(), ids=list(BY_MANY))
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+@pytest.mark.parametrize(
+    "gradient", [ic.Implicit(), ic.Implicit(ic.Anderson()), ic.Neumann(), ic.Shine()], ids=str
+)
+def test_many_gradients_at_once_are_one_error(gradient, backend, by):
+    x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    options = {"solver": ic.Broyden(tol=1e-8), "gradient": gradient, "backend": backend}
+    z = ic.fixed_point(lambda z, x: torch.cos(z * x), torch.zeros_like(x), x, **options).z
+    with pytest.raises(ic.GradientError, match=MANY):
+        by(z, x, torch.ones(4, 2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("gradient", [ic.Unrolled(), ic.Checkpointed(), ic.Adjoint()], ids=str)
+def test_many_gradients_at_once_of_a_trajectory(gradient):
+    """By steps that torch follows, one by one the same; else one error."""
+    x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    z = ic.integrate(
+        lambda z, x: torch.cos(z * x), x.detach(), x, times=[0.0, 1.0, 2.0], gradient=gradient
+    ).z
+    many = torch.randn(4, *z.shape, dtype=torch.float64)
+    if isinstance(gradient, ic.Adjoint):
+        with pytest.raises(ic.GradientError, match=MANY):
+            torch.autograd.grad(z, x, many, is_grads_batched=True)
+        return
+    found = torch.autograd.grad(z, x, many, is_grads_batched=True, retain_graph=True)[0]
+    each = [torch.autograd.grad(z, x, v, retain_graph=True)[0] for v in many]
+    assert torch.allclose(found, torch.stack(each), rtol=1e-12, atol=1e-14)

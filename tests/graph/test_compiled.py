@@ -62,6 +62,21 @@ def test_a_kind_that_was_met_is_not_checked_again(monkeypatch):
 
 
 @torch.no_grad()
+@torch._dynamo.config.patch(recompile_limit=1)  # 8, as it is
+def test_more_kinds_than_torch_keeps_graphs_of_one_code():
+    function = Recorded(lambda a: (2 * a.sin(),))
+    square = torch.randn(4, 4)
+    kinds = [square, square.t(), square[:0], square[:1], torch.randn(4, 1).expand(4, 4), square[:3]]
+    graphs = []
+    for _ in range(2):
+        for a in kinds:
+            assert torch.equal(function(a)[0], 2 * a.sin())
+        graphs.append(function.graphs)
+    assert graphs[0] == graphs[1] > 2
+    assert len(function.entries) == len(kinds)
+
+
+@torch.no_grad()
 def test_what_a_graph_depends_on_is_told_apart():
     function = Recorded(lambda a, b: (a @ b, a + b))
     a, b = torch.randn(4, 4), torch.randn(4, 4)

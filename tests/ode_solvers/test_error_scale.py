@@ -155,6 +155,28 @@ def test_a_wrong_number_of_tolerances_is_one_error(gradient):
         run(ic.Tsit5(atol=(1e-6, 1e-6)), ONES, gradient=gradient)
 
 
+@pytest.mark.parametrize("solver", [ic.Tsit5(), ic.DOP853()], ids=["tsit5", "dop853"])
+def test_the_adjoint_keeps_what_is_said_of_each_number_of_a_state(solver):
+    """And its own error small, also where the norm sees a part of the state alone."""
+    widths = set()
+
+    def of_the_first(scaled):
+        widths.add(scaled.shape[1])
+        return scaled[:, 0]
+
+    exact = run(ic.DOP853(rtol=1e-11, atol=1e-12), ONES, gradient=ic.Unrolled())[1]
+    forward = ic.DOP853(rtol=1e-10, atol=1e-11)
+    for options in ({"atol": (1e-9, 1e-8, 1e-9)}, {"atol": 1e-9, "norm": of_the_first}):
+        there = replace(solver, rtol=1e-8, **options)
+        found = run(forward, ONES, gradient=ic.Adjoint(there))[1]
+        assert torch.allclose(found, exact, rtol=1e-8, atol=1e-8)
+    found = run(replace(solver, rtol=1e-8, atol=(1e-9,) * 3), ONES, gradient=ic.Adjoint())[1]
+    assert torch.allclose(found, exact, rtol=1e-6, atol=1e-6)
+    assert widths == {3}
+    with pytest.raises(ic.InputError, match=r"or 3, one for each .* received 6"):
+        run(forward, ONES, gradient=ic.Adjoint(replace(solver, atol=(1e-6,) * 6)))
+
+
 def test_a_norm_that_returns_something_else_is_one_error():
     wrong: list[tuple[Any, str]] = [
         (lambda scaled: scaled, r"received shape \[2, 3\]"),
