@@ -210,3 +210,19 @@ def test_one_graph_each_serves_every_number_of_times(solver):
             found.append([z, *torch.autograd.grad(z.sin().sum(), [leaf, *eager.parameters()])])
         same(*found, rtol=1e-8, atol=1e-9)
     assert len(compiled.plans) == 1
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_backward_pass_under_autocast_keeps_the_dtype_and_takes_one_gradient():
+    torch.manual_seed(0)
+    net = nn.Linear(4, 4)
+    cell = ic.VectorField(lambda z, x: torch.tanh(net(z) / 4 + x))
+    options = {"solver": ic.RK4(dt=0.5), "gradient": ic.Checkpointed()}
+    x = torch.randn(3, 4, requires_grad=True)
+    z, leaves = ic.compile(ic.ImplicitLayer(cell, **options))(x), (x, *net.parameters())
+    expected = torch.autograd.grad(z.sum(), leaves, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(z.sum(), leaves, retain_graph=True)
+    assert all(map(torch.equal, found, expected))
+    with pytest.raises(ic.GradientError, match="takes one gradient at a time"):
+        torch.autograd.grad(z, x, torch.ones(2, 3, 4), is_grads_batched=True)
