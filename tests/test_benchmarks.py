@@ -673,7 +673,7 @@ def test_diffrax_ends_in_the_same_state():
             assert len(theirs) == (1 if task.stiff else 3)
             for name, solve in theirs.items():
                 assert ((solve(1e-9) - exact).norm() / exact.norm()).item() < 1e-7, name
-                assert solve.at(1e-9).seconds(1) > 0
+                assert solve.at(1e-9, 1e-9).seconds(1) > 0
     finally:
         jax_peers.close()
 
@@ -703,7 +703,8 @@ def test_quick_run_of_the_cases(tmp_path):
     assert {point.sweep for point in points} == set(ode_cases.CASES)
     for point in points:
         assert 0 <= point.values["error"] < 0.1, point
-        assert point.values["evaluations"] > 10
+        assert point.values.get("evaluations", 11) > 10
+        assert ("evaluations" in point.values) == ("diffrax" not in point.curve), point
     text = program.cases(tmp_path / "ode_cases.json")
     assert text.count("| ms | evaluations | error |") == len(ode_cases.CASES)
 

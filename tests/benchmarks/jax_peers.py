@@ -164,11 +164,11 @@ class LastState:
     budget: int
 
     def __call__(self, tol: float) -> Tensor:
-        return self.at(tol)()
+        return self.at(tol, tol)()
 
-    def at(self, tol: float) -> Integration:
-        """At a tolerance, relative and absolute."""
-        return Integration(self, tol)
+    def at(self, rtol: float, atol: float) -> Integration:
+        """At a relative and an absolute tolerance."""
+        return Integration(self, rtol, atol)
 
     @cached_property
     def case(self) -> int:
@@ -185,17 +185,19 @@ class Integration:
     """A work whose seconds the process tells."""
 
     of: LastState
-    tol: float
+    rtol: float
+    atol: float
 
     def __call__(self) -> Tensor:
         path = _started().path("last")
-        _started().ask(do="save", case=self.of.case, path=path, tol=self.tol)
+        tols = {"rtol": self.rtol, "atol": self.atol}
+        _started().ask(do="save", case=self.of.case, path=path, **tols)
         with np.load(path) as data:
             return torch.from_numpy(data["z"])
 
     def seconds(self, calls: int) -> float:
         """Processor time of one call."""
-        request = {"case": self.of.case, "calls": calls, "tol": self.tol}
+        request = {"case": self.of.case, "calls": calls, "rtol": self.rtol, "atol": self.atol}
         return _started().ask(do="seconds", **request)["seconds"]
 
 

@@ -1,9 +1,10 @@
-"""Trajectories as they are met in practice: many output times, equal steps, stiff fields
-(``make bench-curves``)."""
+"""Trajectories as they are met in practice: many output times, equal steps, small states, stiff
+fields (``make bench-curves``)."""
 
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -15,13 +16,24 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import implicitcore as ic
+from benchmarks import jax_peers
 from benchmarks.curves import Curves, Point, Timing
 from benchmarks.ode_contenders import TORCHDIFFEQ
 from benchmarks.ode_problems import perceptron
-from benchmarks.precision import STEPS, Counted, Task, kinetics, predators
+from benchmarks.precision import (
+    DIFFRAX,
+    STEPS,
+    Counted,
+    Task,
+    kinetics,
+    mlp_field,
+    oscillators,
+    predators,
+)
+from benchmarks.root_contenders import CPP, runs
 from benchmarks.timing import keep_memory
 
-Work = Callable[[], tuple[Tensor, ...]]
+Work = Callable[[], Tensor | tuple[Tensor, ...]]
 GRADIENTS = {"unrolled": ic.Unrolled, "checkpointed": ic.Checkpointed, "adjoint": ic.Adjoint}
 FIXED = {"euler": ic.Euler, "rk4": ic.RK4}
 STIFF = {"esdirk": ic.ESDIRK, "kvaerno5": ic.Kvaerno5, "radau_iia5": ic.RadauIIA5}
@@ -31,16 +43,23 @@ DOUBLE = torch.float64
 def measured(
     name: str, works: dict[str, Work], v: Counted, exact: tuple[Tensor, ...], timing: Timing
 ) -> Iterator[Point]:
-    """Milliseconds, evaluations, and the largest relative error of what is returned."""
+    """Milliseconds of the processor, evaluations where they can be counted, and the largest
+    relative error of what is returned."""
     found = {}
     for curve, work in works.items():
         v.evaluations = 0.0
         errors = [
-            ((a.double() - b).norm() / b.norm()).item() for a, b in zip(work(), exact, strict=True)
+            ((a.double() - b).norm() / b.norm()).item()
+            for a, b in zip(_several(work()), exact, strict=True)
         ]
-        found[curve] = {"evaluations": v.evaluations, "error": max(errors)}
-    for curve, seconds in timing(works).items():
+        counts = {"evaluations": v.evaluations} if v.evaluations else {}
+        found[curve] = {**counts, "error": max(errors)}
+    for curve, seconds in timing(works, time.process_time).items():
         yield Point(name, curve, 0.0, {"milliseconds": 1e3 * seconds, **found[curve]})
+
+
+def _several(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (found,) if isinstance(found, Tensor) else found
 
 
 def integrated(v: Counted, z0: Tensor, times: Tensor, solver: Any, **options: Any) -> Tensor:
@@ -128,7 +147,7 @@ def equal_steps(batch: int, n: int, name: str, timing: Timing) -> Iterator[Point
     works: dict[str, Work] = {}
     for method, kind in FIXED.items():
         solver = kind(dt=1 / steps, max_steps=steps + 1)
-        works[method] = lambda solver=solver: (integrated(v, z0, times, solver)[-1],)
+        works[method] = lambda solver=solver: integrated(v, z0, times, solver)[-1]
         works[f"loop by hand, {method}"] = partial(_by_hand, v, z0, method, steps)
         if find_spec(TORCHDIFFEQ):
             odeint = importlib.import_module(TORCHDIFFEQ).odeint
@@ -155,6 +174,39 @@ def _by_hand(v: Counted, z: Tensor, method: str, steps: int) -> tuple[Tensor]:
 
 
 @torch.no_grad()
+def small(task: Task, name: str, timing: Timing) -> Iterator[Point]:
+    """At 1e-5, to the last state: nothing but calls counts. Compiled code shows no evaluations."""
+    v, times = Counted(task), torch.tensor([0.0, task.end], dtype=DOUBLE)
+    solver = ic.Tsit5(rtol=1e-5, atol=1e-5, max_steps=STEPS)
+
+    def ours(**options: Any) -> Work:
+        return lambda: (integrated(v, task.z0, times, solver, **options)[-1],)
+
+    works = {"tsit5": ours(), **({f"tsit5, {CPP}": ours(backend=CPP)} if runs(CPP) else {})}
+    if not timing.quick:
+        layer = ic.build("neural_ode", lambda z, x: task.v(z), ode_solver=solver, horizon=task.end)
+        compiled = ic.compile(layer)
+        works["tsit5, compiled"] = lambda: (compiled(task.z0),)
+    if find_spec(TORCHDIFFEQ):
+        odeint = importlib.import_module(TORCHDIFFEQ).odeint
+        tols = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
+        solve = partial(odeint, lambda t, z: v(z), task.z0, times, **tols)
+        works[f"{TORCHDIFFEQ}, dopri5"] = lambda: (solve()[-1],)
+    works |= by_diffrax(task, "tsit5", 1e-5, 1e-5)
+    yield from measured(
+        name, works, v, (by_scipy(v, task.z0, times, "DOP853", 1e-12, 1e-12)[-1],), timing
+    )
+
+
+def by_diffrax(task: Task, method: str, rtol: float, atol: float) -> dict[str, Work]:
+    """Nothing without its environment."""
+    if jax_peers.python() is None:
+        return {}
+    last = jax_peers.LastState(method, task.field, task.z0, task.tensors, task.end, STEPS)
+    return {f"{DIFFRAX}, {method}": last.at(rtol, atol)}
+
+
+@torch.no_grad()
 def stiff(task: Task, name: str, timing: Timing) -> Iterator[Point]:
     """At 1e-4 relative and 1e-8 absolute, by implicit methods."""
     v, times = Counted(task), torch.tensor([0.0, task.end], dtype=DOUBLE)
@@ -165,22 +217,24 @@ def stiff(task: Task, name: str, timing: Timing) -> Iterator[Point]:
     works["scipy, Radau, one by one"] = lambda: (
         by_scipy(v, task.z0, times, "Radau", 1e-4, 1e-8)[-1],
     )
+    works |= by_diffrax(task, "kvaerno5", 1e-4, 1e-8)
     exact = by_scipy(v, task.z0, times, "LSODA", 1e-10, 1e-12)[-1]
     yield from measured(name, works, v, (exact,), timing)
 
 
-def _oscillators(timing: Timing) -> Task:
+def _many(timing: Timing) -> Task:
     """Van der Pol's, mu = 100, from 200 starts."""
     starts = torch.linspace(1.5, 2.5, 2 if timing.quick else 200, dtype=DOUBLE)
-
-    def v(z: Tensor) -> Tensor:
-        x, y = z.unbind(-1)
-        return torch.stack((y, 100 * (1 - x * x) * y - x), -1)
-
-    return Task(v, torch.stack((starts, torch.zeros_like(starts)), -1), 100.0)
+    return oscillators(torch.stack((starts, torch.zeros_like(starts)), -1), 100.0, 100.0)
 
 
-ROBERTSON = Task(kinetics, torch.tensor([[1.0, 0.0, 0.0]], dtype=DOUBLE), 100.0)
+def _pairs(timing: Timing) -> Task:
+    starts = torch.linspace(0.5, 2.0, 2 if timing.quick else 100, dtype=DOUBLE)
+    return Task(predators, torch.stack((starts, starts.flip(0)), -1), 10.0, field="predators")
+
+
+ROBERTSON = Task(kinetics, torch.tensor([[1.0, 0.0, 0.0]], dtype=DOUBLE), 100.0, field="kinetics")
+MLP, LOTKA = "MLP field, 1 x 2, at 1e-5", "100 Lotka-Volterras, at 1e-5"
 TIMES = "Lotka-Volterra, {} output times"
 LATENT, POLS = "latent ODE, 64 x 20, 100 output times, gradient", "200 van der Pols, mu = 100"
 CASES: dict[str, Callable[[Timing], Iterator[Point]]] = {
@@ -188,10 +242,13 @@ CASES: dict[str, Callable[[Timing], Iterator[Point]]] = {
     LATENT: partial(latent, LATENT),
     "100 equal steps, 1 x 2": partial(equal_steps, 1, 2, "100 equal steps, 1 x 2"),
     "100 equal steps, 256 x 64": partial(equal_steps, 256, 64, "100 equal steps, 256 x 64"),
+    MLP: partial(small, mlp_field(1, 2), MLP),
+    LOTKA: lambda timing: small(_pairs(timing), LOTKA, timing),
     "Robertson": partial(stiff, ROBERTSON, "Robertson"),
-    POLS: lambda timing: stiff(_oscillators(timing), POLS, timing),
+    POLS: lambda timing: stiff(_many(timing), POLS, timing),
 }
-CURVES = Curves("ode_cases", __doc__, CASES, None, ("implicitcore", "scipy", "torch", TORCHDIFFEQ))
+LIBRARIES = ("implicitcore", "scipy", "torch", TORCHDIFFEQ, DIFFRAX)
+CURVES = Curves("ode_cases", __doc__, CASES, None, LIBRARIES)
 main = CURVES.main
 
 if __name__ == "__main__":

@@ -59,10 +59,31 @@ def predators(z: Tensor) -> Tensor:
     return torch.stack((1.5 * prey - prey * hunters, prey * hunters - 3 * hunters), -1)
 
 
-def oscillator(z: Tensor) -> Tensor:
-    """Van der Pol's, mu = 5."""
-    x, y = z.unbind(-1)
-    return torch.stack((y, 5 * (1 - x * x) * y - x), -1)
+def oscillators(z0: Tensor, end: float, mu: float) -> Task:
+    """Van der Pol's."""
+
+    def v(z: Tensor) -> Tensor:
+        x, y = z.unbind(-1)
+        return torch.stack((y, mu * (1 - x * x) * y - x), -1)
+
+    return Task(v, z0, end, field="oscillator", tensors={"mu": torch.tensor(mu, dtype=z0.dtype)})
+
+
+def mlp_field(batch: int, n: int) -> Task:
+    """A field of n, 2n and n units, for one unit of time."""
+    generator = torch.Generator().manual_seed(0)
+    inner, outer, z0 = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((2 * n, n), (n, 2 * n), (batch, n))
+    )
+    narrow, wide = (n / 2) ** 0.5, (2 * n) ** 0.5
+    return Task(
+        lambda z: torch.tanh(z @ inner.T / narrow) @ outer.T / wide,
+        z0,
+        1.0,
+        field="perceptron",
+        tensors={"inner": inner / narrow, "outer": outer / wide},
+    )
 
 
 def kinetics(z: Tensor) -> Tensor:
@@ -74,23 +95,12 @@ def kinetics(z: Tensor) -> Tensor:
 
 def tasks() -> dict[str, Task]:
     """By the name of the sweep."""
-    weights = torch.Generator().manual_seed(0)
-    inner, outer, start = (
-        torch.randn(*shape, generator=weights, dtype=torch.float64)
-        for shape in ((64, 32), (32, 64), (64, 32))
-    )
     pairs = torch.linspace(0.5, 2.0, 16, dtype=torch.float64)
     several = torch.stack((pairs, pairs.flip(0)), -1)
     return {
         "Lotka-Volterra, 16 samples": Task(predators, several, 10.0, field="predators"),
-        "van der Pol, mu = 5, 16 samples": Task(oscillator, several, 10.0, field="oscillator"),
-        "MLP field, 64 samples": Task(
-            lambda z: torch.tanh(z @ inner.T / 4) @ outer.T / 8,
-            start,
-            1.0,
-            field="perceptron",
-            tensors={"inner": inner, "outer": outer},
-        ),
+        "van der Pol, mu = 5, 16 samples": oscillators(several, 10.0, 5.0),
+        "MLP field, 64 samples": mlp_field(64, 32),
         "Robertson": Task(
             kinetics,
             torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64),
@@ -187,7 +197,7 @@ def sweep(name: str, timing: Timing) -> Iterator[Point]:
         for curve, solve in contenders(task, v).items():
             v.evaluations = 0.0
             elsewhere = isinstance(solve, jax_peers.LastState)
-            work = solve.at(tol) if elsewhere else partial(solve, tol)
+            work = solve.at(tol, tol) if elsewhere else partial(solve, tol)
             z = timing.first(name, curve, work)
             if z is None:
                 continue

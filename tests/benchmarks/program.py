@@ -180,7 +180,7 @@ def cases(path: Path) -> str:
             (
                 point.curve,
                 f"{point.values['milliseconds']:.2f}",
-                count(point.values["evaluations"]),
+                count(point.values["evaluations"]) if "evaluations" in point.values else "",
                 error(point.values["error"]),
             )
             for point in found

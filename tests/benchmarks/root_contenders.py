@@ -7,7 +7,7 @@ import importlib
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import implicitcore as ic
 from benchmarks import jax_peers, plain
 from benchmarks.harness import EXACT, OURS
-from benchmarks.problem import Contender, Outcome, Problem, Step, residual
+from benchmarks.problem import Contender, Outcome, Problem, Step
 from benchmarks.root_problems import CONV, MLP_32, MLP_256
 from implicitcore.extend import LinearRootSolver
 from implicitcore.registry.registry import REGISTRY
@@ -28,6 +28,9 @@ COMPILES = (MLP_32, MLP_256, CONV)
 LAYERS = {"deq": "DEQ", "continuous_deq": "ContinuousDEQ", "skip_reg_deq": "SkipRegDEQ"}
 SMALLEST = 2e-7
 """The least relative residual that is asked for in float32: its own rounding is half of that."""
+HALVES, CLOSE = 7, 1.1
+"""How often a backward tolerance is halved, and how near to the least error is near enough: where
+the forward solve's error is most of it, no tolerance makes it less."""
 
 
 def contenders(problem: Problem, quick: bool) -> list[Contender]:
@@ -38,8 +41,10 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     found.append(_ours("anderson", "anderson", plain_rate=0.3))
     found += [_with_cpp(method) for method in METHODS] if runs(CPP) else []
     found += [] if quick or problem.name not in COMPILES else map(_compiled, METHODS)
+    backends = (None, CPP) if runs(CPP) else (None,)
     found += [
-        Contender(OURS, title, "implicit, as built", partial(_layer, name))
+        Contender(OURS, _with(title, way), "implicit, as built", partial(_layer, name, way))
+        for way in backends
         for name, title in LAYERS.items()
     ]
     found += [
@@ -52,7 +57,13 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
             for method in METHODS
         ]
         found += [
-            Contender(OURS, f"{method}, {EXACT}", f"implicit {method}", partial(_as_exact, method))
+            Contender(
+                OURS,
+                _with(f"{method}, {EXACT}", way),
+                f"implicit {method}",
+                AsExact(method, way, problem),
+            )
+            for way in backends
             for method in METHODS
         ]
     return found if quick else found + jax_peers.equilibria()
@@ -64,10 +75,14 @@ def runs(backend: str) -> bool:
     return any(backend.unavailable_reason() is None for backend in found)
 
 
+def _with(name: str, backend: str | None) -> str:
+    return f"{name}, {backend}" if backend else name
+
+
 def _with_cpp(method: str) -> Contender:
     """Ours with each iteration one call of the C++ backend."""
     prepare = partial(_implicitcore, METHODS[method], METHODS[method], {}, backend=CPP)
-    return Contender(OURS, f"{method}, {CPP}", f"implicit {method}", prepare)
+    return Contender(OURS, _with(method, CPP), f"implicit {method}", prepare)
 
 
 def _compiled(method: str) -> Contender:
@@ -93,9 +108,9 @@ def _compiled(method: str) -> Contender:
     return Contender(OURS, f"{method}, {COMPILED}", f"implicit {method}", prepare, counts=eager)
 
 
-def _layer(name: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
+def _layer(name: str, backend: str | None, problem: Problem, tol: float) -> Callable[[], Outcome]:
     """A layer as it is built by name, but for the tolerance and the budget of its solver."""
-    layer: Any = ic.build(name, problem.f, shape=tuple(problem.z0.shape[1:]))
+    layer: Any = ic.build(name, problem.f, shape=tuple(problem.z0.shape[1:]), backend=backend)
     layer.solver = replace(layer.solver, tol=tol, max_steps=problem.budget)
 
     def step() -> Outcome:
@@ -106,7 +121,7 @@ def _layer(name: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
 
 
 def _compacts(method: str) -> bool:
-    return COMPACT in {field.name for field in fields(METHODS[method])}
+    return COMPACT in {option.name for option in fields(METHODS[method])}
 
 
 def _ours(method: str, backward: str, **options: Any) -> Contender:
@@ -124,15 +139,18 @@ def _limited(
     return kind(**{"tol": tol, limit: most, **options})
 
 
-def _implicitcore(
+def _implicitcore(  # noqa: PLR0913 - options of a contender
     method: type[ic.RootSolver],
     backward: type[ic.RootSolver],
     options: dict[str, Any],
     problem: Problem,
     tol: float,
     backend: str | None = None,
+    backward_tol: float | None = None,
 ) -> Callable[[], Outcome]:
-    solver, adjoint = (_limited(kind, tol, problem.budget, options) for kind in (method, backward))
+    """``backward_tol`` is by default that of the forward solve."""
+    solver = _limited(method, tol, problem.budget, options)
+    adjoint = _limited(backward, backward_tol or tol, problem.budget, options)
     dynamics, gradient = ic.FixedPoint(problem.f), ic.Implicit(adjoint)
     layer = ic.ImplicitLayer(dynamics, solver=solver, gradient=gradient, backend=backend)
 
@@ -157,9 +175,41 @@ def torchdeq(method: str, problem: Problem, tol: float) -> Callable[[], Outcome]
     return step
 
 
-def _as_exact(method: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
-    """Ours to the residual that TorchDEQ's same method reaches at this tolerance: it goes on for an
-    evaluation or two."""
-    theirs = torchdeq(method, replace(problem, f=deepcopy(problem.f)), tol)()
-    tol = min(tol, max(residual(problem.double(), theirs.z.detach()), SMALLEST))
-    return _implicitcore(METHODS[method], METHODS[method], {}, problem, tol)
+@dataclass(frozen=True)
+class AsExact:
+    """Ours to the residual and the gradient error that TorchDEQ's same method reaches at a
+    tolerance: it goes on for an evaluation or two.
+
+    Arguments:
+        problem: the same as that of the steps, whose f may count.
+    """
+
+    method: str
+    backend: str | None
+    problem: Problem
+    known: dict[float, tuple[float, float]] = field(default_factory=dict)
+
+    def __call__(self, problem: Problem, tol: float) -> Callable[[], Outcome]:
+        if tol not in self.known:
+            self.known[tol] = self._tolerances(tol)
+        return self._step(problem, *self.known[tol])
+
+    def _step(self, problem: Problem, forward: float, backward: float) -> Callable[[], Outcome]:
+        kind = METHODS[self.method]
+        return _implicitcore(kind, kind, {}, problem, forward, self.backend, backward)
+
+    def _tolerances(self, tol: float) -> tuple[float, float]:
+        """Of the forward and of the backward solve."""
+        silent, reference = (
+            replace(self.problem, f=deepcopy(self.problem.f)),
+            self.problem.reference,
+        )
+        theirs = torchdeq(self.method, silent, tol)()
+        forward = min(tol, max(reference.residual(theirs.z.detach()), SMALLEST))
+        most = max(reference.gradient_error(theirs.gradients), SMALLEST)
+        errors = {
+            backward: reference.gradient_error(self._step(silent, forward, backward)().gradients)
+            for backward in (max(tol / 2**k, SMALLEST) for k in range(HALVES))
+        }
+        most = max(most, CLOSE * min(errors.values()))
+        return forward, next(backward for backward, error in errors.items() if error <= most)
