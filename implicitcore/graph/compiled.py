@@ -62,7 +62,7 @@ class CompiledFunction:
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self.function, self.options = function, options
         self.entries: dict[tuple[Any, ...], _Entry] = {}
-        self._checked: Any = self._begun()
+        self._checked: Any = self._fresh()
         self._ran = local()  # what a checked call came to, in its thread
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -101,10 +101,10 @@ class CompiledFunction:
         try:
             return self._checked(*tensors)
         except FailOnRecompileLimitHit:
-            self._checked = self._begun()
+            self._checked = self._fresh()
             return self._checked(*tensors)
 
-    def _begun(self) -> Any:
+    def _fresh(self) -> Any:
         """For torch, with a code of its own: what it learns, as which sizes change, is there."""
         function = self.function
         code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COUNT)}")

@@ -239,7 +239,7 @@ PARTS = {
     "narrow": (lambda t, z, x: -z.float(), "float32"),
     "number": (lambda t, z, x: 0.0, "float"),
     "tuple": (lambda t, z, x: (-z, -z), r"shape"),
-    "arguments": (lambda z, x: -z, r"f\(t, z, x\)"),
+    "arguments": (lambda z: -z, r"f\(t, z, x\)"),
 }
 
 
