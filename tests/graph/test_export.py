@@ -240,7 +240,13 @@ class AtTimes(nn.Module):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("end", [".pt2", ".aoti.pt2", ".onnx"])
-@pytest.mark.parametrize("solver", [ic.Bosh3(), ic.Adams()], ids=lambda it: type(it).__name__)
+@pytest.mark.parametrize(
+    # Another runtime rounds otherwise, and may choose another order of a step of Adams where two
+    # are alike: the error of the steps is below what is compared.
+    "solver",
+    [ic.Bosh3(), ic.Adams(rtol=1e-6, atol=1e-8)],
+    ids=lambda it: type(it).__name__,
+)
 def test_the_states_at_several_times_are_those_of_the_model(solver, end, tmp_path):
     if end == ".onnx":
         onnx_installed()
