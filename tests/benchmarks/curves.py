@@ -142,6 +142,8 @@ class Curves:
         sweeps: by name, what measures its points, quick or not.
         picture: of all points; None where they are for a table.
         libraries: whose versions are told.
+        threads: of torch, by default. One where the processor's time is taken: it would count
+            threads that wait.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Curves:
     sweeps: Mapping[str, Callable[[Timing], Iterator[Point]]]
     picture: Picture | None
     libraries: Sequence[str]
+    threads: int = 2
 
     def main(self, arguments: list[str] | None = None) -> None:
         options = self._options(arguments)
@@ -201,6 +204,7 @@ class Curves:
             "--report", action="store_true", help="draw the saved points anew; measures nothing"
         )
         add_shared(parser, repetitions=5)
+        parser.set_defaults(threads=self.threads)
         options = parser.parse_args(arguments)
         if options.quick and options.output is None:
             parser.error("--quick wants --output: its points are no measurements")

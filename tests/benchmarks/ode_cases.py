@@ -248,7 +248,7 @@ CASES: dict[str, Callable[[Timing], Iterator[Point]]] = {
     POLS: lambda timing: stiff(_many(timing), POLS, timing),
 }
 LIBRARIES = ("implicitcore", "scipy", "torch", TORCHDIFFEQ, DIFFRAX)
-CURVES = Curves("ode_cases", __doc__, CASES, None, LIBRARIES)
+CURVES = Curves("ode_cases", __doc__, CASES, None, LIBRARIES, threads=1)
 main = CURVES.main
 
 if __name__ == "__main__":
