@@ -106,7 +106,8 @@ def control_step(backend: Backend, rule: StepRule, taken: StepTaken) -> StepOutc
     size = clock.dt if clock.forward is True else clock.dt.abs()
     # Zero times a state that is not finite is a NaN: the norm would divide by an infinity.
     error = torch.add(taken.error, taken.z_next, alpha=0)
-    found = scaled_error(backend, rule, taken.z, taken.z_next, error).to(size)
+    found = backend.error_norm(error, taken.z, taken.z_next, rule.rtol, rule.atol)
+    found = beside_move(rule, found, taken.z, taken.z_next, error).to(size)
     if taken.whole and clock.due is None:
         accept, look = looked_at_once(found, clock.arrives)
     else:
@@ -126,16 +127,8 @@ def control_step(backend: Backend, rule: StepRule, taken: StepTaken) -> StepOutc
     return StepOutcome(accept, found, following, memory, t, look)
 
 
-def scaled_error(
-    backend: Backend, rule: StepRule, z: Tensor, z_next: Tensor, error: Tensor
-) -> Tensor:
-    """The error in units of what is allowed, ``[batch]``."""
-    found = backend.error_norm(error, z, z_next, rule.rtol, rule.atol)
-    return beside_move(rule, found, z, z_next, error)
-
-
 def beside_move(rule: StepRule, found: Tensor, z: Tensor, z_next: Tensor, error: Tensor) -> Tensor:
-    """The same, and in units of the step's own move where that is bounded, ``[batch]``."""
+    """The scaled error ``[batch]``, and that in units of the step's move where it is bounded."""
     if rule.move_bound < torch.inf:
         move = norm(z_next - z).clamp(min=torch.finfo(found.dtype).tiny)
         found = torch.maximum(found, norm(error) / (rule.move_bound * move))

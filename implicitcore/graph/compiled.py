@@ -68,7 +68,9 @@ class CompiledFunction:
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the function gives."""
         if torch._C._len_torch_dispatch_stack() or any(type(t) not in _KINDS for t in tensors):
-            return self._found(tensors)
+            found = self._found(tensors)
+            self._ran.__dict__.pop("last", None)  # which would hold its tensors
+            return found
         key = _key(tensors)
         entry = self.entries.get(key)
         if entry is None or not entry.settings.check():

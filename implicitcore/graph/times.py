@@ -30,8 +30,7 @@ def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> 
     """
     if times is None:
         return None
-    _check_gradient(times)
-    found: Any = times_of(solver, flat, times, 1.0)
+    found = _read(solver, times, flat)
     found = found.detach() if isinstance(found, Tensor) else found
     return check_times(packed_times(found, len(flat), coupled=coupled), flat, of_each=True)
 
@@ -45,8 +44,7 @@ def times_in_graph(solver: Any, times: Times, state: Any, *, coupled: bool) -> T
     """
     if times is None:
         return None
-    _check_gradient(times)
-    found: Any = times_of(solver, state, times, 1.0)
+    found = _read(solver, times, state)
     like = pytree.tree_leaves(state)[0]
     if not isinstance(found, Tensor) or found.ndim not in (1, 2) or found.shape[-1] < 2:
         shape = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"{type(found)}"
@@ -76,9 +74,11 @@ def of_samples(times: Tensor | None, flat: Tensor) -> Tensor | None:
     return times.unsqueeze(1).expand(-1, flat.shape[0]).contiguous()
 
 
-def _check_gradient(times: Times) -> None:
+def _read(solver: Any, times: Times, state: Any) -> Any:
+    """What the layer makes of them, none of which requires a gradient."""
     if isinstance(times, Tensor) and times.requires_grad and torch.is_grad_enabled():
         raise GradientError(
             "times: a compiled layer has no gradient with respect to them; give times.detach(), "
             "or call the layer as it is"
         )
+    return times_of(solver, state, times, 1.0)
