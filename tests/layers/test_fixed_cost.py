@@ -1,6 +1,7 @@
 """What a solve costs beside its evaluations, counted: small cells pay for calls, and not for
 arithmetic."""
 
+import subprocess
 import sys
 import warnings
 
@@ -13,7 +14,6 @@ import implicitcore as ic
 from implicitcore.errors import InputError
 from implicitcore.tensors.packing import Packing
 from implicitcore_cpp import CppBackend
-from implicitcore_lab.memory import peak_bytes
 
 
 class Cell(nn.Module):
@@ -88,24 +88,34 @@ def test_a_backward_solve_by_gmres_takes_few_calls(backend, slope, vjps, calls, 
     assert len(seen.names) <= operations
 
 
-@pytest.mark.parametrize(
-    ("solver", "states"),
-    [(ic.Picard(tol=1e-6), 6), (ic.Anderson(tol=1e-6), 22), (ic.Broyden(tol=1e-6), 27)],
-    ids=["picard", "anderson", "broyden"],
-)
-def test_a_solve_holds_no_more_states_than_it_uses(solver, states):
-    """f's own are among them: two."""
-    torch.manual_seed(0)
-    rate, x = torch.linspace(0.1, 0.8, 16).unsqueeze(1), torch.randn(16, 4096)
+HELD = """
+import torch
+import implicitcore as ic
+from implicitcore_lab.memory import peak_bytes
 
-    def f(z, x):
-        return torch.tanh(rate * z) + x
+torch.manual_seed(0)
+rate, x = torch.linspace(0.1, 0.8, 16).unsqueeze(1), torch.randn(16, 4096)
+start = torch.zeros_like(x)
 
-    with torch.no_grad():
-        start = torch.zeros_like(x)
+def f(z, x):
+    return torch.tanh(rate * z) + x
+
+with torch.no_grad():
+    for solver in (ic.Picard(tol=1e-6), ic.Anderson(tol=1e-6), ic.Broyden(tol=1e-6)):
         assert ic.fixed_point(f, start, x, solver=solver).evaluations > 8
         peak = peak_bytes(lambda: ic.fixed_point(f, start, x, solver=solver), x.device)
-    assert peak <= (states + 0.5) * x.numel() * x.element_size()
+        print(peak / (x.numel() * x.element_size()))
+"""
+
+
+def test_a_solve_holds_no_more_states_than_it_uses():
+    """f's own are among them: two. In a process of its own: a trace of torch.compile that ended by
+    an error, in any test before, makes every Python call hold its arguments to its end."""
+    found = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    picard, anderson, broyden = map(float, found.stdout.split())
+    assert picard <= 6.5
+    assert anderson <= 22.5
+    assert broyden <= 27.5
 
 
 def test_a_status_that_was_written_to_is_looked_at():
