@@ -15,6 +15,7 @@ from implicitcore.backends.device_steps import DeviceAdamsStep as DeviceAdamsSte
 from implicitcore.backends.device_steps import DeviceControl as DeviceControl
 from implicitcore.backends.fused import FusedBackend as FusedBackend
 from implicitcore.backends.krylov_space import KrylovSpace as KrylovSpace
+from implicitcore.backends.root_iteration import AdamsFlowRule as AdamsFlowRule
 from implicitcore.backends.root_iteration import AndersonRule as AndersonRule
 from implicitcore.backends.root_iteration import BroydenRule as BroydenRule
 from implicitcore.backends.root_iteration import PicardRule as PicardRule

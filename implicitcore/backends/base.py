@@ -152,8 +152,13 @@ class Backend(metaclass=PartMeta):
         del rows, z, dt
         return None
 
-    def adams_step(
-        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    def adams_step(  # noqa: PLR0913 - what a step is
+        self,
+        max_order: int,
+        z: Tensor,
+        dt: Tensor,
+        past: AdamsPast,
+        tolerance: tuple[float, float],
     ) -> AdamsStep | None:
         """A step of :class:`~implicitcore.Adams`; its own formulas where it is None.
 
@@ -162,8 +167,10 @@ class Backend(metaclass=PartMeta):
             z: ``[batch, n]``.
             dt: ``[batch]``, zero for a sample that takes no step.
             past: of the steps before.
+            tolerance: rtol and atol: the order is chosen by errors in units of atol + rtol
+                max(``|z|``, ``|z_next|``).
         """
-        del max_order, z, dt, past
+        del max_order, z, dt, past, tolerance
         return None
 
     @abstractmethod

@@ -84,6 +84,7 @@ class DeviceAdamsStep(ABC):
         z: ``[batch, n]``.
         dt: ``[batch]``, zero for a sample that takes no step.
         past: the steps before.
+        tolerance: rtol and atol, in whose units the next order is chosen.
 
     Attributes:
         start: z, contiguous, as all here.
@@ -98,8 +99,15 @@ class DeviceAdamsStep(ABC):
             next order, by :meth:`update`.
     """
 
-    def __init__(self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast) -> None:
-        self.max_order, real = max_order, real_dtype(z)
+    def __init__(  # noqa: PLR0913 - what a step is
+        self,
+        max_order: int,
+        z: Tensor,
+        dt: Tensor,
+        past: AdamsPast,
+        tolerance: tuple[float, float],
+    ) -> None:
+        self.max_order, self.tolerance, real = max_order, tolerance, real_dtype(z)
         rows = past.differences
         rows = rows if rows.stride(2) == 1 else rows.contiguous()
         self.past = AdamsPast(rows, past.gaps.contiguous(), past.order.contiguous())

@@ -80,19 +80,29 @@ class FusedBackend(Backend):
         return None
 
     @final
-    def adams_step(
-        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    def adams_step(  # noqa: PLR0913 - what a step is
+        self,
+        max_order: int,
+        z: Tensor,
+        dt: Tensor,
+        past: AdamsPast,
+        tolerance: tuple[float, float],
     ) -> AdamsStep | None:
         """See :meth:`Backend.adams_step`."""
         if torch.is_grad_enabled() or not self._takes(z, past.differences):
             return None  # what f gives may be in a graph though nothing is that it is given
-        return self._adams_step(max_order, z, dt, past)
+        return self._adams_step(max_order, z, dt, past, tolerance)
 
-    def _adams_step(
-        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    def _adams_step(  # noqa: PLR0913 - what a step is
+        self,
+        max_order: int,
+        z: Tensor,
+        dt: Tensor,
+        past: AdamsPast,
+        tolerance: tuple[float, float],
     ) -> AdamsStep | None:
         """A step of Adams' method; None where the kernels do not do all of it."""
-        del max_order, z, dt, past
+        del max_order, z, dt, past, tolerance
         return None
 
     @final

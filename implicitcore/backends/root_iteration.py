@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from implicitcore.backends.step_control import StepRule
 from implicitcore.solution import Origin
 
 
@@ -48,7 +49,38 @@ class BroydenRule:
     memory: int
 
 
-UpdateRule = PicardRule | AndersonRule | BroydenRule
+@dataclass(frozen=True)
+class AdamsFlowRule:
+    """A step of :class:`~implicitcore.Adams` along dz/dt = f(z) - z, to where that vanishes.
+
+    An iterate is a point that each sample tries. One that refuses it, by its error, is judged again
+    where it was, and tries a shorter step.
+
+    Attributes:
+        max_order: highest order.
+        rows: differences kept.
+        step: who accepts a step, and how long the next is.
+        first_step: the size of the first.
+        shortest: a sample has stalled that would need a step of fewer units of rounding, those of
+            one or of its time, or no shorter than one that it refused; it is not finite where that
+            one's error was not.
+        patience: a sample has stalled where its least residual in so many iterates is about that in
+            as many before; 0 waits.
+        fall: about that is more than this share of it,
+        rise: and less than so many times it.
+    """
+
+    max_order: int
+    rows: int
+    step: StepRule
+    first_step: float
+    shortest: float
+    patience: int
+    fall: float
+    rise: float
+
+
+UpdateRule = PicardRule | AndersonRule | BroydenRule | AdamsFlowRule
 """How the next iterate follows from z, f(z) and those before."""
 
 

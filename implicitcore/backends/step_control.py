@@ -73,6 +73,9 @@ class StepTaken(NamedTuple):
     active: Tensor  # [batch] bool, who takes steps
     done: Tensor  # [batch] bool, who is at the last time
     whole: bool  # every sample is active
+    # [batch], the scaled error, where the method knows it: NaN where the step ends at none that is
+    # finite
+    scaled: Tensor | None = None
 
 
 class Look(NamedTuple):
@@ -104,9 +107,11 @@ def control_step(backend: Backend, rule: StepRule, taken: StepTaken) -> StepOutc
     """The reference: what :meth:`Backend.step_control` gives, with the backend's error norm."""
     clock = taken.clock
     size = clock.dt if clock.forward is True else clock.dt.abs()
-    # Zero times a state that is not finite is a NaN: the norm would divide by an infinity.
-    error = torch.add(taken.error, taken.z_next, alpha=0)
-    found = backend.error_norm(error, taken.z, taken.z_next, rule.rtol, rule.atol)
+    error, found = taken.error, taken.scaled
+    if found is None:
+        # Zero times a state that is not finite is a NaN: the norm would divide by an infinity.
+        error = torch.add(error, taken.z_next, alpha=0)
+        found = backend.error_norm(error, taken.z, taken.z_next, rule.rtol, rule.atol)
     found = beside_move(rule, found, taken.z, taken.z_next, error).to(size)
     if taken.whole and clock.due is None:
         accept, look = looked_at_once(found, clock.arrives)

@@ -71,11 +71,7 @@ class TorchBackend(Backend):
         self, error: Tensor, z: Tensor, z_next: Tensor, rtol: float, atol: float
     ) -> Tensor:
         """See :meth:`Backend.error_norm`."""
-        root = max(z.shape[1], 1) ** 0.5
-        larger = _larger(z, z_next).to(real_dtype(z))
-        if torch.compiler.is_compiling():
-            return norm(error / (larger * (rtol * root) + atol * root))
-        return norm(error / torch.add(_constant(atol * root), larger, alpha=rtol * root))
+        return norm(error / units(z, z_next, rtol, atol))
 
     def stage_sums(self, rows: tuple[tuple[float, ...], ...], z: Tensor, dt: Tensor) -> StageSums:
         """See :meth:`Backend.stage_sums`.
@@ -90,7 +86,19 @@ class TorchBackend(Backend):
         return _EachRow(ordered, z, dt)
 
 
-def _larger(z: Tensor, z_next: Tensor) -> Tensor:
+def units(z: Tensor, z_next: Tensor, rtol: float, atol: float) -> Tensor:
+    """What the 2-norm of an error over it is the root mean square in units of the tolerances of.
+
+    sqrt(n) (atol + rtol max(``|z|``, ``|z_next|``)), ``[batch, n]``.
+    """
+    root = max(z.shape[1], 1) ** 0.5
+    most = larger(z, z_next).to(real_dtype(z))
+    if torch.compiler.is_compiling():
+        return most * (rtol * root) + atol * root
+    return torch.add(_constant(atol * root), most, alpha=rtol * root)
+
+
+def larger(z: Tensor, z_next: Tensor) -> Tensor:
     """The larger absolute value of each entry; as a norm of both, a launch less on an accelerator.
 
     There where no graph is recorded: the derivative where both are as large is another one.

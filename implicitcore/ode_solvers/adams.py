@@ -12,9 +12,11 @@ from torch import Tensor
 
 from implicitcore.backends.adams_step import AdamsPast as Past
 from implicitcore.backends.base import Backend
+from implicitcore.backends.torch import larger, units
 from implicitcore.ode_solvers.adams_grid import StepGrid, cumprod_of, piece_constants
 from implicitcore.ode_solvers.base import Step
-from implicitcore.ode_solvers.step_size import Adaptive, StepSize
+from implicitcore.ode_solvers.error_scale import allowed, norm_of
+from implicitcore.ode_solvers.step_size import Adaptive
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.shared import ErrorControl
 from implicitcore.system.system import System
@@ -69,13 +71,18 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
     max_order: Annotated[int, Field(ge=1, le=12)] = 5
 
     @property
-    def step_size(self) -> StepSize:
+    def step_size(self) -> Adaptive:
         """Adaptive; the first step is of order 1, whose error goes with dt^2."""
         return Adaptive.of(self, 2, steady_bound=STEADY_BOUND)
 
+    @property
+    def rows(self) -> int:
+        """The differences that are kept."""
+        return max(self.max_order, FEWEST)
+
     def init(self, system: System, t: Tensor, z: Tensor) -> Past:
         """The velocity, and nothing before."""
-        rows = max(self.max_order, FEWEST)
+        rows = self.rows
         differences = torch.nn.functional.pad(
             system.velocity(t, z).unsqueeze(1), (0, 0, 0, rows - 1)
         )
@@ -90,11 +97,14 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Past) -> Step:
         """See :meth:`Stepper.step`."""
-        made = system.backend.adams_step(self.max_order, z, dt, state)
+        backend, made, own = system.backend, None, None
+        if self.norm is None and not isinstance(self.atol, tuple):
+            made = backend.adams_step(self.max_order, z, dt, state, (self.rtol, self.atol))
         if made is None:
-            made = PredictedStep(system.backend, self.max_order, z, dt, state)
+            made = own = PredictedStep(backend, self, z, dt, state)
         error, differences, gaps, following, order = made.correct(system.velocity(t + dt, made.z))
-        return Step(made.z, error, Past(differences, gaps, following), order=order)
+        past, scaled = Past(differences, gaps, following), own and own.scaled
+        return Step(made.z, error, past, order=order, scaled=scaled)
 
     def piece(  # noqa: PLR0913 - that of every solver
         self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Past, step: Step
@@ -118,16 +128,20 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
 class PredictedStep:
     """One step; see :class:`AdamsStep`.
 
+    Attributes:
+        scaled: ``[batch]``, the size of the error, once the step is corrected.
+
     Arguments:
         backend: has the weighted sums.
-        max_order: highest order of the next step.
+        solver: has the highest order, and the units of the error.
         z: ``[batch, n]``.
         dt: ``[batch]``.
         past: the steps before.
     """
 
-    def __init__(self, backend: Backend, max_order: int, z: Tensor, dt: Tensor, past: Past) -> None:
-        self.max_order, self.past = max_order, past
+    def __init__(self, backend: Backend, solver: Adams, z: Tensor, dt: Tensor, past: Past) -> None:
+        self.solver, self.past, self.start = solver, past, z
+        self.scaled: Tensor | None = None
         with torch.no_grad():
             self.grid = grid = StepGrid(dt, past)
             weights = grid.weights.unsqueeze(1).to(z.dtype)
@@ -138,11 +152,31 @@ class PredictedStep:
         grid = self.grid
         differences = _differences(velocity, grid.sums, self.past.differences)
         with torch.no_grad():
-            sizes = torch.linalg.vector_norm(differences, dim=2)
-            following = grid.choose(sizes).clamp(max=self.max_order)
-            share = grid.moves.gather(1, column(grid.order))
+            sizes = self._sizes(differences)
+            following = grid.choose(sizes).clamp(max=self.solver.max_order)
+            own = column(grid.order)
+            share = grid.moves.gather(1, own)
+            self.scaled = (sizes.gather(1, own) * share).abs().squeeze(1)
             error = _rows(differences, grid.order) * share.to(velocity.dtype)
         return error, differences[:, :-1], grid.gaps, following, grid.power
+
+    def _sizes(self, differences: Tensor) -> Tensor:
+        """Those of the differences ``[batch, rows + 1, n]``, as the tolerances measure an error."""
+        solver, ends = self.solver, (self.start, self.z)
+        if solver.norm is None and not isinstance(solver.atol, tuple):
+            scaled = differences / _known(units(*ends, solver.rtol, solver.atol))
+            return torch.linalg.vector_norm(scaled, dim=2)
+        most = larger(*ends).to(real_dtype(self.z))
+        scaled = (differences / _known(allowed(most, solver.rtol, solver.atol))).abs()
+        return torch.stack([norm_of(row, solver.norm) for row in scaled.unbind(1)], 1)
+
+
+def _known(scale: Tensor) -> Tensor:
+    """Of each difference, ``[batch, 1, n]``.
+
+    One over an infinity would be zero: that of an end that is not finite is a NaN.
+    """
+    return torch.add(scale, scale, alpha=0).unsqueeze(1)
 
 
 def _differences(velocity: Tensor, sums: Tensor, past: Tensor) -> Tensor:

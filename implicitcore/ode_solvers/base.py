@@ -38,6 +38,9 @@ class Step(NamedTuple):
     # t [batch] and z [batch, n] of each stage, in place of its velocity, where the method solved
     # for it.
     points: Sequence[tuple[Tensor, Tensor]] = ()
+    # [batch], the error as the tolerances measure it, where the method knows it: NaN where z is not
+    # finite.
+    scaled: Tensor | None = None
 
 
 class ODESolver(metaclass=PartMeta):

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
+from implicitcore.backends.root_iteration import AdamsFlowRule
+from implicitcore.dynamics.vector_field import VectorField
 from implicitcore.ode_solvers.adams import Adams
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.error_scale import check_precision
+from implicitcore.ode_solvers.step_chooser import SHORTEST
 from implicitcore.options.shared import Stopping
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.fused import fused_loop
 from implicitcore.solution import Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
@@ -62,6 +67,43 @@ class SteadyState(Stopping, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
+        return self._by_backend(system, z0, None) or self._integrate(system, z0)
+
+    def solve_from(self, system: System, start: Evaluation) -> Solution:
+        """See :meth:`RootSolver.solve_from`."""
+        return self._by_backend(system, start.z, start) or self._integrate(system, start.z)
+
+    def _by_backend(self, system: System, z0: Tensor, start: Evaluation | None) -> Solution | None:
+        """The solution by a backend that does a step, its control and the stop test in one call."""
+        flow = self._flow(system)
+        if flow is None:
+            return None
+        loop = fused_loop(system, z0, flow, (self.tol, self.atol, 1, self.max_steps))
+        if loop is None:
+            return None
+        check_precision(system, z0.dtype, flow.step.rtol, flow.step.atol)
+        return loop.run(z0, start)
+
+    def _flow(self, system: System) -> AdamsFlowRule | None:
+        """The integration as data; None where it is none, or its iterates are wanted."""
+        solver = self.ode_solver
+        if type(solver) is not Adams or self.measure != "norm" or system.context.recorder:
+            return None
+        control = solver.step_size.steady_state()
+        if control.rule is None or not _autonomous(system):
+            return None
+        return AdamsFlowRule(
+            max_order=solver.max_order,
+            rows=solver.rows,
+            step=control.rule,
+            first_step=control.first_step or 1.0,
+            shortest=SHORTEST,
+            patience=self.patience or 0,
+            fall=FALL,
+            rise=RISE,
+        )
+
+    def _integrate(self, system: System, z0: Tensor) -> Solution:
         test = SteadyStateTest(self, system, z0)
 
         def stop(t: Tensor, z: Tensor, velocity: Tensor) -> Tensor:
@@ -79,6 +121,14 @@ class SteadyState(Stopping, RootSolver):
             solver = replace(solver, max_steps=self.max_steps)
         trajectory = solver.solve(system, z0, torch.tensor([0.0, torch.inf]), stop)
         return test.solution(trajectory.status)
+
+
+def _autonomous(system: System) -> bool:
+    """Whether it is known that the velocity does not depend on the time."""
+    dynamics = system.dynamics
+    if not system.is_field or system.problem.subtracts:
+        return True
+    return type(dynamics) is VectorField and dynamics.autonomous
 
 
 class SteadyStateTest:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from implicitcore.backends.adams_step import AdamsPast
 from implicitcore.backends.step_control import StepClock, StepOutcome, StepRule, StepTaken
-from implicitcore.ode_solvers.adams import PredictedStep
+from implicitcore.ode_solvers.adams import Adams, PredictedStep
 from implicitcore.tensors.norms import column, real_dtype
 from implicitcore.testing.kernel_checks import ATOL, LONG, REFERENCE, RTOL, KernelProblem
 
@@ -157,11 +157,12 @@ def check_adams_step(problem: KernelProblem) -> None:
         of = replace(problem, aligned=problem.aligned != flips)
         z, velocity, dt, past = _adams(problem, of.rows(rows), max_order)
         with torch.no_grad():
-            found = problem.backend.adams_step(max_order, z, dt, past)
+            found = problem.backend.adams_step(max_order, z, dt, past, (RTOL, ATOL))
             if found is None:
                 return
             exact = AdamsPast(past.differences.double(), past.gaps.double(), past.order)
-            expected = PredictedStep(REFERENCE, max_order, z.double(), dt.double(), exact)
+            solver = Adams(max_order=max_order, rtol=RTOL, atol=ATOL)
+            expected = PredictedStep(REFERENCE, solver, z.double(), dt.double(), exact)
             _compare_steps(problem, found.z, found.correct(velocity), expected, velocity)
 
 

@@ -229,11 +229,22 @@ class RemembersRefusedErrors(Mine):
         return found._replace(memory=remembered(rule, None, found.error, taken.memory))
 
 
+def _adams(max_order, tolerance):
+    return ic.Adams(max_order=max_order, rtol=tolerance[0], atol=tolerance[1])
+
+
 class StaysAtItsOrder(Mine):
     """Takes whole steps of Adams, and never raises their order."""
 
-    def adams_step(self, max_order, z, dt, past):
-        return _SameOrder(PredictedStep(TORCH, max_order, z, dt, past), past.order)
+    def adams_step(self, max_order, z, dt, past, tolerance):
+        return _SameOrder(PredictedStep(TORCH, _adams(max_order, tolerance), z, dt, past), past.order)
+
+
+class ChoosesItsOrderInPlainNorms(Mine):
+    """Takes whole steps of Adams, and does not look at the tolerances."""
+
+    def adams_step(self, max_order, z, dt, past, tolerance):
+        return PredictedStep(TORCH, _adams(max_order, (0.0, 1.0)), z, dt, past)
 
 
 class CountsEverySample(Mine):
@@ -354,6 +365,7 @@ BACKENDS = [
     (StopsTogether(), {STOPS}),
     (RemembersRefusedErrors(), {STEPS}),
     (StaysAtItsOrder(), {"takes_adams_steps_as_the_reference_does"}),
+    (ChoosesItsOrderInPlainNorms(), {"takes_adams_steps_as_the_reference_does"}),
     (CountsEverySample(), {"spans_krylov_spaces_as_the_reference_does"}),
     (ForgetsTheLastProduct(), {SOLVES, "spans_krylov_spaces_as_the_reference_does"}),
     (IgnoresOut(), {"writes_to_out"}),

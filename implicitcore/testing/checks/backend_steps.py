@@ -12,7 +12,7 @@ from implicitcore.backends.adams_step import AdamsPast
 from implicitcore.backends.base import Backend
 from implicitcore.backends.step_control import StepClock, StepOutcome, StepRule, StepTaken
 from implicitcore.backends.torch import TorchBackend
-from implicitcore.ode_solvers.adams import PredictedStep
+from implicitcore.ode_solvers.adams import Adams, PredictedStep
 from implicitcore.tensors.norms import column
 from implicitcore.testing.check import contract
 from implicitcore.testing.expect import expect, expect_close
@@ -138,8 +138,9 @@ def takes_adams_steps_as_the_reference_does(backend: Backend) -> None:
     for max_order, rows in ((1, 4), (3, 4), (5, 5), (12, 12)):
         z, dt, velocity, past = _adams(dtype, device, max_order, rows)
         with torch.no_grad():
-            found = backend.adams_step(max_order, z, dt, past)
-            expected = PredictedStep(REFERENCE, max_order, z, dt, past)
+            found = backend.adams_step(max_order, z, dt, past, (RTOL, ATOL))
+            solver = Adams(max_order=max_order, rtol=RTOL, atol=ATOL)
+            expected = PredictedStep(REFERENCE, solver, z, dt, past)
             if found is None:
                 return
             did = f"took a step of Adams of order {max_order} at most, compared"

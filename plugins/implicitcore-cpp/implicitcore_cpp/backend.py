@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from typing import Any, ClassVar, final
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.extend import (
+    AdamsFlowRule,
     AdamsPast,
     AdamsStep,
     AndersonRule,
@@ -68,8 +69,9 @@ class CppBackend(Options, FusedBackend):
     def _root_iteration(
         self, update: UpdateRule, rule: StopRule, z: Tensor
     ) -> RootIteration | None:
+        flow = isinstance(update, AdamsFlowRule)
         name = _UPDATES.get(type(update))
-        if name is None:
+        if name is None and not flow:
             return None
         kernels = build.load()
         fixed = rule.scale if isinstance(rule.scale, Tensor) else None
@@ -77,18 +79,25 @@ class CppBackend(Options, FusedBackend):
         numbers = rule.tol, rule.rounding, rule.divergence, rule.trust, rule.growth
         stop = kernels.Rule(*numbers, rule.min_steps, scale)
         samples = rule.floor, 0.0 if fixed is None else fixed, rule.origin
+        if flow:
+            return kernels.adams_flow(_flow(update), stop, samples, z)
         return kernels.root_iteration(name, tuple(vars(update).values()), stop, samples, z)
 
     def _krylov_space(self, g: Tensor, limit: Tensor, most: int) -> KrylovSpace | None:
         return build.load().krylov_space(g, limit, most)
 
-    def _adams_step(
-        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    def _adams_step(  # noqa: PLR0913 - what a step is
+        self,
+        max_order: int,
+        z: Tensor,
+        dt: Tensor,
+        past: AdamsPast,
+        tolerance: tuple[float, float],
     ) -> AdamsStep | None:
-        return build.load().adams_step(max_order, z, dt, *past)
+        return build.load().adams_step(max_order, z, dt, *past, tolerance)
 
     def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
-        *states, clock, active, done, _ = taken
+        *states, clock, active, done, _, _ = taken
         if not isinstance(clock.forward, bool) or clock.t.dtype not in _CLOCKS:
             return None
         *found, look, ahead = build.load().step_control(
@@ -123,6 +132,13 @@ class CppBackend(Options, FusedBackend):
 def _rule(rule: tuple[Any, ...]) -> Any:
     """A rule, but for its order, as the kernels take it, once for all steps."""
     return build.load().StepRule(*rule)
+
+
+@lru_cache(maxsize=64)
+def _flow(flow: AdamsFlowRule) -> Any:
+    """The same for an integration to a steady state."""
+    first, rows, step, *others = (getattr(flow, each.name) for each in fields(flow))
+    return build.load().FlowRule(first, rows, _rule(step[:-1]), *others)
 
 
 @cache

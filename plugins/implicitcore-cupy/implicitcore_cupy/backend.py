@@ -84,10 +84,17 @@ class CupyBackend(DeviceBackend):
     def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
         return control(self.launcher, rule, taken).outcome()
 
-    def _adams_step(
-        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    def _adams_step(  # noqa: PLR0913 - what a step is
+        self,
+        max_order: int,
+        z: Tensor,
+        dt: Tensor,
+        past: AdamsPast,
+        tolerance: tuple[float, float],
     ) -> AdamsStep | None:
-        return CupyAdamsStep(self.launcher, max_order, z, dt, past) if takes(past) else None
+        if not takes(past):
+            return None
+        return CupyAdamsStep(self.launcher, max_order, z, dt, past, tolerance)
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = z.new_empty((2, z.shape[0]), dtype=real_dtype(z))

@@ -238,12 +238,13 @@ __global__ void __launch_bounds__(MAX_THREADS) predict(Predict<T> a) {
 
 template <typename T>
 struct Correct {
-    const T *velocity, *phi;
+    const T *velocity, *phi, *z, *end;
     T *next, *error;  // next: the differences at the new time, [batch, rows, n]
     const Sum<T> *dt, *known;
     int64* orders;
     Sum<T>* partial;  // [batch, NEAR, spans]
     int64 batch, lanes, n, span, spans, rows, sample_step, row_step;
+    double rtol, atol;  // in whose units the errors of the orders are compared
 };
 
 // The next order: of those near this one that with the smallest error.
@@ -275,12 +276,19 @@ __global__ void __launch_bounds__(MAX_THREADS) correct(Correct<T> a) {
     const S *const beta = a.known + b * (2 * a.rows + 1), *const g = beta + a.rows;
     const S share = g[order] * a.dt[b];
     const T *const velocity = a.velocity + b * a.n, *const phi = a.phi + b * a.sample_step;
+    const T *const z = a.z + b * a.n, *const end = a.end + b * a.n;
     T *const next = a.next + b * a.rows * a.n, *const error = a.error + b * a.n;
-    const bool wide = aligned(velocity, phi, next, error) &&
+    const S rtol = S(a.rtol), atol = S(a.atol);
+    const bool wide = aligned(velocity, phi, next, error) && aligned(z, end) &&
                       (a.row_step | a.n) * sizeof(T) % 16 == 0;
     S squares[NEAR] = {0, 0, 0};
     sweep<T>(team, a.n, a.span, wide, [&](auto w, int64 i) {
         auto value = load<w.width>(velocity + i);
+        auto unit = load<w.width>(z + i);
+        const auto after = load<w.width>(end + i);
+#pragma unroll
+        for (int l = 0; l < w.width; ++l)
+            unit.at[l] = fmax(fabs(unit.at[l]), fabs(after.at[l])) * rtol + atol;
         for (int64 j = 0; j <= a.rows; ++j) {
             if (j) {
                 const auto row = load<w.width>(phi + (j - 1) * a.row_step + i);
@@ -295,7 +303,7 @@ __global__ void __launch_bounds__(MAX_THREADS) correct(Correct<T> a) {
             }
 #pragma unroll
             for (int l = 0; l < w.width; ++l) {
-                const S square = value.at[l] * value.at[l];
+                const S scaled = value.at[l] / unit.at[l], square = scaled * scaled;
 #pragma unroll
                 for (int near = 0; near < NEAR; ++near)
                     squares[near] += j == order - 1 + near ? square : 0;

@@ -33,7 +33,7 @@ SUMS = 3
 # The structs of steps.cu, member by member: Q is a pointer, q an integer, d a double.
 _CONTROL = Struct("=18Q9q8d3d2d")
 _PREDICT = Struct(f"=9Q9qd{2 * MAX_NODES}d")
-_CORRECT = Struct("=8Q8q")
+_CORRECT = Struct("=10Q8q2d")
 
 
 def control(launcher: Launcher, rule: StepRule, taken: StepTaken) -> DeviceControl:
@@ -70,13 +70,20 @@ class CupyAdamsStep(DeviceAdamsStep):
         z: ``[batch, n]``.
         dt: ``[batch]``.
         past: the steps before.
+        tolerance: rtol and atol.
     """
 
-    def __init__(
-        self, launcher: Launcher, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    def __init__(  # noqa: PLR0913 - those of a step
+        self,
+        launcher: Launcher,
+        max_order: int,
+        z: Tensor,
+        dt: Tensor,
+        past: AdamsPast,
+        tolerance: tuple[float, float],
     ) -> None:
         self.launcher = launcher
-        super().__init__(max_order, z, dt, past)
+        super().__init__(max_order, z, dt, past, tolerance)
 
     def predict(self) -> None:
         """See :meth:`DeviceAdamsStep.predict`."""
@@ -96,10 +103,11 @@ class CupyAdamsStep(DeviceAdamsStep):
         """See :meth:`DeviceAdamsStep.update`."""
         laid = geometry(velocity.shape[1], velocity.dtype, sums=True)
         partial = _partial(velocity, laid)
-        tensors = velocity, self.past.differences, differences, error, self.dt, self.known
+        given = velocity, self.past.differences, self.start, self.z
+        tensors = *given, differences, error, self.dt, self.known, self.orders, partial
         words = _CORRECT.pack(
-            *map(address, (*tensors, self.orders, partial)),
-            *(*_shape(velocity, laid), laid.spans, *self._steps()),
+            *map(address, tensors),
+            *(*_shape(velocity, laid), laid.spans, *self._steps(), *self.tolerance),
         )
         state = NAMES[velocity.dtype].state
         _launch(self.launcher, ("correct", "choose"), state, velocity, laid, words)

@@ -101,12 +101,17 @@ class TritonBackend(DeviceBackend):
     def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
         return control(_launch, rule, taken, *_tile(taken.z)).outcome() if fits(taken.z) else None
 
-    def _adams_step(
-        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
+    def _adams_step(  # noqa: PLR0913 - what a step is
+        self,
+        max_order: int,
+        z: Tensor,
+        dt: Tensor,
+        past: AdamsPast,
+        tolerance: tuple[float, float],
     ) -> AdamsStep | None:
         if not fits(z):
             return None
-        return TritonAdamsStep(_launch, max_order, z, dt, past, *_tile(z))
+        return TritonAdamsStep(_launch, max_order, z, dt, past, tolerance, *_tile(z))
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = self._norms("residual", (fz, z, out), 2)

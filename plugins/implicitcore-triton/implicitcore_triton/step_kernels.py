@@ -205,9 +205,10 @@ def predict(
         tl.store(end + at + column, total, mask)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "rtol", "atol"])
 def correct(
-    velocity, phi, following, error, dt, known, orders, batch, n, sample_stride, row_stride,
+    velocity, phi, z, end, following, error, dt, known, orders, batch, n, sample_stride, row_stride,
+    rtol: tl.float64, atol: tl.float64,
     ROWS: tl.constexpr, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """``following_j = velocity - sum_{i<j} beta_i phi_i``, the error, and the next order."""
@@ -224,8 +225,11 @@ def correct(
         column = start + tl.arange(0, COLUMNS)[None, :]
         mask = there & (column < n)
         value = load(velocity, at + column, mask, ACC)
+        most = _most(tl.abs(load(z, at + column, mask, ACC)), tl.abs(load(end, at + column, mask, ACC)))
+        unit = tl.where(mask, most * tl.full((), rtol, ACC) + tl.full((), atol, ACC), 1)
         for j in tl.static_range(ROWS + 1):
-            square = value * value
+            scaled = value / unit
+            square = scaled * scaled
             below += tl.where(k - 1 == j, square, 0)
             same += tl.where(k == j, square, 0)
             above += tl.where(k + 1 == j, square, 0)

@@ -74,6 +74,7 @@ class TritonAdamsStep(DeviceAdamsStep):
         z: ``[batch, n]``.
         dt: ``[batch]``.
         past: the steps before.
+        tolerance: rtol and atol.
         samples: that a program holds.
         columns: of each that it holds at once.
     """
@@ -85,12 +86,13 @@ class TritonAdamsStep(DeviceAdamsStep):
         z: Tensor,
         dt: Tensor,
         past: AdamsPast,
+        tolerance: tuple[float, float],
         samples: int,
         columns: int,
     ) -> None:
         self.run, self.grid = run, (-(-len(z) // samples),)
         self.sizes = {"ROWS": past.gaps.shape[1], "SAMPLES": samples, "COLUMNS": columns}
-        super().__init__(max_order, z, dt, past)
+        super().__init__(max_order, z, dt, past, tolerance)
 
     def predict(self) -> None:
         """See :meth:`DeviceAdamsStep.predict`."""
@@ -109,9 +111,10 @@ class TritonAdamsStep(DeviceAdamsStep):
     def update(self, velocity: Tensor, differences: Tensor, error: Tensor) -> None:
         """See :meth:`DeviceAdamsStep.update`."""
         phi = self.past.differences
-        tensors = velocity, phi, differences, error, self.dt, self.known, self.orders
-        strides = phi.stride()[:2]
-        self.run("correct", self.grid, *tensors, *velocity.shape, *strides, **self.sizes)
+        states = velocity, phi, self.start, self.z, differences, error
+        tensors = *states, self.dt, self.known, self.orders
+        numbers = *velocity.shape, *phi.stride()[:2], *map(float, self.tolerance)
+        self.run("correct", self.grid, *tensors, *numbers, **self.sizes)
 
 
 @cache

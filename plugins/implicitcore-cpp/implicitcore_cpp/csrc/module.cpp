@@ -2,6 +2,7 @@
 #include <pybind11/gil_safe_call_once.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "adams_flow.h"
 #include "adams_step.h"
 #include "anderson.h"
 #include "krylov_space.h"
@@ -38,33 +39,42 @@ std::vector<R> values_of(const Values& values, int64_t batch) {
   return std::vector<R>(data, data + batch);
 }
 
-template <class T>
-std::unique_ptr<RootIteration> iteration_of(const std::string& name,
-                                            const std::vector<double>& options, const Rule& rule,
-                                            const std::tuple<Values, Values, Begun>& samples,
-                                            const at::Tensor& z) {
-  using R = Real<T>;
+using Samples = std::tuple<Values, Values, Begun>;
+
+template <class R>
+StopTest<R> test_of(const Rule& rule, const Samples& samples, int64_t batch) {
   const auto& [floor, fixed, begun] = samples;
-  const int64_t batch = z.size(0);
   std::vector<R> norm, ceiling;
   if (begun) {
     norm = values_of<R>(begun->first, batch);
     ceiling = values_of<R>(begun->second, batch);
   }
-  StopTest<R> test(rule, values_of<R>(floor, batch), values_of<R>(fixed, batch), begun.has_value(),
-                   norm, ceiling);
-  return std::make_unique<Iteration<T>>(std::move(test), update_of<T>(name, options, z),
-                                        rule.scale == Scale::fixed);
+  return StopTest<R>(rule, values_of<R>(floor, batch), values_of<R>(fixed, batch),
+                     begun.has_value(), norm, ceiling);
 }
 
 // One for the dtype of z.
 std::unique_ptr<RootIteration> root_iteration(const std::string& name,
                                               const std::vector<double>& options, const Rule& rule,
-                                              const std::tuple<Values, Values, Begun>& samples,
-                                              const at::Tensor& z) {
+                                              const Samples& samples, const at::Tensor& z) {
   std::unique_ptr<RootIteration> found;
   dispatch(z, [&](auto type) {
-    found = iteration_of<decltype(type)>(name, options, rule, samples, z);
+    using T = decltype(type);
+    found = std::make_unique<Iteration<T>>(test_of<Real<T>>(rule, samples, z.size(0)),
+                                           update_of<T>(name, options, z),
+                                           rule.scale == Scale::fixed);
+  });
+  return found;
+}
+
+std::unique_ptr<RootIteration> adams_flow(const FlowRule& flow, const Rule& rule,
+                                          const Samples& samples, const at::Tensor& z) {
+  TORCH_CHECK(flow.rows <= 12, "a step of Adams has at most 12 differences");
+  std::unique_ptr<RootIteration> found;
+  dispatch(z, [&](auto type) {
+    using T = decltype(type);
+    found = std::make_unique<AdamsFlow<T>>(test_of<Real<T>>(rule, samples, z.size(0)), flow,
+                                           rule.scale == Scale::fixed, z.size(1));
   });
   return found;
 }
@@ -121,7 +131,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly("z", &AdamsStep::end)
       .def("correct", &AdamsStep::correct);
   module.def("adams_step", &adams_step);
+  py::class_<FlowRule>(module, "FlowRule")
+      .def(py::init<int64_t, int64_t, StepRule, double, double, int64_t, double, double>());
   module.def("root_iteration", &root_iteration);
+  module.def("adams_flow", &adams_flow);
   module.def("residual", &residual);
   module.def("inner_products", &inner_products);
   module.def("axpy_history", &axpy_history);

@@ -66,34 +66,14 @@ inline at::Tensor tensor_of(const std::vector<V>& values, at::ScalarType dtype) 
   return out;
 }
 
+// The iterates of a solve as they are judged: the stop test, and the best of each sample.
 template <class T>
-class Iteration : public RootIteration {
+class Judged : public RootIteration {
+ protected:
   using R = Real<T>;
 
  public:
-  Iteration(StopTest<R> test, std::unique_ptr<Update<T>> update, bool fixed)
-      : test_(std::move(test)), update_(std::move(update)), fixed_(fixed) {}
-
-  std::optional<at::Tensor> advance(at::Tensor z, at::Tensor fz, std::optional<at::Tensor> g,
-                                    bool last) override {
-    TORCH_CHECK(z.dim() == 2 && z.size(0) == test_.batch() && fz.sizes() == z.sizes() &&
-                    fz.scalar_type() == z.scalar_type() && (!g || g->sizes() == z.sizes()),
-                "f(z) must be shaped like z, [batch, n]");
-    z = z.contiguous();
-    fz = fz.contiguous();
-    const bool writes = !g && update_->reads_residual();
-    at::Tensor value = g ? g->contiguous() : writes ? residuals_.take(z) : at::Tensor();
-    rows_ = {z.const_data_ptr<T>(), fz.const_data_ptr<T>(),
-             value.defined() ? value.const_data_ptr<T>() : nullptr, z.size(1)};
-    T* out = writes ? value.mutable_data_ptr<T>() : nullptr;
-    each([&](int64_t b) { measure(b, out ? out + b * rows_.n : nullptr); });
-    const bool done = test_.check();
-    keep(z);
-    last_ = z;
-    if (done || last) return std::nullopt;
-    if (update_->plain() && test_.remaining == test_.batch()) return fz;
-    return next({z, fz, value});
-  }
+  Judged(StopTest<R> test, bool fixed) : test_(std::move(test)), fixed_(fixed) {}
 
   at::Tensor size() const override { return real(test_.size); }
 
@@ -109,7 +89,7 @@ class Iteration : public RootIteration {
     std::vector<int64_t> steps(test_.steps);
     for (int64_t b = 0; b < test_.batch(); ++b) {
       if (!test_.active[b]) continue;
-      status[b] = max_steps;
+      status[b] = outcome(b);
       steps[b] = test_.count;
     }
     std::vector<R> relative(test_.batch());
@@ -122,46 +102,30 @@ class Iteration : public RootIteration {
             test_.stopped_apart, test_.remaining == 0 && !test_.any_failed};
   }
 
- private:
-  struct Pointers {
-    const T *z, *fz, *g;
-    int64_t n;
-  };
-
+ protected:
   StopTest<R> test_;
-  std::unique_ptr<Update<T>> update_;
-  bool fixed_;  // what the tolerance is relative to is known, and stands in for |f(z)|
-  Pointers rows_;
   at::Tensor best_, last_;
-  Buffers iterates_, residuals_;
-  bool owned_ = false;  // nobody else has seen `best_`
+  Buffers iterates_;
 
-  static at::Tensor real(const std::vector<R>& values) {
-    return tensor_of<R>(values, c10::CppTypeToScalarType<R>::value);
+  // What became of a sample that the stop test did not stop.
+  virtual int8_t outcome(int64_t b) const { return max_steps; }
+
+  void check_shapes(const at::Tensor& z, const at::Tensor& fz,
+                    const std::optional<at::Tensor>& g) const {
+    TORCH_CHECK(z.dim() == 2 && z.size(0) == test_.batch() && fz.sizes() == z.sizes() &&
+                    fz.scalar_type() == z.scalar_type() && (!g || g->sizes() == z.sizes()),
+                "f(z) must be shaped like z, [batch, n]");
   }
 
-  template <class Work>
-  void each(Work work) {
-    each_sample(test_.batch(), rows_.n, work);
-  }
-
-  Row<T> row(int64_t b) const {
-    const int64_t at = b * rows_.n;
-    return {rows_.z + at,  rows_.fz + at, rows_.g ? rows_.g + at : nullptr, rows_.n, b,
-            test_.size[b], test_.any_grown && test_.grown[b]};
-  }
-
-  // Write the residual to `out`, where it is not given, and take the norms.
-  void measure(int64_t b, T* out) {
-    const Row<T> now = row(b);
-    if (out) subtract(now.fz, now.z, out, now.n);
-    R size = now.g ? norm<R>(now.g, now.n) : distance(now.fz, now.z, now.n);
-    R update = fixed_ ? test_.fixed(b) : norm<R>(now.fz, now.n);
+  // Take the norms of a residual, which is f(z) - z where g is null, and of f(z).
+  void measure(int64_t b, const T* z, const T* fz, const T* g, int64_t n) {
+    R size = g ? norm<R>(g, n) : distance(fz, z, n);
+    R update = fixed_ ? test_.fixed(b) : norm<R>(fz, n);
     if (size < test_.small() && test_.active[b]) {
-      std::vector<T> value(now.n);
-      subtract(now.fz, now.z, value.data(), now.n);
-      size = scaled_norm<R>(now.g ? now.g : value.data(), now.n);
-      if (size > 0 && update < test_.small() && !fixed_) update = scaled_norm<R>(now.fz, now.n);
+      std::vector<T> value(n);
+      subtract(fz, z, value.data(), n);
+      size = scaled_norm<R>(g ? g : value.data(), n);
+      if (size > 0 && update < test_.small() && !fixed_) update = scaled_norm<R>(fz, n);
     }
     test_.size[b] = size;
     test_.update[b] = update;
@@ -177,16 +141,80 @@ class Iteration : public RootIteration {
     const at::Tensor before = best_.defined() ? best_ : z;
     if (!owned_) best_ = at::empty_like(z);
     T* best = best_.mutable_data_ptr<T>();
-    const T* old = before.const_data_ptr<T>();
+    const T *old = before.const_data_ptr<T>(), *now = z.const_data_ptr<T>();
     for (int64_t b = 0; b < test_.batch(); ++b) {
       if (owned_ && !test_.improved[b]) continue;
-      copy_row(test_.improved[b] ? rows_.z : old, best, b);
+      copy_row(test_.improved[b] ? now : old, best, b, z.size(1));
     }
     owned_ = true;
   }
 
-  void copy_row(const T* from, T* to, int64_t b) const {
-    std::copy(from + b * rows_.n, from + (b + 1) * rows_.n, to + b * rows_.n);
+  static void copy_row(const T* from, T* to, int64_t b, int64_t n) {
+    std::copy(from + b * n, from + (b + 1) * n, to + b * n);
+  }
+
+ private:
+  bool fixed_;  // what the tolerance is relative to is known, and stands in for |f(z)|
+  bool owned_ = false;  // nobody else has seen `best_`
+
+  static at::Tensor real(const std::vector<R>& values) {
+    return tensor_of<R>(values, c10::CppTypeToScalarType<R>::value);
+  }
+};
+
+template <class T>
+class Iteration : public Judged<T> {
+  using typename Judged<T>::R;
+  using Judged<T>::test_;
+  using Judged<T>::last_;
+  using Judged<T>::iterates_;
+
+ public:
+  Iteration(StopTest<R> test, std::unique_ptr<Update<T>> update, bool fixed)
+      : Judged<T>(std::move(test), fixed), update_(std::move(update)) {}
+
+  std::optional<at::Tensor> advance(at::Tensor z, at::Tensor fz, std::optional<at::Tensor> g,
+                                    bool last) override {
+    this->check_shapes(z, fz, g);
+    z = z.contiguous();
+    fz = fz.contiguous();
+    const bool writes = !g && update_->reads_residual();
+    at::Tensor value = g ? g->contiguous() : writes ? residuals_.take(z) : at::Tensor();
+    rows_ = {z.const_data_ptr<T>(), fz.const_data_ptr<T>(),
+             value.defined() ? value.const_data_ptr<T>() : nullptr, z.size(1)};
+    T* out = writes ? value.mutable_data_ptr<T>() : nullptr;
+    each([&](int64_t b) {
+      const Row<T> now = row(b);
+      if (out) subtract(now.fz, now.z, out + b * now.n, now.n);
+      this->measure(b, now.z, now.fz, now.g, now.n);
+    });
+    const bool done = test_.check();
+    this->keep(z);
+    last_ = z;
+    if (done || last) return std::nullopt;
+    if (update_->plain() && test_.remaining == test_.batch()) return fz;
+    return next({z, fz, value});
+  }
+
+ private:
+  struct Pointers {
+    const T *z, *fz, *g;
+    int64_t n;
+  };
+
+  std::unique_ptr<Update<T>> update_;
+  Pointers rows_;
+  Buffers residuals_;
+
+  template <class Work>
+  void each(Work work) {
+    each_sample(test_.batch(), rows_.n, work);
+  }
+
+  Row<T> row(int64_t b) const {
+    const int64_t at = b * rows_.n;
+    return {rows_.z + at,  rows_.fz + at, rows_.g ? rows_.g + at : nullptr, rows_.n, b,
+            test_.size[b], test_.any_grown && test_.grown[b]};
   }
 
   at::Tensor next(const Iterates& now) {
@@ -197,7 +225,7 @@ class Iteration : public RootIteration {
       if (test_.active[b]) {
         update_->step(row(b), next + b * rows_.n);
       } else {
-        copy_row(rows_.z, next, b);
+        this->copy_row(rows_.z, next, b, rows_.n);
       }
     });
     update_->end();

@@ -10,7 +10,7 @@
 namespace implicitcore {
 
 enum class Scale { update = 0, root = 1, fixed = 2 };
-enum Status : int8_t { max_steps = 1, diverged = 2, non_finite = 3 };
+enum Status : int8_t { max_steps = 1, diverged = 2, non_finite = 3, stalled = 4 };
 
 // What StopRule of implicitcore says.
 struct Rule {
@@ -81,6 +81,15 @@ class StopTest {
     }
     last_ = size;
     return remaining == 0;
+  }
+
+  // Samples whose residual has stopped falling.
+  void stall(const std::vector<int64_t>& which) {
+    for (const int64_t b : which) {
+      fail(b, stalled);
+      stop(b);
+    }
+    if (!which.empty()) recount();
   }
 
  private:
