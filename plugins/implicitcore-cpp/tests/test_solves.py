@@ -28,6 +28,28 @@ PLAIN = [  # with plain steps first, which one sample or another ends
 ]
 
 
+ROUGH = ("no fixed point", "overflow", "rough", "expanding", "some expanding")
+FLOWS = dict(
+    enumerate(
+        [  # to a steady state, with every option of their steps and stops
+            ic.SteadyState(tol=1e-6, max_steps=200),
+            ic.SteadyState(tol=1e-9, atol=1e-4, max_steps=20, patience=None),
+            ic.SteadyState(tol=1e-10, max_steps=150, patience=7),
+            ic.SteadyState(tol=1e-6, ode_solver=ic.Adams(rtol=1e-2, atol=1e-3, controller="pid")),
+            ic.SteadyState(
+                tol=1e-6, ode_solver=ic.Adams(rtol=0.1, atol=0.1, controller="i", max_order=1)
+            ),
+            ic.SteadyState(
+                tol=1e-6,
+                ode_solver=ic.Adams(
+                    rtol=1e-3, min_step=0.3, max_step=0.7, first_step=5.0, max_order=7
+                ),
+            ),
+        ]
+    )
+)
+
+
 @pytest.fixture
 def calls(cpp, monkeypatch):
     """How often an iteration was the backend's, which makes every comparison one with C++."""
@@ -54,8 +76,80 @@ def test_the_same_samples_stop_at_the_same_steps(cpp, calls, name, solver, kind)
     same_stops(found, expected, stable=name not in UNSTABLE)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "flow"),
+    [
+        *((name, "fixed_point", 0) for name in PROBLEMS if name != "wide"),
+        *((name, "fixed_point", flow) for flow in FLOWS for name in ("rates", "nan") if flow),
+        *((name, "find_root", flow) for flow in (0, 3) for name in ("rates", "nan", "tiny")),
+    ],
+)
+def test_samples_flow_to_a_steady_state_by_the_steps_of_torch(cpp, calls, name, kind, flow):
+    solver = FLOWS[flow]
+    problem = PROBLEMS[name](torch.float64)
+    found, expected = (problem.solve(solver, each, kind) for each in (cpp, None))
+    assert calls
+    if name in ROUGH:  # rounding is as large as what their steps are chosen by
+        assert found.status.tolist() == expected.status.tolist()
+        return
+    assert found.evaluations == expected.evaluations
+    same_stops(found, expected, stable=name not in UNSTABLE)
+
+
+def test_a_step_that_no_sample_can_take_is_found_out(cpp, calls):
+    """f has no value beyond 0.1: one sample is lost at once, and the other converges."""
+    x = torch.tensor([[0.01], [5.0]], dtype=torch.float64)
+    f = lambda z, x: torch.where(z < 0.1, 0.5 * z + x, torch.nan)  # noqa: E731
+    solver = ic.SteadyState(ode_solver=ic.Adams(rtol=0.1, atol=0.1, min_step=0.1), tol=1e-6)
+    with torch.no_grad():
+        found, expected = (
+            ic.fixed_point(f, torch.zeros_like(x), x, solver=solver, backend=backend)
+            for backend in (cpp, None)
+        )
+    assert calls
+    assert found.status.tolist() == expected.status.tolist()
+    assert found.status.tolist() == [ic.Status.CONVERGED, ic.Status.NON_FINITE]
+    assert torch.allclose(found.z, expected.z, rtol=1e-12)
+
+
+def test_a_field_that_may_depend_on_the_time_is_integrated_by_the_loop(cpp, calls):
+    """As is a norm of one's own, a tolerance of each number, and a trace of the iterates."""
+    problem = PROBLEMS["contraction"](torch.float64)
+    start = torch.zeros_like(problem.x)
+    field = ic.VectorField(lambda t, z, x: problem.f(z, x) - z)
+    loop = ic.SteadyState(ode_solver=ic.Adams(rtol=0.5, atol=(0.5,) * start.shape[1], max_order=3))
+    ways = [
+        (field, ic.SteadyState(), {}),
+        (ic.FixedPoint(problem.f), loop, {}),
+        (ic.FixedPoint(problem.f), ic.SteadyState(measure="entries"), {}),
+        (ic.FixedPoint(problem.f), ic.SteadyState(), {"trace": True}),
+    ]
+    with torch.no_grad():
+        for dynamics, solver, options in ways:
+            layer = ic.ImplicitLayer(dynamics, solver=solver, backend=cpp)
+            assert layer.solve(problem.x, start, **options).converged.all()
+    assert not calls
+
+
+def test_an_evaluation_on_the_way_to_a_steady_state_takes_one_call(cpp):
+    """Torch sees the operations of the cell, and none of ours."""
+    counts = {}
+    for tol in (1e-2, 1e-8):
+        cell = ic.FixedPoint(lambda z, x: torch.tanh(0.8 * z + x))
+        layer = ic.ImplicitLayer(cell, solver=ic.SteadyState(tol=tol), backend=cpp)
+        x = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            layer.solve(x)
+            with _Count() as seen:
+                solution = layer.solve(x)
+        counts[solution.evaluations] = seen.count
+    (few, first), (many, second) = sorted(counts.items())
+    assert many > few + 4
+    assert second - first <= 3 * (many - few) + 4
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden, ic.SteadyState])
 def test_every_dtype_meets_its_tolerance(cpp, calls, solver, dtype):
     tol = DTYPES[dtype]
     problem = PROBLEMS["contraction"](dtype)
@@ -69,7 +163,8 @@ def test_every_dtype_meets_its_tolerance(cpp, calls, solver, dtype):
 
 
 @pytest.mark.parametrize(
-    "solver", [ic.Picard, ic.Anderson, ic.Broyden, partial(ic.Anderson, plain_rate=0.4)]
+    "solver",
+    [ic.Picard, ic.Anderson, ic.Broyden, partial(ic.Anderson, plain_rate=0.4), ic.SteadyState],
 )
 def test_a_sample_has_the_bits_that_it_has_alone(cpp, calls, solver):
     problem = PROBLEMS["rates"](torch.float64)
@@ -81,7 +176,7 @@ def test_a_sample_has_the_bits_that_it_has_alone(cpp, calls, solver):
         assert alone.steps.item() == together.steps[row].item()
 
 
-@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden, ic.SteadyState])
 def test_a_nan_stays_in_its_sample(cpp, calls, solver):
     problem, clean = PROBLEMS["nan"](torch.float64), PROBLEMS["contraction"](torch.float64)
     found, whole = (each.solve(solver(tol=1e-9), cpp) for each in (problem, clean))
@@ -133,13 +228,15 @@ def test_a_cell_that_mixes_samples_is_an_error(cpp, calls):
     assert calls
 
 
-@pytest.mark.parametrize("solver", [ic.Picard(tol=1e-11), ic.Anderson(tol=1e-11)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [ic.Picard(tol=1e-11), ic.Anderson(tol=1e-11), ic.SteadyState(tol=1e-11)]
+)
 def test_an_equilibrium_and_its_gradient(cpp, calls, solver):
     SolveChecks(cpp).equilibrium(solver)
     assert calls
 
 
-@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden, ic.SteadyState])
 def test_the_backward_solve_is_the_backends_too(cpp, calls, solver):
     gradients = []
     for backend in (cpp, None):
@@ -154,12 +251,13 @@ def test_the_backward_solve_is_the_backends_too(cpp, calls, solver):
         gradients.append(torch.autograd.grad(found.z.square().sum(), x)[0])
         assert len(calls) == before + (backend is cpp)
         gradients.append(found.backward.vjps)
-    assert gradients[1] == gradients[3]
+    spared = solver is ic.SteadyState  # torch's loop evaluates f once more at its start
+    assert gradients[1] + spared == gradients[3]
     assert torch.allclose(gradients[0], gradients[2], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("check", checks_for("root_solver"), ids=lambda check: check.name)
-@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden, ic.GMRES])
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden, ic.GMRES, ic.SteadyState])
 def test_the_solvers_keep_their_contract(cpp, monkeypatch, solver, check):
     """With the kernels wherever no backend is asked for."""
     monkeypatch.setattr("implicitcore.system.system.TORCH", cpp)
@@ -186,7 +284,9 @@ class _Sees(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("around", [nullcontext, _Sees], ids=["plain", "where a mode sees it made"])
-@pytest.mark.parametrize("solver", [ic.Anderson(tol=1e-9), ic.Broyden(tol=1e-9)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [ic.Anderson(tol=1e-9), ic.Broyden(tol=1e-9), ic.SteadyState(tol=1e-9)]
+)
 def test_the_memory_of_iterates_is_used_again(cpp, calls, solver, around):
     """Also of those that Python has seen; a test of it keeps none of them."""
     places, problem = [], PROBLEMS["rates"](torch.float64)
