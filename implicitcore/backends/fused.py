@@ -32,6 +32,9 @@ class FusedBackend(Backend):
       view into a larger one, and a row a view into a history;
     * are not seen by autograd.
 
+    The exception is dt of ``_stage_combination``, ``[batch]``: with ``expanded_dt`` it may be one
+    number expanded, where the step of all samples is the same.
+
     Where a graph is recorded, the stage combinations of a step and products with a long history are
     computed by these kernels, and so are their derivatives, of any order, where that was measured
     to be faster than torch: see :meth:`stage_sums` and :meth:`axpy_history`. A derived class writes
@@ -40,6 +43,7 @@ class FusedBackend(Backend):
     """
 
     differentiable: ClassVar[bool] = True
+    expanded_dt: ClassVar[bool] = False
 
     @final
     def root_iteration(self, update: UpdateRule, rule: StopRule, z: Tensor) -> RootIteration | None:
@@ -158,7 +162,7 @@ class FusedBackend(Backend):
         z = None if z is None else z.contiguous()
         return self._stage_combination(
             z,
-            dt.expand(len(tensors[0])).contiguous(),
+            self.of_each(dt, len(tensors[0])),
             [stage.contiguous() for stage, _ in used],
             [weight for _, weight in used],
         )
@@ -189,6 +193,11 @@ class FusedBackend(Backend):
         if not self._takes(error, z, z_next):
             return TORCH.error_norm(error, z, z_next, rtol, atol)
         return self._error_norm(error.contiguous(), z.contiguous(), z_next.contiguous(), rtol, atol)
+
+    def of_each(self, dt: Tensor, batch: int) -> Tensor:
+        """Dt as the kernels take it, ``[batch]``."""
+        each = dt if dt.ndim else dt.expand(batch)
+        return each if self.expanded_dt else each.contiguous()
 
     def _takes(self, first: Tensor, *others: Tensor) -> bool:
         """Whether the kernels take these tensors."""

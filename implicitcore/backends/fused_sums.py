@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ LONG = 5.0
 # took 0.97 to 0.99 of the time from here on, but 1.04 to 1.13 for 1 x 2 and 256 x 64.
 LEAST = 2**16
 
+if TYPE_CHECKING:
+    from implicitcore.backends.fused import FusedBackend
+
 Rows = tuple[tuple[float, ...], ...]
 # z or None, dt [batch], the stages and their weights, none of them zero.
 Combine = Callable[[Tensor | None, Tensor, Sequence[Tensor], Sequence[float]], Tensor]
@@ -54,12 +57,11 @@ class FusedSums:
     """
 
     def __init__(
-        self, backend: Backend, kernel: Combine, rows: Rows, z: Tensor, dt: Tensor
+        self, backend: FusedBackend, kernel: Combine, rows: Rows, z: Tensor, dt: Tensor
     ) -> None:
         self.kernel, self.table, self.z, self.dt = _Kernel(backend, kernel), table(rows), z, dt
         each = dt.detach() if dt.requires_grad else dt
-        each = each if each.ndim else each.expand(len(z))
-        self._given = z.contiguous(), each.contiguous()
+        self._given = z.contiguous(), backend.of_each(each, len(z))
         self._stages: list[Tensor] = []
         self._torch: StageSums | None = None
         # Of the combinations in the graph: what depends on the last one, and their stages.

@@ -60,7 +60,8 @@ class Checkpointed(Options, GradientStrategy):
     Attributes:
         checkpoints: most states kept beside z0. With c of them and N = C(c + r, c) steps, each step
             is taken about r times (c = 8: 165 steps for r = 3, 1287 for r = 5). None keeps 2
-            sqrt(N), and each step is taken two or three times, one of them with a graph.
+            sqrt(N), or all of a dozen, and each step is taken two or three times, one of them with
+            a graph.
 
     Raises:
         GradientError: with a root solver; with an ODE solver that shows no steps; on a second

@@ -8,6 +8,10 @@ from typing import Generic, NamedTuple, TypeVar
 
 State = TypeVar("State")
 
+# So many states are kept where no budget says less. The graph of a step of a Runge-Kutta method of
+# order 5 has two tensors of that size a stage, beside those of f: as many.
+FEW = 12
+
 
 class _Kept(NamedTuple, Generic[State]):
     step: int
@@ -25,7 +29,7 @@ class Checkpoints(Generic[State]):
 
     Arguments:
         budget: most states kept beside the first; None keeps 2 sqrt(N) of N, and each step is then
-            taken about twice.
+            taken about twice; all of a dozen, which take less than the graph of one step.
 
     Reference:
         Forward: Wang, Moin, Iaccarino, Minimal repetition dynamic checkpointing algorithm for
@@ -35,7 +39,7 @@ class Checkpoints(Generic[State]):
 
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget
-        self.places = budget or 1
+        self.places = budget or FEW
         self.kept: list[_Kept[State]] = []
 
     def offer(self, index: int, state: State) -> None:
@@ -43,7 +47,7 @@ class Checkpoints(Generic[State]):
 
         The first is kept for good, the others as long as there is room.
         """
-        self.places = self.budget or 2 * isqrt(index) + 1
+        self.places = self.budget or max(2 * isqrt(index) + 1, FEW)
         level = 0
         if len(self.kept) > self.places:
             dispensable = self._dispensable()

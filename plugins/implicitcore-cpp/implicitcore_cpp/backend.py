@@ -55,6 +55,7 @@ class CppBackend(Options, FusedBackend):
 
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64, torch.bfloat16)
+    expanded_dt: ClassVar[bool] = True
 
     def unavailable_reason(self) -> str | None:
         """See :meth:`Backend.unavailable_reason`; found once, and then remembered."""

@@ -157,15 +157,22 @@ inline void add_first(size_t count, R* total, Base base, const T* const* slopes,
   add_stages<S>(total, base, slopes, weights, at, size);
 }
 
+// Entries of a chunk where one dt is that of all samples.
+constexpr int64_t CHUNK = 4096;
+
+// dt is [batch], expanded where it is one for all: samples are then gone through as one.
 inline at::Tensor stage_combination(const std::optional<at::Tensor>& z, const at::Tensor& dt,
                                     const std::vector<at::Tensor>& stages,
                                     const std::vector<double>& weights) {
   constexpr int64_t TILE = 256;
-  const int64_t batch = stages[0].size(0), n = stages[0].size(1);
+  const bool one = dt.stride(0) == 0;
+  const int64_t entries = stages[0].numel(), n = one ? CHUNK : stages[0].size(1);
+  const int64_t rows = one ? (entries + n - 1) / n : stages[0].size(0);
   const size_t count = stages.size();
   at::Tensor out = at::empty_like(stages[0]);
   const bool narrow = dt.scalar_type() == at::kFloat;
-  const at::Tensor times = narrow ? dt : dt.to(at::kDouble);
+  const at::Tensor own = one ? dt.narrow(0, 0, 1) : dt.contiguous();
+  const at::Tensor times = narrow ? own : own.to(at::kDouble);
   const float* step_float = narrow ? times.const_data_ptr<float>() : nullptr;
   const double* step = narrow ? nullptr : times.const_data_ptr<double>();
   dispatch(out, [&](auto type) {
@@ -175,11 +182,12 @@ inline at::Tensor stage_combination(const std::optional<at::Tensor>& z, const at
     for (const at::Tensor& stage : stages) slopes.push_back(stage.const_data_ptr<T>());
     const T* from = z ? z->const_data_ptr<T>() : nullptr;
     T* to = out.mutable_data_ptr<T>();
-    each_sample(batch, n * count, [&](int64_t b) {
-      const double size_of_step = narrow ? step_float[b] : step[b];
+    each_sample(rows, n * count, [&](int64_t b) {
+      const int64_t length = std::min(n, entries - b * n), place = one ? 0 : b;
+      const double size_of_step = narrow ? step_float[place] : step[place];
       R tile[TILE], scaled[TOGETHER];
-      for (int64_t begin = 0; begin < n; begin += TILE) {
-        const int64_t size = std::min(TILE, n - begin), at = b * n + begin;
+      for (int64_t begin = 0; begin < length; begin += TILE) {
+        const int64_t size = std::min(TILE, length - begin), at = b * n + begin;
         R* total = tile;
         if constexpr (std::is_same_v<T, R>) total = to + at;
         for (size_t first = 0; first < count; first += TOGETHER) {
