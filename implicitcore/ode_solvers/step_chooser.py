@@ -155,7 +155,9 @@ class ControlledSteps(StepChooser):
         dt, arrives, end = attempt
         clock = StepClock(samples.t, dt, end, arrives, target, due, stops.forward)
         who = samples.active, samples.done, samples.whole
-        taken = StepTaken(samples.z, step.z, step.error, order, samples.error, clock, *who, step.scaled)
+        taken = StepTaken(
+            samples.z, step.z, step.error, order, samples.error, clock, *who, step.scaled
+        )
         found = system.backend.step_control(self.rule, taken)
         self.known = found.ahead and (found.t, found.size, ahead.target, *found.ahead)
         return Choice(found.accept, found.error, found.size, found.memory, found.t, found.look)

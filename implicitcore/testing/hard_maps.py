@@ -17,9 +17,9 @@ from torch import Tensor
 from implicitcore.backends.base import Backend
 from implicitcore.functional import find_root, fixed_point
 from implicitcore.root_solvers.anderson import Anderson
+from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.broyden import Broyden
 from implicitcore.root_solvers.picard import Picard
-from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.solution import Solution
 
 BATCH, N = 9, 17
@@ -46,7 +46,7 @@ class Problem:
     @torch.no_grad()
     def solve(
         self,
-        solver: StepwiseRootSolver[Any],
+        solver: RootSolver,
         backend: Backend | None,
         kind: Literal["fixed_point", "find_root"] = "fixed_point",
     ) -> Solution:

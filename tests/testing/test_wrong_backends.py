@@ -237,7 +237,8 @@ class StaysAtItsOrder(Mine):
     """Takes whole steps of Adams, and never raises their order."""
 
     def adams_step(self, max_order, z, dt, past, tolerance):
-        return _SameOrder(PredictedStep(TORCH, _adams(max_order, tolerance), z, dt, past), past.order)
+        step = PredictedStep(TORCH, _adams(max_order, tolerance), z, dt, past)
+        return _SameOrder(step, past.order)
 
 
 class ChoosesItsOrderInPlainNorms(Mine):

@@ -44,7 +44,8 @@ class CppBackend(Options, FusedBackend):
 
     So is all that GMRES does beside a product. Of the adaptive ODE solvers one call is what
     follows the stages of a step: the error, who accepts the step, the next size, the clocks, and
-    what the loop has to know; a step of Adams is one call before and one after the evaluation.
+    what the loop has to know; a step of Adams is one call before and one after the evaluation, and
+    on the way to a steady state both, the control and the stop test are one.
     Residual, norms, stop test, best iterate and update in as few passes over the memory as there
     can be, vectorised over the entries of a sample and parallel over the samples. float32, float64
     and bfloat16 states, the last with norms and coefficients in float32. A sample's result does not

@@ -94,24 +94,16 @@ class TritonBackend(DeviceBackend):
     def _root_iteration(
         self, update: UpdateRule, rule: StopRule, z: Tensor
     ) -> RootIteration | None:
-        if not takes(update, z):
-            return None
-        return TritonIteration(_launch, update, rule, z, *_tile(z))
+        return TritonIteration(_launch, update, rule, z, *_tile(z)) if takes(update, z) else None
 
     def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
         return control(_launch, rule, taken, *_tile(taken.z)).outcome() if fits(taken.z) else None
 
     def _adams_step(  # noqa: PLR0913 - what a step is
-        self,
-        max_order: int,
-        z: Tensor,
-        dt: Tensor,
-        past: AdamsPast,
-        tolerance: tuple[float, float],
+        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast, tolerance: tuple[float, float]
     ) -> AdamsStep | None:
-        if not fits(z):
-            return None
-        return TritonAdamsStep(_launch, max_order, z, dt, past, tolerance, *_tile(z))
+        given = max_order, z, dt, past, tolerance
+        return TritonAdamsStep(_launch, *given, *_tile(z)) if fits(z) else None
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = self._norms("residual", (fz, z, out), 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from implicitcore.extend import (
 )
 
 Launch = Callable[..., None]
+
+Taken = PicardRule | AndersonRule | BroydenRule
+"""The updates that have a kernel."""
 
 WHOLE = 16384
 """Most entries of a sample: one program goes through all of them."""
@@ -41,7 +44,7 @@ class TritonIteration(DeviceIteration):
     """
 
     def __init__(
-        self, run: Launch, update: UpdateRule, rule: StopRule, z: Tensor, samples: int, columns: int
+        self, run: Launch, update: Taken, rule: StopRule, z: Tensor, samples: int, columns: int
     ) -> None:
         super().__init__(rule, z)
         self.run, self.grid = run, (-(-len(z) // samples),)
@@ -59,7 +62,7 @@ class TritonIteration(DeviceIteration):
         self.name, self.memory, self.options = self._update(update, z, info)
 
     def _update(
-        self, update: UpdateRule, z: Tensor, info: torch.finfo
+        self, update: Taken, z: Tensor, info: torch.finfo
     ) -> tuple[str, list[Tensor], tuple[float, ...]]:
         """The kernel, its memory and its numbers."""
         batch, real = len(z), self.reals.new_zeros
@@ -87,8 +90,8 @@ class TritonIteration(DeviceIteration):
         self.run(self.name, self.grid, *states, *known, *self.numbers, *self.options, **self.sizes)
 
 
-def takes(update: UpdateRule, z: Tensor) -> bool:
+def takes(update: UpdateRule, z: Tensor) -> TypeGuard[Taken]:
     """Whether a whole iteration is one kernel: of an update that has one, and no long samples."""
     if isinstance(update, AndersonRule) and update.plain_rate:
         return False
-    return z.shape[1] <= WHOLE and isinstance(update, PicardRule | AndersonRule | BroydenRule)
+    return z.shape[1] <= WHOLE and isinstance(update, Taken)

@@ -225,7 +225,9 @@ def correct(
         column = start + tl.arange(0, COLUMNS)[None, :]
         mask = there & (column < n)
         value = load(velocity, at + column, mask, ACC)
-        most = _most(tl.abs(load(z, at + column, mask, ACC)), tl.abs(load(end, at + column, mask, ACC)))
+        before = load(z, at + column, mask, ACC)
+        after = load(end, at + column, mask, ACC)
+        most = _most(tl.abs(before), tl.abs(after))
         unit = tl.where(mask, most * tl.full((), rtol, ACC) + tl.full((), atol, ACC), 1)
         for j in tl.static_range(ROWS + 1):
             scaled = value / unit
