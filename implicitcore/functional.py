@@ -51,7 +51,7 @@ def fixed_point(  # noqa: PLR0913 - keyword options
     solver: RootSolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     backend: Backend | Spec | None = None,
-    on_failure: OnFailure = "ignore",
+    on_failure: OnFailure = "warn",
     coupled: bool = False,
 ) -> Solution:
     """Solve f(z, x) = z for each sample of a batch.
@@ -109,7 +109,7 @@ def find_root(  # noqa: PLR0913 - keyword options
     solver: RootSolver | Spec | None = None,
     gradient: GradientStrategy | Spec | None = None,
     backend: Backend | Spec | None = None,
-    on_failure: OnFailure = "ignore",
+    on_failure: OnFailure = "warn",
     coupled: bool = False,
 ) -> Solution:
     """Solve g(z, x) = 0 for each sample of a batch.
@@ -164,7 +164,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     step_at: StepAt | None = None,
     exact_time: bool = False,
     backend: Backend | Spec | None = None,
-    on_failure: OnFailure = "ignore",
+    on_failure: OnFailure = "warn",
     coupled: bool = False,
 ) -> Trajectory:
     """Integrate dz/dt = v(t, z, x) from z(times[0]) = z0 for each sample of a batch.
