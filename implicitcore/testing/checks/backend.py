@@ -151,7 +151,9 @@ def _stops(
     """The status and the steps of each sample."""
     rates = torch.linspace(0.1, 0.9, 5, dtype=dtype, device=device)
     x = rates[:, None].expand(5, 9).contiguous()
-    found = fixed_point(f, torch.zeros_like(x), x, solver=solver, backend=backend)
+    found = fixed_point(
+        f, torch.zeros_like(x), x, solver=solver, backend=backend, on_failure="ignore"
+    )
     return found.status.tolist(), found.steps.tolist()
 
 
