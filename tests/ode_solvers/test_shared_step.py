@@ -1,4 +1,4 @@
-"""One step size for the batch: ``coupled=True`` and ``shared_error``, beside one for each sample."""
+"""One step size for the batch: ``coupled=True``, ``shared_error``; and one for each sample."""
 
 from __future__ import annotations
 
