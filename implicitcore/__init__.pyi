@@ -108,6 +108,7 @@ from implicitcore.ode_solvers.additive_runge_kutta import KenCarp3 as KenCarp3
 # ode_solver kencarp4: Kennedy-Carpenter ARK, order 4, adaptive, implicit in the stiff part alone
 from implicitcore.ode_solvers.additive_runge_kutta import KenCarp4 as KenCarp4
 from implicitcore.ode_solvers.base import ODESolver as ODESolver
+from implicitcore.ode_solvers.error_scale import shared_error as shared_error
 from implicitcore.ode_solvers.event import Event as Event
 
 # ode_solver esdirk: Kennedy-Carpenter ESDIRK, order 4, adaptive, for stiff dynamics

@@ -40,7 +40,9 @@ class Adjoint(Options, GradientStrategy):
     sample's own, and a stage costs one product of the whole batch: a product is linear in its
     cotangent, so the weight of each sample's step scales its cotangent. The parameters' integral is
     a quadrature beside the state and never steers the steps (what others offer as a seminorm). At
-    each output time the state is set back to the stored one, and dL/dz there is added to a.
+    each output time the state is set back to the stored one, and dL/dz there is added to a: a step
+    ends there, so that the way back takes at least one for each output time, where ``checkpointed``
+    takes the same for any number of them. Prefer that with hundreds.
 
     Gradients reach z0, the tensors of x, the parameters of the dynamics, and leaves that the vector
     field captured. A captured tensor that is no leaf is passed through to its leaves at each step:

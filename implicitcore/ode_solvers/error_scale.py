@@ -80,6 +80,44 @@ def norm_of(scaled: Tensor, norm: ErrorNorm | None) -> Tensor:
     )
 
 
+def shared_error(scaled: Tensor) -> Tensor:
+    """One step size for the batch: the error of a step is that of the worst sample, for each.
+
+    ``Tsit5(norm=implicitcore.shared_error)``: with one span of times all samples take the same
+    steps, each of which keeps the root mean square of every sample within the tolerances. All else
+    stays per sample: the status, events, and a sample whose step is not finite, which goes on, or
+    ends, by itself. These are at least the steps of the hardest sample alone, and up to a third
+    more where another is the worst at another time: steps per sample, the default, take no more
+    evaluations. Prefer ``coupled=True`` where samples depend on each other: it measures the mean
+    over the batch.
+
+    Implicit methods give a sample whose stages did not converge a shorter step of its own;
+    ``Adams`` chooses its order, and with it its steps, for each sample; and the way back of
+    ``Adjoint``, which has the errors of the adjoints beside these, has steps of each sample.
+
+    Arguments:
+        scaled: the errors over what is allowed, ``[batch, n]``.
+
+    Returns:
+        The largest root mean square, ``[batch]``; of a sample that is not finite its own.
+
+    Example:
+        >>> import torch, implicitcore as ic
+        >>> rate, z0 = torch.tensor([[1.0], [10.0]]), torch.ones(2, 1)
+        >>> decay = lambda t, z, rate: -rate * z
+        >>> for norm in (None, ic.shared_error):
+        ...     solver = ic.Tsit5(norm=norm)
+        ...     ic.integrate(decay, z0, rate, times=[0.0, 1.0], solver=solver).steps.tolist()
+        [4, 14]
+        [14, 14]
+    """
+    own = rms_norm(scaled)
+    if not len(own):
+        return own
+    finite = own.isfinite()
+    return torch.where(finite, torch.where(finite, own, 0).amax(), own)
+
+
 class _OfStates(NamedTuple):
     """A norm for states of n entries, where adjoints of as many are integrated beside them."""
 

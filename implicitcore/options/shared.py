@@ -81,7 +81,8 @@ class ErrorControl(ErrorTolerance):
             jump over.
         norm: of a step's error: a function of the absolute values of the errors over what is
             allowed, ``[batch, n]``, that returns ``[batch]``; a step with at most 1 is accepted.
-            None is the root mean square. Only Python can give it.
+            None is the root mean square; :func:`~implicitcore.shared_error` makes the steps of all
+            samples one. Only Python can give it.
     """
 
     first_step: Positive | None = None

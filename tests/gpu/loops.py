@@ -61,6 +61,7 @@ def solve(
                 times=times,
                 solver=solver,
                 backend=backend,
+                on_failure="ignore",
             )
         return ic.fixed_point(
             cell,
@@ -68,6 +69,7 @@ def solve(
             x,
             solver=SOLVERS[name](tol=1e-5, max_steps=steps),
             backend=backend,
+            on_failure="ignore",
         )
 
 

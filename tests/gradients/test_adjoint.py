@@ -457,3 +457,21 @@ def test_a_pytree_state():
         z = ic.integrate(swing, z0, times=GRID, solver=ic.Tsit5(**TIGHT), gradient=gradient).z
         found.append(torch.autograd.grad(z["p"][-1].sum() + z["q"].square().sum(), [start, rate]))
     assert relative_error(found[1], found[0]) < 1e-6
+
+
+@pytest.mark.parametrize(("solver", "stages"), [(ic.Tsit5(rtol=1e-5), 7), (ic.RK4(dt=0.1), 4)])
+def test_between_many_output_times_the_way_back_takes_one_step_each(solver, stages):
+    """The size of the step before the jump is kept: no segment begins with a guess."""
+    spent = []
+    for count in (2, 201):
+        problem, grid = logistic(), torch.linspace(0, 2, count, dtype=torch.float64)
+        lean, exact = (
+            gradients(problem, solver, gradient, torch.ones(()), grid)
+            for gradient in (ic.Adjoint(), ic.Checkpointed())
+        )
+        for found, expected in zip(lean[1], exact[1], strict=True):
+            assert relative_error([found], [expected]) < 1e-3
+        spent.append((lean[0].backward.evaluations, exact[0].backward.evaluations))
+    (_, few), (many, same) = spent
+    assert stages * 200 <= many <= stages * 200 + 30
+    assert same <= few + 5

@@ -64,7 +64,9 @@ def _train(
     x = (ic.shared(factor), tuple(leaves))
 
     def train() -> tuple[ic.Solution, Sequence[Tensor | None]] | None:
-        solution = call(Scaled(subject), subject.z0, x, solver=solver, gradient=gradient)
+        solution = call(
+            Scaled(subject), subject.z0, x, solver=solver, gradient=gradient, on_failure="ignore"
+        )
         row.statuses.update(ic.Status(one).name.lower() for one in solution.status.tolist())
         wanted = solution.z[solution.converged]
         if not wanted.numel() or not wanted.requires_grad:

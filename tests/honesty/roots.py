@@ -51,7 +51,9 @@ class Asked:
     def solve(self) -> ic.Solution:
         problem = self.problem
         call = ic.fixed_point if problem.call == "fixed_point" else ic.find_root
-        return call(problem.f, problem.z0, problem.parameters, solver=self.solver)
+        return call(
+            problem.f, problem.z0, problem.parameters, solver=self.solver, on_failure="ignore"
+        )
 
     def __str__(self) -> str:
         return f"{self.problem}, tol {self.tol:g}, atol {self.atol:g}, {self.solver}"

@@ -65,10 +65,45 @@ def problem(broken=True):
 
 
 @each_call
-def test_ignore_is_the_default_of_a_function_and_says_nothing(call):
+def test_ignore_says_nothing(call):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert call(*problem(), "ignore").converged.tolist() == [True, False, True]
+
+
+def test_a_function_says_by_default_that_a_sample_failed_as_a_layer_does():
+    """A trajectory whose steps end before its last time, and solves above their tolerance."""
+    z0, x = problem(broken=False)
+    decay, few = (lambda t, z, x: -z), ic.Tsit5(max_steps=2)
+    half, shift = (lambda z, x: 0.5 * z + x), (lambda z, x: x - 0.5 * z)
+    calls = {
+        "integrate: 3 samples: 3 max_steps": lambda: ic.integrate(
+            decay, z0, times=TIMES, solver=few
+        ),
+        "fixed_point: 3 samples: 3 max_steps": lambda: ic.fixed_point(
+            half, z0, x, solver=ic.Picard(max_steps=2)
+        ),
+        "find_root: 3 samples: 3 max_steps": lambda: ic.find_root(
+            shift, z0, x, solver=ic.Picard(max_steps=2)
+        ),
+    }
+    for said, call in calls.items():
+        with pytest.warns(ic.ConvergenceWarning, match=said) as caught:
+            found = call()
+        assert len(caught) == 1 and caught[0].filename == __file__
+        assert not found.converged.any()
+    with pytest.raises(ic.SolveError, match="integrate failed: 3 samples: 2 converged, 1 non_fin"):
+        ic.integrate(lambda t, z, x: -torch.sqrt(z), problem()[0], times=TIMES)
+
+
+def test_the_drop_in_says_what_its_peer_says():
+    """One exception, and no warning beside it."""
+    from implicitcore.compat.torchdiffeq import odeint
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(AssertionError, match="max_num_steps exceeded"):
+            odeint(lambda t, y: -y, torch.ones(2), TIMES, options={"max_num_steps": 1})
 
 
 @each_call

@@ -49,7 +49,7 @@ def times(*values, dtype=torch.float64) -> Tensor:
 
 def run(field, z0, grid, solver, x=None):
     with torch.no_grad():
-        return ic.integrate(field, z0, x, times=grid, solver=solver)
+        return ic.integrate(field, z0, x, times=grid, solver=solver, on_failure="ignore")
 
 
 def prothero_robinson(t, z, x):

@@ -52,7 +52,9 @@ def solved(solver: Any, gradient: Any, times: Tensor, **options: Any) -> tuple[A
     z0 = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     v = options.pop("v", field)
-    found = ic.integrate(v, z0, x, times=times, solver=solver, gradient=gradient, **options)
+    found = ic.integrate(
+        v, z0, x, times=times, solver=solver, gradient=gradient, **options, on_failure="ignore"
+    )
     weights = torch.randn_like(found.z)
     return found, list(torch.autograd.grad((found.z * weights).sum(), (z0, x)))
 
@@ -157,7 +159,9 @@ def test_a_step_may_hide_what_is_not_finite():
     z0 = torch.tensor([[1.0], [1.5]])
     found = ic.integrate(fails, z0, times=torch.tensor([0.0, 0.7]), solver=Hiding())
     assert found.status.tolist() == [ic.Status.CONVERGED, ic.Status.CONVERGED]
-    late = ic.integrate(fails, z0 * 1.2, times=torch.tensor([0.0, 0.7]), solver=Hiding())
+    late = ic.integrate(
+        fails, z0 * 1.2, times=torch.tensor([0.0, 0.7]), solver=Hiding(), on_failure="ignore"
+    )
     assert late.status.tolist() == [ic.Status.NON_FINITE, ic.Status.CONVERGED]
 
 

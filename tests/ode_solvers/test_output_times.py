@@ -382,3 +382,41 @@ def test_a_black_box_shows_no_steps(options):
         ic.integrate(
             lambda t, z, x: -z, torch.ones(1, 1), times=line(3), solver=BlackBox(), **options
         )
+
+
+# docs/design/index.md, where errors are forgotten; others: that of the steps.
+BETWEEN = {
+    ic.Trapezoid: 1.9,
+    ic.RK4: 2.1,
+    ic.RK38: 3.8,
+    ic.Fehlberg45: 2.2,
+    ic.Dopri5: 1.8,
+    ic.Tsit5: 14,
+    ic.DOP853: 9,
+    ic.ESDIRK: 3.2,
+    ic.KenCarp3: 2.0,
+    ic.KenCarp4: 4.5,
+    ic.Kvaerno5: 2.6,
+    ic.RadauIIA5: 7,
+}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [*FIXED, ic.AdaptiveHeun, ic.Fehlberg21, *ADAPTIVE, ic.KenCarp3, ic.KenCarp4],
+    ids=lambda m: m.__name__,
+)
+def test_where_errors_are_forgotten_the_page_says_how_much_larger_they_are_between(method):
+    relax = lambda t, z, x: z * (1 - z) + 0.5 * torch.sin(3 * t)  # noqa: E731
+    z0, span, share = real(0.3)[None], line(2, 6.0), line(21)[1:-1]
+    options = {"dt": 0.2} if method in FIXED else {"rtol": 1e-4, "atol": 1e-4}
+    with torch.no_grad():
+        exact, found = (
+            ic.integrate(relax, z0, times=span, solver=solver, dense=True)
+            for solver in (ic.DOP853(rtol=1e-12, atol=1e-13), method(**options))
+        )
+        t, z = found.at_steps()
+        there = largest(z - exact.interpolate(t))
+        t = (t[:, :-1, None] + t.diff(dim=1)[:, :, None] * share).flatten(1)
+        between = largest(found.interpolate(t) - exact.interpolate(t))
+    assert between < BETWEEN.get(method, 1.2) * there

@@ -93,7 +93,9 @@ def test_a_root_solve_is_right_or_refused(cell, dtype, number):
         solver = root_solvers(tol)[number]
         try:
             with torch.no_grad():
-                solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver)
+                solution = ic.fixed_point(
+                    cell, torch.zeros_like(x), x, solver=solver, on_failure="ignore"
+                )
         except ic.InputError as error:
             assert "use coupled=True" in str(error)
             continue

@@ -151,7 +151,9 @@ def _stops(
     """The status and the steps of each sample."""
     rates = torch.linspace(0.1, 0.9, 5, dtype=dtype, device=device)
     x = rates[:, None].expand(5, 9).contiguous()
-    found = fixed_point(f, torch.zeros_like(x), x, solver=solver, backend=backend)
+    found = fixed_point(
+        f, torch.zeros_like(x), x, solver=solver, backend=backend, on_failure="ignore"
+    )
     return found.status.tolist(), found.steps.tolist()
 
 
@@ -161,7 +163,9 @@ def _root(solver: Any, backend: Backend, dtype: torch.dtype, device: str) -> Ten
         inputs(3, 129, dtype=dtype).to(device).requires_grad_(),
     )
     z = (
-        fixed_point(cell, torch.zeros_like(x), x, solver=solver, backend=backend)
+        fixed_point(
+            cell, torch.zeros_like(x), x, solver=solver, backend=backend, on_failure="ignore"
+        )
         .raise_if_failed()
         .z
     )
@@ -174,7 +178,15 @@ def _trajectory(backend: Backend, dtype: torch.dtype, device: str) -> Tensor:
     field, x = Driven(n=129, dtype=dtype).to(device), inputs(3, 129, dtype=dtype).to(device)
     times = torch.tensor([0.0, 1.0], dtype=dtype, device=device)
     return (
-        integrate(field, x, x, times=times, solver=Tsit5(rtol=1e-5, atol=1e-6), backend=backend)
+        integrate(
+            field,
+            x,
+            x,
+            times=times,
+            solver=Tsit5(rtol=1e-5, atol=1e-6),
+            backend=backend,
+            on_failure="ignore",
+        )
         .raise_if_failed()
         .z
     )

@@ -153,7 +153,7 @@ def test_one_nan_sample_leaves_the_others_alone(solver, where):
     with torch.no_grad():
         clean = ic.integrate(problem.field, z0, x, times=GRID, solver=solver)
         (z0 if where == "z0" else x)[3, 0] = torch.nan
-        found = ic.integrate(problem.field, z0, x, times=GRID, solver=solver)
+        found = ic.integrate(problem.field, z0, x, times=GRID, solver=solver, on_failure="ignore")
     others = [i for i in range(8) if i != 3]
     assert found.status.tolist() == [
         ic.Status.NON_FINITE if i == 3 else ic.Status.CONVERGED for i in range(8)
@@ -167,7 +167,14 @@ def test_a_nan_on_the_way_keeps_the_outputs_before_it(solver):
     field = lambda t, z, x: torch.where((t > 0.5) & (x > 0), torch.nan, 0 * x - z)  # noqa: E731
     x = torch.zeros(4, 1, dtype=torch.float64)
     x[2] = 1
-    found = ic.integrate(field, torch.ones(4, 2, dtype=torch.float64), x, times=GRID, solver=solver)
+    found = ic.integrate(
+        field,
+        torch.ones(4, 2, dtype=torch.float64),
+        x,
+        times=GRID,
+        solver=solver,
+        on_failure="ignore",
+    )
     assert found.status.tolist() == [0, 0, ic.Status.NON_FINITE, 0]
     assert bool(found.z.isfinite().all())
     assert torch.allclose(found.z[1, 2], found.z[1, 0], rtol=1e-2)
@@ -177,7 +184,9 @@ def test_a_nan_on_the_way_keeps_the_outputs_before_it(solver):
 @pytest.mark.parametrize("solver", [sp.RK45(), sp.DOP853(), sp.Radau()], ids=name)
 def test_a_blow_up_is_a_status_of_its_sample_alone(solver):
     z0 = torch.tensor([[0.5], [4.0], [0.9]], dtype=torch.float64)
-    solution = ic.integrate(lambda t, z, x: z * z, z0, times=GRID, solver=solver)
+    solution = ic.integrate(
+        lambda t, z, x: z * z, z0, times=GRID, solver=solver, on_failure="ignore"
+    )
     assert solution.status.tolist() == [0, ic.Status.DIVERGED, 0]
     assert bool(solution.z.isfinite().all())
     assert torch.allclose(solution.z[-1, [0, 2]], 1 / (1 / z0[[0, 2]] - 1), rtol=2e-2)
@@ -193,6 +202,7 @@ def test_out_of_steps_is_a_status(solver):
         rate,
         times=GRID,
         solver=replace(solver, max_steps=6, first_step=0.02),
+        on_failure="ignore",
     )
     assert solution.status[1] == ic.Status.MAX_STEPS
     assert solution.steps[1] == 6
@@ -240,7 +250,9 @@ def test_steady_states_and_their_gradients(solver):
         relative_error(found, implicit_gradient(lambda z: cell(z, x), z, torch.ones_like(z), wrt))
         < 1e-4
     )
-    few = ic.fixed_point(cell, torch.zeros_like(x), x, solver=replace(steady, max_steps=2))
+    few = ic.fixed_point(
+        cell, torch.zeros_like(x), x, solver=replace(steady, max_steps=2), on_failure="ignore"
+    )
     assert few.status.tolist() == [ic.Status.MAX_STEPS] * 8
 
 
@@ -295,7 +307,11 @@ def test_a_jacobian_that_is_not_finite_ends_the_sample_with_a_status(name):
     times = torch.tensor([0.0, 4.0], dtype=torch.float64)
     with torch.no_grad():
         found = ic.integrate(
-            lambda t, z, x: -torch.sqrt(z), z0, times=times, solver={"name": name, "max_steps": 300}
+            lambda t, z, x: -torch.sqrt(z),
+            z0,
+            times=times,
+            solver={"name": name, "max_steps": 300},
+            on_failure="ignore",
         )
     assert found.status[0] != ic.Status.CONVERGED or found.z[-1, 0].isfinite().all()
     assert found.z.shape == (2, 2, 1)

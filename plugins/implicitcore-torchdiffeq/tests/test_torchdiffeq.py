@@ -136,7 +136,7 @@ def test_steady_states_and_their_gradients(solver, gradient):
 def test_a_steady_state_takes_no_more_steps_than_it_may():
     x = inputs()
     steady = ic.SteadyState(ode_solver=td.Dopri5(), tol=1e-12, max_steps=7)
-    solution = ic.fixed_point(Cell(), torch.zeros_like(x), x, solver=steady)
+    solution = ic.fixed_point(Cell(), torch.zeros_like(x), x, solver=steady, on_failure="ignore")
     assert solution.status.tolist() == [ic.Status.MAX_STEPS] * 8
     assert solution.evaluations <= 7 * 6 + 4
 
@@ -170,7 +170,9 @@ def test_one_nan_sample_leaves_the_others_alone(solver, where):
     problem = logistic()
     z0, x = problem.z0.detach().clone(), problem.x.detach().clone()
     (z0 if where == "z0" else x)[3, 0] = torch.nan
-    found = ic.integrate(problem.field, z0, x, times=GRID, solver=solver, gradient=ic.Adjoint())
+    found = ic.integrate(
+        problem.field, z0, x, times=GRID, solver=solver, gradient=ic.Adjoint(), on_failure="ignore"
+    )
     others = [i for i in range(8) if i != 3]
     with torch.no_grad():
         clean = ic.integrate(problem.field, z0[others], x[others], times=GRID, solver=solver)
@@ -185,7 +187,14 @@ def test_a_nan_on_the_way_keeps_the_outputs_before_it(solver):
     field = lambda t, z, x: torch.where((t > 0.5) & (x > 0), torch.nan, 0 * x - z)  # noqa: E731
     x = torch.zeros(4, 1, dtype=torch.float64)
     x[2] = 1
-    found = ic.integrate(field, torch.ones(4, 2, dtype=torch.float64), x, times=GRID, solver=solver)
+    found = ic.integrate(
+        field,
+        torch.ones(4, 2, dtype=torch.float64),
+        x,
+        times=GRID,
+        solver=solver,
+        on_failure="ignore",
+    )
     assert found.status.tolist() == [0, 0, ic.Status.NON_FINITE, 0]
     assert bool(found.z.isfinite().all())
     if not isinstance(solver, td.ScipySolver):
@@ -199,7 +208,7 @@ def test_scipy_ends_where_its_steps_could_not_take_as_many_evaluations(dtype):
     """LSODA creeps towards a blow-up for ever."""
     z0, times = torch.tensor([[5.0]], dtype=dtype), torch.tensor([0.0, 0.5])
     solver = td.ScipySolver(rtol=1e-5, atol=1e-8, max_steps=100)
-    found = ic.integrate(lambda t, z, x: z * z, z0, times=times, solver=solver)
+    found = ic.integrate(lambda t, z, x: z * z, z0, times=times, solver=solver, on_failure="ignore")
     assert found.status.tolist() == [ic.Status.MAX_STEPS]
     assert torch.equal(found.z[-1], z0)  # the last output time that it reached
     assert found.evaluations <= 100 * 21
@@ -208,7 +217,9 @@ def test_scipy_ends_where_its_steps_could_not_take_as_many_evaluations(dtype):
 @each_adaptive
 def test_a_blow_up_is_a_status_of_its_sample_alone(solver):
     z0 = torch.tensor([[0.5], [4.0], [0.9]], dtype=torch.float64)
-    solution = ic.integrate(lambda t, z, x: z * z, z0, times=GRID, solver=solver)
+    solution = ic.integrate(
+        lambda t, z, x: z * z, z0, times=GRID, solver=solver, on_failure="ignore"
+    )
     assert solution.status.tolist() == [0, ic.Status.DIVERGED, 0]
     assert bool(solution.z.isfinite().all())
     assert torch.allclose(
@@ -223,7 +234,11 @@ def test_a_blow_up_is_a_status_of_its_sample_alone(solver):
 )
 def test_out_of_steps_is_the_batchs_status(solver):
     solution = ic.integrate(
-        lambda t, z, x: -20 * z, torch.ones(2, 1), times=GRID, solver=replace(solver, max_steps=2)
+        lambda t, z, x: -20 * z,
+        torch.ones(2, 1),
+        times=GRID,
+        solver=replace(solver, max_steps=2),
+        on_failure="ignore",
     )
     assert solution.status.tolist() == [ic.Status.MAX_STEPS] * 2
     assert solution.steps.tolist() == [2, 2]
@@ -233,7 +248,11 @@ def test_out_of_steps_is_the_batchs_status(solver):
 def test_a_corrector_that_stops_short_is_a_status_and_no_warning():
     z0 = torch.ones(2, 1, dtype=torch.float64)
     loose = ic.integrate(
-        lambda t, z, x: -5 * z, z0, times=GRID, solver=td.ImplicitAdams(max_iters=1)
+        lambda t, z, x: -5 * z,
+        z0,
+        times=GRID,
+        solver=td.ImplicitAdams(max_iters=1),
+        on_failure="ignore",
     )
     assert loose.status.tolist() == [ic.Status.MAX_STEPS] * 2
     with pytest.warns(UserWarning, match="mine"):  # those of others pass
