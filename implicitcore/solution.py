@@ -53,14 +53,15 @@ class Origin(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What a stop test measured: whatever else a solver returns is measured again."""
+    """What a stop test measured, or how: whatever else a solver returns is measured again."""
 
     z: Tensor  # [batch, n]
     residual: Tensor  # [batch]
     status: Tensor  # [batch]
-    relative: Tensor | None  # [batch], the residual as it was compared with tol; None where tol = 0
+    # [batch], the residual as it was compared with tol; None where tol = 0
+    relative: Tensor | Callable[[], Tensor] | None
     trace: Tensor | None = None  # [steps, batch], the residual after each step
-    origin: Origin | None = None
+    origin: Origin | Callable[[], Origin] | None = None
     all_met: bool = False  # what is known of the status without a look at the device
 
 
@@ -171,7 +172,8 @@ class Solution(SolveResult):
         ``residual / (scale + atol / tol)``, where the scale is ``|f(z)|``, or in ``find_root`` that
         of g. None where ``tol=0``.
         """
-        return None if self.judged is None else self.judged.relative
+        relative = self.judged and self.judged.relative
+        return relative() if callable(relative) else relative
 
     def _remarks(self) -> Iterator[str]:
         relative = self.relative_residual

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -27,6 +27,25 @@ PERIOD = 2
 RANK = 1 / 3
 
 
+class _Scratch(NamedTuple):
+    """What a step writes to, and views of it, which cost as much to make as to use."""
+
+    pair: Tensor  # [batch, 1, 2 n]
+    row: Tensor  # its first half, [batch, 1, n]
+    q: Tensor  # the same, [batch, n]
+    p: Tensor  # its second half
+    scale: Tensor  # [batch]
+    column: Tensor  # the same, [batch, 1, 1]
+
+    @classmethod
+    def like(cls, z: Tensor, least: Tensor) -> _Scratch:
+        """For states like z ``[batch, n]``, and norms like ``least``."""
+        batch, n = z.shape
+        flat, scale = z.new_empty(batch, 2 * n), least.new_empty(batch)
+        pair, (q, p) = flat.unsqueeze(1), flat.chunk(2, 1)
+        return cls(pair, q.unsqueeze(1), q, p, scale, scale.view(-1, 1, 1))
+
+
 @dataclass
 class AndersonState:
     """The last directions, and the iterate they go on from."""
@@ -39,7 +58,7 @@ class AndersonState:
     # the least length, whose reciprocal has a square: a sample at an exact root has no differences
     least: Tensor
     last: tuple[Tensor, Tensor] | None = (
-        None  # the residual and the plain step of the iterate before, [batch, 1, n]
+        None  # the residual and the plain step of the iterate before, [batch, n]
     )
     alive: Tensor | None = (
         # [batch, depth], False for the directions from before a restart; None where all are in use
@@ -54,8 +73,8 @@ class AndersonState:
     # their last residuals; None where there are none
     waiting: Tensor | None = None
     size: Tensor | None = None
-    # a row and its halves, written anew in each step
-    scratch: tuple[Tensor, ...] = field(default=(), init=False)
+    # a row, its halves and a scale, written anew in each step
+    scratch: _Scratch | None = field(default=None, init=False)
     # the rows, and their halves: they cost as much to make as to use
     views: tuple[Tensor, ...] = field(default=(), init=False)
 
@@ -68,16 +87,22 @@ class AndersonState:
             One row ``[batch, 1, 2 n]``, and the residual's part of it.
         """
         if torch.is_grad_enabled():
-            pair = torch.cat((now[0] - last[0], now[1] - last[1]), 2)
+            pair = torch.cat((now[0] - last[0], now[1] - last[1]), 1).unsqueeze(1)
             return pair, pair.chunk(2, 2)[0]
-        if not self.scratch:
-            batch, _, n = now[0].shape
-            pair = now[0].new_empty(batch, 1, 2 * n)
-            self.scratch = pair, *pair.chunk(2, 2)
-        pair, q, p = self.scratch
+        if self.scratch is None:
+            self.scratch = _Scratch.like(now[0], self.least)
+        pair, row, q, p = self.scratch[:4]
         torch.sub(now[0], last[0], out=q)
         torch.sub(now[1], last[1], out=p)
-        return pair, q
+        return pair, row
+
+    def scale(self, q: Tensor, size: Tensor) -> Tensor:
+        """What a direction ``[batch, 1, n]`` is multiplied by, ``[batch, 1, 1]``."""
+        ridge = torch.add(self.least, size, alpha=self.ridge)
+        if self.scratch is None or torch.is_grad_enabled():
+            return torch.hypot(norm(q.squeeze(1)), ridge).reciprocal().view(-1, 1, 1)
+        torch.hypot(norm(self.scratch.q), ridge, out=self.scratch.scale).reciprocal_()
+        return self.scratch.column
 
     def rows(self) -> tuple[Tensor, ...]:
         """All pairs ``[batch, rows, 2 n]``, the q_i and the p_i."""
@@ -113,7 +138,7 @@ class AndersonState:
         Where an accelerated step doubled the residual, the iterate it was taken from.
         """
         # Of two bool tensors a > b is a & ~b.
-        back = (fresh if self.plain is None else fresh > self.plain).view(-1, 1, 1)
+        back = column(fresh if self.plain is None else fresh > self.plain)
         return torch.where(back, last[0], now[0]), torch.where(back, last[1], now[1])
 
     def clear(self) -> None:
@@ -215,30 +240,27 @@ class Anderson(StepwiseRootSolver[AndersonState]):
     ) -> tuple[Tensor, AndersonState]:
         """See :meth:`StepwiseRootSolver.step`."""
         z, fz, residual = now
-        g, plain = (
-            residual.value.unsqueeze(1),
-            (fz if self.damping == 1 else torch.lerp(z, fz, self.damping)).unsqueeze(1),
-        )
-        current, last = (g, plain), state.last
+        plain = fz if self.damping == 1 else torch.lerp(z, fz, self.damping)
+        current, last = (residual.value, plain), state.last
         if last is None:
             state.last, state.plain = current, torch.ones_like(residual.norm, dtype=torch.bool)
             if self.plain_rate:
                 state.waiting, state.size = state.plain, residual.norm.detach()
-            return plain.squeeze(1), state
+            return plain, state
         if state.pairs.count == PERIOD * self.depth:
             state.clear()
         if state.all_wait(residual.norm, self.plain_rate):
             state.pairs.skip()
             state.last = current
-            return plain.squeeze(1), state
+            return plain, state
         self._learn(system.backend, *state.difference(current, last), residual.norm, state)
         state.last = current if state.fresh is None else state.retreat(current, last, state.fresh)
         state.plain = _either(state.fresh, state.waiting)
         state.fresh = state.used = None
         _, q, p = state.rows()
-        return system.backend.axpy_history(
-            state.last[1], state.inner(system.backend, q, g), p, -1
-        ).squeeze(1), state
+        gamma = state.inner(system.backend, q, residual.value.unsqueeze(1))
+        z = system.backend.axpy_history(state.last[1].unsqueeze(1), gamma, p, -1)
+        return z.squeeze(1), state
 
     def _learn(
         self, backend: Backend, pair: Tensor, q: Tensor, size: Tensor, state: AndersonState
@@ -251,11 +273,10 @@ class Anderson(StepwiseRootSolver[AndersonState]):
                 pair, state.inner(backend, others, q), rows, -1, out=None if graph else pair
             )
             q = pair.narrow(2, 0, q.shape[2]) if graph else q
-        length = torch.hypot(norm(q.squeeze(1)), torch.add(state.least, size, alpha=state.ridge))
-        scale = length.reciprocal()
+        scale = state.scale(q, size)
         if graph:
             with torch.no_grad():
                 least = torch.finfo(size.dtype).eps ** RANK * norm(before.squeeze(1))
                 is_new = norm(q.squeeze(1)) > least
-            scale = torch.where(is_new, scale, 0)
-        state.append(pair, scale.view(-1, 1, 1))
+            scale = torch.where(is_new.view(-1, 1, 1), scale, 0)
+        state.append(pair, scale)

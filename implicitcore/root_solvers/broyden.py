@@ -19,6 +19,7 @@ from implicitcore.root_solvers.stepwise import StepwiseRootSolver, iterate
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
+from implicitcore.tensors import host
 from implicitcore.tensors.norms import real_dtype
 from implicitcore.tensors.restrict import SHARED
 
@@ -98,11 +99,24 @@ class Broyden(StepwiseRootSolver[Any]):
 class _Window(NamedTuple):
     """Views for so many steps, which cost as much to make as to use."""
 
-    size: int
+    rows: Tensor  # the steps and zero rows, [batch, size, n]
     block: Tensor  # of the matrix
     turned: Tensor  # transposed
     lines: Sequence[Tensor]  # its rows
     unit_rows: Sequence[Tensor]  # those of the identity
+    c: Tensor  # coefficients [batch, 1, size], written anew in each step
+    shares: Sequence[Tensor]  # each of them
+    gram: Tensor  # inner products with a step, the same
+    squares: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, rows: Tensor, matrix: Tensor, units: Tensor) -> _Window:
+        """For the rows ``[batch, size, n]``, of all of the matrix and the identity."""
+        batch, size, _ = rows.shape
+        block, unit = matrix[:, :size, :size], units[:size, :size]
+        c, gram = matrix.new_empty(2, batch, 1, size).unbind(0)
+        parts = block.split(1, 1), unit.split(1), c, c.split(1, 2), gram, gram.split(1, 2)
+        return cls(rows, block, block.mT, *parts)
 
 
 @dataclass(eq=False)
@@ -122,13 +136,14 @@ class _Good:
     units: Tensor = field(metadata=SHARED)  # the identity
     forgotten: int = 0
     kept: list[Tensor] = field(default_factory=list)
-    window: _Window = field(init=False)
+    window: _Window | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.window = _Window(0, self.matrix, self.matrix, (), ())
         self.one = self.units[0, 0]
         info = torch.finfo(self.units.dtype)
         self.limit, self.tiny = 10 * info.eps, info.tiny
+        # Where the host looks for free: a look is less than what it may show to be needless.
+        self.looks = host.on_host(self.matrix) and not self.matrix.is_complex()
 
     @classmethod
     def empty(cls, system: System, z: Tensor, memory: int) -> _Good:
@@ -155,28 +170,37 @@ class _Good:
 
     def _solve(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """d and 1 / (1 - c)."""
-        newest, (rows, window) = self.steps.count, self._rows()
-        c = torch.bmm(self.backend.inner_products(rows, g).to(self.units.dtype), window.turned)
-        scale, safe = _scale(c.narrow(2, newest, 1), self.limit, self.one)
-        window.lines[newest].mul_(safe)
+        window, newest = self._window(), self.steps.count
+        inner = self.backend.inner_products(window.rows, g)
+        c = torch.bmm(inner.to(self.units.dtype), window.turned, out=window.c)
+        scale = self._scale(window.shares[newest], window.lines[newest])
         # The row of the step to be found is still zero, so its own coefficient adds nothing here.
-        return self.backend.axpy_history(g, c.to(g.dtype), rows), scale
+        return self.backend.axpy_history(g, c.to(g.dtype), window.rows), scale
+
+    def _scale(self, c: Tensor, line: Tensor) -> Tensor:
+        """1 / (1 - c), and no line of the matrix where that is division by rounding."""
+        if self.looks:
+            scale, most = (1 - c).reciprocal_(), (1 - self.limit) / self.limit
+            if torch.equal(torch.clamp(scale, -most, most), scale):
+                return scale
+        scale, safe = _scale(c, self.limit, self.one)
+        line.mul_(safe)
+        return scale
 
     def _take_in(self, s: Tensor) -> None:
         """The coefficient of the step that follows s."""
-        newest, (rows, window) = self.steps.count - 1, self._rows()
-        gram = self.backend.inner_products(rows, s).to(self.units.dtype)
+        window, newest = self._window(), self.steps.count - 1
+        gram = self.backend.inner_products(window.rows, s).to(self.units.dtype)
         row = torch.baddbmm(window.unit_rows[newest], gram, window.block)
-        torch.div(row, gram.narrow(2, newest, 1) + self.tiny, out=window.lines[newest + 1])
+        torch.add(gram, self.tiny, out=window.gram)
+        torch.div(row, window.squares[newest], out=window.lines[newest + 1])
 
-    def _rows(self) -> tuple[Tensor, _Window]:
-        """The steps so far and a zero row, and the views of the matrix for so many."""
-        rows = self.steps.rows(ahead=1)
-        size = rows.shape[1]
-        if size != self.window.size:
-            block, units = self.matrix[:, :size, :size], self.units[:size, :size]
-            self.window = _Window(size, block, block.mT, block.split(1, 1), units.split(1))
-        return rows, self.window
+    def _window(self) -> _Window:
+        """That of the steps so far and a zero row."""
+        rows, window = self.steps.rows(ahead=1), self.window
+        if window is None or rows is not window.rows:
+            self.window = window = _Window.of(rows, self.matrix, self.units)
+        return window
 
     def _chain(self, g: Tensor) -> Tensor:
         """The same, factor by factor: autograd must keep what the matrix would write over."""

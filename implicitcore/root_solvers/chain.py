@@ -90,8 +90,9 @@ def started(system: System, solution: Solution) -> System:
     """
     if system.context.origin is not None:
         return system
-    if solution.judged is not None and solution.judged.origin is not None:
-        return system.started(solution.judged.origin)
+    origin = None if solution.judged is None else solution.judged.origin
+    if origin is not None:
+        return system.started(origin() if callable(origin) else origin)
     with torch.no_grad():
         first = system.evaluate(solution.start.detach()).residual
     return system.started(origin_of(first.norm, first.update_norm))

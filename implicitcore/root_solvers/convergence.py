@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Residual
+from implicitcore.root_solvers.limits import Limits
 from implicitcore.root_solvers.stop_criterion import GROWTH, StopCriterion
-from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, Trust, origin_of
+from implicitcore.root_solvers.stop_state import StopState, relative_to
 from implicitcore.solution import Judged, Solution, Status
 from implicitcore.system.coupling import Frozen, check_frozen, check_known
 from implicitcore.system.evaluation import Evaluation
-from implicitcore.system.problem import rounding_of
 from implicitcore.system.scaled import check_range
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, scaled_norm
@@ -38,18 +40,17 @@ class StopTest(StopCriterion):
         state: where each sample is.
         remaining: how many are active, as last checked.
         count: evaluations checked.
-        tol: the relative tolerance that holds.
+        limits: what residuals are compared with.
     """
 
     def __init__(
         self, system: System, z0: Tensor, tol: float, atol: float, min_steps: int = 1
     ) -> None:
         self.system, self.start, self.min_steps = system, z0, min_steps
-        self.tol = system.tolerance(tol)
+        self.limits = Limits(system, system.tolerance(tol), z0.dtype)
         self.state = StopState.at(z0, system.absolute(atol))
         self.remaining, self.count = z0.shape[0], 0
         self.stopped: Tensor | None = None
-        self.scale: Tensor | None = None
         self.recorder = system.context.recorder
         # The whole batch, where stopped samples have left it, and which of it are here.
         self.whole: tuple[StopState, Tensor] | None = None
@@ -83,10 +84,9 @@ class StopTest(StopCriterion):
             state.best_norm = state.size = size
             state.pending, self.grown = state.limit, None
             return None
-        if state.pending is not None:
-            self._settle()
-        if self._all_met(now.residual, size):
+        if self._some_met(now.residual, size):
             return None
+        self._settle()
         # NaN compares false, so this finds all that must not go on, and all that is not measured.
         usual = torch.equal(torch.clamp(size, state.start.small, state.start.ceiling), size)
         if not usual:
@@ -94,6 +94,33 @@ class StopTest(StopCriterion):
         limit = state.limit if self.stopped is None else self._in_force(state.limit)
         met = self._accept(now.residual, size, usual)
         return self._compare(size, limit, met)
+
+    def _some_met(self, residual: Residual, size: Tensor) -> bool:
+        """Stop the samples that meet their tolerance, where no sample is unusual.
+
+        None has more than its least residual, or one that is in doubt or hard to measure.
+        """
+        state = self.state
+        if state.failure is not None or self.count < self.min_steps or not self._is_bounded():
+            return False
+        most = state.best_norm if self.count > 1 else state.start.ceiling
+        usual = torch.equal(torch.clamp(size, state.start.small, most), size)
+        if not usual or self.limits.trust(state, residual) is not None:
+            return False
+        state.best_limit, state.pending = self._in_force(state.limit), None
+        state.best_norm = state.size = size
+        self.grown, going = None, size > state.limit  # which is below zero for those that stopped
+        self._take_out(~going, going if self.stopped is None else state.active & going)
+        return True
+
+    def _is_bounded(self) -> bool:
+        """Whether what is not above the first residual is not lost either; asked once."""
+        start = self.state.start
+        if start.bounded is None:
+            most = torch.finfo(start.size.dtype).max
+            finite = torch.equal(torch.clamp(start.size, max=most), start.size)
+            start.bounded = finite and self.system.context.origin is None
+        return start.bounded
 
     def _settle(self) -> None:
         """Take over the limits of the iterates that were the best without a look at each sample."""
@@ -109,42 +136,34 @@ class StopTest(StopCriterion):
 
     def _measure(self, now: Evaluation) -> Tensor:
         """The size of the residual, and the limit that it is compared with."""
-        state, residual = self.state, now.residual
+        residual = now.residual
         size, self.count = residual.norm, self.count + 1
         size = size.detach() if size.requires_grad else size
         if self.count == 1:
-            origin = self.system.context.origin or origin_of(size, residual.update_norm)
-            state.start.norm, state.start.ceiling = origin
-        scale = self.system.scale(residual.update_norm, state.start.norm)
-        if scale is not self.scale:
-            self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
-        if self.count == 1:
-            state.start.limit = self._first_limit()
-            if self.system.context.known is not None:
-                check_known(self.system, now)
-            if self.system.context.range_checked:
-                check_range(residual.update_norm, now.z, now.fz)
+            self._begin(now, size)
+        else:
+            self.limits.follow(self.state, residual.update_norm)
         return size
 
-    def _first_limit(self) -> Tensor:
-        """The limit where the solve began, which another solver may have done."""
-        origin, limit = self.system.context.origin, self.state.limit
-        if origin is None:
-            return limit
-        scale = self.system.scale(origin.ceiling / DIVERGENCE, origin.norm)
-        return torch.minimum(limit, self.state.floor + scale * self.tol)
+    def _begin(self, now: Evaluation, size: Tensor) -> None:
+        """What is asked of the start, and follows from it."""
+        update, context = now.residual.update_norm, self.system.context
+        self.limits.begin(self.state, size, update)
+        if context.known is not None:
+            check_known(self.system, now)
+        if context.range_checked:
+            check_range(update, now.z, now.fz)
 
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
         """The sizes, and their limits, where squares underflow."""
         state, update = self.state, now.residual.update_norm
-        value, small = now.residual.value, size < state.start.small
+        value, small = now.residual.value, (size < state.start.small) & state.active
         # Most that are small are zero, entry by entry; a look at all of them is cheaper.
         if not bool(value.any()) or not bool(value[small.to(value.device)].any()):
             return size
         size = torch.where(small, scaled_norm(value).to(size), size)
         update = torch.where(update < state.start.small, scaled_norm(now.fz).to(size), update)
-        scale = self.system.scale(update, state.start.norm)
-        state.limit, self.scale = torch.add(state.floor, scale, alpha=self.tol), None
+        self.limits.remeasure(state, update)
         return size
 
     def _accept(self, residual: Residual, size: Tensor, usual: bool) -> Tensor:
@@ -152,9 +171,9 @@ class StopTest(StopCriterion):
         state = self.state
         early = self.count < self.min_steps
         stops = met = torch.zeros_like(state.active) if early else size <= state.limit
-        trust = self._trust(residual)
+        trust = self.limits.trust(state, residual)
         if trust is not None:
-            met, away = trust.doubt(met, residual, state.start.ceiling, self._rounding())
+            met, away = trust.doubt(met, residual, state.start.ceiling, self.limits.rounding)
             stops = met | away
             if bool(away.any()):
                 state.fail(away, Status.DIVERGED)
@@ -163,47 +182,23 @@ class StopTest(StopCriterion):
         self.stop(stops)
         return met
 
-    def _all_met(self, residual: Residual, size: Tensor) -> bool:
-        """Stop all samples, where each meets its tolerance just now and none is in doubt."""
-        state = self.state
-        if self.stopped is not None or state.failure is not None or self.count < self.min_steps:
-            return False
-        most = torch.minimum(state.limit, state.start.ceiling)
-        within = torch.equal(torch.clamp(size, state.start.small, most), size)
-        if not within or self._trust(residual) is not None:
-            return False
-        state.end(size, self.count)
-        self.grown, self.remaining = None, 0
-        return True
-
-    def _rounding(self) -> float:
-        return rounding_of(self.system.problem.is_map, self.start.dtype)
-
-    def _trust(self, residual: Residual) -> Trust | None:
-        """How far the limits count; None where none has grown, and no rounding hides a residual."""
-        state, start = self.state, self.state.start
-        if state.limit is start.limit:
-            return None
-        if start.trust is None:
-            start.trust = Trust.at(start)
-        reach = torch.maximum(state.limit, residual.update_norm * self._rounding())
-        if torch.equal(torch.minimum(reach, start.trust.limit), reach):
-            return None
-        return start.trust
-
     def stop(self, stops: Tensor) -> None:
         """Take samples out; a stopped one has a limit below zero and is not found again."""
-        state = self.state
-        state.steps = state.steps.masked_fill(stops, self.count)
-        state.active = state.active & ~stops
+        self._take_out(stops, self.state.active & ~stops)
+
+    def _take_out(self, stops: Tensor, active: Tensor) -> None:
+        """The same, where it is known who goes on."""
+        self.state.steps = self.state.steps.masked_fill(stops, self.count)
+        self.state.active = active
         self._count()
 
     def _count(self) -> None:
-        remaining = int(self.state.active.sum())
+        done = ~self.state.active
+        stopped = done.nonzero().squeeze(1)
+        remaining = len(done) - len(stopped)
         if 0 < remaining < self.remaining:
-            done = ~self.state.active
             self.state.lower(done)
-            self.stopped, self.scale = done.nonzero().squeeze(1), None
+            self.stopped, self.limits.scale = stopped, None
         self.remaining = remaining
 
     def _compare(self, size: Tensor, limit: Tensor, met: Tensor) -> Tensor | None:
@@ -254,9 +249,10 @@ class StopTest(StopCriterion):
         self._settle()
         whole, places = self._merged(), rows if self.whole is None else self.whole[1][rows]
         self.system, self.whole = system, (whole, places)
+        self.limits = Limits(system, self.limits.tol, self.limits.dtype)
         self.state = restrict(self.state, rows)
         self.state.failure = None  # none of those that go on has failed
-        self.grown, self.stopped, self.scale = None, None, None
+        self.grown = self.stopped = None
         self.remaining = len(rows)
         self._count()
 
@@ -277,7 +273,8 @@ class StopTest(StopCriterion):
         """The best iterates so far, packed; ``steps`` where a step is not one evaluation."""
         self._settle()
         state = self._merged()
-        if self.whole or not (self.stopped is None or self.remaining == len(state.active)):
+        # As a rule the last residuals are the least, and those reported.
+        if (self.whole or self.stopped is not None) and state.size is not state.best_norm:
             self._check_apart(state)
         steps = state.steps if steps is None else steps
         if self.remaining and steps is state.steps:
@@ -287,7 +284,8 @@ class StopTest(StopCriterion):
             status[state.active] = Status.MAX_STEPS
         trace = None if self.recorder is None else self.recorder.trace()
         z, size = state.best, state.best_norm
-        relative = size / state.best_limit * self.tol if self.tol else None
+        tol = self.limits.tol
+        relative = partial(relative_to, size, state.best_limit, tol) if tol else None
         met = state.failure is None and not self.remaining and not self.whole
         return Solution(
             z=z,

@@ -242,7 +242,7 @@ class DeferredStopTest(StopCriterion):
         self._check_apart(state, best, last)
         recorder = self.system.context.recorder
         trace = None if recorder is None else recorder.trace()
-        relative = found.judged.relative if found.judged else None
+        relative = found.relative_residual
         relative = None if relative is None else relative.to(device)
         status, residual = found.status.to(device), found.residual.to(device)
         origin = Origin(state.start.norm.to(device), state.start.ceiling.to(device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from implicitcore.backends.base import Residual
 from implicitcore.solution import Origin, Status
 from implicitcore.tensors.norms import real_dtype
+from implicitcore.tensors.transforms import transformed
 
 # A residual this many times its scale at the start is lost: the sample is stopped before it
 # overflows.
@@ -43,6 +45,11 @@ def origin_of(size: Tensor, update: Tensor) -> Origin:
     return Origin(norm, torch.maximum(norm, update).mul(DIVERGENCE))
 
 
+def relative_to(size: Tensor, limit: Tensor, tol: float) -> Tensor:
+    """A residual as it was compared with tol, ``[batch]``."""
+    return size / limit * tol
+
+
 @dataclass
 class Trust:
     """How far a limit counts that follows the size of f(z).
@@ -50,17 +57,16 @@ class Trust:
     Attributes:
         limit: ``[batch]``, the limit at the start, or a share of the residual there: a larger one
             is owed to a growth of ``|f(z)|``, and met only where the residual has fallen as well.
-        doubted: ``[batch]``, the samples that have met such a limit alone.
+        doubted: ``[batch]``, the samples that have met such a limit alone; None: there are none.
     """
 
     limit: Tensor
-    doubted: Tensor
+    doubted: Tensor | None = None
 
     @classmethod
     def at(cls, start: AtStart) -> Trust:
         """Before a sample has met a limit that grew."""
-        limit = torch.maximum(start.limit, start.norm * TRUST)
-        return cls(limit, torch.zeros_like(limit, dtype=torch.bool))
+        return cls(torch.maximum(start.limit, start.norm * TRUST))
 
     def doubt(
         self, met: Tensor, residual: Residual, ceiling: Tensor, rounding: float
@@ -71,8 +77,8 @@ class Trust:
         of f(z) - z hides a residual that has not fallen.
         """
         size, update, hidden = residual.norm, residual.update_norm, residual.update_norm * rounding
-        new = met & ~self.doubted
-        self.doubted = self.doubted | new
+        new = met if self.doubted is None else met & ~self.doubted
+        self.doubted = new if self.doubted is None else self.doubted | new
         self.limit = torch.where(new, torch.maximum(self.limit, size * TRUST), self.limit)
         reach = torch.maximum(self.limit, ceiling * (HIDDEN * rounding / DIVERGENCE))
         fell = torch.maximum(size, hidden) <= reach
@@ -81,27 +87,82 @@ class Trust:
 
 @dataclass
 class AtStart:
-    """What follows from the first residual of each sample.
+    """What follows from the first residual of each sample, computed when it is first asked for.
 
     Attributes:
-        ceiling: ``[batch]``, above which a residual is lost.
-        small: ``[batch]``, below which the square of a residual underflows; below all for a stopped
-            sample.
-        norm: ``[batch]``, that residual.
-        limit: ``[batch]``, what it was compared with.
+        size: ``[batch]``, that residual.
+        update: ``[batch]``, ``|f(z)|`` there.
+        small: ``[batch]``, below which the square of a residual underflows.
+        limit: ``[batch]``, what the first residual was compared with.
+        known: the same of an earlier start, where another solver began; None until it is asked for.
         trust: None until a limit is asked for that grew.
+        bounded: what is not above the first residual is not above the ceiling; None until it is
+            asked for.
     """
 
-    ceiling: Tensor
+    size: Tensor
+    update: Tensor
     small: Tensor
-    norm: Tensor
     limit: Tensor
+    known: Origin | None = None
     trust: Trust | None = None
+    bounded: bool | None = None
 
-    @property
     def origin(self) -> Origin:
         """The same for solvers that go on."""
-        return Origin(self.norm, self.ceiling)
+        if self.known is None:
+            self.known = origin_of(self.size, self.update)
+        return self.known
+
+    @property
+    def norm(self) -> Tensor:
+        """``[batch]``, the first residual; NaN where it is not finite."""
+        return self.origin().norm
+
+    @property
+    def ceiling(self) -> Tensor:
+        """``[batch]``, above which a residual is lost."""
+        return self.origin().ceiling
+
+
+class _Fresh(NamedTuple):
+    """Where samples are before their first evaluation: tensors ``[batch]`` that nobody writes to."""
+
+    active: Tensor  # True
+    steps: Tensor  # 0
+    far: Tensor  # infinity
+    small: Tensor  # see AtStart
+    floor: Tensor  # the least that a residual is compared with
+
+    @classmethod
+    def of(cls, batch: int, dtype: torch.dtype, device: torch.device, floor: float) -> _Fresh:
+        """Of so many samples."""
+        far = torch.full((batch,), torch.inf, dtype=dtype, device=device)
+        active = torch.ones(batch, dtype=torch.bool, device=device)
+        steps = torch.zeros(batch, dtype=torch.int64, device=device)
+        small = torch.full_like(far, 100 * torch.finfo(dtype).tiny ** 0.5)
+        return cls(active, steps, far, small, torch.full_like(far, floor))
+
+
+# Those of small batches on the host are made once, and no more than so many: a solve of a small
+# cell pays for calls.
+_KNOWN, _MOST, _SMALL = dict[tuple[Any, ...], _Fresh](), 64, 4096
+
+
+def _fresh(batch: int, dtype: torch.dtype, device: torch.device, floor: float) -> _Fresh:
+    """Those of so many samples, which follow from the arguments."""
+    key = batch, dtype, device, floor
+    found = _KNOWN.get(key)
+    if found is not None:
+        return found
+    found = _Fresh.of(*key)
+    # What a mode or a transform makes is its own.
+    plain = type(found.far) is Tensor and not (found.far.is_inference() or transformed())
+    if plain and device.type == "cpu" and batch <= _SMALL:
+        if len(_KNOWN) == _MOST:
+            _KNOWN.clear()
+        _KNOWN[key] = found
+    return found
 
 
 @dataclass
@@ -143,31 +204,16 @@ class StopState:
     @classmethod
     def at(cls, z0: Tensor, atol: Tensor | float) -> StopState:
         """Before the first evaluation."""
-        batch, dtype, device = z0.shape[0], real_dtype(z0), z0.device
-        far = torch.full((batch,), torch.inf, dtype=dtype, device=device)
-        info = torch.finfo(dtype)
-        least, small = tiny(dtype), torch.full_like(far, 100 * info.tiny**0.5)
+        dtype, alike = real_dtype(z0), not isinstance(atol, Tensor)
+        fresh = _fresh(z0.shape[0], dtype, z0.device, atol + tiny(dtype) if alike else 0.0)
         # A tensor where the units of the samples differ.
-        floor = (
-            torch.full_like(far, atol + least)
-            if isinstance(atol, float | int)
-            else (atol + least).to(far)
-        )
-        active = torch.ones(batch, dtype=torch.bool, device=device)
-        steps = torch.zeros(batch, dtype=torch.int64, device=device)
-        start = AtStart(far, small, far, floor)
-        return cls(active, steps, z0, far, floor, z0, far, floor, floor, start)
-
-    def end(self, size: Tensor, count: int) -> None:
-        """All samples have met their limits, with these residuals at this evaluation."""
-        self.best_norm, self.size, self.best_limit = size, size, self.limit
-        self.active = torch.zeros_like(self.active)
-        self.steps = torch.full_like(self.steps, count)
+        floor = fresh.floor if alike else (atol + tiny(dtype)).to(fresh.far)
+        far, start = fresh.far, AtStart(fresh.far, fresh.far, fresh.small, floor)
+        return cls(fresh.active, fresh.steps, z0, far, floor, z0, far, floor, floor, start)
 
     def lower(self, done: Tensor) -> None:
         """Put the limits of samples ``[batch]`` that are done below all residuals."""
         self.floor = self.floor.masked_fill(done, -torch.inf)
-        self.start.small = self.start.small.masked_fill(done, -torch.inf)
 
     def fail(self, which: Tensor, status: int | Tensor) -> None:
         """Samples ``which`` have failed."""

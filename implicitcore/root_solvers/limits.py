@@ -1,0 +1,81 @@
+"""What the residuals of a solve are compared with, and how far that counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from implicitcore.backends.base import Residual
+from implicitcore.root_solvers.stop_state import DIVERGENCE, StopState, Trust
+from implicitcore.system.problem import rounding_of
+from implicitcore.system.system import System
+
+
+class Limits:
+    """The limits of a stop test, which follow the scale of the system.
+
+    Arguments:
+        system: gives the scale of the relative tolerance.
+        tol: relative tolerance.
+        dtype: of the states.
+
+    Attributes:
+        scale: ``[batch]``, what the limits were last computed from; None where they are to be
+            computed anew.
+        relative_to: that scale as data (see :meth:`System.stop_scale`).
+    """
+
+    def __init__(self, system: System, tol: float, dtype: torch.dtype) -> None:
+        self.system, self.tol, self.relative_to = system, tol, system.stop_scale()
+        self.scale: Tensor | None = None
+        self.dtype = dtype
+
+    @property
+    def rounding(self) -> float:
+        """See :func:`rounding_of`."""
+        return rounding_of(self.system.problem.is_map, self.dtype)
+
+    def begin(self, state: StopState, size: Tensor, update: Tensor) -> None:
+        """The limits of the first residuals ``size``, where ``|f(z)|`` is ``update``."""
+        start, origin = state.start, self.system.context.origin
+        start.size, start.update = size, update.detach() if update.requires_grad else update
+        start.known = origin
+        self.follow(state, update)
+        start.limit = state.limit
+        if origin is not None:  # the solve began elsewhere, by another solver
+            scale = self.system.scale(origin.ceiling / DIVERGENCE, origin.norm)
+            start.limit = torch.minimum(state.limit, state.floor + scale * self.tol)
+
+    def follow(self, state: StopState, update: Tensor) -> None:
+        """The limits where ``|f(z)|`` is ``update`` ``[batch]``."""
+        scale = self._scale(state, update)
+        if scale is not self.scale:
+            self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
+
+    def remeasure(self, state: StopState, update: Tensor) -> None:
+        """The same where ``update`` is not what the residual has."""
+        self.follow(state, update)
+        self.scale = None
+
+    def _scale(self, state: StopState, update: Tensor) -> Tensor:
+        """What the tolerance is relative to, ``[batch]``; asked for only where it is no data."""
+        if self.relative_to == "update":
+            return update
+        if isinstance(self.relative_to, Tensor):
+            return self.relative_to
+        return self.system.scale(update, state.start.norm)
+
+    def trust(self, state: StopState, residual: Residual) -> Trust | None:
+        """How far they count; None where none has grown, and no rounding hides a residual."""
+        start, update = state.start, residual.update_norm
+        fixed = isinstance(self.relative_to, Tensor) and self.system.context.origin is None
+        if fixed or state.limit is start.limit:
+            return None
+        if start.trust is None:
+            start.trust = Trust.at(start)
+        reach, rounding = state.limit, self.rounding
+        if self.scale is not update or self.tol < rounding:  # else rounding hides less than that
+            reach = torch.maximum(reach, update * rounding)
+        if torch.equal(torch.minimum(reach, start.trust.limit), reach):
+            return None
+        return start.trust
