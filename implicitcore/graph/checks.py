@@ -1,8 +1,10 @@
-"""What a compiled layer refuses."""
+"""What a compiled layer refuses, and the solver of its backward pass."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
 
 from implicitcore.errors import ConfigError, GradientError, InputError
 from implicitcore.gradients.checkpointed import Checkpointed
@@ -12,6 +14,7 @@ from implicitcore.graph.layer import check_layer
 from implicitcore.graph.loop import SOLVERS
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.tensors.autocast import ambient
 
@@ -27,6 +30,12 @@ def check_call(layer: ImplicitLayer) -> None:
     if not isinstance(layer.solver, ODESolver):
         _check_gradient(layer.gradient)
     check_autocast()
+
+
+def adjoint_of(layer: ImplicitLayer, dtype: torch.dtype) -> RootSolver | None:
+    """The solver of the layer's backward pass in a state's dtype; None where it has none."""
+    gradient = layer.gradient
+    return gradient.backward_solver(layer.solver, dtype) if isinstance(gradient, Implicit) else None
 
 
 def check_autocast() -> None:
@@ -66,7 +75,7 @@ def _check_gradient(gradient: Any) -> None:
                 f"{gradient}"
             ]
         )
-    if not isinstance(gradient.solver, known):
+    if gradient.solver is not None and not isinstance(gradient.solver, known):
         names = ", ".join(kind.__name__ for kind in known)
         raise ConfigError(
             [

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import InputError
 from implicitcore.gradients.failures import report
 from implicitcore.graph import operator
-from implicitcore.graph.checks import check_autocast, check_call, check_trajectory
+from implicitcore.graph.checks import adjoint_of, check_autocast, check_call, check_trajectory
 from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Call, applied
 from implicitcore.graph.history import keeps_loop
@@ -231,7 +231,7 @@ class CompiledLayer(nn.Module):
         kinds = kinds_of(tensors, shared, needs, coupled=layer.coupled)
         key = *parts, fixed, modes, kinds, clock
         if key not in self.plans:
-            adjoint = getattr(layer.gradient, "solver", None)
+            adjoint = adjoint_of(layer, tensors[0].dtype)
             of = layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
             follows = isinstance(layer.solver, ODESolver)
             self.plans[key] = TrajectoryPlan(*of, clock) if follows else Plan(*of)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from implicitcore.errors import InputError
+from implicitcore.gradients.implicit import Implicit
+from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 
 if TYPE_CHECKING:
@@ -45,7 +47,10 @@ def group_of(layer: ImplicitLayer) -> ProcessGroup | None:
             "sync_steps needs a process group: call torch.distributed.init_process_group "
             "first (torchrun)"
         )
-    for part in (layer.solver, getattr(layer.gradient, "solver", None)):
+    backward = getattr(layer.gradient, "solver", None)
+    if backward is None and isinstance(layer.gradient, Implicit):
+        backward = GMRES()  # as it takes where it is given none
+    for part in (layer.solver, backward):
         if part is not None and not isinstance(part, StepwiseRootSolver):
             raise InputError(
                 f"{type(part).__name__} cannot stop at the same step as other processes: its "

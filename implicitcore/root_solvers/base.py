@@ -34,6 +34,14 @@ class RootSolver(metaclass=PartMeta):
             The best iterate with its measured residual and a status per sample, packed.
         """
 
+    def relative_tolerance(self) -> float | None:
+        """What a solve brings ``|f(z) - z| / |f(z)|`` down to: its ``tol``, where it has one.
+
+        The backward solve of ``Implicit`` follows it. None where the solver has no such tolerance.
+        """
+        tol = getattr(self, "tol", None)
+        return float(tol) if isinstance(tol, float | int) and tol > 0 else None
+
     def solve_from(self, system: System, start: Evaluation) -> Solution:
         """Solve from a point where f is known, as zero is for the linear system of a backward pass.
 

@@ -59,6 +59,10 @@ class Chain(Options, RootSolver):
         if not self.solvers:
             raise ConfigError(["solvers: expected at least one root_solver, received none"])
 
+    def relative_tolerance(self) -> float | None:
+        """See :meth:`RootSolver.relative_tolerance`: that of the last solver."""
+        return self.solvers[-1].relative_tolerance()
+
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
         first = self.solvers[0].solve(system, z0)

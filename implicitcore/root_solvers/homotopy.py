@@ -70,6 +70,10 @@ class Homotopy(Options, RootSolver):
     corrector: RootSolver = Newton()
     dense_below: Whole = 64
 
+    def relative_tolerance(self) -> float | None:
+        """See :meth:`RootSolver.relative_tolerance`: that of the corrector."""
+        return self.corrector.relative_tolerance()
+
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
         if isinstance(system, LinearSystem):

@@ -20,6 +20,7 @@ PAIRS = [
     (ic.Anderson(tol=1e-9), ic.GMRES(tol=1e-9, restart=4)),
     (ic.Broyden(tol=1e-9), ic.Anderson(tol=1e-9)),
     (ic.Broyden(tol=1e-9, variant="bad"), ic.Broyden(tol=1e-9)),
+    (ic.Anderson(tol=1e-9), None),
 ]
 
 

@@ -75,7 +75,8 @@ class Settings(Options):
         strategy: ddp (each process has all weights) or fsdp (each has a part; FSDP2).
         precision: 32, or with torch.autocast bf16-mixed or 16-mixed.
         compile: compile encoder, cell and head with ``torch.compile``.
-        tolerance: of every solve, forward and backward; None leaves each layer its own.
+        tolerance: of every solve, forward and backward; None leaves each layer its own. A gradient
+            without a solver of its own solves to a tenth of it.
         threads: CPU threads of torch; None leaves it the choice. The products of the small images
             gain nothing from a second one, and lose much where another process wants its core.
         checkpoint_minutes: write a checkpoint after so many minutes, besides that of each epoch.

@@ -10,11 +10,11 @@ OPTIONS = ("tol", "rtol")
 
 
 def at_tolerance(config: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
-    """Set the tolerance of a layer's solver, and of the solver in its gradient.
+    """Set the tolerance of a layer's solver, and of the solver that its gradient was given.
 
     That of an equilibrium bounds its residual, that of a trajectory the error of a step. What a
     root solver steps with on its way to an equilibrium stays as it is: it moves the cost, not the
-    accuracy.
+    accuracy. A gradient that was given no solver follows the layer's by itself, a tenth below it.
 
     Arguments:
         config: of a layer, with every option, as ``layer.config`` has it.

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import implicitcore as ic
 from implicitcore_lab.experiment import check_settings
@@ -6,6 +7,7 @@ from implicitcore_lab.models import build_classifier
 from implicitcore_lab.settings import Settings
 from implicitcore_lab.tolerance import at_tolerance, tolerance_of
 
+GMRES = {"name": "deq", "gradient": {"name": "implicit", "solver": {"name": "gmres"}}}
 LAYERS = ("deq", "continuous_deq", "skip_deq", "skip_reg_deq", "neural_ode", "homoode")
 CHECKPOINTED = {"name": "neural_ode", "gradient": {"name": "checkpointed"}}
 ADJOINT = {"name": "neural_ode", "gradient": {"name": "adjoint", "solver": {"name": "dopri5"}}}
@@ -19,7 +21,7 @@ def config(layer, tolerance=None):
     return build(layer, tolerance).layer.config
 
 
-@pytest.mark.parametrize("layer", [*LAYERS, CHECKPOINTED, ADJOINT], ids=str)
+@pytest.mark.parametrize("layer", [*LAYERS, GMRES, CHECKPOINTED, ADJOINT], ids=str)
 def test_every_solver_of_a_layer_has_the_tolerance_and_nothing_else_changes(layer):
     before, after = config(layer), config(layer, 3e-3)
     assert tolerance_of(before) != 3e-3
@@ -36,9 +38,16 @@ def test_the_layer_solves_to_it():
     loose, tight = build("neural_ode", 1e-1).layer, build("neural_ode", 1e-6).layer
     assert isinstance(loose.solver, ic.Tsit5) and isinstance(tight.solver, ic.Tsit5)
     assert (loose.solver.rtol, tight.solver.rtol) == (1e-1, 1e-6)
-    gradient = build("deq", 1e-2).layer.gradient
+    gradient = build(GMRES, 1e-2).layer.gradient
     assert isinstance(gradient, ic.Implicit) and isinstance(gradient.solver, ic.GMRES)
     assert gradient.solver.tol == 1e-2
+
+
+def test_a_gradient_without_a_solver_of_its_own_follows_the_layer():
+    layer = build("deq", 1e-2).layer
+    gradient = layer.gradient
+    assert isinstance(gradient, ic.Implicit) and gradient.solver is None
+    assert gradient.backward_solver(layer.solver, torch.float32) == ic.GMRES(tol=1e-3)
 
 
 def test_the_weights_do_not_depend_on_it():

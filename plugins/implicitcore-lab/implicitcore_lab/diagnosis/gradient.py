@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore import Adjoint, Neumann, Phantom, Picard, Shine, SolveResult, Unrolled
+from implicitcore import (
+    Adjoint,
+    Implicit,
+    Neumann,
+    Phantom,
+    Picard,
+    Shine,
+    SolveResult,
+    Unrolled,
+)
 from implicitcore.extend import ApproximateGradient
 from implicitcore_lab.diagnosis.record import Record
 from implicitcore_lab.diagnosis.reference import BACKWARD, Reference
@@ -73,7 +82,7 @@ def _judge(subject: Subject, forward: float, good: Tensor, record: Record) -> No
             f"gradient error {error:.0%} of {name} on {share(good)} that converged, and "
             f"{forward:.1%} with an exact backward pass from the same solution"
         )
-        record.find("loose backward", measured, _advice(strategy))
+        record.find("loose backward", measured, _advice(strategy, subject.layer.solver))
     elif error > INEXACT:
         tol = getattr(subject.layer.solver, "tol", getattr(subject.layer.solver, "rtol", None))
         record.find(
@@ -84,9 +93,12 @@ def _judge(subject: Subject, forward: float, good: Tensor, record: Record) -> No
         )
 
 
-def _advice(strategy: Any) -> str:
+def _advice(strategy: Any, forward: Any) -> str:
     if isinstance(strategy, Adjoint):
         return "Tighten the tolerances of the adjoint's solver, or take gradient='checkpointed'"
+    if isinstance(strategy, Implicit) and strategy.solver is None:
+        tol = forward.relative_tolerance()
+        return f"Tighten the layer's solver, whose tol is {tol}: the backward solve follows it"
     tol = getattr(getattr(strategy, "solver", None), "tol", None)
     given = "" if tol is None else f" ({type(strategy.solver).__name__}, whose tol is {tol})"
     return f"Tighten the backward solver{given}: gmres with tol 1e-4"
