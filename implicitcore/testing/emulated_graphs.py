@@ -1,6 +1,7 @@
 """CUDA graphs without a GPU: torch's operations and our kernels, recorded on a CPU and run again.
 
-As on a device, what is recorded is not done: results have no values until the replay (here NaN),
+As on a device, what is recorded is not done: results have no values until the replay (here NaN, of
+whole numbers zero),
 nothing is written, and the host may read nothing. A replay runs operations and kernels on the
 memory that the recording had, and no Python of whoever was recorded.
 """
@@ -58,8 +59,8 @@ class Recording(TorchDispatchMode):
         if new:
             self.work.append(partial(into, found, func, args, kwargs))
         for leaf in new:
-            if leaf.is_floating_point():
-                torch.ops.aten.fill_.Scalar(leaf, torch.nan)
+            value = torch.nan if leaf.is_floating_point() or leaf.is_complex() else 0
+            torch.ops.aten.fill_.Scalar(leaf, value)
         return found
 
     def replay(self) -> None:

@@ -19,9 +19,9 @@ from implicitcore.extend import (
     AdamsPast,
     AdamsStep,
     DeviceBackend,
+    DeviceControl,
     Residual,
     RootIteration,
-    StepOutcome,
     StepRule,
     StepTaken,
     StopRule,
@@ -98,8 +98,8 @@ class TritonBackend(DeviceBackend):
             return None
         return TritonIteration(_launch, update, rule, z, *_tile(z))
 
-    def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
-        return control(_launch, rule, taken, *_tile(taken.z)).outcome() if fits(taken.z) else None
+    def _control(self, rule: StepRule, taken: StepTaken) -> DeviceControl | None:
+        return control(_launch, rule, taken, *_tile(taken.z)) if fits(taken.z) else None
 
     def _adams_step(
         self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast
