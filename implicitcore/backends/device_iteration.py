@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from implicitcore.backends.pinned import values_later
 from implicitcore.backends.root_iteration import RootResult, StopRule
 from implicitcore.errors import InputError
 from implicitcore.solution import Status
@@ -97,19 +98,8 @@ class DeviceIteration(ABC):
         Returns:
             The value, by a call that waits for what was queued before, and for nothing after it.
         """
-        if number.device.type != "cuda":
-            return lambda value=int(number): value
-        pinned = torch.empty((), dtype=number.dtype, pin_memory=True)
-        with torch.cuda.device(number.device):
-            pinned.copy_(number, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-
-        def value() -> int:
-            copied.synchronize()
-            return int(pinned)
-
-        return value
+        values = values_later(number.reshape(1))
+        return lambda: values()[0]
 
     def given(self) -> list[Tensor | None]:
         """What the rule says of each sample.

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.adams_step import AdamsPast
-from implicitcore.backends.step_control import Look, StepOutcome, StepRule, StepTaken
+from implicitcore.backends.step_control import (
+    Look,
+    StepJudgement,
+    StepOutcome,
+    StepRule,
+    StepTaken,
+)
 from implicitcore.errors import InputError
 from implicitcore.tensors.norms import real_dtype
 
@@ -60,18 +66,25 @@ class DeviceControl:
         self.flags = t.new_empty(len(self.FLAGS), self.batch, dtype=torch.bool)
         self.counts = t.new_zeros(len(self.COUNTS), dtype=torch.int64)
 
+    def judgement(self) -> StepJudgement:
+        """What was written, for who does not wait for it."""
+        error, size, *_ = self.reals.unbind()
+        return StepJudgement(self.flags[0], error, size, self._memory())
+
+    def _memory(self) -> Tensor:
+        """What the control remembers next."""
+        return self.reals[-2:] if self.two else self.reals[-1]
+
     def outcome(self) -> StepOutcome:
         """What was written; the host waits for it."""
-        error, size, t, dt, end, *memory = self.reals.unbind()
+        error, size, t, dt, end, *_ = self.reals.unbind()
         accept, follows, passed, arrives = self.flags.unbind()
         stays, arrived, refused, passing = self.counts.tolist()
         own = passed if passing else None
         look = Look(follows, stays == 0, arrived > 0, refused > 0, own, passing == self.batch)
         known = self.clocks[self.CLOCKS.index("target")] is not None and not arrived
-        kept = self.reals[-2:] if self.two else memory[0]
-        return StepOutcome(
-            accept, error, size, kept, t, look, (dt, end, arrives) if known else None
-        )
+        ahead = (dt, end, arrives) if known else None
+        return StepOutcome(accept, error, size, self._memory(), t, look, ahead)
 
 
 class DeviceAdamsStep(ABC):

@@ -105,14 +105,7 @@ class StepOutcome(NamedTuple):
 
 def control_step(backend: Backend, rule: StepRule, taken: StepTaken) -> StepOutcome:
     """The reference: what :meth:`Backend.step_control` gives, with the backend's error norm."""
-    clock = taken.clock
-    size = clock.dt if clock.forward is True else clock.dt.abs()
-    error, found = taken.error, taken.scaled
-    if found is None:
-        # Zero times a state that is not finite is a NaN: the norm would divide by an infinity.
-        error = torch.add(error, taken.z_next, alpha=0)
-        found = backend.error_norm(error, taken.z, taken.z_next, rule.rtol, rule.atol)
-    found = beside_move(rule, found, taken.z, taken.z_next, error).to(size)
+    clock, (found, size) = taken.clock, _measured(backend, rule, taken)
     if taken.whole and clock.due is None:
         accept, look = looked_at_once(found, clock.arrives)
     else:
@@ -130,6 +123,35 @@ def control_step(backend: Backend, rule: StepRule, taken: StepTaken) -> StepOutc
     memory = remembered(rule, accept, found, taken.memory)
     t = torch.where(accept, clock.end, clock.t)
     return StepOutcome(accept, found, following, memory, t, look)
+
+
+class StepJudgement(NamedTuple):
+    """What becomes of a step of each sample, as far as the host need not know."""
+
+    accept: Tensor  # [batch] bool
+    error: Tensor  # [batch], as that of StepOutcome
+    size: Tensor  # [batch], of the next step, positive for a sample that is active
+    memory: Tensor  # like that of the step
+
+
+def judge_step(backend: Backend, rule: StepRule, taken: StepTaken) -> StepJudgement:
+    """What :func:`control_step` finds, without its look at the device."""
+    found, size = _measured(backend, rule, taken)
+    accept = (found <= 1) & taken.active
+    following = next_size(rule, found, size, taken.memory, taken.order, accept)
+    return StepJudgement(accept, found, following, remembered(rule, accept, found, taken.memory))
+
+
+def _measured(backend: Backend, rule: StepRule, taken: StepTaken) -> tuple[Tensor, Tensor]:
+    """The scaled errors of a step and its sizes, ``[batch]``."""
+    clock = taken.clock
+    size = clock.dt if clock.forward is True else clock.dt.abs()
+    error, found = taken.error, taken.scaled
+    if found is None:
+        # Zero times a state that is not finite is a NaN: the norm would divide by an infinity.
+        error = torch.add(error, taken.z_next, alpha=0)
+        found = backend.error_norm(error, taken.z, taken.z_next, rule.rtol, rule.atol)
+    return beside_move(rule, found, taken.z, taken.z_next, error).to(size), size
 
 
 def beside_move(rule: StepRule, found: Tensor, z: Tensor, z_next: Tensor, error: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import index
-from typing import Annotated, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from pydantic import Field
@@ -67,6 +67,8 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         (5.4)-(5.8), and III.7 on the order; Shampine, Gordon, Computer Solution of Ordinary
         Differential Equations (1975).
     """
+
+    recordable: ClassVar[bool] = True
 
     max_order: Annotated[int, Field(ge=1, le=12)] = 5
 

@@ -38,6 +38,28 @@ class Visit(NamedTuple):
     jumps: bool = False  # the next step begins at another time, behind a jump of the field
 
 
+class StageTimes(NamedTuple):
+    """When the stages of a method are evaluated."""
+
+    shares: Tensor  # [apart], of a step, each once
+    order: list[int]  # which of these each stage has, the first included
+
+    @classmethod
+    def of(cls, nodes: tuple[float, ...], like: Tensor) -> StageTimes:
+        """Those of a method with these nodes, like the times of steps."""
+        apart = sorted({0.0, *nodes})
+        return cls(like.new_tensor(apart), [apart.index(node) for node in (0.0, *nodes)])
+
+    def of_steps(self, t: Tensor, dt: Tensor, batch: int, field: ResolvedField) -> Tensor:
+        """Those of steps from t ``[steps]``, ``[steps, apart, ...]`` as the field takes a time."""
+        found = torch.addcmul(t.unsqueeze(1), dt.unsqueeze(1), self.shares)
+        return field.times(found.unsqueeze(2).expand(-1, -1, batch))
+
+    def in_order(self, several: Sequence[Tensor] | Tensor) -> list[Tensor]:
+        """Those of all stages of a step."""
+        return [several[place] for place in self.order]
+
+
 class _Span(NamedTuple):
     """Equal steps from one stop to the next."""
 
@@ -119,16 +141,13 @@ class Grid:
         self, index: int, batch: int, nodes: tuple[float, ...], field: ResolvedField
     ) -> Iterator[Sequence[Tensor]]:
         """When the stages of the steps from this one on are evaluated, as the field takes times."""
-        apart = sorted({0.0, *nodes})
-        order = [apart.index(node) for node in (0.0, *nodes)]
-        shares = self.t.new_tensor(apart)
-        count = 1  # a replay may take one step alone
+        found, count = StageTimes.of(nodes, self.t), 1  # a replay may take one step alone
         while index < len(self):
-            t, dt = (times[index : index + count, None] for times in (self.t, self.size))
+            t, dt = (times[index : index + count] for times in (self.t, self.size))
             index, count = index + count, min(2 * count, BLOCK)
-            moments = field.times(torch.addcmul(t, dt, shares).unsqueeze(2).expand(-1, -1, batch))
+            moments = found.of_steps(t, dt, batch, field)
             for several in zip(*(column.unbind(0) for column in moments.unbind(1)), strict=True):
-                yield [several[place] for place in order]
+                yield found.in_order(several)
 
     def stops_before(self, index: int) -> int:
         """How many stops were arrived at in so many steps."""

@@ -62,13 +62,8 @@ class Lockstep:
     def __init__(self, run: Integration, chooser: GridSteps, every: int | None = EVERY) -> None:
         self.run, self.chooser, self.every = run, chooser, every
         self.going, self.visit = run.more, chooser.grid.visits_before(chooser.index)
-        grid, batch = chooser.grid, len(run.samples.z)
-        self._ready = ready = run.solver.equal_step(run.system) if run.observer is None else None
-        # The times of a step, or of all its stages.
-        if ready is None:
-            self._times: Iterator[Any] = grid.begins(chooser.index, batch)
-        else:
-            self._times = grid.moments(chooser.index, batch, ready.nodes, ready.field)
+        self._ready = run.solver.equal_step(run.system) if run.observer is None else None
+        self._times = self._times_from(chooser.index)
         self._start: Tensor | None = None  # the first velocity
         self._expect()
         self._enter()
@@ -107,6 +102,31 @@ class Lockstep:
         if index in (self._ahead.due, self._known.look):
             self._end(step)
         return True
+
+    def free(self) -> int:
+        """How many steps are ahead that are nothing but steps, but for the end of the last."""
+        place, visit, look = self.chooser.index, self._ahead.visit, self._known.look
+        due = (
+            self._ahead.due - (not visit.arrives) if visit is not NEVER else len(self.chooser.grid)
+        )
+        return (due if look < 0 else min(due, look)) - place
+
+    def moved(self, steps: int, z: Tensor, state: Any) -> None:
+        """So many steps, no more than are :meth:`free`, were taken to a state ``[batch, n]``."""
+        samples, index = self.run.samples, self.chooser.index + steps
+        samples.z, samples.state, self.chooser.index = z, state, index
+        self._times = self._times_from(index)
+        if index == self._known.look and not self._finite():
+            self._back()
+        elif index in (self._ahead.due, self._known.look):
+            self._end(None)
+
+    def _times_from(self, index: int) -> Iterator[Any]:
+        """The times of the steps from this one on, or of all their stages."""
+        grid, batch, ready = self.chooser.grid, len(self.run.samples.z), self._ready
+        if ready is None:
+            return grid.begins(index, batch)
+        return grid.moments(index, batch, ready.nodes, ready.field)
 
     def _take(self) -> Step | None:
         """The next step; its parts are for an observer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from implicitcore.ode_solvers.base import Stop
 from implicitcore.ode_solvers.dense import Pieces
 from implicitcore.ode_solvers.event import Events, as_events
 from implicitcore.ode_solvers.events import Crossings
+from implicitcore.ode_solvers.graphed_grid import GridChunks
+from implicitcore.ode_solvers.graphed_steps import Chunks
 from implicitcore.ode_solvers.integration import Integration
 from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder
@@ -64,17 +67,20 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
         run.record(TrajectoryRecorder(pieces, Crossings(events, system, t, z0) if events else None))
     elif isinstance(chooser, GridSteps):
         together = Lockstep.of(run, chooser)
-        while together.step():
-            pass
+        with closing(GridChunks(together)) as chunks:
+            while together.step():
+                chunks.go_on()
         together.settle()
         steps.sure -= together.spent
-    while steps.take(run):
-        if not run.begin(stop):
-            break
-        run.step()
-    else:
-        if stop is not None:
-            run.begin(stop)  # the state after the last step is looked at too
+    with closing(Chunks(run, stop)) as chunks:
+        while steps.take(run):
+            if not run.begin(stop):
+                break
+            run.step()
+            steps.sure -= chunks.go_on(steps.sure)
+        else:
+            if stop is not None:
+                run.begin(stop)  # the state after the last step is looked at too
     return run.trajectory()
 
 

@@ -72,8 +72,8 @@ class Outputs:
     def arrive(self, z: Tensor, arrived: Tensor, first: Tensor, end: Tensor) -> None:
         """Samples ``arrived``, and are at the output times from the first up to the end."""
         index = arrived.nonzero().squeeze(1)
-        self.rows.append(z.index_select(0, index))
-        self.which.append(Rows(index, first.index_select(0, index), end.index_select(0, index)))
+        first, end = first.index_select(0, index), end.index_select(0, index)
+        self.add(z.index_select(0, index), Rows(index, first, end))
 
     def passing(
         self,
@@ -94,8 +94,12 @@ class Outputs:
             rows = rows.index_select(0, index)
             parts = (part.index_select(0, index) for part in (first, end, start.t, start.dt))
             found = Rows(index, *parts)
+        self.add(rows, found)
+
+    def add(self, rows: Tensor, which: Rows) -> None:
+        """States or pieces, and what they stand for."""
         self.rows.append(rows)
-        self.which.append(found)
+        self.which.append(which)
 
     def assemble(
         self, rows: Sequence[Tensor], last: Tensor, reached: Tensor, times: Tensor

@@ -40,6 +40,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
     """
 
     lockstep: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
     tableau: ClassVar[Tableau]
 
     def step(self, system: System, t: Tensor, dt: Tensor, z: Tensor, state: Tensor) -> Step:

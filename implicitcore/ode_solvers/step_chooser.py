@@ -8,7 +8,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from implicitcore.backends.step_control import Look, StepClock, StepTaken, looked
+from implicitcore.backends.device_backend import DeviceBackend
+from implicitcore.backends.step_control import Look, StepClock, StepRule, StepTaken, looked
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.grid import Grid
 from implicitcore.ode_solvers.samples import Samples
@@ -145,22 +146,35 @@ class ControlledSteps(StepChooser):
 
     def decide(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """See :meth:`StepChooser.decide`."""
-        if self.rule is None or step.error is None or self.stops is None:
+        known = self._taken(samples, step, attempt)
+        if known is None:
             return self.judge(system, samples, step, attempt)
-        order = self.rule.order if step.order is None else step.order
-        ahead, stops = samples.ahead, self.stops
-        target, due = None if self.coarse is not None else ahead.target, None
-        if stops.between:
-            due = ahead.due
-        dt, arrives, end = attempt
+        found = system.backend.step_control(*known)
+        self.known = found.ahead and (found.t, found.size, samples.ahead.target, *found.ahead)
+        return Choice(found.accept, found.error, found.size, found.memory, found.t, found.look)
+
+    def recorded(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
+        """What :meth:`decide` finds, without a look of the host: in a CUDA graph."""
+        backend, known = system.backend, self._taken(samples, step, attempt)
+        if known is None or not isinstance(backend, DeviceBackend):
+            return self.judge(system, samples, step, attempt)
+        return Choice(*backend.judge_step(*known))
+
+    def _taken(
+        self, samples: Samples, step: Step, attempt: Attempt
+    ) -> tuple[StepRule, StepTaken] | None:
+        """A step as a backend is told of it; None where it is judged without one."""
+        rule, stops, error = self.rule, self.stops, step.error
+        if rule is None or stops is None or error is None:
+            return None
+        ahead, (dt, arrives, end) = samples.ahead, attempt
+        target = None if self.coarse is not None else ahead.target
+        due = ahead.due if stops.between else None
+        order = rule.order if step.order is None else step.order
         clock = StepClock(samples.t, dt, end, arrives, target, due, stops.forward)
         who = samples.active, samples.done, samples.whole
-        taken = StepTaken(
-            samples.z, step.z, step.error, order, samples.error, clock, *who, step.scaled
-        )
-        found = system.backend.step_control(self.rule, taken)
-        self.known = found.ahead and (found.t, found.size, ahead.target, *found.ahead)
-        return Choice(found.accept, found.error, found.size, found.memory, found.t, found.look)
+        found = samples.error
+        return rule, StepTaken(samples.z, step.z, error, order, found, clock, *who, step.scaled)
 
     def judge(self, system: System, samples: Samples, step: Step, attempt: Attempt) -> Choice:
         """The same without a look of the host."""

@@ -24,12 +24,15 @@ class Stepper(ABC, Generic[State]):
         lockstep: made for steps that all samples take together: dt may also be one number for
             them, ``[]``, and a step from a state that is not finite ends at none that is, so that
             not each step has to be looked at.
+        recordable: a step is the same operations on the device whatever its values are, and reads
+            none on the host, so that a CUDA graph may do it.
         velocity_beside: the velocity that the state holds after a step is that of a point beside
             the end of the step.
     """
 
     max_steps: int
     lockstep: ClassVar[bool] = False
+    recordable: ClassVar[bool] = False
     velocity_beside: ClassVar[bool] = False
 
     @property

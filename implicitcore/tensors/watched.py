@@ -41,6 +41,19 @@ class WatchedCapture(TorchDispatchMode):
         self.device, self.reason = device, ""
         self.known = {_address(tensor) for tensor in known}
         self.made: set[int] = set()
+        self.lent: set[int] = set()
+
+    @contextmanager
+    def reading(self, *tensors: Tensor) -> Iterator[None]:
+        """Watch a call that may read these, and not write into them.
+
+        Raises:
+            CaptureError: something was seen, if only by the function, which caught the exception.
+        """
+        self.lent = {_address(tensor) for tensor in tensors}
+        with self:
+            yield
+        self.check()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -49,7 +62,7 @@ class WatchedCapture(TorchDispatchMode):
         for leaf in _tensors(found):
             if leaf.device != self.device:
                 problem = f"it computes on {leaf.device} ({func.overloadpacket})"
-            elif _address(leaf) not in self.known:
+            elif _address(leaf) not in self.known | self.lent:
                 self.made.add(_address(leaf))
         if problem:
             self.reason = self.reason or problem
@@ -72,13 +85,13 @@ class WatchedCapture(TorchDispatchMode):
         if kwargs.get("generator") is not None:
             return f"it draws from a generator of its own ({name})"
         for leaf in _tensors((args, kwargs)):
-            if leaf.numel() and _address(leaf) not in self.known | self.made:
+            if leaf.numel() and _address(leaf) not in self.known | self.made | self.lent:
                 return (
                     f"it reads a tensor {list(leaf.shape)} that is no parameter, buffer or "
                     "attribute of it, nor in x"
                 )
         for leaf in _written(func, args, kwargs):
-            if _address(leaf) in self.known:
+            if _address(leaf) in self.known | self.lent:
                 return f"it writes into a tensor {list(leaf.shape)} that it reads ({name})"
         return ""
 

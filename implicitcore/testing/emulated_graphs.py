@@ -1,8 +1,9 @@
 """CUDA graphs without a GPU: torch's operations and our kernels, recorded on a CPU and run again.
 
-As on a device, what is recorded is not done: results have no values until the replay (here NaN),
-nothing is written, and the host may read nothing. A replay runs operations and kernels on the
-memory that the recording had, and no Python of whoever was recorded.
+As on a device, what is recorded is not done: results have no values until the replay (here NaN, of
+whole numbers zero), nothing is written, and the host may read nothing, nor give numbers of its own.
+A replay runs operations and kernels on the memory that the recording had, and no Python of whoever
+was recorded.
 """
 
 from __future__ import annotations
@@ -40,14 +41,7 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        masks = [
-            leaf
-            for leaf in tensors(args[1:] if func.overloadpacket is torch.ops.aten.index else ())
-            if leaf.dtype is torch.bool
-        ]
-        if masks or (
-            func.overloadpacket is not torch.ops.aten.index and not HOST.isdisjoint(func.tags)
-        ):
+        if meets_host(func, args):
             raise RuntimeError(REFUSED)
         if func._schema.is_mutable:
             self.work.append(partial(func, *args, **kwargs))
@@ -58,14 +52,21 @@ class Recording(TorchDispatchMode):
         if new:
             self.work.append(partial(into, found, func, args, kwargs))
         for leaf in new:
-            if leaf.is_floating_point():
-                torch.ops.aten.fill_.Scalar(leaf, torch.nan)
+            value = torch.nan if leaf.is_floating_point() or leaf.is_complex() else 0
+            torch.ops.aten.fill_.Scalar(leaf, value)
         return found
 
     def replay(self) -> None:
         """Run the calls again."""
         for work in self.work:
             work()
+
+
+def meets_host(func: Any, args: Any) -> bool:
+    """Whether an operation needs values on the host, or brings some from there."""
+    if func.overloadpacket is torch.ops.aten.index:
+        return any(leaf.dtype is torch.bool for leaf in tensors(args[1:]))
+    return func.overloadpacket is torch.ops.aten.lift_fresh or not HOST.isdisjoint(func.tags)
 
 
 def tensors(tree: Any) -> list[Tensor]:

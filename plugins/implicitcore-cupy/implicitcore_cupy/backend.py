@@ -15,9 +15,9 @@ from implicitcore.extend import (
     AdamsPast,
     AdamsStep,
     DeviceBackend,
+    DeviceControl,
     Residual,
     RootIteration,
-    StepOutcome,
     StepRule,
     StepTaken,
     StopRule,
@@ -81,8 +81,8 @@ class CupyBackend(DeviceBackend):
         kind = kind_of(update)
         return None if kind is None else CupyIteration(self.launcher, kind, rule, z)
 
-    def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
-        return control(self.launcher, rule, taken).outcome()
+    def _control(self, rule: StepRule, taken: StepTaken) -> DeviceControl:
+        return control(self.launcher, rule, taken)
 
     def _adams_step(  # noqa: PLR0913 - what a step is
         self,

@@ -19,9 +19,9 @@ from implicitcore.extend import (
     AdamsPast,
     AdamsStep,
     DeviceBackend,
+    DeviceControl,
     Residual,
     RootIteration,
-    StepOutcome,
     StepRule,
     StepTaken,
     StopRule,
@@ -96,8 +96,8 @@ class TritonBackend(DeviceBackend):
     ) -> RootIteration | None:
         return TritonIteration(_launch, update, rule, z, *_tile(z)) if takes(update, z) else None
 
-    def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:
-        return control(_launch, rule, taken, *_tile(taken.z)).outcome() if fits(taken.z) else None
+    def _control(self, rule: StepRule, taken: StepTaken) -> DeviceControl | None:
+        return control(_launch, rule, taken, *_tile(taken.z)) if fits(taken.z) else None
 
     def _adams_step(  # noqa: PLR0913 - what a step is
         self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast, tolerance: tuple[float, float]
