@@ -39,15 +39,18 @@ class Checkpoints(Generic[State]):
 
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget
-        self.places = budget or FEW
+        self.places = budget or 1
         self.kept: list[_Kept[State]] = []
+        # All of a few states, beside those that would be kept of many; None where there are many.
+        self.first: list[State] | None = [] if budget is None else None
 
     def offer(self, index: int, state: State) -> None:
         """The state before step ``index``, in order.
 
         The first is kept for good, the others as long as there is room.
         """
-        self.places = self.budget or max(2 * isqrt(index) + 1, FEW)
+        self._offer_first(index, state)
+        self.places = self.budget or 2 * isqrt(index) + 1
         level = 0
         if len(self.kept) > self.places:
             dispensable = self._dispensable()
@@ -57,8 +60,16 @@ class Checkpoints(Generic[State]):
                 level = self.kept.pop().level + 1
         self.kept.append(_Kept(index, level, state))
 
+    def _offer_first(self, index: int, state: State) -> None:
+        if self.first is not None and index < FEW:
+            self.first.append(state)
+        else:
+            self.first = None
+
     def forget(self, index: int) -> None:
         """Forget the states from before step ``index`` on: others will be offered."""
+        if self.first is not None:
+            del self.first[index:]
         while self.kept and self.kept[-1].step >= index:
             self.kept.pop()
 
@@ -81,6 +92,9 @@ class Checkpoints(Generic[State]):
             index: of the step.
             advance: (state, index of its step, steps) -> the state so many steps later.
         """
+        if self.first is not None:
+            self.kept = [_Kept(step, 0, first) for step, first in enumerate(self.first)]
+            self.places, self.first = max(self.places, len(self.kept) - 1), None
         while (last := self.kept[-1]).step < index:
             free = self.places + 1 - len(self.kept)
             if not free:
