@@ -294,6 +294,7 @@ def spent(gradient, dt):
                 times=grid,
                 solver=ic.Euler(dt=dt),
                 gradient=gradient,
+                on_failure="ignore",
             ).z[-1]
         torch.autograd.grad(z.square().sum(), [weight])
 

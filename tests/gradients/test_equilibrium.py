@@ -282,7 +282,11 @@ def test_a_third_derivative_through_implicit_is_an_error_not_a_wrong_number(prob
 def test_a_poor_backward_solve_is_seen_and_said(problem):
     cell, x, *_ = problem
     solution = ic.fixed_point(
-        cell, torch.zeros_like(x), x, gradient=ic.Implicit(ic.GMRES(tol=1e-12, max_products=1))
+        cell,
+        torch.zeros_like(x),
+        x,
+        gradient=ic.Implicit(ic.GMRES(tol=1e-12, max_products=1)),
+        on_failure="ignore",
     )
     with pytest.warns(ic.ConvergenceWarning, match="8 of 8 samples"):
         torch.autograd.grad(solution.z.sum(), x)
