@@ -65,7 +65,11 @@ def test_every_floating_point_dtype(solver, gradient, dtype):
 def test_norms_of_half_precision_do_not_overflow(dtype):
     big = torch.full((2, 4096), 2000.0, dtype=dtype)  # |z| = 128000 is beyond float16
     solution = ic.fixed_point(
-        lambda z, x: 0.5 * z + 0.5 * x, torch.zeros_like(big), big, solver=ic.Anderson(tol=1e-2)
+        lambda z, x: 0.5 * z + 0.5 * x,
+        torch.zeros_like(big),
+        big,
+        solver=ic.Anderson(tol=1e-2),
+        on_failure="ignore",
     )
     assert bool(solution.converged.all()) and bool(solution.residual.isfinite().all())
     assert torch.allclose(solution.z, big, rtol=0.05)
@@ -140,7 +144,11 @@ def test_autocast_is_for_f_alone_and_returns_in_backward():
     tight = ic.Anderson(tol=1e-6, max_steps=100)
     with torch.autocast("cpu", torch.bfloat16):
         solution = ic.fixed_point(
-            lambda z, x: 0.5 * z + x, torch.zeros(3, 6), x.detach()[:3], solver=tight
+            lambda z, x: 0.5 * z + x,
+            torch.zeros(3, 6),
+            x.detach()[:3],
+            solver=tight,
+            on_failure="ignore",
         )
     assert bool(solution.converged.all())
 

@@ -28,7 +28,9 @@ def both(field, z0, x, wrt, *, solver, grid=GRID, budget=None):  # noqa: PLR0913
     """The two solutions, and the gradients of a loss on every output time."""
     found = []
     for gradient in (ic.Unrolled(), ic.Checkpointed(budget)):
-        solution = ic.integrate(field, z0, x, times=grid, solver=solver, gradient=gradient)
+        solution = ic.integrate(
+            field, z0, x, times=grid, solver=solver, gradient=gradient, on_failure="ignore"
+        )
         weights = torch.linspace(-1, 2, solution.z.numel(), dtype=solution.z.dtype).reshape(
             solution.z.shape
         )
@@ -136,7 +138,9 @@ def test_samples_that_do_not_arrive(budget):
 def test_nothing_but_nan_and_an_empty_batch():
     for z0 in (torch.full((2, 3), torch.nan), torch.zeros(0, 3)):
         z0.requires_grad_()
-        z = ic.integrate(lambda t, z, x: -z, z0, times=GRID, gradient=ic.Checkpointed()).z
+        z = ic.integrate(
+            lambda t, z, x: -z, z0, times=GRID, gradient=ic.Checkpointed(), on_failure="ignore"
+        ).z
         (found,) = torch.autograd.grad(z.sum(), z0)
         assert torch.equal(found, torch.zeros_like(z0))  # as that of a NaN among other samples
 
@@ -277,7 +281,11 @@ def spent(gradient, dt):
         if isinstance(gradient, ic.Implicit):
             solver = ic.SteadyState(ode_solver=ic.Euler(dt=0.01), tol=0.0, max_steps=round(1 / dt))
             z = ic.fixed_point(
-                lambda z, x: torch.tanh(z @ weight) + 1, z0, solver=solver, gradient=gradient
+                lambda z, x: torch.tanh(z @ weight) + 1,
+                z0,
+                solver=solver,
+                gradient=gradient,
+                on_failure="ignore",
             ).z
         else:
             z = ic.integrate(
@@ -286,6 +294,7 @@ def spent(gradient, dt):
                 times=grid,
                 solver=ic.Euler(dt=dt),
                 gradient=gradient,
+                on_failure="ignore",
             ).z[-1]
         torch.autograd.grad(z.square().sum(), [weight])
 

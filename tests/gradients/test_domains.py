@@ -52,6 +52,7 @@ def differentiated(field, starts, span, solver, gradient=None, dtype=torch.float
         times=torch.tensor([0.0, span / 2, span], dtype=dtype),
         solver=solver,
         gradient=gradient,
+        on_failure="ignore",
     )
     loss = solution.z[-1][solution.converged].sum()
     return solution, torch.autograd.grad(loss, [z0, a])
@@ -133,6 +134,7 @@ def test_a_sample_that_is_not_finite_leaves_the_others_gradients_as_they_are(
             times=torch.tensor([0.0, 0.5, 1.5], dtype=torch.float64),
             solver=solver,
             gradient=gradient,
+            on_failure="ignore",
         )
         loss = solution.z[:, solution.converged].square().sum()
         return solution, torch.autograd.grad(loss, [rate, z0, shift])
@@ -157,6 +159,7 @@ def test_dense_output_and_events_beside_a_sample_that_is_not_finite():
         times=torch.tensor([0.0, 1.8], dtype=torch.float64),
         event=lambda t, z, x: z[:, 0] - 0.25,
         dense=True,
+        on_failure="ignore",
     )
     assert found.event_times is not None
     assert found.status.tolist() == [0, ic.Status.NON_FINITE]
@@ -188,7 +191,12 @@ def test_equilibria_beside_a_sample_that_is_not_finite(solver, gradient):
         z0 = torch.tensor([[1.0], [-1.0], [2.0]], dtype=torch.float64)[rows]
         x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)[rows].requires_grad_()
         solution = ic.fixed_point(
-            lambda z, x: a * torch.sqrt(z) + x, z0, x, solver=solver(tol=1e-9), gradient=gradient
+            lambda z, x: a * torch.sqrt(z) + x,
+            z0,
+            x,
+            solver=solver(tol=1e-9),
+            gradient=gradient,
+            on_failure="ignore",
         )
         assert solution.converged.tolist() == [row != 1 for row in rows]
         loss = solution.z[solution.converged].sum()
@@ -214,9 +222,9 @@ def test_where_no_sample_is_finite_the_gradient_is_zero(gradient):
     cell, z0 = Root(), torch.full((2, 1), -1.0)
     if isinstance(gradient, (ic.Checkpointed, ic.Adjoint)):
         times = torch.tensor([0.0, 1.0])
-        found = ic.integrate(cell, z0, times=times, gradient=gradient)
+        found = ic.integrate(cell, z0, times=times, gradient=gradient, on_failure="ignore")
     else:
-        found = ic.fixed_point(cell, z0, gradient=gradient)
+        found = ic.fixed_point(cell, z0, gradient=gradient, on_failure="ignore")
     assert found.status.tolist() == [ic.Status.NON_FINITE] * 2
     z = found.z if isinstance(found, ic.Solution) else found.z[-1]
     assert torch.autograd.grad(z[found.converged].sum(), cell.a)[0] == 0
@@ -251,7 +259,13 @@ def test_a_field_that_ends_for_one_sample_leaves_no_nan_in_what_all_add_up_to(
         times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
         inputs = x[which], rows[which, None]
         found = ic.integrate(
-            field, z0[which], inputs, times=times, solver=solver, gradient=strategy
+            field,
+            z0[which],
+            inputs,
+            times=times,
+            solver=solver,
+            gradient=strategy,
+            on_failure="ignore",
         )
         assert torch.equal(found.converged, rows[which])
         return found.z[:, found.converged].square().sum()

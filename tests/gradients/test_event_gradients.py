@@ -477,6 +477,7 @@ def test_an_event_out_of_steps_leaves_the_gradient_of_the_states():
             event=height,
             solver=replace(SOLVER, max_steps=2),
             gradient=gradient,
+            on_failure="ignore",
         )
         assert not found.converged.any()
         assert known(found.event_index).tolist() == [-1, -1, -1]

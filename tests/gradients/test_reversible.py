@@ -40,7 +40,7 @@ def gradients(cell, gradient, *, steps, tol=0.0, damping=0.5, dtype=torch.float6
     x = given(dtype)
     z0 = torch.full_like(x, 0.1).requires_grad_()
     solver = ic.Reversible(damping=damping, tol=tol, max_steps=steps + 1)
-    solution = ic.fixed_point(cell, z0, x, solver=solver, gradient=gradient)
+    solution = ic.fixed_point(cell, z0, x, solver=solver, gradient=gradient, on_failure="ignore")
     v = torch.linspace(-1, 1, BATCH * N, dtype=dtype).reshape(BATCH, N)
     found = torch.autograd.grad(solution.z, [cell.weight, x, z0], v)
     return solution, [solution.z.detach(), *found]
@@ -239,7 +239,9 @@ def peak(gradient, steps):
 
     def work():
         solver = ic.Reversible(tol=0.0, max_steps=steps + 1)
-        z = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=gradient).z
+        z = ic.fixed_point(
+            cell, torch.zeros_like(x), x, solver=solver, gradient=gradient, on_failure="ignore"
+        ).z
         z.sum().backward()
 
     return peak_bytes(work, torch.device("cpu"))

@@ -298,6 +298,7 @@ def test_steps_are_counted_from_stop_to_stop():
         times=real(0.0, 0.1, 2.0),
         solver=ic.Bosh3(max_steps=25),
         hit_times=True,
+        on_failure="ignore",
     )
     assert lone.status.tolist() == [ic.Status.CONVERGED, ic.Status.MAX_STEPS]
 

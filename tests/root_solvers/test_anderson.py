@@ -179,7 +179,9 @@ def test_the_unrolled_gradient_of_a_fast_contraction(name, n, rate, tol):
         x = x0.clone().requires_grad_()
         f = lambda z, x: MAPS[name](z, x, weight)  # noqa: E731
         start = torch.zeros_like(x0)
-        solution = ic.fixed_point(f, start, x, solver=solver, gradient=strategy)
+        solution = ic.fixed_point(
+            f, start, x, solver=solver, gradient=strategy, on_failure="ignore"
+        )
         assert solution.converged.all()
         return torch.autograd.grad(solution.z.square().sum(), x)[0]
 

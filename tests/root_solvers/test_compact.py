@@ -104,7 +104,11 @@ def test_failed_samples_leave_too_and_keep_their_status():
     growth = torch.tensor([0.5, 3.0, 0.9, torch.nan], dtype=torch.float64)[:, None]
     solver = ic.Picard(tol=1e-8, max_steps=400, compact=True)
     solution = ic.fixed_point(
-        lambda z, x: x * z + 1, torch.zeros(4, 1, dtype=torch.float64), growth, solver=solver
+        lambda z, x: x * z + 1,
+        torch.zeros(4, 1, dtype=torch.float64),
+        growth,
+        solver=solver,
+        on_failure="ignore",
     )
     names = [ic.Status(status).name for status in solution.status.tolist()]
     assert names == ["CONVERGED", "DIVERGED", "CONVERGED", "NON_FINITE"]

@@ -22,11 +22,19 @@ def test_a_path_that_turns_back_is_followed_by_its_length_and_not_by_s():
     """Newton ends in the minimum of |g| near 0.8."""
     z0, x = torch.tensor([[1.5]], dtype=T), torch.tensor([[2.0]], dtype=T)
     with torch.no_grad():
-        assert not ic.find_root(cubic, z0, x, solver=CORRECTOR).converged.item()
+        assert not ic.find_root(
+            cubic, z0, x, solver=CORRECTOR, on_failure="ignore"
+        ).converged.item()
         by_length = ic.find_root(
-            cubic, z0, x, solver=ic.Homotopy(corrector=CORRECTOR)
+            cubic, z0, x, solver=ic.Homotopy(corrector=CORRECTOR), on_failure="ignore"
         ).raise_if_failed()
-        by_s = ic.find_root(cubic, z0, x, solver=ic.Homotopy(corrector=CORRECTOR, dense_below=0))
+        by_s = ic.find_root(
+            cubic,
+            z0,
+            x,
+            solver=ic.Homotopy(corrector=CORRECTOR, dense_below=0),
+            on_failure="ignore",
+        )
     assert by_length.z.item() == pytest.approx(-1.7692923542386314)
     assert not by_s.converged.item()
     assert by_s.residual.item() == pytest.approx(cubic(by_s.z, x).norm().item())
@@ -60,9 +68,10 @@ def test_samples_whose_paths_end_differently_do_not_meet():
     x = torch.tensor([[2.0], [2.0], [torch.inf], [1.0], [2.0]], dtype=T)
     solver = ic.Homotopy(corrector=CORRECTOR)
     with torch.no_grad():
-        together = ic.find_root(cubic, z0, x, solver=solver)
+        together = ic.find_root(cubic, z0, x, solver=solver, on_failure="ignore")
         singles = [
-            ic.find_root(cubic, z0[i : i + 1], x[i : i + 1], solver=solver) for i in range(5)
+            ic.find_root(cubic, z0[i : i + 1], x[i : i + 1], solver=solver, on_failure="ignore")
+            for i in range(5)
         ]
     assert together.converged.tolist() == [True, True, False, True, False]
     assert together.status.tolist() == [single.status.item() for single in singles]
@@ -74,7 +83,9 @@ def test_samples_whose_paths_end_differently_do_not_meet():
 def test_a_path_that_runs_away_ends_and_is_no_solution():
     z0 = torch.zeros(1, 1, dtype=T)
     with torch.no_grad():
-        solution = ic.find_root(lambda z, _: z**2 + 1, z0, solver=ic.Homotopy(corrector=CORRECTOR))
+        solution = ic.find_root(
+            lambda z, _: z**2 + 1, z0, solver=ic.Homotopy(corrector=CORRECTOR), on_failure="ignore"
+        )
     assert solution.status.item() == ic.Status.STALLED
     assert solution.residual.item() == pytest.approx(1)
     assert solution.start is not None
@@ -128,7 +139,9 @@ def test_a_corrector_that_rounding_stops_has_met_a_tolerance_of_the_path():
     z0, x = torch.zeros(1, 1), torch.tensor([[1e4]])
     solver = ic.Homotopy(ode_solver=ic.Tsit5(rtol=1e-6, atol=1e-6), corrector=ic.Newton(tol=1e-4))
     with torch.no_grad():
-        solution = ic.find_root(lambda z, x: x - z - torch.tanh(z / 1e4), z0, x, solver=solver)
+        solution = ic.find_root(
+            lambda z, x: x - z - torch.tanh(z / 1e4), z0, x, solver=solver, on_failure="ignore"
+        )
     assert solution.converged.all()
     assert solution.residual.item() <= 1.0
     assert solution.relative_residual is not None

@@ -53,7 +53,9 @@ CASES = {
 def test_what_is_shared_stays_where_samples_leave(name: str, batch: int):
     slow, solver = CASES[name]
     rate, bias = rates(slow, batch).requires_grad_(), BIAS.clone().requires_grad_()
-    solution = ic.fixed_point(affine, zeros(batch), (rate, ic.shared(bias)), solver=solver)
+    solution = ic.fixed_point(
+        affine, zeros(batch), (rate, ic.shared(bias)), solver=solver, on_failure="ignore"
+    )
     assert solution.converged.all()
     assert torch.allclose(solution.z, bias / (1 - rate), rtol=1e-7)
     found = torch.autograd.grad(solution.z.square().sum(), (rate, bias))

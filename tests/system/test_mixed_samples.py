@@ -177,7 +177,9 @@ def test_an_adjoint_in_steps_of_its_own_is_refused():
 def test_as_one_an_equilibrium_and_its_gradient_are_those_of_the_whole(cell, dtype, number):
     x, tol = X.to(dtype).requires_grad_(), 1e-10 if dtype == torch.float64 else 1e-5
     options = {"solver": root_solvers(tol)[number], "gradient": ic.Implicit(ic.GMRES(tol=tol))}
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, coupled=True, **options)
+    solution = ic.fixed_point(
+        cell, torch.zeros_like(x), x, coupled=True, **options, on_failure="ignore"
+    )
     z, gradient = dense(cell)
     bound = 1e-6 if dtype == torch.float64 else 2e-3
     assert solution.converged.all()

@@ -290,10 +290,12 @@ def test_a_state_without_entries(solver, shape):
     if issubclass(solver, ic.ODESolver):
         times = torch.tensor([0.0, 1.0])
         with torch.no_grad():
-            found = ic.integrate(lambda t, z, x: -z, z0, times=times, solver=solver())
+            found = ic.integrate(
+                lambda t, z, x: -z, z0, times=times, solver=solver(), on_failure="ignore"
+            )
         assert found.z.shape == (2, *shape)
     else:
-        found = ic.fixed_point(HALF, z0, solver=solver())
+        found = ic.fixed_point(HALF, z0, solver=solver(), on_failure="ignore")
         assert found.z.shape == shape
     assert found.converged.tolist() == [True] * shape[0]
 
