@@ -111,7 +111,7 @@ def everything(providers: Collection[str]) -> list[Combination]:
 
 
 @pytest.mark.slow(60)
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_all_of_the_built_in_parts(outcomes):
     assert share(outcomes("built-in parts", everything(CORE))) > 0.5
 
@@ -122,7 +122,7 @@ each has as much of every part."""
 
 
 @pytest.mark.slow(40)
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("slice_", range(OTHERS))
 def test_all_with_parts_of_plugins(outcomes, slice_):
     built_in = set(everything(CORE))

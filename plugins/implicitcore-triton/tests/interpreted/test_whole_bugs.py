@@ -131,7 +131,7 @@ SHOW: dict[str, list[tuple[Problem, StepwiseRootSolver[Any]]]] = {
         (STEEP, ic.Picard(tol=1e-3, max_steps=8)),
     ],
     "anderson": [
-        (HILLS, ic.Anderson(tol=1e-8, depth=2, max_steps=6)),
+        (HILLS, ic.Anderson(tol=1e-8, depth=2, max_steps=8)),
         (HIGHER, ic.Anderson(tol=1e-8, depth=2, max_steps=6)),
         (
             PROBLEMS["rates"](torch.float64),
