@@ -16,15 +16,10 @@ from implicitcore.tensors import host  # noqa: E402
 torch.set_num_threads(1)
 
 
-LONGEST = 1800
-"""Seconds: a test that may take so long is one of the first, or a process would run it alone at the
-end."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first."""
+    """The longest tests first, or a process would run one alone at the end."""
     items.sort(
-        key=lambda item: all(mark.args[0] < LONGEST for mark in item.iter_markers("timeout"))
+        key=lambda item: -max((sum(mark.args) for mark in item.iter_markers("slow")), default=0)
     )
 
 

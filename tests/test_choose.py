@@ -5,7 +5,7 @@ import re
 import pytest
 from benchmarks import choose
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(18)
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 
 

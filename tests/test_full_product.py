@@ -7,7 +7,7 @@ Each pair of parts that can meet, in a sample of the product, and the product of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import pytest
 from support.product import Combination, combinations, pairwise, train
@@ -98,15 +98,34 @@ def at_rest(combination: Combination) -> bool:
 
 
 @pytest.mark.slow
+def test_what_keeps_the_energy_does_not_come_to_rest(outcomes):
+    chosen = filter(at_rest, filter(of_its_own_class, combinations(distributions())))
+    found = outcomes("solvers that keep the energy, to rest", chosen)
+    assert found.total() > 0 and found["trained"] == 0
+
+
+def everything(providers: Collection[str]) -> list[Combination]:
+    """All others, in one order."""
+    found = filter(of_its_own_class, combinations(providers))
+    return [each for each in found if not at_rest(each)]
+
+
+@pytest.mark.slow(60)
 @pytest.mark.timeout(1800)
-def test_everything(outcomes):
-    everything = list(filter(of_its_own_class, combinations(distributions())))
-    never = outcomes("solvers that keep the energy, to rest", filter(at_rest, everything))
-    assert never["trained"] == 0
-    built_in = set(combinations(CORE))
-    everything = [each for each in everything if not at_rest(each)]
-    built_in &= set(everything)
-    others = [each for each in everything if each not in built_in]
-    core = outcomes("built-in parts", built_in)
-    assert share(core) > 0.5
-    assert share(core + outcomes("with parts of plugins", others)) > 0.4
+def test_all_of_the_built_in_parts(outcomes):
+    assert share(outcomes("built-in parts", everything(CORE))) > 0.5
+
+
+OTHERS = 7
+"""Tests that the rest is spread over: a number that no number of parts is a multiple of, so that
+each has as much of every part."""
+
+
+@pytest.mark.slow(40)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("slice_", range(OTHERS))
+def test_all_with_parts_of_plugins(outcomes, slice_):
+    built_in = set(everything(CORE))
+    others = [each for each in everything(distributions()) if each not in built_in]
+    name = f"with parts of plugins, {slice_ + 1} of {OTHERS}"
+    assert share(outcomes(name, others[slice_::OTHERS])) > 0.4

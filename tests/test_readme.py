@@ -190,7 +190,7 @@ LONG = {"tutorial.md", "lab.md", "tuning.md", "command_line.md"}
         pytest.param(
             page,
             id=str(page.relative_to(ROOT)),
-            marks=[pytest.mark.slow] * (page.name in LONG),
+            marks=[pytest.mark.slow(20)] * (page.name in LONG),
         )
         for page in PAGES
     ],

@@ -90,7 +90,7 @@ def test_the_solution_and_its_gradient_are_those_of_the_layer(solver, adjoint):
     assert len(compiled.plans) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(1500)  # the compiler's, on a machine that is busy
 @pytest.mark.parametrize(("solver", "adjoint"), PAIRS[1:4:2], ids=str)

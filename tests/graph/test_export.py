@@ -90,7 +90,7 @@ def test_an_exported_program_is_the_model(solver, tmp_path):
     compare(model, ic.export(model, torch.randn(4, 5), tmp_path / "model.pt2"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(12)
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: f"{type(solver).__name__}")
 def test_machine_code_is_the_model(solver, tmp_path):
     if shutil.which("g++") is None:
@@ -236,7 +236,7 @@ class AtTimes(nn.Module):
         return self.layer(x, times=[0.0, 0.1, 0.5, 1.2, 2.0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("end", [".pt2", ".aoti.pt2", ".onnx"])

@@ -131,7 +131,7 @@ def test_an_ode_solver_without_a_loop_is_named(solver):
         ic.compile(trajectory(solver))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("solver", [ic.RK4(), ic.Tsit5(), ic.SteadyState()], ids=str)
@@ -146,7 +146,7 @@ def test_one_graph_serves_every_batch(solver):
             same(compiled.solve(x), layer.solve(x))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(13)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("end", [".pt2", ".aoti.pt2", ".onnx"])

@@ -234,7 +234,7 @@ def test_cifar10_note_reaches_the_report(run, tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(80)
 @pytest.mark.timeout(900)
 def test_mnist_in_one_epoch(run, real_data, tmp_path):
     run(
@@ -253,7 +253,7 @@ def test_mnist_in_one_epoch(run, real_data, tmp_path):
     assert all(layer["test_accuracy"] > 0.94 for layer in layers)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 def test_digits_by_default(run, tmp_path):
     run("compare")
     layers = json.loads((tmp_path / "comparison" / "results.json").read_text())["layers"]

@@ -414,7 +414,7 @@ def test_a_cell_without_a_stem_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore::implicitcore.ConvergenceWarning")  # at 18 steps, untrained
-@pytest.mark.slow
+@pytest.mark.slow(12)
 @pytest.mark.parametrize("name", TABLES)
 def test_smoke(run, name, tmp_path):
     run("reproduce", name, "--budget", "smoke", "--seeds", "0", "--output", "here")

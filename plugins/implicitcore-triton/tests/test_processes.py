@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("needs_triton")]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.parametrize(
     ("file", "which"),
     [
@@ -41,7 +41,7 @@ def test_in_the_interpreter(run_python, file, which):
     assert file == "test_contract.py" or " skipped" not in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(65)
 def test_every_kernel_compiles_with_no_gpu_at_hand(run_python, tmp_path):
     done = run_python(
         str(HERE / "compile_kernels.py"),

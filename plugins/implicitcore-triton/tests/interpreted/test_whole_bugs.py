@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from triton.runtime.errors import InterpreterError
 
 import implicitcore as ic
 import implicitcore_triton
+from implicitcore.extend import StepwiseRootSolver
 from implicitcore.testing.expect import known
-from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, same_stops
+from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, Problem, same_stops
 from implicitcore.testing.kernel_checks import KernelProblem
 from implicitcore.testing.step_kernel_checks import STEP_CHECKS
 from implicitcore_triton import TritonBackend
@@ -98,12 +100,48 @@ ITERATIONS = {  # the update whose solves show it, and the change
         "range(1, newest):\n        product",
     ),
     "a restart too early": ("broyden", "(count - 1) % DEPTH", "(count - 1) % (DEPTH - 1)"),
+    "no best iterate": ("broyden", "mask = keeps & (column < n)", "mask = keeps & (column < 0)"),
+    "no trust": ("picard", "met = met & ~owed", "met = met"),
+    "no divergence": ("picard", "~(size <= ceiling)", "~_finite(size)"),
+    "no restart of a sample": (
+        "anderson",
+        "tl.where(restarts, 0, tl.where(begins, 1, alive))",
+        "tl.where(begins, 1, alive)",
+    ),
+    "no retreat": ("anderson", "grown & ~plain, grown", "grown & ~there, grown"),
+    "no period": ("anderson", "(count - 2) % period)", "count - 2)"),
+    "no ridge": ("anderson", "low + ridge * size", "low"),
 }
 SOLVERS = {
     "picard": ic.Picard(tol=1e-3, damping=0.7, max_steps=14),
     "anderson": ic.Anderson(tol=1e-8, depth=2, max_steps=14),
     "broyden": ic.Broyden(tol=1e-8, memory=4, max_steps=14),
 }
+HILLS, HIGHER, STEEP = (
+    Problem(f, PROBLEMS["runaway"](torch.float64).x)
+    for f in (
+        lambda z, x: torch.sin(2 * z) + x / 10,
+        lambda z, x: 2 * torch.sin(3 * z) + x / 10,
+        lambda z, x: 30 * z + x,
+    )
+)
+SHOW: dict[str, list[tuple[Problem, StepwiseRootSolver[Any]]]] = {
+    "picard": [
+        (PROBLEMS["no fixed point"](torch.float64), ic.Picard(tol=0.2, max_steps=7)),
+        (STEEP, ic.Picard(tol=1e-3, max_steps=8)),
+    ],
+    "anderson": [
+        (HILLS, ic.Anderson(tol=1e-8, depth=2, max_steps=8)),
+        (HIGHER, ic.Anderson(tol=1e-8, depth=2, max_steps=6)),
+        (
+            PROBLEMS["rates"](torch.float64),
+            ic.Anderson(tol=1e-8, depth=2, regularization=1e-2, max_steps=6),
+        ),
+    ],
+    "broyden": [(PROBLEMS["expanding"](torch.float64), ic.Broyden(memory=4, max_steps=5))],
+}
+"""Few steps of what the maps below do not show: growth of |f(z)| alone, and of the residual beyond
+all bounds; a residual that doubles; a regularization; a last iterate that is not the best."""
 NAMES = ("rates", "some expanding", "nan", "tiny", "runaway")
 
 
@@ -131,6 +169,9 @@ def check_steps() -> None:
 
 
 def check_iterations(update: str) -> None:
+    for problem, solver in SHOW[update]:
+        found, expected = (problem.solve(solver, each) for each in (BACKEND, None))
+        same_stops(found, expected, stable=update != "picard")
     for name in NAMES:
         problem = PROBLEMS[name](torch.float64)
         found, expected = (problem.solve(SOLVERS[update], each) for each in (BACKEND, None))
