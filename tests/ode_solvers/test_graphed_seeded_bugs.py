@@ -25,12 +25,14 @@ Z0 = torch.tensor([[1.0, 0.2], [0.5, 1.0], [2.0, -1.0], [-0.4, 1.0]], dtype=torc
 
 
 def turning(t, z, x):
-    return torch.stack((x[:, 0] * (z[:, 1] - z[:, 0]), -(z[:, 0] * z[:, 1].square())), 1) + t
+    one, other = z.unbind(1)
+    return torch.stack((x[:, 0].abs() * (other - one), -(one * other.square())), 1) + t
 
 
-def rooted(t, z, x):
-    """Whose second number leaves the domain, soon for some samples."""
-    return torch.stack((torch.sin(9 * x[:, 0] * t[:, 0]), -(z[:, 1] + x[:, 0]).sqrt()), 1)
+def failing(t, z, x):
+    """Too fast for the least step in the end, and out of its domain, soon for some samples."""
+    one = torch.sin(40 * t[:, 0].square()) * x[:, 0]
+    return torch.stack((one, -4 * (z[:, 1] + x[:, 0].abs()).sqrt()), 1)
 
 
 TO_EACH = {"hit_times": True, "times": [0.0, 0.1, 0.3, 0.52, 1.5]}
@@ -39,7 +41,7 @@ RUNS = {
     "to each time": (turning, ic.Bosh3(first_step=0.5, max_steps=60), TO_EACH),
     "limited": (turning, ic.Bosh3(rtol=1e-4, max_steps=13), {"times": [0.0, 0.1, 0.2, 0.3, 1.5]}),
     "failing": (
-        rooted,
+        failing,
         ic.Bosh3(rtol=1e-5, min_step=0.03, max_steps=40),
         {"times": [0.0, 0.5, 1.0]},
     ),

@@ -15,7 +15,7 @@ from implicitcore.testing import emulated_graphs
 BACKEND = type(on_cpu())
 LOOP, GRAPHS = BACKEND(), BACKEND(cuda_graphs=True)
 X = torch.tensor([[0.5], [2.0], [5.0]], dtype=torch.float64)
-TIMES = [0.0, 0.3, 0.31, 1.0]
+TIMES = [0.0, 0.3, 0.31, 0.8]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def solved(field, backend, solver, scale, dtype, **options):
     "solver",
     [
         ic.RK4(dt=0.05),
-        ic.Tsit5(rtol=1e-5, atol=1e-7),
+        ic.Tsit5(rtol=1e-4),
         ic.Bosh3(controller="pid"),
         ic.Adams(),
     ],
@@ -68,7 +68,7 @@ def test_the_kernels_in_a_graph(graphs, solver):
             assert torch.equal(found.z, expected.z)
             assert torch.equal(found.steps, expected.steps)
             assert torch.equal(found.status, expected.status)
-    assert graphs.records == 2 - isinstance(solver, ic.RK4) and graphs.replays > 5
+    assert graphs.records == 2 and graphs.replays > 5
 
 
 def test_a_sample_that_leaves_the_domain_fails_alone(graphs):
