@@ -9,6 +9,7 @@ import warnings
 import weakref
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ ADAPTIVE = [
     ic.Adams(max_order=2, controller="pid"),
 ]
 SEVERAL = [0.0, 0.3, 0.301, 0.9, 1.4, 2.0]
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "two times": {"times": [0.0, 2.0]},
     "several times": {"times": SEVERAL},
     "back in time": {"times": [0.5, 0.4, 0.1, 0.0]},
@@ -75,9 +76,9 @@ def z_of(seed=0):
 
 @torch.no_grad()
 def solve(field, backend, solver, z0=None, x=RATES, **options):
-    options = {"times": [0.0, 2.0]} | options
+    given: dict[str, Any] = {"times": [0.0, 2.0]} | options
     z0 = z_of() if z0 is None else z0
-    return ic.integrate(field, z0, x, solver=solver, backend=backend, **options)
+    return ic.integrate(field, z0, x, solver=solver, backend=backend, **given)
 
 
 def same(found, expected):
@@ -95,11 +96,11 @@ def stages_of(solver):
     return len(tableau.a) + (not tableau.fsal) + len(tableau.more_a)
 
 
-def compare(solver, *, most=2 * LENGTH, seeds=(0, 0, 1), **options):
+def compare(solver, *, most: float = 2 * LENGTH, seeds=(0, 0, 1), **options):
     """Solves by graphs and by the loop; at most so many steps are evaluated behind the end."""
     field = Field()
-    solve(field, GRAPHS, solver, z_of(seeds[0]), **options)  # recorded in the second one
-    for seed in seeds[1:]:
+    found = expected = solve(field, GRAPHS, solver, z_of(seeds[0]), **options)
+    for seed in seeds[1:]:  # recorded in the first of these
         found, expected = (
             solve(field, each, solver, z_of(seed), **options) for each in (GRAPHS, LOOP)
         )
@@ -492,7 +493,7 @@ def largest(error):
     return error.abs().amax(1)
 
 
-ASKED = {
+ASKED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "dense": (ic.Tsit5(), {"dense": True}, "dense output and events look at each step"),
     "event": (ic.Tsit5(), {"event": lambda t, z, x: z[:, 0] - 9}, "dense output and events"),
     "jump": (ic.Tsit5(), {"step_at": [0.5]}, r"the field jumps \(step_at\)"),
