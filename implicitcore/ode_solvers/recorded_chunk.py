@@ -38,7 +38,7 @@ class OutputMemory:
 
     Attributes:
         states: those with which samples arrived at each stop, ``[stops + 1, batch, n]``; the last
-            row is nobody's.
+            row is that of samples that are done.
         first: the first output time of each arrival, ``[stops + 1, batch]`` int64.
         pieces: of each step, ``[LENGTH, batch, degree + 1, n]``; None before the first, and where
             no output time lies between stops.
@@ -156,7 +156,7 @@ class RecordedChunk:
         """Samples ``arrived`` at their next stops."""
         stops, came, outputs, n = self.stops, samples.ahead, self.outputs, samples.z.shape[1]
         last = len(stops.ends) - 1
-        row = torch.where(arrived, came.stop, last + 1).unsqueeze(0)
+        row = came.stop.unsqueeze(0)  # of those on their way, too: the last to write has arrived
         outputs.states.scatter_(0, row.unsqueeze(2).expand(-1, -1, n), samples.z.unsqueeze(0))
         outputs.first.scatter_(0, row, came.next.unsqueeze(0))
         samples.ahead = ahead = came.arrived(arrived, samples.steps, stops)

@@ -7,14 +7,18 @@ import gc
 import threading
 import warnings
 import weakref
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.torch_device import TorchDevice
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import implicitcore as ic
-from implicitcore.ode_solvers import graphed_steps
+from implicitcore.ode_solvers import graphed_steps, watched_field
 from implicitcore.ode_solvers.watched_field import LENGTH
 from implicitcore.testing import emulated_graphs
 from implicitcore.testing.expect import known
@@ -31,7 +35,7 @@ ADAPTIVE = [
     ic.Adams(max_order=2, controller="pid"),
 ]
 SEVERAL = [0.0, 0.3, 0.301, 0.9, 1.4, 2.0]
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "two times": {"times": [0.0, 2.0]},
     "several times": {"times": SEVERAL},
     "back in time": {"times": [0.5, 0.4, 0.1, 0.0]},
@@ -72,11 +76,10 @@ def z_of(seed=0):
 
 @torch.no_grad()
 def solve(field, backend, solver, z0=None, x=RATES, **options):
-    options = {"times": [0.0, 2.0]} | options
+    given: dict[str, Any] = {"times": [0.0, 2.0]} | options
     z0 = z_of() if z0 is None else z0
-    return ic.integrate(
-        field, z0, x, solver=solver, backend=backend, on_failure="ignore", **options
-    )
+    given |= {"on_failure": "ignore"}
+    return ic.integrate(field, z0, x, solver=solver, backend=backend, **given)
 
 
 def same(found, expected):
@@ -94,11 +97,11 @@ def stages_of(solver):
     return len(tableau.a) + (not tableau.fsal) + len(tableau.more_a)
 
 
-def compare(solver, *, most=2 * LENGTH, seeds=(0, 0, 1), **options):
+def compare(solver, *, most: float = 2 * LENGTH, seeds=(0, 0, 1), **options):
     """Solves by graphs and by the loop; at most so many steps are evaluated behind the end."""
     field = Field()
-    solve(field, GRAPHS, solver, z_of(seeds[0]), **options)  # recorded in the second one
-    for seed in seeds[1:]:
+    found = expected = solve(field, GRAPHS, solver, z_of(seeds[0]), **options)
+    for seed in seeds[1:]:  # recorded in the first of these
         found, expected = (
             solve(field, each, solver, z_of(seed), **options) for each in (GRAPHS, LOOP)
         )
@@ -224,6 +227,76 @@ def test_the_host_looks_at_a_chunk_when_the_next_is_launched(graphs, monkeypatch
     assert [chunk for chunk, _ in seen] == [*range(1, len(seen) + 1)]  # each, in order
     assert set(late) == {0, 1} and late.count(1) > 10
     assert late[: late.index(0)].count(0) == 0 and late[late.index(0) :].count(1) == 0
+
+
+VIEWS = {"slice", "select", "view", "expand", "unsqueeze", "squeeze", "alias", "detach", "unbind"}
+LAUNCHES = {  # of a step in a chunk: with two output times, and with several
+    "Tsit5": (0.5, 1.25),
+    "Adams": (0.5, 1.25),
+    "RK4": (0.75, 0.75),
+}
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "launches.md"
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are no views; a graph is one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ not in VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+def launched(name, times, steps, graphs, monkeypatch):
+    """Launches of a solve of so many steps, and its graphs."""
+    solver = {
+        "Tsit5": ic.Tsit5(max_step=1 / steps, max_steps=steps),
+        "Adams": ic.Adams(max_order=2, max_step=1 / steps, max_steps=steps),
+        "RK4": ic.RK4(dt=1 / steps),
+    }[name]
+    launches, record, later = Launches(), graphs.record, graphed_steps.values_later
+
+    def aside(replay):
+        launches.count += 1
+        with _disable_current_modes():
+            replay()
+
+    def values_later(numbers):
+        launches.count += 1  # the copy to pinned memory
+        with _disable_current_modes():
+            return later(numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "record", lambda *given: partial(aside, record(*given)))
+        patch.setattr(watched_field, "modes_watch", lambda: False)
+        patch.setattr(graphed_steps, "values_later", values_later)
+        field = nn.Tanh()
+
+        def flow(t, z, x):
+            return 0.01 * field(z)
+
+        for _ in range(2):
+            solve(flow, GRAPHS, solver, times=times)
+        graphs.replays = launches.count = 0
+        with launches:
+            solve(flow, GRAPHS, solver, times=times)
+    return launches.count, graphs.replays
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_launches_of_a_step(graphs, monkeypatch, name):
+    for times, expected in zip(([0.0, 9.0], [0.0, 8.0, 9.0]), LAUNCHES[name], strict=True):
+        if name == "RK4":
+            times = [0.0, times[-1] / 9]
+        steps = (9, 25) if name == "RK4" else (13, 29)
+        (few, least), (many, most) = (
+            launched(name, times, count, graphs, monkeypatch) for count in steps
+        )
+        assert most - least == 4 and (many - few) / (4 * LENGTH) == expected
+    row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}` in"))
+    cells = [float(cell) for cell in row.split("|")[2:4]]
+    assert cells == list(LAUNCHES[name])
 
 
 def test_parameters_that_are_trained_are_followed(graphs):
@@ -421,7 +494,7 @@ def largest(error):
     return error.abs().amax(1)
 
 
-ASKED = {
+ASKED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "dense": (ic.Tsit5(), {"dense": True}, "dense output and events look at each step"),
     "event": (ic.Tsit5(), {"event": lambda t, z, x: z[:, 0] - 9}, "dense output and events"),
     "jump": (ic.Tsit5(), {"step_at": [0.5]}, r"the field jumps \(step_at\)"),
