@@ -87,7 +87,8 @@ class CompiledFunction:
         run, arguments, results = self._ran.__dict__.pop("last", (None, (), ()))
         given = [(_place(argument, tensors), argument) for argument in arguments]
         taken = [_place(result, results) for result in found]
-        known = all(type(what) is int for place, what in given if place is None)
+        # What is none of the function's tensors is a size, or a constant of the graph.
+        known = all(type(what) in (int, *_KINDS) for place, what in given if place is None)
         if run is not None and known and None not in taken:
             if len(self.entries) == _MOST:
                 self.entries.clear()
