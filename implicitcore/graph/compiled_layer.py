@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,10 @@ from implicitcore.graph.functions import Call, applied, applied_at
 from implicitcore.graph.history import keeps_loop
 from implicitcore.graph.layer import GraphLayer, result
 from implicitcore.graph.plan import Inputs, Plan
+from implicitcore.graph.prepared import Prepared, Recent, Run, kinds
 from implicitcore.graph.reads import Reads
 from implicitcore.graph.stepped import Clock
+from implicitcore.graph.still import Still
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout
 from implicitcore.graph.times import checked_times, clock_of, distinct_times, times_in_graph
@@ -36,17 +38,6 @@ from implicitcore.tensors.shared import Shared, check_batch, unwrapped
 from implicitcore.tensors.transforms import eager
 
 
-class Run(NamedTuple):
-    """What a call of a compiled layer came to."""
-
-    found: Found  # packed
-    layout: Layout
-    begin: Any  # where the solve began
-    spent: int  # evaluations that gave it
-    record: Backward
-    times: Tensor | None  # the output times, ``[T]`` or ``[T, batch]``
-
-
 class CompiledLayer(nn.Module):
     """See :func:`~implicitcore.graph.compile.compile`.
 
@@ -60,6 +51,8 @@ class CompiledLayer(nn.Module):
         self.layer = layer
         self.plans: dict[Any, Plan] = {}
         self.latest: tuple[Any, Plan] | None = None  # of the last call, by what is read of it
+        self.recent: Recent | None = None
+        self.still: Still | None = None  # what f may read, where it was found to be the same
         self.reads, self.name = Reads.of(layer.dynamics), operator.named(self)
         # For a graph around this one, without a gradient; in a tuple it is no part of this module.
         self.inlined = (GraphLayer(layer),)
@@ -118,31 +111,58 @@ class CompiledLayer(nn.Module):
     def _run(self, x: Any, z0: Any, times: Times, options: dict[str, Any]) -> Run | SolveResult:
         """What the solve came to; the result itself where the layer's own loop made it."""
         refuse_options(options)
-        layer = self.layer
-        check_call(layer)
+        layer, still = self.layer, self._is_still()
+        if still:
+            check_autocast()
+        else:
+            check_call(layer)
         begin = layer.start(unwrapped(x)) if z0 is None else z0
-        layout = Layout.of(begin, coupled=layer.coupled)
-        flat = layout.pack(begin)
-        if isinstance(layer.solver, RootSolver) or (z0 is None and layer.start.detached):
-            flat = flat.detach()
-        check_batch(x, len(pytree.tree_leaves(begin)[0]))
-        grid = checked_times(layer.solver, times, flat, coupled=layer.coupled)
-        plan, tensors = self._plan(x, layout, flat, clock_of(grid and grid.distinct))
-        moves = grid and grid.moves
-        training = moves is not None or _has_graph(flat, *tensors)
+        alone = z0 is None and times is None and type(x) is type(begin) is Tensor
+        call = self._again(x, begin) if still and alone else None
+        if call is None:
+            call = self._prepared(x, begin, z0, times)
+            self.recent = Recent.of(begin, call) if alone else None
+        plan, flat, training = call.plan, call.flat, call.training
         solvers = (plan.solver, plan.adjoint) if training else (plan.solver,)
         if keeps_loop(flat, solvers, layer.backend):
             plan.check()
             return self._solved(x, begin, z0 is None)
         if isinstance(plan, TrajectoryPlan) and training:
             check_trajectory(layer)
-        call = Call(plan, layer.on_failure, Backward(), None)
         spent = layer.start.evaluations if z0 is None else 0
+        record, grid = Backward(), call.times
+        of = Call(plan, layer.on_failure, record)
         if grid is None:
-            found = applied(call, flat, tensors, training=training)
+            found = applied(of, flat, call.tensors, training=training)
         else:
-            found = applied_at(call, grid, flat, tensors, training=training)
-        return Run(found, layout, begin, spent, call.record, grid and grid.all)
+            found = applied_at(of, grid, flat, call.tensors, training=training)
+        return Run(found, call.layout, begin, spent, record, grid and grid.all)
+
+    def _prepared(self, x: Any, begin: Any, z0: Any, times: Times) -> Prepared:
+        layer = self.layer
+        layout = Layout.of(begin, coupled=layer.coupled)
+        flat = self._packed(layout, begin, z0)
+        check_batch(x, len(pytree.tree_leaves(begin)[0]))
+        grid = checked_times(layer.solver, times, flat, coupled=layer.coupled)
+        plan, tensors = self._plan(x, layout, flat, clock_of(grid and grid.distinct))
+        return Prepared(layout, flat, plan, tensors, grid)
+
+    def _again(self, x: Tensor, begin: Tensor) -> Prepared | None:
+        """As the call before, where this one is of its kind, and all else is where it was."""
+        if self.recent is None:
+            return None
+        tensors = [x, *[getattr(module, name) for module, name in self.reads.owned]]
+        known, layout, plan = self.recent
+        if kinds(begin, tensors) != known:
+            return None
+        return Prepared(layout, self._packed(layout, begin, None), plan, tensors)
+
+    def _packed(self, layout: Layout, begin: Any, z0: Any) -> Tensor:
+        """The start as a solve takes it: without a graph where that has no gradient."""
+        flat, layer = layout.pack(begin), self.layer
+        if isinstance(layer.solver, RootSolver) or (z0 is None and layer.start.detached):
+            return flat.detach()
+        return flat
 
     def _told(self, run: Run) -> Solution | FinalState | Trajectory:
         """What the solve came to, as the layer says it."""
@@ -168,7 +188,8 @@ class CompiledLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was compiled, which another process compiles again."""
-        return {**super().__getstate__(), "plans": {}, "latest": None}
+        none = {"latest": None, "still": None, "recent": None}
+        return {**super().__getstate__(), "plans": {}, **none}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """With a name of its own."""
@@ -231,11 +252,19 @@ class CompiledLayer(nn.Module):
         needs = [tensor.requires_grad for tensor in every]
         return self._planned(inputs, shared, layout, every, needs, clock), tensors
 
+    def _is_still(self) -> bool:
+        """Whether the layer and what f reads are the same objects as before."""
+        return self.still is not None and self.still.holds(self.layer)
+
     def _is_current(self) -> bool:
         """Whether what f reads is where it was; else it is looked for anew."""
+        if self._is_still():
+            return True
+        still = Still.of((self.layer, *self.reads.modules))
         current, same = self.reads.compared(self.layer.dynamics)
+        self.still = still if current and same else None
         if not same:
-            self.reads, self.latest = Reads.of(self.layer.dynamics), None
+            self.reads, self.latest, self.recent = Reads.of(self.layer.dynamics), None, None
             self.plans.clear()
         return current
 
@@ -267,8 +296,3 @@ class CompiledLayer(nn.Module):
             self.plans[key] = TrajectoryPlan(*of, clock) if follows else Plan(*of)
         self.latest = seen, self.plans[key]
         return self.plans[key]
-
-
-def _has_graph(*tensors: Tensor) -> bool:
-    """Whether a gradient may be asked for."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
