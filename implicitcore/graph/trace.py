@@ -20,7 +20,6 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from implicitcore.errors import GradientError, InputError
-from implicitcore.graph.small_products import SMALL_PRODUCTS
 
 BATCH = 3
 """The size of the batch in a trace, whose size may be any: one would be taken for a constant."""
@@ -110,11 +109,7 @@ def traced(
         with mode, enable_python_dispatcher():
             if also is not None:
                 examples += [torch.empty_like(tensor) for tensor in also(*examples)]
-            trace = make_fx(
-                torch.func.functionalize(function),
-                decomposition_table=SMALL_PRODUCTS,
-                _allow_non_fake_inputs=True,
-            )
+            trace = make_fx(torch.func.functionalize(function), _allow_non_fake_inputs=True)
             graph = trace(*examples)
     except InputError:  # of what f returns
         raise
