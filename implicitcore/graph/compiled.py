@@ -26,7 +26,7 @@ def compiled(
 ) -> Callable[..., Any]:
     """One graph of the function, for any size of the batch, and for a device where one is given.
 
-    On a CPU its loop is in C++ where ``in_cpp``; from Python it takes twice as long in small states.
+    On a CPU its loop is in C++ where ``in_cpp``; from Python it takes twice as long there.
     """
     options: dict[str, Any] = {"cpp_wrapper": False}
     if device is not None and device.type == "cpu":
