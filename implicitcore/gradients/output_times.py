@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,24 +34,63 @@ def run_from(
     times = solve.times
     if times is None:
         return strategy.run(solve, system, z0)
-    if not _differentiated(times):
+    if not differentiated(times):
         return _run(strategy, solve, system, z0)
     solve = replace(solve, times=times.detach())
     if not torch.is_grad_enabled():
         return _run(strategy, solve, system, z0)
-    batch = len(z0)
-    moved = (first_order(times, _REVERSE) - times.detach()).to(z0.device, real_dtype(z0))
-    velocity = _velocity(system, solve.grid[0], z0)
-    found = _run(strategy, solve, system, z0 - column(moved[0].expand(batch)) * velocity)
+    moves = Moves.of(times, z0)
+    start = moves.start(z0, system.velocity, solve.grid)
+    found = _run(strategy, solve, system, start)
     if not isinstance(found, Trajectory):
         return found
-    ended, last = _ended(found), found.z[-1].detach()
-    rows = [z0]
-    for t, move, z in zip(solve.grid[1:], moved[1:], found.z[1:], strict=True):
-        stays = ended & (z == last).all(1)
-        velocity = torch.where(column(stays), 0, _velocity(system, t, z))
-        rows.append(z + column(move.expand(batch)) * velocity)
-    return found.amended(z=torch.stack(rows), evaluations=system.evaluations)
+    z = moves.states(z0, found.z, system.velocity, solve.grid, _ended(found))
+    return found.amended(z=z, evaluations=system.evaluations)
+
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""Of times ``[batch]`` and states ``[batch, n]``."""
+
+
+class Moves(NamedTuple):
+    """The gradient of a trajectory with respect to its output times.
+
+    Attributes:
+        by: what the times differ by from themselves: zero, with their gradient, ``[T]`` or ``[T,
+            batch]``.
+    """
+
+    by: Tensor
+
+    @classmethod
+    def of(cls, times: Tensor, z0: Tensor) -> Moves:
+        """Of times that require a gradient, for a state."""
+        by = first_order(times, _REVERSE) - times.detach()
+        return cls(by.to(z0.device, real_dtype(z0)))
+
+    def start(self, z0: Tensor, velocity: Velocity, times: Tensor) -> Tensor:
+        """Where the trajectory begins that goes through ``z0`` at the first time."""
+        rate = _rate(velocity, times[0], z0)
+        return z0 - column(self.by[0].expand(len(z0))) * rate
+
+    def states(
+        self, z0: Tensor, z: Tensor, velocity: Velocity, times: Tensor, ended: Tensor
+    ) -> Tensor:
+        """The states ``[T, batch, n]`` with the gradient.
+
+        Arguments:
+            z0: the first of them.
+            z: those of the trajectory from :meth:`start`.
+            velocity: is evaluated once a time.
+            times: ``[T]`` or ``[T, batch]``.
+            ended: the samples that ended on their way: no later time moves their last state.
+        """
+        last, rows = z[-1].detach(), [z0]
+        for t, move, each in zip(times[1:], self.by[1:], z[1:], strict=True):
+            stays = ended & (each == last).all(1)
+            rate = torch.where(column(stays), 0, _rate(velocity, t, each))
+            rows.append(each + column(move.expand(len(z0))) * rate)
+        return torch.stack(rows)
 
 
 def _run(
@@ -68,15 +108,24 @@ def _run(
         found = strategy.run(replace(solve, times=times), system, z0)
     if not isinstance(found, Trajectory):
         return found
-    index = index.to(z0.device)
-    if index.ndim == 1:
-        z = found.z.index_select(0, index)
-    else:
-        z = found.z.gather(0, index.unsqueeze(2).expand(-1, -1, z0.shape[1]))
+    z = repeated(found.z, index.to(z0.device))
     return found.amended(z=z, times=solve.grid.to(found.times))
 
 
-def _differentiated(times: Any) -> bool:
+def repeated(z: Tensor, index: Tensor) -> Tensor:
+    """The states at all times ``[T, batch, ...]``, of those at the distinct ones.
+
+    Arguments:
+        z: ``[K, batch, ...]``.
+        index: of each time its own among those, ``[T]`` or ``[T, batch]``.
+    """
+    if index.ndim == 1:
+        return z.index_select(0, index)
+    rows = index.reshape(*index.shape, *(1,) * (z.ndim - 2))
+    return z.gather(0, rows.expand(-1, -1, *z.shape[2:]))
+
+
+def differentiated(times: Any) -> bool:
     """Whether a gradient with respect to the times is wanted.
 
     Raises:
@@ -99,10 +148,9 @@ def _ended(found: Trajectory) -> Tensor:
 
 
 @torch.no_grad()
-def _velocity(system: System, t: Tensor, z: Tensor) -> Tensor:
+def _rate(velocity: Velocity, t: Tensor, z: Tensor) -> Tensor:
     """v at a time ``[]`` or ``[batch]``; zero where it is not finite, for it is added to z."""
-    t = t.to(z.device).expand(len(z))
-    found = system.velocity(t, z.detach())
+    found = velocity(t.to(z.device).expand(len(z)), z.detach())
     return torch.where(found.isfinite(), found, 0)
 
 

@@ -12,13 +12,14 @@ from implicitcore.errors import GradientError
 from implicitcore.graph.kept import Kept
 from implicitcore.graph.plan import Plan
 from implicitcore.graph.stop import Found
+from implicitcore.graph.times import OutputTimes, of_samples
 from implicitcore.graph.trace import Kind
 from implicitcore.graph.trajectory import TrajectoryPlan
 from implicitcore.options.types import OnFailure
 from implicitcore.solution import Backward, Status
 from implicitcore.tensors.autocast import without_autocast
 from implicitcore.tensors.norms import column
-from implicitcore.tensors.transforms import check_gradient
+from implicitcore.tensors.transforms import check_gradient, transformed, without_graph
 
 
 class Call(NamedTuple):
@@ -215,5 +216,40 @@ class KeptTrajectory(torch.autograd.Function):
 def applied(call: Call, z0: Tensor, tensors: Sequence[Tensor], *, training: bool) -> Found:
     """What a call of a compiled layer finds from z0 ``[batch, n]``, with its gradient."""
     keeps = isinstance(call.plan, TrajectoryPlan) and (training or call.due is not None)
+    if not training and not transformed():
+        return without_graph(_found, call, z0, tensors, keeps)
     function = KeptTrajectory if keeps else Equilibrium
     return Found(*function.apply(call, z0, *tensors))
+
+
+def _found(call: Call, z0: Tensor, tensors: Sequence[Tensor], keeps: bool) -> Found:
+    """The same where nothing has a gradient."""
+    if keeps:
+        found = call.plan.integrated(call.due, z0, tensors)[0]
+    else:
+        found = Found(*call.plan.forward(z0, *tensors))
+    if call.on_failure != "mask":
+        return found
+    replaced = Replaced.of(found.status, call.on_failure)
+    return found._replace(z=masked(found.z, z0, replaced, call.on_failure))
+
+
+def applied_at(
+    call: Call, times: OutputTimes, z0: Tensor, tensors: Sequence[Tensor], *, training: bool
+) -> Found:
+    """:func:`applied` at output times, with the gradient with respect to them."""
+    call = call._replace(due=of_samples(times.distinct, z0))
+    moves = times.moves
+    if moves is None:
+        found = applied(call, z0, tensors, training=training)
+        return found._replace(z=times.states(found.z))
+    known = [tensor.detach() for tensor in tensors]
+    velocity = call.plan.velocity(known)
+    start = moves.start(z0, velocity, times.all)
+    found = applied(call, start, tensors, training=training)
+    ended = found.status != Status.CONVERGED
+    z = moves.states(z0, times.states(found.z), velocity, times.all, ended)
+    replaced = Replaced.of(found.status, call.on_failure)
+    if replaced is not None:
+        z = torch.where(column(replaced.left_out), z.detach(), z)
+    return found._replace(z=z, evaluations=found.evaluations + len(times.all))

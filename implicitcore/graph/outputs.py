@@ -111,5 +111,5 @@ def integrate_over(solver: Any, field: GraphField, z0: Tensor, due: Tensor) -> F
     now, states = while_loop(going, step, (begin, states))
     late = ahead > torch.where(forward, now.t, -now.t)
     states = torch.where(late.unsqueeze(2), now.z, states)
-    ordered = (ahead[1:] > ahead[:-1]).all(0) & due.isfinite().all(0)
+    ordered = (ahead[1:] >= ahead[:-1]).all(0) & due.isfinite().all(0)
     return arrived(now)._replace(z=torch.where(column(ordered), states, torch.nan))

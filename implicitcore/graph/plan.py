@@ -166,8 +166,7 @@ class Plan:
         def forward(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             return tuple(run(solver, system(*tensors), z0, horizon))
 
-        in_cpp = not follows_field(solver)
-        return compiled(forward, device=self.kinds[0].device, in_cpp=in_cpp)
+        return compiled(forward, device=self.kinds[0].device, in_cpp=True)
 
     def _as_system(self) -> Callable[..., GraphSystem]:
         """The tensors -> the map that they make."""
@@ -199,6 +198,10 @@ class Plan:
             return GraphField(velocity, scale, rounding)
 
         return field
+
+    def velocity(self, tensors: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """g(t, z) of these tensors, ``[batch]`` and ``[batch, n]``, as it was traced."""
+        return self._as_field()(*tensors).velocity
 
     @cached_property
     def backward(self) -> Callable[..., tuple[Tensor, ...]]:

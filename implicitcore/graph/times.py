@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError, InputError
+from implicitcore.gradients.output_times import Moves, differentiated, repeated
 from implicitcore.graph.stepped import Clock
 from implicitcore.layers.call import times_of
-from implicitcore.ode_solvers.times import Times, check_times, packed_times
+from implicitcore.ode_solvers.times import (
+    RepeatedTimesError,
+    Times,
+    check_times,
+    distinct,
+    packed_times,
+)
 from implicitcore.tensors.norms import clock_dtype
 
 
-def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> Tensor | None:
-    """The output times of a call, ``[T]`` or ``[T, batch]``, as the layer reads them; None: none.
+class OutputTimes(NamedTuple):
+    """The output times of a call.
+
+    Attributes:
+        all: as the result has them, ``[T]`` or ``[T, batch]``.
+        distinct: of which none is the same as the one before, ``[K]`` or ``[K, batch]``.
+        index: of each its own among the distinct ones, shaped like ``all``; None where all are.
+        moves: with respect to which a gradient is wanted, where one is.
+    """
+
+    all: Tensor
+    distinct: Tensor
+    index: Tensor | None
+    moves: Moves | None
+
+    def states(self, z: Tensor) -> Tensor:
+        """Those at all times, of those at the distinct ones ``[K, batch, n]``."""
+        return z if self.index is None else repeated(z, self.index)
+
+
+def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> OutputTimes | None:
+    """The output times of a call as the layer reads them; None: there are none.
 
     Arguments:
         solver: of the layer.
@@ -26,13 +53,22 @@ def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> 
 
     Raises:
         InputError: the solver has none, or they cannot be used.
-        GradientError: they require a gradient.
+        GradientError: they have a tangent of forward mode.
     """
     if times is None:
         return None
-    found = _read(solver, times, flat)
-    found = found.detach() if isinstance(found, Tensor) else found
-    return check_times(packed_times(found, len(flat), coupled=coupled), flat, of_each=True)
+    found = times_of(solver, flat, times, 1.0)
+    found, moves = packed_times(found, len(flat), coupled=coupled), None
+    if differentiated(found):
+        moves = Moves.of(found, flat) if torch.is_grad_enabled() else None
+        found = found.detach()
+    try:
+        grid = check_times(found, flat, of_each=True)
+    except RepeatedTimesError:
+        grid = found.to(flat.device, clock_dtype(found, flat))
+        apart, index = distinct(grid)
+        return OutputTimes(grid, check_times(apart, flat, of_each=True), index, moves)
+    return OutputTimes(grid, grid, None, moves)
 
 
 def times_in_graph(solver: Any, times: Times, state: Any, *, coupled: bool) -> Tensor | None:
@@ -44,7 +80,12 @@ def times_in_graph(solver: Any, times: Times, state: Any, *, coupled: bool) -> T
     """
     if times is None:
         return None
-    found = _read(solver, times, state)
+    if isinstance(times, Tensor) and times.requires_grad and torch.is_grad_enabled():
+        raise GradientError(
+            "times: in a graph a layer has no gradient with respect to them; give times.detach(), "
+            "or call the compiled layer by itself"
+        )
+    found = times_of(solver, state, times, 1.0)
     like = pytree.tree_leaves(state)[0]
     if not isinstance(found, Tensor) or found.ndim not in (1, 2) or found.shape[-1] < 2:
         shape = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"{type(found)}"
@@ -57,7 +98,7 @@ def times_in_graph(solver: Any, times: Times, state: Any, *, coupled: bool) -> T
 
 
 def clock_of(times: Tensor | None) -> Clock | None:
-    """What a graph is made for, of the times that :func:`checked_times` gave."""
+    """What a graph is made for, of the times as they are integrated over."""
     return None if times is None else Clock(times.dtype, between=len(times) > 2)
 
 
@@ -74,11 +115,25 @@ def of_samples(times: Tensor | None, flat: Tensor) -> Tensor | None:
     return times.unsqueeze(1).expand(-1, flat.shape[0]).contiguous()
 
 
-def _read(solver: Any, times: Times, state: Any) -> Any:
-    """What the layer makes of them, none of which requires a gradient."""
-    if isinstance(times, Tensor) and times.requires_grad and torch.is_grad_enabled():
-        raise GradientError(
-            "times: a compiled layer has no gradient with respect to them; give times.detach(), "
-            "or call the layer as it is"
-        )
-    return times_of(solver, state, times, 1.0)
+@torch.library.custom_op("implicitcore::distinct_times", mutates_args=())
+def distinct_times(times: Tensor) -> tuple[Tensor, Tensor]:
+    """As many times of which none is the same as the one before, and the index of each among them.
+
+    See :func:`~implicitcore.ode_solvers.times.distinct`. Times that are no output times at all are
+    given back, for the solve to refuse them.
+
+    Arguments:
+        times: ``[T]`` or ``[T, batch]``.
+    """
+    steps = times.diff(dim=0)
+    in_order = ((steps >= 0).all(0) | (steps <= 0).all(0)).all() & times.isfinite().all()
+    if bool(in_order) and not bool(steps.all()):
+        apart, index = distinct(times, len(times))
+        return apart.clone(), index.clone()
+    place = torch.arange(len(times), device=times.device)
+    return times.clone(), place.reshape(-1, *(1,) * (times.ndim - 1)).expand_as(times).clone()
+
+
+@distinct_times.register_fake
+def _(times: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(times), torch.empty_like(times, dtype=torch.int64)

@@ -21,7 +21,7 @@ class RepeatedTimesError(InputError):
     """The output times do not go back, and some are the same: before anything was evaluated."""
 
 
-def distinct(times: Tensor) -> tuple[Tensor, Tensor]:
+def distinct(times: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
     """Output times of which none is the same as the one before, for :class:`RepeatedTimesError`.
 
     A sample with fewer of them than another has further ones in its last span, which nobody asked
@@ -29,6 +29,7 @@ def distinct(times: Tensor) -> tuple[Tensor, Tensor]:
 
     Arguments:
         times: ``[T]``, or ``[T, batch]`` those of each sample; in order.
+        least: so many are given, whatever they are.
 
     Returns:
         The times, ``[K]`` or ``[K, batch]``, and of each of the T the index of its own among them,
@@ -38,7 +39,7 @@ def distinct(times: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.nn.functional.pad(given.diff(dim=0) != 0, (0, 0, 1, 0), value=True)
     index = first.cumsum(0) - 1
     most = index[-1:]
-    size = max(int(most.max()), 1) + 1
+    size = max(int(most.max()) + 1, least)
     apart = torch.zeros_like(given[:1]).repeat(size, 1).scatter(0, index, given)
     place = torch.arange(size, device=given.device).unsqueeze(1)
     last, before = apart.gather(0, most), apart.gather(0, (most - 1).clamp(min=0))

@@ -71,13 +71,13 @@ def _references(function: Any) -> tuple[frozenset[str], dict[str, Any]]:
     scope = function.__globals__
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     known = {name: cell.cell_contents for name, cell in cells if _filled(cell)}
-    known.update((name, scope[name]) for name in _globals(code) if name in scope)
+    known.update((name, scope[name]) for name in global_names(code) if name in scope)
     known.update((str(place), value) for place, value in enumerate(function.__defaults__ or ()))
     return frozenset(code.co_names), known
 
 
 @lru_cache(maxsize=1024)
-def _globals(code: CodeType) -> tuple[str, ...]:
+def global_names(code: CodeType) -> tuple[str, ...]:
     """The names that code reads as globals; ``co_names`` has those of attributes too."""
     loaded = (each for each in get_instructions(code) if each.opname == "LOAD_GLOBAL")
     return tuple(dict.fromkeys(each.argval for each in loaded))

@@ -1,0 +1,298 @@
+"""A layer whose solve and whose gradient are one compiled graph each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from implicitcore.errors import InputError
+from implicitcore.gradients.failures import report
+from implicitcore.gradients.output_times import repeated
+from implicitcore.graph import operator
+from implicitcore.graph.checks import adjoint_of, check_autocast, check_call, check_trajectory
+from implicitcore.graph.constants import told_apart
+from implicitcore.graph.functions import Call, applied, applied_at
+from implicitcore.graph.history import keeps_loop
+from implicitcore.graph.layer import GraphLayer, result
+from implicitcore.graph.plan import Inputs, Plan
+from implicitcore.graph.prepared import Prepared, Recent, Run, kinds
+from implicitcore.graph.reads import Reads
+from implicitcore.graph.stepped import Clock
+from implicitcore.graph.still import Still
+from implicitcore.graph.stop import Found
+from implicitcore.graph.system import Layout
+from implicitcore.graph.times import checked_times, clock_of, distinct_times, times_in_graph
+from implicitcore.graph.trace import kinds_of
+from implicitcore.graph.trajectory import TrajectoryPlan
+from implicitcore.layers.base import ImplicitLayer
+from implicitcore.layers.call import refuse_options
+from implicitcore.ode_solvers.base import ODESolver
+from implicitcore.ode_solvers.times import Times
+from implicitcore.root_solvers.base import RootSolver
+from implicitcore.solution import Backward, FinalState, Solution, SolveResult, Trajectory
+from implicitcore.tensors.shared import Shared, check_batch, unwrapped
+from implicitcore.tensors.transforms import eager
+
+
+class CompiledLayer(nn.Module):
+    """See :func:`~implicitcore.graph.compile.compile`.
+
+    Arguments:
+        layer: the layer; it stays what it was, and shares its parameters with this module.
+    """
+
+    def __init__(self, layer: ImplicitLayer) -> None:
+        super().__init__()
+        check_call(layer)
+        self.layer = layer
+        self.plans: dict[Any, Plan] = {}
+        self.latest: tuple[Any, Plan] | None = None  # of the last call, by what is read of it
+        self.recent: Recent | None = None
+        self.still: Still | None = None  # what f may read, where it was found to be the same
+        self.reads, self.name = Reads.of(layer.dynamics), operator.named(self)
+        # For a graph around this one, without a gradient; in a tuple it is no part of this module.
+        self.inlined = (GraphLayer(layer),)
+
+    def forward(self, x: Any, z0: Any = None, *, times: Times = None, **options: Any) -> Any:
+        """See :meth:`ImplicitLayer.forward`; ``options`` of a call are refused."""
+        if torch.compiler.is_compiling():
+            if not torch.is_grad_enabled():
+                return self.inlined[0](x, z0, times=times, **options)
+            return self._as_operation(x, z0, times, options, reports=True)[0].z
+        run = self._run(x, z0, times, options)
+        if isinstance(run, SolveResult) or bool(run.found.status.any()):
+            solution = run if isinstance(run, SolveResult) else self._told(run)
+            report(solution, self.layer.on_failure, type(self.layer).__name__, self.layer)
+            return solution.z
+        return run.layout.unpack(run.found.z)
+
+    def solve(
+        self, x: Any, z0: Any = None, *, times: Times = None, **options: Any
+    ) -> Solution | FinalState | Trajectory:
+        """See :meth:`ImplicitLayer.solve`; ``options`` of a call are refused."""
+        if not torch.compiler.is_compiling():
+            run = self._run(x, z0, times, options)
+            return self._told(run) if isinstance(run, Run) else run
+        if not torch.is_grad_enabled():
+            return self.inlined[0].solve(x, z0, times=times, **options)
+        found, more = self._as_operation(x, z0, times, options, reports=False)
+        return result(self.layer.solver, self.layer.horizon, found, backward=Backward(), **more)
+
+    def _as_operation(
+        self, x: Any, z0: Any, times: Times, options: dict[str, Any], reports: bool
+    ) -> tuple[Found, dict[str, Any]]:
+        """The solve in the graph of a model around this layer; where it began, and its times."""
+        refuse_options(options)
+        check_autocast()
+        layer = self.layer
+        begin = layer.start(unwrapped(x)) if z0 is None else z0
+        if isinstance(layer.solver, RootSolver):
+            start = pytree.tree_map(torch.detach, begin)
+        else:
+            detaches = z0 is None and layer.start.detached
+            start = pytree.tree_map(torch.detach, begin) if detaches else begin
+        owned = [getattr(module, name) for module, name in self.reads.owned]
+        grid = times_in_graph(layer.solver, times, start, coupled=layer.coupled)
+        apart = index = None
+        if grid is not None:
+            apart, index = distinct_times(grid)
+        found = operator.call(self.name, owned, x, start, reports, apart)
+        if index is not None:
+            found = found._replace(z=pytree.tree_map(lambda z: repeated(z, index), found.z))
+        spent = layer.start.evaluations if z0 is None else 0
+        more = {"start": begin, "times": grid}
+        return found._replace(evaluations=found.evaluations + spent), more
+
+    @eager
+    def _run(self, x: Any, z0: Any, times: Times, options: dict[str, Any]) -> Run | SolveResult:
+        """What the solve came to; the result itself where the layer's own loop made it."""
+        refuse_options(options)
+        layer, still = self.layer, self._is_still()
+        if still:
+            check_autocast()
+        else:
+            check_call(layer)
+        begin = layer.start(unwrapped(x)) if z0 is None else z0
+        alone = z0 is None and times is None and type(x) is type(begin) is Tensor
+        call = self._again(x, begin) if still and alone else None
+        if call is None:
+            call = self._prepared(x, begin, z0, times)
+            self.recent = Recent.of(begin, call) if alone else None
+        plan, flat, training = call.plan, call.flat, call.training
+        solvers = (plan.solver, plan.adjoint) if training else (plan.solver,)
+        if keeps_loop(flat, solvers, layer.backend):
+            plan.check()
+            return self._solved(x, begin, z0 is None)
+        if isinstance(plan, TrajectoryPlan) and training:
+            check_trajectory(layer)
+        spent = layer.start.evaluations if z0 is None else 0
+        record, grid = Backward(), call.times
+        of = Call(plan, layer.on_failure, record)
+        if grid is None:
+            found = applied(of, flat, call.tensors, training=training)
+        else:
+            found = applied_at(of, grid, flat, call.tensors, training=training)
+        return Run(found, call.layout, begin, spent, record, grid and grid.all)
+
+    def _prepared(self, x: Any, begin: Any, z0: Any, times: Times) -> Prepared:
+        layer = self.layer
+        layout = Layout.of(begin, coupled=layer.coupled)
+        flat = self._packed(layout, begin, z0)
+        check_batch(x, len(pytree.tree_leaves(begin)[0]))
+        grid = checked_times(layer.solver, times, flat, coupled=layer.coupled)
+        plan, tensors = self._plan(x, layout, flat, clock_of(grid and grid.distinct))
+        return Prepared(layout, flat, plan, tensors, grid)
+
+    def _again(self, x: Tensor, begin: Tensor) -> Prepared | None:
+        """As the call before, where this one is of its kind, and all else is where it was."""
+        if self.recent is None:
+            return None
+        tensors = [x, *[getattr(module, name) for module, name in self.reads.owned]]
+        known, layout, plan = self.recent
+        if kinds(begin, tensors) != known:
+            return None
+        return Prepared(layout, self._packed(layout, begin, None), plan, tensors)
+
+    def _packed(self, layout: Layout, begin: Any, z0: Any) -> Tensor:
+        """The start as a solve takes it: without a graph where that has no gradient."""
+        flat, layer = layout.pack(begin), self.layer
+        if isinstance(layer.solver, RootSolver) or (z0 is None and layer.start.detached):
+            return flat.detach()
+        return flat
+
+    def _told(self, run: Run) -> Solution | FinalState | Trajectory:
+        """What the solve came to, as the layer says it."""
+        found, layer = run.found, self.layer
+        evaluations: Any = int(found.evaluations) + run.spent  # a number outside of the graph
+        found = found._replace(z=run.layout.unpack(found.z), evaluations=evaluations)
+        given = {"start": run.begin, "backward": run.record, "times": run.times}
+        told = result(layer.solver, layer.horizon, found, **given)
+        return told.of_each(len(pytree.tree_leaves(run.begin)[0])) if layer.coupled else told
+
+    def _solved(self, x: Any, begin: Any, started: bool) -> Solution | FinalState:
+        """By the layer's own loop, from the start that it has made, or that was given."""
+        start = self.layer.start
+        z0 = pytree.tree_map(torch.detach, begin) if started and start.detached else begin
+        found: Any = self.layer.solve(x, z0)
+        if not started:
+            return found
+        return found.amended(start=begin, evaluations=found.evaluations + start.evaluations)
+
+    def regularizer(self, solution: Solution) -> Tensor:
+        """See :meth:`ImplicitLayer.regularizer`."""
+        return self.layer.regularizer(solution)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was compiled, which another process compiles again."""
+        none = {"latest": None, "still": None, "recent": None}
+        return {**super().__getstate__(), "plans": {}, **none}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a name of its own."""
+        super().__setstate__(state)
+        self.name = operator.named(self)
+
+    def planned(
+        self,
+        form: operator.Form,
+        z: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        wanted: Sequence[int] = (),
+        clock: Clock | None = None,
+    ) -> tuple[Layout, Plan, Tensor]:
+        """The layout of a state, what was compiled for such a call, and the packed state.
+
+        Arguments:
+            form: of the call.
+            z: the leaves of the state.
+            tensors: those of x, then those that modules own.
+            wanted: the places in both of what gets a gradient.
+            clock: of a call with output times.
+
+        Raises:
+            InputError: the graph was traced with other modules, or the sizes of the batch differ.
+        """
+        check_call(self.layer)
+        if isinstance(self.layer.solver, ODESolver):
+            check_trajectory(self.layer)
+        if not self._is_current():
+            self.name = operator.named(self)  # which the graph around it looks at
+            raise InputError(
+                "a part of f was replaced since the model around this compiled layer was traced: "
+                "call the model once more, which traces it anew"
+            )
+        count, batch = len(form.shared), z[0].shape[0]
+        given = zip(tensors[:count], form.shared, strict=True)
+        check_batch([Shared(tensor) if mark else tensor for tensor, mark in given], batch)
+        state = pytree.tree_unflatten(z, form.z)
+        layout = Layout.of(state, coupled=self.layer.coupled)
+        flat = layout.pack(state)
+        needs = [False, *(len(z) + place in wanted for place in range(len(tensors)))]
+        inputs = Inputs(form.x, dict(form.fixed), count, self.reads)
+        every = flat, *tensors
+        return layout, self._planned(inputs, form.shared, layout, every, needs, clock), flat
+
+    def _plan(
+        self, x: Any, layout: Layout, flat: Tensor, clock: Clock | None = None
+    ) -> tuple[Plan, list[Tensor]]:
+        """What was compiled for such inputs, and the tensors that it takes."""
+        leaves, spec = pytree.tree_flatten(unwrapped(x))
+        fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        each = zip(leaves, operator.marks(x), strict=True)
+        shared = [mark for leaf, mark in each if isinstance(leaf, Tensor)]
+        self._is_current()
+        tensors = [*given, *(getattr(module, name) for module, name in self.reads.owned)]
+        inputs = Inputs(spec, fixed, len(given), self.reads)
+        every = flat, *tensors
+        needs = [tensor.requires_grad for tensor in every]
+        return self._planned(inputs, shared, layout, every, needs, clock), tensors
+
+    def _is_still(self) -> bool:
+        """Whether the layer and what f reads are the same objects as before."""
+        return self.still is not None and self.still.holds(self.layer)
+
+    def _is_current(self) -> bool:
+        """Whether what f reads is where it was; else it is looked for anew."""
+        if self._is_still():
+            return True
+        still = Still.of((self.layer, *self.reads.modules))
+        current, same = self.reads.compared(self.layer.dynamics)
+        self.still = still if current and same else None
+        if not same:
+            self.reads, self.latest, self.recent = Reads.of(self.layer.dynamics), None, None
+            self.plans.clear()
+        return current
+
+    def _planned(
+        self,
+        inputs: Inputs,
+        shared: Sequence[bool],
+        layout: Layout,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+        clock: Clock | None,
+    ) -> Plan:
+        """What was compiled for such inputs: z, those of x of which some are shared, and others."""
+        layer = self.layer
+        fixed = told_apart(value for pair in inputs.fixed.items() for value in pair)
+        modes = tuple([module.training for module in self.reads.modules])
+        parts = layer.solver, layer.gradient, layer.horizon, layout.spec, layout.shapes, inputs.spec
+        sizes = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+        # Compared, and not hashed: most of it is the very object of the call before.
+        seen = parts, fixed, modes, layer.coupled, sizes, [*shared], [*needs], clock
+        if self.latest is not None and self.latest[0] == seen:
+            return self.latest[1]
+        kinds = kinds_of(tensors, shared, needs, coupled=layer.coupled)
+        key = *parts, fixed, modes, kinds, clock
+        if key not in self.plans:
+            adjoint = adjoint_of(layer, tensors[0].dtype)
+            of = layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
+            follows = isinstance(layer.solver, ODESolver)
+            self.plans[key] = TrajectoryPlan(*of, clock) if follows else Plan(*of)
+        self.latest = seen, self.plans[key]
+        return self.plans[key]

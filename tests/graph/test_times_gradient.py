@@ -1,0 +1,95 @@
+"""A compiled layer at output times that are the same, and the gradient with respect to them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.output_times import TIMES, cotangent, filled, plainly  # noqa: F401 - a fixture
+from support.trajectories import inputs, layer, same
+
+import implicitcore as ic
+
+GRIDS = {
+    "repeated": TIMES[[0, 0, 1, 2, 2, 2, 6, 6]],
+    "backward": TIMES.flip(0),
+    "no span": TIMES[[3, 3]],
+    "no span, three": TIMES[[3, 3, 3]],
+    "filled up": filled(),
+}
+METHODS = [ic.Bosh3(), ic.Fehlberg45(), ic.Adams()]
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("solver", METHODS, ids=str)
+def test_states_and_every_gradient_are_those_of_the_layer(solver, grid):
+    eager = layer(solver)
+    compiled, found = ic.compile(eager), []
+    for module in (eager, compiled):
+        leaf, times = inputs(3).requires_grad_(), grid.clone().requires_grad_()
+        solution = module.solve(leaf, times=times)
+        assert torch.equal(solution.times, grid) and not solution.status.any()
+        wanted = [leaf, times, *eager.parameters()]
+        gradient = torch.autograd.grad(solution.z, wanted, cotangent(solution.z))
+        found.append((solution.z, *gradient, solution.steps))
+    same(*found, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        for call in (compiled, compiled.inlined[0]):
+            torch.testing.assert_close(call(inputs(3), times=grid), found[0][0])
+
+
+def test_the_gradient_with_respect_to_times_is_that_of_a_dense_computation():
+    matrix = torch.tensor([[-1.0, 2.0], [-0.5, -0.3]], dtype=torch.float64)
+    eager = layer(ic.Tsit5(rtol=1e-11, atol=1e-12), lambda t, z, x: z @ matrix.T)
+    compiled = ic.compile(eager)
+    generator = torch.Generator().manual_seed(0)
+    leaf = torch.randn(3, 2, dtype=torch.float64, generator=generator).requires_grad_()
+    for grid in (TIMES[[0, 1, 1, 4, 6]] + 0.5, filled()):
+        times = grid.clone().requires_grad_()
+        span = (times - times[..., :1]).expand(3, -1)
+        flows = torch.linalg.matrix_exp(span[..., None, None] * matrix)
+        exact = torch.einsum("btij,bj->tbi", flows, leaf)
+        expected = torch.autograd.grad(exact, [leaf, times], cotangent(exact))
+        z = compiled(leaf, times=times)
+        torch.testing.assert_close(z, exact, rtol=1e-8, atol=1e-8)
+        found = torch.autograd.grad(z, [leaf, times], cotangent(z))
+        same(expected, found, rtol=1e-7, atol=1e-7)
+
+
+def test_times_alone_may_have_a_gradient_and_only_a_first_one():
+    eager = layer(ic.Bosh3(), lambda t, z, x: torch.sin(t) * z)
+    found = []
+    for module in (eager, ic.compile(eager)):
+        times = TIMES.clone().requires_grad_()
+        z = module(inputs(2), times=times)
+        found.append(torch.autograd.grad(z.square().sum(), times, retain_graph=True))
+        with pytest.raises(ic.GradientError, match="first derivative"):
+            torch.autograd.grad(z.square().sum(), times, create_graph=True)
+    same(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_a_strategy_without_the_gradient_of_its_steps_is_refused_for_times_too():
+    compiled = ic.compile(layer(ic.Bosh3(), lambda t, z, x: -z, gradient=ic.Adjoint()))
+    times = TIMES.clone().requires_grad_()
+    with pytest.raises(ic.GradientError, match="gradient of its steps"):
+        compiled(inputs(2), times=times)
+    with torch.no_grad():
+        assert compiled(inputs(2), times=times).shape == (7, 2, 4)
+
+
+@pytest.mark.parametrize("failed", [[1], [0, 1, 2]])
+@pytest.mark.parametrize("on_failure", ["ignore", "mask"])
+def test_a_failed_sample_leaves_no_nan_in_the_gradient_of_times(on_failure, failed):
+    def field(t, z, x):
+        return torch.where((x > 5) & (t > 1), torch.nan, -z) + 0.1 * x
+
+    eager, x, found = layer(ic.Bosh3(), field, on_failure=on_failure), inputs(3).clamp(max=4), []
+    x[failed, 2] = 9.0
+    for module in (eager, ic.compile(eager)):
+        times = TIMES.expand(3, -1).clone().requires_grad_()
+        z = module(x, times=times)
+        gradient = torch.zeros_like(times)
+        if z.requires_grad:
+            (gradient,) = torch.autograd.grad(z, times, cotangent(z))
+        assert gradient.isfinite().all()
+        found.append((z, gradient))
+    same(*found, rtol=1e-10, atol=1e-12)
