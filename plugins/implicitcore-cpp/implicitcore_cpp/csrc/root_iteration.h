@@ -56,6 +56,9 @@ class RootIteration {
                                             std::optional<at::Tensor> g, bool last) = 0;
   virtual at::Tensor size() const = 0;
   virtual bool between(double least, double most) const = 0;
+  // Norms in the units of the largest entry, where a square is beyond the dtype: where nobody looks
+  // at them and begins the solve anew in other units.
+  virtual void take_whole_range() = 0;
   virtual Result result() const = 0;
 };
 
@@ -104,6 +107,8 @@ class Iteration : public RootIteration {
     return true;
   }
 
+  void take_whole_range() override { whole_range_ = true; }
+
   Result result() const override {
     std::vector<int8_t> status(test_.failure);
     std::vector<int64_t> steps(test_.steps);
@@ -130,6 +135,7 @@ class Iteration : public RootIteration {
 
   StopTest<R> test_;
   std::unique_ptr<Update<T>> update_;
+  bool whole_range_ = false;
   bool fixed_;  // what the tolerance is relative to is known, and stands in for |f(z)|
   Pointers rows_;
   at::Tensor best_, last_;
@@ -157,12 +163,14 @@ class Iteration : public RootIteration {
     if (out) subtract(now.fz, now.z, out, now.n);
     R size = now.g ? norm<R>(now.g, now.n) : distance(now.fz, now.z, now.n);
     R update = fixed_ ? test_.fixed(b) : norm<R>(now.fz, now.n);
-    if (size < test_.small() && test_.active[b]) {
+    const bool beyond = whole_range_ && std::isinf(size);
+    if ((size < test_.small() || beyond) && test_.active[b]) {
       std::vector<T> value(now.n);
       subtract(now.fz, now.z, value.data(), now.n);
       size = scaled_norm<R>(now.g ? now.g : value.data(), now.n);
       if (size > 0 && update < test_.small() && !fixed_) update = scaled_norm<R>(now.fz, now.n);
     }
+    if (whole_range_ && !fixed_ && std::isinf(update)) update = scaled_norm<R>(now.fz, now.n);
     test_.size[b] = size;
     test_.update[b] = update;
   }
