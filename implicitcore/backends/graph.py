@@ -51,8 +51,9 @@ class KrylovGraph(Protocol):
         """The next vector, and whether it needs a product, ``[]``."""
         ...
 
-    def minimise(
-        self, state: Tensor, v: Tensor, going: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """After the last vector: the minimisers ``[batch, n]``, the products of each sample ``[batch]``, and all."""
+    def minimise(self, state: Tensor, v: Tensor, going: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The minimisers, ``[batch, n]``, the products of each sample, ``[batch]``, and all.
+
+        After the last vector.
+        """
         ...

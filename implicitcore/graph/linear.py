@@ -78,9 +78,7 @@ def linear_solve(
     return u, solution._replace(residual=solution.residual / system.v_norm.clamp(min=tiny))
 
 
-def _iterated(
-    solver: Any, system: LinearGraphSystem, first: Evaluation, iterations: Any
-) -> Found:
+def _iterated(solver: Any, system: LinearGraphSystem, first: Evaluation, iterations: Any) -> Found:
     if iterations is None:
         found = solve_from(solver, system, first)
     else:
@@ -131,7 +129,7 @@ def _gmres(solver: GMRES, system: LinearGraphSystem, first: Evaluation, spaces: 
 def _correction(
     most_rows: int, system: LinearGraphSystem, g: Tensor, limit: Tensor, most: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The s of smallest ``|g - A s|`` in the Krylov space of g, A = I - J^T; see :func:`correction`."""
+    """See :func:`~implicitcore.graph.fused.correction`: the same in operations of torch."""
     batch, n = g.shape
     beta = norm(g)
     eps = torch.finfo(beta.dtype)

@@ -87,8 +87,10 @@ def _with_cpp(method: str) -> Contender:
 
 
 def _compiled(method: str, backend: str | None) -> Contender:
-    """Ours by ``ic.compile``, with a backend where it has iterations for a graph; counts and memory are those of the eager run, neither shows in
-    compiled code."""
+    """Ours by ``ic.compile``, with a backend where it has iterations for a graph.
+
+    Counts and memory are those of the eager run, neither shows in compiled code.
+    """
     eager = partial(_implicitcore, METHODS[method], METHODS[method], {}, backend=backend)
 
     def prepare(problem: Problem, tol: float) -> Step:

@@ -81,13 +81,17 @@ def test_iterations_of_a_backend_give_the_same_solution_and_gradient(cpp, solver
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
 def test_they_are_compiled_for_any_size_of_the_batch(cpp):
     compare(SOLVERS[1], ADJOINTS[0], cpp, batches=(3, 8, 5))
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
 def test_they_are_compiled_in_single_precision(cpp):
-    weight = 0.9 * torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
+    weight = (
+        0.9 * torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
+    )
     cell = nn.Linear(64, 64)
     cell.load_state_dict({"weight": weight, "bias": torch.zeros(64)})
     f = ic.FixedPoint(lambda z, x: torch.tanh(cell(z) + x))

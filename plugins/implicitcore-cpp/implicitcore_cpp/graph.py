@@ -60,9 +60,7 @@ class CppKrylovGraph:
         """See :meth:`KrylovGraph.extend`."""
         return torch.ops.implicitcore_cpp.krylov_extend(state, product, going)
 
-    def minimise(
-        self, state: Tensor, v: Tensor, going: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def minimise(self, state: Tensor, v: Tensor, going: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`KrylovGraph.minimise`."""
         return torch.ops.implicitcore_cpp.krylov_minimise(state, v, going)
 

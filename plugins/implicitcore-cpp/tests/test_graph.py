@@ -9,8 +9,10 @@ import implicitcore as ic
 from implicitcore.extend import KrylovGraph, RootGraph, StopRule
 from implicitcore.testing.hard_maps import PROBLEMS, SOLVERS
 
+EPS = torch.finfo(torch.float64).eps
 
-def rule(solver, scale="update", rounding=torch.finfo(torch.float64).eps):
+
+def rule(solver, scale="update", rounding=EPS):
     tiny = torch.finfo(torch.float64)
     return StopRule(
         tol=solver.tol,
@@ -43,7 +45,7 @@ def test_operations_stop_each_sample_where_the_iterations_do(cpp, name, solver):
         with torch.no_grad():
             expected = problem.solve(solver, cpp, kind)
             is_map = kind == "fixed_point"
-            rounding = torch.finfo(torch.float64).eps if is_map else 0.0
+            rounding = EPS if is_map else 0.0
             graph = cpp.root_graph(
                 solver.update_rule(start), rule(solver, scale, rounding), start, solver.max_steps
             )
