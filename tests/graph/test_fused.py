@@ -81,7 +81,8 @@ def test_iterations_of_a_backend_give_the_same_solution_and_gradient(cpp, solver
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
 def test_they_are_compiled_for_any_size_of_the_batch(cpp):
-    compare(*PAIRS[1], cpp, batches=(3, 8, 5))
+    solver, adjoint = PAIRS[1]
+    compare(solver, adjoint, cpp, batches=(3, 8, 5))
 
 
 @pytest.mark.slow
@@ -97,11 +98,15 @@ def test_they_are_compiled_in_single_precision(cpp):
     compiled = ic.compile(ic.ImplicitLayer(f, backend=cpp, **options))
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
     z0, v = torch.zeros(16, 64), torch.ones(16, 64)
-    for _ in range(2):  # the second by what the first has learnt
+
+    def solved():
         solution = compiled.solve(x, z0)
-        (found,) = torch.autograd.grad(solution.z, x, v)
-        assert bool(solution.converged.all())
-        assert not z0.any()
+        return solution, torch.autograd.grad(solution.z, x, v)[0]
+
+    solved()
+    solution, found = solved()  # by what the first has learnt
+    assert bool(solution.converged.all())
+    assert not z0.any()
     z = solution.z.detach().double()
     slope = 1 - torch.tanh(z @ weight.double().T + x.detach().double()).square()
     jacobian = slope.unsqueeze(2) * weight.double()
@@ -124,7 +129,7 @@ def test_what_has_no_operation_keeps_its_loop(cpp):
 
 @pytest.mark.usefixtures("plainly")
 def test_another_backend_is_another_graph(cpp):
-    compiled = ic.compile(layer(*PAIRS[1], backend=cpp))
+    compiled = ic.compile(layer(PAIRS[1][0], PAIRS[1][1], backend=cpp))
     x, scale = torch.randn(3, 8, dtype=torch.float64), torch.rand(8, dtype=torch.float64)
     first = compiled((x, ic.shared(scale)))
     compiled.layer.backend = "torch"

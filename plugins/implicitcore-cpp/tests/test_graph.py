@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from implicitcore.testing.hard_maps import PROBLEMS, SOLVERS
 EPS = torch.finfo(torch.float64).eps
 
 
-def rule(solver, scale="update", rounding=EPS):
+def rule(solver, scale: Any = "update", rounding=EPS):
     tiny = torch.finfo(torch.float64)
     return StopRule(
         tol=solver.tol,
@@ -41,7 +43,8 @@ def driven(graph: RootGraph, f, z, is_map=True):
 def test_operations_stop_each_sample_where_the_iterations_do(cpp, name, solver):
     problem = PROBLEMS[name](torch.float64)
     start = torch.zeros_like(problem.x)
-    for kind, scale in (("fixed_point", "update"), ("find_root", "root")):
+    kinds: tuple[Any, ...] = (("fixed_point", "update"), ("find_root", "root"))
+    for kind, scale in kinds:
         with torch.no_grad():
             expected = problem.solve(solver, cpp, kind)
             is_map = kind == "fixed_point"
