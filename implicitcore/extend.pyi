@@ -14,6 +14,9 @@ from implicitcore.backends.device_iteration import DeviceIteration as DeviceIter
 from implicitcore.backends.device_steps import DeviceAdamsStep as DeviceAdamsStep
 from implicitcore.backends.device_steps import DeviceControl as DeviceControl
 from implicitcore.backends.fused import FusedBackend as FusedBackend
+from implicitcore.backends.graph import GraphResult as GraphResult
+from implicitcore.backends.graph import KrylovGraph as KrylovGraph
+from implicitcore.backends.graph import RootGraph as RootGraph
 from implicitcore.backends.krylov_space import KrylovSpace as KrylovSpace
 from implicitcore.backends.root_iteration import AdamsFlowRule as AdamsFlowRule
 from implicitcore.backends.root_iteration import AndersonRule as AndersonRule

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.backends.adams_step import AdamsPast, AdamsStep
+from implicitcore.backends.graph import KrylovGraph, RootGraph
 from implicitcore.backends.krylov_space import KrylovSpace
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken, control_step
@@ -85,6 +86,30 @@ class Backend(metaclass=PartMeta):
             most: largest dimension.
         """
         del g, limit, most
+        return None
+
+    def root_graph(
+        self, update: UpdateRule, rule: StopRule, z: Tensor, most: int
+    ) -> RootGraph | None:
+        """The iterations of a solve as operations of a graph; torch's own loop where it is None.
+
+        Arguments:
+            update: how the next iterate follows.
+            rule: when a sample stops, without an origin; where its scale is a tensor, ``begin`` is
+                given that of each solve.
+            z: a state; the graph is for all of its dtype and device.
+            most: evaluations.
+        """
+        del update, rule, z, most
+        return None
+
+    def krylov_graph(self, g: Tensor) -> KrylovGraph | None:
+        """The Krylov spaces of GMRES as operations of a graph; torch's own where it is None.
+
+        Arguments:
+            g: a residual; the graph is for all of its dtype and device.
+        """
+        del g
         return None
 
     def step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome:

@@ -13,6 +13,7 @@ from implicitcore.backends.adams_step import AdamsPast, AdamsStep
 from implicitcore.backends.base import Backend, Residual, StageSums
 from implicitcore.backends.fused_products import AxpyHistory, InnerProducts, pays
 from implicitcore.backends.fused_sums import FusedSums, table
+from implicitcore.backends.graph import KrylovGraph, RootGraph
 from implicitcore.backends.krylov_space import KrylovSpace
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
 from implicitcore.backends.step_control import StepOutcome, StepRule, StepTaken, control_step
@@ -67,6 +68,30 @@ class FusedBackend(Backend):
     def _krylov_space(self, g: Tensor, limit: Tensor, most: int) -> KrylovSpace | None:
         """The spaces of a cycle; None where the kernels do not do all of it."""
         del g, limit, most
+        return None
+
+    @final
+    def root_graph(
+        self, update: UpdateRule, rule: StopRule, z: Tensor, most: int
+    ) -> RootGraph | None:
+        """See :meth:`Backend.root_graph`."""
+        return self._root_graph(update, rule, z, most) if self._fits(z) else None
+
+    def _root_graph(
+        self, update: UpdateRule, rule: StopRule, z: Tensor, most: int
+    ) -> RootGraph | None:
+        """The iterations of a solve; None where there are no operations of a whole one."""
+        del update, rule, z, most
+        return None
+
+    @final
+    def krylov_graph(self, g: Tensor) -> KrylovGraph | None:
+        """See :meth:`Backend.krylov_graph`."""
+        return self._krylov_graph(g) if self._fits(g) else None
+
+    def _krylov_graph(self, g: Tensor) -> KrylovGraph | None:
+        """The spaces of a cycle; None where there are no operations of all of it."""
+        del g
         return None
 
     @final

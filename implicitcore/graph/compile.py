@@ -29,7 +29,7 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     CPU the solvers with a history (``Anderson``, ``Broyden``, ``GMRES``) are compiled for states of
     at most 64 KiB, the whole batch counted: a graph copies a history at every step. Larger states
     are solved by the layer as it is, and counted as it counts; so are all of a layer with another
-    backend than torch, whose kernels are faster than the graph.
+    backend than torch. But for ``cpp``: there an iteration is one operation, whatever the size.
     ``torch.compile`` of a model around it has it in its own graph, whatever the size, also with
     ``fullgraph=True``: in training as one operation, and its gradient as another, which warn and
     raise when they run; in inference by its loop, where the layer would raise with NaN, and with

@@ -123,8 +123,7 @@ class CompiledLayer(nn.Module):
             call = self._prepared(x, begin, z0, times)
             self.recent = Recent.of(begin, call) if alone else None
         plan, flat, training = call.plan, call.flat, call.training
-        solvers = (plan.solver, plan.adjoint) if training else (plan.solver,)
-        if keeps_loop(flat, solvers, layer.backend):
+        if keeps_loop(flat, plan.unfused(training=training), layer.backend):
             plan.check()
             return self._solved(x, begin, z0 is None)
         if isinstance(plan, TrajectoryPlan) and training:
@@ -281,7 +280,8 @@ class CompiledLayer(nn.Module):
         layer = self.layer
         fixed = told_apart(value for pair in inputs.fixed.items() for value in pair)
         modes = tuple([module.training for module in self.reads.modules])
-        parts = layer.solver, layer.gradient, layer.horizon, layout.spec, layout.shapes, inputs.spec
+        options = layer.solver, layer.gradient, layer.horizon, layer.backend
+        parts = *options, layout.spec, layout.shapes, inputs.spec
         sizes = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         # Compared, and not hashed: most of it is the very object of the call before.
         seen = parts, fixed, modes, layer.coupled, sizes, [*shared], [*needs], clock
@@ -291,7 +291,7 @@ class CompiledLayer(nn.Module):
         key = *parts, fixed, modes, kinds, clock
         if key not in self.plans:
             adjoint = adjoint_of(layer, tensors[0].dtype)
-            of = layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, layer.horizon
+            of = layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, *options[2:]
             follows = isinstance(layer.solver, ODESolver)
             self.plans[key] = TrajectoryPlan(*of, clock) if follows else Plan(*of)
         self.latest = seen, self.plans[key]

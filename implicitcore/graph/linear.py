@@ -11,6 +11,8 @@ from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
 from implicitcore.backends.base import Residual
+from implicitcore.backends.graph import KrylovGraph, RootGraph
+from implicitcore.graph.fused import correction, solve_fused
 from implicitcore.graph.history import axpy_history, inner_products
 from implicitcore.graph.loop import solve_from
 from implicitcore.graph.stop import Found, GraphStop, Samples
@@ -55,25 +57,32 @@ class LinearGraphSystem(GraphSystem):
 
 
 def linear_solve(
-    solver: Any, product: Callable[[Tensor], Tensor], v: Tensor
+    solver: Any,
+    product: Callable[[Tensor], Tensor],
+    v: Tensor,
+    fused: RootGraph | KrylovGraph | None = None,
 ) -> tuple[Tensor, Found]:
     """u with u = J^T u + v for ``product`` u -> J^T u, and what the solve came to.
 
-    In units of the largest entry of v, per sample; its evaluations are the products.
+    In units of the largest entry of v, per sample; its evaluations are the products. The
+    iterations, or the Krylov spaces, are those of a backend where it has them, ``fused``.
     """
     size = v.abs().amax(1)
     unit = torch.where(size > 0, size.log2().floor().exp2(), 1)
     scaled = v / column(unit).to(v.dtype)
     system = LinearGraphSystem.of(product, scaled)
     run = _gmres if isinstance(solver, GMRES) else _iterated
-    solution = run(solver, system, system.initial())
+    solution = run(solver, system, system.initial(), fused)
     u = solution.z * column(unit).to(v.dtype)
     tiny = torch.finfo(system.v_norm.dtype).tiny
     return u, solution._replace(residual=solution.residual / system.v_norm.clamp(min=tiny))
 
 
-def _iterated(solver: Any, system: LinearGraphSystem, first: Evaluation) -> Found:
-    found = solve_from(solver, system, first)
+def _iterated(solver: Any, system: LinearGraphSystem, first: Evaluation, iterations: Any) -> Found:
+    if iterations is None:
+        found = solve_from(solver, system, first)
+    else:
+        found = solve_fused(iterations, system.function, first.z, first.fz, system.v_norm)
     return found._replace(evaluations=found.evaluations - 1)  # the first is no product
 
 
@@ -88,7 +97,7 @@ class Cycle(NamedTuple):
     products: Tensor  # int64
 
 
-def _gmres(solver: GMRES, system: LinearGraphSystem, first: Evaluation) -> Found:
+def _gmres(solver: GMRES, system: LinearGraphSystem, first: Evaluation, spaces: Any) -> Found:
     """See :class:`GMRES` and :class:`LinearRootSolver`."""
     stop = GraphStop.at(system, solver, first)
 
@@ -101,10 +110,14 @@ def _gmres(solver: GMRES, system: LinearGraphSystem, first: Evaluation) -> Found
     ) -> tuple[Samples, Evaluation, Tensor, Tensor]:
         limit = torch.where(samples.active, stop.limit(now), torch.inf)
         most = (solver.max_products - products).clamp(max=solver.restart)
-        s, found = _correction(solver.restart, system, now.residual.value, limit, most)
+        g = now.residual.value
+        if spaces is None:
+            s, count, used = _correction(solver.restart, system, g, limit, most)
+        else:
+            s, count, used = correction(spaces, system.product, g, limit, most)
         z = torch.where(column(samples.active), now.z + s, now.z)
         now = system.evaluate(z)
-        return stop.judge(samples, now), now, products + found.products + 1, steps + found.steps
+        return stop.judge(samples, now), now, products + used + 1, steps + count
 
     none = torch.zeros((), dtype=torch.int64, device=first.z.device)
     samples = stop.first(first)
@@ -115,8 +128,8 @@ def _gmres(solver: GMRES, system: LinearGraphSystem, first: Evaluation) -> Found
 
 def _correction(
     most_rows: int, system: LinearGraphSystem, g: Tensor, limit: Tensor, most: Tensor
-) -> tuple[Tensor, Cycle]:
-    """The s of smallest ``|g - A s|`` in the Krylov space of g, A = I - J^T."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`~implicitcore.graph.fused.correction`: the same in operations of torch."""
     batch, n = g.shape
     beta = norm(g)
     eps = torch.finfo(beta.dtype)
@@ -160,4 +173,4 @@ def _correction(
     t = cycle.w * column(beta / (1 + cycle.w.square().sum(1)))
     y = torch.linalg.solve_triangular(cycle.triangle.mT, t.unsqueeze(2), upper=True)
     s = axpy_history(None, y.mT.to(g.dtype), cycle.basis[:, :-1]).squeeze(1)
-    return s, cycle
+    return s, cycle.steps, cycle.products

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
 from implicitcore.errors import ConfigError
+from implicitcore.graph.fused import solve_fused
 from implicitcore.graph.iterations import (
     AndersonIteration,
     BadBroydenIteration,
@@ -51,6 +52,8 @@ def solve(solver: Any, system: GraphSystem, z0: Tensor) -> Found:
     Every sample stops by itself, and the loop where all have. ``compact`` changes no result, and
     nothing here.
     """
+    if system.iterations is not None:
+        return solve_fused(system.iterations, system.function, z0)
     return solve_from(solver, system, system.evaluate(z0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -9,13 +10,16 @@ from torch import Tensor, fx
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+_TORCH = ("aten", "prims", "prim", "inductor")
+
 
 class OwnInputs(CustomGraphPass):
     """Copies, before a loop, what its iterations read and the graph has computed.
 
     In the C++ that torch 2.13 writes, a tensor that a loop reads and that is a view shaped like its
     base is freed at each use of its name: in its first iteration, and in each one after. A copy is
-    no view. It is fused with what it copies, and made once a solve.
+    no view. It is fused with what it copies, and made once a solve. What an operation of a backend
+    gives is no view, and is not copied: it may stand for what is not in the tensor.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -31,7 +35,7 @@ class OwnInputs(CustomGraphPass):
 
 
 def _own(graph: fx.Graph, node: Any) -> Any:
-    if not isinstance(node, fx.Node) or node.op == "placeholder":
+    if not isinstance(node, fx.Node) or node.op == "placeholder" or _is_of_backend(node):
         return node
     value = node.meta.get("val")
     if not isinstance(value, Tensor):  # a size of the batch
@@ -39,3 +43,10 @@ def _own(graph: fx.Graph, node: Any) -> Any:
     copy = graph.call_function(torch.ops.aten.clone.default, (node,))
     copy.meta["val"] = value
     return copy
+
+
+def _is_of_backend(node: fx.Node) -> bool:
+    """Whether an operation that is none of torch's gives it."""
+    made = node.all_input_nodes[0] if node.target is operator.getitem else node
+    target = made.target
+    return isinstance(target, torch._ops.OpOverload) and target.namespace not in _TORCH

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
 
+from implicitcore.backends.base import Backend
+from implicitcore.backends.graph import KrylovGraph, RootGraph
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.graph.compiled import compiled
+from implicitcore.graph.fused import adjoint_graph, root_graph
 from implicitcore.graph.linear import linear_solve
 from implicitcore.graph.reads import Reads
 from implicitcore.graph.solvers import follows_field, run
@@ -66,6 +69,7 @@ class Plan:
         inputs: what f reads beside z.
         kinds: of z0 and those tensors.
         horizon: the end time of an ODE solver.
+        backend: is asked for iterations of its own.
     """
 
     dynamics: Dynamics
@@ -75,6 +79,7 @@ class Plan:
     inputs: Inputs
     kinds: tuple[Kind, ...]
     horizon: float
+    backend: Backend
 
     def _function(self, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """f(z), and g(z) where the dynamics give it, of these tensors."""
@@ -148,6 +153,21 @@ class Plan:
         )
         return product, others
 
+    @cached_property
+    def _iterations(self) -> RootGraph | None:
+        """The backend's, of the solve."""
+        return root_graph(self.backend, self.solver, self.dynamics, self.kinds[0].example())
+
+    @cached_property
+    def _fused_adjoint(self) -> RootGraph | KrylovGraph | None:
+        """The backend's, of the backward pass."""
+        return adjoint_graph(self.backend, self.adjoint, self.kinds[0].example())
+
+    def unfused(self, *, training: bool) -> list[Any]:
+        """The solvers whose loop in a graph is one of torch's operations."""
+        found = [self.solver] if self._iterations is None else []
+        return [*found, self.adjoint] if training and self._fused_adjoint is None else found
+
     def check(self) -> None:
         """Refuse what no graph can take of f, as a compiled call does.
 
@@ -172,6 +192,7 @@ class Plan:
         """The tensors -> the map that they make."""
         value, is_map, scale = self._value, self.dynamics.is_map(), self.dynamics.scale
         rounding = rounding_of(is_map, self.kinds[0].dtype)
+        iterations = self._iterations
 
         def system(*tensors: Tensor) -> GraphSystem:
             known = value.before(*tensors)
@@ -180,7 +201,7 @@ class Plan:
                 found = value.inside(z, *known)
                 return found[0], None if is_map else found[1]
 
-            return GraphSystem(function, scale, rounding)
+            return GraphSystem(function, scale, rounding, iterations=iterations)
 
         return system
 
@@ -207,12 +228,13 @@ class Plan:
     def backward(self) -> Callable[..., tuple[Tensor, ...]]:
         """v, z and the tensors -> residual, status, products, and the gradients."""
         (product, others), solver = self._products, self.adjoint
+        fused = self._fused_adjoint
 
         def backward(v: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             known = product.before(z, *tensors)
             finite = column(v.isfinite().all(1))
             u, found = linear_solve(
-                solver, lambda u: product.inside(u, *known)[0], torch.where(finite, v, 0)
+                solver, lambda u: product.inside(u, *known)[0], torch.where(finite, v, 0), fused
             )
             u = torch.where(finite, u, torch.nan)
             gradients = others.inside(u, *others.before(z, *tensors))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Residual
+from implicitcore.backends.graph import RootGraph
 from implicitcore.backends.torch import TORCH, TorchBackend
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import InputError
@@ -115,11 +116,13 @@ class GraphSystem:
         function: z -> f(z) and g(z), where the dynamics give it, else None; ``[batch, n]``.
         relative_to: see :meth:`Dynamics.scale`.
         rounding: of f(z), relative to it, where the residual is a difference with z.
+        iterations: those of a backend; None: of torch's operations.
     """
 
     function: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     relative_to: Callable[[Tensor, Tensor], Tensor]
     rounding: float
+    iterations: RootGraph | None = field(default=None, kw_only=True)
 
     def evaluate(self, z: Tensor) -> Evaluation:
         """One evaluation; what it gives shares no memory with what f reads."""

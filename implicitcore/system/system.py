@@ -143,10 +143,7 @@ class System:
         """
         if type(self) is not System:
             return None
-        scale = type(self.problem.dynamics).scale
-        if scale is FixedPointMap.scale:
-            return "update"
-        return "root" if scale is Dynamics.scale else None
+        return stop_scale(self.problem.dynamics)
 
     def tolerance(self, tol: float) -> float:
         """The relative tolerance that a solver is to meet where it was asked for ``tol``.
@@ -293,3 +290,11 @@ class System:
 
     def _suspect_part(self, error: Exception) -> None:
         suspect_part(error, self.problem, self.context.whole(self.problem.packing.batch))
+
+
+def stop_scale(dynamics: Dynamics) -> Literal["update", "root"] | None:
+    """:meth:`Dynamics.scale` as data; None where it is a function of its own."""
+    scale = type(dynamics).scale
+    if scale is FixedPointMap.scale:
+        return "update"
+    return "root" if scale is Dynamics.scale else None

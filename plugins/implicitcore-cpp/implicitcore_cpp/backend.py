@@ -17,11 +17,13 @@ from implicitcore.extend import (
     AndersonRule,
     BroydenRule,
     FusedBackend,
+    KrylovGraph,
     KrylovSpace,
     Look,
     Options,
     PicardRule,
     Residual,
+    RootGraph,
     RootIteration,
     StepOutcome,
     StepRule,
@@ -29,7 +31,7 @@ from implicitcore.extend import (
     StopRule,
     UpdateRule,
 )
-from implicitcore_cpp import build
+from implicitcore_cpp import build, graph
 
 _UPDATES = {PicardRule: "picard", AndersonRule: "anderson", BroydenRule: "broyden"}
 _SCALES = {"update": 0, "root": 1}
@@ -67,6 +69,24 @@ class CppBackend(Options, FusedBackend):
         if self.unavailable_reason() is None and not build.is_built():
             return "it is not built yet: python -m implicitcore_cpp.build"
         return self.unavailable_reason()
+
+    def _root_graph(
+        self, update: UpdateRule, rule: StopRule, z: Tensor, most: int
+    ) -> RootGraph | None:
+        if type(update) not in _UPDATES:
+            return None
+        graph.load()
+        place = [*_UPDATES].index(type(update))
+        scale = _FIXED if isinstance(rule.scale, Tensor) else _SCALES[str(rule.scale)]
+        numbers = rule.tol, rule.rounding, rule.divergence, rule.trust, rule.growth, rule.floor
+        options = tuple(map(float, vars(update).values()))
+        return graph.CppRootGraph(
+            place, options, tuple(map(float, numbers)), rule.min_steps, scale, most
+        )
+
+    def _krylov_graph(self, g: Tensor) -> KrylovGraph | None:
+        graph.load()
+        return graph.CppKrylovGraph()
 
     def _root_iteration(
         self, update: UpdateRule, rule: StopRule, z: Tensor

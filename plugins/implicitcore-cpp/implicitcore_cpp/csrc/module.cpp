@@ -1,10 +1,12 @@
 // The module that implicitcore_cpp loads.
 #include <pybind11/gil_safe_call_once.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
 
 #include "adams_flow.h"
 #include "adams_step.h"
 #include "anderson.h"
+#include "graph.h"
 #include "krylov_space.h"
 #include "root_iteration.h"
 #include "step_control.h"
@@ -79,8 +81,49 @@ std::unique_ptr<RootIteration> adams_flow(const FlowRule& flow, const Rule& rule
   return found;
 }
 
+constexpr int64_t UPDATES = 3;
+constexpr const char* NAMES[UPDATES] = {"picard", "anderson", "broyden"};
+
+// A solve of a graph, by the numbers of its update and of its rule.
+at::Tensor root_begin(const at::Tensor& z, const std::optional<at::Tensor>& fixed, int64_t update,
+                      at::ArrayRef<double> options, at::ArrayRef<double> numbers, int64_t min_steps,
+                      int64_t scale, int64_t most) {
+  TORCH_CHECK(update >= 0 && update < UPDATES && numbers.size() == 6, "no such solve");
+  const Rule rule{numbers[0], numbers[1], numbers[2], numbers[3],
+                  numbers[4], min_steps,  static_cast<Scale>(scale)};
+  Values relative = 0.0;
+  if (fixed) relative = *fixed;
+  std::unique_ptr<RootIteration> iteration =
+      root_iteration(NAMES[update], options.vec(), rule, {numbers[5], relative, std::nullopt}, z);
+  iteration->take_whole_range();
+  return Held<GraphSolve>::tensor({std::move(iteration), most});
+}
+
 }  // namespace
 }  // namespace implicitcore
+
+TORCH_LIBRARY(implicitcore_cpp, library) {
+  library.def(
+      "root_begin(Tensor z, Tensor? fixed, int update, float[] options, float[] numbers, "
+      "int min_steps, int scale, int most) -> Tensor");
+  library.def(
+      "root_advance(Tensor state, Tensor z, Tensor fz, Tensor? g, Tensor going) -> (Tensor, "
+      "Tensor)");
+  library.def(
+      "root_result(Tensor state, Tensor z, Tensor going) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("krylov_begin(Tensor g, Tensor limit, Tensor most) -> (Tensor, Tensor, Tensor)");
+  library.def("krylov_extend(Tensor state, Tensor product, Tensor going) -> (Tensor, Tensor)");
+  library.def("krylov_minimise(Tensor state, Tensor v, Tensor going) -> (Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(implicitcore_cpp, CPU, library) {
+  library.impl("root_begin", implicitcore::root_begin);
+  library.impl("root_advance", implicitcore::root_advance);
+  library.impl("root_result", implicitcore::root_result);
+  library.impl("krylov_begin", implicitcore::graph_space);
+  library.impl("krylov_extend", implicitcore::graph_extend);
+  library.impl("krylov_minimise", implicitcore::graph_minimise);
+}
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   namespace py = pybind11;

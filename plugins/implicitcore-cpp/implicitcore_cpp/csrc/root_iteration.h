@@ -56,6 +56,9 @@ class RootIteration {
                                             std::optional<at::Tensor> g, bool last) = 0;
   virtual at::Tensor size() const = 0;
   virtual bool between(double least, double most) const = 0;
+  // Norms in the units of the largest entry, where a square is beyond the dtype: where nobody looks
+  // at them and begins the solve anew in other units.
+  virtual void take_whole_range() = 0;
   virtual Result result() const = 0;
 };
 
@@ -83,6 +86,8 @@ class Judged : public RootIteration {
     }
     return true;
   }
+
+  void take_whole_range() override { whole_range_ = true; }
 
   Result result() const override {
     std::vector<int8_t> status(test_.failure);
@@ -121,12 +126,14 @@ class Judged : public RootIteration {
   void measure(int64_t b, const T* z, const T* fz, const T* g, int64_t n) {
     R size = g ? norm<R>(g, n) : distance(fz, z, n);
     R update = fixed_ ? test_.fixed(b) : norm<R>(fz, n);
-    if (size < test_.small() && test_.active[b]) {
+    const bool beyond = whole_range_ && std::isinf(size);
+    if ((size < test_.small() || beyond) && test_.active[b]) {
       std::vector<T> value(n);
       subtract(fz, z, value.data(), n);
       size = scaled_norm<R>(g ? g : value.data(), n);
       if (size > 0 && update < test_.small() && !fixed_) update = scaled_norm<R>(fz, n);
     }
+    if (whole_range_ && !fixed_ && std::isinf(update)) update = scaled_norm<R>(fz, n);
     test_.size[b] = size;
     test_.update[b] = update;
   }
@@ -155,6 +162,7 @@ class Judged : public RootIteration {
 
  private:
   bool fixed_;  // what the tolerance is relative to is known, and stands in for |f(z)|
+  bool whole_range_ = false;
   bool owned_ = false;  // nobody else has seen `best_`
 
   static at::Tensor real(const std::vector<R>& values) {
