@@ -39,7 +39,8 @@ def driven(graph: RootGraph, f, z, is_map=True):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
-@pytest.mark.parametrize("name", PROBLEMS)
+# Not "tiny": the loop begins anew there, in other units, which no graph does.
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name != "tiny"])
 def test_operations_stop_each_sample_where_the_iterations_do(cpp, name, solver):
     problem = PROBLEMS[name](torch.float64)
     start = torch.zeros_like(problem.x)
