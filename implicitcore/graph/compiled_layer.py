@@ -33,9 +33,11 @@ from implicitcore.layers.call import refuse_options
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.times import Times
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import Backward, FinalState, Solution, SolveResult, Trajectory
+from implicitcore.solution import Backward, FinalState, Solution, Trajectory
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
 from implicitcore.tensors.transforms import eager
+
+Result = Solution | FinalState | Trajectory
 
 
 class CompiledLayer(nn.Module):
@@ -64,15 +66,13 @@ class CompiledLayer(nn.Module):
                 return self.inlined[0](x, z0, times=times, **options)
             return self._as_operation(x, z0, times, options, reports=True)[0].z
         run = self._run(x, z0, times, options)
-        if isinstance(run, SolveResult) or bool(run.found.status.any()):
-            solution = run if isinstance(run, SolveResult) else self._told(run)
+        if not isinstance(run, Run) or bool(run.found.status.any()):
+            solution = self._told(run) if isinstance(run, Run) else run
             report(solution, self.layer.on_failure, type(self.layer).__name__, self.layer)
             return solution.z
         return run.layout.unpack(run.found.z)
 
-    def solve(
-        self, x: Any, z0: Any = None, *, times: Times = None, **options: Any
-    ) -> Solution | FinalState | Trajectory:
+    def solve(self, x: Any, z0: Any = None, *, times: Times = None, **options: Any) -> Result:
         """See :meth:`ImplicitLayer.solve`; ``options`` of a call are refused."""
         if not torch.compiler.is_compiling():
             run = self._run(x, z0, times, options)
@@ -108,7 +108,7 @@ class CompiledLayer(nn.Module):
         return found._replace(evaluations=found.evaluations + spent), more
 
     @eager
-    def _run(self, x: Any, z0: Any, times: Times, options: dict[str, Any]) -> Run | SolveResult:
+    def _run(self, x: Any, z0: Any, times: Times, options: dict[str, Any]) -> Run | Result:
         """What the solve came to; the result itself where the layer's own loop made it."""
         refuse_options(options)
         layer, still = self.layer, self._is_still()
@@ -163,7 +163,7 @@ class CompiledLayer(nn.Module):
             return flat.detach()
         return flat
 
-    def _told(self, run: Run) -> Solution | FinalState | Trajectory:
+    def _told(self, run: Run) -> Result:
         """What the solve came to, as the layer says it."""
         found, layer = run.found, self.layer
         evaluations: Any = int(found.evaluations) + run.spent  # a number outside of the graph

@@ -201,7 +201,8 @@ def _grid_of(model: nn.Module, times: Times) -> Tensor | None:
             f"{list(given.shape)}; times of each sample are an input of a model that gives them to "
             "its layer"
         )
-    return checked_times(model.solver, given, torch.zeros(1, 1), coupled=False)
+    found = checked_times(model.solver, given, torch.zeros(1, 1), coupled=False)
+    return None if found is None else found.all
 
 
 @contextmanager

@@ -28,18 +28,18 @@ class OutputTimes(NamedTuple):
     Attributes:
         all: as the result has them, ``[T]`` or ``[T, batch]``.
         distinct: of which none is the same as the one before, ``[K]`` or ``[K, batch]``.
-        index: of each its own among the distinct ones, shaped like ``all``; None where all are.
+        row: of each its own among the distinct ones, shaped like ``all``; None where all are.
         moves: with respect to which a gradient is wanted, where one is.
     """
 
     all: Tensor
     distinct: Tensor
-    index: Tensor | None
+    row: Tensor | None
     moves: Moves | None
 
     def states(self, z: Tensor) -> Tensor:
         """Those at all times, of those at the distinct ones ``[K, batch, n]``."""
-        return z if self.index is None else repeated(z, self.index)
+        return z if self.row is None else repeated(z, self.row)
 
 
 def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> OutputTimes | None:

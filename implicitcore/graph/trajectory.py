@@ -173,7 +173,7 @@ class TrajectoryPlan(SteppedPlan):
                 v, sums = v + more, [a + b for a, b in zip(sums, shares, strict=True)]
             return v, *settled(*tensors, *sums)
 
-        return compiled(backward, device=self.kinds[0].device, in_cpp=True)
+        return compiled(backward)
 
 
 def _at(stack: Tensor, index: Tensor) -> Tensor:

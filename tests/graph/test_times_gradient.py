@@ -27,6 +27,7 @@ def test_states_and_every_gradient_are_those_of_the_layer(solver, grid):
     for module in (eager, compiled):
         leaf, times = inputs(3).requires_grad_(), grid.clone().requires_grad_()
         solution = module.solve(leaf, times=times)
+        assert isinstance(solution, ic.Trajectory)
         assert torch.equal(solution.times, grid) and not solution.status.any()
         wanted = [leaf, times, *eager.parameters()]
         gradient = torch.autograd.grad(solution.z, wanted, cotangent(solution.z))
