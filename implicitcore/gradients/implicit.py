@@ -92,7 +92,7 @@ class Implicit(Options, GradientStrategy):
         self, system: System, z: Tensor, record: Backward, on_the_way: bool = False
     ) -> BackwardSolve:
         """The backward solve at z."""
-        jacobian = system.linearize(z.detach())
+        jacobian = system.linearize(z.detach() if z.requires_grad else z)
         solve = BackwardSolve(self.solver, system, jacobian, record, on_the_way=on_the_way)
         return solve if self.clip is None else _Clipped(**vars(solve), clip=self.clip)
 
@@ -154,7 +154,9 @@ class BackwardSolve(Pullback):
     def _solve(self, v: Tensor, size: Tensor | None) -> Tensor:
         linear = LinearSystem.transposed(self.system, self.jacobian, v, size)
         solution = solve_from(self.solver, linear, self.start(linear))
-        self._write_down(linear, solution)
+        # Norms that need no units are not zero.
+        scale = linear.v_norm if size is not None else linear.v_norm.clamp(min=_tiny(linear.v_norm))
+        self._write_down(linear, solution, solution.residual / scale)
         return linear.solution(solution.z)
 
     def start(self, linear: LinearSystem) -> Evaluation:
@@ -208,10 +210,9 @@ class BackwardSolve(Pullback):
         )
         return attach(update, value, solve, (v, point, *inputs))
 
-    def _write_down(self, linear: LinearSystem, solution: Solution) -> None:
-        record, size = self.record, linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
+    def _write_down(self, linear: LinearSystem, solution: Solution, residual: Tensor) -> None:
+        record = self.record
         record.vjps += linear.evaluations
-        residual = solution.residual / size
         if not self.on_the_way:
             record.status, record.residual = solution.status, residual
         if solution.failed:
@@ -238,6 +239,10 @@ class _Clipped(BackwardSolve):
     ) -> tuple[Tensor | None, ...]:
         """Refuse: the clipped u solves no equation."""
         raise GradientError("a clipped implicit gradient has no second derivative")
+
+
+def _tiny(size: Tensor) -> float:
+    return torch.finfo(size.dtype).tiny
 
 
 def _inexact(solution: Solution, residual: Tensor) -> str:
