@@ -267,7 +267,7 @@ class StopTest(StopCriterion):
         """The best iterates so far, packed; ``steps`` where a step is not one evaluation."""
         if self.state.pending is not None:
             self._settle()
-        state = self.state if self.whole is None else self._merged()
+        state: StopState = self.state if self.whole is None else self._merged()
         # As a rule the last residuals are the least, and those reported.
         if (self.whole or self.stopped is not None) and state.size is not state.best_norm:
             self._check_apart(state)
