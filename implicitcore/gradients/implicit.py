@@ -84,7 +84,7 @@ class Implicit(Options, GradientStrategy):
         solver, record = self.backward_solver(solve.solver, z0.dtype), solution.backward
 
         def at(z: Tensor, on_the_way: bool) -> BackwardSolve:
-            jacobian = system.linearize(z.detach())
+            jacobian = system.linearize(z.detach() if z.requires_grad else z)
             found = BackwardSolve(solver, system, jacobian, record, on_the_way=on_the_way)
             return found if self.clip is None else _Clipped(**vars(found), clip=self.clip)
 
@@ -155,7 +155,9 @@ class BackwardSolve(Pullback):
     def _solve(self, v: Tensor, size: Tensor | None) -> Tensor:
         linear = LinearSystem.transposed(self.system, self.jacobian, v, size)
         solution = solve_from(self.solver, linear, self.start(linear))
-        self._write_down(linear, solution)
+        # Norms that need no units are not zero.
+        scale = linear.v_norm if size is not None else linear.v_norm.clamp(min=_tiny(linear.v_norm))
+        self._write_down(linear, solution, solution.residual / scale)
         return linear.solution(solution.z)
 
     def start(self, linear: LinearSystem) -> Evaluation:
@@ -209,10 +211,9 @@ class BackwardSolve(Pullback):
         )
         return attach(update, value, solve, (v, point, *inputs))
 
-    def _write_down(self, linear: LinearSystem, solution: Solution) -> None:
-        record, size = self.record, linear.v_norm.clamp(min=torch.finfo(linear.v_norm.dtype).tiny)
+    def _write_down(self, linear: LinearSystem, solution: Solution, residual: Tensor) -> None:
+        record = self.record
         record.vjps += linear.evaluations
-        residual = solution.residual / size
         if not self.on_the_way:
             record.status, record.residual = solution.status, residual
         if solution.failed:
@@ -239,6 +240,10 @@ class _Clipped(BackwardSolve):
     ) -> tuple[Tensor | None, ...]:
         """Refuse: the clipped u solves no equation."""
         raise GradientError("a clipped implicit gradient has no second derivative")
+
+
+def _tiny(size: Tensor) -> float:
+    return torch.finfo(size.dtype).tiny
 
 
 def _inexact(solution: Solution, residual: Tensor) -> str:

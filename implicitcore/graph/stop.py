@@ -101,7 +101,7 @@ class GraphStop:
             size > GROWTH * samples.size,
             failure,
             trust.limit,
-            trust.doubted,
+            met if trust.doubted is None else trust.doubted,
         )
 
     def limit(self, now: Evaluation) -> Tensor:

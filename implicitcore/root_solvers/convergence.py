@@ -100,27 +100,18 @@ class StopTest(StopCriterion):
 
         None has more than its least residual, or one that is in doubt or hard to measure.
         """
-        state = self.state
-        if state.failure is not None or self.count < self.min_steps or not self._is_bounded():
+        state, start = self.state, self.state.start
+        if state.failure is not None or self.count < self.min_steps or not start.bounded:
             return False
-        most = state.best_norm if self.count > 1 else state.start.ceiling
-        usual = torch.equal(torch.clamp(size, state.start.small, most), size)
-        if not usual or self.limits.trust(state, residual) is not None:
+        if not torch.equal(torch.clamp(size, start.small, state.best_norm), size):
+            return False
+        if state.limit is not start.limit and self.limits.trust(state, residual) is not None:
             return False
         state.best_limit, state.pending = self._in_force(state.limit), None
         state.best_norm = state.size = size
         self.grown, going = None, size > state.limit  # which is below zero for those that stopped
-        self._take_out(~going, going if self.stopped is None else state.active & going)
+        self.stop(~going, going if self.stopped is None else state.active & going)
         return True
-
-    def _is_bounded(self) -> bool:
-        """Whether what is not above the first residual is not lost either; asked once."""
-        start = self.state.start
-        if start.bounded is None:
-            most = torch.finfo(start.size.dtype).max
-            finite = torch.equal(torch.clamp(start.size, max=most), start.size)
-            start.bounded = finite and self.system.context.origin is None
-        return start.bounded
 
     def _settle(self) -> None:
         """Take over the limits of the iterates that were the best without a look at each sample."""
@@ -136,23 +127,24 @@ class StopTest(StopCriterion):
 
     def _measure(self, now: Evaluation) -> Tensor:
         """The size of the residual, and the limit that it is compared with."""
-        residual = now.residual
-        size, self.count = residual.norm, self.count + 1
+        state, update = self.state, now.residual.update_norm
+        size, self.count = now.residual.norm, self.count + 1
         size = size.detach() if size.requires_grad else size
-        if self.count == 1:
-            self._begin(now, size)
-        else:
-            self.limits.follow(self.state, residual.update_norm)
-        return size
-
-    def _begin(self, now: Evaluation, size: Tensor) -> None:
-        """What is asked of the start, and follows from it."""
-        update, context = now.residual.update_norm, self.system.context
-        self.limits.begin(self.state, size, update)
+        if self.count > 1:
+            self.limits.follow(state, update)
+            return size
+        start, context = state.start, self.system.context
+        start.size, start.known = size, context.origin
+        start.update = update.detach() if update.requires_grad else update
+        finite = torch.equal(torch.clamp(size, max=torch.finfo(size.dtype).max), size)
+        start.bounded = finite and context.origin is None
+        self.limits.follow(state, update)
+        start.limit = state.limit if context.origin is None else self.limits.first(state)
         if context.known is not None:
             check_known(self.system, now)
         if context.range_checked:
             check_range(update, now.z, now.fz)
+        return size
 
     def _remeasure(self, now: Evaluation, size: Tensor) -> Tensor:
         """The sizes, and their limits, where squares underflow."""
@@ -182,14 +174,16 @@ class StopTest(StopCriterion):
         self.stop(stops)
         return met
 
-    def stop(self, stops: Tensor) -> None:
-        """Take samples out; a stopped one has a limit below zero and is not found again."""
-        self._take_out(stops, self.state.active & ~stops)
+    def stop(self, stops: Tensor, active: Tensor | None = None) -> None:
+        """Take samples out; a stopped one has a limit below zero and is not found again.
 
-    def _take_out(self, stops: Tensor, active: Tensor) -> None:
-        """The same, where it is known who goes on."""
-        self.state.steps = self.state.steps.masked_fill(stops, self.count)
-        self.state.active = active
+        Arguments:
+            stops: ``[batch]``, which to take out.
+            active: which go on, where that is known.
+        """
+        state = self.state
+        state.steps = state.steps.masked_fill(stops, self.count)
+        state.active = state.active & ~stops if active is None else active
         self._count()
 
     def _count(self) -> None:
@@ -271,8 +265,9 @@ class StopTest(StopCriterion):
 
     def solution(self, steps: Tensor | None = None) -> Solution:
         """The best iterates so far, packed; ``steps`` where a step is not one evaluation."""
-        self._settle()
-        state = self._merged()
+        if self.state.pending is not None:
+            self._settle()
+        state: StopState = self.state if self.whole is None else self._merged()
         # As a rule the last residuals are the least, and those reported.
         if (self.whole or self.stopped is not None) and state.size is not state.best_norm:
             self._check_apart(state)

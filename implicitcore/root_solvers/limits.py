@@ -35,20 +35,19 @@ class Limits:
         """See :func:`rounding_of`."""
         return rounding_of(self.system.problem.is_map, self.dtype)
 
-    def begin(self, state: StopState, size: Tensor, update: Tensor) -> None:
-        """The limits of the first residuals ``size``, where ``|f(z)|`` is ``update``."""
-        start, origin = state.start, self.system.context.origin
-        start.size, start.update = size, update.detach() if update.requires_grad else update
-        start.known = origin
-        self.follow(state, update)
-        start.limit = state.limit
-        if origin is not None:  # the solve began elsewhere, by another solver
-            scale = self.system.scale(origin.ceiling / DIVERGENCE, origin.norm)
-            start.limit = torch.minimum(state.limit, state.floor + scale * self.tol)
+    def first(self, state: StopState) -> Tensor:
+        """The limits where the solve began, ``[batch]``, which another solver did."""
+        norm, ceiling = state.start.origin()
+        scale = self.system.scale(ceiling / DIVERGENCE, norm)
+        return torch.minimum(state.limit, state.floor + scale * self.tol)
 
     def follow(self, state: StopState, update: Tensor) -> None:
-        """The limits where ``|f(z)|`` is ``update`` ``[batch]``."""
-        scale = self._scale(state, update)
+        """The limits where ``|f(z)|`` is ``update`` ``[batch]``; f is asked where it is no data."""
+        scale = self.relative_to
+        if scale == "update":
+            scale = update
+        elif not isinstance(scale, Tensor):
+            scale = self.system.scale(update, state.start.norm)
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
 
@@ -56,14 +55,6 @@ class Limits:
         """The same where ``update`` is not what the residual has."""
         self.follow(state, update)
         self.scale = None
-
-    def _scale(self, state: StopState, update: Tensor) -> Tensor:
-        """What the tolerance is relative to, ``[batch]``; asked for only where it is no data."""
-        if self.relative_to == "update":
-            return update
-        if isinstance(self.relative_to, Tensor):
-            return self.relative_to
-        return self.system.scale(update, state.start.norm)
 
     def trust(self, state: StopState, residual: Residual) -> Trust | None:
         """How far they count; None where none has grown, and no rounding hides a residual."""

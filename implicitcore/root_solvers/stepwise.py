@@ -141,7 +141,7 @@ def iterate(
                 # In turn, for a solver keeps a residual until its next step: fresh memory costs
                 # more than the subtraction.
                 keeps = test.keeps - (not solver.keeps_residual)
-                buffers = z.new_empty(keeps, *z.shape).unbind(0)
+                buffers = tuple(z.new_empty(z.shape) for _ in range(keeps))
             now = system.evaluate(z, buffers[count % len(buffers)] if buffers else None)
         else:
             now, known = known, None

@@ -96,8 +96,7 @@ class AtStart:
         limit: ``[batch]``, what the first residual was compared with.
         known: the same of an earlier start, where another solver began; None until it is asked for.
         trust: None until a limit is asked for that grew.
-        bounded: what is not above the first residual is not above the ceiling; None until it is
-            asked for.
+        bounded: what is not above the first residual is not above the ceiling.
     """
 
     size: Tensor
@@ -106,7 +105,7 @@ class AtStart:
     limit: Tensor
     known: Origin | None = None
     trust: Trust | None = None
-    bounded: bool | None = None
+    bounded: bool = False
 
     def origin(self) -> Origin:
         """The same for solvers that go on."""
@@ -126,7 +125,7 @@ class AtStart:
 
 
 class _Fresh(NamedTuple):
-    """Where samples are before their first evaluation: tensors ``[batch]`` that nobody writes to."""
+    """Where samples are before their first evaluation: ``[batch]``, and nobody writes to them."""
 
     active: Tensor  # True
     steps: Tensor  # 0
@@ -150,18 +149,14 @@ _KNOWN, _MOST, _SMALL = dict[tuple[Any, ...], _Fresh](), 64, 4096
 
 
 def _fresh(batch: int, dtype: torch.dtype, device: torch.device, floor: float) -> _Fresh:
-    """Those of so many samples, which follow from the arguments."""
-    key = batch, dtype, device, floor
-    found = _KNOWN.get(key)
-    if found is not None:
-        return found
-    found = _Fresh.of(*key)
+    """Those of so many samples, kept where they are to be."""
+    found = _Fresh.of(batch, dtype, device, floor)
     # What a mode or a transform makes is its own.
     plain = type(found.far) is Tensor and not (found.far.is_inference() or transformed())
     if plain and device.type == "cpu" and batch <= _SMALL:
         if len(_KNOWN) == _MOST:
             _KNOWN.clear()
-        _KNOWN[key] = found
+        _KNOWN[batch, dtype, device, floor] = found
     return found
 
 
@@ -204,10 +199,12 @@ class StopState:
     @classmethod
     def at(cls, z0: Tensor, atol: Tensor | float) -> StopState:
         """Before the first evaluation."""
-        dtype, alike = real_dtype(z0), not isinstance(atol, Tensor)
-        fresh = _fresh(z0.shape[0], dtype, z0.device, atol + tiny(dtype) if alike else 0.0)
-        # A tensor where the units of the samples differ.
-        floor = fresh.floor if alike else (atol + tiny(dtype)).to(fresh.far)
+        dtype = real_dtype(z0)
+        least = atol + tiny(dtype)  # a tensor where the units of the samples differ
+        alike = 0.0 if isinstance(least, Tensor) else least
+        key = z0.shape[0], dtype, z0.device, alike
+        fresh = _KNOWN.get(key) or _fresh(*key)
+        floor = least.to(fresh.far) if isinstance(least, Tensor) else fresh.floor
         far, start = fresh.far, AtStart(fresh.far, fresh.far, fresh.small, floor)
         return cls(fresh.active, fresh.steps, z0, far, floor, z0, far, floor, floor, start)
 

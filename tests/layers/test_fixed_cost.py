@@ -37,7 +37,7 @@ def solve_at_the_root():
 
 
 @pytest.mark.parametrize(
-    ("graph", "calls", "operations"), [(False, 130, 31), (True, 200, 46)], ids=["plain", "graph"]
+    ("graph", "calls", "operations"), [(False, 127, 26), (True, 200, 40)], ids=["plain", "graph"]
 )
 def test_a_solve_of_one_evaluation_takes_few_calls(graph, calls, operations, monkeypatch):
     """Of them a cell of one linear map has 7, and torch's own layers around it 5; with a graph f is
@@ -86,6 +86,28 @@ def test_a_backward_solve_by_gmres_takes_few_calls(backend, slope, vjps, calls, 
     with Operations() as seen:
         again.backward()
     assert len(seen.names) <= operations
+
+
+@pytest.mark.parametrize(
+    ("solver", "operations"), [(ic.Picard, 10), (ic.Anderson, 26), (ic.Broyden, 27)]
+)
+def test_an_iteration_takes_few_operations(solver, operations):
+    """Those of the cell, four, among them; and few more where samples stop one after another."""
+    torch.manual_seed(0)
+    cell, x = Cell(), torch.randn(8, 32)
+
+    @torch.no_grad()
+    def count(steps, tol=1e-30):
+        found = solver(tol=tol, max_steps=steps)
+        with Operations() as seen:
+            solution = ic.fixed_point(cell, torch.zeros(8, 32), x, solver=found)
+        return len(seen.names), solution
+
+    count(6)
+    assert count(6)[0] - count(5)[0] <= operations
+    spent, solution = count(50, tol=1e-3)
+    assert len(set(solution.steps.tolist())) > 1
+    assert spent <= count(solution.evaluations)[0] + 26  # in two iterations; what was counted
 
 
 HELD = """
