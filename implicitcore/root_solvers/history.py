@@ -40,16 +40,20 @@ class History:
         self.view = self.buffer
 
     @classmethod
-    def like(cls, z: Tensor, depth: int, width: int | None = None) -> History:
+    def like(
+        cls, z: Tensor, depth: int, width: int | None = None, dtype: torch.dtype | None = None
+    ) -> History:
         """An empty history.
 
         Arguments:
             z: a packed state ``[batch, n]``.
             depth: rows.
             width: entries of a row; None is n.
+            dtype: of the rows where there is no graph; None is that of z.
         """
         graph = torch.is_grad_enabled()
-        return cls(depth, None if graph else z.new_empty(len(z), depth, width or z.shape[1]), [])
+        shape = len(z), depth, width or z.shape[1]
+        return cls(depth, None if graph else z.new_empty(shape, dtype=dtype), [])
 
     @property
     def slot(self) -> int:

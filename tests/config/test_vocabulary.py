@@ -163,7 +163,7 @@ def test_all_problems_of_a_call_come_in_one_error():
     assert caught.value.problems == (
         "Anderson takes its options by name, as in Anderson(tol=...); received 5 by position",
         "tolerance: unknown option of Anderson; did you mean 'tol'? (options: atol, compact, "
-        "damping, depth, max_steps, min_steps, plain_rate, regularization, tol)",
+        "damping, depth, history_dtype, max_steps, min_steps, plain_rate, regularization, tol)",
         "depth: expected a number greater than or equal to 1, received 0",
     )
     with pytest.raises(ic.ConfigError, match="solver: given twice, by name and by position"):
