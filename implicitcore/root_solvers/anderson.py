@@ -11,7 +11,7 @@ from torch import Tensor
 from implicitcore.backends.root_iteration import AndersonRule
 from implicitcore.options.types import Count, Fraction, HistoryDtype, Share, Tolerance
 from implicitcore.root_solvers.history import History
-from implicitcore.root_solvers.narrow import Products, history_dtype, products
+from implicitcore.root_solvers.narrow import WIDENED_ROWS, Products, history_dtype
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
@@ -38,7 +38,6 @@ class AndersonState:
     ridge: float
     # the least length, whose reciprocal has a square: a sample at an exact root has no differences
     least: Tensor
-    products: Products  # with the rows
     last: tuple[Tensor, Tensor] | None = (
         None  # the residual and the plain step of the iterate before, [batch, 1, n]
     )
@@ -87,9 +86,9 @@ class AndersonState:
             self.views = rows, *rows.chunk(2, 2)
         return self.views
 
-    def inner(self, q: Tensor, vector: Tensor) -> Tensor:
+    def inner(self, kernels: Products, q: Tensor, vector: Tensor) -> Tensor:
         """Inner products of a vector ``[batch, 1, n]`` with the q_i used, ``[batch, 1, rows]``."""
-        row = self.products.inner_products(q, vector)
+        row = kernels.inner_products(q, vector)
         return row if self.alive is None else row * self.alive[:, None, : row.shape[2]]
 
     def append(self, pair: Tensor, scale: Tensor) -> None:
@@ -213,7 +212,7 @@ class Anderson(StepwiseRootSolver[AndersonState]):
         least = torch.full((), info.tiny**0.5, dtype=real_dtype(z), device=z.device)
         dtype = history_dtype(z, self.history_dtype)
         pairs = History.like(z, self.depth, 2 * z.shape[1], dtype)
-        return AndersonState(pairs, self._ridge(z), least, products(system.backend, z, dtype))
+        return AndersonState(pairs, self._ridge(z), least)
 
     def restart(self, state: AndersonState, grown: Tensor) -> AndersonState:
         """See :meth:`StepwiseRootSolver.restart`."""
@@ -243,21 +242,24 @@ class Anderson(StepwiseRootSolver[AndersonState]):
             state.pairs.skip()
             state.last = current
             return plain.squeeze(1), state
-        self._learn(*state.difference(current, last), residual.norm, state)
+        kernels = WIDENED_ROWS if state.pairs.narrow else system.backend
+        self._learn(kernels, *state.difference(current, last), residual.norm, state)
         state.last = current if state.fresh is None else state.retreat(current, last, state.fresh)
         state.plain = _either(state.fresh, state.waiting)
         state.fresh = state.used = None
         _, q, p = state.rows()
-        weights = state.inner(q, g)
-        return state.products.axpy_history(state.last[1], weights, p, -1).squeeze(1), state
+        weights = state.inner(kernels, q, g)
+        return kernels.axpy_history(state.last[1], weights, p, -1).squeeze(1), state
 
-    def _learn(self, pair: Tensor, q: Tensor, size: Tensor, state: AndersonState) -> None:
+    def _learn(
+        self, kernels: Products, pair: Tensor, q: Tensor, size: Tensor, state: AndersonState
+    ) -> None:
         """Add the last two iterates' differences as a direction, orthogonal to the others."""
         graph, before = torch.is_grad_enabled(), q
         if not state.pairs.is_empty:
             rows, others, _ = state.rows()
-            weights, out = state.inner(others, q), None if graph else pair
-            pair = state.products.axpy_history(pair, weights, rows, -1, out=out)
+            weights, out = state.inner(kernels, others, q), None if graph else pair
+            pair = kernels.axpy_history(pair, weights, rows, -1, out=out)
             q = pair.narrow(2, 0, q.shape[2]) if graph else q
         length = torch.hypot(norm(q.squeeze(1)), torch.add(state.least, size, alpha=state.ridge))
         scale = length.reciprocal()

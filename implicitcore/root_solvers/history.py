@@ -26,6 +26,7 @@ class History:
         kept: the rows, each ``[batch, 1, n]``, where there is one.
         count: vectors written, or left out.
         skipped: the last ones were left out, and none was written since the last clearing.
+        narrow: the rows are in another dtype than the state.
     """
 
     depth: int
@@ -33,6 +34,7 @@ class History:
     kept: list[Tensor]
     count: int = 0
     skipped: bool = False
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         self.slots: list[Tensor] = []  # views of the first rows, made when one is first needed
@@ -53,7 +55,8 @@ class History:
         """
         graph = torch.is_grad_enabled()
         shape = len(z), depth, width or z.shape[1]
-        return cls(depth, None if graph else z.new_empty(shape, dtype=dtype), [])
+        narrow = dtype is not None and dtype != z.dtype
+        return cls(depth, None if graph else z.new_empty(shape, dtype=dtype), [], narrow=narrow)
 
     @property
     def slot(self) -> int:
