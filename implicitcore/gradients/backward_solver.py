@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
-from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.tensors.norms import HALF
 
@@ -22,14 +23,14 @@ UNKNOWN = 1e-5
 UNITS, HALF_UNITS = 32, 8
 
 
-def backward_solver(forward: RootSolver, dtype: torch.dtype) -> GMRES:
+@lru_cache(maxsize=256)  # a solve at a root is as short as the checks of the options
+def following(tol: float | None, dtype: torch.dtype) -> GMRES:
     """GMRES to a tenth of the forward solver's tolerance, but no further than rounding lets it.
 
     Arguments:
-        forward: found the equilibrium.
+        tol: of the forward solver; None where it has none.
         dtype: of the state.
     """
-    tol = forward.relative_tolerance()
     wanted = UNKNOWN if tol is None else SHARE * tol
     units = HALF_UNITS if dtype in HALF else UNITS
     return GMRES(tol=max(wanted, units * torch.finfo(dtype).eps))

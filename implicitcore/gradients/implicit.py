@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import ConvergenceWarning, GradientError
-from implicitcore.gradients.backward_solver import backward_solver
+from implicitcore.gradients.backward_solver import following
 from implicitcore.gradients.base import GradientStrategy, Solve, equilibrium, with_iterates
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count, Positive
@@ -95,7 +95,7 @@ class Implicit(Options, GradientStrategy):
 
     def backward_solver(self, forward: Any, dtype: torch.dtype) -> RootSolver:
         """The solver of the backward pass of a solve by ``forward``, of a state of this dtype."""
-        return backward_solver(forward, dtype) if self.solver is None else self.solver
+        return self.solver or following(forward.relative_tolerance(), dtype)
 
 
 def attached(solution: Solution, backward: BackwardSolve) -> Solution:
@@ -107,18 +107,15 @@ def attached(solution: Solution, backward: BackwardSolve) -> Solution:
 
 def _attached(z: Tensor, backward: BackwardSolve) -> Tensor:
     """z, with a graph that leads through a backward solve there."""
-    jacobian, own = backward.jacobian, _own(backward.system.x)
-    return attach(jacobian.fz, z, backward, union(own, _others(jacobian, own)))
+    jacobian, own = backward.jacobian, union(inputs(backward.system.x))
+    leaves = graph_leaves(jacobian.fz, own)  # f depends on them beside the tensors of x
+    others = [leaf for leaf in leaves if leaf is not jacobian.point]
+    return attach(jacobian.fz, z, backward, union(own, others))
 
 
 def _own(x: Any) -> list[Tensor]:
     """The tensors of x that get a gradient, each once."""
     return union(inputs(x))
-
-
-def _others(jacobian: Linearization, own: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves that f depends on beside the point and the tensors of x."""
-    return [leaf for leaf in graph_leaves(jacobian.fz, own) if leaf is not jacobian.point]
 
 
 @dataclass(frozen=True, eq=False)

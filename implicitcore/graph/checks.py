@@ -11,7 +11,7 @@ from implicitcore.gradients.checkpointed import Checkpointed
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.graph.layer import check_layer
-from implicitcore.graph.loop import SOLVERS
+from implicitcore.graph.loop import SOLVERS, check_history
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.root_solvers.base import RootSolver
@@ -83,3 +83,4 @@ def _check_gradient(gradient: Any) -> None:
                 f"use {names}"
             ]
         )
+    check_history(gradient.solver)

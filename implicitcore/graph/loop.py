@@ -29,12 +29,29 @@ SOLVERS = (Picard, Anderson, Broyden)
 """The solvers whose loop a graph can take."""
 
 
+def check_history(solver: Any) -> None:
+    """Refuse a history in a dtype of its own, which a graph has not.
+
+    Raises:
+        ConfigError: the solver has one.
+    """
+    kept = getattr(solver, "history_dtype", None)
+    if kept is not None:
+        raise ConfigError(
+            [
+                f"history_dtype: a graph keeps the history in the dtype of the state; received "
+                f"{kept!r} of {type(solver).__name__}, expected None"
+            ]
+        )
+
+
 def iteration_of(solver: Any) -> Iteration[Any, Any]:
     """The iteration of a solver as a pure function.
 
     Raises:
         ConfigError: it has none.
     """
+    check_history(solver)
     if isinstance(solver, Picard):
         return PicardIteration(solver)
     if isinstance(solver, Anderson):

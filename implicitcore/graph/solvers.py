@@ -8,7 +8,7 @@ from torch import Tensor
 
 from implicitcore.errors import ConfigError
 from implicitcore.graph.integration import STEPPERS, integrate
-from implicitcore.graph.loop import SOLVERS, solve
+from implicitcore.graph.loop import SOLVERS, check_history, solve
 from implicitcore.graph.outputs import integrate_over
 from implicitcore.graph.steady import steady_state
 from implicitcore.graph.stop import Found
@@ -45,6 +45,7 @@ def check_solver(solver: Any) -> None:
     known = steppers if inner is not solver else (*SOLVERS, *steppers)
     if not isinstance(inner, known):
         raise ConfigError([f"{where}: {type(inner).__name__} has no loop in a graph; use {_KNOWN}"])
+    check_history(inner)
 
 
 def run(

@@ -36,6 +36,9 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 """A whole number, 0 included."""
 
+HistoryDtype = Literal["bfloat16"]
+"""What a history is kept in, where that is not the dtype of the state."""
+
 Controller = Literal["i", "pi", "pid"] | Annotated[tuple[float, ...], Len(1, 3)]
 """The step-size controller: integral, proportional-integral, or with a derivative term; or the
 exponents of the last one to three errors."""

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
-from implicitcore.backends.base import Backend
 from implicitcore.backends.root_iteration import BroydenRule
 from implicitcore.errors import GradientError
-from implicitcore.options.types import Count
+from implicitcore.options.types import Count, HistoryDtype
 from implicitcore.root_solvers.history import History
+from implicitcore.root_solvers.narrow import Products, history_dtype, products
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver, iterate
 from implicitcore.solution import Solution
 from implicitcore.system.evaluation import Evaluation
@@ -41,6 +41,10 @@ class Broyden(StepwiseRootSolver[Any]):
         memory: updates kept; the storage is that many states (twice for the bad method), whatever
             ``max_steps`` is.
         variant: ``"good"`` or ``"bad"``: the names are Broyden's own and no verdict.
+        history_dtype: ``"bfloat16"`` halves the storage, as that of ``Anderson``. The good method
+            takes the steps that it keeps, rounded: as many evaluations on nine of twelve maps of
+            1e5 numbers, up to a fifth more on two linear ones, and up to 2.8 times as many for a J
+            of five eigenvalues. Prefer ``Anderson`` with it.
 
     Reference:
         Broyden, Math. Comp. 19 (1965), p. 577-593, eq. 4.12; one vector a step: Kelley, Iterative
@@ -50,6 +54,7 @@ class Broyden(StepwiseRootSolver[Any]):
 
     memory: Count = 20
     variant: Literal["good", "bad"] = "good"
+    history_dtype: HistoryDtype | None = None
 
     @property
     def keeps_residual(self) -> bool:
@@ -59,15 +64,15 @@ class Broyden(StepwiseRootSolver[Any]):
     def update_rule(self, z: Tensor) -> BroydenRule | None:
         """See :meth:`StepwiseRootSolver.update_rule`."""
         del z
-        return BroydenRule(self.memory) if self.variant == "good" else None
+        whole = self.variant == "good" and self.history_dtype is None
+        return BroydenRule(self.memory) if whole else None
 
     def init(self, system: System, z: Tensor) -> _Good | _Bad:
         """B = -I."""
-        return (
-            _Good.empty(system, z, self.memory)
-            if self.variant == "good"
-            else _Bad.empty(system, z, self.memory)
-        )
+        dtype = history_dtype(z, self.history_dtype)
+        kernels = products(system.backend, z, dtype)
+        kind = _Good if self.variant == "good" else _Bad
+        return kind.empty(kernels, z, self.memory, dtype)
 
     def solve_keeping(
         self, system: System, z0: Tensor
@@ -130,7 +135,7 @@ class _Good:
     products with S.
     """
 
-    backend: Backend
+    products: Products
     steps: History
     matrix: Tensor  # [batch, memory + 1, memory + 1]
     units: Tensor = field(metadata=SHARED)  # the identity
@@ -146,12 +151,12 @@ class _Good:
         self.looks = host.on_host(self.matrix) and not self.matrix.is_complex()
 
     @classmethod
-    def empty(cls, system: System, z: Tensor, memory: int) -> _Good:
+    def empty(cls, kernels: Products, z: Tensor, memory: int, kept: torch.dtype) -> _Good:
         """No step has been taken."""
         dtype = z.dtype if z.is_complex() else real_dtype(z)
         matrix = z.new_zeros(z.shape[0], memory + 1, memory + 1, dtype=dtype)
         units = torch.eye(memory + 1, dtype=dtype, device=z.device)
-        return cls(system.backend, History.like(z, memory + 1), matrix, units)
+        return cls(kernels, History.like(z, memory + 1, dtype=kept), matrix, units)
 
     def step(self, g: Tensor) -> Tensor:
         """-B g, taken in as the next step."""
@@ -171,11 +176,11 @@ class _Good:
     def _solve(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """d and 1 / (1 - c)."""
         window, newest = self._window(), self.steps.count
-        inner = self.backend.inner_products(window.rows, g)
+        inner = self.products.inner_products(window.rows, g)
         c = torch.bmm(inner.to(self.units.dtype), window.turned, out=window.c)
         scale = self._scale(window.shares[newest], window.lines[newest])
         # The row of the step to be found is still zero, so its own coefficient adds nothing here.
-        return self.backend.axpy_history(g, c.to(g.dtype), window.rows), scale
+        return self.products.axpy_history(g, c.to(g.dtype), window.rows), scale
 
     def _scale(self, c: Tensor, line: Tensor) -> Tensor:
         """1 / (1 - c), and no line of the matrix where that is division by rounding."""
@@ -190,7 +195,7 @@ class _Good:
     def _take_in(self, s: Tensor) -> None:
         """The coefficient of the step that follows s."""
         window, newest = self._window(), self.steps.count - 1
-        gram = self.backend.inner_products(window.rows, s).to(self.units.dtype)
+        gram = self.products.inner_products(window.rows, s).to(self.units.dtype)
         row = torch.baddbmm(window.unit_rows[newest], gram, window.block)
         torch.add(gram, self.tiny, out=window.gram)
         torch.div(row, window.squares[newest], out=window.lines[newest + 1])
@@ -247,15 +252,16 @@ def _share(s: Tensor, d: Tensor) -> Tensor:
 class _Bad:
     """B = -I + sum_i u_i v_i^H, and the last residual g, from which the step -B g was taken."""
 
-    backend: Backend
+    products: Products
     left: History
     right: History
     last: Tensor | None = None
 
     @classmethod
-    def empty(cls, system: System, z: Tensor, memory: int) -> _Bad:
+    def empty(cls, kernels: Products, z: Tensor, memory: int, kept: torch.dtype) -> _Bad:
         """No step has been taken."""
-        return cls(system.backend, History.like(z, memory), History.like(z, memory))
+        left, right = (History.like(z, memory, dtype=kept) for _ in range(2))
+        return cls(kernels, left, right)
 
     def step(self, g: Tensor) -> Tensor:
         """-B g, after the last step is taken in.
@@ -271,8 +277,8 @@ class _Bad:
         direction = (
             g
             if not rows.count
-            else self.backend.axpy_history(
-                g, self.backend.inner_products(rows.rows(), g), self.left.rows(), -1
+            else self.products.axpy_history(
+                g, self.products.inner_products(rows.rows(), g), self.left.rows(), -1
             )
         )
         square = (y.conj() * y).sum(2, keepdim=True)

@@ -28,6 +28,7 @@ class History:
         kept: the rows, each ``[batch, 1, n]``, where there is one.
         count: vectors written, or left out.
         skipped: the last ones were left out, and none was written since the last clearing.
+        narrow: the rows are in another dtype than the state.
     """
 
     depth: int
@@ -35,6 +36,7 @@ class History:
     kept: list[Tensor]
     count: int = 0
     skipped: bool = False
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         self.slots: list[Tensor] = []  # views of the first rows, made when one is first needed
@@ -42,16 +44,21 @@ class History:
         self.view = self.buffer
 
     @classmethod
-    def like(cls, z: Tensor, depth: int, width: int | None = None) -> History:
+    def like(
+        cls, z: Tensor, depth: int, width: int | None = None, dtype: torch.dtype | None = None
+    ) -> History:
         """An empty history.
 
         Arguments:
             z: a packed state ``[batch, n]``.
             depth: rows.
             width: entries of a row; None is n.
+            dtype: of the rows where there is no graph; None is that of z.
         """
         graph = torch.is_grad_enabled()
-        return cls(depth, None if graph else z.new_empty(len(z), depth, width or z.shape[1]), [])
+        shape = len(z), depth, width or z.shape[1]
+        narrow = dtype is not None and dtype != z.dtype
+        return cls(depth, None if graph else z.new_empty(shape, dtype=dtype), [], narrow=narrow)
 
     @property
     def slot(self) -> int:

@@ -85,8 +85,9 @@ def test_names_mappings_and_objects_build_the_same_layer():
         root_solver="picard",
         gradient={"name": "implicit", "solver": {"name": "gmres", "tol": "1e-5"}},
     )
+    implicit = {"name": "implicit", "solver": ic.GMRES(tol=1e-5)}
     by_mapping = ic.build(
-        {"name": "toy", "root_solver": {"name": "picard"}, "gradient": "implicit"}, cell
+        {"name": "toy", "root_solver": {"name": "picard"}, "gradient": implicit}, cell
     )
     by_object = ic.build(
         "toy", cell, root_solver=ic.Picard(), gradient=ic.Implicit(ic.GMRES(tol=1e-5))
@@ -427,7 +428,8 @@ def test_a_layer_is_rebuilt_from_its_config():
         "root_solver": {
             "name": "sequence",
             "solvers": ["anderson", {"name": "picard", "tol": 1e-7}],
-        }
+        },
+        "gradient": {"name": "implicit", "solver": "gmres"},
     }
     layer = ic.build(
         "toy",

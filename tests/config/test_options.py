@@ -136,7 +136,8 @@ def test_a_slot_takes_names_and_mappings_as_a_config_does():
         0
     ] == (
         "solver.toll: unknown option of anderson; did you mean 'tol' or 'atol'? (options: atol, "
-        "compact, damping, depth, max_steps, min_steps, plain_rate, regularization, tol)"
+        "compact, damping, depth, history_dtype, max_steps, min_steps, plain_rate, "
+        "regularization, tol)"
     )
     assert problems(Outer, solver="picard", chain=["picard", "newto"])[0].startswith(
         "chain[1]: unknown root_solver 'newto'; did you mean 'newton'?"

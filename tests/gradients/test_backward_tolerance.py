@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import implicitcore as ic
-from implicitcore.gradients.backward_solver import backward_solver
 from implicitcore.solution import Backward
 
 N, BATCH = 40, 5
@@ -29,6 +28,12 @@ class Cell(nn.Module):
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         return torch.tanh(z @ self.weight.T + x)
+
+
+def backward_solver(forward: ic.RootSolver, dtype: torch.dtype) -> ic.GMRES:
+    found = ic.Implicit().backward_solver(forward, dtype)
+    assert isinstance(found, ic.GMRES)
+    return found
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -114,7 +119,7 @@ def test_no_further_than_rounding_lets_it(dtype):
     """A state in half precision was solved to 1e-5, which none of its samples met."""
     units = 32 if dtype in (torch.float32, torch.complex64) else 8
     assert backward_solver(ic.Anderson(tol=0.0, atol=0.0), dtype).tol > 1e-6
-    tight = ic.Implicit().backward_solver(ic.Anderson(tol=1e-12), dtype)
+    tight = backward_solver(ic.Anderson(tol=1e-12), dtype)
     assert tight == ic.GMRES(tol=units * torch.finfo(dtype).eps)
 
 

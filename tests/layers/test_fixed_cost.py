@@ -71,7 +71,12 @@ def test_a_backward_solve_by_gmres_takes_few_calls(backend, slope, vjps, calls, 
     cell = Cell()
     with torch.no_grad():
         nn.init.orthogonal_(cell.linear.weight).mul_(slope)
-    layer = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Picard(tol=1e-3), backend=backend)
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(cell),
+        solver=ic.Picard(tol=1e-3),
+        gradient=ic.Implicit(ic.GMRES(tol=1e-5)),
+        backend=backend,
+    )
     x = torch.randn(8, 32, requires_grad=True)
 
     def loss():
