@@ -82,11 +82,7 @@ class SteadyState(Stopping, RootSolver):
         if loop is None:
             return None
         check_precision(system, z0.dtype, flow.step.rtol, flow.step.atol)
-        found = loop.run(z0, start)
-        apart = bool((found.status == Status.STALLED).any()) and bool(found.converged.any())
-        # A stall beside samples that converged may be a cell that mixes them: the loop compares the
-        # velocities of samples at rest.
-        return None if apart and not system.packing.coupled else found
+        return loop.run(z0, start)
 
     def _flow(self, system: System) -> AdamsFlowRule | None:
         """The integration as data; None where it is none, or its iterates are wanted."""
