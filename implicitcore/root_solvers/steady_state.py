@@ -21,6 +21,7 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.convergence import StopTest
 from implicitcore.root_solvers.fused import fused_loop
 from implicitcore.solution import Solution, Status
+from implicitcore.system.coupling import check_stalled
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors.like import check_like
@@ -67,11 +68,15 @@ class SteadyState(Stopping, RootSolver):
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""
-        return self._by_backend(system, z0, None) or self._integrate(system, z0)
+        return self._solve(system, z0, None)
 
     def solve_from(self, system: System, start: Evaluation) -> Solution:
         """See :meth:`RootSolver.solve_from`."""
-        return self._by_backend(system, start.z, start) or self._integrate(system, start.z)
+        return self._solve(system, start.z, start)
+
+    def _solve(self, system: System, z0: Tensor, start: Evaluation | None) -> Solution:
+        found = self._by_backend(system, z0, start) or self._integrate(system, z0)
+        return check_stalled(system, found) if _autonomous(system) else found
 
     def _by_backend(self, system: System, z0: Tensor, start: Evaluation | None) -> Solution | None:
         """The solution by a backend that does a step, its control and the stop test in one call."""

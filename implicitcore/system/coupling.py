@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from implicitcore.backends.base import Residual
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.solution import Solution
+from implicitcore.solution import Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.mixing import check_rows, cut, kernels, mixed, precision
 from implicitcore.system.system import System
-from implicitcore.tensors.norms import norm, real_dtype
+from implicitcore.tensors.norms import column, norm, real_dtype
 
 # A residual that is this many times the one reported is another's doing.
 WORSE = 10.0
@@ -137,6 +137,34 @@ def check_frozen(system: System, frozen: Frozen, met: Callable[[], Tensor]) -> N
     kept = met() & (last == z).all(1)
     allowed = torch.add(judged, norm(z), alpha=_rounding(system, z))
     _refuse(system, kept & (found > allowed) & found.isfinite(), reported, found)
+
+
+@torch.no_grad()
+def check_stalled(system: System, solution: Solution) -> Solution:
+    """Require that it is not the other samples that keep one from going on: one evaluation.
+
+    Nothing is asked where no sample stalled. A step that is not accepted begins with what f gave
+    beside the others as they were then: where f mixes samples, no step is short enough.
+
+    Arguments:
+        system: what was solved.
+        solution: packed.
+
+    Returns:
+        The solution, with all evaluations.
+
+    Raises:
+        InputError: f mixes samples.
+    """
+    if not solution.failed or _alone(system) or not bool((solution.status == Status.STALLED).any()):
+        return solution
+    z, stays = solution.z, torch.arange(len(solution.z), device=solution.z.device) % 2 == 1
+    fz, value = system.map(torch.where(column(stays), z, solution.start))
+    found = norm(fz - z if value is None else value)
+    bound = precision(system.context, z.dtype) ** 0.5 * (norm(fz) + norm(z))
+    far = stays & ((found - solution.residual).abs() > bound) & found.isfinite()
+    _refuse(system, far, solution.residual, found)
+    return solution.amended(evaluations=system.context.counter.evaluations)
 
 
 class Velocities(NamedTuple):

@@ -270,3 +270,26 @@ def test_f_is_asked_once_where_nothing_shows():
         counts.append(found.evaluations)
         assert found.steps[0] == found.steps[1]
     assert counts == [counts[1] + 1, counts[1], counts[1]]
+
+
+def test_a_sample_that_the_others_keep_from_going_on_is_found_out():
+    """No step of it is short enough: each begins with what f gave beside the others' old states."""
+    cell, x = Normed(), X.float()
+    with torch.no_grad(), pytest.raises(ic.InputError, match="use coupled=True"):
+        ic.fixed_point(cell, torch.zeros_like(x), x, solver=ic.SteadyState(tol=1e-4))
+
+
+def test_a_sample_that_stalls_alone_is_no_mixing():
+    """It goes round in a circle, and f does not mix samples."""
+    turn = torch.tensor([[0.0, -1.5], [1.5, 0.0]], dtype=torch.float64)
+
+    def field(z, x):
+        return torch.where(x > 0, z @ turn, -z)
+
+    x = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=torch.float64)
+    z0 = torch.ones(4, 2, dtype=torch.float64)
+    solver = ic.SteadyState(ode_solver=ic.RK4(dt=0.1), tol=1e-6, max_steps=2000)
+    with torch.no_grad():
+        found = ic.find_root(field, z0, x, solver=solver, on_failure="ignore")
+    stalled = int(ic.Status.STALLED)
+    assert found.status.tolist() == [stalled, 0, stalled, 0]
