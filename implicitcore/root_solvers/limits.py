@@ -44,10 +44,9 @@ class Limits:
     def follow(self, state: StopState, update: Tensor) -> None:
         """The limits where ``|f(z)|`` is ``update`` ``[batch]``; f is asked where it is no data."""
         scale = self.relative_to
-        if scale == "update":
-            scale = update
-        elif not isinstance(scale, Tensor):
-            scale = self.system.scale(update, state.start.norm)
+        if not isinstance(scale, Tensor):  # first: a tensor compared with a word takes 8 us
+            known = scale == "update"
+            scale = update if known else self.system.scale(update, state.start.norm)
         if scale is not self.scale:
             self.scale, state.limit = scale, torch.add(state.floor, scale, alpha=self.tol)
 
