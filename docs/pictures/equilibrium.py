@@ -33,7 +33,7 @@ def evaluated(solver: ic.RootSolver, z0: Tensor) -> Tensor:
         points.append(z.detach().clone())
         return cell(z, x)
 
-    ic.fixed_point(f, z0, X, solver=solver)
+    ic.fixed_point(f, z0, X, solver=solver, on_failure="ignore")
     return torch.cat(points)
 
 

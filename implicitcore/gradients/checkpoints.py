@@ -49,7 +49,10 @@ class Checkpoints(Generic[State]):
 
         The first is kept for good, the others as long as there is room.
         """
-        self._offer_first(index, state)
+        if self.first is not None and index < FEW:
+            self.first.append(state)
+        else:
+            self.first = None
         self.places = self.budget or 2 * isqrt(index) + 1
         level = 0
         if len(self.kept) > self.places:
@@ -59,12 +62,6 @@ class Checkpoints(Generic[State]):
             else:
                 level = self.kept.pop().level + 1
         self.kept.append(_Kept(index, level, state))
-
-    def _offer_first(self, index: int, state: State) -> None:
-        if self.first is not None and index < FEW:
-            self.first.append(state)
-        else:
-            self.first = None
 
     def forget(self, index: int) -> None:
         """Forget the states from before step ``index`` on: others will be offered."""

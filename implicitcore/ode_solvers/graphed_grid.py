@@ -31,9 +31,10 @@ class GraphedGrid(Graphs):
         super().__init__(recorder)
         run, grid = together.run, together.chooser.grid
         samples, self.solver = run.samples, run.solver
-        self.z, self.t = torch.empty_like(samples.z.contiguous()), grid.t.new_zeros(LENGTH)
+        self.z = torch.empty_like(samples.z.contiguous())
+        self.times = grid.t.new_zeros(2, LENGTH)  # when its steps begin, and their dt
         self.first = None if samples.state is None else torch.empty_like(self.z)
-        self.size, self.evaluations = torch.zeros_like(self.t), 0
+        self.evaluations = 0
 
     def go_on(self, together: Lockstep) -> None:
         """Go on by chunks up to where the loop has more to do than steps."""
@@ -48,8 +49,8 @@ class GraphedGrid(Graphs):
         if self.first is not None:
             self.first.copy_(samples.state)
         for place in range(index, index + steps, LENGTH):
-            self.t.copy_(grid.t[place : place + LENGTH])
-            self.size.copy_(grid.size[place : place + LENGTH])
+            self.times[0].copy_(grid.t[place : place + LENGTH])
+            self.times[1].copy_(grid.size[place : place + LENGTH])
             self.pieces[CHUNK]()
         run.system.evaluations += steps // LENGTH * self.evaluations
         together.moved(steps, self.z.clone(), None if self.first is None else self.first.clone())
@@ -61,13 +62,14 @@ class GraphedGrid(Graphs):
         ready = self.solver.equal_step(system)
         if ready is None:
             raise CaptureError("its solver makes no equal steps for many")
-        times = StageTimes.of(ready.nodes, self.t)
+        begins, sizes = self.times.unbind(0)
+        times = StageTimes.of(ready.nodes, begins)
 
         def steps() -> None:
             z, first = self.z, self.first
-            moments = times.of_steps(self.t, self.size, len(z), ready.field)
+            moments = times.of_steps(begins, sizes, len(z), ready.field)
             for place in range(LENGTH):
-                dt = self.size[place].to(real_dtype(z))
+                dt = sizes[place].to(real_dtype(z))
                 z, first, _ = ready.take(times.in_order(moments[place]), dt, z, first)
             self.z.copy_(z)
             if self.first is not None and first is not None:

@@ -45,9 +45,9 @@ class GraphedSteps(Graphs):
 
     def __init__(self, run: Integration, chooser: ControlledSteps, recorder: Capture) -> None:
         super().__init__(recorder)
-        leaves, self.spec = pytree.tree_flatten(_given(run, chooser))
+        leaves, spec = pytree.tree_flatten(_given(run, chooser))
         self.memory = [_room(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        kept, (span, coarse), stops = pytree.tree_unflatten(self.memory, self.spec)
+        kept, (span, coarse), stops = pytree.tree_unflatten(self.memory, spec)
         samples, stops = with_leaves(run.samples, kept), replace(run.stops, **stops)
         chooser = ControlledSteps(chooser.control, span, coarse, stops)
         self.outputs = OutputMemory(samples.z, samples.t, stops)

@@ -142,12 +142,13 @@ class Grid:
     ) -> Iterator[Sequence[Tensor]]:
         """When the stages of the steps from this one on are evaluated, as the field takes times."""
         found, count = StageTimes.of(nodes, self.t), 1  # a replay may take one step alone
+        order = found.order
         while index < len(self):
             t, dt = (times[index : index + count] for times in (self.t, self.size))
             index, count = index + count, min(2 * count, BLOCK)
             moments = found.of_steps(t, dt, batch, field)
             for several in zip(*(column.unbind(0) for column in moments.unbind(1)), strict=True):
-                yield found.in_order(several)
+                yield [several[place] for place in order]
 
     def stops_before(self, index: int) -> int:
         """How many stops were arrived at in so many steps."""

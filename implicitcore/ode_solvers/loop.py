@@ -67,17 +67,15 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
         run.record(TrajectoryRecorder(pieces, Crossings(events, system, t, z0) if events else None))
     elif isinstance(chooser, GridSteps):
         together = Lockstep.of(run, chooser)
-        with closing(GridChunks(together)) as chunks:
-            while together.step():
-                chunks.go_on()
-        together.settle()
+        _take_together(together)
         steps.sure -= together.spent
     with closing(Chunks(run, stop)) as chunks:
         while steps.take(run):
             if not run.begin(stop):
                 break
             run.step()
-            steps.sure -= chunks.go_on(steps.sure)
+            if chunks.wanted:
+                steps.sure -= chunks.go_on(steps.sure)
         else:
             if stop is not None:
                 run.begin(stop)  # the state after the last step is looked at too
@@ -117,3 +115,11 @@ class StepsLeft:
         samples.active = going
         run.rest.count(going)
         return self.limit - most
+
+
+def _take_together(together: Lockstep) -> None:
+    with closing(GridChunks(together)) as chunks:
+        while together.step():
+            if chunks.wanted:
+                chunks.go_on()
+    together.settle()

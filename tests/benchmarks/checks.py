@@ -24,6 +24,7 @@ from implicitcore.gradients import approximate, implicit, phantom
 from implicitcore.gradients import run as runs
 from implicitcore.root_solvers import convergence, judgement, stepwise
 from implicitcore.root_solvers.convergence import StopTest
+from implicitcore.root_solvers.limits import Limits
 from implicitcore.system.memory import Memory
 from implicitcore.system.system import System
 from implicitcore.tensors.packing import Packing
@@ -63,7 +64,7 @@ CHECKS: tuple[tuple[Any, str, Any], ...] = (
     (stepwise, "check_like", nothing),
     (judgement, "check_solution", nothing),
     (StopTest, "_check_apart", nothing),
-    (StopTest, "_trust", nothing),
+    (Limits, "trust", nothing),
     (System, "check_function", nothing),
     (System, "with_function_state", lambda system: system),
     (Packing, "check", nothing),

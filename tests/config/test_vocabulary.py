@@ -104,7 +104,7 @@ ROOT = [cls for cls in OURS if "max_steps" in options_of(cls) and cls.kind == "r
 def test_max_steps_are_iterates_with_the_start_among_them(cls, most):
     z0 = torch.ones(3, 2, dtype=torch.float64)
     solver = cls(tol=1e-14, max_steps=most)
-    solution = ic.fixed_point(lambda z, x: torch.cos(z), z0, solver=solver)
+    solution = ic.fixed_point(lambda z, x: torch.cos(z), z0, solver=solver, on_failure="ignore")
     assert int(solution.steps.max()) <= most
     if most == 1:
         assert torch.equal(solution.z, z0)

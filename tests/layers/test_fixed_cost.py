@@ -37,7 +37,7 @@ def solve_at_the_root():
 
 
 @pytest.mark.parametrize(
-    ("graph", "calls", "operations"), [(False, 127, 26), (True, 200, 40)], ids=["plain", "graph"]
+    ("graph", "calls", "operations"), [(False, 128, 26), (True, 200, 40)], ids=["plain", "graph"]
 )
 def test_a_solve_of_one_evaluation_takes_few_calls(graph, calls, operations, monkeypatch):
     """Of them a cell of one linear map has 7, and torch's own layers around it 5; with a graph f is
@@ -105,7 +105,9 @@ def test_an_iteration_takes_few_operations(solver, operations):
     def count(steps, tol=1e-30):
         found = solver(tol=tol, max_steps=steps)
         with Operations() as seen:
-            solution = ic.fixed_point(cell, torch.zeros(8, 32), x, solver=found)
+            solution = ic.fixed_point(
+                cell, torch.zeros(8, 32), x, solver=found, on_failure="ignore"
+            )
         return len(seen.names), solution
 
     count(6)

@@ -76,7 +76,8 @@ def test_compare_at_another_tolerance(run, tmp_path):
     output = run("compare", "--layers", "deq", "--tolerance", "1e-2", *SMALL).output
     assert "tolerance: 1e-02 for every layer" in output
     (deq,) = json.loads((tmp_path / "comparison" / "results.json").read_text())["layers"]
-    assert deq["config"]["gradient"]["solver"]["tol"] == deq["tolerance"] == 1e-2
+    assert deq["config"]["root_solver"]["tol"] == deq["tolerance"] == 1e-2
+    assert "solver" not in deq["config"]["gradient"]  # which then follows it
 
 
 def test_a_saved_run_keeps_its_tolerance(run, tmp_path):
