@@ -106,6 +106,7 @@ class Plain(ic.RootSolver):
         (ic.Chain((ic.Picard(), ic.Homotopy(corrector=ic.Broyden(tol=1e-2)))), 1e-3),
         (ic.Anderson(tol=0.0, atol=1e-3), 1e-5),
         (Plain(), 1e-5),
+        (ic.Anderson(tol=3.0), 0.1),
         (ic.Newton(tol=1e-15), 32 * torch.finfo(torch.float64).eps),
     ],
     ids=str,
@@ -131,6 +132,21 @@ def test_a_solve_to_rounding_has_a_backward_solve_that_converges(dtype):
     found.z.backward(v.to(dtype))
     assert found.backward.status is not None and not found.backward.status.any()
     assert found.backward.vjps < 20
+
+
+@pytest.mark.parametrize("tol", [10.0, 1e9])
+def test_a_forward_solve_that_stops_at_once_has_a_gradient(tol):
+    """That of its own point: a backward solve to a tenth of 1e9 was met by u = 0."""
+    cell, (x, v) = Cell(), data()
+    x.requires_grad_()
+    solver = ic.Picard(tol=tol)
+    found = ic.fixed_point(cell, x.detach(), x, solver=solver)
+    assert found.steps.max() == 1
+    (gradient,) = torch.autograd.grad(found.z, x, v)
+    slope = 1 - cell(x, x).detach() ** 2
+    matrix = torch.eye(N, dtype=x.dtype) - slope.unsqueeze(2) * cell.weight.detach()
+    exact = slope * torch.linalg.solve(matrix.mT, v.unsqueeze(2)).squeeze(2)
+    assert ((gradient - exact).norm() <= 0.3 * exact.norm()).item()
 
 
 def layer(**options) -> ic.ImplicitLayer:
