@@ -15,8 +15,8 @@ from implicitcore.tensors.norms import HALF
 # solves, and 1.4 times that in two; at the forward's own tolerance it is up to 4.5 times. A fixed
 # 1e-5 costs half as many products again at 1e-2, and is 100 to 2000 times too inexact at 1e-8.
 SHARE = 0.1
-# A forward solve that asks for less than a digit stops where it is, and u = 0 would meet the share of
-# that: a gradient of zero, or none.
+# A forward solve that asks for less than a digit stops where it is, and u = 0 would meet the share
+# of that: a gradient of zero.
 MOST = 0.1
 # Where the forward solver has no relative tolerance.
 UNKNOWN = 1e-5

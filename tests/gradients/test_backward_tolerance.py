@@ -103,7 +103,9 @@ class Plain(ic.RootSolver):
         (ic.SteadyState(tol=1e-3, measure="entries"), 1e-4),
         (ic.Chain((ic.Picard(tol=1e-2), ic.Newton(tol=1e-6))), 1e-7),
         (ic.Homotopy(corrector=ic.Newton(tol=1e-7)), 1e-8),
-        (ic.Chain((ic.Picard(), ic.Homotopy(corrector=ic.Broyden(tol=1e-2)))), 1e-3),
+        (ic.Chain((ic.Picard(tol=0.1), ic.Homotopy(corrector=ic.Broyden(tol=1e-2)))), 1e-3),
+        (ic.Chain((ic.Newton(tol=1e-8), ic.Picard(tol=1e-2))), 1e-9),
+        (ic.Chain((ic.Picard(tol=1e-2), Plain())), 1e-5),
         (ic.Anderson(tol=0.0, atol=1e-3), 1e-5),
         (Plain(), 1e-5),
         (ic.Anderson(tol=3.0), 0.1),
@@ -158,6 +160,17 @@ def residual(solution: Any, v: Tensor) -> float:
     solution.z.backward(v)
     assert solution.backward.residual is not None
     return float(solution.backward.residual.max())
+
+
+def test_a_chain_whose_first_solver_is_the_tight_one_has_its_gradient():
+    """Every sample stopped at 1e-10, and was solved backward to a tenth of the second's 1e-1."""
+    cell, (x, v) = Cell(), data()
+    chain = ic.Chain((ic.Newton(tol=1e-10), ic.Picard(tol=1e-1)))
+    found = ic.fixed_point(cell, torch.zeros_like(x), x, solver=chain)
+    found.z.backward(v)
+    exact = dense(cell, x, v)
+    assert cell.weight.grad is not None
+    assert ((cell.weight.grad - exact).norm() <= 1e-8 * exact.norm()).item()
 
 
 def test_options_of_one_call_are_followed():

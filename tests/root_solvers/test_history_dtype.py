@@ -220,7 +220,7 @@ def test_another_word_is_refused():
 @each_solver
 @pytest.mark.parametrize("unit", [1e-25, 1e-12, 1e25])
 def test_sums_are_in_the_dtype_of_the_state_whatever_its_unit(solver, unit):
-    """The square of a float64 step was one of float32: not finite from 1e19 on, zero below 1e-22."""
+    """A float64 step was squared in float32: not finite from 1e19 on, zero below 1e-22."""
     x = start(torch.float64, 200) * unit
     found, plain = (
         ic.fixed_point(
