@@ -50,9 +50,10 @@ class Implicit(Options, GradientStrategy):
     Attributes:
         solver: any root solver; its tolerance is relative to the 2-norm of v, per sample. None is
             ``GMRES``, which needs the fewest products, to a tenth of the forward solver's
-            tolerance (of a ``Chain`` its last solver's; 1e-5 where it has none), options of one
-            call included: what the forward solve leaves of the error is not made worse, and
-            nothing is spent below it. No less than 32 units of rounding, 8 in half precision.
+            tolerance (of a ``Chain`` the least of its own; 1e-5 where there is none), options of
+            one call included: what the forward solve leaves of the error is not made worse, and
+            nothing is spent below it. No less than 32 units of rounding, 8 in half precision, and
+            no more than 0.1.
         clip: u is scaled to at most so many times ``|v|``, per sample; None leaves it. Where J
             comes near 1 the gradient of one sample can outgrow those of all others; a contraction
             with rate r has ``|u| <= |v| / (1 - r)``. The gradient is then that of a first

@@ -195,6 +195,8 @@ class _Good:
     def _take_in(self, s: Tensor) -> None:
         """The coefficient of the step that follows s."""
         window, newest = self._window(), self.steps.count - 1
+        if self.steps.narrow:  # its square may be beyond what a narrow sum can hold
+            s = s.to(self.units.dtype)
         gram = self.products.inner_products(window.rows, s).to(self.units.dtype)
         row = torch.baddbmm(window.unit_rows[newest], gram, window.block)
         torch.add(gram, self.tiny, out=window.gram)

@@ -60,8 +60,13 @@ class Chain(Options, RootSolver):
             raise ConfigError(["solvers: expected at least one root_solver, received none"])
 
     def relative_tolerance(self) -> float | None:
-        """See :meth:`RootSolver.relative_tolerance`: that of the last solver."""
-        return self.solvers[-1].relative_tolerance()
+        """See :meth:`RootSolver.relative_tolerance`: the least, which any sample may have met.
+
+        None where a solver has none.
+        """
+        each = [solver.relative_tolerance() for solver in self.solvers]
+        known = [tol for tol in each if tol is not None]
+        return min(known) if len(known) == len(each) else None
 
     def solve(self, system: System, z0: Tensor) -> Solution:
         """See :meth:`RootSolver.solve`."""

@@ -103,9 +103,12 @@ class Plain(ic.RootSolver):
         (ic.SteadyState(tol=1e-3, measure="entries"), 1e-4),
         (ic.Chain((ic.Picard(tol=1e-2), ic.Newton(tol=1e-6))), 1e-7),
         (ic.Homotopy(corrector=ic.Newton(tol=1e-7)), 1e-8),
-        (ic.Chain((ic.Picard(), ic.Homotopy(corrector=ic.Broyden(tol=1e-2)))), 1e-3),
+        (ic.Chain((ic.Picard(tol=0.1), ic.Homotopy(corrector=ic.Broyden(tol=1e-2)))), 1e-3),
+        (ic.Chain((ic.Newton(tol=1e-8), ic.Picard(tol=1e-2))), 1e-9),
+        (ic.Chain((ic.Picard(tol=1e-2), Plain())), 1e-5),
         (ic.Anderson(tol=0.0, atol=1e-3), 1e-5),
         (Plain(), 1e-5),
+        (ic.Anderson(tol=3.0), 0.1),
         (ic.Newton(tol=1e-15), 32 * torch.finfo(torch.float64).eps),
     ],
     ids=str,
@@ -133,6 +136,21 @@ def test_a_solve_to_rounding_has_a_backward_solve_that_converges(dtype):
     assert found.backward.vjps < 20
 
 
+@pytest.mark.parametrize("tol", [10.0, 1e9])
+def test_a_forward_solve_that_stops_at_once_has_a_gradient(tol):
+    """That of its own point: a backward solve to a tenth of 1e9 was met by u = 0."""
+    cell, (x, v) = Cell(), data()
+    x.requires_grad_()
+    solver = ic.Picard(tol=tol)
+    found = ic.fixed_point(cell, x.detach(), x, solver=solver)
+    assert found.steps.max() == 1
+    (gradient,) = torch.autograd.grad(found.z, x, v)
+    slope = 1 - cell(x, x).detach() ** 2
+    matrix = torch.eye(N, dtype=x.dtype) - slope.unsqueeze(2) * cell.weight.detach()
+    exact = slope * torch.linalg.solve(matrix.mT, v.unsqueeze(2)).squeeze(2)
+    assert ((gradient - exact).norm() <= 0.3 * exact.norm()).item()
+
+
 def layer(**options) -> ic.ImplicitLayer:
     dynamics, start = ic.FixedPoint(Cell()), ic.Zeros((N,))
     return ic.ImplicitLayer(dynamics, solver=ic.Anderson(tol=1e-2), start=start, **options)
@@ -142,6 +160,17 @@ def residual(solution: Any, v: Tensor) -> float:
     solution.z.backward(v)
     assert solution.backward.residual is not None
     return float(solution.backward.residual.max())
+
+
+def test_a_chain_whose_first_solver_is_the_tight_one_has_its_gradient():
+    """Every sample stopped at 1e-10, and was solved backward to a tenth of the second's 1e-1."""
+    cell, (x, v) = Cell(), data()
+    chain = ic.Chain((ic.Newton(tol=1e-10), ic.Picard(tol=1e-1)))
+    found = ic.fixed_point(cell, torch.zeros_like(x), x, solver=chain)
+    found.z.backward(v)
+    exact = dense(cell, x, v)
+    assert cell.weight.grad is not None
+    assert ((cell.weight.grad - exact).norm() <= 1e-8 * exact.norm()).item()
 
 
 def test_options_of_one_call_are_followed():

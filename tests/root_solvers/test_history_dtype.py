@@ -215,3 +215,22 @@ def test_a_backend_with_whole_iterations_leaves_them_to_torch(solver):
 def test_another_word_is_refused():
     with pytest.raises(ic.ConfigError, match="history_dtype"):
         ic.Anderson(history_dtype="float16")  # pyright: ignore[reportArgumentType]
+
+
+@each_solver
+@pytest.mark.parametrize("unit", [1e-25, 1e-12, 1e25])
+def test_sums_are_in_the_dtype_of_the_state_whatever_its_unit(solver, unit):
+    """A float64 step was squared in float32: not finite from 1e19 on, zero below 1e-22."""
+    x = start(torch.float64, 200) * unit
+    found, plain = (
+        ic.fixed_point(
+            lambda z, x: torch.tanh(0.9 * z.roll(1, 1) / unit) * unit + x,
+            torch.zeros_like(x),
+            x,
+            solver=replace(solver, tol=1e-9, history_dtype=kept),
+        )
+        for kept in ("bfloat16", None)
+    )
+    assert found.converged.all()
+    assert found.evaluations <= plain.evaluations + 5
+    assert ((found.z - plain.z).norm() <= 1e-7 * plain.z.norm()).item()

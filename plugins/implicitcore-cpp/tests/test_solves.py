@@ -114,6 +114,34 @@ def test_a_step_that_no_sample_can_take_is_found_out(cpp, calls):
     assert torch.allclose(found.z, expected.z, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("max_steps", [1, 2, 50])
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_velocity_that_is_infinite_at_the_start_is_so_at_once(
+    cpp, calls, coupled, max_steps, dtype
+):
+    """It was out of steps in a short solve, and took 27 ever shorter steps in a long one."""
+    x = torch.tensor([[1.0, 2.0], [torch.inf, 1.0]], dtype=dtype)
+    solver = ic.SteadyState(max_steps=max_steps, tol=0.05)
+    with torch.no_grad():
+        found = ic.fixed_point(
+            lambda z, x: 0.5 * z + x,
+            torch.zeros_like(x),
+            x,
+            solver=solver,
+            backend=cpp,
+            on_failure="ignore",
+            coupled=coupled,
+        )
+    assert calls
+    other = ic.Status.CONVERGED if max_steps > 2 else ic.Status.MAX_STEPS  # noqa: PLR2004
+    lost = ic.Status.NON_FINITE
+    assert found.status.tolist() == ([lost] * len(found.status) if coupled else [other, lost])
+    assert found.z.isfinite().all()
+    if coupled:
+        assert found.evaluations == 1
+
+
 def test_a_field_that_may_depend_on_the_time_is_integrated_by_the_loop(cpp, calls):
     """As is a norm of one's own, a tolerance of each number, and a trace of the iterates."""
     problem = PROBLEMS["contraction"](torch.float64)

@@ -1,6 +1,7 @@
 // An integration by Adams to a steady state: a step, its control and the stop test in one call.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -59,12 +60,13 @@ class AdamsFlow : public Judged<T> {
       if (!given) subtract(to + at, from + at, room, n_);
       const T* velocity = given ? given + at : room;
       if (!point || arrives(b, point + at, from + at, velocity, room + n_)) {
-        if (!point) begin(b, velocity);
         this->measure(b, from + at, to + at, velocity, n_);
+        if (!point) begin(b, velocity);
       }
     });
     last_ = point ? moved(z) : z;
-    if (!goes_on()) return std::nullopt;  // every sample that had not stopped was just lost
+    // Every sample that had not stopped was just lost; at the start they are judged all the same.
+    if (point && !goes_on()) return std::nullopt;
     const bool done = test_.check();
     this->keep(last_);
     if (!done && rule_.patience) watch();
@@ -107,8 +109,12 @@ class AdamsFlow : public Judged<T> {
     return differences_[side].data() + b * rule_.rows * n_;
   }
 
-  // The velocity is known, and nothing before.
+  // The velocity is known, and nothing before. Where it is infinite no step is short enough.
   void begin(int64_t b, const T* velocity) {
+    const auto finite = [](T each) { return std::isfinite(static_cast<R>(each)); };
+    if (!std::isfinite(test_.size[b]) && !std::all_of(velocity, velocity + n_, finite)) {
+      each_[b].lost = non_finite;
+    }
     T* phi = differences(b, 0);
     std::copy(velocity, velocity + n_, phi);
     std::fill(phi + n_, phi + rule_.rows * n_, T(0));
