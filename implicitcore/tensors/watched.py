@@ -41,7 +41,7 @@ class WatchedCapture(TorchDispatchMode):
         self.device, self.reason = device, ""
         self.known = {_address(tensor) for tensor in known}
         self.made: set[int] = set()
-        self.lent: set[int] = set()
+        self.arguments: set[int] = set()
 
     @contextmanager
     def reading(self, *tensors: Tensor) -> Iterator[None]:
@@ -50,7 +50,7 @@ class WatchedCapture(TorchDispatchMode):
         Raises:
             CaptureError: something was seen, if only by the function, which caught the exception.
         """
-        self.lent = {_address(tensor) for tensor in tensors}
+        self.arguments = {_address(tensor) for tensor in tensors}
         with self:
             yield
         self.check()
@@ -62,7 +62,7 @@ class WatchedCapture(TorchDispatchMode):
         for leaf in _tensors(found):
             if leaf.device != self.device:
                 problem = f"it computes on {leaf.device} ({func.overloadpacket})"
-            elif _address(leaf) not in self.known | self.lent:
+            elif _address(leaf) not in self.known | self.arguments:
                 self.made.add(_address(leaf))
         if problem:
             self.reason = self.reason or problem
@@ -85,13 +85,13 @@ class WatchedCapture(TorchDispatchMode):
         if kwargs.get("generator") is not None:
             return f"it draws from a generator of its own ({name})"
         for leaf in _tensors((args, kwargs)):
-            if leaf.numel() and _address(leaf) not in self.known | self.made | self.lent:
+            if leaf.numel() and _address(leaf) not in self.known | self.made | self.arguments:
                 return (
                     f"it reads a tensor {list(leaf.shape)} that is no parameter, buffer or "
                     "attribute of it, nor in x"
                 )
         for leaf in _written(func, args, kwargs):
-            if _address(leaf) in self.known | self.lent:
+            if _address(leaf) in self.known | self.arguments:
                 return f"it writes into a tensor {list(leaf.shape)} that it reads ({name})"
         return ""
 
