@@ -148,13 +148,13 @@ class CompiledLayer(nn.Module):
 
     def _again(self, x: Tensor, begin: Tensor) -> Prepared | None:
         """As the call before, where this one is of its kind, and all else is where it was."""
-        if self.recent is None:
+        if (recent := self.recent) is None:  # read once: another thread may put its own there
             return None
         tensors = [x, *[getattr(module, name) for module, name in self.reads.owned]]
-        known, layout, plan = self.recent
-        if kinds(begin, tensors) != known:
+        if kinds(begin, tensors) != recent.kinds:
             return None
-        return Prepared(layout, self._packed(layout, begin, None), plan, tensors)
+        layout = recent.layout
+        return Prepared(layout, self._packed(layout, begin, None), recent.plan, tensors)
 
     def _packed(self, layout: Layout, begin: Any, z0: Any) -> Tensor:
         """The start as a solve takes it: without a graph where that has no gradient."""
@@ -253,17 +253,18 @@ class CompiledLayer(nn.Module):
 
     def _is_still(self) -> bool:
         """Whether the layer and what f reads are the same objects as before."""
-        return self.still is not None and self.still.holds(self.layer)
+        return (still := self.still) is not None and still.holds(self.layer)
 
     def _is_current(self) -> bool:
         """Whether what f reads is where it was; else it is looked for anew."""
         if self._is_still():
             return True
+        self.recent = None  # which is of what was there before, whoever asks
         still = Still.of((self.layer, *self.reads.modules))
         current, same = self.reads.compared(self.layer.dynamics)
         self.still = still if current and same else None
         if not same:
-            self.reads, self.latest, self.recent = Reads.of(self.layer.dynamics), None, None
+            self.reads, self.latest = Reads.of(self.layer.dynamics), None
             self.plans.clear()
         return current
 
@@ -285,8 +286,9 @@ class CompiledLayer(nn.Module):
         sizes = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         # Compared, and not hashed: most of it is the very object of the call before.
         seen = parts, fixed, modes, layer.coupled, sizes, [*shared], [*needs], clock
-        if self.latest is not None and self.latest[0] == seen:
-            return self.latest[1]
+        latest = self.latest
+        if latest is not None and latest[0] == seen:
+            return latest[1]
         kinds = kinds_of(tensors, shared, needs, coupled=layer.coupled)
         key = *parts, fixed, modes, kinds, clock
         if key not in self.plans:

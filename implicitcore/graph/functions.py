@@ -248,8 +248,9 @@ def applied_at(
     start = moves.start(z0, velocity, times.all)
     found = applied(call, start, tensors, training=training)
     ended = found.status != Status.CONVERGED
-    z = moves.states(z0, times.states(found.z), velocity, times.all, ended)
+    states = times.states(found.z)
+    z = moves.states(z0, states, velocity, times.all, ended)
     replaced = Replaced.of(found.status, call.on_failure)
-    if replaced is not None:
-        z = torch.where(column(replaced.left_out), z.detach(), z)
+    if replaced is not None:  # also where it starts, which may be masked
+        z = torch.where(column(replaced.left_out), states.detach(), z)
     return found._replace(z=z, evaluations=found.evaluations + len(times.all))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from implicitcore.graph.constants import is_plain
-from implicitcore.system.captured_modules import captured_modules, reached
+from implicitcore.system.captured_modules import captured_modules, reached, used_modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,8 @@ def _tensors(module: nn.Module) -> list[str]:
 
 
 def _parts(reach: tuple[Any, Any, dict[str, Any]]) -> list[Any]:
-    """A function, and the modules that it refers to."""
-    function, _, known = reach
-    return [function, *(value for value in known.values() if isinstance(value, nn.Module))]
+    """A function, its code, the modules that it refers to, and the parts of these that it uses."""
+    function, names, known = reach
+    modules = [value for value in known.values() if isinstance(value, nn.Module)]
+    code = getattr(function, "__code__", None)
+    return [function, code, *modules, *used_modules(names, known)]

@@ -22,14 +22,14 @@ class Still:
 
     Attributes:
         modules: each with copies of its attributes, and of those of them that change in place.
-        functions: each function with its code and its defaults.
+        functions: each function with its code, its defaults, and a copy of those by name alone.
         scopes: names in the globals of functions, and the objects of these names.
         cells: variables of closures, and their objects.
         keywords: those of partial functions, with copies.
     """
 
     modules: list[tuple[nn.Module, list[dict[Any, Any]]]]
-    functions: list[tuple[FunctionType, CodeType, Any]]
+    functions: list[tuple[FunctionType, CodeType, Any, Any]]
     scopes: list[tuple[dict[str, Any], str, Any]]
     cells: list[tuple[Any, Any]]
     keywords: list[tuple[Any, dict[str, Any]]]
@@ -58,7 +58,8 @@ class Still:
         code: CodeType | None = getattr(function, "__code__", None)
         if code is None:
             return
-        self.functions.append((function, code, function.__defaults__))
+        named = function.__kwdefaults__
+        self.functions.append((function, code, function.__defaults__, named and {**named}))
         scope = function.__globals__
         self.scopes.extend((scope, name, scope.get(name, _NONE)) for name in global_names(code))
         self.cells.extend((cell, _content(cell)) for cell in function.__closure__ or ())
@@ -70,12 +71,14 @@ class Still:
         try:
             for module, parts in self.modules:
                 for now, before in zip(_attributes(module), parts, strict=True):
-                    if now != before:
+                    if now != before or [*now] != [*before]:  # f may go through them in order
                         return False
+            if any(f.__kwdefaults__ != named for f, _, _, named in self.functions):
+                return False
         except Exception:
             return False  # another tensor, of which none can say that it is the same
         return (
-            all(f.__code__ is code and f.__defaults__ is it for f, code, it in self.functions)
+            all(f.__code__ is code and f.__defaults__ is it for f, code, it, _ in self.functions)
             and all(scope.get(name, _NONE) is value for scope, name, value in self.scopes)
             and all(_content(cell) is value for cell, value in self.cells)
             and all(function.keywords == before for function, before in self.keywords)

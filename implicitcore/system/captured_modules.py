@@ -21,13 +21,14 @@ def captured_modules(module: nn.Module) -> list[nn.Module]:
     """
     if not functions_of(module):  # as of most modules, which every solve asks for theirs
         return []
-    return [
-        used
-        for _, names, known in reached(module)
-        for value in known.values()
-        if isinstance(value, nn.Module)
-        for used in _used(value, names)
-    ]
+    return [used for _, names, known in reached(module) for used in used_modules(names, known)]
+
+
+def used_modules(names: Iterable[str], known: dict[str, Any]) -> Iterator[nn.Module]:
+    """The modules among what a function refers to; of each the parts that it mentions, if any."""
+    for value in known.values():
+        if isinstance(value, nn.Module):
+            yield from _used(value, names)
 
 
 def functions_of(module: nn.Module) -> list[Any]:
@@ -73,6 +74,7 @@ def _references(function: Any) -> tuple[frozenset[str], dict[str, Any]]:
     known = {name: cell.cell_contents for name, cell in cells if _filled(cell)}
     known.update((name, scope[name]) for name in global_names(code) if name in scope)
     known.update((str(place), value) for place, value in enumerate(function.__defaults__ or ()))
+    known.update(function.__kwdefaults__ or {})
     return frozenset(code.co_names), known
 
 

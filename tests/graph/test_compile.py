@@ -293,6 +293,113 @@ def test_what_takes_the_place_of_a_part_is_what_is_solved(change):
     assert len(compiled.plans) == 1
 
 
+class Ordered(nn.Module):
+    """What goes through its parts and its parameters in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"linear": nn.Linear(4, 4), "tanh": nn.Tanh()})
+        self.factors = nn.ParameterDict({"a": torch.full((4,), 0.3), "b": torch.full((4,), 0.6)})
+
+    def forward(self, z, x):
+        for part in self.parts.values():
+            z = part(z)
+        first, second = self.factors.values()
+        return 0.3 * z + first * x + second
+
+
+def _last(parts, name):
+    part = parts[name]
+    del parts[name]
+    parts[name] = part
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize(
+    "change", [lambda cell: _last(cell.parts, "linear"), lambda cell: _last(cell.factors, "a")]
+)
+def test_the_order_of_parts_is_that_of_now(change):
+    torch.manual_seed(0)
+    eager = ic.ImplicitLayer(ic.FixedPoint(Ordered()), solver=ic.Picard(tol=1e-12)).double()
+    compiled, x = ic.compile(eager), torch.randn(3, 4, dtype=torch.float64)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), eager(x), rtol=1e-9, atol=1e-9)
+    change(eager.dynamics.cell)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), eager(x), rtol=1e-9, atol=1e-9)
+
+
+def _by_name(z, x, *, rate=0.5):
+    return rate * torch.tanh(z) + x
+
+
+def _coded(z, x):
+    return 0.5 * torch.tanh(z) + x
+
+
+def _other_code(z, x):
+    return 0.1 * torch.tanh(z) + x
+
+
+class Owner(nn.Module):
+    """A model, of which a function takes a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+
+
+_OWNER = Owner()
+
+
+def _by_part(z, x):
+    return torch.tanh(_OWNER.cell(z)) + x
+
+
+def _another_part(seed):
+    torch.manual_seed(seed)
+    cell = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+    cell.weight.data *= 0.3
+    _OWNER.cell = cell
+
+
+FUNCTIONS = [
+    (_by_name, lambda patch: patch.setattr(_by_name, "__kwdefaults__", {"rate": 0.1})),
+    (_by_name, lambda patch: patch.setitem(_by_name.__kwdefaults__, "rate", 0.1)),
+    (_coded, lambda patch: patch.setattr(_coded, "__code__", _other_code.__code__)),
+    (_by_part, lambda _: _another_part(1)),
+]
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize(("function", "change"), FUNCTIONS)
+def test_what_a_function_is_made_of_is_that_of_now(monkeypatch, function, change):
+    _another_part(0)
+    eager = ic.ImplicitLayer(ic.FixedPoint(function), solver=ic.Picard(tol=1e-12))
+    compiled, x = ic.compile(eager), torch.randn(3, 4, dtype=torch.float64)
+    before = compiled(x)
+    change(monkeypatch)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), eager(x), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(compiled(x), before)
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_change_that_a_graph_around_it_has_seen_is_one_for_its_own_calls():
+    eager = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: 0.5 * z + x), solver=ic.Picard(tol=1e-12))
+    compiled = ic.compile(eager)
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    model = torch.compile(lambda x: compiled(x), fullgraph=True, backend="eager")
+    for _ in range(2):
+        model(x)
+        torch.testing.assert_close(compiled(x), 2 * x)
+    eager.solver = ic.Picard(tol=0.5)
+    expected = eager(x)
+    assert not torch.allclose(expected, 2 * x)
+    for module in (model, compiled):
+        torch.testing.assert_close(module(x), expected)
+
+
 class Weighed(nn.Module):
     """A cell with a number, which counts its calls."""
 

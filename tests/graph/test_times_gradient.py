@@ -94,3 +94,16 @@ def test_a_failed_sample_leaves_no_nan_in_the_gradient_of_times(on_failure, fail
         assert gradient.isfinite().all()
         found.append((z, gradient))
     same(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_a_start_that_is_not_finite_is_masked_at_every_time():
+    eager, found = layer(ic.Bosh3(), lambda t, z, x: -z, on_failure="mask"), []
+    z0 = inputs(3)
+    z0[1, 0] = torch.nan
+    for module in (eager, ic.compile(eager)):
+        leaf, times = z0.clone().requires_grad_(), TIMES[[0, 1, 1, 3]].clone().requires_grad_()
+        z = module(inputs(3), leaf, times=times)
+        found.append((z, *torch.autograd.grad(z, [leaf, times], cotangent(z))))
+    assert all(value.isfinite().all() for value in found[1])
+    assert not found[1][0][:, 1, 0].any()
+    same(*found, rtol=1e-10, atol=1e-12)
