@@ -13,7 +13,7 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     parametrizations, what the cell makes of x alone) is computed once a solve. The steps, statuses
     and iterates are those of the layer within rounding, and so is the gradient. The solution's
     ``evaluations`` lack the one that the layer takes for its graph, which is a part of the backward
-    pass here.
+    pass here, and the one with which ``SteadyState`` asks why a sample has stalled.
 
     The first call compiles, and takes seconds to a minute; the first call with another size of the
     batch compiles once more, for all sizes. What backward needs is compiled by the first one.

@@ -105,7 +105,8 @@ def test_a_steady_state_is_that_of_the_layer_with_its_gradient(solver):
     (eager, expected), (graph, gradient) = found
     same(graph, eager)
     torch.testing.assert_close(graph.residual, eager.residual, rtol=1e-6, atol=1e-12)
-    assert graph.evaluations == eager.evaluations - 1
+    asked = bool((eager.status == ic.Status.STALLED).any())  # whether others keep a sample there
+    assert graph.evaluations == eager.evaluations - 1 - asked
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
 
 
