@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from implicitcore.backends.base import Backend
 from implicitcore.tensors.norms import HALF
-
-
-class Products(Protocol):
-    """What a solver asks of its history: see :class:`Backend`."""
-
-    def inner_products(self, history: Tensor, row: Tensor) -> Tensor:
-        """See :meth:`Backend.inner_products`."""
-        ...
-
-    def axpy_history(
-        self,
-        row: Tensor | None,
-        weights: Tensor,
-        history: Tensor,
-        scale: float = 1.0,
-        *,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """See :meth:`Backend.axpy_history`."""
-        ...
 
 
 class WidenedRows:
@@ -63,6 +43,9 @@ class WidenedRows:
 
 
 WIDENED_ROWS = WidenedRows()
+
+Products: TypeAlias = Backend | WidenedRows
+"""What a solver asks for products with its history."""
 
 
 def history_dtype(z: Tensor, wanted: str | None) -> torch.dtype:
