@@ -94,9 +94,16 @@ def step(problem: Problem, tol: float, span: str) -> Tensor:
     solver = ic.Anderson(tol=tol, max_steps=problem.budget)
     if span == FORWARD:
         with torch.no_grad():
-            return ic.fixed_point(problem.f, problem.z0, problem.x, solver=solver).z
+            return ic.fixed_point(
+                problem.f, problem.z0, problem.x, solver=solver, on_failure="ignore"
+            ).z
     z = ic.fixed_point(
-        problem.f, problem.z0, problem.x, solver=solver, gradient=ic.Implicit(solver)
+        problem.f,
+        problem.z0,
+        problem.x,
+        solver=solver,
+        gradient=ic.Implicit(solver),
+        on_failure="ignore",
     ).z
     problem.gradients(z)
     return z

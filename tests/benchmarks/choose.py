@@ -117,7 +117,7 @@ def uneven() -> Row:
             return torch.tanh(0.99 * z + x)
 
         solver = ic.Picard(tol=1e-6, max_steps=500, compact=compact)
-        ic.fixed_point(f, torch.zeros_like(x), x, solver=solver)
+        ic.fixed_point(f, torch.zeros_like(x), x, solver=solver, on_failure="ignore")
         return f"{seen[0]:,} rows of f"
 
     return Row(

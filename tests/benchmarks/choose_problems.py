@@ -55,7 +55,9 @@ def several_equilibria(n: int = 6) -> Problem:
 
 def solve(problem: Problem, solver: ic.RootSolver, batch: int) -> ic.Solution:
     x = problem.inputs(batch)
-    return ic.fixed_point(problem(problem.weight), torch.zeros_like(x), x, solver=solver)
+    return ic.fixed_point(
+        problem(problem.weight), torch.zeros_like(x), x, solver=solver, on_failure="ignore"
+    )
 
 
 def gradient_error(
@@ -70,7 +72,9 @@ def gradient_error(
     ) -> tuple[Tensor, ic.Solution]:
         weight = problem.weight.clone().requires_grad_()
         f = problem(weight)
-        found = ic.fixed_point(f, torch.zeros_like(x), x, solver=solver, gradient=strategy)
+        found = ic.fixed_point(
+            f, torch.zeros_like(x), x, solver=solver, gradient=strategy, on_failure="ignore"
+        )
         (grad,) = torch.autograd.grad((found.z * v).sum(), weight)
         return grad, found
 
@@ -104,7 +108,12 @@ def flow(
     z0, times = 0.7 * normal(8, 2), torch.tensor([0.0, 5.0], dtype=torch.float64)
     p = torch.ones(1, 1, dtype=z0.dtype, requires_grad=True)
     found = ic.integrate(
-        lambda t, z, x: field(t, z, p), z0, times=times, solver=solver, gradient=strategy
+        lambda t, z, x: field(t, z, p),
+        z0,
+        times=times,
+        solver=solver,
+        gradient=strategy,
+        on_failure="ignore",
     )
     (grad,) = torch.autograd.grad(found.z[-1].square().sum(), p)
     return found, grad

@@ -101,6 +101,7 @@ def _implicitcore(
             times=times,
             solver=solver,
             gradient=strategy,
+            on_failure="ignore",
         )
         z = solution.z[-1]
         return Outcome(z, problem.gradients(z), solution.steps)
@@ -215,7 +216,7 @@ def _equilibrium(solver: Any, problem: Problem, tol: float) -> Callable[[], Outc
 
     def step() -> Outcome:
         solution = ic.fixed_point(
-            problem.f, problem.z0, problem.x, solver=solver, gradient=gradient
+            problem.f, problem.z0, problem.x, solver=solver, gradient=gradient, on_failure="ignore"
         )
         return Outcome(solution.z, problem.gradients(solution.z), solution.steps)
 

@@ -61,6 +61,7 @@ class Endpoint(Reference):
             exact.x,
             times=torch.tensor([0.0, 1.0]),
             solver=solver,
+            on_failure="ignore",
         )
         z = solution.raise_if_failed().z[-1]
         return cls(exact, z.detach(), exact.gradients(z))

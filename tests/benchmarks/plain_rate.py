@@ -78,7 +78,9 @@ def evaluations(tol: float, rate: float, radii: tuple[float, ...] = RADII) -> li
     for seed, radius in enumerate(radii):
         for f in maps(radius, seed):
             x = _draws(100 + seed)(BATCH, N) * torch.logspace(-1, 0.3, BATCH)[:, None]
-            solution = ic.fixed_point(f, torch.zeros(BATCH, N), x, solver=solver)
+            solution = ic.fixed_point(
+                f, torch.zeros(BATCH, N), x, solver=solver, on_failure="ignore"
+            )
             counts.append(solution.evaluations)
     return counts
 

@@ -198,7 +198,7 @@ def _flow(tol: float) -> SteadyState:
 
 
 def _by(solver: RootSolver, cell: Cell, x: Tensor) -> tuple[Tensor, Tensor, int]:
-    solution = fixed_point(cell, torch.zeros_like(x), x, solver=solver)
+    solution = fixed_point(cell, torch.zeros_like(x), x, solver=solver, on_failure="ignore")
     return solution.z, solution.converged, solution.evaluations
 
 

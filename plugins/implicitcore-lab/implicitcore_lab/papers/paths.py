@@ -96,7 +96,7 @@ def _paths(cell: Cell, x: Tensor) -> dict[str, Tensor]:
             points.append(z[0].clone())
             return cell(z, x)
 
-        fixed_point(recorded, zero, x, solver=solver)
+        fixed_point(recorded, zero, x, solver=solver, on_failure="ignore")
         paths[name] = torch.stack(points)
     flow = integrate(
         lambda t, z, x: cell(z, x) - z,

@@ -27,7 +27,8 @@ MODULES = ("stop_kernels", "iteration_kernels", "anderson_kernel", "broyden_kern
 
 STEPS = {
     "an infinite end": ("mask, ACC) + after * 0", "mask, ACC)"),
-    "a scale of the start alone": ("_most(tl.abs(before), tl.abs(after))", "tl.abs(before)"),
+    "a scale of the start alone": ("_most(tl.abs(before), tl.abs(after)) * rtol",
+                                   "tl.abs(before) * rtol"),
     "the first tile of the errors": ("range(0, n, COLUMNS):\n        column = start + tl.arange(0, "
                                      "COLUMNS)[None, :]\n        mask = there & (column < n)\n"
                                      "        before",
