@@ -16,7 +16,7 @@ GRIDS = {
     "no span, three": TIMES[[3, 3, 3]],
     "filled up": filled(),
 }
-METHODS = [ic.Bosh3(), ic.Fehlberg45(), ic.Adams()]
+METHODS = [ic.Bosh3(), ic.Adams(), pytest.param(ic.Fehlberg45(), marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)

@@ -124,7 +124,9 @@ def test_between_the_steps_a_stiff_field_is_no_larger_than_at_their_ends(method)
 @pytest.mark.parametrize("gradient", [*STRATEGIES, ic.Adjoint()], ids=str)
 @pytest.mark.parametrize("own_times", [False, True], ids=["", "own times"])
 @pytest.mark.parametrize(
-    "method", [ic.Heun3, ic.RK4, ic.TRBDF2, ic.Leapfrog], ids=lambda m: m.__name__
+    "method",
+    [ic.Heun3, ic.RK4, ic.Leapfrog, pytest.param(ic.TRBDF2, marks=pytest.mark.slow(8))],
+    ids=lambda m: m.__name__,
 )
 def test_gradients_between_equal_steps_are_those_of_the_closed_form(method, gradient, own_times):
     """With respect to z0, x and the times: samples forward and backward in time."""
