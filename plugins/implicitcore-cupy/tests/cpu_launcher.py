@@ -15,12 +15,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
 import implicitcore_cupy.launcher as launcher
+from implicitcore.testing import emulated_graphs
 from implicitcore.testing.requirements import missing
 from implicitcore_cupy import CupyBackend
 
@@ -137,6 +139,17 @@ def on_cpu(order: int = FORWARD, changes: Mapping[str, str] | None = None) -> Cu
             return None
 
     return OnCpu()
+
+
+def with_graphs(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
+    """What records graphs of these launches; it counts them, and what is launched of them."""
+    launch = CpuLauncher.launch
+    monkeypatch.setattr(
+        CpuLauncher,
+        "launch",
+        lambda self, *rest: emulated_graphs.launch(functools.partial(launch, self, *rest)),
+    )
+    return emulated_graphs.emulated(monkeypatch)
 
 
 def launches(backend: CupyBackend) -> int:

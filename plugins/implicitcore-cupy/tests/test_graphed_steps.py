@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import cpu_launcher
 import pytest
 import torch
-from cpu_launcher import CpuLauncher, on_cpu
+from cpu_launcher import on_cpu, with_graphs
 
 import implicitcore as ic
-from implicitcore.testing import emulated_graphs
 
 BACKEND = type(on_cpu())
 LOOP, GRAPHS = BACKEND(), BACKEND(cuda_graphs=True)
@@ -22,13 +19,7 @@ TIMES = [0.0, 0.3, 0.31, 0.8]
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
     """What records graphs; it counts them, and what is launched of them."""
-    launch = CpuLauncher.launch
-    monkeypatch.setattr(
-        cpu_launcher.CpuLauncher,
-        "launch",
-        lambda self, *rest: emulated_graphs.launch(partial(launch, self, *rest)),
-    )
-    return emulated_graphs.emulated(monkeypatch)
+    return with_graphs(monkeypatch)
 
 
 def turning():

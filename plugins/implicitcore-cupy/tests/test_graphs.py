@@ -8,15 +8,13 @@ import warnings
 import weakref
 from functools import partial
 
-import cpu_launcher
 import pytest
 import torch
-from cpu_launcher import CpuLauncher, on_cpu
+from cpu_launcher import on_cpu, with_graphs
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicitcore as ic
-from implicitcore.testing import emulated_graphs
 from implicitcore.testing.expect import known
 from implicitcore.testing.hard_maps import PROBLEMS
 
@@ -29,13 +27,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
     """What records graphs; it counts them, and what is launched of them."""
-    launch = CpuLauncher.launch
-    monkeypatch.setattr(
-        cpu_launcher.CpuLauncher,
-        "launch",
-        lambda self, *rest: emulated_graphs.launch(partial(launch, self, *rest)),
-    )
-    return emulated_graphs.emulated(monkeypatch)
+    return with_graphs(monkeypatch)
 
 
 class Cell(nn.Module):

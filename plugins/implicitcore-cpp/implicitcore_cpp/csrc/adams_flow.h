@@ -148,7 +148,8 @@ class AdamsFlow : public Judged<T> {
   // No smaller step may be left to try.
   void lose(Sample& now, R found) const {
     const R eps = std::numeric_limits<R>::epsilon();
-    const R floor = std::max(static_cast<R>(rule_.shortest) * eps, static_cast<R>(rule_.step.min_step));
+    const R shortest = static_cast<R>(rule_.shortest) * eps;
+    const R floor = std::max(shortest, static_cast<R>(rule_.step.min_step));
     if (now.size >= now.dt || now.size < std::max(eps * now.t, floor)) {
       now.lost = std::isfinite(found) ? stalled : non_finite;
     }

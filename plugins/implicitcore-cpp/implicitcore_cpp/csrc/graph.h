@@ -48,8 +48,8 @@ struct GraphSolve {
 
 using GraphSpace = std::unique_ptr<KrylovSpace>;
 
-// The next iterate, and whether there is one. What a graph gives is its own: it is kept no longer than
-// to the next iteration, before which nothing is written to it, but for what begins a solve.
+// The next iterate, and whether there is one. What a graph gives is its own: it is kept no longer
+// than to the next iteration, before which nothing is written to it, but for what begins a solve.
 inline std::tuple<at::Tensor, at::Tensor> root_advance(const at::Tensor& state, const at::Tensor& z,
                                                        const at::Tensor& fz,
                                                        const std::optional<at::Tensor>& g,

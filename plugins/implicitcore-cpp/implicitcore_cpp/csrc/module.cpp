@@ -110,7 +110,8 @@ TORCH_LIBRARY(implicitcore_cpp, library) {
       "root_advance(Tensor state, Tensor z, Tensor fz, Tensor? g, Tensor going) -> (Tensor, "
       "Tensor)");
   library.def(
-      "root_result(Tensor state, Tensor z, Tensor going) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "root_result(Tensor state, Tensor z, Tensor going) -> (Tensor, Tensor, Tensor, Tensor, "
+      "Tensor)");
   library.def("krylov_begin(Tensor g, Tensor limit, Tensor most) -> (Tensor, Tensor, Tensor)");
   library.def("krylov_extend(Tensor state, Tensor product, Tensor going) -> (Tensor, Tensor)");
   library.def("krylov_minimise(Tensor state, Tensor v, Tensor going) -> (Tensor, Tensor, Tensor)");
