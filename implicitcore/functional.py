@@ -184,9 +184,9 @@ def integrate(  # noqa: PLR0913 - keyword options
         solver: a name, a mapping or an object; default ``Tsit5()``.
         gradient: default ``Unrolled()``.
         dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
-        event: e(t, z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero at the
-            start is no change), or where it turns True if it gives booleans. With a direction an
-            :class:`Event`. Of several, in a list, each sample ends at the first that happens, and
+        event: e(t, z, x) or e(z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero
+            at the start is no change), or where it turns True if it gives booleans. With a
+            direction an :class:`Event`. Of several, in a list, each sample ends at the first that happens, and
             of those at one time at the first in the list. Two changes within one step are not seen:
             ``max_step`` of an adaptive solver bounds the steps.
         hit_times: end a step at each output time, which is then as accurate as a step's end and

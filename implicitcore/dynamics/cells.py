@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,6 +60,25 @@ def takes_time(field: Any, *, otherwise: bool) -> bool:
         optional = most == 2 or (needed == 2 and len(given) > 2 and given[2].default is not None)
         return False if optional else otherwise
     return True if needed <= 3 <= most else otherwise
+
+
+def called(function: Any, timed: bool, name: str, given: Sequence[Any]) -> Any:
+    """What a function gives at t, z and x, called as :func:`takes_time` said.
+
+    Arguments:
+        function: of the user.
+        timed: it takes (t, z, x), and not (z, x).
+        name: what it is, for the error.
+        given: t, z and x.
+
+    Raises:
+        InputError: it does not take these arguments.
+    """
+    try:
+        return function(*given) if timed else function(*given[1:])
+    except TypeError as error:
+        check_call(error, function, name, "t, z, x" if timed else "z, x")
+        raise
 
 
 def _passed_to(field: Any) -> nn.Module | None:

@@ -35,7 +35,7 @@ from implicitcore.ode_solvers.times import Times
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Backward, FinalState, Solution, Trajectory
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
-from implicitcore.tensors.transforms import eager
+from implicitcore.tensors.transforms import check_compiled, eager
 
 Result = Solution | FinalState | Trajectory
 
@@ -110,6 +110,7 @@ class CompiledLayer(nn.Module):
     @eager
     def _run(self, x: Any, z0: Any, times: Times, options: dict[str, Any]) -> Run | Result:
         """What the solve came to; the result itself where the layer's own loop made it."""
+        check_compiled()
         refuse_options(options)
         layer, still = self.layer, self._is_still()
         if still:

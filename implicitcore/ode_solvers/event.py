@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from implicitcore.dynamics.cells import called, takes_time
 from implicitcore.errors import InputError, did_you_mean, show
 from implicitcore.system.system import System
 from implicitcore.tensors.like import described
 
-EventFunction = Callable[[Tensor, Any, Any], Tensor]
-"""e(t, z, x) -> ``[batch]``; t comes as ``[batch, 1, ..., 1]``."""
+EventFunction = Callable[..., Tensor]
+"""e(t, z, x) or e(z, x) -> ``[batch]``; t comes as ``[batch, 1, ..., 1]``."""
 
 Direction = Literal["any", "rising", "falling"]
 
@@ -33,7 +34,8 @@ class Event:
     time and state have the gradient of the implicit function.
 
     Attributes:
-        function: e(t, z, x) -> ``[batch]``, real or bool; t comes as ``[batch, 1, ..., 1]``.
+        function: e(t, z, x), or as its signature says e(z, x), -> ``[batch]``, real or bool; t comes
+            as ``[batch, 1, ..., 1]``.
         direction: ``"any"``; ``"rising"``, from negative to positive; or ``"falling"``.
 
     Raises:
@@ -58,6 +60,7 @@ class Event:
 
     function: EventFunction
     direction: Direction = "any"
+    _timed: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -68,6 +71,15 @@ class Event:
                 f"Event: direction: expected one of {', '.join(known)}, received "
                 f"{show(self.direction)}{did_you_mean(self.direction, known)}"
             )
+        object.__setattr__(self, "_timed", takes_time(self.function, otherwise=True))
+
+    def value(self, name: str, t: Tensor, z: Any, x: Any) -> Any:
+        """E, whatever it is.
+
+        Raises:
+            InputError: the function does not take these arguments.
+        """
+        return called(self.function, self._timed, name, (t, z, x))
 
 
 Events = Event | EventFunction | Sequence[Event | EventFunction]
@@ -119,14 +131,15 @@ def event_value(
     """
     packing = system.packing
     time = system.problem.time(t)
-    found = system.scope.call(events[which].function, time, packing.unpack(z), system.x)
+    name = "event" if len(events) == 1 else f"event[{which}]"
+    given = name, time, packing.unpack(z), system.x
+    found = system.scope.call(events[which].value, *given)
     if (
         isinstance(found, Tensor)
         and found.shape == (packing.batch,)
         and (found.is_floating_point() or found.dtype == torch.bool)
     ):
         return found
-    name = "event" if len(events) == 1 else f"event[{which}]"
     kind = described(found) if isinstance(found, Tensor) else f"a {type(found).__name__}"
     raise InputError(
         f"{name}: expected it to return real numbers or booleans of shape [{packing.batch}], "

@@ -43,6 +43,10 @@ _STRATEGY = (
     "derivative; torch.autograd.functional for a Jacobian), or the strategy Unrolled, "
     "which both can follow"
 )
+_COMPILED = (
+    "a layer that implicitcore.compile made is for torch.autograd, not for torch.func and forward "
+    "mode: use torch.autograd.grad, or the layer itself (compiled.layer), with Unrolled"
+)
 _MANY = (
     "the backward pass of a solve takes one gradient at a time, for its stop test depends on the "
     "values: instead of is_grads_batched=True, of vectorize=True and of a vmap around "
@@ -113,6 +117,18 @@ def check_transforms(strategy: str, follows: Collection[str]) -> None:
                 strategy, "forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad)"
             )
         )
+
+
+def check_compiled() -> None:
+    """Refuse every transform around a solve that is compiled: torch would say it of our insides.
+
+    Raises:
+        InputError: under vmap.
+        GradientError: under a derivative of ``torch.func``, or of forward mode.
+    """
+    if transformed():
+        check_transforms("", ("grad", "jvp"))  # of vmap
+        raise GradientError(_COMPILED)
 
 
 def without_graph(function: Callable[..., _T], *arguments: Any) -> _T:

@@ -127,3 +127,17 @@ def test_the_jacobian_of_a_layer_by_autograd():
     f, x = layer(gradient=ic.Implicit(ic.GMRES(tol=1e-12))), inputs(batch=2)
     expected = jacrev(layer(gradient=ic.Unrolled()))(x)
     assert relative_error([torch.autograd.functional.jacobian(f, x)], [expected]) < 1e-8
+
+
+@pytest.mark.slow
+def test_a_compiled_layer_says_what_to_do():
+    compiled, x = ic.compile(layer()), inputs()
+    for transform in TRANSFORMS.values():
+        with pytest.raises(ic.GradientError, match="implicitcore.compile made .* autograd.grad"):
+            transform(compiled, x)
+    with pytest.raises(ic.InputError, match="call it on the whole batch"):
+        vmap(compiled)(x[None])
+    with forward_ad.dual_level(), pytest.raises(ic.GradientError, match="compiled.layer"):
+        compiled(x)
+    expected = compiled.layer(x)
+    assert torch.allclose(compiled(x), expected, rtol=1e-6)  # nothing of it was kept

@@ -295,6 +295,16 @@ def test_an_event_that_becomes_nan_is_a_status():
     assert from_the_start.status.tolist() == [ic.Status.NON_FINITE] * 2
 
 
+@pytest.mark.parametrize("event", [lambda z, x: z[:, 0] - x, lambda t, z, x: z[:, 0] - x])
+def test_an_event_is_called_as_its_signature_says(event):
+    """Exponential decay from 1 to x."""
+    z0, x = real([1.0], [1.0]), real(0.5, 0.25)
+    given = {"times": SPAN, "solver": ic.Tsit5(**TIGHT)}
+    for each in (event, ic.Event(event, "falling"), [height, event]):
+        found = ic.integrate(lambda t, z, x: -z, z0, x, event=each, **given)
+        assert torch.allclose(known(found.event_times), -x.log(), rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("event", "complaint"),
     [
@@ -310,6 +320,8 @@ def test_an_event_that_becomes_nan_is_a_status():
         ([height, 1.0], r"event\[1\]: expected a function of .* received 1.0"),
         ([], r"expected an event or several, received none"),
         ("height", "expected a function of .* received 'height'"),
+        (lambda t, z: z[:, 0], r"event is called as f\(t, z, x\), and <lambda> takes \(t, z\)"),
+        ([height, lambda z: z[:, 0]], r"event\[1\] is called as f\(t, z, x\), and .* \(z\)"),
     ],
 )
 def test_events_that_cannot_be_used(event, complaint):
