@@ -20,6 +20,7 @@ from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.event import Events, as_events
 from implicitcore.ode_solvers.runge_kutta import Tsit5
+from implicitcore.ode_solvers.saved import Save
 from implicitcore.ode_solvers.stops import StepAt
 from implicitcore.ode_solvers.times import as_times
 from implicitcore.options.annotations import PartType
@@ -164,6 +165,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     event: Events | None = None,
     hit_times: bool = False,
     step_at: StepAt | None = None,
+    save: Callable[..., Any] | None = None,
     exact_time: bool = False,
     backend: Backend | Spec | None = None,
     on_failure: OnFailure = "warn",
@@ -186,8 +188,8 @@ def integrate(  # noqa: PLR0913 - keyword options
         dense: keep the trajectory between the times too: ``trajectory.interpolate(t)``.
         event: e(t, z, x) or e(z, x) -> ``[batch]``; a sample ends where its e changes sign (a zero
             at the start is no change), or where it turns True if it gives booleans. With a
-            direction an :class:`Event`. Of several, in a list, each sample ends at the first that happens, and
-            of those at one time at the first in the list. Two changes within one step are not seen:
+            direction an :class:`Event`. Of several, in a list, the first that happens counts, and
+            of those at one time the first in the list. Two changes within one step are not seen:
             ``max_step`` of an adaptive solver bounds the steps.
         hit_times: end a step at each output time, which is then as accurate as a step's end and
             costs at least a step each. Else no step is shortened for one: z there is interpolated
@@ -198,9 +200,12 @@ def integrate(  # noqa: PLR0913 - keyword options
             all of them.
         step_at: times ``[S]`` at which v jumps (a switch, a dose), with times ``[T]``. A step ends
             just before each and the next begins just behind it: no stage sees the other side.
-        exact_time: v and event receive t in the dtype of the times. Else it is rounded to the real
-            dtype of z, float32 at least, so that it mixes with z: too coarse for a field of t whose
-            float64 times are far from zero.
+        save: s(t, z, x) or s(z, x) -> any pytree of ``[batch, ...]``, kept at each output time in
+            place of z: memory holds T of these and one state. Needs a solver that shows its steps;
+            differentiable with ``Unrolled`` and ``Checkpointed``, times without a gradient.
+        exact_time: v, event and save receive t in the dtype of the times. Else it is rounded to the
+            real dtype of z, float32 at least, so that it mixes with z: too coarse for a field of t
+            whose float64 times are far from zero.
         backend: default torch.
         on_failure: what becomes of samples that do not converge, as in :class:`ImplicitLayer`: a
             warning, and an error where a value is not finite; ``"ignore"`` leaves it to
@@ -210,22 +215,22 @@ def integrate(  # noqa: PLR0913 - keyword options
             stop test, and all of x belongs to it; else such a batch is an error where it is found.
 
     Returns:
-        The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``. Where an event
-        happened, ``event_times`` has its time and ``event_index`` says which it was, and z at the
-        later times is the state there: so ``z[-1]`` is the state at the event. Time and state have
-        the gradient of the implicit function that e(t, z(t), x) = 0 defines, with ``Unrolled``,
-        ``Checkpointed`` and ``Adjoint``; those two evaluate each event twice more for it, and v not
-        at all. At a boolean event the state has the gradient of that at a fixed time.
+        The trajectory; its ``z`` is ``[T, batch, ...]`` with ``z[0] = z0``; with ``save`` what that
+        gave, and ``final().z`` the state to go on from. Where an event happened, ``event_times``
+        has its time, ``event_index`` says which it was, and z at the later times is the state
+        there: so ``z[-1]`` is the state at the event. Time and state have the gradient of the
+        implicit function that e(t, z(t), x) = 0 defines, with ``Unrolled``, ``Checkpointed`` and
+        ``Adjoint``; those two evaluate each event twice more for it, and v not at all. At a boolean
+        event the state has the gradient of that at a fixed time.
 
     Raises:
         SolveError: a sample failed, and ``on_failure`` says so; by default where it is not finite.
         ConfigError: a part cannot be made or used; lists every problem.
         InputError: z0, times or event cannot be used, a tensor in x is neither per sample nor
-            marked as shared, or v or an event returns another structure, shape or dtype.
-        GradientError: dense output with a strategy other than ``Unrolled``, which keeps no graph
-            between the times; an event with one that gives it no gradient, or with ``Adjoint`` and
-            ``step_at``; an event whose derivative along the trajectory is zero, where a gradient is
-            wanted.
+            marked as shared, or v, event or save takes or returns something else.
+        GradientError: dense output with a strategy other than ``Unrolled``; an event or ``save``
+            with one that gives it no gradient, or an event with ``Adjoint`` and ``step_at``; an
+            event whose derivative along the trajectory is zero, where a gradient is wanted.
 
     Example:
         A ball that falls from a height of 1 m; gravity is x.
@@ -244,8 +249,9 @@ def integrate(  # noqa: PLR0913 - keyword options
     chosen, strategy, kernels = _parts(_TRAJECTORY, solver, gradient, backend)
     strategy = strategy or _UNROLLED
     events = as_events(event)
-    check_between(strategy, dense=dense, event=bool(events))
-    solve = Solve(chosen or _TSIT5, as_times(times), dense, events, hit_times, step_at)
+    kept = save if save is None else Save(save)
+    check_between(strategy, dense=dense, event=bool(events), save=save is not None)
+    solve = Solve(chosen or _TSIT5, as_times(times), dense, events, hit_times, step_at, kept)
     options, field = _options(kernels, on_failure, coupled), VectorField(v, exact_time=exact_time)
     found = _returned(Trajectory, run(field, z0, x, solve, strategy, **options), strategy)
     report(found, on_failure, "integrate", owner_of(field))

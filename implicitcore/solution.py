@@ -217,8 +217,9 @@ class Trajectory(_Integrated):
 
     Attributes:
         z: ``[times, batch, ...]``, ``z[0]`` is z0. A sample that failed keeps its last state at the
-            times it did not reach.
+            times it did not reach. With ``save`` what was saved in place of each state.
         times: the output times, ``[times]``, or ``[batch, times]`` those of each sample.
+        end: with ``save`` the state at which each sample ended, shaped like z0; else None.
         event_times: ``[batch]``, when the first event happened, NaN where none did; None where
             there was none to watch.
         event_index: ``[batch]`` int64, which of the events it was; -1: none.
@@ -227,6 +228,7 @@ class Trajectory(_Integrated):
         interpolant: the continuous extension, when asked for; see :meth:`interpolate`.
     """
 
+    end: Any = None
     event_times: Tensor | None = None
     event_index: Tensor | None = None
     event_velocity: Tensor | None = field(default=None, repr=False)
@@ -242,8 +244,7 @@ class Trajectory(_Integrated):
 
         Returns:
             ``[T, batch, ...]``, differentiable where the trajectory is, and with respect to t; NaN
-            where t is later than the time at which a sample ended (it failed, or its event
-            happened).
+            where t is later than the time at which a sample ended.
 
         Raises:
             InputError: t has another shape or is outside of the span; the trajectory has no
@@ -274,9 +275,9 @@ class Trajectory(_Integrated):
         return self.interpolant
 
     def final(self) -> FinalState:
-        """The same at the last time alone."""
+        """The state at the last time alone, also of a trajectory that saved something else."""
         return FinalState(
-            z=pytree.tree_map(lambda z: z[-1], self.z),
+            z=pytree.tree_map(lambda z: z[-1], self.z) if self.end is None else self.end,
             start=self.start,
             status=self.status,
             steps=self.steps,

@@ -114,8 +114,11 @@ class _Pullback:
     step_at: StepAt | None
     divided: Tensor | None = None  # [T, batch], times at which nothing is known or asked
 
-    def __call__(self, bound: Bound, v: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    def __call__(
+        self, bound: Bound, v: Tensor, end: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor | None]]:
         """See :data:`implicitcore.gradients.trajectory.Pullback`."""
+        del end  # it is the last of the states
         check_gradient(v)
         # The adjoint is linear in v: at unit size the tolerances mean the same whatever the scale
         # of the loss.

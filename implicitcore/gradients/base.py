@@ -13,6 +13,7 @@ from torch import Tensor
 from implicitcore.errors import GradientError, InputError
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.event import Event
+from implicitcore.ode_solvers.saved import Save
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.ode_solvers.stops import StepAt
 from implicitcore.options.options import PartMeta
@@ -38,6 +39,7 @@ class Solve:
         events: end each sample at the first of these.
         hit_times: end a step at each output time.
         step_at: times at which the field jumps, where steps end.
+        save: what is kept at the output times, in place of the states.
     """
 
     solver: RootSolver | ODESolver
@@ -46,6 +48,7 @@ class Solve:
     events: tuple[Event, ...] = ()
     hit_times: bool = False
     step_at: StepAt | None = None
+    save: Save | None = None
 
     @property
     def grid(self) -> Tensor:
@@ -89,18 +92,19 @@ class Solve:
         elif isinstance(solver, StepwiseODESolver):
             found = solver.solve(system, z0, times, **options)
         else:
-            between = self.dense or bool(self.events)
+            between = self.dense or bool(self.events) or self.save is not None
             lack = "gives no values between the times" if between else "does not show its steps"
             raise InputError(
                 f"{type(solver).__name__} {lack}: {', '.join(options)} needs a solver that does"
             )
-        check_trajectory(solver, found, z0, times)
+        if self.save is None:
+            check_trajectory(solver, found, z0, times)
         return found
 
     def _wanted(self) -> dict[str, Any]:
         """What is asked for beside the output times, as a stepwise solver takes it."""
         options = {"dense": self.dense, "event": self.events or None}
-        options |= {"hit_times": self.hit_times, "step_at": self.step_at}
+        options |= {"hit_times": self.hit_times, "step_at": self.step_at, "save": self.save}
         return {name: it for name, it in options.items() if it is not None and it is not False}
 
 
@@ -178,11 +182,13 @@ class GradientStrategy(metaclass=PartMeta):
     Attributes:
         transforms: which derivatives of ``torch.func`` can go through it: "grad", "jvp".
         events: it gives gradients to an integration that ends at an event.
+        saves: it gives gradients to what is saved in place of the states at the output times.
     """
 
     kind: ClassVar[str] = "gradient"
     transforms: ClassVar[tuple[str, ...]] = ()
     events: ClassVar[bool] = False
+    saves: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, solve: Solve, system: System, z0: Tensor) -> Solution | Trajectory:

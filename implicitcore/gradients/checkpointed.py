@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeGuard, final
+from typing import ClassVar, TypeGuard, final
 
 import torch
 from torch import Tensor
@@ -13,30 +13,25 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError
 from implicitcore.gradients.base import GradientStrategy, Solve
-from implicitcore.gradients.checkpoints import Checkpoints
 from implicitcore.gradients.event_times import with_event_times
-from implicitcore.gradients.trajectory import Bound, agrees, attach, pull, require_same, total
-from implicitcore.ode_solvers.events import Crossings
-from implicitcore.ode_solvers.integration import Integration
-from implicitcore.ode_solvers.lockstep import Lockstep
-from implicitcore.ode_solvers.loop import StepsLeft
-from implicitcore.ode_solvers.outputs import Outputs
-from implicitcore.ode_solvers.recorded_cuts import RecordedCuts, ReplayedCuts
-from implicitcore.ode_solvers.recorded_steps import RecordedSteps, ReplayedSteps
-from implicitcore.ode_solvers.recorder import TrajectoryRecorder
-from implicitcore.ode_solvers.samples import Samples
-from implicitcore.ode_solvers.step_chooser import (
-    GridSteps,
-    choose_steps,
+from implicitcore.gradients.recorded_integration import RecordedIntegration
+from implicitcore.gradients.trajectory import (
+    Bound,
+    agrees,
+    attach,
+    pull,
+    require_same,
+    total,
 )
+from implicitcore.ode_solvers.integration import Integration
+from implicitcore.ode_solvers.samples import Samples
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
-from implicitcore.ode_solvers.stops import Stops
-from implicitcore.ode_solvers.times import check_times
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Backward, Solution, Trajectory
 from implicitcore.system.system import System
+from implicitcore.tensors.graph_leaves import Listed
 
 
 @final
@@ -74,6 +69,7 @@ class Checkpointed(Options, GradientStrategy):
     """
 
     events: ClassVar[bool] = True
+    saves: ClassVar[bool] = True
 
     checkpoints: Count | None = None
 
@@ -85,10 +81,10 @@ class Checkpointed(Options, GradientStrategy):
         if not torch.is_grad_enabled():
             return solve(system, z0)
         with torch.no_grad():
-            forward = _Forward(solver, solve, system, z0, self.checkpoints)
+            forward = RecordedIntegration(solver, solve, system, z0, self.checkpoints)
             solution = forward.run.trajectory()
         pullback = _Pullback(forward, solution.backward)
-        found = attach(self, pullback, system, solution, z0, replays=True)
+        found = attach(self, pullback, system, solution, z0, replays=True, save=solve.save)
         return with_event_times(self, solve, system, found)
 
 
@@ -103,89 +99,6 @@ def _refusal(solver: object) -> str:
         f"Checkpointed takes the steps of a solver again, and {name} shows none; use "
         "Adjoint(solver=Tsit5()), or another solver"
     )
-
-
-class _Forward:
-    """An integration whose choices are recorded, with the states that were kept of it.
-
-    Arguments:
-        solver: makes the steps.
-        solve: has the output times.
-        system: the vector field.
-        z0: ``[batch, n]``.
-        budget: most states kept beside the first.
-    """
-
-    def __init__(
-        self,
-        solver: StepwiseODESolver[Any],
-        solve: Solve,
-        system: System,
-        z0: Tensor,
-        budget: int | None,
-    ) -> None:
-        control, times = solver.step_size, check_times(solve.grid, z0, of_each=True)
-        stops = Stops.of(times, z0, hit_times=solve.hit_times, step_at=solve.step_at)
-        chooser = choose_steps(control, stops, solver.max_steps)
-        self.chooser = RecordedSteps(chooser)
-        self.kept = Checkpoints[Samples](budget)
-        self.run = run = Integration.at_start(solver, system, z0, stops, self.chooser)
-        self.grid, self.together, left = None, 0, StepsLeft(solver.max_steps)
-        self.cuts: RecordedCuts | None = None
-        if solve.events:
-            self.cuts = RecordedCuts(Crossings(solve.events, system, run.samples.t, z0))
-            run.record(TrajectoryRecorder(cutter=self.cuts))
-        elif isinstance(chooser, GridSteps):
-            left.sure -= self._lockstep(chooser)
-        while run.more and left.take(run):
-            self.kept.offer(self.steps, copy.copy(run.samples))
-            if run.begin():
-                run.step()
-
-    @property
-    def steps(self) -> int:
-        """How many were taken."""
-        return self.together + len(self.chooser.record)
-
-    def _lockstep(self, chooser: GridSteps) -> int:
-        """The steps of all samples together; how many of them are behind the last stop."""
-        together = Lockstep.of(self.run, chooser)
-        while together.going:
-            self.kept.offer(chooser.index, copy.copy(self.run.samples))
-            together.step()
-        together.settle()
-        self.grid, self.together = chooser.grid, chooser.index
-        self.kept.forget(self.together)
-        return together.spent
-
-    def replay(self, system: System, samples: Samples, index: int, steps: int) -> Integration:
-        """An integration that goes on from the samples before a step as this one did.
-
-        So many steps: those of all samples together first.
-        """
-        run, first = self.run, min(steps, max(self.together - index, 0))
-        chooser = ReplayedSteps(self.chooser.record, index + first - self.together)
-        cuts = self.cuts and TrajectoryRecorder(cutter=ReplayedCuts(self.cuts.record, chooser))
-        again = Integration(
-            run.solver,
-            system,
-            run.stops,
-            chooser,
-            copy.copy(samples),
-            Outputs(),
-            recorder=cuts,
-            started=True,
-        )
-        if first and self.grid is not None:
-            together = Lockstep(again, GridSteps(self.grid, index), every=None)
-            for _ in range(first):
-                together.step()
-            if index + steps >= self.together:
-                together.settle()
-        for _ in range(steps - first):
-            again.begin()
-            again.step()
-        return again
 
 
 def _carried(samples: Samples) -> list[Tensor]:
@@ -209,25 +122,37 @@ def _differentiable(leaf: object) -> TypeGuard[Tensor]:
 class _Pullback:
     """The backward pass, one step at a time."""
 
-    forward: _Forward
+    forward: RecordedIntegration
     record: Backward
 
-    def __call__(self, bound: Bound, v: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
+    def __call__(
+        self, bound: Bound, v: Tensor, end: Tensor | None = None
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
         """See :data:`implicitcore.gradients.trajectory.Pullback`."""
-        *arrivals, last = self._arrivals(v)
-        cotangents: Sequence[Tensor | None] = [last]
-        gradients: list[Tensor | None] = [None] * len(bound.inputs)
-        after, same = self.forward.run.samples.z, []
+        outputs = self.forward.run.outputs
+        arrivals, last, gradients = self._arrivals(bound, v)
+        cotangents: Sequence[Tensor | None] = [total(last, end)]
+        after, same, listed = self.forward.run.samples.z, [], Listed(bound.inputs)
         for index in reversed(range(self.forward.steps)):
             with torch.no_grad():
                 samples = self._before(index, bound.system)
-            cotangents, found, end = self._step(samples, index, bound, cotangents, arrivals)
-            same.append(agrees(end, after))
+            run, before = self._step(samples, index, bound)
+            reached = [*zip(_carried(run.samples), cotangents, strict=False)]
+            rows, known = run.outputs.rows, outputs.rows[: len(arrivals)]
+            if outputs.saves and rows:
+                listed.check("what is saved", rows, before)
+                again = zip(rows, known[-len(rows) :], strict=True)
+                same += [agrees(row.detach(), kept) for row, kept in again]
+            reached += [(row, arrivals.pop()) for row in reversed(rows)]
+            cotangents, found = _pulled(reached, before, bound.inputs)
+            same.append(agrees(run.samples.z.detach(), after))
             after = samples.z
             gradients = [total(*pair) for pair in zip(gradients, found, strict=True)]
         require_same(same)  # once, for a look at each step would wait for the device
+        first, found = self._first(bound, arrivals[0])
         self.record.evaluations += bound.system.evaluations
-        return total(cotangents[0], arrivals[0]), gradients
+        gradients = [total(*pair) for pair in zip(gradients, found, strict=True)]
+        return total(cotangents[0], first), gradients
 
     def _before(self, index: int, system: System) -> Samples:
         """The samples before a step."""
@@ -237,38 +162,57 @@ class _Pullback:
 
         return self.forward.kept.take(index, advance)
 
-    def _arrivals(self, v: Tensor) -> Sequence[Tensor]:
-        """The cotangent of each row of states that arrived together, and of the last state."""
+    def _arrivals(
+        self, bound: Bound, v: Tensor
+    ) -> tuple[list[Tensor | None], Tensor | None, list[Tensor | None]]:
+        """The cotangents of each row of what arrived together and of the last state.
+
+        And of the inputs, as far as what is kept of that state depends on them.
+        """
         run = self.forward.run
-        rows = [row.detach().requires_grad_() for row in (*run.outputs.rows, run.samples.z)]
+        rows = [row.detach().requires_grad_() for row in run.outputs.rows]
+        z, reached = run.samples.z.detach().requires_grad_(), run.samples.ahead.next
         with torch.enable_grad():
-            z = run.outputs.assemble(rows[:-1], rows[-1], run.samples.ahead.next, run.stops.times)
-        return torch.autograd.grad(z, rows, v, allow_unused=True)
+            late = run.outputs.again(bound.system).late(run.samples.t, z, reached)
+            states = run.outputs.assemble(rows, late, reached, run.stops.times)
+        found = pull([states], [*rows, z, *bound.inputs], [v])
+        count = len(rows)
+        return [*found[:count]], found[count], [*found[count + 1 :]]
+
+    def _first(
+        self, bound: Bound, v: Tensor | None
+    ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+        """The cotangents of z0 and of the inputs, for what is kept of it."""
+        run = self.forward.run
+        with torch.enable_grad():
+            z0 = self.forward.z0.detach().requires_grad_()
+            t = run.stops.times[0].expand(len(z0))
+            row = run.outputs.again(bound.system).kept(t, z0)
+        (first,), found = _pulled([(row, v)], [z0], bound.inputs)
+        return first, found
 
     def _step(
-        self,
-        samples: Samples,
-        index: int,
-        bound: Bound,
-        cotangents: Sequence[Tensor | None],
-        arrivals: list[Tensor],
-    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None], Tensor]:
-        """The cotangents of what the step began with, its share of the gradients, and its end."""
+        self, samples: Samples, index: int, bound: Bound
+    ) -> tuple[Integration, Sequence[Tensor]]:
+        """A step taken again with a graph, and what it began with."""
         start = copy.copy(samples)
         _detach(start)
         before, evaluations = _carried(start), bound.system.evaluations
         with torch.enable_grad():
             run = self.forward.replay(bound.system, start, index, 1)
         self.record.vjps += bound.system.evaluations - evaluations
-        reached = [
-            *zip(_carried(run.samples), cotangents, strict=False),
-            *((row, arrivals.pop()) for row in reversed(run.outputs.rows)),
-        ]
-        used = [(tensor, v) for tensor, v in reached if tensor.requires_grad and v is not None]
-        wrt = [*before, *bound.inputs]
-        found = (
-            pull([tensor for tensor, _ in used], wrt, [v for _, v in used])
-            if used
-            else [None] * len(wrt)
-        )
-        return found[: len(before)], found[len(before) :], run.samples.z.detach()
+        return run, before
+
+
+def _pulled(
+    reached: Sequence[tuple[Tensor, Tensor | None]],
+    before: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+    """The cotangents of what came ``before`` and of the inputs, for those of what they led to."""
+    used = [(tensor, v) for tensor, v in reached if tensor.requires_grad and v is not None]
+    wrt = [*before, *inputs]
+    if not used:
+        return [None] * len(before), [None] * len(inputs)
+    found = pull([tensor for tensor, _ in used], wrt, [v for _, v in used])
+    return found[: len(before)], found[len(before) :]

@@ -18,8 +18,10 @@ from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 
 
-def check_between(strategy: GradientStrategy, *, dense: bool, event: bool) -> None:
-    """Refuse what is wanted between the output times where a strategy gives it no gradient.
+def check_between(
+    strategy: GradientStrategy, *, dense: bool = False, event: bool = False, save: bool = False
+) -> None:
+    """Refuse what is wanted beside the output times where a strategy gives it no gradient.
 
     Raises:
         GradientError: it does not.
@@ -33,6 +35,12 @@ def check_between(strategy: GradientStrategy, *, dense: bool, event: bool) -> No
     if event and not strategy.events:
         raise GradientError(
             f"{name} gives no gradient to an event: expected Unrolled, Checkpointed or Adjoint"
+        )
+    if save and not strategy.saves and torch.is_grad_enabled():
+        raise GradientError(
+            f"{name} goes back from the states at the output times, in whose place save keeps "
+            "something else: use Checkpointed or Unrolled, or leave out save and take the function "
+            "of trajectory.z"
         )
 
 
@@ -58,19 +66,24 @@ def with_event_times(
     if times is None or index is None or velocity is None:
         return found
     last = found.times[-1].expand_as(times)
+    end = found.z[-1] if found.end is None else found.end
     t, move = torch.where(index < 0, last, times), torch.zeros_like(times)
     for which in range(len(solve.events)):
-        e = event_value(solve.events, which, system, t, found.z[-1])
+        e = event_value(solve.events, which, system, t, end)
         if not e.requires_grad:  # a boolean, or one of the time alone
             continue
         who = index == which
-        rate = _rate(solve, which, system, t, found.z[-1].detach(), velocity, who)
+        rate = _rate(solve, which, system, t, end.detach(), velocity, who)
         change = torch.where(who, (e - e.detach()).to(t.dtype), 0)
         move = move - change / torch.where(who, rate, 1)
     if not move.requires_grad:
         return found
     move = first_order(move, first_only(type(strategy).__name__))
     later = (index >= 0) & ~earlier(found.times, times)
+    if solve.save is not None:
+        end = end + column(move).to(end.dtype) * velocity
+        z = torch.where(later.unsqueeze(2), solve.save(system, t + move, end), found.z)
+        return found.amended(event_times=times + move, z=z, end=end)
     shift = torch.where(later, move, 0).unsqueeze(2).to(found.z.dtype)
     return found.amended(event_times=times + move, z=found.z + shift * velocity)
 

@@ -43,14 +43,24 @@ def without_failed(
     if not (masks or torch.is_grad_enabled()) or not found.failed:
         return found
     left_out = ~found.converged if masks else found.status == Status.NON_FINITE
-    value = z0.detach().nan_to_num(0.0, 0.0, 0.0)
+    first = found.z[0] if isinstance(found, Trajectory) else z0
+    value, begin = (z.detach().nan_to_num(0.0, 0.0, 0.0) for z in (first, z0))
     if masks and bool(left_out.all()):
-        return _every(found, value.expand_as)
+        return _ended(_every(found, value.expand_as), begin, left_out)
     if torch.is_grad_enabled() and bool(left_out.any()):
         found = _solved_apart(found, left_out, again, system, z0)
     if not masks:
         return found
-    return _every(found, lambda states: torch.where(column(left_out), value, states))
+    found = _every(found, lambda states: torch.where(column(left_out), value, states))
+    return _ended(found, begin, left_out)
+
+
+def _ended(found: Solution | Trajectory, begin: Tensor, left_out: Tensor) -> Solution | Trajectory:
+    """The result whose samples ``left_out`` end where they began, where it says so beside z."""
+    end = getattr(found, "end", None)
+    if end is None:
+        return found
+    return found.amended(end=torch.where(column(left_out), begin, end))
 
 
 def _every(
@@ -71,7 +81,9 @@ def _solved_apart(
         listed = (p for p in system.dynamics.parameters() if p.requires_grad)
         depends = union(graph_leaves(found.z), listed)
         start = z0 if isinstance(found, Trajectory) else z0.detach()
-        return _every(found, lambda states: _Stays.apply(states.detach(), start, *depends))
+        stay = _every(found, lambda states: _Stays.apply(states.detach(), start, *depends))
+        end = getattr(found, "end", None)
+        return stay if end is None else stay.amended(end=end.detach())
     batch = torch.arange(len(left_out), device=left_out.device)
     rows = torch.where(left_out, others[0], batch)
     subsystem = system.restrict(rows)
@@ -85,7 +97,7 @@ def _solved_apart(
             return None
         return torch.where(column(left_out) if old.ndim > 1 else left_out, old.detach(), new)
 
-    names = ("z", "iterates", "event_times", "event_index")
+    names = ("z", "end", "iterates", "event_times", "event_index")
     changes: dict[str, Any] = {name: joined(*_both(found, part, name)) for name in names}
     old, new = _both(found, part, "interpolant")
     if old is not None and new is not None:
@@ -106,15 +118,14 @@ class _Stays(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, z0: Tensor, *depends: Tensor) -> Tensor:
-        del z0
-        ctx.depends = depends
+        ctx.start, ctx.dtype, ctx.depends = z0.shape, z0.dtype, depends
         return z.view_as(z)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (v,) = grad_outputs
         zeros = (torch.zeros_like(tensor) for tensor in ctx.depends)
-        return None, torch.zeros_like(v[0]) if v.ndim > 2 else None, *zeros
+        return None, v.new_zeros(ctx.start, dtype=ctx.dtype) if v.ndim > 2 else None, *zeros
 
 
 @dataclass(frozen=True, eq=False)

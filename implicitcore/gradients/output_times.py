@@ -29,7 +29,8 @@ def run_from(
     one evaluation, without a graph, where the times require a gradient, and nothing else.
 
     Raises:
-        GradientError: the times have a tangent of forward mode.
+        GradientError: the times have a tangent of forward mode, or require a gradient where the
+            states there are not kept.
     """
     times = solve.times
     if times is None:
@@ -39,6 +40,8 @@ def run_from(
     solve = replace(solve, times=times.detach())
     if not torch.is_grad_enabled():
         return _run(strategy, solve, system, z0)
+    if solve.save is not None:
+        raise GradientError(_SAVED)
     moves = Moves.of(times, z0)
     start = moves.start(z0, system.velocity, solve.grid)
     found = _run(strategy, solve, system, start)
@@ -154,6 +157,10 @@ def _rate(velocity: Velocity, t: Tensor, z: Tensor) -> Tensor:
     return torch.where(found.isfinite(), found, 0)
 
 
+_SAVED = (
+    "times: the gradient with respect to them needs the states there, in whose place save keeps "
+    "something else: give times.detach(), or leave out save and take the function of trajectory.z"
+)
 _REVERSE = (
     "times: the gradient with respect to them is a first derivative, of torch.autograd.grad or "
     "backward; for a second one (create_graph=True), torch.func and forward mode with respect to "

@@ -102,15 +102,26 @@ def packed(  # noqa: PLR0913 - as run
     else:
         solution = scope.call(_solved, *asked)
     system.context.end()
-    z = packing.unpack(apart(solution.z, begin, problem.x))
+    found = _unpacked(solution, solve, system, begin, z0)
+    return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
+
+
+def _unpacked(
+    solution: Solution | Trajectory, solve: Solve, system: System, begin: Any, z0: Any
+) -> Solution | Trajectory:
+    """The packed result as the user gets it, from the start as it was given and as it was used."""
+    packing = system.packing
+    kept = packing if solve.save is None else solve.save.known
+    z = kept.unpack(apart(solution.z, begin, system.problem.x))
     parts: dict[str, Any] = {"z": z, "start": z0}
     if isinstance(solution, Solution) and solution.iterates is not None:
         parts["iterates"] = packing.unpack(solution.iterates)
     if isinstance(solution, Trajectory):
         parts["event_velocity"] = None  # it was for the gradient strategies
+        if solution.end is not None:
+            parts["end"] = packing.unpack(apart(solution.end, begin, system.problem.x))
         parts["times"] = solution.times.T if solution.times.ndim > 1 else solution.times
-    found = amended(solution, **parts)
-    return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
+    return amended(solution, **parts)
 
 
 def _solved(

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError
+from implicitcore.ode_solvers.saved import Save
 from implicitcore.solution import Backward, Trajectory
 from implicitcore.system.system import System
 from implicitcore.tensors.autocast import suspended
-from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
+from implicitcore.tensors.graph_leaves import Listed, graph_leaves, inputs, union
 from implicitcore.tensors.restrict import SHARED
 
 
@@ -32,11 +33,12 @@ class Bound(NamedTuple):
     inputs: list[Tensor]
 
 
-Pullback = Callable[[Bound, Tensor], tuple[Tensor | None, Sequence[Tensor | None]]]
-"""From v = dL/dz at each output time, ``[T, batch, n]``: dL/dz0 and the gradients of the inputs."""
+Pullback = Callable[[Bound, Tensor, Tensor | None], tuple[Tensor | None, Sequence[Tensor | None]]]
+"""From v = dL/dz at each output time, ``[T, batch, n]``, and that of the end, where the trajectory
+has one beside z: dL/dz0 and the gradients of the inputs."""
 
 
-def attach(
+def attach(  # noqa: PLR0913 - keyword options
     strategy: object,
     pullback: Pullback,
     system: System,
@@ -44,24 +46,32 @@ def attach(
     z0: Tensor,
     *,
     replays: bool = False,
+    save: Save | None = None,
 ) -> Trajectory:
     """The trajectory, solved without a graph, whose z is differentiated by ``pullback``.
 
     Gradients reach z0, the tensors of x, the parameters of the dynamics, and the leaves that the
     vector field depends on at the first or the last time: an evaluation at each finds those that no
     module lists, and is compared with the field of the backward pass. A pullback that ``replays``
-    the steps compares them itself: its leaves are looked for at the first time.
+    the steps compares them itself: its leaves are looked for at the first time, with those of what
+    it is to ``save`` there.
     """
     ends = slice(0, 1) if replays else slice(None, None, max(len(solution.times) - 1, 1))
-    probe = _Probe(solution.times[ends], solution.z[ends])
-    captured = probe.record(system.bind(pytree.tree_map_only(Tensor, torch.detach, system.x)))
+    start = solution.start.detach().unsqueeze(0)
+    probe = _Probe(solution.times[ends], solution.z[ends] if save is None else start)
+    bare = system.bind(pytree.tree_map_only(Tensor, torch.detach, system.x))
+    captured = probe.record(bare)
+    if save is not None:
+        with torch.enable_grad():
+            row = save(bare, solution.times[0].expand(len(z0)), start[0])
+        captured = union(captured, graph_leaves(row))
     system.evaluations += len(probe.times)
     listed = (p for p in system.dynamics.parameters() if p.requires_grad)
     captured = union(listed, captured)
     name, record = type(strategy).__name__, solution.backward
     call = _Call(name, pullback, system, captured, probe, replays, record)
-    z = _Attached.apply(call, solution.z, z0, *inputs(system.x), *captured)
-    return solution.amended(z=z, evaluations=system.evaluations)
+    z, end = _Attached.apply(call, solution.z, solution.end, z0, *inputs(system.x), *captured)
+    return solution.amended(z=z, end=end, evaluations=system.evaluations)
 
 
 class _Probe:
@@ -129,14 +139,9 @@ _CHANGED = (
 
 @dataclass(eq=False)
 class _Again(System):
-    """The forward system in a backward pass: it may depend on no other leaves than the inputs.
+    """The forward system in a backward pass: it may depend on no other leaves than the inputs."""
 
-    A field makes leaves of its own, as the equilibrium of a layer inside it: those are new in each
-    evaluation, and one that was there in the last is not.
-    """
-
-    inputs: Sequence[Tensor] = field(metadata=SHARED)
-    unlisted: set[Tensor] = field(default_factory=set, metadata=SHARED)
+    listed: Listed = field(metadata=SHARED)
 
     @property
     def is_field(self) -> bool:
@@ -144,25 +149,10 @@ class _Again(System):
         return True
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
-        """See :meth:`System.velocity`.
-
-        Raises:
-            GradientError: the field depends on a leaf that would get no gradient.
-        """
+        """See :meth:`System.velocity`."""
         velocity = super().velocity(t, z)
-        if velocity.grad_fn is not None:
-            unlisted = set(graph_leaves(velocity, [z])).difference((z, *self.inputs))
-            for leaf in unlisted & self.unlisted:
-                raise GradientError(_unlisted(leaf))
-            self.unlisted = unlisted
+        self.listed.check("the vector field", [velocity], [z])
         return velocity
-
-
-def _unlisted(leaf: Tensor) -> str:
-    return (
-        f"the vector field depends on a tensor of shape {list(leaf.shape)} at some times, and not "
-        "where its tensors were looked for: give it in x, or make it a parameter of the dynamics"
-    )
 
 
 class _Call(NamedTuple):
@@ -179,7 +169,7 @@ class _Call(NamedTuple):
     def bound(self) -> Bound:
         x = pytree.tree_map_only(Tensor, _leaf, self.system.x)
         listed, system = [*inputs(x), *self.captured], self.system.bind(x)
-        return Bound(_Again(system.problem, system.context, listed), listed)
+        return Bound(_Again(system.problem, system.context, Listed(listed)), listed)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -219,10 +209,10 @@ class _Attached(torch.autograd.Function):
     """The stored trajectory, differentiable in z0 and the tensors of the vector field."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, z: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, call: _Call, z: Tensor, end: Tensor | None, *tensors: Tensor) -> Any:
         ctx.call = call
         ctx.save_for_backward(*tensors)
-        return z.clone()
+        return z.clone(), None if end is None else end.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -232,8 +222,8 @@ class _Attached(torch.autograd.Function):
             if not call.replays:
                 call.probe.check(bound.system)
                 call.record.evaluations += len(call.probe.times)
-            z0, gradients = call.pullback(bound, grad_outputs[0])
-        return None, None, z0, *gradients
+            z0, gradients = call.pullback(bound, *grad_outputs)
+        return None, None, None, z0, *gradients
 
 
 def pull(

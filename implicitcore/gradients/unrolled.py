@@ -42,6 +42,7 @@ class Unrolled(Options, GradientStrategy):
 
     transforms: ClassVar[tuple[str, ...]] = ("grad", "jvp")
     events: ClassVar[bool] = True
+    saves: ClassVar[bool] = True
 
     iterates: tuple[Count, ...] = ()
 
@@ -55,7 +56,11 @@ class Unrolled(Options, GradientStrategy):
             return solution
         # An empty batch takes no step: one evaluation connects it with what f depends on, as a
         # data-parallel module requires.
-        return solution.amended(z=solution.z + system.update(z0), evaluations=system.evaluations)
+        nothing = system.update(z0).sum(1, keepdim=True)
+        if nothing.is_complex() and not solution.z.is_complex():
+            nothing = nothing.real
+        z = solution.z + nothing.to(solution.z.dtype)
+        return solution.amended(z=z, evaluations=system.evaluations)
 
 
 def _connected(solve: Solve, system: System, found: Solution | Trajectory) -> Solution | Trajectory:

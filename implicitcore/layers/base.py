@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,13 +13,13 @@ from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import ConfigError
-from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.base import GradientStrategy
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.run import RunOptions, packed
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.layers import observers
-from implicitcore.layers.call import solver_of_call, times_of
+from implicitcore.layers.call import solve_of, solver_of_call
 from implicitcore.layers.distributed import SharedGroup, group_of
 from implicitcore.layers.initial import InitialGuess, Zeros
 from implicitcore.layers.options import OPTIONS, LayerMeta, LayerOption, replaced
@@ -131,7 +131,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             z0: begin from here and not from the layer's start.
             keys: int64 ``[batch]``, the number of each sample, for a :class:`WarmStart`.
             times: as :meth:`solve` takes them; z is then ``[T, batch, ...]``.
-            options: of the solver, for this call alone: ``layer(x, tol=1e-6, max_steps=100)``.
+            options: of the solver, for this call alone: ``layer(x, tol=1e-6)``; and ``save``.
 
         Raises:
             SolveError: a sample failed, and ``on_failure`` says so.
@@ -149,6 +149,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         *,
         keys: Any = None,
         times: Times = None,
+        save: Callable[..., Any] | None = None,
         trace: bool = False,
         **options: Any,
     ) -> Solution | FinalState | Trajectory:
@@ -168,11 +169,12 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             times: with an ODE solver the output times ``[T]``, or ``[batch, T]`` those of each
                 sample, in place of 0 and ``horizon``: the start is at the first, and the result is
                 the :class:`~implicitcore.Trajectory`, z ``[T, batch, ...]``.
+            save: with times what is kept at each in place of z, as :func:`integrate` takes it.
             trace: keep the residual after each step.
             options: of the layer's solver, for this call alone, read as its own are.
         """
         solver = solver_of_call(self.solver, options) if options else self.solver
-        options = {"solver": solver, "times": times, "trace": trace}
+        options = {"solver": solver, "times": times, "save": save, "trace": trace}
         if z0 is None:
             solution = self._scope().call(self._started, x, keys, options)
         else:
@@ -292,9 +294,8 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     def _run(
         self, begin: Any, x: Any, call: Mapping[str, Any]
     ) -> Solution | FinalState | Trajectory:
-        solver, times = call["solver"], call["times"]
-        solve = Solve(solver, times_of(solver, begin, times, self.horizon))
+        solve, times = solve_of(call, begin, self.horizon, self.gradient), call["times"]
         options: RunOptions = {"backend": self.backend, "trace": call["trace"]}
-        options["coupled"], options["on_failure"] = self.coupled, self.on_failure
+        options |= {"coupled": self.coupled, "on_failure": self.on_failure}
         found = packed(self.dynamics, begin, x, solve, self.gradient, options)
         return found.final() if times is None and isinstance(found, Trajectory) else found

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend
 from implicitcore.errors import ConfigError, InputError, show
-from implicitcore.gradients.base import GradientStrategy
+from implicitcore.gradients.base import GradientStrategy, Solve
+from implicitcore.gradients.event_times import check_between
+from implicitcore.ode_solvers.saved import Save
 from implicitcore.ode_solvers.times import Times, as_times, span
 from implicitcore.options.types import OnFailure, Spec
 from implicitcore.root_solvers.base import RootSolver
@@ -60,12 +62,39 @@ def times_of(solver: Any, z0: Any, times: Times, horizon: float) -> Tensor | Non
     return None
 
 
+def solve_of(call: Mapping[str, Any], z0: Any, horizon: float, gradient: GradientStrategy) -> Solve:
+    """The solve of a call, from a start.
+
+    Arguments:
+        call: the solver, the output times, and what is to be saved there.
+        z0: the start.
+        horizon: the end where there are no times.
+        gradient: the strategy of the solve.
+
+    Raises:
+        InputError: there is something to save, and no times to save it at.
+        GradientError: the strategy gives no gradient to it.
+    """
+    solver, times, save = call["solver"], call["times"], call["save"]
+    solve = Solve(solver, times_of(solver, z0, times, horizon))
+    if save is None:
+        return solve
+    if times is None:
+        raise InputError("save: it is what is kept at output times, and none were given: times=...")
+    check_between(gradient, save=True)
+    return replace(solve, save=Save(save))
+
+
 def refuse_options(options: Mapping[str, Any]) -> None:
     """Require that a solve in a graph is called with x and z0 alone.
 
     Raises:
         ConfigError: there are options of this call.
     """
+    if options.get("save") is not None:
+        raise ConfigError(
+            ["save: a solve in a graph gives the states: take the function of them, or the layer"]
+        )
     if options:
         problem = "a solve in a graph has its options in the graph; set them on the layer before"
         raise ConfigError([f"{name}: {problem}" for name in options])

@@ -34,8 +34,8 @@ class Event:
     time and state have the gradient of the implicit function.
 
     Attributes:
-        function: e(t, z, x), or as its signature says e(z, x), -> ``[batch]``, real or bool; t comes
-            as ``[batch, 1, ..., 1]``.
+        function: e(t, z, x) or, as its signature says, e(z, x) -> ``[batch]``, real or bool; t
+            comes as ``[batch, 1, ..., 1]``.
         direction: ``"any"``; ``"rising"``, from negative to positive; or ``"falling"``.
 
     Raises:

@@ -263,10 +263,7 @@ class Integration:
             samples.state = chosen(which, state, samples.state)
 
     def _keep(self, step: Step, which: Tensor | None) -> None:
-        """The new state for the samples that accepted.
-
-        For all of them without a choice where ``which`` is None.
-        """
+        """The new state for the samples that accepted; None: for all, without a choice."""
         samples, rest = self.samples, self.rest.rows
         self.own_points = bool(step.points)
         if which is None:
@@ -286,14 +283,18 @@ class Integration:
         """
         samples, outputs, recorder = self.samples, self.outputs, self.recorder
         times, cutter = self.stops.times, recorder and recorder.cutter
-        z0 = outputs.rows[0] if self.observer is None else None
-        self.rest.check(self.system, self.solver.velocity, samples, times, z0)
+        z0, reached = outputs.start, samples.ahead.next
+        asked = z0 if self.observer is None else None
+        self.rest.check(self.system, self.solver.velocity, samples, times, asked)
+        found = recorder.found(self.system, self.stops) if recorder else {}
+        late = outputs.late(samples.now(found.get("event_times")), samples.z, reached)
         return Trajectory(
-            z=outputs.assemble(outputs.rows, samples.z, samples.ahead.next, times),
-            start=outputs.rows[0],
+            z=outputs.assemble(outputs.rows, late, reached, times),
+            start=z0,
+            end=samples.z if outputs.saves else None,
             status=samples.status(cutter and cutter.ended),
             steps=samples.steps,
             evaluations=self.system.evaluations,
             times=times,
-            **(recorder.found(self.system, self.stops) if recorder else {}),
+            **found,
         )

@@ -177,7 +177,7 @@ class Lockstep:
         end, last = grid.end[index - 1].expand(len(samples.z)), index == len(grid)
         step, piece = extended(run.solver, run.system, start, step, end, last=last)
         samples.state = step.state  # what the next step begins with is not evaluated twice
-        run.outputs.pass_together(start, piece, self._ahead.visit.reached - self._ahead.reached)
+        run.outputs.pass_together(start, piece, self._ahead.reached, self._ahead.visit.reached)
         self._go_on()
 
     def _now(self) -> Tensor:
@@ -236,7 +236,7 @@ class Lockstep:
     def _arrive(self) -> None:
         """All samples are at a stop or an output time."""
         run, samples, (came, _, first) = self.run, self.run.samples, self._ahead
-        run.outputs.arrive_together(samples.z, came.reached - first)
+        run.outputs.arrive_together(samples.z, first, came.reached)
         if run.observer is not None:
             which = torch.full_like(samples.count.each, first)
             here = torch.full_like(samples.done, came.reached > first)

@@ -17,6 +17,7 @@ from implicitcore.ode_solvers.graphed_steps import Chunks
 from implicitcore.ode_solvers.integration import Integration
 from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.recorder import TrajectoryRecorder
+from implicitcore.ode_solvers.saved import Save, SavedOutputs
 from implicitcore.ode_solvers.step_chooser import ControlledSteps, GridSteps, choose_steps
 from implicitcore.ode_solvers.stepper import StepObserver, Stepper
 from implicitcore.ode_solvers.stops import StepAt, Stops
@@ -36,6 +37,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     event: Events | None = None,
     hit_times: bool = False,
     step_at: StepAt | None = None,
+    save: Save | None = None,
     observer: StepObserver | None = None,
 ) -> Trajectory:
     """Integrate from z0 over the output times, each sample at its own pace.
@@ -50,6 +52,7 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
         event: end each sample where this, or the first of these, happens.
         hit_times: end a step at each output time; else they are interpolated.
         step_at: times at which the field jumps: steps end before and begin behind them.
+        save: what is kept at the output times, in place of the states.
         observer: called along the steps, which then end at each output time.
     """
     control = solver.step_size if stop is None else solver.step_size.steady_state()
@@ -60,6 +63,8 @@ def integrate_loop(  # noqa: PLR0913 - keyword options
     chooser = free or choose_steps(control, stops, solver.max_steps)
     run = Integration.at_start(solver, system, z0, stops, chooser)
     run.observer = observer
+    if save is not None:
+        run.outputs = SavedOutputs(save, system, times, z0)
     steps = StepsLeft(solver.max_steps)
     events, t = as_events(event), run.samples.t
     if dense or events:

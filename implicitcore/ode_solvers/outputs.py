@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from implicitcore.ode_solvers.dense import StepStart, bounded, evaluate
+from implicitcore.system.system import System
 
 
 class Rows(NamedTuple):
@@ -43,27 +44,48 @@ class Outputs:
         z0: the state at the first time, ``[batch, n]``; None where only later ones are wanted.
 
     Attributes:
+        start: the state at the first time, ``[batch, n]``, where there is one.
         rows: z0, then the rows of each arrival ``[rows, n]`` and passage ``[rows, degree + 1, n]``.
         together: what the first of these stand for, those of all samples together, whose rows are
             ``[batch, ...]``; the first is z0.
         which: what the later ones stand for.
     """
 
+    saves: ClassVar[bool] = False  # something else than states
+
     def __init__(self, z0: Tensor | None = None) -> None:
+        self.start = z0
         self.rows: list[Tensor] = [] if z0 is None else [z0]
         self.together: list[Together] = [] if z0 is None else [Together(1)]
         self.which: list[Rows] = []
         self.every: Tensor | None = None  # the index of each sample, made once
 
-    def arrive_together(self, z: Tensor, many: int) -> None:
-        """All samples are at so many of the next output times."""
-        self.rows.append(z)
-        self.together.append(Together(many))
+    def again(self, system: System) -> Outputs:
+        """Others like it, for steps that are taken again in a system, with none so far."""
+        del system
+        return Outputs()
 
-    def pass_together(self, start: StepStart, piece: Sequence[Tensor], many: int) -> None:
-        """All samples pass so many of the next output times."""
+    def kept(self, t: Tensor, z: Tensor) -> Tensor:
+        """What is kept of states ``[batch, n]`` at times ``[batch]``."""
+        del t
+        return z
+
+    def late(self, t: Tensor, z: Tensor, reached: Tensor) -> Tensor:
+        """What is kept at the times that were not reached, of where the samples are now."""
+        del reached
+        return self.kept(t, z)
+
+    def arrive_together(self, z: Tensor, first: int, end: int) -> None:
+        """All samples are at the output times from the first, which is the next, up to the end."""
+        self.rows.append(z)
+        self.together.append(Together(end - first))
+
+    def pass_together(
+        self, start: StepStart, piece: Sequence[Tensor], first: int, end: int
+    ) -> None:
+        """All samples pass the output times from the first, which is the next, up to the end."""
         self.rows.append(torch.stack(list(piece), 1))
-        self.together.append(Together(many, start.t[:1], start.dt[:1]))
+        self.together.append(Together(end - first, start.t[:1], start.dt[:1]))
 
     def forget(self, kept: int) -> None:
         """Forget the rows of all samples together, but for the first ones."""
@@ -108,7 +130,7 @@ class Outputs:
 
         Arguments:
             rows: these, or others of their shapes.
-            last: the state now, ``[batch, n]``: that of the times that were not ``reached``.
+            last: what :meth:`late` gave, ``[batch, n]``, for the times that were not ``reached``.
             reached: output times, the first included, ``[batch]``.
             times: the output times, ``[T]`` or ``[T, batch]``.
         """

@@ -111,6 +111,12 @@ class Samples:
         """The steps taken, ``[batch]``."""
         return self.count.each + self.count.together
 
+    def now(self, event_times: Tensor | None) -> Tensor:
+        """The time of each, ``[batch]``: that of its event with its graph, where one happened."""
+        if event_times is None:
+            return self.t
+        return torch.where(event_times.isnan(), self.t, event_times)
+
     def take(self) -> None:
         """Those that are active took a step."""
         each, together = self.count

@@ -9,6 +9,7 @@ from torch import Tensor
 from implicitcore.ode_solvers.base import ODESolver, Stop
 from implicitcore.ode_solvers.event import Events
 from implicitcore.ode_solvers.loop import integrate_loop
+from implicitcore.ode_solvers.saved import Save
 from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.ode_solvers.stepper import State, Stepper
 from implicitcore.ode_solvers.stops import StepAt
@@ -42,12 +43,13 @@ class StepwiseODESolver(StepLimit, ODESolver, Stepper[State]):
         event: Events | None = None,
         hit_times: bool = False,
         step_at: StepAt | None = None,
+        save: Save | None = None,
     ) -> Trajectory:
         """See :meth:`ODESolver.solve`.
 
         With the continuous extension where ``dense``, and up to the first event of each sample;
         steps end at each output time where ``hit_times``, and at the jumps of the field,
-        ``step_at``.
+        ``step_at``. Where there is something to ``save``, z is that, ``[T, batch, m]``.
         """
         return integrate_loop(
             self,
@@ -59,6 +61,7 @@ class StepwiseODESolver(StepLimit, ODESolver, Stepper[State]):
             event=event,
             hit_times=hit_times,
             step_at=step_at,
+            save=save,
         )
 
 

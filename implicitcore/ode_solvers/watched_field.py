@@ -43,7 +43,7 @@ def recording(run: Integration) -> bool:
     system, backend = run.system, run.system.backend
     if not (isinstance(backend, DeviceBackend) and backend.cuda_graphs):
         return False
-    if type(system) is not System or run.observer is not None:
+    if type(system) is not System or run.observer is not None or run.outputs.saves:
         return False
     if system.context.scope.group is not None or torch.is_grad_enabled():
         return False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
+
+from implicitcore.errors import GradientError
 
 
 def graph_leaves(output: Tensor, stop: Iterable[Tensor] = ()) -> list[Tensor]:
@@ -55,3 +57,36 @@ def union(*groups: Iterable[Tensor]) -> list[Tensor]:
         for tensor in group:
             found.setdefault(id(tensor), tensor)
     return list(found.values())
+
+
+class Listed:
+    """Tells that what is evaluated again depends on no other leaves than those that are known.
+
+    A function makes leaves of its own, as the equilibrium of a layer inside it: those are new in
+    each evaluation, and one that was there in the last is not.
+
+    Arguments:
+        inputs: the leaves.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        self.inputs = inputs
+        self.unlisted: set[Tensor] = set()
+
+    def check(self, what: str, values: Sequence[Tensor], points: Sequence[Tensor]) -> None:
+        """Require it of the values of an evaluation, which may depend on its points too.
+
+        Raises:
+            GradientError: it depends on a leaf that would get no gradient.
+        """
+        found = [graph_leaves(value, points) for value in values if value.grad_fn is not None]
+        if not found:
+            return
+        unlisted = set(union(*found)).difference((*points, *self.inputs))
+        for leaf in unlisted & self.unlisted:
+            raise GradientError(
+                f"{what} depends on a tensor of shape {list(leaf.shape)} at some times, and not "
+                "where its tensors were looked for: give it in x, or make it a parameter of the "
+                "dynamics"
+            )
+        self.unlisted = unlisted
