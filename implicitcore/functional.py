@@ -59,7 +59,7 @@ def fixed_point(  # noqa: PLR0913 - keyword options
 
     Arguments:
         f: the map, a module or function; returns a state shaped like z.
-        z0: the start, any pytree of tensors ``[batch, ...]``.
+        z0: the start, any pytree of tensors ``[batch, ...]``, each of a dtype of its own.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
         solver: as every part its name, a mapping with ``name`` and options, or an object; default
@@ -121,7 +121,7 @@ def find_root(  # noqa: PLR0913 - keyword options
             that of dz/dt: ``Picard``, ``Anderson``, ``SteadyState`` and ``PseudoTransient`` follow
             g to a root that it points to (dg/dz negative: ``a - z``, not ``z - a``; else give -g);
             to ``Newton`` both signs are one problem.
-        z0: the start, any pytree of tensors ``[batch, ...]``.
+        z0: the start, any pytree of tensors ``[batch, ...]``, each of a dtype of its own.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
         solver: a name, a mapping or an object; default ``Broyden()``; stops where ``|g(z, x)| <=
@@ -176,7 +176,7 @@ def integrate(  # noqa: PLR0913 - keyword options
     Arguments:
         v: the vector field, a module or function of (t, z, x) or, as its signature says, of (z, x);
             t comes as ``[batch, 1, ..., 1]`` and broadcasts against z.
-        z0: the start, any pytree of tensors ``[batch, ...]``.
+        z0: the start, any pytree of tensors ``[batch, ...]``, each of a dtype of its own.
         x: the input, any pytree; tensors in it have the batch first, or are marked by
             :func:`shared`.
         times: output times ``[T]``, or ``[batch, T]``, those of each sample; a tensor in a dtype of

@@ -12,7 +12,7 @@ from torch import Tensor
 from implicitcore.backends.base import Backend, Residual, StageSums
 from implicitcore.tensors import host
 from implicitcore.tensors.norms import HALF, column, norm, real_dtype
-from implicitcore.tensors.packing import DTYPES
+from implicitcore.tensors.state import DTYPES
 
 # The index of the largest weight of a sum, that weight, and those of the others relative to it.
 _Weights = tuple[int, float, list[tuple[int, float]]]

@@ -82,7 +82,8 @@ class Implicit(Options, GradientStrategy):
         solution = equilibrium(self, solve, system, z0, self.iterates)
         if not torch.is_grad_enabled():
             return solution
-        solver, record = self.backward_solver(solve.solver, z0.dtype), solution.backward
+        coarsest = max((z0.dtype, *system.context.dtypes), key=lambda each: torch.finfo(each).eps)
+        solver, record = self.backward_solver(solve.solver, coarsest), solution.backward
 
         def at(z: Tensor, on_the_way: bool) -> BackwardSolve:
             jacobian = system.linearize(z.detach() if z.requires_grad else z)

@@ -91,6 +91,8 @@ def packed(  # noqa: PLR0913 - as run
     problem = Problem.of(dynamics, x, packing)
     recorder = Recorder(residuals=[]) if options.get("trace") else None
     context = Context(backend, scope, autocast, recorder=recorder, batch=packing.batch)
+    if packing.dtypes:
+        context = amended(context, dtypes=packing.dtypes)
     system = System(problem, context)
     if torch.is_grad_enabled():
         system = system.with_function_state()

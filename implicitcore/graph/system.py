@@ -19,7 +19,7 @@ from implicitcore.errors import InputError
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.problem import rounding_of, subtracts
 from implicitcore.tensors.norms import real_dtype, scaled_norm
-from implicitcore.tensors.packing import check_returned, check_state
+from implicitcore.tensors.state import check_returned, check_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +79,9 @@ class Layout:
         """
         leaves = pytree.tree_leaves(state)
         shapes = [tuple(leaf.shape) for leaf in leaves]
-        kind = leaves[0].dtype, leaves[0].device
-        check_returned(value, type(dynamics).__name__, (self.spec, shapes, *kind))
+        dtypes = [leaf.dtype for leaf in leaves]
+        of_state = self.spec, shapes, dtypes, leaves[0].device
+        check_returned(value, type(dynamics).__name__, of_state)
         return self.pack(value)
 
     def unpack(self, flat: Tensor) -> Any:

@@ -157,6 +157,7 @@ def check_precision(system: System, dtype: torch.dtype, rtol: float, atol: Absol
 
     Half precision is held to that of its norms.
     """
+    dtype = max((dtype, *system.context.dtypes), key=lambda each: torch.finfo(each).eps)
     eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
     least = min(atol) if isinstance(atol, tuple) else atol
     if rtol + least < eps and not torch.compiler.is_compiling():

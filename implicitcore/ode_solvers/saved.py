@@ -17,7 +17,8 @@ from implicitcore.ode_solvers.stops import of_each
 from implicitcore.system.system import System
 from implicitcore.tensors.like import described
 from implicitcore.tensors.norms import column
-from implicitcore.tensors.packing import DTYPES, Packing
+from implicitcore.tensors.packing import Packing
+from implicitcore.tensors.state import DTYPES
 
 
 class Save:

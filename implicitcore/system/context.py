@@ -66,6 +66,7 @@ class Context:
         batch: samples of the whole, of which a system may have some; None where nobody asks.
         known: where a part of the batch begins, and its residuals there, ``[batch]``, which a stop
             test compares with its first.
+        dtypes: of the tensors of the state, where they differ: their f is rounded to.
     """
 
     backend: Backend = field(metadata=SHARED)
@@ -81,6 +82,22 @@ class Context:
     known: tuple[Tensor, Tensor] | None = field(
         default=None, metadata=rule(lambda value, rows: None)
     )
+    dtypes: tuple[torch.dtype, ...] = field(default=(), metadata=SHARED)
+
+    @property
+    def rounded(self) -> list[torch.dtype]:
+        """The dtypes that values of f are rounded to, where that of the packed state is finer."""
+        return [*(dtype for _, dtype in self.autocast), *self.dtypes]
+
+    def tolerance(self, tol: float, unit: float) -> float:
+        """``tol``, but no less than values of f can meet: a part of a ``unit`` under autocast.
+
+        Of a state of several dtypes a whole one.
+        """
+        if not (self.autocast or self.dtypes):
+            return tol
+        lower = (unit * torch.finfo(dtype).eps for _, dtype in self.autocast)
+        return max(tol, *lower, *(torch.finfo(dtype).eps for dtype in self.dtypes))
 
     def recounted(self) -> Context:
         """The same for another system, which counts by itself and records nothing."""

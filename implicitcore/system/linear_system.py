@@ -117,10 +117,9 @@ class LinearSystem(System):
     def tolerance(self, tol: float) -> float:
         """``tol``, but no less than the products can meet.
 
-        Under autocast they are rounded to its dtype.
+        Under autocast they are rounded to its dtype, and of a state of several to theirs.
         """
-        autocast = self.context.autocast
-        return max(tol, *(torch.finfo(dtype).eps / 2 for _, dtype in autocast)) if autocast else tol
+        return self.context.tolerance(tol, 1 / 2)
 
     def compacts(self, active: int, batch: int) -> bool:
         """At most half: to leave costs an evaluation of those that stay."""

@@ -49,7 +49,7 @@ def cut(found: str, x: Any, batch: int) -> InputError:
 
 def precision(context: Context, dtype: torch.dtype) -> float:
     """The unit of rounding that f is computed in, for states of a dtype."""
-    return max(torch.finfo(each).eps for each in (dtype, *dict(context.autocast).values()))
+    return max(torch.finfo(each).eps for each in (dtype, *context.rounded))
 
 
 def suspects(x: Any, batch: int) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TORCH
@@ -69,7 +68,9 @@ class System:
         Raises:
             InputError: a tensor in x is neither per sample nor shared.
         """
-        context = Context(backend or TORCH, recorder=recorder, batch=packing.batch)
+        context = Context(
+            backend or TORCH, recorder=recorder, batch=packing.batch, dtypes=packing.dtypes
+        )
         return System(Problem.of(dynamics, x, packing), context)
 
     @property
@@ -149,10 +150,9 @@ class System:
         """The relative tolerance that a solver is to meet where it was asked for ``tol``.
 
         No less than f can: under autocast its values are rounded to the lower dtype, and a quarter
-        of a unit there was seen to be met where a hundredth is not.
+        of a unit there was seen to be met where a hundredth is not; a unit, of a mixed state.
         """
-        autocast = self.context.autocast
-        return max(tol, *(torch.finfo(dtype).eps / 4 for _, dtype in autocast)) if autocast else tol
+        return self.context.tolerance(tol, 1 / 4)
 
     def absolute(self, atol: float) -> Tensor | float:
         """The absolute tolerance, in the units of the packed state."""
@@ -244,7 +244,7 @@ class System:
             return context.scope.call(function, *arguments)
         with restored(context.autocast):
             value = context.scope.call(function, *arguments)
-        return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.packing.dtype), value)
+        return self.packing.converted(value)
 
     def value(self, function: Callable[..., Any], z: Tensor, *time: Tensor) -> Tensor:
         """A function of the dynamics at z, packed: one evaluation."""

@@ -5,7 +5,7 @@ It happens once, at the layer's edge. A single tensor is packed by a view.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -14,20 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicitcore.errors import InputError
 from implicitcore.tensors.norms import DOUBLE
 from implicitcore.tensors.restrict import COUNT, SHARED
-from implicitcore.tensors.shared import is_marked
-
-DTYPES = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.complex64,
-    torch.complex128,
-)
-"""What states may be of: those in which torch has all operations of the solvers."""
+from implicitcore.tensors.state import check_returned, check_state
 
 _LEAF = pytree.tree_structure(0)
 
@@ -39,19 +28,24 @@ class Packing:
     A coupled batch, whose samples depend on each other, is one sample: its states are ``[1, n]``,
     with one norm, one step and one stop test for all of them.
 
+    Tensors of different dtypes are packed in the one that holds them all, in which the solver
+    computes. f receives each in its own and returns it so, and so are states and gradients. No
+    tolerance is met beyond what the lowest rounds, and t comes in the lowest, float32 at least.
+
     Attributes:
         spec: the structure of the state.
         shapes: of each leaf, without the batch; of the whole leaf where the batch is coupled.
         batch: samples that are solved apart from each other: 1 where the batch is coupled.
-        dtype: of every leaf.
+        dtype: of the packed state, that of every leaf, or the one that holds them all.
         device: of every leaf.
         coupled: the samples depend on each other.
+        dtypes: of each leaf, where they differ; else empty.
         sizes: entries of each leaf per sample.
         plain: the state is one tensor.
         flat: the state is one tensor ``[batch, n]``, packed as it is.
         full_shapes: of each leaf, as the user gives and gets it.
         spread_shape: of times, to broadcast with the first leaf: -1, 1, .., 1.
-        real_dtype: of norms and times.
+        real_dtype: of times, which mix with every leaf.
     """
 
     spec: pytree.TreeSpec = field(metadata=SHARED)
@@ -60,6 +54,7 @@ class Packing:
     dtype: torch.dtype
     device: torch.device = field(metadata=SHARED)
     coupled: bool = False
+    dtypes: tuple[torch.dtype, ...] = field(default=(), metadata=SHARED)
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
     plain: bool = field(init=False, repr=False, compare=False)
     flat: bool = field(init=False, repr=False, compare=False)
@@ -77,8 +72,8 @@ class Packing:
             real: complex states are packed as their real and imaginary parts.
 
         Raises:
-            InputError: no tensors, no batch dimension, different batch sizes, dtypes or devices, or
-                an integer dtype.
+            InputError: no tensors, no batch dimension, different batch sizes or devices, or an
+                integer dtype.
         """
         if type(z) not in _PLAIN:
             return cls._of(z, coupled, real)
@@ -94,13 +89,15 @@ class Packing:
     @classmethod
     def _of(cls, z: Any, coupled: bool, real: bool) -> Packing:
         leaves, spec = ([z], _LEAF) if isinstance(z, Tensor) else pytree.tree_flatten(z)
-        check_state(z, leaves, coupled=coupled)
-        shapes, dtype = tuple(tuple(leaf.shape) for leaf in leaves), leaves[0].dtype
+        check_state(z, leaves, coupled=coupled, mixed=True)
+        shapes, given = tuple(tuple(leaf.shape) for leaf in leaves), [leaf.dtype for leaf in leaves]
+        dtype, device = functools.reduce(torch.promote_types, given), leaves[0].device
+        dtypes = () if all(each == dtype for each in given) else tuple(given)
         kind = RealPacking if real and dtype.is_complex else cls
         if coupled:
-            return kind(spec, shapes, 1, dtype, leaves[0].device, coupled=True)
+            return kind(spec, shapes, 1, dtype, device, coupled=True, dtypes=dtypes)
         parts, batch = tuple(shape[1:] for shape in shapes), shapes[0][0]
-        return kind(spec, parts, batch, dtype, leaves[0].device)
+        return kind(spec, parts, batch, dtype, device, dtypes=dtypes)
 
     def __post_init__(self) -> None:
         """What every evaluation asks for; a ``cached_property`` takes a lock."""
@@ -111,7 +108,8 @@ class Packing:
         put(self, "flat", self.plain and not self.coupled and len(self.shapes[0]) == 1)
         put(self, "full_shapes", tuple((*lead, *shape) for shape in self.shapes))
         put(self, "spread_shape", (-1, *(1,) * (len(self.full_shapes[0]) - 1)))
-        put(self, "real_dtype", torch.float64 if self.dtype in DOUBLE else torch.float32)
+        double = all(dtype in DOUBLE for dtype in self._of_each)
+        put(self, "real_dtype", torch.float64 if double else torch.float32)
 
     def pack(self, z: Any) -> Tensor:
         """A state as ``[batch, n]``; a view where the state is one tensor."""
@@ -121,6 +119,8 @@ class Packing:
             leaf.reshape(self.batch, size)
             for leaf, size in zip(pytree.tree_leaves(z), self.sizes, strict=True)
         ]
+        if self.dtypes:
+            parts = [part.to(self.dtype) for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def unpack(self, flat: Tensor) -> Any:
@@ -134,7 +134,15 @@ class Packing:
         leaves = [
             part.reshape(*lead, *shape) for part, shape in zip(parts, self.full_shapes, strict=True)
         ]
-        return pytree.tree_unflatten(leaves, self.spec)
+        state = pytree.tree_unflatten(leaves, self.spec)
+        return self.converted(state) if self.dtypes else state
+
+    def converted(self, value: Any) -> Any:
+        """What is built like a state with its tensors in the dtypes of this; else as it is."""
+        leaves, spec = pytree.tree_flatten(value)
+        if spec != self.spec:
+            return value
+        return pytree.tree_unflatten(map(_in, leaves, self._of_each), spec)
 
     def spread(self, t: Tensor) -> Tensor:
         """Times ``[batch]`` with as many dimensions as the state's first tensor, to broadcast."""
@@ -156,7 +164,17 @@ class Packing:
         Raises:
             InputError: says what was received and what was expected.
         """
-        check_returned(value, what, (self.spec, self.full_shapes, self.dtype, self.device))
+        check_returned(value, what, (self.spec, self.full_shapes, self._of_each, self.device))
+
+    @property
+    def _of_each(self) -> tuple[torch.dtype, ...]:
+        return self.dtypes or (self.dtype,) * len(self.sizes)
+
+
+def _in(leaf: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return (leaf.real if leaf.is_complex() and not dtype.is_complex else leaf).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -194,95 +212,3 @@ def to_complex(y: Tensor) -> Tensor:
 
 # The packings of states that are one tensor, which every solve asks for: they follow from the key.
 _PLAIN, _KNOWN, _MOST = (Tensor, torch.nn.Parameter), dict[tuple[Any, ...], Packing](), 256
-
-
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}"
-
-
-def check_returned(
-    value: Any,
-    what: str,
-    state: tuple[pytree.TreeSpec, Sequence[Sequence[int]], torch.dtype, torch.device],
-) -> None:
-    """Require that ``value`` is as a state, given as its structure, shapes, dtype and device.
-
-    Raises:
-        InputError: says what was received and what was expected.
-    """
-    spec, shapes, *kind = state
-    leaves, found = pytree.tree_flatten(value)
-    if found != spec:
-        expected = f"the structure of z: {spec}"
-        if spec.is_leaf():
-            expected = f"one tensor of shape {[*shapes[0]]}, the next state"
-        raise InputError(
-            f"{what} returned {_kind(value)} of {len(leaves)} tensors, expected {expected}"
-        )
-    for leaf, shape in zip(leaves, shapes, strict=True):
-        problem = _difference(leaf, shape, kind)
-        if problem:
-            raise InputError(f"{what} returned {problem}")
-
-
-def _difference(leaf: Any, shape: Sequence[int], kind: Sequence[Any]) -> str:
-    """How a leaf differs from that of the state; empty where it does not."""
-    if not isinstance(leaf, Tensor):
-        return f"{_kind(leaf)}, expected a tensor of shape {[*shape]}"
-    if tuple(leaf.shape) != shape:
-        return f"shape {list(leaf.shape)}, expected {[*shape]} (the shape of z)"
-    for name, expected in zip(("dtype", "device"), kind, strict=True):
-        found = getattr(leaf, name)
-        if found != expected:
-            where = "a tensor on " if name == "device" else ""
-            return f"{where}{found}, expected {expected} (the {name} of z)"
-    return ""
-
-
-def check_state(z: Any, leaves: Sequence[Any], *, coupled: bool) -> None:
-    """Require that ``z``, of these leaves, is a state.
-
-    Raises:
-        InputError: see :meth:`Packing.of`.
-    """
-    if is_marked(z):
-        raise InputError(
-            "the state z is marked as shared; expected a plain start, one for each sample"
-        )
-    if not leaves:
-        raise InputError(
-            "the state z holds no tensors; expected a tensor, or a tuple, list or dict of tensors"
-        )
-    for leaf in leaves:
-        problem = _problem(leaf)
-        if problem:
-            raise InputError(f"the state z holds {problem}")
-    # One by one with the first: a trace would take a size that it puts into a set for a constant.
-    first, *others = leaves
-    for name in ("dtype", "device"):
-        if any(getattr(leaf, name) != getattr(first, name) for leaf in others):
-            found = sorted({str(getattr(leaf, name)) for leaf in leaves})
-            raise InputError(f"the tensors of the state z differ in {name}: {found}; expected one")
-    if not coupled and any(leaf.shape[0] != first.shape[0] for leaf in others):
-        found = sorted({leaf.shape[0] for leaf in leaves})
-        raise InputError(
-            f"the tensors of the state z differ in batch size: {found}; expected "
-            "the batch first in each"
-        )
-
-
-def _problem(leaf: object) -> str:
-    """Why a leaf cannot be part of a state; empty where it can."""
-    if not isinstance(leaf, Tensor):
-        return f"{_kind(leaf)}; expected tensors only"
-    if leaf.ndim == 0:
-        return "a tensor with no dimensions; expected the batch first: [batch, ...]"
-    if leaf.layout is not torch.strided:
-        return f"a tensor of layout {leaf.layout}; expected a dense one: z.to_dense()"
-    if leaf.is_meta:
-        return "a tensor on the meta device, which has no values; expected one on another device"
-    if not (leaf.is_floating_point() or leaf.is_complex()):
-        return f"a tensor of dtype {leaf.dtype}; expected a floating-point or complex dtype"
-    if leaf.dtype not in DTYPES:
-        return f"a tensor of dtype {leaf.dtype}, with which torch does not compute: z.float()"
-    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -257,7 +258,7 @@ def test_it_goes_on_from_the_end():
 
 def test_the_states_are_between_the_times_too():
     problem = Linear()
-    given = {"times": TIMES["shared"], "solver": SOLVERS[0], "dense": True}
+    given: dict[str, Any] = {"times": TIMES["shared"], "solver": SOLVERS[0], "dense": True}
     found, plain = (
         ic.integrate(problem.field, problem.z0, problem.x, save=save, **given)
         for save in (problem.save, None)
@@ -276,7 +277,8 @@ def test_a_sample_that_fails_keeps_what_it_reached(gradient):
     def field(t, z, x):
         return torch.where((x > 0) & (t > 0.5), torch.nan, -z)
 
-    given = {"times": [0.0, 0.25, 0.5, 1.0], "solver": ic.RK4(dt=0.05), "gradient": gradient}
+    given: dict[str, Any] = {"times": [0.0, 0.25, 0.5, 1.0], "gradient": gradient}
+    given |= {"solver": ic.RK4(dt=0.05)}
     given |= {"on_failure": "ignore", "save": lambda t, z, x: torch.cat((t, t * z), 1)}
     found = ic.integrate(field, z0, x, **given)
     assert found.status.tolist() == [ic.Status.CONVERGED, ic.Status.NON_FINITE]
@@ -367,7 +369,7 @@ def test_a_layer_saves_too():
     given = {"times": TIMES["each"], "save": problem.save}
     expected = ic.integrate(problem.field, problem.x, problem.x, solver=SOLVERS[0], **given)
     assert torch.equal(layer(problem.x, **given)["reading"], expected.z["reading"])
-    found = layer.solve(problem.x, **given)
+    found: Any = layer.solve(problem.x, **given)
     assert torch.equal(found.final().z, expected.final().z)
     with pytest.raises(ic.InputError, match="save: .* none were given: times="):
         layer(problem.x, save=problem.save)
