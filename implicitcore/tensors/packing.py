@@ -45,7 +45,6 @@ class Packing:
         flat: the state is one tensor ``[batch, n]``, packed as it is.
         full_shapes: of each leaf, as the user gives and gets it.
         spread_shape: of times, to broadcast with the first leaf: -1, 1, .., 1.
-        real_dtype: of times, which mix with every leaf.
     """
 
     spec: pytree.TreeSpec = field(metadata=SHARED)
@@ -60,7 +59,6 @@ class Packing:
     flat: bool = field(init=False, repr=False, compare=False)
     full_shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
     spread_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    real_dtype: torch.dtype = field(init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, z: Any, *, coupled: bool = False, real: bool = False) -> Packing:
@@ -108,8 +106,6 @@ class Packing:
         put(self, "flat", self.plain and not self.coupled and len(self.shapes[0]) == 1)
         put(self, "full_shapes", tuple((*lead, *shape) for shape in self.shapes))
         put(self, "spread_shape", (-1, *(1,) * (len(self.full_shapes[0]) - 1)))
-        double = all(dtype in DOUBLE for dtype in self._of_each)
-        put(self, "real_dtype", torch.float64 if double else torch.float32)
 
     def pack(self, z: Any) -> Tensor:
         """A state as ``[batch, n]``; a view where the state is one tensor."""
@@ -165,6 +161,12 @@ class Packing:
             InputError: says what was received and what was expected.
         """
         check_returned(value, what, (self.spec, self.full_shapes, self._of_each, self.device))
+
+    @property
+    def real_dtype(self) -> torch.dtype:
+        """Of times, which mix with every leaf: asked once a solve."""
+        double = all(dtype in DOUBLE for dtype in self._of_each)
+        return torch.float64 if double else torch.float32
 
     @property
     def _of_each(self) -> tuple[torch.dtype, ...]:

@@ -291,7 +291,7 @@ def test_a_sample_that_fails_keeps_what_it_reached(gradient):
     assert torch.equal(masked.final().z[1], z0[1])
     alone = ic.integrate(field, z0[1:], x[1:], **given)
     assert torch.autograd.grad(alone.z.sum(), z0)[0].tolist() == [[0.0], [0.0]]
-    short = given | {"solver": ic.RK4(dt=0.05, max_steps=8)}
+    short: dict[str, Any] = given | {"solver": ic.RK4(dt=0.05, max_steps=8)}
     found = ic.integrate(lambda z, x: -z, z0, x, **short)
     assert found.status.tolist() == [ic.Status.MAX_STEPS] * 2
     assert torch.allclose(found.z[-1, :, 0], real(0.4, 0.4))  # the time at which it ended
