@@ -286,7 +286,8 @@ def test_a_sample_that_fails_keeps_what_it_reached(gradient):
     (grad,) = torch.autograd.grad(found.z.sum(), z0)
     expected = (found.z[:, :1, 1:].sum() / z0[0]).detach()
     assert torch.allclose(grad, torch.stack((expected.view(1), real(0.0))), rtol=1e-6)
-    masked = ic.integrate(field, z0, x, **(given | {"on_failure": "mask"}))
+    given_masks: dict[str, Any] = given | {"on_failure": "mask"}
+    masked = ic.integrate(field, z0, x, **given_masks)
     assert torch.equal(masked.z[:, 1], masked.z[:1, 1].expand(4, -1))
     assert torch.equal(masked.final().z[1], z0[1])
     alone = ic.integrate(field, z0[1:], x[1:], **given)
