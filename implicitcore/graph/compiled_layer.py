@@ -129,8 +129,7 @@ class CompiledLayer(nn.Module):
             return self._solved(x, begin, z0 is None)
         if isinstance(plan, TrajectoryPlan) and training:
             check_trajectory(layer)
-        spent = layer.start.evaluations if z0 is None else 0
-        record, grid = Backward(), call.times
+        record, grid, spent = Backward(), call.times, layer.start.evaluations if z0 is None else 0
         of = Call(plan, layer.on_failure, record)
         if grid is None:
             found = applied(of, flat, call.tensors, training=training)

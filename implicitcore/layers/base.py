@@ -169,7 +169,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             times: with an ODE solver the output times ``[T]``, or ``[batch, T]`` those of each
                 sample, in place of 0 and ``horizon``: the start is at the first, and the result is
                 the :class:`~implicitcore.Trajectory`, z ``[T, batch, ...]``.
-            save: with times what is kept at each in place of z, as :func:`integrate` takes it.
+            save: what is kept at each of the times in place of z (:func:`integrate`).
             trace: keep the residual after each step.
             options: of the layer's solver, for this call alone, read as its own are.
         """
@@ -267,8 +267,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         )
 
     def _scope(self, begins: bool = True) -> SolveContext:
-        scope = current() or SolveContext()
-        group = group_of(self) if self._sync else None
+        scope, group = current() or SolveContext(), group_of(self) if self._sync else None
         if group is not scope.group:
             scope = scope.stopping_with(group)
         scope.cache_weights(self.dynamics)
