@@ -159,9 +159,9 @@ class CompiledLayer(nn.Module):
 
     def _told(self, run: Run) -> Result:
         """What the solve came to, as the layer says it."""
-        found, layer = run.found, self.layer
-        evaluations: Any = int(found.evaluations) + run.spent  # a number outside of the graph
-        found = found._replace(z=run.layout.unpack(found.z), evaluations=evaluations)
+        (flat, residual, status, steps, count), layer = run.found, self.layer
+        evaluations: Any = int(count) + run.spent  # a number outside of the graph
+        found = Found(run.layout.unpack(flat), residual, status, steps, evaluations)
         given = {"start": run.begin, "backward": run.record, "times": run.times}
         told = result(layer.solver, layer.horizon, found, **given)
         return told.of_each(len(pytree.tree_leaves(run.begin)[0])) if layer.coupled else told

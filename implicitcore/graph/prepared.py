@@ -82,7 +82,9 @@ class Recent(NamedTuple):
     def of(cls, x: Any, begin: Any, call: Prepared) -> Recent | None:
         """A call; None where its tensors do not tell all of it."""
         known = kinds((call.flat, *call.tensors))
-        return known and cls(Form.of(x, begin).structure, known, call.layout, call.plan)
+        if known is None:
+            return None
+        return cls(Form.of(x, begin).structure, known, call.layout, call.plan)
 
     def again(self, form: Form, flat: Tensor, owned: Sequence[Tensor]) -> Prepared | None:
         """A call of this form from that start, where it is of the same kind."""

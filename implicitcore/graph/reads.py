@@ -110,7 +110,7 @@ def _changed(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> set[tup
         (place, name)
         for place, (new, old) in enumerate(zip(now, before, strict=True))
         for name in new.keys() | old.keys()
-        if name not in new or name not in old or told_apart((new[name],)) != told_apart((old[name],))
+        if new.get(name) != old.get(name)
     }
 
 
@@ -124,8 +124,10 @@ def _is_no_mode(name: str) -> bool:
     return name != "training"
 
 
-def _plain(values: dict[str, Any], takes: Callable[[str], bool] | None) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if is_plain(type(v)) and (takes is None or takes(k))}
+def _plain(known: dict[str, Any], takes: Callable[[str], bool] | None) -> dict[str, Any]:
+    """The values of some names that are constants, as they are told apart."""
+    found = [k for k, v in known.items() if is_plain(type(v)) and (takes is None or takes(k))]
+    return dict(zip(found, told_apart(known[k] for k in found), strict=True))
 
 
 def _tensors(module: nn.Module) -> list[str]:
