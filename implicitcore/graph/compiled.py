@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import count
 from threading import local
 from types import FunctionType
@@ -15,6 +16,9 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from implicitcore.graph.loop_inputs import OwnInputs
+
+Kinds = tuple[Any, ...]
+"""See :func:`kinds`."""
 
 _COUNT = count()
 _KINDS = (Tensor, torch.nn.Parameter)
@@ -61,26 +65,29 @@ class CompiledFunction:
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self.function, self.options = function, options
-        self.entries: dict[tuple[Any, ...], _Entry] = {}
+        self.entries: dict[Kinds, _Entry] = {}
         self._checked: Any = self._fresh()
         self._ran = local()  # what a checked call came to, in its thread
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the function gives."""
-        if torch._C._len_torch_dispatch_stack() or any(type(t) not in _KINDS for t in tensors):
+        return self.of_kinds(kinds(tensors), *tensors)
+
+    def of_kinds(self, key: Kinds | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The same of tensors whose kinds are known."""
+        if key is None:
             found = self._found(tensors)
             self._ran.__dict__.pop("last", None)  # which would hold its tensors
             return found
-        key = _key(tensors)
         entry = self.entries.get(key)
         if entry is None or not entry.settings.check():
             return self._learn(key, tensors)
         found = entry.run(
-            *(what if place is None else tensors[place] for place, what in entry.arguments)
+            *[what if place is None else tensors[place] for place, what in entry.arguments]
         )
         return tuple([found[place] for place in entry.results])
 
-    def _learn(self, key: tuple[Any, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _learn(self, key: Kinds, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """By torch's own checks, which find the graph or make it."""
         settings = GlobalStateGuard()
         found = self._found(tensors)
@@ -127,13 +134,31 @@ class CompiledFunction:
         return recorded
 
 
-def _key(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What a graph is chosen by; two that are one tensor are one argument of it."""
-    first = {id(tensor): place for place, tensor in reversed([*enumerate(tensors)])}
-    return tuple(
-        (t.shape, t.stride(), t.dtype, t.requires_grad, torch._C._dispatch_keys(t).raw_repr())
-        for t in tensors
-    ) + tuple(first[id(tensor)] for tensor in tensors)
+def kinds(tensors: Sequence[Tensor]) -> Kinds | None:
+    """What a graph is chosen by; None where nothing is known of it by its tensors.
+
+    Two that are one tensor are one argument of a graph.
+    """
+    if torch._C._len_torch_dispatch_stack():
+        return None
+    keys = torch._C._dispatch_keys
+    found: list[Any] = []
+    for t in tensors:
+        if type(t) not in _KINDS:
+            return None
+        found.append((t.shape, t.stride(), t.dtype, t.requires_grad, keys(t).raw_repr(), t.device))
+    places = [*map(id, tensors)]
+    alike = None if len({*places}) == len(places) else tuple(map(places.index, places))
+    return *found, alike
+
+
+def with_kinds(
+    function: Callable[..., tuple[Tensor, ...]], key: Kinds | None
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The function, of tensors whose kinds are known: they are not looked at again."""
+    if key is None or not isinstance(function, CompiledFunction):
+        return function
+    return partial(function.of_kinds, key)
 
 
 def _place(value: Any, among: Iterable[Any]) -> int | None:

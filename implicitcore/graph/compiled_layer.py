@@ -19,10 +19,9 @@ from implicitcore.graph.functions import Call, applied, applied_at
 from implicitcore.graph.history import keeps_loop
 from implicitcore.graph.layer import GraphLayer, result
 from implicitcore.graph.plan import Inputs, Plan
-from implicitcore.graph.prepared import Prepared, Recent, Run, kinds
+from implicitcore.graph.prepared import Form, Prepared, Recent, Run
 from implicitcore.graph.reads import Reads
 from implicitcore.graph.stepped import Clock
-from implicitcore.graph.still import Still
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout
 from implicitcore.graph.times import checked_times, clock_of, distinct_times, times_in_graph
@@ -52,10 +51,8 @@ class CompiledLayer(nn.Module):
         check_call(layer)
         self.layer = layer
         self.plans: dict[Any, Plan] = {}
-        self.latest: tuple[Any, Plan] | None = None  # of the last call, by what is read of it
         self.recent: Recent | None = None
-        self.still: Still | None = None  # what f may read, where it was found to be the same
-        self.reads, self.name = Reads.of(layer.dynamics), operator.named(self)
+        self.reads, self.name = Reads.of(layer), operator.named(self)
         # For a graph around this one, without a gradient; in a tuple it is no part of this module.
         self.inlined = (GraphLayer(layer),)
 
@@ -112,25 +109,22 @@ class CompiledLayer(nn.Module):
         """What the solve came to; the result itself where the layer's own loop made it."""
         check_compiled()
         refuse_options(options)
-        layer, still = self.layer, self._is_still()
-        if still:
-            check_autocast()
-        else:
-            check_call(layer)
+        check_autocast()
+        self._is_current()
+        layer = self.layer
         begin = layer.start(unwrapped(x)) if z0 is None else z0
-        alone = z0 is None and times is None and type(x) is type(begin) is Tensor
-        call = self._again(x, begin) if still and alone else None
+        call = self._again(x, begin, z0) if times is None else None
         if call is None:
             call = self._prepared(x, begin, z0, times)
-            self.recent = Recent.of(begin, call) if alone else None
+            self.recent = Recent.of(x, begin, call) if times is None else None
         plan, flat, training = call.plan, call.flat, call.training
         if keeps_loop(flat, plan.unfused(training=training), layer.backend):
             plan.check()
             return self._solved(x, begin, z0 is None)
-        if isinstance(plan, TrajectoryPlan) and training:
+        if training and isinstance(plan, TrajectoryPlan):
             check_trajectory(layer)
         record, grid, spent = Backward(), call.times, layer.start.evaluations if z0 is None else 0
-        of = Call(plan, layer.on_failure, record)
+        of = Call(plan, layer.on_failure, record, call.kinds)
         if grid is None:
             found = applied(of, flat, call.tensors, training=training)
         else:
@@ -139,22 +133,22 @@ class CompiledLayer(nn.Module):
 
     def _prepared(self, x: Any, begin: Any, z0: Any, times: Times) -> Prepared:
         layer = self.layer
+        check_call(layer)
         layout = Layout.of(begin, coupled=layer.coupled)
         flat = self._packed(layout, begin, z0)
         check_batch(x, len(pytree.tree_leaves(begin)[0]))
         grid = checked_times(layer.solver, times, flat, coupled=layer.coupled)
         plan, tensors = self._plan(x, layout, flat, clock_of(grid and grid.distinct))
-        return Prepared(layout, flat, plan, tensors, grid)
+        return Prepared(layout, flat, plan, tensors, times=grid)
 
-    def _again(self, x: Tensor, begin: Tensor) -> Prepared | None:
+    def _again(self, x: Any, begin: Any, z0: Any) -> Prepared | None:
         """As the call before, where this one is of its kind, and all else is where it was."""
         if (recent := self.recent) is None:  # read once: another thread may put its own there
             return None
-        tensors = [x, *[getattr(module, name) for module, name in self.reads.owned]]
-        if kinds(begin, tensors) != recent.kinds:
+        form = Form.of(x, begin)
+        if form.structure != recent.structure:
             return None
-        layout = recent.layout
-        return Prepared(layout, self._packed(layout, begin, None), recent.plan, tensors)
+        return recent.again(form, self._packed(recent.layout, begin, z0), self.reads.tensors)
 
     def _packed(self, layout: Layout, begin: Any, z0: Any) -> Tensor:
         """The start as a solve takes it: without a graph where that has no gradient."""
@@ -165,9 +159,9 @@ class CompiledLayer(nn.Module):
 
     def _told(self, run: Run) -> Result:
         """What the solve came to, as the layer says it."""
-        found, layer = run.found, self.layer
-        evaluations: Any = int(found.evaluations) + run.spent  # a number outside of the graph
-        found = found._replace(z=run.layout.unpack(found.z), evaluations=evaluations)
+        (flat, residual, status, steps, count), layer = run.found, self.layer
+        evaluations: Any = int(count) + run.spent  # a number outside of the graph
+        found = Found(run.layout.unpack(flat), residual, status, steps, evaluations)
         given = {"start": run.begin, "backward": run.record, "times": run.times}
         told = result(layer.solver, layer.horizon, found, **given)
         return told.of_each(len(pytree.tree_leaves(run.begin)[0])) if layer.coupled else told
@@ -187,13 +181,12 @@ class CompiledLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was compiled, which another process compiles again."""
-        none = {"latest": None, "still": None, "recent": None}
-        return {**super().__getstate__(), "plans": {}, **none}
+        return {**super().__getstate__(), "plans": {}, "reads": None, "recent": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """With a name of its own."""
         super().__setstate__(state)
-        self.name = operator.named(self)
+        self.reads, self.name = Reads.of(self.layer), operator.named(self)
 
     def planned(
         self,
@@ -244,27 +237,19 @@ class CompiledLayer(nn.Module):
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         each = zip(leaves, operator.marks(x), strict=True)
         shared = [mark for leaf, mark in each if isinstance(leaf, Tensor)]
-        self._is_current()
-        tensors = [*given, *(getattr(module, name) for module, name in self.reads.owned)]
+        tensors = [*given, *self.reads.tensors]
         inputs = Inputs(spec, fixed, len(given), self.reads)
         every = flat, *tensors
         needs = [tensor.requires_grad for tensor in every]
         return self._planned(inputs, shared, layout, every, needs, clock), tensors
 
-    def _is_still(self) -> bool:
-        """Whether the layer and what f reads are the same objects as before."""
-        return (still := self.still) is not None and still.holds(self.layer)
-
     def _is_current(self) -> bool:
         """Whether what f reads is where it was; else it is looked for anew."""
-        if self._is_still():
+        if self.reads.hold(self.layer):
             return True
         self.recent = None  # which is of what was there before, whoever asks
-        still = Still.of((self.layer, *self.reads.modules))
-        current, same = self.reads.compared(self.layer.dynamics)
-        self.still = still if current and same else None
+        self.reads, current, same = self.reads.renewed(self.layer)
         if not same:
-            self.reads, self.latest = Reads.of(self.layer.dynamics), None
             self.plans.clear()
         return current
 
@@ -283,12 +268,6 @@ class CompiledLayer(nn.Module):
         modes = tuple([module.training for module in self.reads.modules])
         options = layer.solver, layer.gradient, layer.horizon, layer.backend
         parts = *options, layout.spec, layout.shapes, inputs.spec
-        sizes = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
-        # Compared, and not hashed: most of it is the very object of the call before.
-        seen = parts, fixed, modes, layer.coupled, sizes, [*shared], [*needs], clock
-        latest = self.latest
-        if latest is not None and latest[0] == seen:
-            return latest[1]
         kinds = kinds_of(tensors, shared, needs, coupled=layer.coupled)
         key = *parts, fixed, modes, kinds, clock
         if key not in self.plans:
@@ -296,5 +275,4 @@ class CompiledLayer(nn.Module):
             of = layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, *options[2:]
             follows = isinstance(layer.solver, ODESolver)
             self.plans[key] = TrajectoryPlan(*of, clock) if follows else Plan(*of)
-        self.latest = seen, self.plans[key]
         return self.plans[key]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError
+from implicitcore.graph.compiled import Kinds, with_kinds
 from implicitcore.graph.kept import Kept
 from implicitcore.graph.plan import Plan
 from implicitcore.graph.stop import Found
@@ -29,13 +30,19 @@ class Call(NamedTuple):
         plan: what was compiled.
         on_failure: see :class:`~implicitcore.layers.base.ImplicitLayer`.
         record: of the backward pass.
+        kinds: of the start and the tensors, where they are known.
         due: the output times of a trajectory, ``[T, batch]``; None: it ends at the horizon.
     """
 
     plan: Any
     on_failure: OnFailure
     record: Backward
+    kinds: Kinds | None = None
     due: Tensor | None = None
+
+    def forward(self, z0: Tensor, tensors: Sequence[Tensor]) -> Found:
+        """What the plan finds from z0."""
+        return Found(*with_kinds(self.plan.forward, self.kinds)(z0, *tensors))
 
 
 class Replaced(NamedTuple):
@@ -50,7 +57,9 @@ class Replaced(NamedTuple):
     @classmethod
     def of(cls, status: Tensor, on_failure: OnFailure) -> Replaced | None:
         """Those that are not finite, or all that failed where it masks; None where none is."""
-        left_out = status != 0 if on_failure == "mask" else status == Status.NON_FINITE
+        if not bool(status.any()):  # one look, and as a rule the only one
+            return None
+        left_out = status != 0 if on_failure == "mask" else status == int(Status.NON_FINITE)
         if not bool(left_out.any()):
             return None
         rows = torch.arange(len(left_out), device=left_out.device)
@@ -151,7 +160,7 @@ class Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, z0: Tensor, *tensors: Tensor) -> Any:
-        found = Found(*call.plan.forward(z0, *tensors))
+        found = call.forward(z0, tensors)
         replaced = Replaced.of(found.status, call.on_failure)
         saved = found.z, *tensors
         if replaced is not None:
@@ -161,7 +170,8 @@ class Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        v, (plan, _, record, _), saved = grad_outputs[0], ctx.call, ctx.saved_tensors
+        v, plan, record = grad_outputs[0], ctx.call.plan, ctx.call.record
+        saved = ctx.saved_tensors
         if v is None:
             return None, None, *([None] * (len(saved) - 1))
         _check_first(v)
@@ -194,7 +204,7 @@ class KeptTrajectory(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        v, (plan, _, record, due), (z0, *saved) = grad_outputs[0], ctx.call, ctx.saved_tensors
+        v, (plan, _, record, _, due), (z0, *saved) = grad_outputs[0], ctx.call, ctx.saved_tensors
         kept, tensors = saved[: ctx.many], saved[ctx.many :]
         if v is None:
             return None, None, *([None] * len(tensors))
@@ -227,7 +237,7 @@ def _found(call: Call, z0: Tensor, tensors: Sequence[Tensor], keeps: bool) -> Fo
     if keeps:
         found = call.plan.integrated(call.due, z0, tensors)[0]
     else:
-        found = Found(*call.plan.forward(z0, *tensors))
+        found = call.forward(z0, tensors)
     if call.on_failure != "mask":
         return found
     replaced = Replaced.of(found.status, call.on_failure)

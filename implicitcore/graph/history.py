@@ -20,7 +20,8 @@ LARGEST = 2**16
 
 A graph copies all rows to write one, and takes those that were never written into each product:
 with larger states that costs more than the calls it saves (measured on two CPUs; at this size 0.8
-to 1.0 of the eager time).
+to 1.0 of the eager time). Each row in a tensor of its own is copied as well: a quarter of an
+iteration of five rows is copies, of which that saves a quarter.
 """
 
 

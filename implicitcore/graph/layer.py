@@ -118,10 +118,10 @@ def result(
 
     At output ``times``, ``[T]`` or ``[T, batch]``, where there are any.
     """
-    parts = {**found._asdict(), **more}
+    z, residual, status, steps, evaluations = found
+    parts = {"z": z, "status": status, "steps": steps, "evaluations": evaluations, **more}
     if not isinstance(solver, ODESolver):
-        return Solution(**parts)
-    residual = parts.pop("residual")
+        return Solution(residual=residual, **parts)
     if times is not None:
         return Trajectory(times=times.T if times.ndim > 1 else times, **parts)
     times = torch.tensor([0.0, horizon], dtype=residual.dtype, device=residual.device)

@@ -7,12 +7,37 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from implicitcore.graph.compiled import Kinds, kinds
+from implicitcore.graph.constants import told_apart
 from implicitcore.graph.plan import Plan
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout
 from implicitcore.graph.times import OutputTimes
 from implicitcore.solution import Backward
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Form(NamedTuple):
+    """What a call is made of beside its tensors, and those of x."""
+
+    structure: Any  # of x with its marks and of the start, and what in them is no tensor
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(cls, x: Any, begin: Any) -> Form:
+        """Of an input and a start."""
+        if type(x) in _PLAIN and type(begin) in _PLAIN:  # whose structure takes longer
+            return cls((begin.shape, begin.layout), [x])
+        leaves, of_x = pytree.tree_flatten(x)
+        state, of_z = pytree.tree_flatten(begin)
+        fixed = told_apart(leaf for leaf in leaves if not isinstance(leaf, Tensor))
+        places = [isinstance(leaf, Tensor) for leaf in leaves]
+        sizes = [(t.shape, t.layout, t.dtype) if isinstance(t, Tensor) else t for t in state]
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return cls((of_x, of_z, fixed, places, sizes), given)
 
 
 class Prepared(NamedTuple):
@@ -22,6 +47,7 @@ class Prepared(NamedTuple):
     flat: Tensor  # the start, packed, without a graph where it has none
     plan: Plan
     tensors: Sequence[Tensor]  # that the plan takes
+    kinds: Kinds | None = None  # of both, where they are known
     times: OutputTimes | None = None
 
     @property
@@ -30,7 +56,7 @@ class Prepared(NamedTuple):
         if not torch.is_grad_enabled():
             return False
         moves = self.times is not None and self.times.moves is not None
-        return moves or self.flat.requires_grad or any(t.requires_grad for t in self.tensors)
+        return moves or any([t.requires_grad for t in (self.flat, *self.tensors)])
 
 
 class Run(NamedTuple):
@@ -45,19 +71,24 @@ class Run(NamedTuple):
 
 
 class Recent(NamedTuple):
-    """The last call of tensors alone, for one of its kind."""
+    """The last call without output times, for one of its kind."""
 
-    kinds: list[Any]  # of the start, and of the tensors that the plan takes
+    structure: Any  # see :class:`Form`
+    kinds: Kinds
     layout: Layout
     plan: Plan
 
     @classmethod
-    def of(cls, begin: Any, prepared: Prepared) -> Recent:
-        """A call that began there."""
-        return cls(kinds(begin, prepared.tensors), prepared.layout, prepared.plan)
+    def of(cls, x: Any, begin: Any, call: Prepared) -> Recent | None:
+        """A call; None where its tensors do not tell all of it."""
+        known = kinds((call.flat, *call.tensors))
+        if known is None:
+            return None
+        return cls(Form.of(x, begin).structure, known, call.layout, call.plan)
 
-
-def kinds(begin: Tensor, tensors: Sequence[Tensor]) -> list[Any]:
-    """All that a plan depends on in tensors."""
-    every = begin, *tensors
-    return [(t.shape, t.dtype, t.device, t.layout, t.requires_grad) for t in every]
+    def again(self, form: Form, flat: Tensor, owned: Sequence[Tensor]) -> Prepared | None:
+        """A call of this form from that start, where it is of the same kind."""
+        tensors = *form.tensors, *owned
+        if kinds((flat, *tensors)) != self.kinds:
+            return None
+        return Prepared(self.layout, flat, self.plan, tensors, self.kinds)

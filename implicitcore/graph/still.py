@@ -1,97 +1,95 @@
-"""Whether all that f may read is where it was, by one comparison of objects."""
+"""Whether all that f may read is where it was, by the objects themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from operator import is_
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
 
-from implicitcore.system.captured_modules import global_names, reached
+from implicitcore.system.captured_modules import global_names
 
 
 @dataclass(frozen=True, eq=False)
 class Still:
-    """All attributes of modules, and all that their functions refer to, at some moment.
+    """All attributes of modules, and all that functions refer to, at some moment.
 
-    It is compared by the objects themselves, which takes much less time than what
-    :class:`~implicitcore.graph.reads.Reads` makes of them: where this holds, that is the same.
+    Nothing is compared by its value, which takes no time, and needs none to be comparable: another
+    object in the place of one, though it may be equal, is a change.
 
     Attributes:
-        modules: each with copies of its attributes, and of those of them that change in place.
-        functions: each function with its code, its defaults, and a copy of those by name alone.
-        scopes: names in the globals of functions, and the objects of these names.
-        cells: variables of closures, and their objects.
-        keywords: those of partial functions, with copies.
+        modules: whose attributes are looked at.
+        spaces: the dictionaries in them, and those that belong to functions.
+        functions: with a code, and with defaults.
+        scopes: the globals of functions, and names in them.
+        cells: variables of closures.
+        names: of all entries of the modules and dictionaries, in their order.
+        objects: all values of these entries, and then what belongs to functions.
     """
 
-    modules: list[tuple[nn.Module, list[dict[Any, Any]]]]
-    functions: list[tuple[FunctionType, CodeType, Any, Any]]
-    scopes: list[tuple[dict[str, Any], str, Any]]
-    cells: list[tuple[Any, Any]]
-    keywords: list[tuple[Any, dict[str, Any]]]
+    modules: list[nn.Module]
+    spaces: list[dict[Any, Any]]
+    functions: list[FunctionType]
+    scopes: list[tuple[dict[str, Any], str]]
+    cells: list[Any]
+    names: list[Any]
+    objects: list[Any]
 
     @classmethod
-    def of(cls, modules: Iterable[nn.Module]) -> Still:
+    def of(cls, modules: Iterable[nn.Module], functions: Iterable[Any]) -> Still:
         """As it is now."""
-        found = cls([], [], [], [], [])
-        seen: dict[int, nn.Module] = {id(module): module for module in modules}
-        for module in [*seen.values()]:
-            for function, _, known in reached(module):
-                found._add(function)
-                for value in known.values():
-                    if isinstance(value, nn.Module):
-                        seen[id(value)] = value
-        for module in seen.values():
-            found.modules.append((module, [{**part} for part in _attributes(module)]))
+        found = cls([*dict.fromkeys(modules)], [], [], [], [], [], [])
+        for module in found.modules:
+            hooks = module._forward_hooks, module._forward_pre_hooks
+            found.spaces.extend((module._modules, module._parameters, module._buffers, *hooks))
+        for function in functions:
+            found._add(function)
+        found.names.extend(found._names())
+        found.objects.extend(found._objects())
         return found
 
     def _add(self, function: Any) -> None:
         while isinstance(function, MethodType):
             function = function.__func__
         if isinstance(function, partial):
-            self.keywords.append((function, {**function.keywords}))
+            self.spaces.append(function.keywords)
             return
         code: CodeType | None = getattr(function, "__code__", None)
         if code is None:
             return
-        named = function.__kwdefaults__
-        self.functions.append((function, code, function.__defaults__, named and {**named}))
-        scope = function.__globals__
-        self.scopes.extend((scope, name, scope.get(name, _NONE)) for name in global_names(code))
-        self.cells.extend((cell, _content(cell)) for cell in function.__closure__ or ())
+        self.functions.append(function)
+        if function.__kwdefaults__:
+            self.spaces.append(function.__kwdefaults__)
+        self.scopes.extend((function.__globals__, name) for name in global_names(code))
+        self.cells.extend(function.__closure__ or ())
 
-    def holds(self, first: nn.Module) -> bool:
-        """Whether it is so now, and this is the first of the modules."""
-        if self.modules[0][0] is not first:
-            return False
+    def _names(self) -> list[Any]:
+        return [*chain.from_iterable(map(vars, self.modules)), *chain.from_iterable(self.spaces)]
+
+    def _objects(self) -> Iterable[Any]:
+        attributes = chain(map(vars, self.modules), self.spaces)
+        found = chain.from_iterable(map(dict.values, attributes))
+        if not self.functions:
+            return found
+        made = ((f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions)
+        read = (scope.get(name, _NONE) for scope, name in self.scopes)
+        return chain(found, chain.from_iterable(made), read, map(_content, self.cells))
+
+    def holds(self) -> bool:
+        """Whether it is so now."""
         try:
-            for module, parts in self.modules:
-                for now, before in zip(_attributes(module), parts, strict=True):
-                    if now != before or [*now] != [*before]:  # f may go through them in order
-                        return False
-            if any(f.__kwdefaults__ != named for f, _, _, named in self.functions):
-                return False
-        except Exception:
-            return False  # another tensor, of which none can say that it is the same
-        return (
-            all(f.__code__ is code and f.__defaults__ is it for f, code, it, _ in self.functions)
-            and all(scope.get(name, _NONE) is value for scope, name, value in self.scopes)
-            and all(_content(cell) is value for cell, value in self.cells)
-            and all(function.keywords == before for function, before in self.keywords)
-        )
+            # In their order, in which f may go through them.
+            return self._names() == self.names and all(map(is_, self._objects(), self.objects))
+        except RuntimeError:  # another thread writes to one of them
+            return False
 
 
 _NONE = object()
-
-
-def _attributes(module: nn.Module) -> tuple[dict[Any, Any], ...]:
-    """All attributes of a module, and those of them that have others in them."""
-    hooks = module._forward_hooks, module._forward_pre_hooks
-    return vars(module), module._modules, module._parameters, module._buffers, *hooks
 
 
 def _content(cell: Any) -> Any:

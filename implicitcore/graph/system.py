@@ -57,7 +57,7 @@ class Layout:
 
     def pack(self, z: Any, times: int | None = None) -> Tensor:
         """A state as ``[batch, n]``, the states at so many times as ``[times, batch, n]``."""
-        leaves = pytree.tree_leaves(z)
+        leaves = [z] if isinstance(z, Tensor) else pytree.tree_leaves(z)
         if times is not None:
             if self.coupled:
                 return leaves[0].reshape(times, 1, -1)
@@ -91,7 +91,7 @@ class Layout:
             leaf = flat
             if self.coupled or len(self.shapes[0]) != 1:
                 leaf = flat.reshape(*lead, *self.shapes[0])
-            return pytree.tree_unflatten([leaf], self.spec)
+            return leaf if self.spec.is_leaf() else pytree.tree_unflatten([leaf], self.spec)
         parts = flat.split([prod(shape) for shape in self.shapes], -1)
         leaves = [
             part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)

@@ -19,9 +19,11 @@ Autocast = tuple[tuple[str, torch.dtype], ...]
 
 def ambient() -> Autocast:
     """The autocast of the code that asks."""
-    asked = torch.is_autocast_enabled
     found: Autocast = ()
-    for device in _DEVICE_TYPES:  # as a rule none
+    if not torch._C._is_any_autocast_enabled():
+        return found
+    asked = torch.is_autocast_enabled
+    for device in _DEVICE_TYPES:
         if asked(device):
             found += ((device, torch.get_autocast_dtype(device)),)
     return found

@@ -430,6 +430,56 @@ def test_a_number_that_is_changed_is_what_is_solved_with():
 
 
 @pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("given", [False, True])
+def test_a_call_of_a_kind_that_was_met_is_prepared_no_second_time(monkeypatch, given):
+    eager = layer()
+    compiled, seen = ic.compile(eager), []
+    prepared = compiled._prepared
+    monkeypatch.setattr(compiled, "_prepared", lambda *of: seen.append(1) or prepared(*of))
+
+    def call(batch: int, double: bool = True, marks: bool = True) -> int:
+        """Solve, compare, and count what was prepared."""
+        seen.clear()
+        x, scale = (leaf if double else leaf.detach().float() for leaf in inputs(batch))
+        z0 = torch.randn_like(x) if given else None
+        tree = (x, ic.shared(scale) if marks else scale.expand(batch, 8))
+        found, expected = (module.solve(tree, z0) for module in (compiled, eager))
+        torch.testing.assert_close(found.z, expected.z, rtol=1e-5, atol=1e-5)
+        assert found.z.requires_grad == expected.z.requires_grad
+        return len(seen)
+
+    assert [call(3), call(3), call(3)] == [1, 0, 0]
+    assert [call(4), call(4)] == [1, 0]
+    assert [call(8), call(8), call(8, marks=False), call(8, marks=False)] == [1, 0, 1, 0]
+    cell = eager.dynamics.get_submodule("cell")
+    cell.get_parameter("w.weight").requires_grad_(False)  # in place
+    assert [call(8, marks=False), call(8, marks=False)] == [1, 0]
+    eager.float()  # the parameters in place
+    assert [call(8, double=False), call(8, double=False)] == [1, 0]
+    cell.register_buffer("offset", torch.zeros(8))
+    assert [call(8, double=False), call(8, double=False)] == [1, 0]
+    eager.solver = ic.Picard(tol=1e-3)
+    assert [call(8, double=False), call(8, double=False)] == [1, 0]
+
+
+@pytest.mark.usefixtures("plainly")
+def test_numbers_that_are_equal_are_told_apart():
+    class Angle(nn.Module):
+        number: float = 0.0
+
+        def forward(self, z, x):
+            return z / 2 + x + torch.atan2(torch.zeros_like(z), torch.full_like(z, self.number))
+
+    cell = Angle()
+    eager = ic.ImplicitLayer(ic.FixedPoint(cell), solver=ic.Picard(tol=1e-12))
+    compiled, x = ic.compile(eager), torch.randn(2, 3, dtype=torch.float64)
+    for number in (0.0, -0.0, 0, -0.0):
+        cell.number = number
+        for _ in range(2):
+            torch.testing.assert_close(compiled(x), eager(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("plainly")
 def test_a_cell_may_broadcast():
     w = nn.Parameter(torch.randn(1, 3, dtype=torch.float64))
     holder = nn.ParameterList([w])

@@ -68,8 +68,8 @@ def compare(solver, adjoint, cpp, batches=(5,)) -> None:
         torch.testing.assert_close(two.z, one.z, rtol=1e-8, atol=1e-9)
         torch.testing.assert_close(two.residual, one.residual, rtol=1e-3, atol=1e-12)
         torch.testing.assert_close(others, gradients, rtol=1e-6, atol=1e-8)
-    assert compiled.latest is not None
-    assert compiled.latest[1].unfused(training=True) == []
+    (known,) = compiled.plans.values()
+    assert known.unfused(training=True) == []
 
 
 @pytest.mark.usefixtures("plainly")
@@ -121,8 +121,7 @@ def test_what_has_no_operation_keeps_its_loop(cpp):
     x, scale = torch.randn(3, 8, dtype=torch.float64), torch.rand(8, dtype=torch.float64)
     solution = compiled.solve((x, ic.shared(scale)))
     assert bool(solution.converged.all())
-    assert compiled.latest is not None
-    known = compiled.latest[1]
+    (known,) = compiled.plans.values()
     assert known.unfused(training=True) == [ic.Broyden(tol=1e-9, variant="bad")]
     assert "forward" not in vars(known)
 
