@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from implicitcore.backends.adams_step import AdamsAttempt
 from implicitcore.backends.adams_step import AdamsPast as Past
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import larger, units
@@ -101,7 +102,9 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         """See :meth:`Stepper.step`."""
         backend, made, own = system.backend, None, None
         if self.norm is None and not isinstance(self.atol, tuple):
-            made = backend.adams_step(self.max_order, z, dt, state, (self.rtol, self.atol))
+            made = backend.adams_step(
+                AdamsAttempt(self.max_order, z, dt, state, (self.rtol, self.atol))
+            )
         if made is None:
             made = own = PredictedStep(backend, self, z, dt, state)
         error, differences, gaps, following, order = made.correct(system.velocity(t + dt, made.z))

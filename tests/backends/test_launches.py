@@ -90,8 +90,8 @@ class Fused(ic.Backend):
     def error_norm(self, error, z, z_next, rtol, atol):
         return self._one("error_norm", error, z, z_next, rtol, atol)
 
-    def adams_step(self, max_order, z, dt, past, tolerance):
-        rtol, atol = tolerance
+    def adams_step(self, attempt):
+        max_order, z, dt, past, (rtol, atol) = attempt
         solver = ic.Adams(max_order=max_order, rtol=rtol, atol=atol)
         return _AdamsStep(self.syncs, solver, z, dt, past)
 
