@@ -47,8 +47,9 @@ class Solve:
     def evaluation(self, z: Tensor, fz: Tensor, g: Tensor | None) -> Evaluation:
         z, fz = self.kept(z), self.kept(fz)
         value = fz - z if g is None else self.kept(g)
-        fixed = isinstance(self.graph.rule.scale, Tensor)
-        size = self.relative_to if fixed else self.norm(fz)
+        size = self.norm(fz)
+        if isinstance(self.graph.rule.scale, Tensor) and self.relative_to is not None:
+            size = self.relative_to
         return Evaluation(z, fz, Residual(value, self.norm(value), size))
 
     def judge(self, now: Evaluation) -> None:

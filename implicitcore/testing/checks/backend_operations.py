@@ -58,13 +58,16 @@ class Driven(NamedTuple):
     iterates: list[Tensor]
 
 
-def _driven(graph: RootGraph, f: Callable[[Tensor], Any], z: Tensor) -> Driven:
+def _driven(
+    graph: RootGraph, f: Callable[[Tensor], tuple[Tensor, Tensor | None]], z: Tensor
+) -> Driven:
     """The loop that a graph has, in Python; f gives f(z), and g(z) or None."""
     state, going = graph.begin(z, None), torch.ones((), dtype=torch.bool, device=z.device)
     iterates = []
     while going:
         iterates.append(z.clone())
-        z, going = graph.advance(state, z, *f(z), going)
+        fz, g = f(z)
+        z, going = graph.advance(state, z, fz, g, going)
     return Driven(graph.result(state, z, going), iterates)
 
 
@@ -217,17 +220,17 @@ def _takes_what_it_is_given(backend: Backend, z: Tensor) -> None:
         did = f"gave a residual g in {z.dtype} that is not f(z) - z"
         expect_close(result.residual, g.to(real).norm(dim=1), did, 1e-3)
     solver = Picard(tol=1e-2, max_steps=100)
-    graph = adjoint_graph(backend, solver, z)
-    if graph is None:
+    adjoint: Any = adjoint_graph(backend, solver, z)
+    if adjoint is None:
         return
     scale = torch.tensor([1.0, 1e4], dtype=real, device=z.device)
-    state, going = graph.begin(z, scale), torch.ones((), dtype=torch.bool, device=z.device)
+    state, going = adjoint.begin(z, scale), torch.ones((), dtype=torch.bool, device=z.device)
     steps, halves = 0, z
     while going:
         steps += 1
-        z, going = graph.advance(state, z, z / 2 + 1, None, going)
+        z, going = adjoint.advance(state, z, z / 2 + 1, None, going)
     # |f(z) - z| is sqrt(8) / 2^k after k steps: the first where that is at most tol scale.
-    found = graph.result(state, z, going).steps.tolist()
+    found = adjoint.result(state, z, going).steps.tolist()
     did = f"solved z / 2 + 1 = z in {halves.dtype} to a hundredth of {scale.tolist()}: steps"
     expect(found == [10, 1] and steps == 10, did, found, [10, 1])
 

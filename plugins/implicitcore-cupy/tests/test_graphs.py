@@ -11,6 +11,7 @@ import weakref
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -240,7 +241,7 @@ def test_what_is_changed_in_place_is_recorded_anew(graphs, what, closure):
 
 
 def test_a_list_that_holds_itself(graphs):
-    held = [1.0]
+    held: list[Any] = [1.0]
     held.append(held)
     x = x_of()
     f = lambda z, x: torch.tanh(0.5 * held[0] * z + x)  # noqa: E731
