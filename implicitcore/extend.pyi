@@ -4,6 +4,7 @@ By kind of part. The base classes of the kinds are on the users' page too: users
 annotations. Type checkers read this list, and so does :mod:`implicitcore.lazy` at run time.
 """
 
+from implicitcore.backends.adams_step import AdamsAttempt as AdamsAttempt
 from implicitcore.backends.adams_step import AdamsPast as AdamsPast
 from implicitcore.backends.adams_step import AdamsStep as AdamsStep
 from implicitcore.backends.adams_step import gauss as gauss

@@ -18,6 +18,17 @@ class AdamsPast(NamedTuple):
     order: Tensor  # [batch] int64, of the next step; 0 before the first, which is of order 1
 
 
+class AdamsAttempt(NamedTuple):
+    """A step of :class:`~implicitcore.Adams` that is to be taken."""
+
+    max_order: int  # highest order of the next step
+    z: Tensor  # [batch, n]
+    dt: Tensor  # [batch], zero for a sample that takes no step
+    past: AdamsPast
+    # rtol and atol: the order is chosen by errors in units of atol + rtol max(|z|, |z_next|)
+    tolerance: tuple[float, float]
+
+
 class AdamsStep(Protocol):
     """One step of :class:`~implicitcore.Adams`, which says what is computed; without a graph."""
 

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from implicitcore.backends.adams_step import AdamsPast, AdamsStep
+from implicitcore.backends.adams_step import AdamsAttempt, AdamsStep
 from implicitcore.backends.graph import KrylovGraph, RootGraph
 from implicitcore.backends.krylov_space import KrylovSpace
 from implicitcore.backends.root_iteration import RootIteration, StopRule, UpdateRule
@@ -177,25 +177,9 @@ class Backend(metaclass=PartMeta):
         del rows, z, dt
         return None
 
-    def adams_step(  # noqa: PLR0913 - what a step is
-        self,
-        max_order: int,
-        z: Tensor,
-        dt: Tensor,
-        past: AdamsPast,
-        tolerance: tuple[float, float],
-    ) -> AdamsStep | None:
-        """A step of :class:`~implicitcore.Adams`; its own formulas where it is None.
-
-        Arguments:
-            max_order: highest order of the next step.
-            z: ``[batch, n]``.
-            dt: ``[batch]``, zero for a sample that takes no step.
-            past: of the steps before.
-            tolerance: rtol and atol: the order is chosen by errors in units of atol + rtol
-                max(``|z|``, ``|z_next|``).
-        """
-        del max_order, z, dt, past, tolerance
+    def adams_step(self, attempt: AdamsAttempt) -> AdamsStep | None:
+        """A step of :class:`~implicitcore.Adams`; its own formulas where it is None."""
+        del attempt
         return None
 
     @abstractmethod

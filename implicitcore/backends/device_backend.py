@@ -31,7 +31,10 @@ class DeviceBackend(Options, FusedBackend):
             f of many small launches. f's Python then runs in the first iteration or step of a solve
             alone, so f may not read values on the host, draw from a generator of its own, write
             into its buffers, have hooks, or keep a state; where one of these is seen, the loop is
-            run as without this option, with a warning that says which. The steps after the end of
+            run as without this option, with a warning that says which. Numbers among f's attributes
+            and what its functions refer to may change between solves, in lists, dictionaries and
+            dataclasses too; those in an object of another class may not. Backward solves run the
+            loop. The steps after the end of
             an adaptive solve, up to seven, do nothing but evaluate f.
     """
 

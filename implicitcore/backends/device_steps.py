@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from implicitcore.backends.adams_step import AdamsPast
+from implicitcore.backends.adams_step import AdamsAttempt, AdamsPast
 from implicitcore.backends.step_control import (
     Look,
     StepJudgement,
@@ -93,11 +93,7 @@ class DeviceAdamsStep(ABC):
     One before the evaluation and one behind it.
 
     Arguments:
-        max_order: highest order of the next step.
-        z: ``[batch, n]``.
-        dt: ``[batch]``, zero for a sample that takes no step.
-        past: the steps before.
-        tolerance: rtol and atol, in whose units the next order is chosen.
+        attempt: what is to be taken.
 
     Attributes:
         start: z, contiguous, as all here.
@@ -112,15 +108,9 @@ class DeviceAdamsStep(ABC):
             next order, by :meth:`update`.
     """
 
-    def __init__(  # noqa: PLR0913 - what a step is
-        self,
-        max_order: int,
-        z: Tensor,
-        dt: Tensor,
-        past: AdamsPast,
-        tolerance: tuple[float, float],
-    ) -> None:
-        self.max_order, self.tolerance, real = max_order, tolerance, real_dtype(z)
+    def __init__(self, attempt: AdamsAttempt) -> None:
+        self.max_order, z, dt, past, self.tolerance = attempt
+        real = real_dtype(z)
         rows = past.differences
         rows = rows if rows.stride(2) == 1 else rows.contiguous()
         self.past = AdamsPast(rows, past.gaps.contiguous(), past.order.contiguous())

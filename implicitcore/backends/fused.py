@@ -9,7 +9,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from implicitcore.backends.adams_step import AdamsPast, AdamsStep
+from implicitcore.backends.adams_step import AdamsAttempt, AdamsStep
 from implicitcore.backends.base import Backend, Residual, StageSums
 from implicitcore.backends.fused_products import AxpyHistory, InnerProducts, pays
 from implicitcore.backends.fused_sums import FusedSums, table
@@ -109,29 +109,15 @@ class FusedBackend(Backend):
         return None
 
     @final
-    def adams_step(  # noqa: PLR0913 - what a step is
-        self,
-        max_order: int,
-        z: Tensor,
-        dt: Tensor,
-        past: AdamsPast,
-        tolerance: tuple[float, float],
-    ) -> AdamsStep | None:
+    def adams_step(self, attempt: AdamsAttempt) -> AdamsStep | None:
         """See :meth:`Backend.adams_step`."""
-        if torch.is_grad_enabled() or not self._takes(z, past.differences):
+        if torch.is_grad_enabled() or not self._takes(attempt.z, attempt.past.differences):
             return None  # what f gives may be in a graph though nothing is that it is given
-        return self._adams_step(max_order, z, dt, past, tolerance)
+        return self._adams_step(attempt)
 
-    def _adams_step(  # noqa: PLR0913 - what a step is
-        self,
-        max_order: int,
-        z: Tensor,
-        dt: Tensor,
-        past: AdamsPast,
-        tolerance: tuple[float, float],
-    ) -> AdamsStep | None:
+    def _adams_step(self, attempt: AdamsAttempt) -> AdamsStep | None:
         """A step of Adams' method; None where the kernels do not do all of it."""
-        del max_order, z, dt, past, tolerance
+        del attempt
         return None
 
     @final

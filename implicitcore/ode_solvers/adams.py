@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from implicitcore.backends.adams_step import AdamsAttempt
 from implicitcore.backends.adams_step import AdamsPast as Past
 from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import larger, units
@@ -101,7 +102,9 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
         """See :meth:`Stepper.step`."""
         backend, made, own = system.backend, None, None
         if self.norm is None and not isinstance(self.atol, tuple):
-            made = backend.adams_step(self.max_order, z, dt, state, (self.rtol, self.atol))
+            made = backend.adams_step(
+                AdamsAttempt(self.max_order, z, dt, state, (self.rtol, self.atol))
+            )
         if made is None:
             made = own = PredictedStep(backend, self, z, dt, state)
         error, differences, gaps, following, order = made.correct(system.velocity(t + dt, made.z))
@@ -154,28 +157,34 @@ class PredictedStep:
         grid = self.grid
         differences = _differences(velocity, grid.sums, self.past.differences)
         with torch.no_grad():
-            sizes = self._sizes(differences)
-            following = grid.choose(sizes).clamp(max=self.solver.max_order)
-            own = column(grid.order)
-            share = grid.moves.gather(1, own)
+            errors = differences * grid.moves.unsqueeze(2)  # of all orders
+            sizes = self._sizes(errors)
+            following = sizes.argmin(1)
+            if differences.shape[1] - 1 > self.solver.max_order:
+                following = following.clamp(max=self.solver.max_order)
             if self.z.dtype not in HALF:  # the error has more digits than there are of a difference
-                self.scaled = (sizes.gather(1, own) * share).abs().squeeze(1)
-            error = _rows(differences, grid.order) * share.to(velocity.dtype)
+                self.scaled = sizes.gather(1, column(grid.order)).squeeze(1)
+            error = _rows(errors, grid.order).to(velocity.dtype)
         return error, differences[:, :-1], grid.gaps, following, grid.power
 
-    def _sizes(self, differences: Tensor) -> Tensor:
-        """Those of the differences ``[batch, rows + 1, n]``, as the tolerances measure an error."""
-        solver, ends = self.solver, (self.start, self.z)
+    def _sizes(self, errors: Tensor) -> Tensor:
+        """Those of errors ``[batch, rows + 1, n]``, as the tolerances measure them.
+
+        Infinite of an order that may not be the next.
+        """
+        solver, ends, window = self.solver, (self.start, self.z), self.grid.window
         if solver.norm is None and not isinstance(solver.atol, tuple):
-            scaled = differences / _known(units(*ends, solver.rtol, solver.atol))
-            return torch.linalg.vector_norm(scaled, dim=2)
+            known = _known(units(*ends, solver.rtol, solver.atol))
+            return torch.linalg.vector_norm(
+                torch.addcdiv(window.unsqueeze(2), errors, known), dim=2
+            )
         most = larger(*ends).to(real_dtype(self.z))
-        scaled = (differences / _known(allowed(most, solver.rtol, solver.atol))).abs()
-        return torch.stack([norm_of(row, solver.norm) for row in scaled.unbind(1)], 1)
+        scaled = (errors / _known(allowed(most, solver.rtol, solver.atol))).abs()
+        return torch.stack([norm_of(row, solver.norm) for row in scaled.unbind(1)], 1) + window
 
 
 def _known(scale: Tensor) -> Tensor:
-    """Of each difference, ``[batch, 1, n]``.
+    """Of each error, ``[batch, 1, n]``.
 
     One over an infinity would be zero: that of an end that is not finite is a NaN.
     """

@@ -33,9 +33,8 @@ class StepGrid:
         gaps: those of the next state.
         sums: ``[batch, rows + 1, rows]``, beta_i where i < j: the factors that make differences of
             the last grid those of this.
-        g: ``[batch, rows + 1]``, g_0 .., the integrals over the step of the polynomials of Newton's
-            form, over dt.
-        moves: dt g.
+        moves: ``[batch, rows + 1]``, the integrals over the step of the polynomials of Newton's
+            form: times the differences, the errors of all orders.
         order: ``[batch]`` int64, of this step.
         power: ``[batch]`` int64, that of dt that the error goes with: one more.
         newton: ``[batch, rows]``, beta_j below the order, else zero.
@@ -56,8 +55,7 @@ class StepGrid:
         factors = away / torch.where(known.last, before[:, 1:], away[0])
         products = cumprod_of(factors)
         beta = products[0, :, :-1]
-        self.g = (known.weights @ products[1:].flatten(1)).view(batch, rows + 1)
-        self.moves = self.g * column(dt)
+        self.moves = (known.weights @ products[1:].flatten(1)).view(batch, -1) * column(dt)
         # What is said of each order, and behind it of each after a step that was cut short.
         place = torch.add(past.order, factors[0, :, 1] > LONGER, alpha=rows + 1)
         self.order, self.power = known.orders.index_select(0, place).unbind(1)
@@ -67,13 +65,6 @@ class StepGrid:
         sums = beta.unsqueeze(1) * factors_of.view(batch, rows + 2, rows)
         self.sums, self.newton = sums[:, :-1], sums[:, -1]
         self.weights = self.moves[:, :-1] * self.newton
-
-    def choose(self, sizes: Tensor) -> Tensor:
-        """The next order: of this, one less and one more, that with the smallest error.
-
-        ``sizes`` are those of the differences.
-        """
-        return torch.addcmul(self.window, sizes, self.g).argmin(1)
 
 
 def cumprod_of(factors: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import replace
-from types import CodeType
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
+from dataclasses import fields, is_dataclass, replace
+from types import CodeType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from implicitcore.tensors.amended import amended
 from implicitcore.tensors.shared import unwrapped
 from implicitcore.tensors.watched import CaptureError, described, placed
 
+# What every module has, its parts and hooks among it, which are looked at by themselves.
+_OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
 _CONSTANTS = (bool, int, float, complex, str, type(None), CodeType)
 
 
@@ -98,15 +101,41 @@ def _modules(system: System) -> Iterable[nn.Module]:
 
 
 def _values(module: nn.Module) -> Iterator[Any]:
-    """What a module, and the functions among its attributes, refer to by name."""
+    """What a module, and the functions among its attributes, refer to by name, and what is in it.
+
+    A list, a dictionary or such is changed in place, and stays the object that it was.
+    """
     yield from module._parameters.values()
     yield from module._buffers.values()
-    yield from vars(module).values()
+    for name, value in vars(module).items():
+        if name not in _OF_MODULES:
+            yield from _within(value)
     if functions_of(module):
         for function, _, known in reached(module):
             yield getattr(function, "__code__", None)
-            yield from known.values()
-            yield from (getattr(function, "__kwdefaults__", None) or {}).values()
+            for value in known.values():
+                yield from _within(value)
+
+
+def _within(value: Any, around: tuple[Any, ...] = ()) -> Iterator[Any]:
+    """A value; of one with others in it what it is, and how many and which these are."""
+    if is_dataclass(value) and not isinstance(value, type | nn.Module):
+        held = [getattr(value, each.name, None) for each in fields(value)]
+    elif isinstance(value, SimpleNamespace):
+        held = [part for pair in vars(value).items() for part in pair]
+    elif isinstance(value, Mapping):
+        held = [part for pair in value.items() for part in pair]
+    elif isinstance(value, Set):
+        held = sorted(value, key=repr)
+    elif isinstance(value, list | tuple | deque):
+        held = [*value]
+    else:
+        yield value
+        return
+    yield f"{type(value).__qualname__} of {len(held)}"
+    if not any(value is other for other in around):  # it may hold itself
+        for part in held:
+            yield from _within(part, (*around, value))
 
 
 def _of_leaf(leaf: Any) -> Hashable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unittest
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -51,6 +52,20 @@ def expect_close(found: Tensor, expected: Tensor, did: str, bound: float) -> Non
         f"an error of {error / scale:.2g} ({_summary(found, expected)})",
         f"at most {bound:.2g}",
     )
+
+
+def expect_apart(found: Iterable[Tensor], given: Iterable[Tensor], did: str) -> None:
+    """No memory in common."""
+    known = {each.untyped_storage().data_ptr() for each in given}
+    shared = [each.untyped_storage().data_ptr() in known for each in found if each.numel()]
+    expect(not any(shared), did, "the memory of an argument", "new tensors")
+
+
+def expect_traced(fake: Iterable[Tensor], real: Iterable[Tensor], did: str) -> None:
+    """What an operation says without values that it gives is what it gives."""
+    for said, given in zip(fake, real, strict=True):
+        kinds = [(tuple(t.shape), t.dtype, t.stride()) for t in (said, given)]
+        expect(kinds[0] == kinds[1], did, f"{kinds[0]} (shape, dtype, stride)", kinds[1])
 
 
 def _summary(found: Tensor, expected: Tensor) -> str:

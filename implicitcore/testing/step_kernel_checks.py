@@ -13,7 +13,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from implicitcore.backends.adams_step import AdamsPast
+from implicitcore.backends.adams_step import AdamsAttempt, AdamsPast
 from implicitcore.backends.step_control import StepClock, StepOutcome, StepRule, StepTaken
 from implicitcore.ode_solvers.adams import Adams, PredictedStep
 from implicitcore.tensors.norms import column, real_dtype
@@ -157,7 +157,7 @@ def check_adams_step(problem: KernelProblem) -> None:
         of = replace(problem, aligned=problem.aligned != flips)
         z, velocity, dt, past = _adams(problem, of.rows(rows), max_order)
         with torch.no_grad():
-            found = problem.backend.adams_step(max_order, z, dt, past, (RTOL, ATOL))
+            found = problem.backend.adams_step(AdamsAttempt(max_order, z, dt, past, (RTOL, ATOL)))
             if found is None:
                 return
             exact = AdamsPast(past.differences.double(), past.gaps.double(), past.order)

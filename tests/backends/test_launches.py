@@ -32,7 +32,7 @@ SOLVERS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
 STEPS = {  # launches of a step by torch alone, by a backend that fuses all it may, and waits
     "Tsit5": (36, 9, 1),
     "RK4": (7, 4, 0),
-    "Adams": (51, 4, 1),
+    "Adams": (47, 4, 1),
 }
 STEPPERS = {
     "Tsit5": lambda steps: ic.Tsit5(max_steps=steps),
@@ -90,8 +90,8 @@ class Fused(ic.Backend):
     def error_norm(self, error, z, z_next, rtol, atol):
         return self._one("error_norm", error, z, z_next, rtol, atol)
 
-    def adams_step(self, max_order, z, dt, past, tolerance):
-        rtol, atol = tolerance
+    def adams_step(self, attempt):
+        max_order, z, dt, past, (rtol, atol) = attempt
         solver = ic.Adams(max_order=max_order, rtol=rtol, atol=atol)
         return _AdamsStep(self.syncs, solver, z, dt, past)
 

@@ -236,7 +236,8 @@ def _adams(max_order, tolerance):
 class StaysAtItsOrder(Mine):
     """Takes whole steps of Adams, and never raises their order."""
 
-    def adams_step(self, max_order, z, dt, past, tolerance):
+    def adams_step(self, attempt):
+        max_order, z, dt, past, tolerance = attempt
         step = PredictedStep(TORCH, _adams(max_order, tolerance), z, dt, past)
         return _SameOrder(step, past.order)
 
@@ -244,7 +245,8 @@ class StaysAtItsOrder(Mine):
 class ChoosesItsOrderInPlainNorms(Mine):
     """Takes whole steps of Adams, and does not look at the tolerances."""
 
-    def adams_step(self, max_order, z, dt, past, tolerance):
+    def adams_step(self, attempt):
+        max_order, z, dt, past, _ = attempt
         return PredictedStep(TORCH, _adams(max_order, (0.0, 1.0)), z, dt, past)
 
 

@@ -7,6 +7,7 @@ from implicitcore.testing.checks import backend as backend
 from implicitcore.testing.checks import backend_graph as backend_graph
 from implicitcore.testing.checks import backend_kernels as backend_kernels
 from implicitcore.testing.checks import backend_krylov as backend_krylov
+from implicitcore.testing.checks import backend_operations as backend_operations
 from implicitcore.testing.checks import backend_steps as backend_steps
 from implicitcore.testing.checks import dynamics as dynamics
 from implicitcore.testing.checks import gradient as gradient

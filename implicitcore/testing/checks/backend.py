@@ -120,7 +120,7 @@ def stops_as_the_reference_does(backend: Backend) -> None:
     device, dtype = device_of(backend), widest(backend)
     plain = Anderson(tol=1e-4, plain_rate=0.6)
     for solver in (Picard(tol=1e-4), Anderson(tol=1e-4), plain, Broyden(tol=1e-4)):
-        for name, f in _HARD.items():
+        for name, f in HARD.items():
             found, expected = (
                 _stops(solver, f, each, dtype, device) for each in (backend, REFERENCE)
             )
@@ -134,7 +134,7 @@ def _shift(z: Tensor) -> Tensor:
     return torch.linspace(-1, 1, z.shape[1]).to(z).cos().cumsum(0).sin()
 
 
-_HARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+HARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "contractions of unlike rates": lambda z, x: torch.tanh(x * z.roll(1, 1) + _shift(z)),
     "linear maps, of which some expand": lambda z, x: 2 * x * z.roll(1, 1) + _shift(z),
     "maps without a fixed point": lambda z, x: z + 1 + x,

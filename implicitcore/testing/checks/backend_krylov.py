@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from implicitcore.backends.base import Backend
+from implicitcore.backends.graph import KrylovGraph
 from implicitcore.backends.krylov_space import KrylovSpace
 from implicitcore.backends.torch import TorchBackend
 from implicitcore.root_solvers.krylov import krylov_space
 from implicitcore.testing.check import contract
-from implicitcore.testing.expect import expect, expect_close
+from implicitcore.testing.expect import (
+    NotApplicable,
+    expect,
+    expect_apart,
+    expect_close,
+    expect_traced,
+)
 from implicitcore.testing.kernels import Draw, device_of, widest
 
 REFERENCE = TorchBackend()
@@ -45,6 +53,76 @@ def spans_krylov_spaces_as_the_reference_does(backend: Backend) -> None:
             s, known = found.minimise(), torch.arange(len(g), device=device) != NAN
             expect_close(s[known], expected.minimise()[known], f"{did} minimisers", bound)
             _is_within(found, s, (a, g, limit), most)
+
+
+@contract("backend")
+@torch.no_grad()
+def spans_krylov_spaces_in_a_graph_as_the_reference_does(backend: Backend) -> None:
+    """``krylov_graph``, where the backend has one: the same of its operations.
+
+    They write to no argument, give none of its memory back, take strided views, and say without
+    values what they give.
+    """
+    device, dtype = device_of(backend), widest(backend)
+    graph = backend.krylov_graph(torch.zeros(1, 1, dtype=dtype, device=device))
+    if graph is None:
+        raise NotApplicable("it has no Krylov spaces for a graph")
+    bound = 1e-8 if dtype == torch.float64 else 1e-3
+    for n, most in ((129, 30), (129, 3), (129, 1), (2, 30), (1, 4)):
+        a, g, limit = _problem(dtype, device, n)
+        expected = _space(REFERENCE, a, g, limit, most)
+        did = f"spanned Krylov spaces in a graph, of dimension {most} at most, n = {n}: the"
+        for views in (False, True):
+            s, steps, products = _spanned(graph, (a, g, limit), most, did, views=views)
+            expect(int(products) == expected.size, f"{did} products", int(products), expected.size)
+            mine, theirs = steps.tolist(), expected.steps.tolist()
+            expect(mine == theirs, f"{did} steps of each sample", mine, theirs)
+            rows = torch.arange(len(g), device=device) != NAN
+            expect_close(s[rows], expected.minimise()[rows], f"{did} minimisers", bound)
+    g, nobody = torch.ones_like(g), torch.full_like(limit, torch.inf)
+    s, steps, products = _spanned(graph, (a, g, nobody), 4, "left all samples out", views=False)
+    idle = not (bool(s.any()) or bool(steps.any()) or int(products))
+    expect(idle, "spanned Krylov spaces in a graph that no sample needs", (s, steps), "zeros")
+    with FakeTensorMode() as mode:
+        fake = _operations(graph, *map(mode.from_tensor, (g, limit)))
+    did = "called the operations of Krylov spaces without values"
+    expect_traced(fake, _operations(graph, g, limit), did)
+
+
+def _spanned(
+    graph: KrylovGraph, problem: tuple[Tensor, Tensor, Tensor], most: int, did: str, *, views: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loop of a cycle in Python, whose operations are watched."""
+
+    def given(tensor: Tensor) -> Tensor:
+        return tensor.T.contiguous().T if views else tensor.clone()
+
+    a, g, limit = problem
+    g = given(g)
+    arguments = g, limit, torch.tensor(most, device=g.device)
+    state, v, going = graph.begin(*arguments)
+    expect_apart((state, v, going), arguments, f"{did} arguments")
+    if views:
+        g.fill_(torch.nan)  # a graph uses the memory again
+    while going:
+        product = given((a @ v.unsqueeze(2)).squeeze(2))
+        before = [each.clone().nan_to_num() for each in (product, going)]
+        following = graph.extend(state, product, going)
+        for now, then in zip((product, going), before, strict=True):
+            expect(torch.equal(now.nan_to_num(), then), f"{did} arguments", "others", "the same")
+        expect_apart(following, (state, v, product, going), f"{did} arguments")
+        v, going = following
+    found = graph.minimise(state, v, going)
+    expect_apart(found, (state, v, going), f"{did} arguments")
+    return found
+
+
+def _operations(graph: KrylovGraph, g: Tensor, limit: Tensor) -> list[Tensor]:
+    """What each operation gives."""
+    most = torch.full((), 1, dtype=torch.int64, device=g.device)
+    state, v, going = graph.begin(g, limit, most)
+    following = graph.extend(state, v + 1, going)
+    return [state, v, going, *following, *graph.minimise(state, *following)]
 
 
 def _space(backend: Backend, a: Tensor, g: Tensor, limit: Tensor, most: int) -> KrylovSpace:

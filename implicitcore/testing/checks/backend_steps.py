@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from implicitcore.backends.adams_step import AdamsPast
+from implicitcore.backends.adams_step import AdamsAttempt, AdamsPast
 from implicitcore.backends.base import Backend
 from implicitcore.backends.step_control import StepClock, StepOutcome, StepRule, StepTaken
 from implicitcore.backends.torch import TorchBackend
@@ -138,7 +138,7 @@ def takes_adams_steps_as_the_reference_does(backend: Backend) -> None:
     for max_order, rows in ((1, 4), (3, 4), (5, 5), (12, 12)):
         z, dt, velocity, past = _adams(dtype, device, max_order, rows)
         with torch.no_grad():
-            found = backend.adams_step(max_order, z, dt, past, (RTOL, ATOL))
+            found = backend.adams_step(AdamsAttempt(max_order, z, dt, past, (RTOL, ATOL)))
             solver = Adams(max_order=max_order, rtol=RTOL, atol=ATOL)
             expected = PredictedStep(REFERENCE, solver, z, dt, past)
             if found is None:

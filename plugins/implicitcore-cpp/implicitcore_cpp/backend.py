@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.extend import (
+    AdamsAttempt,
     AdamsFlowRule,
-    AdamsPast,
     AdamsStep,
     AndersonRule,
     BroydenRule,
@@ -108,14 +108,8 @@ class CppBackend(Options, FusedBackend):
     def _krylov_space(self, g: Tensor, limit: Tensor, most: int) -> KrylovSpace | None:
         return build.load().krylov_space(g, limit, most)
 
-    def _adams_step(  # noqa: PLR0913 - what a step is
-        self,
-        max_order: int,
-        z: Tensor,
-        dt: Tensor,
-        past: AdamsPast,
-        tolerance: tuple[float, float],
-    ) -> AdamsStep | None:
+    def _adams_step(self, attempt: AdamsAttempt) -> AdamsStep | None:
+        max_order, z, dt, past, tolerance = attempt
         return build.load().adams_step(max_order, z, dt, *past, tolerance)
 
     def _step_control(self, rule: StepRule, taken: StepTaken) -> StepOutcome | None:

@@ -258,6 +258,34 @@ def test_a_cell_that_mixes_samples_is_an_error(cpp, calls):
     assert calls
 
 
+def judged(weight, tol, backend):
+    """What becomes of a steady state whose samples are mixed so much: an error, or the statuses."""
+    rates = torch.tensor([0.05, 0.3, 0.5, 0.7, 0.8, 0.9], dtype=torch.float64)[:, None]
+    x = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def mixing(z, x):
+        return rates * torch.tanh(z.roll(1, 1)) + weight * z.mean(0, keepdim=True) + x
+
+    solver = ic.SteadyState(tol=tol)
+    try:
+        with torch.no_grad():
+            found = ic.fixed_point(mixing, torch.zeros_like(x), x, solver=solver, backend=backend)
+    except ic.InputError as error:
+        return str(error)
+    return found.status.tolist(), found.steps.tolist()
+
+
+def test_samples_that_are_mixed_in_a_flow_are_judged_as_by_torch(cpp, calls):
+    errors = 0
+    for weight in (0.1, 1e-3, 1e-5, 1e-7, 0.0):
+        for tol in (1e-2, 1e-4, 1e-8):
+            found = judged(weight, tol, cpp)
+            assert found == judged(weight, tol, None)
+            errors += isinstance(found, str)
+    assert calls
+    assert errors == 4
+
+
 @pytest.mark.parametrize(
     "solver", [ic.Picard(tol=1e-11), ic.Anderson(tol=1e-11), ic.SteadyState(tol=1e-11)]
 )

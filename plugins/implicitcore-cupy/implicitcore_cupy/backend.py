@@ -12,7 +12,7 @@ from torch import Tensor
 
 from implicitcore import TorchBackend
 from implicitcore.extend import (
-    AdamsPast,
+    AdamsAttempt,
     AdamsStep,
     DeviceBackend,
     DeviceControl,
@@ -84,17 +84,8 @@ class CupyBackend(DeviceBackend):
     def _control(self, rule: StepRule, taken: StepTaken) -> DeviceControl:
         return control(self.launcher, rule, taken)
 
-    def _adams_step(  # noqa: PLR0913 - what a step is
-        self,
-        max_order: int,
-        z: Tensor,
-        dt: Tensor,
-        past: AdamsPast,
-        tolerance: tuple[float, float],
-    ) -> AdamsStep | None:
-        if not takes(past):
-            return None
-        return CupyAdamsStep(self.launcher, max_order, z, dt, past, tolerance)
+    def _adams_step(self, attempt: AdamsAttempt) -> AdamsStep | None:
+        return CupyAdamsStep(self.launcher, attempt) if takes(attempt.past) else None
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = z.new_empty((2, z.shape[0]), dtype=real_dtype(z))

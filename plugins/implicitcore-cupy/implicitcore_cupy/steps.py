@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.extend import (
+    AdamsAttempt,
     AdamsPast,
     DeviceAdamsStep,
     DeviceControl,
@@ -66,24 +67,12 @@ class CupyAdamsStep(DeviceAdamsStep):
 
     Arguments:
         launcher: runs the kernels.
-        max_order: highest order of the next step.
-        z: ``[batch, n]``.
-        dt: ``[batch]``.
-        past: the steps before.
-        tolerance: rtol and atol.
+        attempt: see :class:`DeviceAdamsStep`.
     """
 
-    def __init__(  # noqa: PLR0913 - those of a step
-        self,
-        launcher: Launcher,
-        max_order: int,
-        z: Tensor,
-        dt: Tensor,
-        past: AdamsPast,
-        tolerance: tuple[float, float],
-    ) -> None:
+    def __init__(self, launcher: Launcher, attempt: AdamsAttempt) -> None:
         self.launcher = launcher
-        super().__init__(max_order, z, dt, past, tolerance)
+        super().__init__(attempt)
 
     def predict(self) -> None:
         """See :meth:`DeviceAdamsStep.predict`."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import gc
 import threading
 import warnings
 import weakref
+from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +35,13 @@ def graphs(monkeypatch):
     return with_graphs(monkeypatch)
 
 
+class Calls:
+    """A count that no record depends on: what such an object holds is not looked at."""
+
+    count = 0
+    scale: torch.Tensor
+
+
 class Cell(nn.Module):
     """tanh(W z + x), of which samples converge at unlike rates; it counts its calls."""
 
@@ -37,10 +49,10 @@ class Cell(nn.Module):
         super().__init__()
         weight = torch.randn(n, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         self.weight = nn.Parameter(0.9 * weight / torch.linalg.matrix_norm(weight, 2))
-        self.inner, self.gain, self.calls = inner or nn.Identity(), 1.0, [0]
+        self.inner, self.gain, self.calls = inner or nn.Identity(), 1.0, Calls()
 
     def forward(self, z, x):
-        self.calls[0] += 1
+        self.calls.count += 1
         return self.inner(torch.tanh(self.gain * z @ self.weight.to(z.dtype) + x))
 
 
@@ -105,10 +117,10 @@ def test_f_is_python_in_the_first_iteration_alone(graphs):
     layer = layer_of(cell, GRAPHS, ic.Picard(tol=0, max_steps=22))
     for _ in range(2):
         solve(layer, x)
-    cell.calls[0] = graphs.replays = 0
+    cell.calls.count = graphs.replays = 0
     assert solve(layer, x).evaluations == 22
     # The first, the last, and the iterations before it that are no whole graph: 1 + 2 + 1 + 4 * 4.
-    assert (cell.calls[0], graphs.replays, graphs.records) == (3, 10, 3)
+    assert (cell.calls.count, graphs.replays, graphs.records) == (3, 10, 3)
 
 
 @each_kind
@@ -175,6 +187,90 @@ def test_other_memory_or_another_constant_is_recorded_anew(graphs):
     again()
     cell.eval()
     again()
+
+
+@dataclass
+class Options:
+    """Of a cell, changed in place."""
+
+    gain: float = 1.0
+
+
+IN_PLACE = {
+    "a list": ([1.0], lambda held: held[0], lambda held: held.__setitem__(0, 0.6)),
+    "a list in a dictionary": (
+        {"gains": [1.0]},
+        lambda held: held["gains"][-1],
+        lambda held: held["gains"].append(0.6),
+    ),
+    "a set": ({1.0}, max, lambda held: held.add(1.25)),
+    "a dataclass": (Options(), lambda held: held.gain, lambda held: setattr(held, "gain", 0.6)),
+    "a namespace": (
+        SimpleNamespace(gain=1.0),
+        lambda held: held.gain,
+        lambda held: setattr(held, "gain", 0.6),
+    ),
+}
+
+
+@pytest.mark.parametrize("closure", [False, True], ids=["an attribute", "a closure"])
+@pytest.mark.parametrize("what", IN_PLACE)
+def test_what_is_changed_in_place_is_recorded_anew(graphs, what, closure):
+    held, gain, change = copy.deepcopy(IN_PLACE[what][0]), *IN_PLACE[what][1:]
+
+    class Scaled(Cell):
+        def __init__(self):
+            super().__init__()
+            self.held = held
+
+        def forward(self, z, x):
+            return torch.tanh(0.5 * gain(self.held) * z + x)
+
+    f = (lambda z, x: torch.tanh(0.5 * gain(held) * z + x)) if closure else Scaled()
+    x = x_of()
+    layer, loop = layer_of(f, GRAPHS), layer_of(f, LOOP)
+    for changed in (False, True):
+        if changed:
+            before = solve(loop, x).z
+            change(held)
+            assert not torch.allclose(solve(loop, x).z, before)
+        graphs.records = graphs.replays = 0
+        for _ in range(3):
+            same(solve(layer, x), solve(loop, x))
+        assert (graphs.records, graphs.replays > 0) == (3, True)
+
+
+def test_a_list_that_holds_itself(graphs):
+    held: list[Any] = [1.0]
+    held.append(held)
+    x = x_of()
+    f = lambda z, x: torch.tanh(0.5 * held[0] * z + x)  # noqa: E731
+    layer, loop = layer_of(f, GRAPHS), layer_of(f, LOOP)
+    for _ in range(3):
+        same(solve(layer, x), solve(loop, x))
+    assert graphs.replays > 0
+
+
+def test_tensors_in_a_list_are_read_where_they_are(graphs):
+    class Shifted(Cell):
+        def __init__(self):
+            super().__init__()
+            self.shifts = [torch.ones(7, dtype=torch.float64)]
+
+        def forward(self, z, x):
+            return super().forward(z, x + self.shifts[0])
+
+    cell, x = Shifted(), x_of()
+    layer, loop = layer_of(cell, GRAPHS), layer_of(cell, LOOP)
+    for _ in range(3):
+        same(solve(layer, x), solve(loop, x))
+        cell.shifts[0].mul_(0.9)
+    assert graphs.records == 3
+    kept = cell.shifts[0]  # its address is not used again
+    cell.shifts[0] = 2 * kept
+    for _ in range(3):
+        same(solve(layer, x), solve(loop, x))
+    assert graphs.records == 6
 
 
 def test_what_a_solve_draws_or_computes_once_is_that_of_the_solve(graphs):
@@ -280,11 +376,11 @@ class Refused(nn.Module):
 
     def __init__(self, what: str) -> None:
         super().__init__()
-        self.what, self.hidden = what, [torch.ones(7).double()]
+        self.what, self.hidden = what, Calls()
+        self.hidden.scale = torch.ones(7).double()
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.norm = nn.BatchNorm1d(7, momentum=1e-9).double()
         self.generator = torch.Generator().manual_seed(0)
-        self.caught = []
 
     def forward(self, z):
         return getattr(self, f"_{self.what}")(z)
@@ -293,10 +389,8 @@ class Refused(nn.Module):
         return z * float(bool(z.detach().sum().item() < 1e9))
 
     def _caught(self, z):
-        try:
+        with contextlib.suppress(RuntimeError):
             z = z * float(bool(z.detach().sum().item() < 1e9))
-        except RuntimeError:
-            self.caught.append(z)
         return z
 
     def _mask(self, z):
@@ -307,8 +401,8 @@ class Refused(nn.Module):
     def _nonzero(self, z):
         return z + 0 * z.nonzero().sum()
 
-    def _list(self, z):
-        return z * self.hidden[0]
+    def _object(self, z):
+        return z * self.hidden.scale
 
     def _buffer(self, z):
         self.count += 1
@@ -335,7 +429,7 @@ REASONS = {
     "caught": r"reads values on the host \(aten._local_scalar_dense\)",
     "mask": r"reads values on the host \(aten.index\)",
     "nonzero": r"reads values on the host \(aten.nonzero\)",
-    "list": r"a tensor \[7\] that is no parameter, buffer or attribute",
+    "object": r"a tensor \[7\] that is no parameter, buffer or attribute",
     "buffer": r"writes into a tensor \[\] that it reads \(aten.add_\)",
     "norm": r"writes into a tensor \[\] that it reads \(aten.add_\)",
     "functional": r"writes into a tensor \[7\] that it reads \(aten.*batch_norm",
@@ -356,10 +450,10 @@ def test_what_cannot_be_recorded_is_run_by_the_loop(graphs, what):
     ):
         for _ in range(3):
             same(solve(layer, x), expected)
-    calls = cell.calls[0]
+    calls = cell.calls.count
     with warnings.catch_warnings(action="ignore", category=ic.InputWarning):
         same(solve(layer, x), expected)
-    assert cell.calls[0] - calls == expected.evaluations  # nothing is tried again
+    assert cell.calls.count - calls == expected.evaluations  # nothing is tried again
     assert graphs.replays == 0
     assert cell.inner.count == (5 * expected.evaluations if what == "buffer" else 0)
 
@@ -442,9 +536,9 @@ class Operations(TorchDispatchMode):
 def test_a_trace_and_a_mode_see_each_iteration(graphs):
     layer, x = layer_of(cell := Cell(), GRAPHS), x_of()
     expected = [solve(layer, x) for _ in range(2)][0]
-    calls, graphs.replays = cell.calls[0], 0
+    calls, graphs.replays = cell.calls.count, 0
     trace = solve(layer, x, trace=True).trace
-    assert trace is not None and cell.calls[0] - calls == len(trace)
+    assert trace is not None and cell.calls.count - calls == len(trace)
     with Operations() as seen:
         same(solve(layer, x), expected)
     assert seen.names.count("tanh") == expected.evaluations

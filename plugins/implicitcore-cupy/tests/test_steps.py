@@ -8,7 +8,7 @@ import torch
 from cpu_launcher import DTYPES, FORWARD, REVERSE, SHUFFLED, launches, on_cpu
 
 import implicitcore as ic
-from implicitcore.extend import AdamsPast
+from implicitcore.extend import AdamsAttempt, AdamsPast
 from implicitcore.testing.kernel_checks import KernelProblem
 from implicitcore.testing.step_kernel_checks import STEP_CHECKS
 from implicitcore_cupy.geometry import WHOLE
@@ -143,7 +143,7 @@ def test_a_velocity_of_another_shape_is_refused():
     problem = KernelProblem(on_cpu(), "cpu", torch.float64, 2, 5)
     past = AdamsPast(problem.rows(4), torch.ones(2, 4).double(), torch.ones(2, dtype=torch.int64))
     given = problem.state(), torch.ones(2).double(), past, (1e-3, 1e-6)
-    step = problem.backend.adams_step(3, *given)
+    step = problem.backend.adams_step(AdamsAttempt(3, *given))
     assert step is not None
     with pytest.raises(ic.InputError, match=r"float64 of shape \(2, 4\), expected .*\(2, 5\)"):
         step.correct(torch.zeros(2, 4, dtype=torch.float64))
@@ -154,4 +154,4 @@ def test_more_differences_than_there_are_registers_for():
     problem = KernelProblem(on_cpu(), "cpu", torch.float64, 2, 5)
     past = AdamsPast(problem.rows(13), torch.ones(2, 13).double(), torch.ones(2).long())
     given = problem.state(), torch.ones(2).double(), past, (1e-3, 1e-6)
-    assert problem.backend.adams_step(13, *given) is None
+    assert problem.backend.adams_step(AdamsAttempt(13, *given)) is None

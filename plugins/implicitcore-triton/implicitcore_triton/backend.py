@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.extend import (
-    AdamsPast,
+    AdamsAttempt,
     AdamsStep,
     DeviceBackend,
     DeviceControl,
@@ -99,11 +99,9 @@ class TritonBackend(DeviceBackend):
     def _control(self, rule: StepRule, taken: StepTaken) -> DeviceControl | None:
         return control(_launch, rule, taken, *_tile(taken.z)) if fits(taken.z) else None
 
-    def _adams_step(  # noqa: PLR0913 - what a step is
-        self, max_order: int, z: Tensor, dt: Tensor, past: AdamsPast, tolerance: tuple[float, float]
-    ) -> AdamsStep | None:
-        given = max_order, z, dt, past, tolerance
-        return TritonAdamsStep(_launch, *given, *_tile(z)) if fits(z) else None
+    def _adams_step(self, attempt: AdamsAttempt) -> AdamsStep | None:
+        z = attempt.z
+        return TritonAdamsStep(_launch, attempt, *_tile(z)) if fits(z) else None
 
     def _residual(self, fz: Tensor, z: Tensor, out: Tensor) -> Residual:
         norms = self._norms("residual", (fz, z, out), 2)

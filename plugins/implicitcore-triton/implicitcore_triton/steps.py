@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.extend import (
-    AdamsPast,
+    AdamsAttempt,
     DeviceAdamsStep,
     DeviceControl,
     StepRule,
@@ -70,29 +70,16 @@ class TritonAdamsStep(DeviceAdamsStep):
 
     Arguments:
         run: launches a kernel, with its name, grid, arguments and sizes.
-        max_order: highest order of the next step.
-        z: ``[batch, n]``.
-        dt: ``[batch]``.
-        past: the steps before.
-        tolerance: rtol and atol.
+        attempt: see :class:`DeviceAdamsStep`.
         samples: that a program holds.
         columns: of each that it holds at once.
     """
 
-    def __init__(  # noqa: PLR0913 - those of a step, and how it is laid out
-        self,
-        run: Launch,
-        max_order: int,
-        z: Tensor,
-        dt: Tensor,
-        past: AdamsPast,
-        tolerance: tuple[float, float],
-        samples: int,
-        columns: int,
-    ) -> None:
-        self.run, self.grid = run, (-(-len(z) // samples),)
-        self.sizes = {"ROWS": past.gaps.shape[1], "SAMPLES": samples, "COLUMNS": columns}
-        super().__init__(max_order, z, dt, past, tolerance)
+    def __init__(self, run: Launch, attempt: AdamsAttempt, samples: int, columns: int) -> None:
+        self.run, self.grid = run, (-(-len(attempt.z) // samples),)
+        rows = attempt.past.gaps.shape[1]
+        self.sizes = {"ROWS": rows, "SAMPLES": samples, "COLUMNS": columns}
+        super().__init__(attempt)
 
     def predict(self) -> None:
         """See :meth:`DeviceAdamsStep.predict`."""

@@ -14,6 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from implicitcore.extend import (
+    AdamsAttempt,
     AdamsPast,
     AndersonRule,
     BroydenRule,
@@ -112,7 +113,7 @@ def step_all(dtype: torch.dtype, n: int, batch: int = 3) -> None:
     dt = torch.zeros(batch, dtype=real_dtype(z))
     for rows in (4, 12) if dtype == torch.float32 else (5,):
         past = AdamsPast(z.new_zeros(batch, rows, n), dt.new_ones(batch, rows), long)
-        step = triton._adams_step(rows, z, dt, past, (1e-3, 1e-6))
+        step = triton._adams_step(AdamsAttempt(rows, z, dt, past, (1e-3, 1e-6)))
         assert step is not None
         step.correct(z)
 

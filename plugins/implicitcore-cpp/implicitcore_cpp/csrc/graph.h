@@ -44,6 +44,7 @@ inline at::Tensor whole(int64_t value) { return at::scalar_tensor(value, at::kLo
 struct GraphSolve {
   std::unique_ptr<RootIteration> iteration;
   int64_t most, count = 0;
+  at::Tensor unit;  // [batch, 1], of the iteration; undefined where each is 1
 };
 
 using GraphSpace = std::unique_ptr<KrylovSpace>;
@@ -56,6 +57,14 @@ inline std::tuple<at::Tensor, at::Tensor> root_advance(const at::Tensor& state, 
                                                        const at::Tensor&) {
   GraphSolve& solve = Held<GraphSolve>::of(state);
   const bool begins = !solve.count, last = ++solve.count >= solve.most;
+  if (begins) solve.unit = solve.iteration->take_units(z, fz);
+  if (const at::Tensor& unit = solve.unit; unit.defined()) {
+    std::optional<at::Tensor> value;
+    if (g) value = g->div(unit);
+    const std::optional<at::Tensor> next =
+        solve.iteration->advance(z.div(unit), fz.div(unit), value, last);
+    return {next ? next->mul(unit) : at::empty_like(z), flag(next.has_value())};
+  }
   std::optional<at::Tensor> next = begins ? solve.iteration->advance(z.clone(), fz.clone(), g, last)
                                           : solve.iteration->advance(z, fz, g, last);
   const bool going = next.has_value();
@@ -67,7 +76,11 @@ inline std::tuple<at::Tensor, at::Tensor> root_advance(const at::Tensor& state, 
 inline std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> root_result(
     const at::Tensor& state, const at::Tensor&, const at::Tensor&) {
   const GraphSolve& solve = Held<GraphSolve>::of(state);
-  const Result found = solve.iteration->result();
+  Result found = solve.iteration->result();
+  if (const at::Tensor& unit = solve.unit; unit.defined()) {
+    found.z = found.z.mul(unit);
+    found.residual = found.residual.mul(unit.squeeze(1));
+  }
   return {found.z, found.residual, found.status, found.steps, whole(solve.count)};
 }
 

@@ -59,6 +59,9 @@ class RootIteration {
   // Norms in the units of the largest entry, where a square is beyond the dtype: where nobody looks
   // at them and begins the solve anew in other units.
   virtual void take_whole_range() = 0;
+  // Solve in units of each sample, [batch, 1], that its sums need at a start of this size; undefined
+  // where none does. Powers of two: nothing is rounded.
+  virtual at::Tensor take_units(const at::Tensor& z, const at::Tensor& fz) = 0;
   virtual Result result() const = 0;
 };
 
@@ -88,6 +91,19 @@ class Judged : public RootIteration {
   }
 
   void take_whole_range() override { whole_range_ = true; }
+
+  at::Tensor take_units(const at::Tensor& z, const at::Tensor& fz) override {
+    const at::Tensor from = z.contiguous(), to = fz.contiguous();
+    const int64_t n = z.size(1);
+    std::vector<R> units(test_.batch());
+    for (int64_t b = 0; b < test_.batch(); ++b) {
+      const T *a = from.template const_data_ptr<T>(), *c = to.template const_data_ptr<T>();
+      units[b] = unit(std::max(largest<R>(a + b * n, n), largest<R>(c + b * n, n)));
+    }
+    if (std::all_of(units.begin(), units.end(), [](R each) { return each == 1; })) return {};
+    test_.take_units(units);
+    return real(units).unsqueeze(1).to(z.scalar_type());
+  }
 
   Result result() const override {
     std::vector<int8_t> status(test_.failure);
@@ -164,6 +180,15 @@ class Judged : public RootIteration {
   bool fixed_;  // what the tolerance is relative to is known, and stands in for |f(z)|
   bool whole_range_ = false;
   bool owned_ = false;  // nobody else has seen `best_`
+
+  // As misfits and power_of_two of implicitcore.
+  static R unit(R size) {
+    using Limits = std::numeric_limits<R>;
+    const R low = std::sqrt(Limits::min()) / Limits::epsilon();
+    const R high = std::sqrt(Limits::max()) * R(1e-8);
+    const bool fits = !(size > 0) || !std::isfinite(size) || (size >= low && size <= high);
+    return fits ? R(1) : std::ldexp(R(1), std::ilogb(size));
+  }
 
   static at::Tensor real(const std::vector<R>& values) {
     return tensor_of<R>(values, c10::CppTypeToScalarType<R>::value);

@@ -52,7 +52,8 @@ class StopTest {
         steps(floor.size()), failure(floor.size()), active(floor.size(), 1),
         improved(floor.size(), 1), grown(floor.size()), remaining(floor.size()), rule_(rule),
         floor_(std::move(floor)), fixed_(std::move(fixed)), limit_(size.size()),
-        reach_(size.size()), last_(size), doubted_(size.size()), begun_(begun) {}
+        reach_(size.size()), last_(size), one_(size.size(), 1), doubted_(size.size()),
+        begun_(begun) {}
 
   int64_t batch() const { return size.size(); }
 
@@ -63,6 +64,16 @@ class StopTest {
 
   // Below it the square of a residual underflows.
   static R small() { return 100 * std::sqrt(std::numeric_limits<R>::min()); }
+
+  // What is absolute, in units of each sample: before the first iterate.
+  void take_units(const std::vector<R>& units) {
+    for (int64_t b = 0; b < batch(); ++b) {
+      floor_[b] /= units[b];
+      best_limit[b] /= units[b];
+      one_[b] /= units[b];
+      if (rule_.scale == Scale::fixed) fixed_[b] /= units[b];
+    }
+  }
 
   // Take in `size` and `update`; whether every sample has stopped.
   bool check() {
@@ -94,13 +105,14 @@ class StopTest {
 
  private:
   Rule rule_;
-  std::vector<R> floor_, fixed_, limit_, reach_, last_;
+  std::vector<R> floor_, fixed_, limit_, reach_, last_, one_;
   std::vector<uint8_t> doubted_;
   bool begun_;
 
   R scale(R update, R start, int64_t b) const {
     if (rule_.scale == Scale::fixed) return fixed_[b];
-    return rule_.scale == Scale::update ? update : most<R>(least(start, update), 1);
+    return rule_.scale == Scale::update ? update
+                                         : most<R>(least(start, update), one_[b]);
   }
 
   R limit(int64_t b) const {

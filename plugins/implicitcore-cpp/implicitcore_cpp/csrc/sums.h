@@ -65,6 +65,18 @@ inline Real<T> distance(const T* a, const T* b, int64_t n) {
   }));
 }
 
+// The largest absolute value, or one that is not finite.
+template <class R, class T>
+inline R largest(const T* values, int64_t n) {
+  R most = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const R value = std::abs(static_cast<R>(values[i]));
+    if (!(value <= most)) most = value;
+    if (!std::isfinite(most)) break;
+  }
+  return most;
+}
+
 // The norm where squares underflow, for another pass.
 template <class R, class T>
 inline R scaled_norm(const T* values, int64_t n) {
