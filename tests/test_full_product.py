@@ -7,10 +7,12 @@ Each pair of parts that can meet, in a sample of the product, and the product of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import astuple
+from functools import cache
 
 import pytest
-from support.product import Combination, combinations, pairwise, train
+from support.product import Combination, can_run, combinations, in_one_layer, pairwise, train
 from support.sites import distributions
 
 CORE = {"implicitcore", "implicitcore-layers"}
@@ -77,12 +79,17 @@ def share(found: Counter[str]) -> float:
     return found["trained"] / (found.total() - found["ConfigError: backend"] - own)
 
 
+@cache
+def registered() -> list[Combination]:
+    """All combinations."""
+    return list(combinations(distributions()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("slice_", range(SLICES))
 def test_each_pair_of_parts(outcomes, slice_):
-    everything = list(combinations(distributions()))
-    chosen = pairwise(everything)
-    assert 0 < len(chosen) < len(everything) / 2
+    chosen = pairwise(registered())
+    assert 0 < len(chosen) < len(registered()) / 2
     found = outcomes(f"pairs of parts, {slice_ + 1} of {SLICES}", chosen[slice_::SLICES])
     assert share(found) > 0.3
 
@@ -99,21 +106,31 @@ def at_rest(combination: Combination) -> bool:
 
 @pytest.mark.slow
 def test_what_keeps_the_energy_does_not_come_to_rest(outcomes):
-    chosen = filter(at_rest, filter(of_its_own_class, combinations(distributions())))
+    chosen = filter(at_rest, filter(of_its_own_class, registered()))
     found = outcomes("solvers that keep the energy, to rest", chosen)
     assert found.total() > 0 and found["trained"] == 0
 
 
-def everything(providers: Collection[str]) -> list[Combination]:
-    """All others, in one order."""
-    found = filter(of_its_own_class, combinations(providers))
-    return [each for each in found if not at_rest(each)]
+def is_built_in(combination: Combination) -> bool:
+    """Whether all its parts are the core's, or the layers'."""
+    parts = filter(None, astuple(combination))
+    return all(part.partition(":")[0] in CORE for part in parts)
+
+
+@cache
+def everything() -> list[Combination]:
+    """All others that can run here, in one order.
+
+    The pairs above have each part with a backend that cannot.
+    """
+    found = filter(of_its_own_class, registered())
+    return in_one_layer(each for each in found if can_run(each.backend) and not at_rest(each))
 
 
 @pytest.mark.slow(60)
 @pytest.mark.timeout(1800)
 def test_all_of_the_built_in_parts(outcomes):
-    assert share(outcomes("built-in parts", everything(CORE))) > 0.5
+    assert share(outcomes("built-in parts", filter(is_built_in, everything()))) > 0.5
 
 
 OTHERS = 7
@@ -121,11 +138,10 @@ OTHERS = 7
 each has as much of every part."""
 
 
-@pytest.mark.slow(40)
+@pytest.mark.slow(20)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("slice_", range(OTHERS))
 def test_all_with_parts_of_plugins(outcomes, slice_):
-    built_in = set(everything(CORE))
-    others = [each for each in everything(distributions()) if each not in built_in]
+    others = [each for each in everything() if not is_built_in(each)]
     name = f"with parts of plugins, {slice_ + 1} of {OTHERS}"
     assert share(outcomes(name, others[slice_::OTHERS])) > 0.4

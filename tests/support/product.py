@@ -8,7 +8,7 @@ import random
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -23,6 +23,7 @@ from implicitcore.registry.part import Part
 from implicitcore.registry.registry import REGISTRY
 
 BATCH, N = 2, 3
+REFERENCE = "implicitcore:torch"
 PAIRS = 4
 """Numbers of a state of positions and momenta."""
 RATE = 0.1
@@ -122,6 +123,20 @@ def pairwise(everything: Iterable[Combination]) -> list[Combination]:
             seen |= pairs
             found.append(combination)
     return found
+
+
+def in_one_layer(everything: Iterable[Combination]) -> list[Combination]:
+    """All on the reference backend; on another, each solver and gradient in one layer of several.
+
+    A backend takes over iterations and steps: it knows no layer.
+    """
+    several: dict[Combination, list[Combination]] = {}
+    for combination in everything:
+        is_reference = combination.backend == REFERENCE
+        key = combination if is_reference else replace(combination, layer="")
+        several.setdefault(key, []).append(combination)
+    choose = random.Random(0).choice
+    return [choose(found) for found in several.values()]
 
 
 @cache
