@@ -150,8 +150,7 @@ def test_nothing_but_nan_and_an_empty_batch():
 def test_an_empty_batch_has_a_gradient_of_zero(gradient, times):
     z0, x = (torch.zeros(0, 3, requires_grad=True) for _ in range(2))
     weight, cell = torch.ones(3, requires_grad=True), nn.Linear(3, 3)
-    field = lambda t, z, x: cell(z) * weight + x
-    z = ic.integrate(field, z0, x, times=times, gradient=gradient).z
+    z = ic.integrate(lambda t, z, x: cell(z) * weight + x, z0, x, times=times, gradient=gradient).z
     wrt = [z0, x, weight, *cell.parameters()]
     for found, tensor in zip(torch.autograd.grad(z.sum(), wrt), wrt, strict=True):
         assert torch.equal(found, torch.zeros_like(tensor))
