@@ -223,6 +223,10 @@ class _Attached(torch.autograd.Function):
                 call.probe.check(bound.system)
                 call.record.evaluations += len(call.probe.times)
             z0, gradients = call.pullback(bound, *grad_outputs)
+        if not len(ctx.saved_tensors[0]):
+            # An empty batch takes no step: what the field depends on has a gradient of zero, as a
+            # data-parallel module requires.
+            gradients = [torch.zeros_like(tensor) for tensor in bound.inputs]
         return None, None, None, z0, *gradients
 
 

@@ -158,7 +158,7 @@ class Steps:
 
     def going(self, now: Moving) -> Tensor:
         """Whether another step is to be taken."""
-        return now.active.any() & (now.steps.amax(0) < self.solver.max_steps)
+        return now.active.any() & (now.steps < self.solver.max_steps).all()
 
     def advance(self, now: Moving) -> tuple[Moving, Taken]:
         """One step, from a velocity that is evaluated where the last one leaves none."""

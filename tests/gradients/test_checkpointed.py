@@ -145,6 +145,17 @@ def test_nothing_but_nan_and_an_empty_batch():
         assert torch.equal(found, torch.zeros_like(z0))  # as that of a NaN among other samples
 
 
+@pytest.mark.parametrize("times", [[0.0, 1.0], [1.0, 1.0]])
+@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "adjoint"])
+def test_an_empty_batch_has_a_gradient_of_zero(gradient, times):
+    z0, x = (torch.zeros(0, 3, requires_grad=True) for _ in range(2))
+    weight, cell = torch.ones(3, requires_grad=True), nn.Linear(3, 3)
+    z = ic.integrate(lambda t, z, x: cell(z) * weight + x, z0, x, times=times, gradient=gradient).z
+    wrt = [z0, x, weight, *cell.parameters()]
+    for found, tensor in zip(torch.autograd.grad(z.sum(), wrt), wrt, strict=True):
+        assert torch.equal(found, torch.zeros_like(tensor))
+
+
 def test_two_backward_passes_and_a_second_derivative():
     problem = linear()
     _, (solution, found, weights) = both(

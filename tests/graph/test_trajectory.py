@@ -60,6 +60,15 @@ def test_the_gradient_is_that_of_the_steps(solver):
 
 
 @pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("solver", [ic.Euler(), ic.Bosh3(), ic.Adams()], ids=str)
+def test_an_empty_batch_has_a_gradient_of_zero(solver):
+    eager = layer(solver)
+    found, gradient = solved(ic.compile(eager), inputs(4)[:0], eager.parameters())
+    assert found.z.shape == inputs(4)[:0].shape and not found.failed
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradient)
+
+
+@pytest.mark.usefixtures("plainly")
 def test_the_gradient_is_that_of_a_dense_computation():
     matrix = torch.tensor([[-1.0, 2.0], [-0.5, -0.3]], dtype=torch.float64, requires_grad=True)
     field = nn.Module()
