@@ -207,7 +207,8 @@ def _refuse(system: System, worse: Tensor, reported: Tensor, found: Tensor) -> N
     if not bool(worse.any()):
         return
     first = int(worse.nonzero()[0])
-    backward, shapes = isinstance(system, LinearSystem), system.packing.full_shapes
+    shapes = system.packing.full_shapes
+    backward = isinstance(system, LinearSystem)
     if backward and not bool(system.v[first].any()):
         raise mixed(f"sample {first} is not in the loss, and has a gradient", shapes)
     raise mixed(

@@ -268,7 +268,7 @@ def test_samples_is_positive():
 
 def test_a_model_is_no_layer():
     model: Any = torch.nn.Sequential(ic.build("deq", Cell()))
-    with pytest.raises(ic.ConfigError, match="expected a layer, received Sequential; of a model,"):
+    with pytest.raises(ic.ConfigError, match="expected a layer, received Sequential; of a model"):
         diagnose(model, inputs())
 
 

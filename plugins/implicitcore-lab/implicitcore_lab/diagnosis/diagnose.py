@@ -83,11 +83,9 @@ def diagnose(
     if samples < 1:
         raise ConfigError([f"samples: expected at least 1, received {samples}"])
     if not isinstance(layer, ImplicitLayer):
-        received = type(layer).__name__
+        given = type(layer).__name__
         raise ConfigError(
-            [
-                f"layer: expected a layer, received {received}; of a model, give the layer in it and its x"
-            ]
+            [f"layer: expected a layer, received {given}; of a model, give its layer"]
         )
     record = Record()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
