@@ -138,7 +138,8 @@ def check_call(error: TypeError, cell: Any, name: str, arguments: str) -> None:
     except TypeError:
         title = getattr(cell, "__name__", type(cell).__name__)
         raise InputError(
-            f"the {name} is called as f({arguments}), and {title} takes {signature}"
+            f"the {name} is called as f({arguments}), and {title} takes {signature}: give "
+            f"lambda {arguments}: ... that calls it"
         ) from error
 
 

@@ -132,7 +132,7 @@ def equilibrium(
         name, solver = type(strategy).__name__, type(solve.solver).__name__
         raise GradientError(
             f"{name} differentiates an equilibrium, and {solver} gives a trajectory; use "
-            f"Adjoint or Unrolled, or SteadyState({solver}(...))"
+            f"Checkpointed, Unrolled or Adjoint, or SteadyState({solver}(...)) as the solver"
         )
     if iterates:
         return without_graph(solve_recording, solve, system, z0, iterates)

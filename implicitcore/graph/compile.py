@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from implicitcore.errors import ConfigError, show
 from implicitcore.graph.compiled_layer import CompiledLayer
 from implicitcore.layers.base import ImplicitLayer
 
@@ -52,7 +55,8 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
         A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.
 
     Raises:
-        ConfigError: a solver or gradient that has no loop in a graph.
+        ConfigError: no layer (of a model, compile the layers in it), or a solver or gradient that
+            has no loop in a graph.
         GradientError: from a call that wants the gradient of a trajectory by another strategy.
 
     Example:
@@ -62,4 +66,13 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
         >>> layer.layer.solver.tol
         1e-05
     """
+    if not isinstance(layer, ImplicitLayer):
+        raise ConfigError([f"layer: expected a layer, received {show(layer)}{_held(layer)}"])
     return CompiledLayer(layer)
+
+
+def _held(model: object) -> str:
+    """Where a module holds layers, as what to do with them; empty where it holds none."""
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    names = [repr(name) for name, part in parts if isinstance(part, ImplicitLayer)]
+    return f"; compile the layer at {' and '.join(names)} and put it there" if names else ""

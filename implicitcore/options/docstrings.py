@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -31,8 +32,16 @@ def option_summaries(cls: type) -> dict[str, str]:
 
 
 def first_paragraph(documented: object) -> str:
-    """The first paragraph of a docstring, of its base class where it has none of its own."""
-    return _plain((inspect.getdoc(documented) or "").partition("\n\n")[0])
+    """The first paragraph of a docstring, of its base class where it has none of its own.
+
+    A signature, which a dataclass writes where it has none, is no docstring.
+    """
+    text = inspect.getdoc(documented) or ""
+    if dataclasses.is_dataclass(documented) and text.startswith(
+        f"{getattr(documented, '__name__', '')}("
+    ):
+        return ""
+    return _plain(text.partition("\n\n")[0])
 
 
 def _items(text: str) -> Iterator[tuple[str, str]]:

@@ -170,8 +170,17 @@ def unknown_option(name: object, owner: str, known: Mapping[str, Any]) -> str:
     listed = sorted(
         key for key, option in known.items() if not getattr(option, "positional", False)
     )
-    near = did_you_mean(name, known)
-    return f"{name}: unknown option of {owner}{near} (options: {', '.join(listed) or 'none'})"
+    near, there = did_you_mean(name, known), ", ".join(listed) or "none"
+    return f"{name}: unknown option of {owner}{near} (options: {there}{_inside(name, known)})"
+
+
+def _inside(name: object, known: Mapping[str, Any]) -> str:
+    """That a name is an option of a part among the defaults, and how it is given there."""
+    for slot, option in known.items():
+        part = option.default if getattr(option, "slot", None) else None
+        if name in getattr(type(part), "__dataclass_fields__", ()):
+            return f'; {name} is one of the {slot}: {slot}={{"name": ..., "{name}": ...}}'
+    return ""
 
 
 def _problems(cls: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> list[str]:

@@ -69,7 +69,9 @@ def read_shape(value: Any) -> tuple[Any, ...] | dict[str, Any]:
     if isinstance(value, Mapping):
         return {str(key): read_shape(item) for key, item in value.items()}
     if not isinstance(value, tuple | list):
-        raise PydanticCustomError("shape", "Input should be sizes, or a tuple or dict of shapes")
+        raise PydanticCustomError(
+            "shape", "Input should be sizes, or a tuple or dict of shapes, as (64,)"
+        )
     if any(isinstance(item, tuple | list | Mapping) for item in value):
         return tuple(map(read_shape, value))
     if any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in value):

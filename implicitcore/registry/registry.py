@@ -39,6 +39,9 @@ _HOMES = {
 }
 """The distributions of the kinds of which the core has none."""
 
+_FAMILIES = ("cpp", "cupy", "triton", "scipy", "torchdiffeq")
+"""Backends, and what begins the names of solvers, that ``implicitcore-NAME`` brings."""
+
 
 class Registry:
     """Finds parts by name.
@@ -217,10 +220,15 @@ class Registry:
         other = next((part.kind for part in self.parts() if part.name == name), None)
         if other:
             message = f"{name!r} is {with_article(other)}, not {with_article(kind)}"
+            if (other, kind) == ("ode_solver", "root_solver"):  # what it is a root solver with
+                message += f': {{"name": "steady_state", "ode_solver": "{name}"}}'
         else:
             near = {part.qualified_name for part in self.parts(kind)} if ":" in name else known
             message = f"unknown {kind} {name!r}{did_you_mean(name, near)}"
         message += f" (known: {', '.join(sorted(known))})" if known else self.install_hint(kind)
+        family = name.partition("-")[0]
+        if family in _FAMILIES and all(plugin.name != family for plugin in self.plugins()):
+            message += f" (pip install implicitcore-{family})"
         left_out = [plugin.name for plugin in self.plugins() if not plugin.usable]
         return message + (f" (plugins left out: {', '.join(left_out)})" if left_out else "")
 

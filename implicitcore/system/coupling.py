@@ -197,7 +197,8 @@ def check_velocities(system: System, velocities: Velocities, scale: Tensor) -> N
         first = int(wrong.nonzero()[0])
         raise mixed(
             f"sample {first} has a velocity of norm {size[first].item():.3g}, and one that is "
-            f"{far[first].item():.3g} off at the same place when the others have moved"
+            f"{far[first].item():.3g} off at the same place when the others have moved",
+            system.packing.full_shapes,
         )
 
 
@@ -206,12 +207,14 @@ def _refuse(system: System, worse: Tensor, reported: Tensor, found: Tensor) -> N
     if not bool(worse.any()):
         return
     first = int(worse.nonzero()[0])
+    shapes = system.packing.full_shapes
     backward = isinstance(system, LinearSystem)
     if backward and not bool(system.v[first].any()):
-        raise mixed(f"sample {first} is not in the loss, and has a gradient")
+        raise mixed(f"sample {first} is not in the loss, and has a gradient", shapes)
     raise mixed(
         f"{'the gradient of ' if backward else ''}sample {first} was solved to a residual of "
-        f"{reported[first].item():.3g} and has {found[first].item():.3g} beside the others"
+        f"{reported[first].item():.3g} and has {found[first].item():.3g} beside the others",
+        shapes,
     )
 
 

@@ -33,7 +33,12 @@ def explain(error: Exception, problem: Problem) -> None:
     found = _cause(str(error), problem) if type(error) in (TypeError, RuntimeError) else ""
     if found:
         raise InputError(f"{found} ({where}: {error})") from error
-    error.add_note(where)
+    tensors = pytree.tree_leaves(problem.x)
+    given = ", ".join(str([*leaf.shape]) for leaf in tensors if isinstance(leaf, Tensor))
+    error.add_note(
+        f"{where}, with x of shape {given or 'none'}; a state is shaped like z0, which a layer "
+        "makes like x unless shape= or start= says otherwise"
+    )
 
 
 def suspect_part(error: Exception, problem: Problem, whole: int | None) -> None:

@@ -24,9 +24,19 @@ ADVICE = (
 KERNELS, MOST = 30.0, 0.1
 
 
-def mixed(found: str) -> InputError:
-    """The error that a cell mixes samples."""
-    return InputError(f"the cell mixes samples: {found}; {ADVICE}")
+def mixed(found: str, shapes: Iterable[tuple[int, ...]] = ()) -> InputError:
+    """The error that a cell mixes samples.
+
+    Arguments:
+        found: what was seen.
+        shapes: of the tensors of the state, where they are known: a vector may have been meant as
+            one sample.
+    """
+    flat = next((size for size, *rest in shapes if not rest), None)
+    vector = (
+        f"; a z of shape [{flat}] is {flat} samples of one number: one of {flat} is [1, {flat}]"
+    )
+    return InputError(f"the cell mixes samples: {found}; {ADVICE}{vector if flat else ''}")
 
 
 def cut(found: str, x: Any, batch: int) -> InputError:

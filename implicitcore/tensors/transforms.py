@@ -37,6 +37,11 @@ _GRAPH = (
     "a solve stops by its values and is no part of a graph as it is: give the model a layer that "
     "implicitcore.compile made, or leave out fullgraph=True"
 )
+_EXPORT = (
+    "a solve stops by its values and is no part of a graph as it is: write the model by "
+    "implicitcore.export in place of torch.export, with a layer where it calls fixed_point, "
+    "find_root or integrate"
+)
 _STRATEGY = (
     "{} is a gradient strategy for torch.autograd, not for {}: use torch.autograd.grad "
     "(with create_graph=True for a second "
@@ -70,6 +75,8 @@ def eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                raise InputError(_EXPORT)
             torch._dynamo.graph_break(msg=_GRAPH)  # which a graph that may not break says
             return torch.compiler.disable(function)(*args, **kwargs)  # pyright: ignore[reportCallIssue] - torch types it as a decorator factory
         if torch.is_inference_mode_enabled():

@@ -1,10 +1,12 @@
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 from click.testing import Result
 from support.sites import Site, hook
 
 from implicitcore.cli.info import brief
+from implicitcore.options.docstrings import first_paragraph
 from implicitcore.options.kinds import CLASS_KINDS
 from implicitcore.registry.registry import REGISTRY
 
@@ -139,3 +141,14 @@ def test_a_name_alone_that_does_not_tell(name: str, message: str, run: Run):
     result = run("info", name)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_the_signature_that_a_dataclass_writes_is_no_docstring():
+    @dataclass
+    class Bare:
+        tol: float = 0.5
+
+    assert Bare.__doc__ == "Bare(tol: float = 0.5)"
+    assert first_paragraph(Bare) == ""
+    Bare.__doc__ = "Bare (and more).\n\nMore."
+    assert first_paragraph(Bare) == "Bare (and more)."

@@ -626,3 +626,17 @@ def test_it_is_a_part_of_a_larger_graph_in_inference():
             x = torch.randn(batch, 4)
             expected = model[2](inner(model[0](x)))
             torch.testing.assert_close(whole(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(8, 8), layer()), r"a Sequential object; .* layer at '1'"),
+        (Cell, "expected a layer, received a Cell object$"),
+        (lambda: ic.compile(layer()), "received a CompiledLayer object; .* layer at 'layer'"),
+        (lambda: None, "expected a layer, received None$"),
+    ],
+)
+def test_what_is_no_layer_is_refused_and_the_layers_in_it_are_named(given, message):
+    with pytest.raises(ic.ConfigError, match=message):
+        ic.compile(given())

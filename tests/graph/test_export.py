@@ -276,3 +276,18 @@ def test_times_that_a_file_cannot_have_are_refused(times, message, tmp_path):
         ic.export(AtTimes(ic.Bosh3()).layer, torch.ones(2, 5), tmp_path / "m.pt2", times=times)
     with pytest.raises(ic.ConfigError, match=r"AtTimes is no layer; .*layer\(x, times=\.\.\.\)"):
         ic.export(AtTimes(ic.Bosh3()), torch.ones(2, 5), tmp_path / "m.pt2", times=[0.0, 1.0])
+
+
+class Function(nn.Module):
+    def forward(self, x):
+        return ic.fixed_point(lambda z, x: 0.5 * z + x, torch.zeros_like(x), x).z
+
+
+def test_what_is_no_part_of_a_graph_says_what_to_write_instead(tmp_path):
+    x, message = torch.ones(2, 3), "by implicitcore.export in place of torch.export, with a layer"
+    layer = ic.ImplicitLayer(ic.FixedPoint(lambda z, x: 0.5 * z + x), solver="picard")
+    for model in (layer, Function()):
+        with pytest.raises(ic.InputError, match=message):
+            torch.export.export(model, (x,))
+    with pytest.raises(ic.InputError, match=message):
+        ic.export(Function(), x, tmp_path / "model.pt2")

@@ -125,7 +125,9 @@ def test_the_shape_of_the_state_may_differ_from_that_of_x():
     with pytest.raises(RuntimeError) as failure:
         ic.ImplicitLayer(implicit.dynamics, solver=ic.Picard())(torch.zeros(7, 3))
     assert failure.value.__notes__ == [
-        "while evaluating FixedPoint on a state z of shape [7, 3], torch.float32"
+        "while evaluating FixedPoint on a state z of shape [7, 3], torch.float32, with x of shape "
+        "[7, 3]; a state is shaped like z0, which a layer makes like x unless shape= or start= "
+        "says otherwise"
     ]
 
 

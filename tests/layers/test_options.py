@@ -275,3 +275,20 @@ def test_a_type_error_inside_stays_what_it_is():
 
     with pytest.raises(TypeError, match="has no len"):
         Broken(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "there"),
+    [
+        ("deq", "tol", 'tol is one of the root_solver: root_solver={"name": ..., "tol": ...}'),
+        ("neural_ode", "rtol", "rtol is one of the ode_solver"),
+        ("continuous_deq", "ode_solver", "ode_solver is one of the root_solver"),
+    ],
+)
+def test_an_option_of_a_part_is_said_to_be_that(name, option, there):
+    with pytest.raises(ic.ConfigError, match=f"{option}: unknown option of {name}") as caught:
+        ic.build(name, Cell(), **{option: "tsit5"})
+    assert there in str(caught.value)
+    with pytest.raises(ic.ConfigError) as caught:
+        ic.build("deq", Cell(), colour=1)
+    assert "one of the" not in str(caught.value)

@@ -47,8 +47,13 @@ def test_a_misspelt_name_gets_its_near_match(registry: Registry):
 
 
 def test_a_name_of_another_kind_is_said_to_be_that(registry: Registry):
-    with pytest.raises(UnknownPartError, match="'tsit5' is an ode_solver, not a root_solver"):
+    steady = "'tsit5' is an ode_solver, not a root_solver: .*steady_state.*: \"tsit5\"}"
+    with pytest.raises(UnknownPartError, match=steady):
         registry.find("root_solver", "tsit5")
+    with pytest.raises(
+        UnknownPartError, match=r"'picard' is a root_solver, not a gradient \(known"
+    ):
+        registry.find("gradient", "picard")
 
 
 def test_a_misspelt_kind_gets_its_near_match(registry: Registry):
@@ -79,6 +84,17 @@ def test_where_there_is_no_part_of_a_kind_the_error_says_what_to_install(
         UnknownPartError, match=r"unknown layer 'deq' \(pip install implicitcore-layers\)"
     ):
         registry.find("layer", "deq")
+
+
+def test_a_name_of_a_plugin_that_is_not_there_says_what_to_install(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("implicitcore.registry.registry._FAMILIES", ("acme", "scipy"))
+    for kind, name in (("backend", "acme"), ("root_solver", "acme-krylov")):
+        with pytest.raises(UnknownPartError, match=r"\(pip install implicitcore-acme\)$"):
+            registry.find(kind, name)
+    with pytest.raises(UnknownPartError, match=r"'scipy-krylov'(?!.*pip install)"):
+        registry.find("root_solver", "scipy-krilov")
 
 
 def test_two_providers_of_a_name_are_an_error_at_use_alone(registry: Registry, site: Site):

@@ -293,3 +293,17 @@ def test_a_sample_that_stalls_alone_is_no_mixing():
         found = ic.find_root(field, z0, x, solver=solver, on_failure="ignore")
     stalled = int(ic.Status.STALLED)
     assert found.status.tolist() == [stalled, 0, stalled, 0]
+
+
+def test_a_vector_is_said_to_be_a_batch_of_numbers():
+    weight = 0.9 * torch.eye(NODES, dtype=torch.float64).roll(1, 0)
+    x = torch.logspace(-3, 0, NODES, dtype=torch.float64)
+    vector = "a z of shape \\[8\\] is 8 samples of one number: one of 8 is \\[1, 8\\]"
+    f = lambda z, x: torch.tanh(z @ weight) + x  # noqa: E731
+    with pytest.raises(ic.InputError, match=vector):
+        ic.fixed_point(f, torch.zeros_like(x), x)
+    with pytest.raises(ic.InputError, match=vector):
+        ic.integrate(lambda t, z, x: f(z, x) - z, x, x, times=[0.0, 1.0])
+    assert ic.fixed_point(f, torch.zeros(1, NODES).double(), x[None]).converged.all()
+    with pytest.raises(ic.InputError, match="attention over the batch\\)$"):
+        ic.fixed_point(graph, torch.zeros_like(X), X)

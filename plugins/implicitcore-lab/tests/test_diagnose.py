@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -263,6 +264,12 @@ def test_how_explicit_the_model_is():
 def test_samples_is_positive():
     with pytest.raises(ic.ConfigError, match="samples: expected at least 1, received 0"):
         diagnose(ic.build("deq", Cell()), inputs(), samples=0)
+
+
+def test_a_model_is_no_layer():
+    model: Any = torch.nn.Sequential(ic.build("deq", Cell()))
+    with pytest.raises(ic.ConfigError, match="expected a layer, received Sequential; of a model"):
+        diagnose(model, inputs())
 
 
 @pytest.mark.parametrize("case", [expanding, stiff, batch_norm], ids=lambda case: case.__name__)

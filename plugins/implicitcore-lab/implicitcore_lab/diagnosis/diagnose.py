@@ -68,7 +68,7 @@ def diagnose(
         The diagnosis: ``print`` it; :func:`draw_diagnosis` draws it.
 
     Raises:
-        ConfigError: samples is not positive.
+        ConfigError: samples is not positive, or this is no layer.
 
     Example:
         >>> import torch, implicitcore as ic
@@ -82,6 +82,11 @@ def diagnose(
     """
     if samples < 1:
         raise ConfigError([f"samples: expected at least 1, received {samples}"])
+    if not isinstance(layer, ImplicitLayer):
+        given = type(layer).__name__
+        raise ConfigError(
+            [f"layer: expected a layer, received {given}; of a model, give its layer"]
+        )
     record = Record()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitCoreWarning)  # the findings say it
