@@ -9,7 +9,7 @@ from support.trajectories import inputs, layer, same
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import integration, plan, trajectory
+from implicitcore.graph import integration, kept, plan, trajectory
 
 SLOW = pytest.mark.slow
 SOLVERS = [
@@ -26,9 +26,9 @@ SOLVERS = [
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch):
     """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
-    for module in (integration, trajectory):
+    for module in (integration, kept, trajectory):
         monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(trajectory, "stacked_loop", python_loop.stacked_loop)
+    monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
     for module in (plan, trajectory):
         monkeypatch.setattr(module, "compiled", lambda function, **options: function)
 
