@@ -69,6 +69,14 @@ LARGEST = 2**16
 and the room for steps that are not taken."""
 
 
+def one_room(stacks: Sequence[Tensor]) -> int:
+    """That of all of them: a graph that knows is given it once."""
+    room = stacks[0].shape[0]
+    for stack in stacks[1:]:
+        torch._check(stack.shape[0] == room)
+    return room
+
+
 def stacking_loop(
     going: Callable[..., Tensor], step: Callable[..., Any], carried: tuple[Any, ...]
 ) -> tuple[Any, ...]:
@@ -104,7 +112,7 @@ def writing_loop(
         What the loop ended with, the rows that were written, and whether there was no room for the
         next.
     """
-    room = stacks[0].shape[0]
+    room = one_room(stacks)
 
     def write(index: Tensor, carried: Any) -> None:
         for stack, row in zip(stacks, kept(*carried), strict=True):

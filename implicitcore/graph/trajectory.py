@@ -12,7 +12,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.utils import _pytree as pytree
 
 from implicitcore.graph.integration import Moving, Span, Taken, arrived, evaluations_of, started
-from implicitcore.graph.kept import LARGEST, Kept, Room, stacking_loop, writing_loop
+from implicitcore.graph.kept import LARGEST, Kept, Room, one_room, stacking_loop, writing_loop
 from implicitcore.graph.outputs import Passed
 from implicitcore.graph.plan import compiled
 from implicitcore.graph.pullback import Pullback
@@ -96,9 +96,16 @@ class TrajectoryPlan(SteppedPlan):
         return [t, z, t, accept, *self.state, *[z] * self.pieces]
 
     @cached_property
-    def _room(self) -> dict[int, Room]:
-        """By the size of the batch."""
+    def _rooms(self) -> dict[int, Room | None]:
+        """For small steps, by the size of the batch."""
         return {}
+
+    def _room(self, z0: Tensor) -> Room | None:
+        if (batch := len(z0)) not in self._rooms:
+            size = sum(row.bytes(batch) for row in self.rows)
+            small = z0.device.type == "cpu" and size <= LARGEST
+            self._rooms[batch] = Room(size) if small else None
+        return self._rooms[batch]
 
     def integrated(
         self, due: Tensor | None, z0: Tensor, tensors: Sequence[Tensor]
@@ -129,21 +136,21 @@ class TrajectoryPlan(SteppedPlan):
 
         Where the room for them is too small they are taken anew.
         """
-        batch = len(z0)
-        size = sum(row.bytes(batch) for row in self.rows)
-        if z0.device.type != "cpu" or size > LARGEST:
+        if (room := self._room(z0)) is None:
             found, (count, _, *kept) = _cut(self._stacking(*ends, z0, *tensors))
             return found, [count, *kept]
-        room, lost = self._room.setdefault(batch, Room(size)), 0
+        spent = []
         while True:
-            stacks = [row.stack(room.steps, batch) for row in self.rows]
+            stacks = [row.stack(room.steps, len(z0)) for row in self.rows]
             found, (count, full, *first) = _cut(self._writing(*ends, z0, *stacks, *tensors))
-            found = found._replace(evaluations=found.evaluations + lost)
             if not full:
-                room.used(int(count))
-                return found, [count, *first, *stacks]
+                break
             room.grow()
-            lost = found.evaluations
+            spent.append(found.evaluations)
+        room.used(int(count))
+        if spent:
+            found = found._replace(evaluations=found.evaluations + sum(spent))
+        return found, [count, *first, *stacks]
 
     def _ends(self, due: Tensor | None, z0: Tensor) -> tuple[Tensor, Tensor]:
         if due is not None:
@@ -189,6 +196,7 @@ class TrajectoryPlan(SteppedPlan):
 
         def backward(v: Tensor, t0: Tensor, z0: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
             kept = Kept.of(given[:size], count)
+            one_room([*kept.flat()[1 + count :], *given[size : size + coefficients]])
             between, tensors = given[size : size + coefficients], given[size + coefficients :]
             known = pulled.before(*tensors)
 
