@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dynamo import maybe_mark_dynamic
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo import maybe_mark_dynamic
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
