@@ -276,3 +276,24 @@ def test_times_that_a_file_cannot_have_are_refused(times, message, tmp_path):
         ic.export(AtTimes(ic.Bosh3()).layer, torch.ones(2, 5), tmp_path / "m.pt2", times=times)
     with pytest.raises(ic.ConfigError, match=r"AtTimes is no layer; .*layer\(x, times=\.\.\.\)"):
         ic.export(AtTimes(ic.Bosh3()), torch.ones(2, 5), tmp_path / "m.pt2", times=[0.0, 1.0])
+
+
+class Viewed(nn.Module):
+    """A solve whose input is a view shaped like its base."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        cell = ic.FixedPoint(lambda z, x: (z / 2 + x).tanh())
+        self.layer = ic.ImplicitLayer(cell, solver=ic.Picard(tol=1e-6))
+
+    def forward(self, x):
+        return self.layer(x.sin().unsqueeze(0).squeeze(0))
+
+
+@pytest.mark.slow(12)
+def test_machine_code_frees_what_a_loop_reads_once(tmp_path):
+    """In the process that loads it, which it ended."""
+    if shutil.which("g++") is None:
+        missing("a C++ compiler")
+    model = Viewed().eval()
+    compare(model, ic.export(model, torch.randn(4, 5), tmp_path / "model.aoti.pt2"))
