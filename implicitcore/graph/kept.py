@@ -17,7 +17,7 @@ class Kept(NamedTuple):
     A graph is made for the room, which changes less often than the number of steps.
     """
 
-    count: Tensor  # int64, of the steps
+    steps: Tensor  # int64, how many
     first: list[Tensor]  # the leaves of the solver's state before the first
     t: Tensor  # [room, batch], after each
     z: Tensor  # [room, batch, n], after each
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 
     def flat(self) -> list[Tensor]:
         """All of them."""
-        return [self.count, *self.first, self.t, self.z, self.dt, self.accept, *self.states]
+        return [self.steps, *self.first, self.t, self.z, self.dt, self.accept, *self.states]
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], count: int) -> Kept:
@@ -40,7 +40,7 @@ class Kept(NamedTuple):
         """The same with other samples ``[batch]`` in the places of some."""
         first = [leaf.index_select(0, rows) for leaf in self.first]
         rest = (leaf.index_select(1, rows) for leaf in self.flat()[1 + len(first) :])
-        return Kept.of([self.count, *first, *rest], len(first))
+        return Kept.of([self.steps, *first, *rest], len(first))
 
 
 class Room:
@@ -128,5 +128,5 @@ def writing_loop(
 
     index = torch.zeros((), dtype=torch.int64, device=stacks[0].device)
     write(index, carried)
-    index, *carried = while_loop(goes_on, writing, (index, *carried))
-    return carried, index.clamp(min=1), going(*carried)
+    index, *ended = while_loop(goes_on, writing, (index, *carried))
+    return tuple(ended), index.clamp(min=1), going(*ended)

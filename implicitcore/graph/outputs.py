@@ -30,7 +30,7 @@ class Passed(NamedTuple):
     @classmethod
     def of(cls, due: Tensor, kept: Kept) -> Passed:
         """Of all output times ``[T, batch]`` and the steps."""
-        sign, count = torch.where(due[-1] > due[0], 1, -1).to(due.dtype), int(kept.count)
+        sign, count = torch.where(due[-1] > due[0], 1, -1).to(due.dtype), int(kept.steps)
         ends, inner = (kept.t[:count] * sign).T.contiguous(), due[1:-1]
         # The first that ends there or behind: a step that was refused ends where it began.
         step = torch.searchsorted(ends, (inner * sign).T.contiguous()).T
@@ -48,7 +48,7 @@ class Passed(NamedTuple):
             kept: the steps.
             pieces: the coefficients of their extensions after the first, ``[steps, batch, n]``.
         """
-        last = int(kept.count) - 1
+        last = int(kept.steps) - 1
         before = torch.cat((z0[None], kept.z[:last]))
         rows = self._rows(len(z0))
         parts = [stack.flatten(0, 1).index_select(0, rows) for stack in (before, *pieces)]

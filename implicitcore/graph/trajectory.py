@@ -180,7 +180,7 @@ class TrajectoryPlan(SteppedPlan):
     def cost(self, kept: Kept) -> int:
         """The evaluations of the way back, and as many vector-Jacobian products."""
         cost = evaluations_of(self.solver, between=self.between)
-        return int(kept.count) * (cost + self.anew) + (not self.anew)
+        return int(kept.steps) * (cost + self.anew) + (not self.anew)
 
     @cached_property
     def pulled(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -227,7 +227,7 @@ class TrajectoryPlan(SteppedPlan):
 
             none = [torch.zeros_like(kept.first[i]) for i in self.carried]
             sums = [torch.zeros_like(tensor) for tensor in varied(*tensors)]
-            _, v, *rest = while_loop(going, step, (kept.count - 1, v.clone(), *none, *sums))
+            _, v, *rest = while_loop(going, step, (kept.steps - 1, v.clone(), *none, *sums))
             sums = rest[many:]
             if start is not None:
                 more, *shares = start.inside(t0, z0, *rest[:many], *start.before(*tensors))
