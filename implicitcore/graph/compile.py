@@ -25,8 +25,7 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     Runge-Kutta method whose last stage is its next first one, ``max_order + 1`` times it of
     ``Adams``. Where memory is short, ``Checkpointed`` in the layer itself keeps fewer.
 
-    Output times may be the same, and may require a gradient: each costs one evaluation then,
-    and the layer has to be called by itself, not in the graph of a model.
+    Output times may be the same, and may require a gradient: each costs one evaluation then.
 
     Worth it for small cells in long runs; on large ones evaluations are the cost, and stay. On a
     CPU the solvers with a history (``Anderson``, ``Broyden``, ``GMRES``) are compiled for states of

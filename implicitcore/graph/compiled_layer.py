@@ -11,20 +11,20 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.gradients.failures import report
-from implicitcore.gradients.output_times import repeated
 from implicitcore.graph import operator
 from implicitcore.graph.checks import adjoint_of, check_autocast, check_call, check_trajectory
 from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Call, applied, applied_at
 from implicitcore.graph.history import keeps_loop
 from implicitcore.graph.layer import GraphLayer, result
+from implicitcore.graph.operator_times import solved_at
 from implicitcore.graph.plan import Inputs, Plan
 from implicitcore.graph.prepared import Form, Prepared, Recent, Run
 from implicitcore.graph.reads import Reads
 from implicitcore.graph.stepped import Clock
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout
-from implicitcore.graph.times import checked_times, clock_of, distinct_times, times_in_graph
+from implicitcore.graph.times import checked_times, clock_of, times_in_graph
 from implicitcore.graph.trace import kinds_of
 from implicitcore.graph.trajectory import TrajectoryPlan
 from implicitcore.layers.base import ImplicitLayer
@@ -94,14 +94,13 @@ class CompiledLayer(nn.Module):
             start = pytree.tree_map(torch.detach, begin) if detaches else begin
         owned = [getattr(module, name) for module, name in self.reads.owned]
         grid = times_in_graph(layer.solver, times, start, coupled=layer.coupled)
-        apart = index = None
-        if grid is not None:
-            apart, index = distinct_times(grid)
-        found = operator.call(self.name, owned, x, start, reports, apart)
-        if index is not None:
-            found = found._replace(z=pytree.tree_map(lambda z: repeated(z, index), found.z))
+        operation = operator.Operation.of(self.name, owned, x, start, reports)
+        if grid is None:
+            found = operation.solve(start, None)
+        else:
+            found = solved_at(operation, start, grid, layer.on_failure)
         spent = layer.start.evaluations if z0 is None else 0
-        more = {"start": begin, "times": grid}
+        more = {"start": begin, "times": None if grid is None else grid.detach()}
         return found._replace(evaluations=found.evaluations + spent), more
 
     @eager

@@ -12,7 +12,7 @@ from implicitcore.errors import ConfigError
 from implicitcore.graph.solvers import check_solver, follows_field, run
 from implicitcore.graph.stop import Found
 from implicitcore.graph.system import Layout, graph_field, graph_system
-from implicitcore.graph.times import of_samples, times_in_graph
+from implicitcore.graph.times import of_samples, refuse_gradient, times_in_graph
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.call import refuse_options
 from implicitcore.ode_solvers.base import ODESolver
@@ -67,6 +67,7 @@ class GraphLayer(nn.Module):
         flat = layout.pack(start)
         system = graph_field if follows_field(self.solver) else graph_system
         dynamics = system(self.dynamics, x, layout, flat.dtype)
+        refuse_gradient(times)
         grid = times_in_graph(self.solver, times, start, coupled=self.coupled)
         found = run(self.solver, dynamics, flat, self.horizon, of_samples(grid, flat))
         spent = self.start.evaluations if z0 is None else 0

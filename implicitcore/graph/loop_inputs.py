@@ -16,10 +16,11 @@ _TORCH = ("aten", "prims", "prim", "inductor")
 class OwnInputs(CustomGraphPass):
     """Copies, before a loop, what its iterations read and the graph has computed.
 
-    In the C++ that torch 2.13 writes, a tensor that a loop reads and that is a view shaped like its
-    base is freed at each use of its name: in its first iteration, and in each one after. A copy is
-    no view. It is fused with what it copies, and made once a solve. What an operation of a backend
-    gives is no view, and is not copied: it may stand for what is not in the tensor.
+    In the C++ that torch 2.13 writes, for a call or as a package of AOTInductor, a tensor that a
+    loop reads and that is a view shaped like its base is freed at each use of its name: in its
+    first iteration, and in each one after. A copy is no view. It is fused with what it copies, and
+    made once a solve. What an operation of a backend gives is no view, and is not copied: it may
+    stand for what is not in the tensor.
     """
 
     def __call__(self, graph: fx.Graph) -> None:

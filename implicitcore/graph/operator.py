@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import count
-from threading import Thread
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -18,6 +16,7 @@ from implicitcore.errors import InputError
 from implicitcore.gradients.failures import report
 from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Replaced, masked, pulled
+from implicitcore.graph.inside import inside, owned
 from implicitcore.graph.layer import result
 from implicitcore.graph.stop import Found
 from implicitcore.graph.times import clock_of, of_samples
@@ -74,35 +73,48 @@ def _form(layer: str, x: Any, shared: tuple[bool, ...], z: Any, reports: bool) -
     return _NUMBERS[known]
 
 
-def call(  # noqa: PLR0913 - what an operation takes
-    layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool, times: Tensor | None
-) -> Found:
+class Operation(NamedTuple):
     """The solve of a layer, as the graph that is being traced sees it.
 
-    Arguments:
-        layer: its name.
-        owned: the tensors that f reads beside x.
-        x: the input, with its marks.
-        z0: where the solve begins.
-        reports: see :class:`Form`.
-        times: the output times, ``[T]`` or ``[T, batch]``, where there are any.
+    Attributes:
+        form: the number of the call's form.
+        tensors: those of x, then those that modules own.
     """
-    leaves, spec = pytree.tree_flatten(unwrapped(x))
-    given, shared, rest = [], [], []
-    for leaf, mark in zip(leaves, marks(x), strict=True):
-        if isinstance(leaf, Tensor):
-            given.append(leaf)
-            shared.append(mark)
-        rest.append(None if isinstance(leaf, Tensor) else _constant(leaf))
-    start, z_spec = pytree.tree_flatten(z0)
-    # Structures as they are, for the tracer has its own of them.
-    x_form = pytree.tree_unflatten(rest, spec)
-    z_form = pytree.tree_unflatten([None for _ in start], z_spec)
-    form = _form(layer, x_form, tuple(shared), z_form, reports)
-    found = torch.ops.implicitcore.solve(form, start, [*given, *owned], times)
-    *z, residual, status, steps, evaluations = found
-    z = pytree.tree_unflatten(z, z_spec)
-    return Found(z, residual.detach(), status, steps, evaluations)
+
+    form: int
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(cls, layer: str, owned: Sequence[Tensor], x: Any, z0: Any, reports: bool) -> Operation:
+        """Of a call.
+
+        Arguments:
+            layer: its name.
+            owned: the tensors that f reads beside x.
+            x: the input, with its marks.
+            z0: where the solve begins.
+            reports: see :class:`Form`.
+        """
+        leaves, spec = pytree.tree_flatten(unwrapped(x))
+        given, shared, rest = [], [], []
+        for leaf, mark in zip(leaves, marks(x), strict=True):
+            if isinstance(leaf, Tensor):
+                given.append(leaf)
+                shared.append(mark)
+            rest.append(None if isinstance(leaf, Tensor) else _constant(leaf))
+        start, z_spec = pytree.tree_flatten(z0)
+        # Structures as they are, for the tracer has its own of them.
+        x_form = pytree.tree_unflatten(rest, spec)
+        z_form = pytree.tree_unflatten([None for _ in start], z_spec)
+        return cls(_form(layer, x_form, tuple(shared), z_form, reports), [*given, *owned])
+
+    def solve(self, z0: Any, times: Tensor | None) -> Found:
+        """What the solve comes to from z0; at the output times, ``[T]`` or ``[T, batch]``."""
+        start, spec = pytree.tree_flatten(z0)
+        found = torch.ops.implicitcore.solve(self.form, start, self.tensors, times)
+        *z, residual, status, steps, evaluations = found
+        z = pytree.tree_unflatten(z, spec)
+        return Found(z, residual.detach(), status, steps, evaluations)
 
 
 def _constant(leaf: Any) -> Any:
@@ -132,9 +144,9 @@ def solve(form: int, z0: list[Tensor], tensors: list[Tensor], times: Tensor | No
         times: the output times, ``[T]`` or ``[T, batch]``.
     """
     parts = _FORMS[form]
-    owner = _layer(parts)
+    owner = layer_of(parts)
     layer = owner.layer
-    with _with_autograd():
+    with inside():
         layout, plan, flat = owner.planned(parts, z0, tensors, clock=clock_of(times))
         if times is None:
             found = Found(*plan.forward(flat, *tensors))
@@ -152,7 +164,7 @@ def solve(form: int, z0: list[Tensor], tensors: list[Tensor], times: Tensor | No
             start = pytree.tree_unflatten(z0, parts.z)
             known = result(layer.solver, layer.horizon, known, times=times, start=start)
             report(known, layer.on_failure, type(layer).__name__, layer)
-    return [_own(leaf) for leaf in (*pytree.tree_leaves(z), *found[1:])]
+    return [owned(leaf) for leaf in (*pytree.tree_leaves(z), *found[1:])]
 
 
 @solve.register_fake
@@ -190,9 +202,9 @@ def pullback(  # noqa: PLR0913 - an operation takes no tuples
         times: the output times.
     """
     parts, many = _FORMS[form], len(z)
-    owner = _layer(parts)
+    owner = layer_of(parts)
     on_failure = owner.layer.on_failure
-    with _with_autograd():
+    with inside():
         layout, plan, flat = owner.planned(parts, z, tensors, wanted, clock_of(times))
         due = of_samples(times, flat)
         replaced = Replaced.of(status[:1] if layout.coupled else status, on_failure)
@@ -201,7 +213,7 @@ def pullback(  # noqa: PLR0913 - an operation takes no tuples
         at_start, found = pulled(plan, replaced, cotangent, flat, tensors, due)
         values = dict(enumerate(pytree.tree_leaves(layout.unpack(at_start))))
     values.update(zip((many + place for place in plan.differentiated), found, strict=True))
-    return [_own(values[place]) for place in wanted]
+    return [owned(values[place]) for place in wanted]
 
 
 @pullback.register_fake
@@ -224,7 +236,7 @@ def _(  # noqa: PLR0913 - as above
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.form, z0, tensors, times = inputs
     ctx.many, ctx.timed = len(z0), times is not None
-    solver = _layer(_FORMS[ctx.form]).layer.solver
+    solver = layer_of(_FORMS[ctx.form]).layer.solver
     z = z0 if isinstance(solver, ODESolver) else output[: ctx.many]
     given = [] if times is None else [times]
     ctx.save_for_backward(*given, *z, output[ctx.many + 1], *tensors)
@@ -251,37 +263,14 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> Any:
 solve.register_autograd(_backward, setup_context=_setup)
 
 
-def _layer(form: Form) -> Any:
+def forms(number: int) -> Form:
+    """The form of a number."""
+    return _FORMS[number]
+
+
+def layer_of(form: Form) -> Any:
+    """The compiled layer of a form."""
     layer = _LAYERS.get(form.layer)
     if layer is None:
         raise InputError("the compiled layer of this graph is gone: keep the model around it")
     return layer
-
-
-@contextmanager
-def _with_autograd() -> Iterator[None]:
-    """What is inside of an operation is out of reach of autograd, which a trace of f needs."""
-    with torch._C._ForceDispatchKeyGuard(*_PLAIN), torch.no_grad():
-        yield
-
-
-def _plain_dispatch() -> tuple[Any, Any]:
-    """What a new thread dispatches to: outside of all operations and modes."""
-    found: list[Any] = []
-
-    def read() -> None:
-        found.append(torch._C._dispatch_tls_local_include_set())
-        found.append(torch._C._dispatch_tls_local_exclude_set())
-
-    thread = Thread(target=read)
-    thread.start()
-    thread.join()
-    return found[0], found[1]
-
-
-_PLAIN = _plain_dispatch()
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """With a memory of its own, as an operation gives it."""
-    return tensor.clone(memory_format=torch.contiguous_format)

@@ -30,13 +30,13 @@ class Passed(NamedTuple):
     @classmethod
     def of(cls, due: Tensor, kept: Kept) -> Passed:
         """Of all output times ``[T, batch]`` and the steps."""
-        sign = torch.where(due[-1] > due[0], 1, -1).to(due.dtype)
-        ends, inner = (kept.t * sign).T.contiguous(), due[1:-1]
+        sign, count = torch.where(due[-1] > due[0], 1, -1).to(due.dtype), int(kept.steps)
+        ends, inner = (kept.t[:count] * sign).T.contiguous(), due[1:-1]
         # The first that ends there or behind: a step that was refused ends where it began.
         step = torch.searchsorted(ends, (inner * sign).T.contiguous()).T
-        late = step == len(kept.t)
-        step = step.clamp(max=len(kept.t) - 1)
-        start = torch.cat((due[:1], kept.t[:-1])).gather(0, step)
+        late = step == count
+        step = step.clamp(max=count - 1)
+        start = torch.cat((due[:1], kept.t[: count - 1])).gather(0, step)
         share = (inner - start) / kept.dt.gather(0, step)
         return cls(step, torch.where(late, 0, share), late)
 
@@ -48,12 +48,13 @@ class Passed(NamedTuple):
             kept: the steps.
             pieces: the coefficients of their extensions after the first, ``[steps, batch, n]``.
         """
-        before = torch.cat((z0[None], kept.z[:-1]))
+        last = int(kept.steps) - 1
+        before = torch.cat((z0[None], kept.z[:last]))
         rows = self._rows(len(z0))
         parts = [stack.flatten(0, 1).index_select(0, rows) for stack in (before, *pieces)]
         share = self.share.flatten().unsqueeze(1).to(z0.dtype)
         found = evaluate(parts, share).view(*self.step.shape, -1)
-        return torch.where(self.late.unsqueeze(2), kept.z[-1], found)
+        return torch.where(self.late.unsqueeze(2), kept.z[last], found)
 
     def cotangents(self, v: Tensor, kept: Kept, coefficients: int) -> tuple[Tensor, list[Tensor]]:
         """Of those of the states ``[times, batch, n]``: of the last state, and of each coefficient.

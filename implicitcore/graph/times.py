@@ -71,20 +71,27 @@ def checked_times(solver: Any, times: Times, flat: Tensor, *, coupled: bool) -> 
     return OutputTimes(grid, grid, None, moves)
 
 
+def refuse_gradient(times: Times) -> None:
+    """Refuse times with a gradient, which the operations of a loop in a graph do not have.
+
+    Raises:
+        GradientError: they require one.
+    """
+    if isinstance(times, Tensor) and times.requires_grad and torch.is_grad_enabled():
+        raise GradientError(
+            "times: in a graph a layer has no gradient with respect to them; give times.detach(), "
+            "or compile the layer: ic.compile(layer)"
+        )
+
+
 def times_in_graph(solver: Any, times: Times, state: Any, *, coupled: bool) -> Tensor | None:
     """The same while a graph is traced, where their shape is known and not their values.
 
     Raises:
         InputError: the solver has none, or they have another shape.
-        GradientError: they require a gradient.
     """
     if times is None:
         return None
-    if isinstance(times, Tensor) and times.requires_grad and torch.is_grad_enabled():
-        raise GradientError(
-            "times: in a graph a layer has no gradient with respect to them; give times.detach(), "
-            "or call the compiled layer by itself"
-        )
     found = times_of(solver, state, times, 1.0)
     like = pytree.tree_leaves(state)[0]
     if not isinstance(found, Tensor) or found.ndim not in (1, 2) or found.shape[-1] < 2:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo import maybe_mark_dynamic
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -44,6 +46,17 @@ class Kind(NamedTuple):
     def example(self) -> Tensor:
         """A tensor of the kind, with no values."""
         return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+
+    def stack(self, count: int, batch: int) -> Tensor:
+        """So many of them, with no values, each of such a batch; a graph serves any number."""
+        shape = count, batch, *self.shape[1:]
+        stack = torch.empty(shape, dtype=self.dtype, device=self.device)
+        maybe_mark_dynamic(stack, 0)
+        return stack
+
+    def bytes(self, batch: int) -> int:
+        """Of one with such a batch."""
+        return batch * prod(self.shape[1:]) * self.dtype.itemsize
 
 
 def kinds_of(

@@ -12,12 +12,13 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.utils import _pytree as pytree
 
 from implicitcore.graph.integration import Moving, Span, Taken, arrived, evaluations_of, started
-from implicitcore.graph.kept import Kept, stacked_loop
+from implicitcore.graph.kept import LARGEST, Kept, Room, one_room, stacking_loop, writing_loop
 from implicitcore.graph.outputs import Passed
 from implicitcore.graph.plan import compiled
 from implicitcore.graph.pullback import Pullback
 from implicitcore.graph.stepped import SteppedPlan
 from implicitcore.graph.stop import Found
+from implicitcore.graph.trace import Kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,17 +34,19 @@ class TrajectoryPlan(SteppedPlan):
     has no gradient.
     """
 
-    @cached_property
-    def recorded(self) -> Callable[..., list[Tensor]]:
-        """The first and last time ``[batch]``, z0 and the tensors -> the steps.
+    def recorded(self, *, writes: bool) -> Callable[..., list[Tensor]]:
+        """The first and last time ``[batch]``, z0, the stacks and the tensors -> what it came to.
 
-        The statuses and the counts of the samples, as a :class:`Found` of each iteration, the
-        evaluations, the kept steps, and the coefficients of their extensions after the first.
+        That is what was found, the number of the steps, whether there was no room for the next, the
+        leaves of the solver's state before the first, and the stacks where none are written: of
+        what :class:`Kept` has of each step, and the coefficients of its extension after the first.
         """
         system, solver, between = self._as_field(), self.solver, self.between
-        is_coarse, many = self.clock is not None, max(self.coefficients - 1, 0)
+        is_coarse, many = self.clock is not None, self.pieces
+        size = len(self.rows) if writes else 0
 
-        def recorded(start: Tensor, end: Tensor, z0: Tensor, *tensors: Tensor) -> list[Tensor]:
+        def recorded(start: Tensor, end: Tensor, z0: Tensor, *given: Tensor) -> list[Tensor]:
+            stacks, tensors = given[:size], given[size:]
             span = Span.between(start, end) if is_coarse else Span(start, end)
             steps, begin = started(solver, system(*tensors), z0, span, between=between)
             piece = [torch.zeros_like(z0) for _ in range(many)]
@@ -57,14 +60,52 @@ class TrajectoryPlan(SteppedPlan):
                 del last
                 return steps.going(now)
 
-            now, taken = stacked_loop(going, step, (begin, none))
-            states = pytree.tree_leaves(now.state)
-            kept = Kept([], now.t, now.z, taken.dt, taken.accept, states)
-            first = [leaf.clone() for leaf in pytree.tree_leaves(begin.state)]
-            found = now.active, now.failure, now.steps, now.evaluations
-            return [*found, *first, *kept.flat(), *taken.piece]
+            def kept(now: Moving, last: Taken) -> list[Tensor]:
+                states = pytree.tree_leaves(now.state)
+                return [now.t, now.z, last.dt, last.accept, *states, *last.piece]
 
-        return compiled(recorded)
+            first = [leaf.clone() for leaf in pytree.tree_leaves(begin.state)]
+            if writes:
+                (now, _), count, full = writing_loop(going, step, (begin, none), kept, stacks)
+                return [*arrived(now), count, full, *first]
+            every = stacking_loop(going, step, (begin, none))
+            now = pytree.tree_map(lambda stack: stack[-1].clone(), every[0])
+            count = torch.full_like(now.evaluations, len(every[0].t))
+            return [*arrived(now), count, count < 0, *first, *kept(*every)]
+
+        return compiled(recorded, device=self.kinds[0].device, in_cpp=writes)
+
+    @cached_property
+    def _writing(self) -> Callable[..., list[Tensor]]:
+        return self.recorded(writes=True)
+
+    @cached_property
+    def _stacking(self) -> Callable[..., list[Tensor]]:
+        return self.recorded(writes=False)
+
+    @property
+    def pieces(self) -> int:
+        """How many coefficients of the extension of a step are kept: not the first, its state."""
+        return max(self.coefficients - 1, 0)
+
+    @cached_property
+    def rows(self) -> list[Kind]:
+        """Of what is kept of a step."""
+        t, z = self.clock_time, self.kinds[0]
+        accept = t._replace(dtype=torch.bool)
+        return [t, z, t, accept, *self.state, *[z] * self.pieces]
+
+    @cached_property
+    def _rooms(self) -> dict[int, Room | None]:
+        """For small steps, by the size of the batch."""
+        return {}
+
+    def _room(self, z0: Tensor) -> Room | None:
+        if (batch := len(z0)) not in self._rooms:
+            size = sum(row.bytes(batch) for row in self.rows)
+            small = z0.device.type == "cpu" and size <= LARGEST
+            self._rooms[batch] = Room(size) if small else None
+        return self._rooms[batch]
 
     def integrated(
         self, due: Tensor | None, z0: Tensor, tensors: Sequence[Tensor]
@@ -77,19 +118,39 @@ class TrajectoryPlan(SteppedPlan):
             z0: ``[batch, n]``.
             tensors: as the plan takes them.
         """
-        recorded = self.recorded(*self._ends(due, z0), z0, *tensors)
-        size = 2 * len(self.state) + 4
-        kept = Kept.of(recorded[4 : 4 + size], len(self.state))
-        active, failure, steps, evaluations = (stack[-1] for stack in recorded[:4])
-        z, t = kept.z[-1].clone(), kept.t[-1]
-        now = Moving(t, z, (), t, t, active, failure, steps.clone(), evaluations)
-        found = arrived(now)
+        many = len(self.state)
+        found, (count, *kept) = self._kept(self._ends(due, z0), z0, tensors)
+        size = 4 + 2 * many
+        kept, pieces = Kept.of([count, *kept[:size]], many), kept[size:]
         if due is None:
             return found, kept
-        states = [z0[None], z[None]]
+        states = [z0[None], found.z[None]]
         if self.between:
-            states.insert(1, Passed.of(due, kept).states(z0, kept, recorded[4 + size :]))
+            states.insert(1, Passed.of(due, kept).states(z0, kept, pieces))
         return found._replace(z=torch.cat(states)), kept
+
+    def _kept(
+        self, ends: tuple[Tensor, Tensor], z0: Tensor, tensors: Sequence[Tensor]
+    ) -> tuple[Found, list[Tensor]]:
+        """What was found, the number of the steps, and what is kept of them.
+
+        Where the room for them is too small they are taken anew.
+        """
+        if (room := self._room(z0)) is None:
+            found, (count, _, *kept) = _cut(self._stacking(*ends, z0, *tensors))
+            return found, [count, *kept]
+        spent = []
+        while True:
+            stacks = [row.stack(room.steps, len(z0)) for row in self.rows]
+            found, (count, full, *first) = _cut(self._writing(*ends, z0, *stacks, *tensors))
+            if not full:
+                break
+            room.grow()
+            spent.append(found.evaluations)
+        room.used(int(count))
+        if spent:
+            found = found._replace(evaluations=found.evaluations + sum(spent))
+        return found, [count, *first, *stacks]
 
     def _ends(self, due: Tensor | None, z0: Tensor) -> tuple[Tensor, Tensor]:
         if due is not None:
@@ -119,7 +180,7 @@ class TrajectoryPlan(SteppedPlan):
     def cost(self, kept: Kept) -> int:
         """The evaluations of the way back, and as many vector-Jacobian products."""
         cost = evaluations_of(self.solver, between=self.between)
-        return len(kept.t) * (cost + self.anew) + (not self.anew)
+        return int(kept.steps) * (cost + self.anew) + (not self.anew)
 
     @cached_property
     def pulled(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -129,12 +190,13 @@ class TrajectoryPlan(SteppedPlan):
         n]`` for each coefficient.
         """
         count, many, coefficients = len(self.state), len(self.carried), self.coefficients
-        pullback, size = Pullback(self), 2 * count + 4
+        pullback, size = Pullback(self), 2 * count + 5
         pulled, start = pullback.steps
         settled, varied = pullback.settled, pullback.varied
 
         def backward(v: Tensor, t0: Tensor, z0: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
             kept = Kept.of(given[:size], count)
+            one_room([*kept.flat()[1 + count :], *given[size : size + coefficients]])
             between, tensors = given[size : size + coefficients], given[size + coefficients :]
             known = pulled.before(*tensors)
 
@@ -163,17 +225,22 @@ class TrajectoryPlan(SteppedPlan):
                 shares = zip(cotangents[1 + many :], found[1 + many :], strict=True)
                 return index - 1, *found[: 1 + many], *(a + b for a, b in shares)
 
-            last = torch.full((), kept.t.shape[0] - 1, dtype=torch.int64, device=v.device)
             none = [torch.zeros_like(kept.first[i]) for i in self.carried]
             sums = [torch.zeros_like(tensor) for tensor in varied(*tensors)]
-            _, v, *rest = while_loop(going, step, (last, v.clone(), *none, *sums))
+            _, v, *rest = while_loop(going, step, (kept.steps - 1, v.clone(), *none, *sums))
             sums = rest[many:]
             if start is not None:
                 more, *shares = start.inside(t0, z0, *rest[:many], *start.before(*tensors))
                 v, sums = v + more, [a + b for a, b in zip(sums, shares, strict=True)]
             return v, *settled(*tensors, *sums)
 
-        return compiled(backward)
+        return compiled(backward, device=self.kinds[0].device, in_cpp=True)
+
+
+def _cut(tensors: Sequence[Tensor]) -> tuple[Found, Sequence[Tensor]]:
+    """What was found, and the rest."""
+    many = len(Found._fields)
+    return Found(*tensors[:many]), tensors[many:]
 
 
 def _at(stack: Tensor, index: Tensor) -> Tensor:

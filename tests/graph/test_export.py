@@ -291,3 +291,24 @@ def test_what_is_no_part_of_a_graph_says_what_to_write_instead(tmp_path):
             torch.export.export(model, (x,))
     with pytest.raises(ic.InputError, match=message):
         ic.export(Function(), x, tmp_path / "model.pt2")
+
+
+class Viewed(nn.Module):
+    """A solve whose input is a view shaped like its base."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        cell = ic.FixedPoint(lambda z, x: (z / 2 + x).tanh())
+        self.layer = ic.ImplicitLayer(cell, solver=ic.Picard(tol=1e-6))
+
+    def forward(self, x):
+        return self.layer(x.sin().unsqueeze(0).squeeze(0))
+
+
+@pytest.mark.slow(12)
+def test_machine_code_frees_what_a_loop_reads_once(tmp_path):
+    """In the process that loads it, which it ended."""
+    if shutil.which("g++") is None:
+        missing("a C++ compiler")
+    model = Viewed().eval()
+    compare(model, ic.export(model, torch.randn(4, 5), tmp_path / "model.aoti.pt2"))

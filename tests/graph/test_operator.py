@@ -14,7 +14,7 @@ from support import python_loop
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import integration, linear, loop, plan, trajectory
+from implicitcore.graph import integration, kept, linear, loop, plan, trajectory
 
 # torch's own: Dynamo looks at the .grad of what is no leaf.
 pytestmark = pytest.mark.filterwarnings(
@@ -79,9 +79,9 @@ class Flow(nn.Module):
 @pytest.fixture(autouse=True)
 def plainly(monkeypatch: pytest.MonkeyPatch):
     """The layer's own graphs in a loop of Python, without the time that compiling them takes."""
-    for module in (loop, linear, integration, trajectory):
+    for module in (loop, linear, integration, kept, trajectory):
         monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(trajectory, "stacked_loop", python_loop.stacked_loop)
+    monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
     for module in (plan, trajectory):
         monkeypatch.setattr(module, "compiled", lambda function, **options: function)
     torch._dynamo.reset()

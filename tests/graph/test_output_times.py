@@ -12,7 +12,6 @@ from torch import nn
 
 import implicitcore as ic
 from implicitcore.graph import integration
-from implicitcore.graph.times import times_in_graph
 
 # torch's own: Dynamo looks at the .grad of what is no leaf.
 pytestmark = pytest.mark.filterwarnings(
@@ -226,10 +225,6 @@ def test_a_model_in_one_graph_has_the_states_and_the_gradients_of_the_layer(solv
         torch.testing.assert_close(other, one)
     with pytest.raises(ic.InputError, match="strictly increasing or decreasing"):
         whole(inputs(3), TIMES[[0, 2, 1]])
-    # Of the function that the trace calls: a trace that ends by an error leaves Dynamo's hook in
-    # the process, and every later call in it holds its arguments longer, which other tests count.
-    with pytest.raises(ic.GradientError, match="call the compiled layer by itself"):
-        times_in_graph(solver, TIMES.clone().requires_grad_(), inputs(3), coupled=False)
     torch._dynamo.reset()
 
 
@@ -254,6 +249,12 @@ def test_times_that_are_out_of_order_have_no_states_in_a_graph():
     assert z.isnan().flatten(2).all(2).any(0).tolist() == [False, True, True]
     with pytest.raises(ic.InputError, match=r"shape \[T\] with T >= 2, or \[batch, T\]"):
         inlined(inputs(3), times=torch.ones(1))
+
+
+def test_a_layer_in_a_graph_that_is_not_compiled_refuses_a_gradient_of_times():
+    inlined = ic.compile(layer(ic.Bosh3())).inlined[0]
+    with pytest.raises(ic.GradientError, match=r"compile the layer: ic\.compile"):
+        inlined(inputs(3), times=TIMES.clone().requires_grad_())
 
 
 def test_an_equilibrium_has_no_times():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.output_times import TIMES, cotangent, filled, plainly  # noqa: F401 - a fixture
 from support.trajectories import inputs, layer, same
+from torch import nn
 
 import implicitcore as ic
 
@@ -107,3 +108,57 @@ def test_a_start_that_is_not_finite_is_masked_at_every_time():
     assert all(value.isfinite().all() for value in found[1])
     assert not found[1][0][:, 1, 0].any()
     same(*found, rtol=1e-10, atol=1e-12)
+
+
+class Timed(nn.Module):
+    def __init__(self, inner) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.layer = nn.Linear(4, 4).double(), inner
+
+    def forward(self, x, times):
+        found = self.layer.solve(self.first(x), times=times)
+        return found.z.sin(), found.status, found.steps
+
+
+@pytest.mark.slow(40)
+@pytest.mark.parametrize("solver", [ic.Bosh3(), ic.Adams()], ids=str)
+def test_a_model_in_one_graph_has_the_gradient_with_respect_to_times(solver):
+    torch._dynamo.reset()
+    eager = Timed(layer(solver))
+    fast = Timed(ic.compile(eager.layer))
+    whole = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    for grid in (TIMES, *GRIDS.values()):
+        found = []
+        for call, model in ((eager, eager), (whole, fast)):
+            leaf, times = inputs(3).requires_grad_(), grid.clone().requires_grad_()
+            z, status, steps = call(leaf, times)
+            wanted = [leaf, times, *model.parameters()]
+            found.append((z, status, steps, *torch.autograd.grad(z, wanted, cotangent(z))))
+        same(*found, rtol=1e-10, atol=1e-12)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("failed", [[1], [0, 1, 2]])
+@pytest.mark.parametrize("on_failure", ["ignore", "mask"])
+def test_a_failed_sample_in_one_graph_leaves_no_nan_in_the_gradient_of_times(on_failure, failed):
+    def field(t, z, x):
+        return torch.where((x > 5) & (t > 1), torch.nan, -z) + 0.1 * x
+
+    torch._dynamo.reset()
+    eager, x, found = layer(ic.Bosh3(), field, on_failure=on_failure), inputs(3).clamp(max=4), []
+    x[failed, 2] = 9.0
+    compiled = ic.compile(eager)
+    whole = torch.compile(
+        lambda x, times: compiled(x, times=times), fullgraph=True, backend="aot_eager"
+    )
+    for call in (lambda x, times: eager(x, times=times), whole):
+        times = TIMES.expand(3, -1).clone().requires_grad_()
+        z = call(x, times)
+        gradient = torch.zeros_like(times)
+        if z.requires_grad:
+            (gradient,) = torch.autograd.grad(z, times, cotangent(z))
+        assert gradient.isfinite().all()
+        found.append((z.detach(), gradient))
+    same(*found, rtol=1e-10, atol=1e-12)
+    torch._dynamo.reset()

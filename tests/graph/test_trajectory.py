@@ -9,7 +9,7 @@ from support.trajectories import inputs, layer, same
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import integration, plan, trajectory
+from implicitcore.graph import integration, kept, plan, trajectory
 
 SLOW = pytest.mark.slow
 SOLVERS = [
@@ -26,9 +26,9 @@ SOLVERS = [
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch):
     """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
-    for module in (integration, trajectory):
+    for module in (integration, kept, trajectory):
         monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(trajectory, "stacked_loop", python_loop.stacked_loop)
+    monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
     for module in (plan, trajectory):
         monkeypatch.setattr(module, "compiled", lambda function, **options: function)
 
@@ -66,6 +66,52 @@ def test_an_empty_batch_has_a_gradient_of_zero(solver):
     found, gradient = solved(ic.compile(eager), inputs(4)[:0], eager.parameters())
     assert found.z.shape == inputs(4)[:0].shape and not found.failed
     assert all(torch.equal(g, torch.zeros_like(g)) for g in gradient)
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("solver", [ic.Heun(), ic.Adams()], ids=str)
+def test_large_steps_are_stacked_by_the_loop(solver, monkeypatch):
+    eager = layer(solver)
+    _, *expected = solved(eager, inputs(3), eager.parameters())
+    for largest in (trajectory.LARGEST, 0):
+        monkeypatch.setattr(trajectory, "LARGEST", largest)
+        compiled = ic.compile(eager)
+        _, *gradient = solved(compiled, inputs(3), eager.parameters())
+        (graphs,) = compiled.plans.values()
+        assert ("_stacking" in graphs.__dict__) == (largest == 0)
+        same(*expected, *gradient, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("times", [None, torch.linspace(0, 2, 5, dtype=torch.float64)])
+def test_steps_without_room_for_the_next_are_taken_anew_with_more(times, monkeypatch):
+    """And what the first ones have cost is counted."""
+    monkeypatch.setattr(kept, "_LEAST", 1)
+    monkeypatch.setattr(kept, "_MEMORY", 0)
+    eager = layer(ic.Euler(dt=0.1))
+    compiled, results = ic.compile(eager), []
+    for module in (eager, compiled, compiled):
+        leaf = inputs(2).requires_grad_()
+        found = module.solve(leaf, times=times)
+        results.append((found, torch.autograd.grad(found.z.sum(), [leaf, *eager.parameters()])))
+    (plain, expected), (grown, first), (again, second) = results
+    same(expected, first, rtol=1e-11, atol=1e-12)
+    same(expected, second, rtol=1e-11, atol=1e-12)
+    # Of 20 steps 1, 4 and 16 in vain, and what each of these began with.
+    begun = int(again.evaluations) - 20
+    assert int(grown.evaluations - again.evaluations) == 1 + 4 + 16 + 3 * begun
+    assert torch.equal(plain.steps, again.steps)
+
+
+def test_the_room_for_steps_follows_their_number():
+    room = kept.Room(8)
+    assert room.steps == kept._MOST
+    for _ in range(9):
+        room.used(10)
+    assert room.steps == 64
+    room.grow()
+    assert room.steps == 256
+    assert kept.Room(2**30).steps == kept._LEAST
 
 
 @pytest.mark.usefixtures("plainly")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from implicitcore.graph import integration, outputs, plan, trajectory
+from implicitcore.graph import integration, kept, outputs, plan, trajectory
 from support import python_loop
 
 TIMES = torch.linspace(0, 2, 7, dtype=torch.float64)
@@ -14,9 +14,9 @@ TIMES = torch.linspace(0, 2, 7, dtype=torch.float64)
 @pytest.fixture(autouse=True)
 def plainly(monkeypatch: pytest.MonkeyPatch):
     """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
-    for module in (integration, outputs, trajectory):
+    for module in (integration, kept, outputs, trajectory):
         monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(trajectory, "stacked_loop", python_loop.stacked_loop)
+    monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
     for module in (plan, trajectory):
         monkeypatch.setattr(module, "compiled", lambda function, **options: function)
 

@@ -16,8 +16,8 @@ def while_loop(going: Callable[..., Any], step: Callable[..., Any], carried: Any
     return carried
 
 
-def stacked_loop(going: Callable[..., Any], step: Callable[..., Any], carried: Any) -> Any:
-    """What ``implicitcore.graph.kept.stacked_loop`` computes."""
+def stacking_loop(going: Callable[..., Any], step: Callable[..., Any], carried: Any) -> Any:
+    """What ``implicitcore.graph.kept.stacking_loop`` computes."""
     found = []
     while going(*carried):
         carried = step(*carried)
