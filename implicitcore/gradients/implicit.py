@@ -28,7 +28,7 @@ from implicitcore.tensors import host
 from implicitcore.tensors.autocast import without_autocast
 from implicitcore.tensors.cotangent import Pullback, attach
 from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
-from implicitcore.tensors.norms import column, fits, norm
+from implicitcore.tensors.norms import coarsest, column, fits, norm
 from implicitcore.tensors.transforms import transformed
 
 
@@ -82,8 +82,9 @@ class Implicit(Options, GradientStrategy):
         solution = equilibrium(self, solve, system, z0, self.iterates)
         if not torch.is_grad_enabled():
             return solution
-        coarsest = max((z0.dtype, *system.context.dtypes), key=lambda each: torch.finfo(each).eps)
-        solver, record = self.backward_solver(solve.solver, coarsest), solution.backward
+        dtypes = system.context.dtypes
+        dtype = coarsest(dtypes) if dtypes else z0.dtype
+        solver, record = self.backward_solver(solve.solver, dtype), solution.backward
 
         def at(z: Tensor, on_the_way: bool) -> BackwardSolve:
             jacobian = system.linearize(z.detach() if z.requires_grad else z)

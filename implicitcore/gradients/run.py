@@ -90,9 +90,9 @@ def packed(  # noqa: PLR0913 - as run
         check_random(dynamics, scope.random, required=not noise)
     problem = Problem.of(dynamics, x, packing)
     recorder = Recorder(residuals=[]) if options.get("trace") else None
-    context = Context(backend, scope, autocast, recorder=recorder, batch=packing.batch)
-    if packing.dtypes:
-        context = amended(context, dtypes=packing.dtypes)
+    context = Context(
+        backend, scope, autocast, recorder=recorder, batch=packing.batch, dtypes=packing.dtypes
+    )
     system = System(problem, context)
     if torch.is_grad_enabled():
         system = system.with_function_state()
@@ -104,26 +104,23 @@ def packed(  # noqa: PLR0913 - as run
     else:
         solution = scope.call(_solved, *asked)
     system.context.end()
-    found = _unpacked(solution, solve, system, begin, z0)
+    kept = packing if solve.save is None else solve.save.known
+    parts = {"z": kept.unpack(apart(solution.z, begin, problem.x)), "start": z0}
+    if isinstance(solution, Trajectory):
+        parts |= _of_trajectory(solution, system, begin)
+    elif solution.iterates is not None:
+        parts["iterates"] = packing.unpack(solution.iterates)
+    found = amended(solution, **parts)
     return found.of_each(len(pytree.tree_leaves(begin)[0])) if coupled else found
 
 
-def _unpacked(
-    solution: Solution | Trajectory, solve: Solve, system: System, begin: Any, z0: Any
-) -> Solution | Trajectory:
-    """The packed result as the user gets it, from the start as it was given and as it was used."""
-    packing = system.packing
-    kept = packing if solve.save is None else solve.save.known
-    z = kept.unpack(apart(solution.z, begin, system.problem.x))
-    parts: dict[str, Any] = {"z": z, "start": z0}
-    if isinstance(solution, Solution) and solution.iterates is not None:
-        parts["iterates"] = packing.unpack(solution.iterates)
-    if isinstance(solution, Trajectory):
-        parts["event_velocity"] = None  # it was for the gradient strategies
-        if solution.end is not None:
-            parts["end"] = packing.unpack(apart(solution.end, begin, system.problem.x))
-        parts["times"] = solution.times.T if solution.times.ndim > 1 else solution.times
-    return amended(solution, **parts)
+def _of_trajectory(solution: Trajectory, system: System, begin: Any) -> dict[str, Any]:
+    """What a trajectory has beside its states as the user gets it."""
+    parts: dict[str, Any] = {"event_velocity": None}  # it was for the gradient strategies
+    if solution.end is not None:
+        parts["end"] = system.packing.unpack(apart(solution.end, begin, system.x))
+    parts["times"] = solution.times.T if solution.times.ndim > 1 else solution.times
+    return parts
 
 
 def _solved(

@@ -28,15 +28,13 @@ from implicitcore.graph.times import checked_times, clock_of, times_in_graph
 from implicitcore.graph.trace import kinds_of
 from implicitcore.graph.trajectory import TrajectoryPlan
 from implicitcore.layers.base import ImplicitLayer
-from implicitcore.layers.call import refuse_options
+from implicitcore.layers.call import Result, refuse_options
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.times import Times
 from implicitcore.root_solvers.base import RootSolver
-from implicitcore.solution import Backward, FinalState, Solution, Trajectory
+from implicitcore.solution import Backward, FinalState, Solution
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
 from implicitcore.tensors.transforms import check_compiled, eager
-
-Result = Solution | FinalState | Trajectory
 
 
 class CompiledLayer(nn.Module):

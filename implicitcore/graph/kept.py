@@ -47,11 +47,11 @@ class Room:
     """For how many steps there is room before they are counted: as many as there were, or more.
 
     Arguments:
-        size: bytes of a step.
+        size: bytes of a step; zero where the batch is empty.
     """
 
     def __init__(self, size: int) -> None:
-        self.steps = max(_LEAST, min(_MOST, _MEMORY // size))
+        self.steps = max(_LEAST, min(_MOST, _MEMORY // max(size, 1)))
 
     def grow(self) -> None:
         """After steps that had not enough of it."""

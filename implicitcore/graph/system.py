@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -163,11 +163,13 @@ class GraphField:
         velocity: t ``[batch]`` and z ``[batch, n]`` -> g(t, z).
         scale: as that of :class:`GraphSystem`, for a steady state; so is ``rounding``.
         rounding: of f(z), relative to it.
+        dtypes: as those of a system: a graph has states of one dtype.
     """
 
     velocity: Callable[[Tensor, Tensor], Tensor]
     scale: Callable[[Tensor, Tensor], Tensor]
     rounding: float
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
 
     @property
     def backend(self) -> TorchBackend:

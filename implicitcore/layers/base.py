@@ -13,13 +13,13 @@ from implicitcore.backends.base import Backend
 from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import ConfigError
-from implicitcore.gradients.base import GradientStrategy
+from implicitcore.gradients.base import GradientStrategy, Solve
 from implicitcore.gradients.failures import report
 from implicitcore.gradients.implicit import Implicit
 from implicitcore.gradients.run import RunOptions, packed
 from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.layers import observers
-from implicitcore.layers.call import solve_of, solver_of_call
+from implicitcore.layers.call import Result, saving, solver_of_call, times_of
 from implicitcore.layers.distributed import SharedGroup, group_of
 from implicitcore.layers.initial import InitialGuess, Zeros
 from implicitcore.layers.options import OPTIONS, LayerMeta, LayerOption, replaced
@@ -267,7 +267,8 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         )
 
     def _scope(self, begins: bool = True) -> SolveContext:
-        scope, group = current() or SolveContext(), group_of(self) if self._sync else None
+        scope = current() or SolveContext()
+        group = group_of(self) if self._sync else None
         if group is not scope.group:
             scope = scope.stopping_with(group)
         scope.cache_weights(self.dynamics)
@@ -278,9 +279,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
     def _begin(self, x: Any, keys: Any) -> Any:
         return self.start(unwrapped(x)) if keys is None else self.start.keyed(unwrapped(x), keys)
 
-    def _started(
-        self, x: Any, keys: Any, call: Mapping[str, Any]
-    ) -> Solution | FinalState | Trajectory:
+    def _started(self, x: Any, keys: Any, call: Mapping[str, Any]) -> Result:
         """The solve from the layer's own start."""
         start, guess = self._begin(x, keys), self.start
         spent = guess.evaluations
@@ -290,10 +289,11 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             solution = solution.amended(start=start, evaluations=solution.evaluations + spent)
         return solution
 
-    def _run(
-        self, begin: Any, x: Any, call: Mapping[str, Any]
-    ) -> Solution | FinalState | Trajectory:
-        solve, times = solve_of(call, begin, self.horizon, self.gradient), call["times"]
+    def _run(self, begin: Any, x: Any, call: Mapping[str, Any]) -> Result:
+        solver, times, save = call["solver"], call["times"], call["save"]
+        solve = Solve(solver, times_of(solver, begin, times, self.horizon))
+        if save is not None:
+            solve = saving(solve, save, times, self.gradient)
         options: RunOptions = {"backend": self.backend, "trace": call["trace"]}
         options |= {"coupled": self.coupled, "on_failure": self.on_failure}
         found = packed(self.dynamics, begin, x, solve, self.gradient, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any, TypedDict, TypeVar
 
@@ -16,8 +16,10 @@ from implicitcore.ode_solvers.saved import Save
 from implicitcore.ode_solvers.times import Times, as_times, span
 from implicitcore.options.types import OnFailure, Spec
 from implicitcore.root_solvers.base import RootSolver
+from implicitcore.solution import FinalState, Solution, Trajectory
 
 _Solver = TypeVar("_Solver")
+Result = Solution | FinalState | Trajectory
 
 
 class CallOptions(TypedDict, total=False):
@@ -62,23 +64,15 @@ def times_of(solver: Any, z0: Any, times: Times, horizon: float) -> Tensor | Non
     return None
 
 
-def solve_of(call: Mapping[str, Any], z0: Any, horizon: float, gradient: GradientStrategy) -> Solve:
-    """The solve of a call, from a start.
-
-    Arguments:
-        call: the solver, the output times, and what is to be saved there.
-        z0: the start.
-        horizon: the end where there are no times.
-        gradient: the strategy of the solve.
+def saving(
+    solve: Solve, save: Callable[..., Any], times: Times, gradient: GradientStrategy
+) -> Solve:
+    """The solve of a call, with what it is to save at the output times.
 
     Raises:
-        InputError: there is something to save, and no times to save it at.
+        InputError: there are none.
         GradientError: the strategy gives no gradient to it.
     """
-    solver, times, save = call["solver"], call["times"], call["save"]
-    solve = Solve(solver, times_of(solver, z0, times, horizon))
-    if save is None:
-        return solve
     if times is None:
         raise InputError("save: it is what is kept at output times, and none were given: times=...")
     check_between(gradient, save=True)

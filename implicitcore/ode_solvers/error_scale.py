@@ -11,7 +11,7 @@ from torch import Tensor
 from implicitcore.errors import ConvergenceWarning, InputError
 from implicitcore.options.shared import ErrorNorm
 from implicitcore.system.repeated import owner_of, warn_repeatedly
-from implicitcore.tensors.norms import real_dtype, rms_norm
+from implicitcore.tensors.norms import coarsest, real_dtype, rms_norm
 
 if TYPE_CHECKING:
     from implicitcore.backends.base import Backend
@@ -157,7 +157,7 @@ def check_precision(system: System, dtype: torch.dtype, rtol: float, atol: Absol
 
     Half precision is held to that of its norms.
     """
-    dtype = max((dtype, *system.context.dtypes), key=lambda each: torch.finfo(each).eps)
+    dtype = coarsest((dtype, *system.dtypes))
     eps = torch.finfo(dtype).eps if dtype.itemsize > 2 else torch.finfo(torch.float32).eps
     least = min(atol) if isinstance(atol, tuple) else atol
     if rtol + least < eps and not torch.compiler.is_compiling():

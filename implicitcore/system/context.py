@@ -94,8 +94,6 @@ class Context:
 
         Of a state of several dtypes a whole one.
         """
-        if not (self.autocast or self.dtypes):
-            return tol
         lower = (unit * torch.finfo(dtype).eps for _, dtype in self.autocast)
         return max(tol, *lower, *(torch.finfo(dtype).eps for dtype in self.dtypes))
 

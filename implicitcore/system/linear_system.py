@@ -119,7 +119,8 @@ class LinearSystem(System):
 
         Under autocast they are rounded to its dtype, and of a state of several to theirs.
         """
-        return self.context.tolerance(tol, 1 / 2)
+        context = self.context
+        return context.tolerance(tol, 1 / 2) if context.autocast or context.dtypes else tol
 
     def compacts(self, active: int, batch: int) -> bool:
         """At most half: to leave costs an evaluation of those that stay."""

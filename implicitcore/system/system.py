@@ -94,6 +94,11 @@ class System:
         return self.problem.packing
 
     @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of the tensors of the state, where they differ; else empty."""
+        return self.context.dtypes
+
+    @property
     def backend(self) -> Backend:
         """The kernels that the solvers use."""
         return self.context.backend
@@ -152,7 +157,8 @@ class System:
         No less than f can: under autocast its values are rounded to the lower dtype, and a quarter
         of a unit there was seen to be met where a hundredth is not; a unit, of a mixed state.
         """
-        return self.context.tolerance(tol, 1 / 4)
+        context = self.context
+        return context.tolerance(tol, 1 / 4) if context.autocast or context.dtypes else tol
 
     def absolute(self, atol: float) -> Tensor | float:
         """The absolute tolerance, in the units of the packed state."""

@@ -5,6 +5,7 @@ Half-precision states are summed in float32: a 2-norm overflows float16 long bef
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -18,6 +19,11 @@ DOUBLE = (torch.float64, torch.complex128)
 
 HALF = (torch.float16, torch.bfloat16)
 """The dtypes whose squares are summed in float32."""
+
+
+def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """That of the largest rounding."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def real_dtype(z: Tensor) -> torch.dtype:

@@ -162,10 +162,10 @@ class Packing:
         """
         check_returned(value, what, (self.spec, self.full_shapes, self._of_each, self.device))
 
-    @property
+    @functools.cached_property
     def real_dtype(self) -> torch.dtype:
-        """Of times, which mix with every leaf: asked once a solve."""
-        double = all(dtype in DOUBLE for dtype in self._of_each)
+        """Of times, which mix with every leaf: asked once a solve, of packings that are kept."""
+        double = all(map(DOUBLE.__contains__, self.dtypes)) if self.dtypes else self.dtype in DOUBLE
         return torch.float64 if double else torch.float32
 
     @property

@@ -32,7 +32,6 @@ def pair(z, x):
 
 STATES = {
     "whole numbers": torch.zeros(3, 4, dtype=torch.int64),
-    "dtypes": (torch.zeros(3, 4).double(), torch.zeros(3, 4)),
     "batches": (torch.zeros(3, 4).double(), torch.zeros(2, 4).double()),
     "no batch": torch.zeros(()).double(),
     "nothing": (),
