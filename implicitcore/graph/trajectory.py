@@ -167,6 +167,8 @@ class TrajectoryPlan(SteppedPlan):
         tensors: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         """The cotangents of z0 and of the tensors, of those of what :meth:`integrated` gave."""
+        if not z0.numel():  # no step was taken, and one is kept
+            return torch.zeros_like(z0), *map(torch.zeros_like, tensors)
         start, _ = self._ends(due, z0)
         if due is None:
             return self.pulled(v, start, z0, *kept.flat(), *tensors)
