@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.while_loop import while_loop, while_loop_stack_output_op
+from torch._higher_order_ops.while_loop import (
+    while_loop,
+    while_loop_op,
+    while_loop_stack_output_op,
+)
 from torch.utils import _pytree as pytree
 
 
@@ -64,9 +69,11 @@ class Room:
 
 
 _LEAST, _MOST, _MEMORY = 16, 512, 2**20
-LARGEST = 2**16
+_WRITES = "mutated_arg_indices" in inspect.signature(type(while_loop_op).__call__).parameters
+LARGEST = 2**16 if _WRITES else -1
 """The bytes of a step above which a loop of Python keeps it: its evaluations are the cost there,
-and the room for steps that are not taken."""
+and the room for steps that are not taken. Before torch 2.13 a loop writes to nothing but what it
+carries, and all are kept so."""
 
 
 def one_room(stacks: Sequence[Tensor]) -> int:
