@@ -93,7 +93,11 @@ def test_value_and_gradient_are_those_of_a_dense_computation(solver, times, grad
 
 @each_gradient
 @pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver",
+    [ic.Tsit5(), ic.DOP853(), ic.RK4(dt=0.05), ic.Adams(), ic.RadauIIA5()],
+    ids=lambda s: type(s).__name__,
+)
 def test_it_is_the_function_of_the_states_without_it(solver, times, gradient):
     """Also where output times are interpolated; the same steps are taken."""
     problem, grid = Linear(), real(*times)
@@ -177,9 +181,16 @@ def live():
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("hit_times", [False, True])
-@pytest.mark.parametrize("each", [False, True])
-@pytest.mark.parametrize("solver", [ic.RK4(dt=0.01), ic.Tsit5()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    ("solver", "each", "hit_times"),
+    [
+        (ic.RK4(dt=0.05), False, False),
+        (ic.RK4(dt=0.05), True, True),
+        (ic.Tsit5(), True, False),
+        (ic.Tsit5(), False, True),
+    ],
+    ids=str,
+)
 def test_memory_holds_what_is_saved_and_not_the_states(solver, each, hit_times):
     z0 = torch.ones(2, 10_000)
     state, times = z0.nbytes, torch.linspace(0, 1, 100, dtype=torch.float64)
