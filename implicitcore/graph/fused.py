@@ -18,8 +18,7 @@ from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.root_solvers.stepwise import StepwiseRootSolver
 from implicitcore.root_solvers.stop_criterion import GROWTH
 from implicitcore.root_solvers.stop_state import DIVERGENCE, TRUST, tiny
-from implicitcore.system.problem import rounding_of
-from implicitcore.system.system import stop_scale
+from implicitcore.system.problem import rounding_of, stop_scale
 from implicitcore.tensors.norms import real_dtype
 
 

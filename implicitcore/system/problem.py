@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,14 @@ from implicitcore.dynamics.fixed_point import FixedPointMap
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.restrict import SHARED, of_input, rule
 from implicitcore.tensors.shared import check_batch, marked_like, shared, unwrapped
+
+
+def stop_scale(dynamics: Dynamics) -> Literal["update", "root"] | None:
+    """:meth:`Dynamics.scale` as data; None where it is a function of its own."""
+    scale = type(dynamics).scale
+    if scale is FixedPointMap.scale:
+        return "update"
+    return "root" if scale is Dynamics.scale else None
 
 
 def subtracts(dynamics: Dynamics) -> bool:

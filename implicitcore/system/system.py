@@ -12,7 +12,6 @@ from torch import Tensor
 from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.torch import TORCH
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.dynamics.fixed_point import FixedPointMap
 from implicitcore.errors import InputError
 from implicitcore.solution import Origin
 from implicitcore.system.context import Context, Recorder
@@ -21,7 +20,7 @@ from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.explain import explain, suspect_part
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.memory import Memory, versions_of
-from implicitcore.system.problem import Problem
+from implicitcore.system.problem import Problem, stop_scale
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
 from implicitcore.tensors.amended import amended
@@ -296,11 +295,3 @@ class System:
 
     def _suspect_part(self, error: Exception) -> None:
         suspect_part(error, self.problem, self.context.whole(self.problem.packing.batch))
-
-
-def stop_scale(dynamics: Dynamics) -> Literal["update", "root"] | None:
-    """:meth:`Dynamics.scale` as data; None where it is a function of its own."""
-    scale = type(dynamics).scale
-    if scale is FixedPointMap.scale:
-        return "update"
-    return "root" if scale is Dynamics.scale else None
