@@ -23,6 +23,7 @@ from implicitcore.options.shared import ErrorControl
 from implicitcore.system.system import System
 from implicitcore.tensors import host
 from implicitcore.tensors.norms import HALF, column, real_dtype
+from implicitcore.tensors.products import BADDBMM, MATMUL, TENSORDOT
 
 # A product with fewer rows takes a path in torch that was measured six times slower on a CPU: rows
 # without weight are cheaper.
@@ -125,9 +126,10 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
             ratio = (column(dt.abs()) / grid.gaps)[:, :-1]
             products = cumprod_of(1 - lever * ratio)
             products = torch.nn.functional.pad(products, (1, 0), value=1.0)
-            along = torch.tensordot(matrix, products, 1).transpose(0, 1)
+            along = TENSORDOT[z.is_cpu](matrix, products, 1).transpose(0, 1)
             weights = along * (grid.newton * column(dt)).unsqueeze(1)
-        return [z, *(weights.to(z.dtype) @ state.differences).unbind(1)]
+        moves = MATMUL[z.is_cpu](weights.to(z.dtype), state.differences)
+        return [z, *moves.unbind(1)]
 
 
 class PredictedStep:
@@ -196,7 +198,7 @@ def _differences(velocity: Tensor, sums: Tensor, past: Tensor) -> Tensor:
 
     The velocity less sum_{i<j} beta_i Phi_i of the last.
     """
-    return torch.baddbmm(
+    return BADDBMM[past.is_cpu](
         velocity.unsqueeze(1).expand(-1, sums.shape[1], -1), sums.to(past.dtype), past, alpha=-1
     )
 

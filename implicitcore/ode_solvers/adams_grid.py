@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from implicitcore.backends.adams_step import AdamsPast as Past
 from implicitcore.backends.adams_step import gauss
 from implicitcore.tensors.norms import column
+from implicitcore.tensors.products import MATMUL
 
 # A step so many times as long as the last is of order 1: the differences over a step that was cut
 # short to arrive at an output time are mostly rounding, and would be magnified.
@@ -55,7 +56,8 @@ class StepGrid:
         factors = away / torch.where(known.last, before[:, 1:], away[0])
         products = cumprod_of(factors)
         beta = products[0, :, :-1]
-        self.moves = (known.weights @ products[1:].flatten(1)).view(batch, -1) * column(dt)
+        moves = MATMUL[dt.is_cpu](known.weights, products[1:].flatten(1))
+        self.moves = moves.view(batch, -1) * column(dt)
         # What is said of each order, and behind it of each after a step that was cut short.
         place = torch.add(past.order, factors[0, :, 1] > LONGER, alpha=rows + 1)
         self.order, self.power = known.orders.index_select(0, place).unbind(1)

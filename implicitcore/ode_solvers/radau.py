@@ -22,6 +22,7 @@ from implicitcore.options.shared import ErrorControl
 from implicitcore.options.types import Controller
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, real_dtype
+from implicitcore.tensors.products import BADDBMM, BMM, MATMUL
 
 # Hairer, Wanner, Solving Ordinary Differential Equations II (1996), table IV.5.6 and section IV.8.
 _S = 6**0.5
@@ -73,13 +74,14 @@ class CoupledStage(Stage):
 
     def image(self, move: Tensor) -> Tensor:
         """See :meth:`Stage.image`: three evaluations."""
-        return (self.coupling @ self._velocities(move)).flatten(1)
+        return MATMUL[move.is_cpu](self.coupling, self._velocities(move)).flatten(1)
 
     def defect(self, move: Tensor) -> Tensor:
         """See :meth:`Stage.defect`."""
         velocities = self._velocities(move)
         moves = move.view_as(velocities)
-        return torch.baddbmm(moves, self.coupling, velocities, beta=-1).view_as(move)
+        less = BADDBMM[move.is_cpu](moves, self.coupling, velocities, beta=-1)
+        return less.view_as(move)
 
     def points(self, move: Tensor) -> Tensor:
         """The states of the stages, ``[batch, 3, n]``."""
@@ -169,8 +171,8 @@ class CoupledStages(StageSequence):
             return z.new_zeros(len(z), 3 * z.shape[1])
         dt, moves = self.past
         powers = column((self.dt / dt).to(z.dtype)) ** _constant("powers", z.dtype, z.device)
-        weights = powers @ _constant("extrapolation", z.dtype, z.device)
-        return torch.bmm(weights.view(-1, 3, 3), moves).flatten(1)
+        weights = MATMUL[z.is_cpu](powers, _constant("extrapolation", z.dtype, z.device))
+        return BMM[z.is_cpu](weights.view(-1, 3, 3), moves).flatten(1)
 
     def add(self, stage: Stage, move: Tensor) -> None:
         """They are solved."""

@@ -29,6 +29,7 @@ from implicitcore.options.shared import ErrorControl
 from implicitcore.system.resolved import ResolvedField
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
+from implicitcore.tensors.products import MATMUL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +75,10 @@ class RungeKutta(StepwiseODESolver[Tensor]):
             point = system.backend.stage_combination(z, dt, stages, row)
             stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
         if torch.compiler.is_compiling():  # a compiler fuses the sums, and keeps no table
-            rows = extension_of(tableau)
-            combined = system.backend.stage_combination
+            combined, rows = system.backend.stage_combination, extension_of(tableau)
             return [z, step.z - z, *(combined(None, dt, stages, row) for row in rows)]
         weights = _extension(type(self), z.dtype, z.device)
-        higher = (weights @ torch.stack(stages).flatten(1)).view(len(weights), *z.shape)
+        higher = MATMUL[z.is_cpu](weights, torch.stack(stages).flatten(1)).view(-1, *z.shape)
         return [z, step.z - z, *(higher * column(dt).to(z.dtype)).unbind(0)]
 
 

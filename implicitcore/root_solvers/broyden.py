@@ -21,6 +21,7 @@ from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.system import System
 from implicitcore.tensors import host
 from implicitcore.tensors.norms import real_dtype
+from implicitcore.tensors.products import BADDBMM, BMM
 from implicitcore.tensors.restrict import SHARED
 
 
@@ -177,7 +178,7 @@ class _Good:
         """d and 1 / (1 - c)."""
         window, newest = self._window(), self.steps.count
         inner = self.products.inner_products(window.rows, g)
-        c = torch.bmm(inner.to(self.units.dtype), window.turned, out=window.c)
+        c = BMM[g.is_cpu](inner.to(self.units.dtype), window.turned, out=window.c)
         scale = self._scale(window.shares[newest], window.lines[newest])
         # The row of the step to be found is still zero, so its own coefficient adds nothing here.
         return self.products.axpy_history(g, c.to(g.dtype), window.rows), scale
@@ -198,7 +199,7 @@ class _Good:
         if self.steps.narrow:  # its square may be beyond what a narrow sum can hold
             s = s.to(self.units.dtype)
         gram = self.products.inner_products(window.rows, s).to(self.units.dtype)
-        row = torch.baddbmm(window.unit_rows[newest], gram, window.block)
+        row = BADDBMM[s.is_cpu](window.unit_rows[newest], gram, window.block)
         torch.add(gram, self.tiny, out=window.gram)
         torch.div(row, window.squares[newest], out=window.lines[newest + 1])
 

@@ -12,6 +12,7 @@ from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linearization import Linearization
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
+from implicitcore.tensors.products import MATMUL
 
 # Of a damped step, relative to the squared column norms.
 DAMPING = 1e-3
@@ -101,9 +102,10 @@ def damped(matrix: Tensor, right: Tensor) -> Tensor:
     eps = torch.finfo(scale.dtype).eps * torch.linalg.matrix_norm(matrix)[:, None, None]
     scale = torch.maximum(scale, eps).clamp(min=torch.finfo(scale.dtype).tiny)
     scaled = matrix / scale
-    normal = scaled.mT @ scaled
+    matmul = MATMUL[matrix.is_cpu]
+    normal = matmul(scaled.mT, scaled)
     unit = torch.eye(right.shape[1], dtype=matrix.dtype, device=matrix.device)
-    pulled = (scaled.mT @ right.to(matrix.dtype).unsqueeze(2)).squeeze(2)
+    pulled = matmul(scaled.mT, right.to(matrix.dtype).unsqueeze(2)).squeeze(2)
     return (_solve(normal + DAMPING * unit, pulled)[0] / scale.squeeze(1)).to(right.dtype)
 
 

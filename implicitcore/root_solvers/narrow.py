@@ -9,6 +9,7 @@ from torch import Tensor
 
 from implicitcore.backends.base import Backend
 from implicitcore.tensors.norms import HALF
+from implicitcore.tensors.products import BMM
 
 
 class WidenedRows:
@@ -22,7 +23,8 @@ class WidenedRows:
         """See :meth:`Backend.inner_products`; in float32 where the row is narrow too."""
         wide = row.to(torch.promote_types(row.dtype, torch.float32))
         each = history.split(1, 1)
-        return torch.cat([torch.bmm(wide, past.to(wide.dtype).mT) for past in each], 2)
+        bmm = BMM[row.is_cpu]
+        return torch.cat([bmm(wide, past.to(wide.dtype).mT) for past in each], 2)
 
     def axpy_history(
         self,
