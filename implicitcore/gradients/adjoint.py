@@ -55,7 +55,8 @@ class Adjoint(Options, GradientStrategy):
     drifts. Prefer ``checkpointed`` there: it is exact, and often faster besides.
 
     Attributes:
-        solver: integrates backwards; None takes the forward's.
+        solver: integrates backwards; None takes the forward's (of ``Adams``, ``Tsit5`` with its
+            options).
         drift: warn where a reconstructed state is further off than this, relative to the state, in
             the 2-norm, per sample. The error of the gradient is then some 1e-3: it is smaller than
             the drift by one or two orders.
@@ -84,7 +85,7 @@ class Adjoint(Options, GradientStrategy):
                 f"Adjoint differentiates a trajectory, and {type(solver).__name__} finds an "
                 "equilibrium; use Implicit"
             )
-        back = self.solver or solver
+        back = self.solver or solver.backward_solver()
         if torch.is_grad_enabled():
             _check_split(back, system)
             if solve.events and solve.step_at is not None:

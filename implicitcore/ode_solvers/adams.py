@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import index
 from typing import Annotated, ClassVar, final
 
@@ -17,6 +17,7 @@ from implicitcore.backends.torch import larger, units
 from implicitcore.ode_solvers.adams_grid import StepGrid, cumprod_of, piece_constants
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.error_scale import allowed, norm_of
+from implicitcore.ode_solvers.runge_kutta import Tsit5
 from implicitcore.ode_solvers.step_size import Adaptive
 from implicitcore.ode_solvers.stepwise import StepwiseODESolver
 from implicitcore.options.shared import ErrorControl
@@ -57,8 +58,8 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
     Prefer it where evaluations are dear: at loose tolerances, with many steps, and for steady
     states, where it needs a third of the evaluations of Bosh3. Prefer ``Tsit5`` where f is cheap (a
     step has some 30 small operations of its own), for many close output times, which cut the steps
-    short, and where the dynamics change abruptly. ``Adjoint`` needs another solver for the way
-    back: ``Adjoint(Tsit5())``.
+    short, and where the dynamics change abruptly. ``Adjoint()`` goes back with ``Tsit5`` and the
+    same options, for a step here is made of velocities of the steps before it.
 
     Attributes:
         max_order: highest order. 1 is Euler's method with error control, 3 enough for steady
@@ -78,6 +79,10 @@ class Adams(ErrorControl, StepwiseODESolver[Past]):
     def step_size(self) -> Adaptive:
         """Adaptive; the first step is of order 1, whose error goes with dt^2."""
         return Adaptive.of(self, 2, steady_bound=STEADY_BOUND)
+
+    def backward_solver(self) -> Tsit5:
+        """See :meth:`ODESolver.backward_solver`: the options are the same, but for the order."""
+        return Tsit5(**{each.name: getattr(self, each.name) for each in fields(Tsit5)})
 
     @property
     def rows(self) -> int:

@@ -86,6 +86,13 @@ class ODESolver(metaclass=PartMeta):
             InputError: the times cannot be used.
         """
 
+    def backward_solver(self) -> ODESolver:
+        """What ``Adjoint()`` goes back with where this one went forward: itself.
+
+        Another one, as exact, where the steps of this one do not name their stages.
+        """
+        return self
+
 
 def __getattr__(name: str) -> Any:
     """``EqualSteps`` and its base stand beside what they are made of, and were looked for here."""
