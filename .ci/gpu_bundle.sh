@@ -63,10 +63,11 @@ step doctor 60 "$PYTHON" -m implicitcore plugins doctor
 tests launches 60 tests/backends/test_launches.py
 if [ "$DEVICE" = cuda ]; then
     tests kernels 90 plugins/implicitcore-cupy/tests/test_gpu.py
-    tests gpu 150 tests/gpu -k "not triton"
+    tests gpu 240 tests/gpu -k "not triton"
     tests triton 300 tests/gpu -k triton --timeout 280
     step backends 200 "$PYTHON" -m implicitcore bench backend --device cuda \
-        --json "$out/backends.json" \
+        --dtype float32 --dtype bfloat16 --shape 16x64 --shape 256x128 --shape 100000x2 \
+        --shape 1x16384 --shape 32x8192 --shape 1x20000000 --json "$out/backends.json" \
         ${QUICK:+--quick}
     step benchmark 500 "$PYTHON" -m benchmarks.gpu --output "$out" ${QUICK:+--quick}
 else
@@ -75,7 +76,7 @@ else
         plugins/implicitcore-cupy/tests/test_graphs.py -m "not slow"
     tests triton 600 plugins/implicitcore-triton/tests/test_processes.py --timeout 280
     step backends 60 "$PYTHON" -m implicitcore bench backend --device cpu --quick \
-        --json "$out/backends.json"
+        --dtype float32 --dtype bfloat16 --json "$out/backends.json"
     step benchmark 200 "$PYTHON" -m benchmarks.gpu --device cpu --quick --output "$out"
 fi
 tar -czf results.tar.gz results
