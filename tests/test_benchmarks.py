@@ -85,6 +85,8 @@ def check_quick_run(program, path, count, limit, *options):
 def test_quick_root_run(tmp_path):
     page = check_quick_run(root, tmp_path / "root.json", 8, 1e-3)
     assert page.count("| vjps | residual |") == 8
+    for layer in ("DEQ", "ContinuousDEQ", "SkipDEQ", "SkipRegDEQ"):
+        assert f" | {layer} | " in page
 
 
 @pytest.mark.slow

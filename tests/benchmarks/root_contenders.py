@@ -12,6 +12,9 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 import implicitcore as ic
 from benchmarks import jax_peers, plain
 from benchmarks.harness import EXACT, OURS
@@ -22,10 +25,15 @@ from implicitcore.registry.registry import REGISTRY
 
 TORCHDEQ, PLAIN = "torchdeq", "plain loop"
 METHODS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
-COMPACT, CPP, COMPILED = "compact", "cpp", "compiled"
+COMPACT, CPP, COMPILED, SKIP = "compact", "cpp", "compiled", "skip_deq"
 COMPILES = (MLP_32, MLP_256, CONV)
 """The problems on which ours is compiled too."""
-LAYERS = {"deq": "DEQ", "continuous_deq": "ContinuousDEQ", "skip_reg_deq": "SkipRegDEQ"}
+LAYERS = {
+    "deq": "DEQ",
+    "continuous_deq": "ContinuousDEQ",
+    SKIP: "SkipDEQ",
+    "skip_reg_deq": "SkipRegDEQ",
+}
 SMALLEST = 2e-7
 """The least relative residual that is asked for in float32: its own rounding is half of that."""
 HALVES, CLOSE = 7, 1.1
@@ -115,9 +123,25 @@ def _compiled(method: str, backend: str | None) -> Contender:
     return Contender(OURS, name, f"implicit {method}", prepare, counts=eager)
 
 
+class Prediction(nn.Module):
+    """What a predictor gives that has learned: the equilibrium, each entry off by a tenth."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        z = problem.reference.z.detach().to(problem.z0.dtype)
+        generator = torch.Generator().manual_seed(0)
+        self.z = z + 0.1 * z * torch.randn(z.shape, generator=generator, dtype=z.dtype)
+
+    def forward(self, x: Any) -> Tensor:
+        return self.z
+
+
 def _layer(name: str, backend: str | None, problem: Problem, tol: float) -> Callable[[], Outcome]:
     """A layer as it is built by name, but for the tolerance and the budget of its solver."""
-    layer: Any = ic.build(name, problem.f, shape=tuple(problem.z0.shape[1:]), backend=backend)
+    z0: Any = {"shape": tuple(problem.z0.shape[1:])}
+    if name == SKIP:
+        z0 = {"predictor": Prediction(problem)}
+    layer: Any = ic.build(name, problem.f, backend=backend, **z0)
     layer.solver = replace(layer.solver, tol=tol, max_steps=problem.budget)
 
     def step() -> Outcome:

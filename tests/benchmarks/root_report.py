@@ -88,8 +88,10 @@ the smallest sample, and each sample is solved by itself, under `vmap`."""
 BY_NAME = """\
 The layers as `ic.build` makes them, but for the tolerance of the solver: Anderson for `DEQ`, the
 flow to the steady state for the others, and the gradient's own solver and tolerance. `SkipRegDEQ`
-begins at f(0, x), which is one of its evaluations; untrained, it gains nothing by that. *A call of
-f* is the same ratio over the number of evaluations and vjps."""
+begins at f(0, x), which is one of its evaluations; untrained, it gains nothing by that. `SkipDEQ`
+begins at what a predictor that has learned would give, the equilibrium with each entry off by a
+tenth; the predictor itself costs nothing here, and is not trained. *A call of f* is the same ratio
+over the number of evaluations and vjps."""
 
 
 def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:

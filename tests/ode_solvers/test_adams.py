@@ -211,6 +211,7 @@ def test_the_adjoint_of_an_event_after_adams():
         gradient="adjoint",
         event=ic.Event(lambda t, z, x: z[:, 0] - 0.5, "falling"),
     )
+    assert found.event_times is not None
     (slope,) = torch.autograd.grad(found.event_times.sum(), z0)  # t = log(2 z0)
     assert torch.allclose(slope, 1 / z0, rtol=1e-7)
 
