@@ -267,7 +267,7 @@ def test_a_layer_is_exported_with_its_times(tmp_path):
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        ([0.0, 2.0, 1.0], "strictly increasing or decreasing"),
+        ([0.0, 2.0, 1.0], "times: expected increasing or decreasing values"),
         ([[0.0, 1.0]], r"expected shape \[T\], received \[1, 2\]"),
     ],
 )
