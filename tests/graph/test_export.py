@@ -312,3 +312,13 @@ def test_machine_code_frees_what_a_loop_reads_once(tmp_path):
         missing("a C++ compiler")
     model = Viewed().eval()
     compare(model, ic.export(model, torch.randn(4, 5), tmp_path / "model.aoti.pt2"))
+
+
+def test_an_export_that_failed_leaves_nothing_behind(tmp_path):
+    """An example without a batch ties its size to that of the weight; the next is another model."""
+    cell = ic.FixedPoint(lambda z, x, weight=torch.rand(4): (weight * z + x).sin() / 2)
+    layer = ic.ImplicitLayer(cell, solver=ic.Picard())
+    with pytest.raises(ic.InputError, match="cannot be written"):
+        ic.export(layer, torch.ones(4), tmp_path / "m.pt2")
+    path, x = ic.export(layer, torch.ones(2, 4), tmp_path / "m.pt2"), torch.rand(3, 4)
+    torch.testing.assert_close(torch.export.load(path).module()(x), layer(x))
