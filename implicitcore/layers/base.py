@@ -62,7 +62,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             finite; ``"raise"`` raises for any; ``"mask"`` gives their finite start and stops their
             gradient, with the others solved apart from them (one more solve, where a sample
             failed); ``"ignore"`` says nothing: the status of the :class:`~implicitcore.Solution`
-            does. Where a sample is not finite, the gradient of the others never meets its NaN.
+            does. The gradient of a sample that is not finite is zero, of all samples too.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
             stop test, and all of x belongs to it; else such a batch is an error where it is found.

@@ -95,6 +95,7 @@ def test_a_solve_whose_squares_are_beyond_its_dtype_is_in_other_units(cpp, solve
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
 @pytest.mark.parametrize("solver", [ic.Anderson(depth=8), ic.Broyden()])
 def test_a_compiled_layer_takes_the_units_that_its_samples_need(cpp, solver):
     generator = torch.Generator().manual_seed(0)
