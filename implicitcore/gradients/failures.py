@@ -103,9 +103,7 @@ def _solved_apart(
     return found.amended(**known, evaluations=part.evaluations, backward=part.backward)
 
 
-def _standing(
-    found: Solution | Trajectory, system: System, z0: Tensor
-) -> Solution | Trajectory:
+def _standing(found: Solution | Trajectory, system: System, z0: Tensor) -> Solution | Trajectory:
     """The same result with a gradient of zero, of all samples: see :class:`_Stays`.
 
     What f depends on is seen by one evaluation, for the solve may have no graph of it.

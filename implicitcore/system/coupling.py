@@ -34,7 +34,7 @@ WORSE = 10.0
 # square root of a unit where that is less.
 ROUNDING = 1e3
 
-# Samples are told apart in so many groups: each pair of no more than so many, and of more as a rule.
+# Samples are told apart in so many groups: every pair of so many, and most pairs of more.
 GROUPS = 8
 
 # What a cell has been asked already, and in which modes (training or not).

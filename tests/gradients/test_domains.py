@@ -294,8 +294,7 @@ EVERY = [
 @pytest.mark.parametrize("on_failure", ["ignore", "mask"])
 @pytest.mark.parametrize("start", ["zeros", "identity"])
 @pytest.mark.parametrize(("solver", "gradient"), EVERY)
-def test_where_no_sample_is_finite_the_gradient_is_zero(solver, gradient, start, on_failure):
-    """Of x and of what f captured, though the solve has no graph of them; compiled, too."""
+def test_so_it_is_of_what_the_solve_has_no_graph_of(solver, gradient, start, on_failure):
     cell, x = Scaled(), torch.full((2, 3), torch.nan, requires_grad=True)
     field = ic.VectorField(lambda t, z, x: cell(z, x))
     layer = ic.ImplicitLayer(

@@ -316,7 +316,8 @@ def test_machine_code_frees_what_a_loop_reads_once(tmp_path):
 
 def test_an_export_that_failed_leaves_nothing_behind(tmp_path):
     """An example without a batch ties its size to that of the weight; the next is another model."""
-    cell = ic.FixedPoint(lambda z, x, weight=torch.rand(4): (weight * z + x).sin() / 2)
+    weight = torch.rand(4)
+    cell = ic.FixedPoint(lambda z, x: (weight * z + x).sin() / 2)
     layer = ic.ImplicitLayer(cell, solver=ic.Picard())
     with pytest.raises(ic.InputError, match="cannot be written"):
         ic.export(layer, torch.ones(4), tmp_path / "m.pt2")
