@@ -16,8 +16,8 @@ from implicitcore.solution import Solution, SolveError, SolveResult, Status, Tra
 from implicitcore.system.coupling import check_part
 from implicitcore.system.repeated import warn_repeatedly
 from implicitcore.system.system import System
-from implicitcore.tensors.graph_leaves import graph_leaves, union
-from implicitcore.tensors.norms import column
+from implicitcore.tensors.graph_leaves import graph_leaves, inputs, union
+from implicitcore.tensors.norms import column, real_dtype
 
 Again = Callable[..., Solution | Trajectory]
 """Solves a system from a start, packed; with the rows ``[k]`` where it is that of some samples."""
@@ -46,7 +46,9 @@ def without_failed(
     first = found.z[0] if isinstance(found, Trajectory) else z0
     value, begin = (z.detach().nan_to_num(0.0, 0.0, 0.0) for z in (first, z0))
     if masks and bool(left_out.all()):
-        return _ended(_every(found, value.expand_as), begin, left_out)
+        stays = _every(found, value.expand_as)
+        stays = _standing(stays, system, z0) if torch.is_grad_enabled() else stays
+        return _ended(stays, begin, left_out)
     if torch.is_grad_enabled() and bool(left_out.any()):
         found = _solved_apart(found, left_out, again, system, z0)
     if not masks:
@@ -78,12 +80,7 @@ def _solved_apart(
     """The same result, with the graph of a solve without the samples ``left_out``."""
     others = (~left_out).nonzero().squeeze(1)
     if not len(others):
-        listed = (p for p in system.dynamics.parameters() if p.requires_grad)
-        depends = union(graph_leaves(found.z), listed)
-        start = z0 if isinstance(found, Trajectory) else z0.detach()
-        stay = _every(found, lambda states: _Stays.apply(states.detach(), start, *depends))
-        end = getattr(found, "end", None)
-        return stay if end is None else stay.amended(end=end.detach())
+        return _standing(found, system, z0)
     batch = torch.arange(len(left_out), device=left_out.device)
     rows = torch.where(left_out, others[0], batch)
     subsystem = system.restrict(rows)
@@ -104,6 +101,23 @@ def _solved_apart(
         changes["interpolant"] = _Joined(old, new, left_out)
     known = {name: value for name, value in changes.items() if value is not None}
     return found.amended(**known, evaluations=part.evaluations, backward=part.backward)
+
+
+def _standing(found: Solution | Trajectory, system: System, z0: Tensor) -> Solution | Trajectory:
+    """The same result with a gradient of zero, of all samples: see :class:`_Stays`.
+
+    What f depends on is seen by one evaluation, for the solve may have no graph of it.
+    """
+    of_times = isinstance(found, Trajectory)
+    t = found.times[0] if of_times else z0.new_zeros((), dtype=real_dtype(z0))
+    fz = system.velocity(t.expand(len(z0)), z0.detach())
+    listed = (p for p in system.dynamics.parameters() if p.requires_grad)
+    given = (graph_leaves(tensor) for tensor in (found.z, fz, *inputs(system.x)))
+    depends, start = union(listed, *given), z0 if of_times else z0.detach()
+    stay = _every(found, lambda states: _Stays.apply(states.detach(), start, *depends))
+    end = getattr(found, "end", None)
+    changed = {} if end is None else {"end": end.detach()}
+    return stay.amended(**changed, evaluations=system.evaluations)
 
 
 def _both(found: SolveResult, part: SolveResult, name: str) -> tuple[Any, Any]:

@@ -12,7 +12,9 @@ from implicitcore.gradients.base import GradientStrategy, Solve, solve_recording
 from implicitcore.ode_solvers.event import event_value
 from implicitcore.options.options import Options
 from implicitcore.options.types import Count
+from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Solution, Trajectory
+from implicitcore.system.coupling import check_derivative
 from implicitcore.system.system import System
 
 
@@ -23,8 +25,9 @@ class Unrolled(Options, GradientStrategy):
 
     Memory grows with the number of steps. z0 gets its gradient too; step sizes and stop tests get
     none. A sample whose start meets the tolerance takes no step, and nothing but z0 gets its
-    gradient: not for warm starts. Prefer ``implicit`` at an equilibrium (constant memory) and
-    ``adjoint`` on long trajectories.
+    gradient: not for warm starts. A cell that mixes samples is looked for once, at the first batch
+    of two samples or more of a root solve, by one evaluation and up to six products. Prefer
+    ``implicit`` at an equilibrium (constant memory) and ``adjoint`` on long trajectories.
 
     Attributes:
         iterates: supervise the way: ``solution.iterates`` ``[k, batch, ...]`` holds the iterates
@@ -52,7 +55,12 @@ class Unrolled(Options, GradientStrategy):
             solution = solve_recording(solve, system, z0, self.iterates)
         else:
             solution = _connected(solve, system, solve(system, z0))
-        if len(z0) or system.scope.group is not None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return solution
+        if isinstance(solve.solver, RootSolver):
+            check_derivative(system, solution.z)
+            solution = solution.amended(evaluations=system.evaluations)
+        if len(z0) or system.scope.group is not None:
             return solution
         # An empty batch takes no step: one evaluation connects it with what f depends on, as a
         # data-parallel module requires.

@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
@@ -90,6 +92,7 @@ def export(
     with (
         torch.no_grad(),
         constant,
+        _forgotten_loops(),
         _for_inference(model, grid) as traced,
         warnings.catch_warnings(),
     ):
@@ -104,6 +107,24 @@ def export(
                 f"{type(model).__name__} cannot be written as {path.name}: {describe_error(error)}"
             ) from error
     return path
+
+
+@contextmanager
+def _forgotten_loops() -> Iterator[None]:
+    """Without what torch has kept of loops, and nothing of those in the block is kept.
+
+    A loop that is traced is compared with all that were before it, and what these required of a
+    size, as one that could not be exported for it, would be required of the batch.
+    """
+    inner = (each for each in while_loop.__code__.co_consts if isinstance(each, CodeType))
+    loops = [code for code in inner if code.co_name == "_while_loop_op_wrapper"]
+    try:
+        for code in loops:
+            torch._dynamo.reset_code(code)
+        yield
+    finally:
+        for code in loops:
+            torch._dynamo.reset_code(code)
 
 
 Write = Callable[[Any, Path], Any]

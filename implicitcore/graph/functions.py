@@ -204,7 +204,9 @@ class KeptTrajectory(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        v, (plan, _, record, _, due), (z0, *saved) = grad_outputs[0], ctx.call, ctx.saved_tensors
+        v, (z0, *saved) = grad_outputs[0], ctx.saved_tensors
+        call: Call = ctx.call
+        plan, record = call.plan, call.record
         kept, tensors = saved[: ctx.many], saved[ctx.many :]
         if v is None:
             return None, None, *([None] * len(tensors))
@@ -215,7 +217,7 @@ class KeptTrajectory(torch.autograd.Function):
             v = ctx.replaced.cotangent(v)
         steps = Kept.of(kept, len(plan.state))
         at_start, *found = without_autocast(
-            plan.pulled_back, v.contiguous(), due, z0, steps, tensors
+            plan.pulled_back, v.contiguous(), call.due, z0, steps, tensors
         )
         spent = plan.cost(steps)
         record.vjps += spent

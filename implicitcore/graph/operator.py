@@ -143,8 +143,7 @@ def solve(form: int, z0: list[Tensor], tensors: list[Tensor], times: Tensor | No
         tensors: those of x, then those that modules own.
         times: the output times, ``[T]`` or ``[T, batch]``.
     """
-    parts = _FORMS[form]
-    owner = layer_of(parts)
+    parts, owner = form_of(form)
     layer = owner.layer
     with inside():
         layout, plan, flat = owner.planned(parts, z0, tensors, clock=clock_of(times))
@@ -201,9 +200,8 @@ def pullback(  # noqa: PLR0913 - an operation takes no tuples
         tensors: those of x, then those that modules own.
         times: the output times.
     """
-    parts, many = _FORMS[form], len(z)
-    owner = layer_of(parts)
-    on_failure = owner.layer.on_failure
+    parts, owner = form_of(form)
+    many, on_failure = len(z), owner.layer.on_failure
     with inside():
         layout, plan, flat = owner.planned(parts, z, tensors, wanted, clock_of(times))
         due = of_samples(times, flat)
@@ -236,7 +234,7 @@ def _(  # noqa: PLR0913 - as above
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.form, z0, tensors, times = inputs
     ctx.many, ctx.timed = len(z0), times is not None
-    solver = layer_of(_FORMS[ctx.form]).layer.solver
+    solver = form_of(ctx.form)[1].layer.solver
     z = z0 if isinstance(solver, ODESolver) else output[: ctx.many]
     given = [] if times is None else [times]
     ctx.save_for_backward(*given, *z, output[ctx.many + 1], *tensors)
@@ -263,14 +261,14 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> Any:
 solve.register_autograd(_backward, setup_context=_setup)
 
 
-def forms(number: int) -> Form:
-    """The form of a number."""
-    return _FORMS[number]
+def form_of(number: int) -> tuple[Form, Any]:
+    """The form of a number, and its compiled layer.
 
-
-def layer_of(form: Form) -> Any:
-    """The compiled layer of a form."""
+    Raises:
+        InputError: the layer is gone.
+    """
+    form = _FORMS[number]
     layer = _LAYERS.get(form.layer)
     if layer is None:
         raise InputError("the compiled layer of this graph is gone: keep the model around it")
-    return layer
+    return form, layer

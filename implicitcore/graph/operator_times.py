@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.gradients.output_times import repeated
 from implicitcore.graph.inside import inside, owned
-from implicitcore.graph.operator import Operation, forms, layer_of
+from implicitcore.graph.operator import Operation, form_of
 from implicitcore.graph.stop import Found
 from implicitcore.graph.times import clock_of, distinct_times
 from implicitcore.options.types import OnFailure
@@ -80,8 +80,7 @@ def rates(  # noqa: PLR0913 - an operation takes no tuples
         z: the leaves of the states, ``[T, batch, ...]``.
         status: of each sample; the last state of one that ended on its way has no velocity.
     """
-    parts = forms(form)
-    owner = layer_of(parts)
+    parts, owner = form_of(form)
     with inside():
         first = [leaf[0] for leaf in z]
         layout, plan, _ = owner.planned(parts, first, tensors, clock=clock_of(times))

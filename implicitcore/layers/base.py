@@ -22,7 +22,7 @@ from implicitcore.layers import observers
 from implicitcore.layers.call import Result, saving, solver_of_call, times_of
 from implicitcore.layers.distributed import SharedGroup, group_of
 from implicitcore.layers.initial import InitialGuess, Zeros
-from implicitcore.layers.options import OPTIONS, LayerMeta, LayerOption, replaced
+from implicitcore.layers.options import LayerMeta, LayerOption, assign, replaced
 from implicitcore.lazy import provided
 from implicitcore.ode_solvers.base import ODESolver
 from implicitcore.ode_solvers.times import Times
@@ -62,7 +62,7 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
             finite; ``"raise"`` raises for any; ``"mask"`` gives their finite start and stops their
             gradient, with the others solved apart from them (one more solve, where a sample
             failed); ``"ignore"`` says nothing: the status of the :class:`~implicitcore.Solution`
-            does. Where a sample is not finite, the gradient of the others never meets its NaN.
+            does. The gradient of a sample that is not finite is zero, of all samples too.
         coupled: the samples depend on each other (nodes of a graph, batch norm in training,
             attention over the batch): the batch is solved as one, with one norm, one step and one
             stop test, and all of x belongs to it; else such a batch is an error where it is found.
@@ -113,11 +113,8 @@ class ImplicitLayer(nn.Module, metaclass=LayerMeta):
         self._sync: bool | SharedGroup = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assign an option through its checks, which ``nn.Module`` passes by for modules."""
-        option = getattr(type(self), name, None)
-        if isinstance(option, OPTIONS):
-            option.assign(self, value)
-        else:
+        """Assign an option through its checks; a name that is nearly one is refused."""
+        if not assign(self, name, value):
             super().__setattr__(name, value)
 
     def forward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from torch import nn
@@ -136,6 +137,51 @@ class OptionOf:
 
 OPTIONS = (LayerOption, OptionOf)
 """The descriptors of options."""
+
+
+LIKENESS = 0.8
+"""From 0 to 1: how near the name of a new attribute is to an option, so that it is one misspelt."""
+
+
+def assign(layer: nn.Module, name: str, value: Any) -> bool:
+    """Assign an option through its checks, which ``nn.Module`` passes by for modules.
+
+    Returns:
+        Whether it is one.
+
+    Raises:
+        ConfigError: the value is none of the option's; or the name is nearly that of an option, or
+            is one of the solver's or the gradient's, and there is no such attribute. A class may
+            have attributes of its own: those that it has from its ``__init__``, and where it is
+            neither this library's nor final any others.
+    """
+    cls = type(layer)
+    option = getattr(cls, name, None)
+    if isinstance(option, OPTIONS):
+        option.assign(layer, value)
+        return True
+    ours = cls.__module__.startswith("implicitcore") or "__final__" in vars(cls)
+    if ours and "_built_with" in vars(layer) and name[0] != "_" and not hasattr(layer, name):
+        _refuse_misspelt(layer, name)
+    return False
+
+
+def _refuse_misspelt(layer: nn.Module, name: str) -> None:
+    homes = dict.fromkeys(options_of(type(layer)), "")
+    for slot in ("gradient", "solver"):
+        part = getattr(layer, slot)
+        homes |= dict.fromkeys(getattr(part, "__dataclass_fields__", ()), slot)
+    near = get_close_matches(name, homes, n=1, cutoff=LIKENESS)
+    if not near:
+        return
+    owner, slot = type(layer).__name__, homes[near[0]]
+    if not slot:
+        raise ConfigError([f"{name}: no option of {owner}; did you mean {near[0]!r}?"])
+    how = f'layer.{slot} = {{"name": ..., "{near[0]}": ...}}'
+    once = f", or layer(x, {near[0]}=...) for one call" if slot == "solver" else ""
+    raise ConfigError(
+        [f"{name}: no option of {owner}; {near[0]} is one of its {slot}: {how}{once}"]
+    )
 
 
 def replaced(layer: nn.Module, part: str) -> str:

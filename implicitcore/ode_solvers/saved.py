@@ -185,14 +185,15 @@ class SavedOutputs(Outputs):
             first: their first output time, ``[batch]``.
             end: one more than their last.
         """
-        place = torch.arange(len(who), device=who.device)
-        for later in range(int(torch.where(who, end - first, 0).amax())):
+        # One look at the device: who is where, again and again, is found out on the host.
+        many = torch.where(who, end - first, 0).cpu()
+        place = torch.arange(len(many))
+        for later in range(int(many.amax())):
+            here = (many > later).nonzero().squeeze(1)
+            rows = torch.where(many > later, place, here[0]).to(who.device)
+            samples, whole = here.to(who.device), len(here) == len(many)
             index = first + later
-            mine = who & (index < end)
-            samples = mine.nonzero().squeeze(1)
-            rows = torch.where(mine, place, samples[0])
             due = of_each(self.times, index.clamp(max=len(self.times) - 1)).index_select(0, rows)
-            whole = len(samples) == len(who)
             system = self.system if whole else self.system.restrict(rows)
             found = self.save(system, due, state(rows, due)).index_select(0, samples)
             index = index.index_select(0, samples)

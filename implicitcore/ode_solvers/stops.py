@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicitcore.backends.step_control import later
 from implicitcore.errors import InputError, show
-from implicitcore.tensors.norms import real_dtype
+from implicitcore.tensors.norms import coarsest, real_dtype
 
 StepAt = Tensor | Sequence[float]
 """Times at which steps end, because the field jumps there."""
@@ -72,7 +72,7 @@ class Stops:
                 f"those of {times.shape[1]} samples"
             )
         jumps = _checked(step_at, times)
-        eps = max(torch.finfo(dtype).eps for dtype in (jumps.dtype, real_dtype(z0)))
+        eps = torch.finfo(coarsest((jumps.dtype, real_dtype(z0)))).eps
         return cls._at_jumps(times, jumps.to(times.dtype), eps, forward, hit_times)
 
     @classmethod

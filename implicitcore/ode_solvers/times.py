@@ -129,13 +129,20 @@ def check_times(
         raise InputError(f"times: expected real numbers, received {described(times)}")
     grid = times.to(z0.device, clock_dtype(times, z0))
     steps = grid.diff(dim=0)
-    monotone = (steps > 0).all(0) | (steps < 0).all(0)
-    if not bool(monotone.all()):
-        found = _first(~monotone, times)
-        sorted_ = (steps >= 0).all(0) | (steps <= 0).all(0)
-        raise (RepeatedTimesError if bool(sorted_.all()) else InputError)(
-            f"times: expected strictly increasing or decreasing values in {grid.dtype}, "
-            f"received {found[0]}{found[1]}"
+    rising, falling = steps >= 0, steps <= 0
+    in_order = rising.all(0) | falling.all(0)
+    if not bool(in_order.all()):
+        found, of_sample = _first(~in_order, times)
+        raise InputError(
+            f"times: expected increasing or decreasing values in {grid.dtype} (some may be the "
+            f"same), received {found}{of_sample}"
+        )
+    repeats = (rising & falling).any(0)
+    if bool(repeats.any()):
+        found, of_sample = _first(repeats, times)
+        raise RepeatedTimesError(
+            "times: a solver itself takes strictly increasing or decreasing values in "
+            f"{grid.dtype}, received {found}{of_sample}: integrate and layers take the same twice"
         )
     finite = grid[: None if bounded else -1].isfinite().all(0)
     if not bool(finite.all()):

@@ -25,6 +25,7 @@ from implicitcore.system.linear_system import LinearSystem
 from implicitcore.system.mixing import check_rows, cut, kernels, mixed, precision
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
+from implicitcore.tensors.transforms import transformed
 
 # A residual that is this many times the one reported is another's doing.
 WORSE = 10.0
@@ -33,8 +34,11 @@ WORSE = 10.0
 # square root of a unit where that is less.
 ROUNDING = 1e3
 
-# The modes (training or not) in which a cell has been asked already.
-_ASKED: WeakKeyDictionary[Any, set[bool]] = WeakKeyDictionary()
+# Samples are told apart in so many groups: every pair of so many, and most pairs of more.
+GROUPS = 8
+
+# What a cell has been asked already, and in which modes (training or not).
+_ASKED: WeakKeyDictionary[Any, set[tuple[str, bool]]] = WeakKeyDictionary()
 
 
 def check_residual(system: System, solution: Solution, found: Residual) -> None:
@@ -167,6 +171,41 @@ def check_stalled(system: System, solution: Solution) -> Solution:
     return solution.amended(evaluations=system.context.counter.evaluations)
 
 
+def check_derivative(system: System, z: Tensor) -> None:
+    """Require that what f gives for a sample has no derivative by another one.
+
+    For a graph of all steps of a solver, which takes those of each sample for its own: a state that
+    is right does not show that its derivative is not. One evaluation and up to six products, once
+    for an f: what some samples are not given comes back as zero, with no rounding in it.
+
+    Arguments:
+        system: what was solved.
+        z: where to ask, ``[batch, n]``.
+
+    Raises:
+        InputError: f mixes samples.
+    """
+    if system.context.scope.group is not None or transformed() or was_asked(system, "derivative"):
+        return
+    jacobian, generator = system.linearize(z.detach()), torch.Generator().manual_seed(0)
+    v = torch.randn(z.shape, generator=generator).to(z)
+    place = (torch.randperm(len(z), generator=generator) % GROUPS).to(z.device)
+    reached = torch.zeros_like(norm(v))
+    with torch.no_grad():
+        for bit in range((min(len(z), GROUPS) - 1).bit_length()):
+            for given in ((place >> bit) % 2 == 1, (place >> bit) % 2 == 0):
+                size = norm(jacobian.vjp(torch.where(column(given), v, 0)))
+                reached = torch.where(given, reached, torch.maximum(reached, size))
+    if bool((reached.isfinite() & (reached > 0)).any()):
+        index = int(reached.nan_to_num(0.0, 0.0).argmax())
+        raise mixed(
+            f"what it gives for others has a derivative by sample {index}",
+            system.packing.full_shapes,
+        )
+    if bool(reached.isfinite().all()):
+        note_asked(system, "derivative")
+
+
 class Velocities(NamedTuple):
     """Velocities of samples at the same times and states, beside different ones of the others."""
 
@@ -229,20 +268,25 @@ def _rounding(system: System, value: Tensor) -> float:
     return min(ROUNDING * eps, eps**0.5)
 
 
-def was_asked(system: System) -> bool:
-    """Whether this f, in its mode, has been evaluated to see whether it mixes samples."""
+def was_asked(system: System, what: str = "value") -> bool:
+    """Whether this f, in its mode, has been evaluated to see whether it mixes samples.
+
+    Arguments:
+        system: of f.
+        what: of f, its value or its derivative.
+    """
     subject, mode = _subject(system.dynamics)
     try:
-        return _alone(system) or mode in _ASKED.get(subject, ())
+        return _alone(system) or (what, mode) in _ASKED.get(subject, ())
     except TypeError:  # it cannot be referred to weakly
         return False
 
 
-def note_asked(system: System) -> None:
+def note_asked(system: System, what: str = "value") -> None:
     """This f has been asked, and need not be again."""
     subject, mode = _subject(system.dynamics)
     with suppress(TypeError):
-        _ASKED.setdefault(subject, set()).add(mode)
+        _ASKED.setdefault(subject, set()).add((what, mode))
 
 
 def _subject(dynamics: Dynamics) -> tuple[Any, bool]:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.system.context import Context
-from implicitcore.tensors.norms import norm
+from implicitcore.tensors.norms import coarsest, norm
 from implicitcore.tensors.shared import Shared
 
 ADVICE = (
@@ -59,7 +59,7 @@ def cut(found: str, x: Any, batch: int) -> InputError:
 
 def precision(context: Context, dtype: torch.dtype) -> float:
     """The unit of rounding that f is computed in, for states of a dtype."""
-    return max(torch.finfo(each).eps for each in (dtype, *context.rounded))
+    return torch.finfo(coarsest((dtype, *context.rounded))).eps
 
 
 def suspects(x: Any, batch: int) -> list[str]:

@@ -274,3 +274,49 @@ def test_a_field_that_ends_for_one_sample_leaves_no_nan_in_what_all_add_up_to(
     expected = torch.autograd.grad(loss(OTHERS, ic.Unrolled()), (weight, z0, x))
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((3,), 0.5))
+
+    def forward(self, z, x):
+        return self.weight * z + x
+
+
+EVERY = [
+    *(("rk4", gradient) for gradient in ("unrolled", "adjoint", "checkpointed")),
+    *(("picard", gradient) for gradient in ("unrolled", "implicit", "phantom", "neumann")),
+]
+
+
+@pytest.mark.parametrize("on_failure", ["ignore", "mask"])
+@pytest.mark.parametrize("start", ["zeros", "identity"])
+@pytest.mark.parametrize(("solver", "gradient"), EVERY)
+def test_so_it_is_of_what_the_solve_has_no_graph_of(solver, gradient, start, on_failure):
+    cell, x = Scaled(), torch.full((2, 3), torch.nan, requires_grad=True)
+    field = ic.VectorField(lambda t, z, x: cell(z, x))
+    layer = ic.ImplicitLayer(
+        field if solver == "rk4" else ic.FixedPoint(lambda z, x: cell(z, x)),
+        solver={"name": "rk4", "dt": 0.5} if solver == "rk4" else solver,
+        gradient=gradient,
+        start=start,
+        on_failure=on_failure,
+    )
+    wrt = [x, cell.weight]
+    for found, tensor in zip(torch.autograd.grad(layer(x).square().sum(), wrt), wrt, strict=True):
+        assert torch.equal(found, torch.zeros_like(tensor))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
+@pytest.mark.parametrize(("solver", "gradient"), [("midpoint", "unrolled"), ("picard", "implicit")])
+def test_compiled_it_is_zero_as_well(solver, gradient):
+    cell, x = Scaled(), torch.full((2, 3), torch.nan, requires_grad=True)
+    field = ic.VectorField(lambda t, z, x: cell(z, x))
+    dynamics = field if solver == "midpoint" else ic.FixedPoint(cell)
+    options = {"name": solver, "dt": 0.5} if solver == "midpoint" else solver
+    layer = ic.ImplicitLayer(dynamics, solver=options, gradient=gradient, on_failure="ignore")
+    found = torch.autograd.grad(ic.compile(layer)(x).square().sum(), [x, cell.weight])
+    assert not any(each.any() for each in found)

@@ -292,3 +292,42 @@ def test_an_option_of_a_part_is_said_to_be_that(name, option, there):
     with pytest.raises(ic.ConfigError) as caught:
         ic.build("deq", Cell(), colour=1)
     assert "one of the" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gradeint", "gradeint: no option of DEQ; did you mean 'gradient'?"),
+        ("tol", 'tol: no option of DEQ; tol is one of its solver: layer.solver = {"name": ...'),
+        ("tol_", "tol_: no option of DEQ; tol is one of its solver"),
+        ("toll", "or layer(x, tol=...) for one call"),
+        ("tool", "tol is one of its solver"),
+        ("max_step", "max_steps is one of its solver"),
+        ("clips", 'clip is one of its gradient: layer.gradient = {"name": ..., "clip": ...}'),
+    ],
+)
+def test_a_new_attribute_that_is_nearly_an_option_is_refused(name, message):
+    layer = DEQ(Cell(), root_solver="anderson", gradient="implicit")
+    with pytest.raises(ic.ConfigError) as refused:
+        setattr(layer, name, 1e-3)
+    assert message in str(refused.value)
+    assert not hasattr(layer, name)
+
+
+class Named(DEQ):
+    """With attributes of its own."""
+
+    def __init__(self, cell):
+        super().__init__(cell)
+        self.tol = 1e-3
+
+
+def test_attributes_of_ones_own_are_as_of_any_module():
+    layer = Named(Cell())
+    layer.toll, layer.tol = 1, 2
+    assert (layer.tol, layer.toll) == (2, 1)
+    layer = DEQ(Cell())
+    layer.label, layer._tol, layer.head = "first", 1, nn.Linear(N, N)
+    assert copy.deepcopy(layer).label == "first"
+    layer.label = "second"
+    assert pickle.loads(pickle.dumps(layer))._tol == 1

@@ -195,7 +195,7 @@ def test_an_empty_batch_is_no_work(solver):
             torch.tensor([0.0, 1.0, 0.5]),
             r"increasing or decreasing values in torch.float32, received \[0.0, 1.0, 0.5\]",
         ),
-        (torch.tensor([0.0, float("nan")]), "strictly increasing or decreasing"),
+        (torch.tensor([0.0, float("nan")]), "times: expected increasing or decreasing values"),
         (torch.tensor([0.0, float("inf")]), "finite"),
         (torch.tensor([float("-inf"), 0.0]), "finite"),
         (torch.tensor([0.0, 1j]), "real"),

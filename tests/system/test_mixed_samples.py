@@ -120,6 +120,58 @@ def test_it_is_refused_where_samples_stop_apart(cell, solvers):
             ic.fixed_point(cell, torch.zeros_like(X), X, solver=solver)
 
 
+def turned(z, x):
+    return 0.3 * z.flip(0) + x
+
+
+def rolled(z, x):
+    return 0.5 * torch.tanh(z.roll(1, 0)) + 0.3 * torch.sin(z) + x
+
+
+def led(z, x):
+    """One sample alone moves one other."""
+    return torch.cat((0.5 * torch.sin(z[:-1]), 0.5 * torch.sin(z[-1:]) + 0.4 * z[:1])) + x
+
+
+def softmax(z, x):
+    return 0.8 * torch.softmax(z, 0) + x
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4, 7, 8, 16])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "cell", [turned, rolled, led, softmax, mean, batch_norm], ids=lambda cell: cell.__name__
+)
+def test_no_graph_of_the_steps_has_their_derivatives(cell, dtype, batch):
+    """z is right where all stop at once, and its derivative was not: off by any factor."""
+    x = torch.randn(batch, WIDTH, generator=torch.Generator().manual_seed(batch)).to(dtype)
+    for solver in (ic.Picard(tol=0.1), ic.Anderson(tol=0.1), ic.Broyden(tol=0.1)):
+        with pytest.raises(ic.InputError, match="the cell mixes samples"):
+            ic.fixed_point(
+                cell,
+                torch.zeros_like(x),
+                x.requires_grad_(),
+                solver=solver,
+                gradient=ic.Unrolled(),
+                on_failure="ignore",
+            )
+
+
+def test_a_graph_of_the_steps_asks_once_and_accepts_what_mixes_nothing():
+    layer = ic.ImplicitLayer(
+        ic.FixedPoint(torch.nn.Bilinear(WIDTH, WIDTH, WIDTH).double()),
+        solver=ic.Picard(tol=1e-3, max_steps=9),
+        gradient=ic.Unrolled(),
+        on_failure="ignore",
+    )
+    torch.nn.init.normal_(layer.dynamics.cell.weight, std=0.05)
+    x = X.clone()
+    x[3] = torch.nan  # what it gives is not finite, and has no derivative by others
+    found = [layer.solve(rows) for rows in (X[:1], X, X, x)]
+    assert [solution.failed for solution in found] == [False, False, False, True]
+    assert found[1].evaluations == found[2].evaluations + 7
+
+
 @each_dtype
 @each_cell
 @each_adaptive

@@ -94,6 +94,27 @@ def test_a_solve_whose_squares_are_beyond_its_dtype_is_in_other_units(cpp, solve
     )
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
+@pytest.mark.parametrize("solver", [ic.Anderson(depth=8), ic.Broyden()])
+def test_a_compiled_layer_takes_the_units_that_its_samples_need(cpp, solver):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 8, generator=generator)
+    weight = 1.6 * (weight + weight.T) / torch.linalg.matrix_norm(weight + weight.T, 2)
+    cell = ic.FixedPoint(lambda z, x: 0.9 * z @ weight + x)
+    layer = ic.ImplicitLayer(cell, solver=solver, backend=cpp)
+    fast = ic.compile(layer)
+    for size in (1.0, 1e30, 1e-30):
+        x = torch.randn(4, 8, generator=generator)
+        x[::2] *= size  # beside samples that need no others
+        with torch.no_grad():
+            expected, found = layer.solve(x), fast.solve(x)
+        assert found.status.tolist() == expected.status.tolist() == [0] * 4
+        assert found.steps.tolist() == expected.steps.tolist()
+        share = x.abs().amax(1, keepdim=True)
+        torch.testing.assert_close(found.z / share, expected.z / share, rtol=1e-3, atol=1e-4)
+
+
 def test_a_copy_of_a_solve_is_refused(cpp):
     solver, z = ic.Picard(), torch.zeros(2, 3)
     graph = cpp.root_graph(solver.update_rule(z), rule(solver), z, solver.max_steps)
