@@ -168,7 +168,9 @@ class FusedBackend(Backend):
         """See :meth:`Backend.stage_combination`."""
         used = [(stage, weight) for stage, weight in zip(stages, weights, strict=True) if weight]
         tensors = [stage for stage, _ in used] if z is None else [z, *(stage for stage, _ in used)]
-        if dt.requires_grad or dt.device != tensors[0].device or not self._takes(*tensors):
+        if not used or dt.requires_grad or dt.device != tensors[0].device:
+            return TORCH.stage_combination(z, dt, stages, weights)
+        if not self._takes(*tensors):
             return TORCH.stage_combination(z, dt, stages, weights)
         z = None if z is None else z.contiguous()
         return self._stage_combination(

@@ -184,10 +184,9 @@ def _sum(z: Tensor | None, scale: Tensor, stages: Sequence[Tensor], weights: _We
 
 
 def _by_size(weights: tuple[float, ...]) -> _Weights:
-    """The largest weight, and the others that are not zero."""
-    order = sorted(
-        (i for i, weight in enumerate(weights) if weight), key=lambda i: -abs(weights[i])
-    )
+    """The largest weight, and the others that are not zero; where all are, the first."""
+    some = [i for i, weight in enumerate(weights) if weight]
+    order = sorted(some, key=lambda i: -abs(weights[i])) or [0]
     most = weights[order[0]]
     return order[0], most, [(i, weights[i] / most) for i in order[1:]]
 

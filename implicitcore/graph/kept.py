@@ -58,9 +58,9 @@ class Room:
     def __init__(self, size: int) -> None:
         self.steps = max(_LEAST, min(_MOST, _MEMORY // max(size, 1)))
 
-    def grow(self) -> None:
-        """After steps that had not enough of it."""
-        self.steps *= 4
+    def grow(self, steps: int) -> None:
+        """After room for so many was not enough; another thread may have seen it, too."""
+        self.steps = max(self.steps, 4 * steps)
 
     def used(self, count: int) -> None:
         """After so many steps."""

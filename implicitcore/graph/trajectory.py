@@ -141,11 +141,12 @@ class TrajectoryPlan(SteppedPlan):
             return found, [count, *kept]
         spent = []
         while True:
-            stacks = [row.stack(room.steps, len(z0)) for row in self.rows]
+            steps = room.steps  # read once: another thread may have other steps to keep
+            stacks = [row.stack(steps, len(z0)) for row in self.rows]
             found, (count, full, *first) = _cut(self._writing(*ends, z0, *stacks, *tensors))
             if not full:
                 break
-            room.grow()
+            room.grow(steps)
             spent.append(found.evaluations)
         room.used(int(count))
         if spent:

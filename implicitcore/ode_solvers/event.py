@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicitcore.dynamics.cells import called, takes_time
 from implicitcore.errors import InputError, did_you_mean, show
+from implicitcore.system.memory import Given
 from implicitcore.system.system import System
 from implicitcore.tensors.like import described
 
@@ -127,13 +128,15 @@ def event_value(
         z: ``[batch, n]``.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is something else, or it writes into what it is given.
     """
     packing = system.packing
     time = system.problem.time(t)
     name = "event" if len(events) == 1 else f"event[{which}]"
-    given = name, time, packing.unpack(z), system.x
-    found = system.scope.call(events[which].value, *given)
+    state, x = packing.unpack(z), system.x
+    given = Given(t=time, z=state, x=x)
+    found = system.scope.call(events[which].value, name, time, state, x)
+    given.check(name)
     if (
         isinstance(found, Tensor)
         and found.shape == (packing.batch,)

@@ -14,6 +14,7 @@ from implicitcore.errors import InputError, show
 from implicitcore.ode_solvers.dense import StepStart, bounded, evaluate
 from implicitcore.ode_solvers.outputs import Outputs, Rows
 from implicitcore.ode_solvers.stops import of_each
+from implicitcore.system.memory import Given
 from implicitcore.system.system import System
 from implicitcore.tensors.like import described
 from implicitcore.tensors.norms import column
@@ -44,10 +45,13 @@ class Save:
         """What is kept of states ``[batch, n]`` at times ``[batch]``.
 
         Raises:
-            InputError: the function does not take these arguments, or its value cannot be kept.
+            InputError: the function does not take these arguments or writes into them, or its value
+                cannot be kept.
         """
-        given = system.problem.time(t), system.packing.unpack(z), system.x
-        value = system.scope.call(called, self.function, self.timed, "save", given)
+        point = system.problem.time(t), system.packing.unpack(z), system.x
+        given = Given(t=point[0], z=point[1], x=point[2])
+        value = system.scope.call(called, self.function, self.timed, "save", point)
+        given.check("save")
         packing = _packing(value, system.packing)
         if self.packing is None:
             self.packing = packing

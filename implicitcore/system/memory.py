@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,36 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.tensors.transforms import transformed
+
+
+class Given:
+    """What a function of the user is given, and how often each tensor of it was written to.
+
+    Arguments:
+        named: pytrees, by the names that they have in a signature: t, z, x.
+    """
+
+    __slots__ = ("named", "versions")
+
+    def __init__(self, **named: Any) -> None:
+        self.named = named
+        self.versions = [versions_of(value) for value in named.values()]
+
+    def check(self, function: str) -> None:
+        """Require that the function wrote into none: what comes next would have another one.
+
+        Raises:
+            InputError: it did.
+        """
+        for (name, value), versions in zip(self.named.items(), self.versions, strict=True):
+            if versions_of(value) != versions:
+                raise InputError(
+                    f"{function} writes into its {_MEANING[name]} {name} in place: use operations "
+                    f"that return a new tensor, or begin with {name} = {name}.clone()"
+                )
+
+
+_MEANING = {"t": "time", "z": "state", "x": "input"}
 
 
 class Memory:
@@ -49,11 +78,11 @@ class Memory:
         """Let go of the last result."""
         self.result = self.pointer = None
 
-    def note_state(self, written: bool, x: Any, versions: Sequence[int]) -> None:
-        """Whether f wrote into the z that it was given.
+    def note_state(self, written: bool, given: Given | None) -> None:
+        """Whether f wrote into the z that it was given, as ``written`` says.
 
         Raises:
-            InputError: z was no copy, and is lost; or f wrote into x.
+            InputError: z was no copy, and is lost; or f wrote into what it was ``given`` beside it.
         """
         if written and self.copies_state is False:
             raise InputError(
@@ -62,11 +91,8 @@ class Memory:
             )
         if self.copies_state is None:
             self.copies_state = written
-            if versions_of(x) != versions:
-                raise InputError(
-                    "f writes into its input x in place, so that each evaluation has another x: "
-                    "use operations that return a new tensor, or begin with x = x.clone()"
-                )
+            if given is not None:
+                given.check("f")
 
     def own(self, result: Tensor) -> Tensor:
         """The result in memory that f will not write to again.

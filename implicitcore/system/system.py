@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,7 +19,7 @@ from implicitcore.system.current import running
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.explain import explain, suspect_part
 from implicitcore.system.linearization import Linearization
-from implicitcore.system.memory import Memory, versions_of
+from implicitcore.system.memory import Given, Memory
 from implicitcore.system.problem import Problem, stop_scale
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
@@ -259,9 +259,10 @@ class System:
             # Without a graph a view of a leaf still says that it requires a gradient, and autograd
             # does not know it: an f that differentiates inside would fail.
             z = z.detach()
-        point, versions = z, ()
+        point, beside = z, None
         if context.memory.copies_state is not False:
-            point, versions = z.clone(), versions_of(problem.x)
+            point = z.clone()
+            beside = Given(x=problem.x, t=time)
         version, given = point._version, (*time, problem.packing.unpack(point), problem.x)
         try:
             if context.autocast or running.context is not context.scope:
@@ -271,7 +272,7 @@ class System:
         except Exception as error:
             self.failed(error)
             raise
-        return self.accepted(value, point, version, versions)
+        return self.accepted(value, point, version, beside)
 
     def failed(self, error: Exception) -> None:
         """Say of an exception of f what can be said."""
@@ -279,12 +280,12 @@ class System:
         self._suspect_part(error)
 
     def accepted(
-        self, value: Any, point: Tensor, version: int, versions: Sequence[int] = ()
+        self, value: Any, point: Tensor, version: int, beside: Given | None = None
     ) -> Tensor:
-        """What f gave at a point that had this version, and x these, checked and packed."""
+        """What f gave at a point that had this version, and at t and x, checked and packed."""
         problem, memory, packing = self.problem, self.context.memory, self.problem.packing
         if point._version != version or memory.copies_state is None:
-            memory.note_state(point._version != version, problem.x, versions)
+            memory.note_state(point._version != version, beside)
         if not packing.fits(value):
             try:
                 packing.check(value, type(problem.dynamics).__name__)

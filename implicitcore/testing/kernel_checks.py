@@ -185,6 +185,9 @@ def check_stage_combination(problem: KernelProblem) -> None:
                 found = problem.backend.stage_combination(base, dt, stages[:count], used)
                 assert found.dtype == problem.dtype
                 problem.agree(found, expected, size)
+        of_none = dt, stages[:1], [0.0]
+        assert torch.equal(problem.backend.stage_combination(z, *of_none), z)
+        assert not problem.backend.stage_combination(None, *of_none).any()
 
 
 def check_error_norm(problem: KernelProblem) -> None:

@@ -109,9 +109,34 @@ def test_the_room_for_steps_follows_their_number():
     for _ in range(9):
         room.used(10)
     assert room.steps == 64
-    room.grow()
-    assert room.steps == 256
+    for _ in range(2):  # two threads, each with no room for its steps
+        room.grow(64)
+        assert room.steps == 256
     assert kept.Room(2**30).steps == kept._LEAST
+
+
+@pytest.mark.usefixtures("plainly")
+def test_another_thread_may_change_the_room_while_stacks_are_made():
+    class Shared(kept.Room):
+        reads = 0
+
+        @property
+        def steps(self):
+            self.reads += 1
+            return 64 >> self.reads % 2
+
+        @steps.setter
+        def steps(self, steps):
+            pass
+
+    eager = layer(ic.Euler(dt=0.1))
+    compiled = ic.compile(eager)
+    _, expected = solved(eager, inputs(2), eager.parameters())
+    solved(compiled, inputs(2), eager.parameters())
+    (graphs,) = compiled.plans.values()
+    graphs.__dict__["_rooms"][2] = Shared(8)
+    _, gradient = solved(compiled, inputs(2), eager.parameters())
+    same(expected, gradient, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.usefixtures("plainly")

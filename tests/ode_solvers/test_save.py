@@ -429,6 +429,29 @@ def test_what_cannot_be_saved(save, complaint):
         ic.integrate(problem.field, problem.z0, problem.x, times=TIMES["shared"], save=save)
 
 
+@each_gradient
+@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
+@pytest.mark.parametrize(
+    ("save", "name"),
+    [
+        (lambda z, x: z["a"].mul_(2), "state z"),
+        (lambda z, x: z["b"].relu_(), "state z"),
+        (lambda z, x: x.add_(1), "input x"),
+        (lambda t, z, x: t.clone().mul_(2) + x.sub_(z["a"]), "input x"),
+    ],
+)
+def test_it_writes_into_nothing_that_it_is_given(save, name, times, gradient):
+    """The next step would begin with it, as that after an event function."""
+    z0, x = {"a": torch.ones(3, 2).double(), "b": torch.ones(3, 1, 2).double()}, torch.ones(3, 2)
+    given: dict[str, Any] = {"times": times, "gradient": gradient}
+    with pytest.raises(ic.InputError, match=f"save writes into its {name} in place: .*clone"):
+        ic.integrate(lambda z, x: z, z0, x.double(), save=save, **given)
+    event = ic.Event(lambda t, z, x: (z["a"][:, 0] > 3) & (save(z, x).sum() < 0))
+    if name == "state z":
+        with pytest.raises(ic.InputError, match=f"event writes into its {name} in place"):
+            ic.integrate(lambda z, x: z, z0, x.double(), event=event, **given)
+
+
 def test_times_get_no_gradient():
     problem, times = Linear(), real(*TIMES["shared"]).requires_grad_()
     with pytest.raises(ic.GradientError, match="times.detach"):

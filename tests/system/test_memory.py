@@ -208,6 +208,21 @@ def test_f_that_begins_to_give_one_buffer_later_is_an_error(solver):
         solve(f, solver, inputs(n=6))
 
 
+@pytest.mark.parametrize("solver", [*ODE_SOLVERS, ic.Leapfrog(), ic.KenCarp4()], ids=name)
+def test_f_that_writes_into_its_time_is_an_error(solver):
+    """The clock of each sample, where they have their own."""
+    z0, times = torch.ones(2, 2).double(), [[0.0, 1.0], [0.5, 1.0]]
+    halves = isinstance(solver, ic.Leapfrog)
+    start = (z0, z0.clone()) if halves else z0
+
+    def field(t, z, x):
+        late = t.sub_(0.5)
+        return (z[1] * late, -z[0] * late) if halves else -z * late
+
+    with pytest.raises(ic.InputError, match="writes into its time t in place"):
+        ic.integrate(field, start, times=times, solver=solver, on_failure="ignore")
+
+
 def test_f_that_writes_into_x_is_an_error():
     with pytest.raises(ic.InputError, match="writes into its input x in place"):
         ic.fixed_point(
