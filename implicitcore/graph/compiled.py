@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from itertools import count
 from threading import local
 from types import FunctionType
@@ -101,7 +100,7 @@ class CompiledFunction:
         return self.of_kinds(kinds(tensors), *tensors)
 
     def of_kinds(self, key: Kinds | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The same of tensors whose kinds are known."""
+        """The same of tensors whose kinds are known; None: nothing tells them."""
         entry = None if key is None else self.entries.get(key)
         if entry is None or not entry.settings.check():
             return self._learn(key, tensors)
@@ -208,15 +207,6 @@ def kinds(tensors: Sequence[Tensor]) -> Kinds | None:
     places = [*map(id, tensors)]
     alike = None if len({*places}) == len(places) else tuple(map(places.index, places))
     return *found, alike
-
-
-def with_kinds(
-    function: Callable[..., tuple[Tensor, ...]], key: Kinds | None
-) -> Callable[..., tuple[Tensor, ...]]:
-    """The function, of tensors whose kinds are known: they are not looked at again."""
-    if key is None or not isinstance(function, CompiledFunction):
-        return function
-    return partial(function.of_kinds, key)
 
 
 def _graph_of(run: Any) -> CompiledFxGraph | None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from support.operations import python_calls
-from torch import fx
+from torch import fx, nn
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from implicitcore.graph.compiled import CompiledFunction, _Ran
 from implicitcore.graph.loop_inputs import own_inputs
+from implicitcore.graph.prepared import Form, Prepared, Recent
 from implicitcore.graph.products import plain_products
 
 
@@ -124,6 +125,30 @@ def test_results_are_in_the_order_of_the_function():
         assert torch.equal(found[0], a.sin())
         assert torch.equal(found[1], a.cos())
         assert torch.equal(found[2], a.sin())
+
+
+def test_a_call_is_of_the_kind_of_the_one_before_where_its_tensors_are():
+    def call(flat, *x):
+        return Form.of(x, flat), flat, Prepared(Any, flat, Any, x, {})  # pyright: ignore[reportArgumentType]
+
+    a, b, c = (torch.zeros(3, 2) for _ in range(3))
+    patterns = [(c, a, b), (c, a, a), (a, a, b), (a, b, a), (a, a, a)]
+    for place, (flat, *x) in enumerate(patterns):
+        recent = Recent.of(tuple(x), flat, call(flat, *x)[2])
+        assert recent is not None
+        for at, other in enumerate(patterns):
+            form, start, _ = call(*other)
+            found = recent.again(form, start, ())
+            assert (found is not None) == (at == place)
+            if found is not None:
+                assert found.flat is start
+                assert [*map(id, found.tensors)] == [*map(id, other[1:])]
+        for other in (a.double(), torch.zeros(2, 3).T, a.clone().requires_grad_(), nn.Parameter(a)):
+            form, start, _ = call(flat, other, *x[1:])
+            assert recent.again(form, start, ()) is None
+        again = [torch.ones_like(tensor) for tensor in (c, a, b)]
+        form, start, _ = call(*again)
+        assert (recent.again(form, start, ()) is not None) == (place == 0)
 
 
 @torch.no_grad()
