@@ -44,7 +44,7 @@ def check_autocast() -> None:
     Raises:
         InputError: this is one.
     """
-    if ambient():
+    if torch._C._is_any_autocast_enabled() and ambient():
         raise InputError(
             "a compiled layer solves in the dtype of its input, and this is autocast: convert the "
             "layer and its input (layer.bfloat16()), or use the layer as it is"

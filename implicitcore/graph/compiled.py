@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from itertools import count
 from threading import local
 from types import FunctionType
@@ -14,8 +13,9 @@ from torch import Tensor
 from torch._C._dynamo.guards import GlobalStateGuard
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._inductor.output_code import CompiledFxGraph
 
-from implicitcore.graph.loop_inputs import OwnInputs
+from implicitcore.graph.loop_inputs import ForCpp
 
 Kinds = tuple[Any, ...]
 """See :func:`kinds`."""
@@ -38,7 +38,7 @@ def compiled(
         # convolution would reorder it, and the kernel, and back.
         options["layout_optimization"] = False
         if in_cpp:
-            options |= {"cpp_wrapper": True, "post_grad_custom_post_pass": OwnInputs()}
+            options |= {"cpp_wrapper": True, "post_grad_custom_post_pass": ForCpp()}
     return CompiledFunction(function, options)
 
 
@@ -49,6 +49,31 @@ class _Entry(NamedTuple):
     arguments: tuple[tuple[int | None, Any], ...]  # the places of those tensors, or what else
     results: tuple[int, ...]  # the places of the function's among those of ``run``
     settings: GlobalStateGuard  # of torch, that it was compiled under
+
+
+class _Ran(NamedTuple):
+    """What ran in a call: the graph by itself, or with what torch puts around it."""
+
+    run: Callable[..., Any]
+    arguments: Sequence[Any]
+    results: Sequence[Any]
+
+    def entry(
+        self, tensors: Sequence[Tensor], found: Sequence[Tensor], settings: GlobalStateGuard
+    ) -> _Entry | None:
+        """How it gives what was found of the tensors; None where more has to be done.
+
+        A result that is none of the function's is written into an argument by what is around it.
+        """
+        given = [(_place(argument, tensors), argument) for argument in self.arguments]
+        taken = [_place(result, self.results) for result in found]
+        # What is none of the function's tensors is a size, or a constant of the graph.
+        known = all(type(what) in (int, *_KINDS) for place, what in given if place is None)
+        whole = None not in taken and {*taken} == {*range(len(self.results))}
+        if not known or not whole:
+            return None
+        arguments = tuple((place, what if place is None else None) for place, what in given)
+        return _Entry(self.run, arguments, tuple(taken), settings)  # pyright: ignore[reportArgumentType] - none is None
 
 
 class CompiledFunction:
@@ -67,19 +92,16 @@ class CompiledFunction:
         self.function, self.options = function, options
         self.entries: dict[Kinds, _Entry] = {}
         self._checked: Any = self._fresh()
-        self._ran = local()  # what a checked call came to, in its thread
+        self._ran = local()  # what ran in a checked call, in its thread
+        self._graphs: list[CompiledFxGraph] = []
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the function gives."""
         return self.of_kinds(kinds(tensors), *tensors)
 
     def of_kinds(self, key: Kinds | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The same of tensors whose kinds are known."""
-        if key is None:
-            found = self._found(tensors)
-            self._ran.__dict__.pop("last", None)  # which would hold its tensors
-            return found
-        entry = self.entries.get(key)
+        """The same of tensors whose kinds are known; None: nothing tells them."""
+        entry = None if key is None else self.entries.get(key)
         if entry is None or not entry.settings.check():
             return self._learn(key, tensors)
         found = entry.run(
@@ -87,20 +109,20 @@ class CompiledFunction:
         )
         return tuple([found[place] for place in entry.results])
 
-    def _learn(self, key: Kinds, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _learn(self, key: Kinds | None, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """By torch's own checks, which find the graph or make it."""
-        settings = GlobalStateGuard()
-        found = self._found(tensors)
-        run, arguments, results = self._ran.__dict__.pop("last", (None, (), ()))
-        given = [(_place(argument, tensors), argument) for argument in arguments]
-        taken = [_place(result, results) for result in found]
-        # What is none of the function's tensors is a size, or a constant of the graph.
-        known = all(type(what) in (int, *_KINDS) for place, what in given if place is None)
-        if run is not None and known and None not in taken:
+        settings, ran = GlobalStateGuard(), list[_Ran]()
+        self._ran.last = ran
+        try:
+            found = self._found(tensors)
+        finally:
+            del self._ran.last  # which would hold its tensors
+        entries = (each.entry(tensors, found, settings) for each in ran)
+        entry = None if key is None else next(filter(None, entries), None)
+        if key is not None and entry is not None:
             if len(self.entries) == _MOST:
                 self.entries.clear()
-            arguments = tuple((place, what if place is None else None) for place, what in given)
-            self.entries[key] = _Entry(run, arguments, tuple(taken), settings)  # pyright: ignore[reportArgumentType] - none is None
+            self.entries[key] = entry
         return found
 
     def _found(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -123,15 +145,50 @@ class CompiledFunction:
 
     def _compile(self, graph: Any, examples: list[Any]) -> Callable[..., Any]:
         """The compiler, which ``torch.compile`` calls with a graph for each kind of arguments."""
-        inductor: Any = lookup_backend("inductor")
-        run = inductor(graph, examples, config_patches=self.options)
+        run = self._built(graph, examples)
+        self._watch(run)
 
         def recorded(*arguments: Any) -> Any:
             results = run(*arguments)
-            self._ran.last = run, arguments, results
+            self._note(_Ran(run, arguments, results))
             return results
 
         return recorded
+
+    def _built(self, graph: Any, examples: list[Any]) -> Callable[..., Any]:
+        inductor: Any = lookup_backend("inductor")
+        return inductor(graph, examples, config_patches=self.options)
+
+    def _note(self, ran: _Ran) -> None:
+        """In a checked call, and in no other."""
+        if (known := self._ran.__dict__.get("last")) is not None:
+            known.append(ran)
+
+    def _watch(self, run: Callable[..., Any]) -> None:
+        """Have what torch calls at last recorded as well: around it are twenty calls."""
+        if (graph := _graph_of(run)) is None:
+            return
+        call: Any = graph.current_callable
+
+        def direct(*arguments: Any) -> Any:
+            return call([*arguments])
+
+        def watched(arguments: list[Any]) -> Any:
+            given = tuple(arguments)  # which the call empties
+            results = call(arguments)
+            self._note(_Ran(direct, given, results))
+            return results
+
+        graph.current_callable = watched
+        self._graphs.append(graph)  # which takes parts of the call with it
+
+
+def _graph_of(run: Any) -> CompiledFxGraph | None:
+    """The graph in what ``torch.compile`` calls; None where this torch hides it."""
+    while not isinstance(run, CompiledFxGraph):
+        if (run := getattr(run, "__wrapped__", None)) is None:
+            return None
+    return run if callable(run.current_callable) else None
 
 
 def kinds(tensors: Sequence[Tensor]) -> Kinds | None:
@@ -152,13 +209,12 @@ def kinds(tensors: Sequence[Tensor]) -> Kinds | None:
     return *found, alike
 
 
-def with_kinds(
-    function: Callable[..., tuple[Tensor, ...]], key: Kinds | None
-) -> Callable[..., tuple[Tensor, ...]]:
-    """The function, of tensors whose kinds are known: they are not looked at again."""
-    if key is None or not isinstance(function, CompiledFunction):
-        return function
-    return partial(function.of_kinds, key)
+def _graph_of(run: Any) -> CompiledFxGraph | None:
+    """The graph in what ``torch.compile`` calls; None where this torch hides it."""
+    while not isinstance(run, CompiledFxGraph):
+        if (run := getattr(run, "__wrapped__", None)) is None:
+            return None
+    return run if callable(run.current_callable) else None
 
 
 def _place(value: Any, among: Iterable[Any]) -> int | None:

@@ -34,7 +34,7 @@ from implicitcore.ode_solvers.times import Times
 from implicitcore.root_solvers.base import RootSolver
 from implicitcore.solution import Backward, FinalState, Solution
 from implicitcore.tensors.shared import Shared, check_batch, unwrapped
-from implicitcore.tensors.transforms import check_compiled, eager
+from implicitcore.tensors.transforms import check_compiled, not_in_inference
 
 
 class CompiledLayer(nn.Module):
@@ -101,21 +101,24 @@ class CompiledLayer(nn.Module):
         more = {"start": begin, "times": None if grid is None else grid.detach()}
         return found._replace(evaluations=found.evaluations + spent), more
 
-    @eager
+    @not_in_inference
     def _run(self, x: Any, z0: Any, times: Times, options: dict[str, Any]) -> Run | Result:
         """What the solve came to; the result itself where the layer's own loop made it."""
         check_compiled()
         refuse_options(options)
         check_autocast()
-        self._is_current()
         layer = self.layer
+        self._is_current(layer)
         begin = layer.start(unwrapped(x)) if z0 is None else z0
-        call = self._again(x, begin, z0) if times is None else None
+        call = self._again(layer, x, begin, z0) if times is None else None
         if call is None:
             call = self._prepared(x, begin, z0, times)
             self.recent = Recent.of(x, begin, call) if times is None else None
         plan, flat, training = call.plan, call.flat, call.training
-        if keeps_loop(flat, plan.unfused(training=training), layer.backend):
+        if (keeps := call.keeps.get(training)) is None:
+            keeps = keeps_loop(flat, plan.unfused(training=training), layer.backend)
+            call.keeps[training] = keeps
+        if keeps:
             plan.check()
             return self._solved(x, begin, z0 is None)
         if training and isinstance(plan, TrajectoryPlan):
@@ -132,27 +135,20 @@ class CompiledLayer(nn.Module):
         layer = self.layer
         check_call(layer)
         layout = Layout.of(begin, coupled=layer.coupled)
-        flat = self._packed(layout, begin, z0)
+        flat = _packed(layer, layout, begin, z0)
         check_batch(x, len(pytree.tree_leaves(begin)[0]))
         grid = checked_times(layer.solver, times, flat, coupled=layer.coupled)
         plan, tensors = self._plan(x, layout, flat, clock_of(grid and grid.distinct))
-        return Prepared(layout, flat, plan, tensors, times=grid)
+        return Prepared(layout, flat, plan, tensors, {}, times=grid)
 
-    def _again(self, x: Any, begin: Any, z0: Any) -> Prepared | None:
+    def _again(self, layer: ImplicitLayer, x: Any, begin: Any, z0: Any) -> Prepared | None:
         """As the call before, where this one is of its kind, and all else is where it was."""
         if (recent := self.recent) is None:  # read once: another thread may put its own there
             return None
         form = Form.of(x, begin)
         if form.structure != recent.structure:
             return None
-        return recent.again(form, self._packed(recent.layout, begin, z0), self.reads.tensors)
-
-    def _packed(self, layout: Layout, begin: Any, z0: Any) -> Tensor:
-        """The start as a solve takes it: without a graph where that has no gradient."""
-        flat, layer = layout.pack(begin), self.layer
-        if isinstance(layer.solver, RootSolver) or (z0 is None and layer.start.detached):
-            return flat.detach()
-        return flat
+        return recent.again(form, _packed(layer, recent.layout, begin, z0), self.reads.tensors)
 
     def _told(self, run: Run) -> Result:
         """What the solve came to, as the layer says it."""
@@ -208,7 +204,7 @@ class CompiledLayer(nn.Module):
         check_call(self.layer)
         if isinstance(self.layer.solver, ODESolver):
             check_trajectory(self.layer)
-        if not self._is_current():
+        if not self._is_current(self.layer):
             self.name = operator.named(self)  # which the graph around it looks at
             raise InputError(
                 "a part of f was replaced since the model around this compiled layer was traced: "
@@ -240,12 +236,12 @@ class CompiledLayer(nn.Module):
         needs = [tensor.requires_grad for tensor in every]
         return self._planned(inputs, shared, layout, every, needs, clock), tensors
 
-    def _is_current(self) -> bool:
+    def _is_current(self, layer: ImplicitLayer) -> bool:
         """Whether what f reads is where it was; else it is looked for anew."""
-        if self.reads.hold(self.layer):
+        if self.reads.hold(layer):
             return True
         self.recent = None  # which is of what was there before, whoever asks
-        self.reads, current, same = self.reads.renewed(self.layer)
+        self.reads, current, same = self.reads.renewed(layer)
         if not same:
             self.plans.clear()
         return current
@@ -273,3 +269,12 @@ class CompiledLayer(nn.Module):
             follows = isinstance(layer.solver, ODESolver)
             self.plans[key] = TrajectoryPlan(*of, clock) if follows else Plan(*of)
         return self.plans[key]
+
+
+def _packed(layer: ImplicitLayer, layout: Layout, begin: Any, z0: Any) -> Tensor:
+    """The start as a solve takes it: without a graph where that has no gradient."""
+    flat = layout.pack(begin)
+    if not flat.requires_grad:
+        return flat
+    detaches = isinstance(layer.solver, RootSolver) or (z0 is None and layer.start.detached)
+    return flat.detach() if detaches else flat

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from implicitcore.errors import GradientError
-from implicitcore.graph.compiled import Kinds, with_kinds
+from implicitcore.graph.compiled import CompiledFunction, Kinds
 from implicitcore.graph.kept import Kept
 from implicitcore.graph.plan import Plan
 from implicitcore.graph.stop import Found
@@ -20,7 +20,7 @@ from implicitcore.options.types import OnFailure
 from implicitcore.solution import Backward, Status
 from implicitcore.tensors.autocast import without_autocast
 from implicitcore.tensors.norms import column
-from implicitcore.tensors.transforms import check_gradient, transformed, without_graph
+from implicitcore.tensors.transforms import check_gradient, without_graph
 
 
 class Call(NamedTuple):
@@ -42,7 +42,10 @@ class Call(NamedTuple):
 
     def forward(self, z0: Tensor, tensors: Sequence[Tensor]) -> Found:
         """What the plan finds from z0."""
-        return Found(*with_kinds(self.plan.forward, self.kinds)(z0, *tensors))
+        function, known = self.plan.forward, self.kinds
+        if known is None or not isinstance(function, CompiledFunction):
+            return Found(*function(z0, *tensors))
+        return Found(*function.of_kinds(known, z0, *tensors))
 
 
 class Replaced(NamedTuple):
@@ -228,7 +231,7 @@ class KeptTrajectory(torch.autograd.Function):
 def applied(call: Call, z0: Tensor, tensors: Sequence[Tensor], *, training: bool) -> Found:
     """What a call of a compiled layer finds from z0 ``[batch, n]``, with its gradient."""
     keeps = isinstance(call.plan, TrajectoryPlan) and (training or call.due is not None)
-    if not training and not transformed():
+    if not training:
         return without_graph(_found, call, z0, tensors, keeps)
     function = KeptTrajectory if keeps else Equilibrium
     return Found(*function.apply(call, z0, *tensors))

@@ -1,4 +1,4 @@
-"""What a loop in compiled C++ reads, with a memory of its own."""
+"""What is changed in a graph that is compiled to C++: what a loop reads, and its products."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ from torch import Tensor, fx
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+from implicitcore.graph import products
+
 _TORCH = ("aten", "prims", "prim", "inductor")
 
 
-class OwnInputs(CustomGraphPass):
-    """Copies, before a loop, what its iterations read and the graph has computed.
+class ForCpp(CustomGraphPass):
+    """See :func:`own_inputs` and :func:`~implicitcore.graph.products.plain_products`."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Change the graph, the last before it is lowered, in place; those of loops come first."""
+        products.plain_products(graph)
+        own_inputs(graph)
+
+    def uuid(self) -> Any:
+        """What a cache of compiled graphs knows this by."""
+        return get_hash_for_files((__file__, products.__file__))
+
+
+def own_inputs(graph: fx.Graph) -> None:
+    """Copy, before a loop, what its iterations read and the graph has computed.
 
     In the C++ that torch 2.13 writes, for a call or as a package of AOTInductor, a tensor that a
     loop reads and that is a view shaped like its base is freed at each use of its name: in its
@@ -22,17 +37,10 @@ class OwnInputs(CustomGraphPass):
     made once a solve. What an operation of a backend gives is no view, and is not copied: it may
     stand for what is not in the tensor.
     """
-
-    def __call__(self, graph: fx.Graph) -> None:
-        """Change the graph, the last before it is lowered, in place."""
-        for loop in graph.find_nodes(op="call_function", target=while_loop_op):
-            going, step, carried, read = loop.args
-            with graph.inserting_before(loop):
-                loop.args = going, step, carried, tuple(_own(graph, node) for node in read)
-
-    def uuid(self) -> Any:
-        """What a cache of compiled graphs knows this by."""
-        return get_hash_for_files((__file__,))
+    for loop in graph.find_nodes(op="call_function", target=while_loop_op):
+        going, step, carried, read = loop.args
+        with graph.inserting_before(loop):
+            loop.args = going, step, carried, tuple(_own(graph, node) for node in read)
 
 
 def _own(graph: fx.Graph, node: Any) -> Any:

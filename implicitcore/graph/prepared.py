@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
 from torch.utils import _pytree as pytree
 
 from implicitcore.graph.compiled import Kinds, kinds
@@ -47,6 +48,7 @@ class Prepared(NamedTuple):
     flat: Tensor  # the start, packed, without a graph where it has none
     plan: Plan
     tensors: Sequence[Tensor]  # that the plan takes
+    keeps: dict[bool, bool]  # in training, and not: whether the layer's own loop solves it
     kinds: Kinds | None = None  # of both, where they are known
     times: OutputTimes | None = None
 
@@ -75,20 +77,43 @@ class Recent(NamedTuple):
 
     structure: Any  # see :class:`Form`
     kinds: Kinds
+    # Whether tensors are of these kinds, or may be not, in one call of C++; None where two of them
+    # are one, beside the start and the first.
+    alike: TensorGuards | None
     layout: Layout
     plan: Plan
+    keeps: dict[bool, bool]
 
     @classmethod
     def of(cls, x: Any, begin: Any, call: Prepared) -> Recent | None:
         """A call; None where its tensors do not tell all of it."""
-        known = kinds((call.flat, *call.tensors))
+        tensors = call.flat, *call.tensors
+        known = kinds(tensors)
         if known is None:
             return None
-        return cls(Form.of(x, begin).structure, known, call.layout, call.plan)
+        others = tensors[_is_first(call.flat, call.tensors) :]
+        alike: Any = None
+        if len({*map(id, others)}) == len(others):
+            alike = TensorGuards(*others, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        return cls(Form.of(x, begin).structure, known, alike, call.layout, call.plan, call.keeps)
 
     def again(self, form: Form, flat: Tensor, owned: Sequence[Tensor]) -> Prepared | None:
         """A call of this form from that start, where it is of the same kind."""
         tensors = *form.tensors, *owned
-        if kinds((flat, *tensors)) != self.kinds:
+        if not self._is_alike(flat, tensors) and kinds((flat, *tensors)) != self.kinds:
             return None
-        return Prepared(self.layout, flat, self.plan, tensors, self.kinds)
+        return Prepared(self.layout, flat, self.plan, tensors, self.keeps, self.kinds)
+
+    def _is_alike(self, flat: Tensor, tensors: Sequence[Tensor]) -> bool:
+        """Whether they are known to be of these kinds, where the check takes no tensor twice."""
+        is_first, alike = _is_first(flat, tensors), self.alike
+        if alike is None or torch._C._len_torch_dispatch_stack():
+            return False
+        if is_first != (self.kinds[-1] is not None):
+            return False
+        return alike.check(*tensors) if is_first else alike.check(flat, *tensors)
+
+
+def _is_first(flat: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Whether the start is the first tensor of x."""
+    return bool(tensors) and flat is tensors[0]

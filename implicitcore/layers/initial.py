@@ -74,8 +74,9 @@ class Zeros(InitialGuess):
     def forward(self, x: Any) -> Any:
         """Zeros ``[batch, *shape]`` of x's dtype and device."""
         like = first_tensor(x, self.shape)
-        shape = tuple(like.shape[1:]) if self.shape is None else self.shape
-        return map_shape(lambda sizes: like.new_zeros(like.shape[0], *sizes), shape)
+        if self.shape is None:
+            return like.new_zeros(like.shape)
+        return map_shape(lambda sizes: like.new_zeros(like.shape[0], *sizes), self.shape)
 
 
 @final

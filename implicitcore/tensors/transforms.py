@@ -80,12 +80,28 @@ def eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
             torch._dynamo.graph_break(msg=_GRAPH)  # which a graph that may not break says
             return torch.compiler.disable(function)(*args, **kwargs)  # pyright: ignore[reportCallIssue] - torch types it as a decorator factory
         if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False), torch.no_grad():
-                saved = usable((args, kwargs))
-                return function(*saved[0], **saved[1])  # pyright: ignore[reportCallIssue] - the same arguments, cloned
+            return _in_no_grad(function, args, kwargs)
         return function(*args, **kwargs)
 
     return call
+
+
+def not_in_inference(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The function of which no graph is traced, out of reach of ``torch.inference_mode``."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if torch.is_inference_mode_enabled():
+            return _in_no_grad(function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _in_no_grad(function: Callable[..., _T], args: Any, kwargs: Any) -> _T:
+    with torch.inference_mode(False), torch.no_grad():
+        args, kwargs = usable((args, kwargs))
+        return function(*args, **kwargs)
 
 
 def usable(tree: Any) -> Any:

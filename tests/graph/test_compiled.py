@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from support.operations import python_calls
+from torch import fx, nn
 from torch._higher_order_ops.while_loop import while_loop_op
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from implicitcore.graph.compiled import CompiledFunction
-from implicitcore.graph.loop_inputs import OwnInputs
+from implicitcore.graph.compiled import CompiledFunction, _Ran
+from implicitcore.graph.loop_inputs import own_inputs
+from implicitcore.graph.prepared import Form, Prepared, Recent
+from implicitcore.graph.products import plain_products
 
 
 class Recorded(CompiledFunction):
@@ -22,16 +26,10 @@ class Recorded(CompiledFunction):
         super().__init__(function, {})
         self.graphs = 0
 
-    def _compile(self, graph: Any, examples: list[Any]) -> Any:
+    def _built(self, graph: Any, examples: list[Any]) -> Any:
         del examples
         self.graphs += 1
-
-        def recorded(*arguments):
-            results = graph(*arguments)
-            self._ran.last = graph, arguments, results
-            return results
-
-        return recorded
+        return graph
 
 
 def _checked(monkeypatch: pytest.MonkeyPatch, function: Any) -> list[int]:
@@ -129,6 +127,88 @@ def test_results_are_in_the_order_of_the_function():
         assert torch.equal(found[2], a.sin())
 
 
+def test_a_call_is_of_the_kind_of_the_one_before_where_its_tensors_are():
+    def call(flat, *x):
+        return Form.of(x, flat), flat, Prepared(Any, flat, Any, x, {})  # pyright: ignore[reportArgumentType]
+
+    a, b, c = (torch.zeros(3, 2) for _ in range(3))
+    patterns = [(c, a, b), (c, a, a), (a, a, b), (a, b, a), (a, a, a)]
+    for place, (flat, *x) in enumerate(patterns):
+        recent = Recent.of(tuple(x), flat, call(flat, *x)[2])
+        assert recent is not None
+        for at, other in enumerate(patterns):
+            form, start, _ = call(*other)
+            found = recent.again(form, start, ())
+            assert (found is not None) == (at == place)
+            if found is not None:
+                assert found.flat is start
+                assert [*map(id, found.tensors)] == [*map(id, other[1:])]
+        for other in (a.double(), torch.zeros(2, 3).T, a.clone().requires_grad_(), nn.Parameter(a)):
+            form, start, _ = call(flat, other, *x[1:])
+            assert recent.again(form, start, ()) is None
+        again = [torch.ones_like(tensor) for tensor in (c, a, b)]
+        form, start, _ = call(*again)
+        assert (recent.again(form, start, ()) is not None) == (place == 0)
+
+
+@torch.no_grad()
+def test_a_graph_that_gives_more_than_the_function_is_not_called_by_itself():
+    """What torch puts around it writes the rest where it belongs."""
+
+    class Written(CompiledFunction):
+        def _built(self, graph: Any, examples: list[Any]) -> Any:
+            del examples
+
+            def inner(a):
+                found = graph(a)
+                results = *found, a + 1
+                self._note(_Ran(inner, (a,), results))
+                return results
+
+            def outer(a):
+                *found, more = inner(a)
+                a.copy_(more)
+                return found
+
+            return outer
+
+    function, a = Written(lambda a: (2 * a,), {}), torch.zeros(3)
+    for count in range(1, 4):
+        function(a)
+        assert a.tolist() == [count] * 3
+    assert len(function.entries) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
+@torch.no_grad()
+def test_a_graph_is_called_without_what_torch_puts_around_it():
+    function = CompiledFunction(lambda a, b: (a * 2 + b, b.sin()), {})
+    a, b = torch.randn(5), torch.randn(5)
+    function(a, b)
+    assert python_calls(lambda: function(a, b)) <= 12
+    found = function(a, b)
+    assert torch.equal(found[0], a * 2 + b)
+    torch.testing.assert_close(found[1], b.sin())
+
+
+def test_products_in_compiled_code_are_those_of_torch():
+    """Small ones are sums in the kernels, and no bias is copied before its product."""
+    torch.manual_seed(0)
+    bias, left = torch.randn(3), torch.randn(2, 4)
+    for dtype in (torch.float32, torch.float64, torch.complex64):
+        for size in (3, 300):
+            a, b, c = left.to(dtype), torch.randn(4, size, dtype=dtype), bias[:1].to(dtype)
+            graph = make_fx(lambda a, b, c: (torch.addmm(c, a, b), a @ b), tracing_mode="fake")
+            graph = graph(a, b, c)
+            plain_products(graph.graph)
+            graph.graph.lint()
+            graph.recompile()
+            names = [str(node.target) for node in graph.graph.nodes]
+            assert ("aten.addmm.default" in names) == dtype.is_complex
+            assert ("aten.mm.default" in names) == (dtype.is_complex or size == 300)
+            torch.testing.assert_close(graph(a, b, c), (torch.addmm(c, a, b), a @ b))
+
+
 def test_what_a_loop_reads_has_a_memory_of_its_own():
     graph, value = fx.Graph(), torch.ones(2, 2)
     z, weight = graph.placeholder("z"), graph.placeholder("w")
@@ -138,7 +218,7 @@ def test_what_a_loop_reads_has_a_memory_of_its_own():
         node.meta["val"] = value
     loop: Any = graph.call_function(while_loop_op, ("going", "step", (z,), (weight, view, size)))
     graph.output(loop)
-    OwnInputs()(graph)
+    own_inputs(graph)
     _, _, carried, read = loop.args
     assert (carried, read[0], read[2]) == ((z,), weight, size)
     assert read[1].target is torch.ops.aten.clone.default
