@@ -1,5 +1,6 @@
 """Settings for every test in the repository: the core's, the plugins' and the docstrings'."""
 
+import gc
 import os
 
 import pytest
@@ -14,6 +15,17 @@ from implicitcore.tensors import host  # noqa: E402
 # The tensors of the tests are small: threads cost more than they bring, and fight with pytest's own
 # processes.
 torch.set_num_threads(1)
+torch.manual_seed(0)  # of the devices that are not in use yet: they take it when they are
+
+# What is collected stays: nothing to look for in it, neither now nor in each collection of garbage
+# while the tests run.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """The garbage is collected again from here on, but for what is here by now."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +57,9 @@ def _reproducible(monkeypatch: pytest.MonkeyPatch):
 
     And the same warnings: each is given once for a function, which several tests may share.
     """
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed writes down the stack for each device
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     forget_counts()
     for variable in ("IMPLICITCORE_DISABLE_PLUGINS", "IMPLICITCORE_STRICT_PLUGINS"):
         monkeypatch.delenv(variable, raising=False)
