@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Generator
 
 import pytest
 
@@ -17,15 +18,16 @@ from implicitcore.tensors import host  # noqa: E402
 torch.set_num_threads(1)
 torch.manual_seed(0)  # of the devices that are not in use yet: they take it when they are
 
-# What is collected stays: nothing to look for in it, neither now nor in each collection of garbage
-# while the tests run.
-gc.disable()
 
-
-def pytest_collection_finish() -> None:
-    """The garbage is collected again from here on, but for what is here by now."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected stays: no search for garbage in it, neither now nor while the tests run."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,7 +59,8 @@ def _reproducible(monkeypatch: pytest.MonkeyPatch):
 
     And the same warnings: each is given once for a function, which several tests may share.
     """
-    torch.default_generator.manual_seed(0)  # torch.manual_seed writes down the stack for each device
+    # torch.manual_seed writes down the stack as well, for each kind of device that is not in use.
+    torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
     forget_counts()

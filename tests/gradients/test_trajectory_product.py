@@ -88,9 +88,7 @@ def test_a_trajectory(name, gradient):
     bound = 1e-12
     if not exact and name not in SEPARABLE:  # exact by nature
         bound = LOOSE.get(name, 2e-4 if "dt" in str(solver) else 1e-5)
-    compare(
-        lambda: of_a_trajectory(name, solver, gradient), lambda: unrolled(name, solver), bound
-    )
+    compare(lambda: of_a_trajectory(name, solver, gradient), lambda: unrolled(name, solver), bound)
 
 
 @pytest.mark.parametrize("name", NAMES)
