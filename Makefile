@@ -19,6 +19,8 @@ REQUIREMENTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml) constraints.txt .ci
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The packages here, all built by hatchling: else pip makes an environment with it for each of them.
+PIP_HERE := $(PIP) --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -31,7 +33,7 @@ help: ## show the targets
 		| awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: install ## train every layer on handwritten digits at one tolerance, with three seeds; a table, and demo/
-	OMP_NUM_THREADS=1 $(BIN)/implicitcore compare --dataset digits --seeds 0,1,2 --epochs 10 --output demo
+	OMP_NUM_THREADS=1 $(BIN)/implicitcore compare --dataset digits --seeds 0,1,2 --epochs 7 --output demo
 
 # One thread: the tensors are small, and threads that wait for each other cost more than they bring,
 # most of all on a busy machine.
@@ -70,12 +72,13 @@ $(INSTALLED): $(REQUIREMENTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python .ci/torch_build.py install --constraint constraints.txt \
 		$(if $(TORCH_INDEX),--index $(TORCH_INDEX))
-	$(PIP) --editable '.[test]' $(PLUGINS:%=--editable %)
+	$(PIP) hatchling editables
+	$(PIP_HERE) --editable '.[test]' $(PLUGINS:%=--editable %)
 	-$(BIN)/python -m implicitcore_cpp.build
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(PIP) --editable '.[dev]' --editable 'plugins/implicitcore-cupy[test]'
+	$(PIP_HERE) --editable '.[dev]' --editable 'plugins/implicitcore-cupy[test]'
 	@touch $@
 
 lint: install-dev ## check style, types, imports, and that no source file is over 300 lines

@@ -1,6 +1,8 @@
 """Settings for every test in the repository: the core's, the plugins' and the docstrings'."""
 
+import gc
 import os
+from collections.abc import Generator
 
 import pytest
 
@@ -14,6 +16,18 @@ from implicitcore.tensors import host  # noqa: E402
 # The tensors of the tests are small: threads cost more than they bring, and fight with pytest's own
 # processes.
 torch.set_num_threads(1)
+torch.manual_seed(0)  # of the devices that are not in use yet: they take it when they are
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected stays: no search for garbage in it, neither now nor while the tests run."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +59,10 @@ def _reproducible(monkeypatch: pytest.MonkeyPatch):
 
     And the same warnings: each is given once for a function, which several tests may share.
     """
-    torch.manual_seed(0)
+    # torch.manual_seed writes down the stack as well, for each kind of device that is not in use.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     forget_counts()
     for variable in ("IMPLICITCORE_DISABLE_PLUGINS", "IMPLICITCORE_STRICT_PLUGINS"):
         monkeypatch.delenv(variable, raising=False)

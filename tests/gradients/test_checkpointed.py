@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from math import comb
 
 import pytest
@@ -24,34 +24,48 @@ each_solver = pytest.mark.parametrize("solver", stepwise(), ids=str)
 GRID = torch.tensor([0.0, 0.35, 0.5, 1.0], dtype=torch.float64)
 
 
-def both(field, z0, x, wrt, *, solver, grid=GRID, budget=None):  # noqa: PLR0913
-    """The two solutions, and the gradients of a loss on every output time."""
-    found = []
-    for gradient in (ic.Unrolled(), ic.Checkpointed(budget)):
-        solution = ic.integrate(
-            field, z0, x, times=grid, solver=solver, gradient=gradient, on_failure="ignore"
-        )
-        weights = torch.linspace(-1, 2, solution.z.numel(), dtype=solution.z.dtype).reshape(
-            solution.z.shape
-        )
-        gradients = torch.autograd.grad(
-            (solution.z * weights).real.sum(), wrt, allow_unused=True, retain_graph=True
-        )
-        found.append((solution, gradients, weights))
+def solved(field, z0, x, wrt, *, solver, gradient, grid=GRID):  # noqa: PLR0913
+    """A solution, and the gradient of a loss on every output time."""
+    solution = ic.integrate(
+        field, z0, x, times=grid, solver=solver, gradient=gradient, on_failure="ignore"
+    )
+    weights = torch.linspace(-1, 2, solution.z.numel(), dtype=solution.z.dtype).reshape(
+        solution.z.shape
+    )
+    gradients = torch.autograd.grad(
+        (solution.z * weights).real.sum(), wrt, allow_unused=True, retain_graph=True
+    )
+    return solution, gradients, weights
+
+
+def same_states(found):
     assert torch.equal(*(solution.z.detach().nan_to_num() for solution, _, _ in found))
     assert torch.equal(found[0][0].steps, found[1][0].steps)
     return found
 
 
-@each_solver
-@each_budget
-def test_the_gradient_is_that_of_unrolled(solver, budget):
+def both(field, z0, x, wrt, *, solver, grid=GRID, budget=None):  # noqa: PLR0913
+    """That of unrolling and that by checkpoints."""
+    strategies = ic.Unrolled(), ic.Checkpointed(budget)
+    given = {"solver": solver, "grid": grid}
+    return same_states([solved(field, z0, x, wrt, gradient=each, **given) for each in strategies])
+
+
+@lru_cache(maxsize=1)  # the budgets of a solver come one after the other
+def unrolled(solver):
     """Rates from 1 to 30 in one batch, so that its samples take unlike steps and reject unlike
     ones; several output times."""
     problem = logistic(fastest=30.0)
-    (whole, expected, _), (solution, found, _) = both(
-        problem.field, problem.z0, problem.x, problem.leaves, solver=solver, budget=budget
-    )
+    given = problem.field, problem.z0, problem.x, problem.leaves
+    return given, solved(*given, solver=solver, gradient=ic.Unrolled())
+
+
+@each_budget
+@each_solver
+def test_the_gradient_is_that_of_unrolled(solver, budget):
+    given, reference = unrolled(solver)
+    by_checkpoints = solved(*given, solver=solver, gradient=ic.Checkpointed(budget))
+    (whole, expected, _), (solution, found, _) = same_states([reference, by_checkpoints])
     assert relative_error(found, expected) < 1e-12
     assert whole.backward.vjps == 0 < solution.backward.vjps <= solution.backward.evaluations
     # One finds what the field depends on, and one may ask whether it mixes samples.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pytest
 import torch
 from support.trajectory_solvers import stepwise
@@ -61,24 +63,39 @@ def with_bad(v, value, whole):
     return bad
 
 
-def check(cell, z, x, v, value, whole):  # noqa: PLR0913
-    wrt = [x, *cell.parameters()]
-    clean, *_ = torch.autograd.grad(z, wrt, v, retain_graph=True)
-    found, *parameters = torch.autograd.grad(z, wrt, with_bad(v, value, whole))
+def check(z, wrt, v, clean, value, whole):  # noqa: PLR0913
+    found, *parameters = torch.autograd.grad(z, wrt, with_bad(v, value, whole), retain_graph=True)
     assert bool(found[BAD].isnan().any())
     assert torch.allclose(found[OTHERS], clean[OTHERS], rtol=1e-6, atol=1e-9)
     for parameter in parameters:
         assert not bool(parameter.isfinite().all()), "who scales a loss sees it"
 
 
+@lru_cache(maxsize=1)  # of the values, which come one after the other
+def equilibrium(gradient):
+    """z, what it depends on, an incoming gradient, and the gradient with respect to x."""
+    (x, v), cell = inputs(), Cell()
+    solver = ic.Broyden(tol=1e-8) if isinstance(gradient, ic.Shine) else ic.Anderson(tol=1e-8)
+    z = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=gradient).z
+    return z, [x, *cell.parameters()], v, torch.autograd.grad(z, x, v, retain_graph=True)[0]
+
+
 @each_value
 @each_entry
 @pytest.mark.parametrize("gradient", EQUILIBRIA, ids=str)
 def test_of_an_equilibrium(gradient, value, whole):
+    check(*equilibrium(gradient), value, whole)
+
+
+@lru_cache(maxsize=1)
+def trajectory(solver, gradient):
+    """The same of the state at the end."""
     (x, v), cell = inputs(), Cell()
-    solver = ic.Broyden(tol=1e-8) if isinstance(gradient, ic.Shine) else ic.Anderson(tol=1e-8)
-    solution = ic.fixed_point(cell, torch.zeros_like(x), x, solver=solver, gradient=gradient)
-    check(cell, solution.z, x, v, value, whole)
+    times = torch.tensor([0.0, 0.3, 0.6], dtype=torch.float64)
+    given = {"times": times, "solver": solver, "gradient": gradient}
+    z = ic.integrate(cell, torch.zeros_like(x), x, **given).z
+    v = torch.stack((v * 0, v * 0, v))
+    return z, [x, *cell.parameters()], v, torch.autograd.grad(z, x, v, retain_graph=True)[0]
 
 
 @each_value
@@ -86,17 +103,7 @@ def test_of_an_equilibrium(gradient, value, whole):
 @pytest.mark.parametrize("gradient", TRAJECTORIES, ids=str)
 @pytest.mark.parametrize("solver", stepwise(), ids=lambda s: type(s).__name__)
 def test_of_a_trajectory(solver, gradient, value, whole):
-    (x, v), cell = inputs(), Cell()
-    solution = ic.integrate(
-        cell,
-        torch.zeros_like(x),
-        x,
-        times=torch.tensor([0.0, 0.3, 0.6], dtype=torch.float64),
-        solver=solver,
-        gradient=gradient,
-    )
-    cotangent = torch.stack((v * 0, v * 0, v))
-    check(cell, solution.z, x, cotangent, value, whole)
+    check(*trajectory(solver, gradient), value, whole)
 
 
 @pytest.mark.parametrize("solver", LINEAR, ids=str)

@@ -1,5 +1,7 @@
 """Complex states: every root solver is right for any map of the real and imaginary parts."""
 
+import functools
+
 import pytest
 import torch
 
@@ -46,6 +48,7 @@ def loss(z):
     return (z.real.square() + 2 * z.imag).sum()
 
 
+@functools.cache
 def dense(name):
     """The equilibrium and the gradient of the loss, by dense Newton in real numbers."""
     f, y = MAPS[name], parts(torch.zeros_like(X))

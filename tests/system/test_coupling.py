@@ -27,9 +27,9 @@ ODE_SOLVERS = [
     ic.Tsit5(**TIGHT),
     ic.DOP853(**TIGHT),
     ic.Adams(**TIGHT),
-    ic.ESDIRK(**TIGHT),
+    ic.ESDIRK(rtol=1e-7, atol=1e-9),  # of order 4
     ic.RadauIIA5(**TIGHT),
-    ic.RK4(dt=0.01),
+    ic.RK4(dt=0.02),
 ]
 GRADIENTS = [ic.Unrolled(), ic.Adjoint(ic.Tsit5(**TIGHT)), ic.Checkpointed()]
 

@@ -1,6 +1,7 @@
 """Each setting has an effect: what is trained with another value is something else."""
 
 from dataclasses import fields, replace
+from functools import cache
 
 import pytest
 import torch
@@ -84,11 +85,17 @@ def trained(settings):
     return training.model.state_dict()
 
 
+@cache
+def trained_before(**beside):
+    """The same each time: shared by the cases that change one setting beside these."""
+    before = replace(BASE, **beside)
+    one, again = trained(before), trained(before)
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    return one
+
+
 @pytest.mark.parametrize(("name", "value", "beside"), CASES)
 def test_another_value_trains_something_else(name, value, beside):
-    before = replace(BASE, **beside)
-    one, other = trained(before), trained(replace(before, **{name: value}))
-    again = trained(before)
-    assert all(torch.equal(one[key], again[key]) for key in one)
+    one, other = trained_before(**beside), trained(replace(BASE, **{**beside, name: value}))
     same = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     assert not same
