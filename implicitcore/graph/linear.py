@@ -113,9 +113,7 @@ class LoopedSolve:
 class _Traced(Products):
     """Products of a graph, of the whole batch."""
 
-    def __init__(
-        self, system: System, point: Tensor, product: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, system: System, point: Tensor, product: Callable[[Tensor], Tensor]) -> None:
         super().__init__(system, point, self)
         self.product = product
 
