@@ -20,6 +20,7 @@ from benchmarks import (
     gpu_report,
     jax_peers,
     ode,
+    ode_against,
     ode_cases,
     ode_contenders,
     ode_curves,
@@ -762,3 +763,37 @@ def test_two_resolutions_contract_and_exchange():
         coarse = problem.f(change, problem.x) - problem.f(problem.z0, problem.x)
         assert (coarse[:, fine:].norm(dim=1) > 1e-2).all()
     assert len(problem.inputs) == 5
+
+
+def test_the_best_trajectories_and_compiled_ones_beside_eager():
+    mlp, steady = ode_problems.MLP, ode_problems.STEADY
+    exact = {"gradient_error": 1e-6}
+    rows = [
+        row(mlp, "implicitcore", "dopri5, as exact", "unrolled", seconds=1.0),
+        row(mlp, "implicitcore", "tsit5, as exact, cpp", "unrolled", seconds=0.4),
+        row(mlp, "implicitcore", "tsit5, as exact, compiled", "unrolled", seconds=0.5),
+        row(mlp, "implicitcore", "tsit5", "unrolled", seconds=0.2, **exact),
+        row(mlp, "implicitcore", "tsit5, compiled", "unrolled", seconds=0.3, **exact),
+        row(mlp, "implicitcore", "tsit5", "checkpointed", seconds=0.4, **exact),
+        row(mlp, "implicitcore", "dopri5", "checkpointed", seconds=0.1, gradient_error=1e-4),
+        row(mlp, "torchdiffeq", "dopri5", "unrolled", seconds=0.6),
+        row(mlp, "torchdiffeq", "dopri5", "adjoint", seconds=1.2),
+        row(steady, "implicitcore", "steady state, adams, cpp", "implicit gmres", seconds=1.0),
+        row(
+            steady,
+            "implicitcore",
+            "steady state, adams, compiled, cpp",
+            "implicit gmres",
+            seconds=0.5,
+        ),
+    ]
+    page = ode_page(rows, {})
+    cpp = "tsit5, as exact, cpp, unrolled"
+    assert f"| {mlp} | unrolled | {cpp} | 1.50 x | 2 x | missed by 1.33 x |" in page
+    assert f"| {mlp} | adjoint | tsit5, compiled, unrolled | 4.00 x | 2 x | met |" in page
+    beside = dict(line.rsplit(" | ", 1) for line in ode_against.compiled(rows) if "tol" in line)
+    assert beside == {
+        f"| {mlp}, tol 1e-5 | tsit5 | 1.00": "1.50, missed by 50 % |",
+        f"| {steady}, tol 1e-5 | steady state, adams, cpp | 1.00": "0.50, met |",
+    }
+    assert "| adams, compiled, cpp | 25 |" in page

@@ -30,8 +30,10 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     Worth it for small cells in long runs; on large ones evaluations are the cost, and stay. On a
     CPU the solvers with a history (``Anderson``, ``Broyden``, ``GMRES``) are compiled for states of
     at most 64 KiB, the whole batch counted: a graph copies a history at every step. Larger states
-    are solved by the layer as it is, and counted as it counts; so are all of a layer with another
-    backend than torch. But for ``cpp``: there an iteration is one operation, whatever the size.
+    are solved by the layer as it is, and counted as it counts, where such a solver is the layer's;
+    where it is the gradient's alone, the solve is compiled, and the gradient has the solver's own
+    loop with products of a graph. So it is with another backend than torch, whatever the size. But
+    for ``cpp``: there an iteration is one operation.
     ``torch.compile`` of a model around it has it in its own graph, whatever the size, also with
     ``fullgraph=True``: in training as one operation, and its gradient as another, which warn and
     raise when they run; in inference by its loop, where the layer would raise with NaN, and with

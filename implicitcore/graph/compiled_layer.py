@@ -15,7 +15,6 @@ from implicitcore.graph import operator
 from implicitcore.graph.checks import adjoint_of, check_autocast, check_call, check_trajectory
 from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Call, applied, applied_at
-from implicitcore.graph.history import keeps_loop
 from implicitcore.graph.layer import GraphLayer, result
 from implicitcore.graph.operator_times import solved_at
 from implicitcore.graph.plan import Inputs, Plan
@@ -115,10 +114,14 @@ class CompiledLayer(nn.Module):
             call = self._prepared(x, begin, z0, times)
             self.recent = Recent.of(x, begin, call) if times is None else None
         plan, flat, training = call.plan, call.flat, call.training
+<<<<<<< HEAD
         if (keeps := call.keeps.get(training)) is None:
             keeps = keeps_loop(flat, plan.unfused(training=training), layer.backend)
             call.keeps[training] = keeps
         if keeps:
+=======
+        if plan.keeps_loop(flat):
+>>>>>>> flows
             plan.check()
             return self._solved(x, begin, z0 is None)
         if training and isinstance(plan, TrajectoryPlan):

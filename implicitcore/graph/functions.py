@@ -124,7 +124,7 @@ def pulled(
         kept = plan.integrated(due, saved[0], saved[1:])[1]
         at_start, *found = plan.pulled_back(v, due, saved[0], kept, saved[1:])
         return at_start, found
-    return at_start, plan.backward(v, *saved)[3:]
+    return at_start, plan.pull(v, *saved)[3:]
 
 
 def _given(ctx: Any, call: Call, found: Found, z0: Tensor, replaced: Replaced | None) -> Any:
@@ -182,7 +182,7 @@ class Equilibrium(torch.autograd.Function):
             if ctx.replaced.all:
                 return None, None, *_none(plan, saved[1:])
             v = ctx.replaced.cotangent(v)
-        residual, status, products, *found = without_autocast(plan.backward, v.contiguous(), *saved)
+        residual, status, products, *found = without_autocast(plan.pull, v.contiguous(), *saved)
         record.vjps += int(products)
         record.residual, record.status = residual, status
         return None, None, *_spread(plan, found)

@@ -1,8 +1,7 @@
-"""Products with a history of rows, and where a history is better kept by the layer's own loop."""
+"""Products with a history of rows, and where a history is better kept by a solver's own loop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -54,14 +53,13 @@ def _is_fused() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
-def keeps_loop(z: Tensor, solvers: Iterable[Any], backend: Backend) -> bool:
-    """Whether one of the solvers keeps a history, and is faster in the layer's own loop.
+def keeps_loop(z: Tensor, solver: Any, backend: Backend) -> bool:
+    """Whether a solver keeps a history, and is faster in its own loop.
 
     There a backend other than torch has a kernel for it, which no graph was measured to reach; and
     torch itself is ahead with states that are too large for a history in a graph. On an accelerator
     neither: each call costs more, and memory moves faster.
     """
-    keeps = any(isinstance(solver, Anderson | Broyden | GMRES) for solver in solvers)
-    if not keeps or z.device.type != "cpu":
+    if not isinstance(solver, Anderson | Broyden | GMRES) or z.device.type != "cpu":
         return False
     return backend is not TORCH or z.numel() * z.element_size() > LARGEST

@@ -1,4 +1,4 @@
-"""The linear solve of a backward pass in a graph."""
+"""The linear solve of a backward pass in a graph, or by a loop of its own with products of one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from implicitcore.backends.base import Residual
+from implicitcore.backends.base import Backend, Residual
 from implicitcore.backends.graph import KrylovGraph, RootGraph
+from implicitcore.dynamics.base import Dynamics
 from implicitcore.graph.fused import correction, solve_fused
 from implicitcore.graph.history import axpy_history, inner_products
 from implicitcore.graph.loop import solve_from
 from implicitcore.graph.stop import Found, GraphStop, Samples
 from implicitcore.graph.system import GraphSystem, exact_norm
 from implicitcore.root_solvers.gmres import GMRES
+from implicitcore.root_solvers.judgement import solve_from as solve_by_loop
 from implicitcore.system.evaluation import Evaluation
+from implicitcore.system.linear_system import LinearSystem, Products
+from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm
+from implicitcore.tensors.packing import Packing
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +81,45 @@ def linear_solve(
     u = solution.z * column(unit).to(v.dtype)
     tiny = torch.finfo(system.v_norm.dtype).tiny
     return u, solution._replace(residual=solution.residual / system.v_norm.clamp(min=tiny))
+
+
+@dataclass(frozen=True, eq=False)
+class LoopedSolve:
+    """The same by the solver's own loop, whose history is written in place.
+
+    Attributes:
+        solver: the solver.
+        dynamics: what was solved.
+        backend: the kernels of the loop.
+    """
+
+    solver: Any
+    dynamics: Dynamics
+    backend: Backend
+
+    @torch.no_grad()
+    def __call__(self, product: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Found]:
+        """See :func:`linear_solve`."""
+        system = System.of(self.dynamics, (), Packing.of(v), backend=self.backend)
+        linear = LinearSystem.transposed(system, _Traced(system, v, product), v)
+        solution = solve_by_loop(self.solver, linear, linear.initial())
+        tiny = torch.finfo(linear.v_norm.dtype).tiny
+        residual = solution.residual / linear.v_norm.clamp(min=tiny)
+        count = torch.tensor(linear.evaluations)
+        ended = residual, solution.status, solution.steps, count
+        return linear.solution(solution.z), Found(solution.z, *ended)
+
+
+class _Traced(Products):
+    """Products of a graph, of the whole batch."""
+
+    def __init__(self, system: System, point: Tensor, product: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(system, point, self)
+        self.product = product
+
+    def vjp(self, v: Tensor) -> Tensor:
+        """J^T v."""
+        return self.product(v)
 
 
 def _iterated(solver: Any, system: LinearGraphSystem, first: Evaluation, iterations: Any) -> Found:

@@ -18,9 +18,11 @@ from implicitcore.backends.graph import KrylovGraph, RootGraph
 from implicitcore.dynamics.base import Dynamics
 from implicitcore.graph.compiled import compiled
 from implicitcore.graph.fused import adjoint_graph, root_graph
-from implicitcore.graph.linear import linear_solve
+from implicitcore.graph.history import keeps_loop
+from implicitcore.graph.linear import LoopedSolve, linear_solve
 from implicitcore.graph.reads import Reads
 from implicitcore.graph.solvers import follows_field, run
+from implicitcore.graph.stop import Found
 from implicitcore.graph.system import (
     GraphField,
     GraphSystem,
@@ -163,10 +165,14 @@ class Plan:
         """The backend's, of the backward pass."""
         return adjoint_graph(self.backend, self.adjoint, self.kinds[0].example())
 
-    def unfused(self, *, training: bool) -> list[Any]:
-        """The solvers whose loop in a graph is one of torch's operations."""
-        found = [self.solver] if self._iterations is None else []
-        return [*found, self.adjoint] if training and self._fused_adjoint is None else found
+    def keeps_loop(self, z: Tensor) -> bool:
+        """Whether the layer's own loop solves from z; see :func:`keeps_loop`."""
+        return self._iterations is None and keeps_loop(z, self.solver, self.backend)
+
+    def pull(self, v: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What :attr:`backward` gives, where it is the faster one by it."""
+        own = self._fused_adjoint is None and keeps_loop(z, self.adjoint, self.backend)
+        return (self._looped if own else self.backward)(v, z, *tensors)
 
     def check(self) -> None:
         """Refuse what no graph can take of f, as a compiled call does.
@@ -227,17 +233,27 @@ class Plan:
     @cached_property
     def backward(self) -> Callable[..., tuple[Tensor, ...]]:
         """v, z and the tensors -> residual, status, products, and the gradients."""
-        (product, others), solver = self._products, self.adjoint
-        fused = self._fused_adjoint
+        solver, fused = self.adjoint, self._fused_adjoint
+
+        def solve(product: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Found]:
+            return linear_solve(solver, product, v, fused)
+
+        return compiled(self._backward(solve), device=self.kinds[0].device, in_cpp=True)
+
+    @cached_property
+    def _looped(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The same with a linear solve by its solver's own loop, and nothing compiled."""
+        return self._backward(LoopedSolve(self.adjoint, self.dynamics, self.backend))
+
+    def _backward(self, solve: Callable[..., tuple[Tensor, Found]]) -> Callable[..., Any]:
+        product, others = self._products
 
         def backward(v: Tensor, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             known = product.before(z, *tensors)
             finite = column(v.isfinite().all(1))
-            u, found = linear_solve(
-                solver, lambda u: product.inside(u, *known)[0], torch.where(finite, v, 0), fused
-            )
+            u, found = solve(lambda u: product.inside(u, *known)[0], torch.where(finite, v, 0))
             u = torch.where(finite, u, torch.nan)
             gradients = others.inside(u, *others.before(z, *tensors))
             return found.residual, found.status, found.evaluations, *gradients
 
-        return compiled(backward, device=self.kinds[0].device, in_cpp=True)
+        return backward

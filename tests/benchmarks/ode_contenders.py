@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
@@ -14,54 +13,45 @@ import torch
 from torch import Tensor, nn
 
 import implicitcore as ic
-from benchmarks import jax_peers
+from benchmarks import jax_peers, ode_ours
 from benchmarks.counting import trajectory
 from benchmarks.harness import EXACT, OURS
+from benchmarks.ode_ours import (
+    ADJOINT,
+    COMPILED,
+    IMPLICIT,
+    METHODS,
+    SETTLING,
+    UNROLLED,
+    WAYS,
+    Way,
+    equilibrium,
+    integrate,
+    prepared,
+    settled,
+    trajectories,
+)
 from benchmarks.ode_problems import HORIZON, Trajectory
 from benchmarks.problem import Contender, Outcome, Prepare, Problem
-from implicitcore.registry.registry import REGISTRY
 
 TORCHDIFFEQ, TORCHODE = "torchdiffeq", "torchode"
-METHODS = {"dopri5": ic.Dopri5, "tsit5": ic.Tsit5}
-UNROLLED, ADJOINT, CHECKPOINTED = "unrolled", "adjoint", "checkpointed"
 SEMINORM, JOINT = "adjoint, seminorm", "adjoint, joint"
-COMPILED = "compiled"
-IMPLICIT = "implicit gmres"
 SMALLEST, LARGEST = 1e-7, 0.1
 """Tolerances of a step that make sense in float32."""
-SETTLING: dict[str, dict[str, Any]] = {
-    "tsit5": {"rtol": 0.1, "atol": 0.1},
-    "adams": {"rtol": 0.5, "atol": 0.5, "max_order": 3},
-}
-"""ODE solvers on the way to a steady state: accuracy on the way is not what is wanted."""
-
-
-def settling(name: str) -> str:
-    """The method of a row."""
-    return f"steady state, {name}"
 
 
 def contenders(problem: Problem, quick: bool) -> list[Contender]:
     """All that can run here; compiling takes a minute, so no quick run does."""
     if not isinstance(problem, Trajectory):
-        return [
-            *map(_settling, (name for name in SETTLING if _registered("ode_solver", name))),
-            *_other_equilibria(),
-        ]
-    gradients = [
-        name for name in (UNROLLED, ADJOINT, CHECKPOINTED) if _registered("gradient", name)
-    ]
-    found = [
-        _integration(OURS, method, name, partial(_implicitcore, method, name))
-        for method in METHODS
-        for name in gradients
-    ]
+        ways = ode_ours.run(WAYS, quick)
+        return [*(settled(name, way) for way in ways for name in SETTLING), *_other_equilibria()]
+    found = trajectories(quick)
     if find_spec(TORCHDIFFEQ):
         found += [
             _integration(TORCHDIFFEQ, "dopri5", name, partial(_torchdiffeq, name))
             for name in (UNROLLED, ADJOINT, SEMINORM)
         ]
-        found += _as_exact(problem)
+        found += _as_exact(problem, quick)
     if find_spec(TORCHODE):
         pairs = [(method, name) for method in METHODS for name in (UNROLLED, JOINT)]
         found += [
@@ -72,41 +62,8 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     return found if quick else found + jax_peers.trajectories(trajectory)
 
 
-def _registered(kind: str, name: str) -> bool:
-    return any(part.name == name for part in REGISTRY.parts(kind))
-
-
-def _part(kind: str, name: str, **options: Any) -> Any:
-    return REGISTRY.find(kind, name).load()(**options)
-
-
 def _integration(library: str, method: str, gradient: str, prepare: Prepare) -> Contender:
     return Contender(library, method, gradient, prepare, trajectory)
-
-
-def _implicitcore(
-    method: str, gradient: str, problem: Problem, tol: float
-) -> Callable[[], Outcome]:
-    solver, strategy = (
-        METHODS[method](rtol=tol, atol=tol, max_steps=problem.budget),
-        _part("gradient", gradient),
-    )
-    times = torch.tensor([0.0, 1.0])
-
-    def step() -> Outcome:
-        solution = ic.integrate(
-            lambda t, z, x: problem.f(z, x),
-            problem.z0,
-            problem.x,
-            times=times,
-            solver=solver,
-            gradient=strategy,
-            on_failure="ignore",
-        )
-        z = solution.z[-1]
-        return Outcome(z, problem.gradients(z), solution.steps)
-
-    return step
 
 
 def _torchdiffeq(
@@ -130,27 +87,29 @@ def _torchdiffeq(
     return step
 
 
-def _as_exact(problem: Trajectory) -> list[Contender]:
+def _as_exact(problem: Trajectory, quick: bool) -> list[Contender]:
     """Ours at the largest tolerance, by factors of two, whose last state is no further off than
     torchdiffeq's."""
-    theirs, ours = partial(_torchdiffeq, UNROLLED), partial(_implicitcore, "dopri5", UNROLLED)
+    theirs = partial(_torchdiffeq, UNROLLED)
 
     @cache
-    def loosest(tol: float) -> float:
-        allowed = _final_error(theirs, problem, tol)
+    def loosest(method: str, tol: float) -> float:
+        allowed, ours = _final_error(theirs, problem, tol), partial(integrate, method, UNROLLED)
         while tol > SMALLEST and _final_error(ours, problem, tol) > allowed:
             tol /= 2
         while tol < LARGEST and _final_error(ours, problem, 2 * tol) <= allowed:
             tol *= 2
         return tol
 
-    def prepare(gradient: str, problem: Problem, tol: float) -> Callable[[], Outcome]:
-        return _implicitcore("dopri5", gradient, problem, loosest(tol))
+    def exact(method: str, gradient: str, way: Way = ()) -> Contender:
+        def prepare(problem: Problem, tol: float, way: Way) -> Callable[[], Outcome]:
+            return integrate(method, gradient, problem, loosest(method, tol), way)
 
-    return [
-        _integration(OURS, f"dopri5, {EXACT}", name, partial(prepare, name))
-        for name in (UNROLLED, ADJOINT)
-    ]
+        return prepared(", ".join([method, EXACT, *way]), gradient, way, prepare)
+
+    ways = ode_ours.run(WAYS[:3], quick)
+    found = [exact(method, UNROLLED, way) for way in ways for method in METHODS]
+    return [*found, exact("dopri5", ADJOINT)]
 
 
 def _final_error(prepare: Prepare, problem: Trajectory, tol: float) -> float:
@@ -192,35 +151,13 @@ def _compiled(method: str) -> Contender:
     return Contender(TORCHODE, f"{method}, {COMPILED}", UNROLLED, compiled, trajectory, eager)
 
 
-def _settling(name: str) -> Contender:
-    solver = _part("ode_solver", name, **SETTLING[name])
-    return Contender(
-        OURS, settling(name), IMPLICIT, partial(_equilibrium, ic.SteadyState(ode_solver=solver))
-    )
-
-
 def _other_equilibria() -> list[Contender]:
-    found = [Contender(OURS, "picard", IMPLICIT, partial(_equilibrium, ic.Picard()))]
+    found = [Contender(OURS, "picard", IMPLICIT, partial(equilibrium, ic.Picard()))]
     if find_spec(TORCHDIFFEQ):
         found.append(
             _integration(TORCHDIFFEQ, f"dopri5 to T = {HORIZON:g}", ADJOINT, _torchdiffeq_to_rest)
         )
     return found
-
-
-def _equilibrium(solver: Any, problem: Problem, tol: float) -> Callable[[], Outcome]:
-    solver, gradient = (
-        replace(solver, tol=tol, max_steps=problem.budget),
-        ic.Implicit(ic.GMRES(tol=tol)),
-    )
-
-    def step() -> Outcome:
-        solution = ic.fixed_point(
-            problem.f, problem.z0, problem.x, solver=solver, gradient=gradient, on_failure="ignore"
-        )
-        return Outcome(solution.z, problem.gradients(solution.z), solution.steps)
-
-    return step
 
 
 def _torchdiffeq_to_rest(problem: Problem, tol: float) -> Callable[[], Outcome]:

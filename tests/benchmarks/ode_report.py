@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import jax_peers
-from benchmarks.harness import EXACT, OURS
+from benchmarks.harness import OURS
 from benchmarks.markdown import count, error, missed, short, table
-from benchmarks.ode_contenders import (
+from benchmarks.ode_against import against_torchdiffeq, best, compiled, find
+from benchmarks.ode_contenders import TORCHDIFFEQ
+from benchmarks.ode_ours import (
     ADJOINT,
     CHECKPOINTED,
     IMPLICIT,
     METHODS,
-    SEMINORM,
-    TORCHDIFFEQ,
     UNROLLED,
+    WAYS,
     settling,
 )
 from benchmarks.ode_problems import (
@@ -37,9 +38,6 @@ OVERHEAD = (
     (MLP, ADJOINT, 1.4),
     (HETEROGENEOUS, ADJOINT, 1.4),
 )
-FASTER = {UNROLLED: 1.0, ADJOINT: 1.5}
-PAIRS = ((UNROLLED, UNROLLED), (ADJOINT, ADJOINT), (ADJOINT, SEMINORM))
-"""Our gradients, and those of torchdiffeq that they are held against."""
 EVALUATIONS = {"adams": 25, "tsit5": 60}
 PRECISE = 1e-3
 SETTLES = 8.0
@@ -68,6 +66,11 @@ all contenders of a problem, and f itself, in a new order.
   forward and backward, the same way for every library, in whole batches: an evaluation of the batch
   counts for all of its samples. Compiled code shows neither evaluations nor memory; its counts and
   its peak are those of the eager run of the same solver, its floor the eager one.
+- **cpp** is the C++ backend, **compiled** the layer of `ic.compile`, forward and backward. A
+  compiled trajectory keeps the state after each step and takes the step again on the way back,
+  whether `Unrolled` or `Checkpointed` asks for its gradient: it is one row, `unrolled`. It has no
+  row with cpp, for its steps are in the graph already. `euler` and `rk4` take 200 and 50 equal
+  steps.
 - **Final state error**: the worst sample's error of the last state, relative to that state, in the
   2-norm. (In the rows of `ode.json` it is `residual_max`.) At a steady state **residual** is the
   worst sample's |f(z) - z| / |f(z)|.
@@ -89,11 +92,6 @@ JOINT = """\
 diffrax runs with its default gradient, `RecursiveCheckpointAdjoint`, each sample with steps of its
 own under `vmap`; *joint* is the batch as one state; `adjoint` is its `BacksolveAdjoint`."""
 
-AGAINST = """\
-Against torchdiffeq's dopri5 with the same gradient; figures are ours, then torchdiffeq's. *As
-exact* is ours at the largest tolerance (by factors of two) whose last state is no further off
-than torchdiffeq's at the tolerance of the problem, and timed beside it; its gradient may be."""
-
 
 def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
     """The whole page."""
@@ -101,7 +99,9 @@ def page(rows: Sequence[Row], about: Mapping[str, Any], tried: str) -> str:
     lines += [*jax_peers.said(rows, JOINT), "## Against the targets", ""]
     lines += [
         *_overhead(rows),
-        *_against_torchdiffeq(rows),
+        *against_torchdiffeq(rows),
+        *best(rows),
+        *compiled(rows),
         *_heterogeneous(rows, about["warned"]),
         *_steady(rows),
     ]
@@ -127,7 +127,7 @@ def _overhead(rows: Sequence[Row]) -> Iterator[str]:
     yield from ("Overhead (x floor):", "")
     cells = []
     for problem, gradient, limit in OVERHEAD:
-        found = {method: _find(rows, problem, OURS, method, gradient) for method in METHODS}
+        found = {method: find(rows, problem, OURS, method, gradient) for method in METHODS}
         ratios = (
             f"{row.ratio_to_floor:.2f}, {missed(row.ratio_to_floor, limit)}"
             if row
@@ -136,52 +136,6 @@ def _overhead(rows: Sequence[Row]) -> Iterator[str]:
         )
         cells.append((problem, gradient, f"{limit:g}", *ratios))
     yield from table(("problem", "gradient", "at most", *METHODS), cells)
-
-
-def _against_torchdiffeq(rows: Sequence[Row]) -> Iterator[str]:
-    """Speed beside the same method and gradient, at the same tolerance and at the same error."""
-    yield from (AGAINST, "")
-    header = (
-        "problem",
-        "gradient",
-        "ours",
-        "faster",
-        "at least",
-        "target",
-        "evaluations",
-        "final state error",
-        "gradient error",
-    )
-    cells = []
-    for problem, gradient, name in (
-        (problem, *pair) for problem in (MLP, CONV, HETEROGENEOUS) for pair in PAIRS
-    ):
-        theirs = _find(rows, problem, TORCHDIFFEQ, "dopri5", name)
-        for method, label in (("dopri5", "same tolerance"), (f"dopri5, {EXACT}", EXACT)):
-            ours = _find(rows, problem, OURS, method, gradient)
-            if ours and theirs:
-                speed, limit = theirs.seconds / ours.seconds, FASTER[gradient]
-                cells.append(
-                    (
-                        problem,
-                        name,
-                        label,
-                        f"{speed:.2f} x",
-                        f"{limit:g} x",
-                        short(speed, limit),
-                        *_compared(ours, theirs),
-                    )
-                )
-    yield from table(header, cells) if cells else ("torchdiffeq was not measured.", "")
-
-
-def _compared(ours: Row, theirs: Row) -> tuple[str, ...]:
-    both = ours, theirs
-    return (
-        ", ".join(count(row.evaluations) for row in both),
-        ", ".join(error(row.residual_max) for row in both),
-        ", ".join(error(row.gradient_error) for row in both),
-    )
 
 
 def _heterogeneous(rows: Sequence[Row], warned: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -197,7 +151,7 @@ def _heterogeneous(rows: Sequence[Row], warned: Mapping[str, Sequence[str]]) -> 
     )
     cells = []
     for row in rows:
-        if name_of(row) == HETEROGENEOUS and row.library == OURS:
+        if name_of(row) == HETEROGENEOUS and row.library == OURS and _in_torch(row):
             told = f"{row.problem}, {OURS}, {row.method}, {row.gradient}" in warned
             held = (
                 "met"
@@ -223,11 +177,17 @@ def _heterogeneous(rows: Sequence[Row], warned: Mapping[str, Sequence[str]]) -> 
     )
 
 
+def _in_torch(row: Row) -> bool:
+    """Whether it is one of the adaptive steps in the loop of torch, whose counts are all rows'."""
+    method, *parts = row.method.split(", ")
+    return method in METHODS and not {*parts}.intersection(*WAYS[-1:])
+
+
 def _fewer(row: Row, rows: Sequence[Row]) -> tuple[str, str, str]:
     other = (
         None
         if row.gradient == CHECKPOINTED
-        else _find(rows, HETEROGENEOUS, TORCHDIFFEQ, "dopri5", row.gradient)
+        else find(rows, HETEROGENEOUS, TORCHDIFFEQ, "dopri5", row.gradient)
     )
     if other is None:
         return count(row.evaluations), "", ""
@@ -249,10 +209,11 @@ def _steady(rows: Sequence[Row]) -> Iterator[str]:
         (row for row in rows if name_of(row) == STEADY and row.library == TORCHDIFFEQ), None
     )
     cells = []
-    for name, limit in EVALUATIONS.items():
-        row = _find(rows, STEADY, OURS, settling(name), IMPLICIT)
+    for name, limit, way in ((*pair, way) for pair in EVALUATIONS.items() for way in WAYS):
+        title, method = (", ".join([first, *way]) for first in (name, settling(name)))
+        row = find(rows, STEADY, OURS, method, IMPLICIT)
         if row is None:
-            cells.append((name, str(limit), "not measured", "", "", ""))
+            cells += [] if way else [(name, str(limit), "not measured", "", "", "")]
             continue
         spent = f"{count(row.evaluations)}, {missed(row.evaluations, limit)}"
         exact = f"{error(row.gradient_error)}, {missed(bad(row.gradient_error), PRECISE)}"
@@ -261,7 +222,7 @@ def _steady(rows: Sequence[Row]) -> Iterator[str]:
             if theirs
             else "not measured"
         )
-        cells.append((name, str(limit), spent, error(row.residual_max), exact, speed))
+        cells.append((title, str(limit), spent, error(row.residual_max), exact, speed))
     yield from table(
         ("ODE solver", "at most", "evaluations", "residual", "gradient error", "faster"), cells
     )
@@ -276,13 +237,3 @@ def _notes(title: str, notes: Mapping[str, str | Sequence[str]]) -> list[str]:
         for row, text in notes.items()
     ]
     return [f"## {title}", "", *lines, ""]
-
-
-def _find(
-    rows: Sequence[Row], problem: str, library: str, method: str, gradient: str
-) -> Row | None:
-    wanted = (problem, library, method, gradient)
-    return next(
-        (row for row in rows if (name_of(row), row.library, row.method, row.gradient) == wanted),
-        None,
-    )

@@ -19,14 +19,14 @@ import implicitcore as ic
 from benchmarks import jax_peers, plain
 from benchmarks.harness import EXACT, OURS
 from benchmarks.problem import Contender, Outcome, Problem, Step
-from benchmarks.root_problems import CONV, MLP_32, MLP_256
+from benchmarks.root_problems import CONV, HETEROGENEOUS, MLP_32, MLP_256, RESOLUTIONS
 from implicitcore.extend import LinearRootSolver
 from implicitcore.registry.registry import REGISTRY
 
 TORCHDEQ, PLAIN = "torchdeq", "plain loop"
 METHODS = {"picard": ic.Picard, "anderson": ic.Anderson, "broyden": ic.Broyden}
 COMPACT, CPP, COMPILED, SKIP = "compact", "cpp", "compiled", "skip_deq"
-COMPILES = (MLP_32, MLP_256, CONV)
+COMPILES = (MLP_32, MLP_256, CONV, HETEROGENEOUS, RESOLUTIONS)
 """The problems on which ours is compiled too."""
 LAYERS = {
     "deq": "DEQ",

@@ -137,27 +137,54 @@ def test_a_large_state_with_a_history_is_solved_by_the_layer(monkeypatch, start,
 def test_a_history_is_kept_by_the_loop_of_a_large_state_and_by_kernels():
     fits, large, kernels = torch.zeros(64, 256), torch.zeros(65, 256), copy(TORCH)
     for solver in (ic.Anderson(), ic.Broyden(), ic.GMRES()):
-        both = [ic.Picard(), solver]
-        assert history.keeps_loop(large, both, TORCH)
-        assert not history.keeps_loop(fits, both, TORCH)
-        assert history.keeps_loop(fits, both, kernels)
-        assert history.keeps_loop(fits.double(), [solver], TORCH)
-        assert not history.keeps_loop(large.to("meta"), both, kernels)
-    assert not history.keeps_loop(large, [ic.Picard(), None], kernels)
+        assert history.keeps_loop(large, solver, TORCH)
+        assert not history.keeps_loop(fits, solver, TORCH)
+        assert history.keeps_loop(fits, solver, kernels)
+        assert history.keeps_loop(fits.double(), solver, TORCH)
+        assert not history.keeps_loop(large.to("meta"), solver, kernels)
+    for solver in (ic.Picard(), ic.SteadyState(), None):
+        assert not history.keeps_loop(large, solver, kernels)
+
+
+ADJOINTS = [
+    ic.GMRES(tol=1e-9),
+    ic.GMRES(tol=1e-9, restart=4),
+    ic.Anderson(tol=1e-9, compact=True),
+    ic.Broyden(tol=1e-9),
+]
 
 
 @pytest.mark.usefixtures("plainly")
-def test_a_large_state_counts_for_the_gradient_where_one_is_wanted(monkeypatch):
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_the_linear_solve_of_a_large_state_has_the_loop_of_its_solver(
+    monkeypatch, adjoint, coupled
+):
     monkeypatch.setattr(history, "LARGEST", 0)
-    eager = layer(*PAIRS[0])
-    eager.gradient = ic.Implicit(ic.GMRES(tol=1e-9))
-    compiled, (x, scale) = ic.compile(eager), inputs(3)
-    expected = eager.solve((x, ic.shared(scale)))
-    assert compiled.solve((x, ic.shared(scale))).evaluations == expected.evaluations
-    with torch.no_grad():
-        found = compiled.solve((x, ic.shared(scale)))
-        assert "forward" in vars(next(reversed(compiled.plans.values())))
-    torch.testing.assert_close(found.z, expected.z)
+    eager = layer(PAIRS[0][0], adjoint, coupled=coupled)
+    compiled = ic.compile(eager)
+    for batch in (1, 8):
+        compare(eager, compiled, batch)
+    for known in compiled.plans.values():
+        assert "forward" in vars(known) and "backward" not in vars(known)
+
+
+@pytest.mark.usefixtures("plainly")
+def test_the_loop_of_a_linear_solve_leaves_out_what_is_not_finite(monkeypatch):
+    eager = layer(PAIRS[0][0], ADJOINTS[0])
+    x, scale = inputs(4)
+    v = torch.randn(4, 8, dtype=torch.float64)
+    v[1], v[2, 3] = 0, torch.nan
+    found = []
+    for largest in (2**16, 0):
+        monkeypatch.setattr(history, "LARGEST", largest)
+        solution = ic.compile(eager).solve((x, ic.shared(scale)))
+        found.append(torch.autograd.grad(solution.z, x, v)[0])
+        assert solution.backward.status.tolist() == [0] * 4
+        assert solution.backward.residual.isfinite().all()
+    one, other = found
+    assert other[2].isnan().all() and not other[1].any()
+    torch.testing.assert_close(other, one, rtol=1e-7, atol=1e-9, equal_nan=True)
 
 
 def test_a_large_state_does_not_let_through_what_is_refused(monkeypatch):
