@@ -93,8 +93,14 @@ def test_the_solution_and_its_gradient_are_those_of_the_layer(solver, adjoint):
 @pytest.mark.slow(40)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(1500)  # the compiler's, on a machine that is busy
-@pytest.mark.parametrize(("solver", "adjoint"), PAIRS[1:4:2], ids=str)
-def test_one_graph_each_serves_every_batch(solver, adjoint):
+@pytest.mark.parametrize(
+    ("solver", "adjoint", "compiled_for"),
+    [(*PAIRS[1], "one size, then any"), (*PAIRS[3], "any size")],
+    ids=["Anderson", "Broyden"],
+)
+def test_one_graph_each_serves_every_batch(solver, adjoint, compiled_for, request):
+    if compiled_for == "any size":
+        request.getfixturevalue("only_for_any_size")
     torch._dynamo.reset()
     eager = layer(solver, adjoint)
     compiled = ic.compile(eager)
