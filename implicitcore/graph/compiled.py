@@ -16,6 +16,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._inductor.output_code import CompiledFxGraph
 
 from implicitcore.graph.loop_inputs import ForCpp
+from implicitcore.graph.products import ScaledSums
 
 Kinds = tuple[Any, ...]
 """See :func:`kinds`."""
@@ -32,7 +33,7 @@ def compiled(
 
     On a CPU its loop is in C++ where ``in_cpp``; from Python it takes twice as long there.
     """
-    options: dict[str, Any] = {"cpp_wrapper": False}
+    options: dict[str, Any] = {"cpp_wrapper": False, "post_grad_custom_pre_pass": ScaledSums()}
     if device is not None and device.type == "cpu":
         # The state of a loop is in the order of its entries: with the channels last, each
         # convolution would reorder it, and the kernel, and back.

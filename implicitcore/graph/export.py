@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import ConfigError, ImplicitCoreError, InputError, describe_error
 from implicitcore.graph.layer import AtTimes, in_graph
 from implicitcore.graph.loop_inputs import ForCpp
+from implicitcore.graph.products import ScaledSums
 from implicitcore.graph.times import checked_times
 from implicitcore.layers.base import ImplicitLayer
 from implicitcore.layers.dropout import VariationalDropout
@@ -153,7 +154,10 @@ def _writer(path: Path) -> Write:
 
 
 def _write_machine_code(program: Any, path: Path) -> None:
-    options = {"post_grad_custom_post_pass": ForCpp()}
+    options = {
+        "post_grad_custom_pre_pass": ScaledSums(),
+        "post_grad_custom_post_pass": ForCpp(),
+    }
     torch._inductor.aoti_compile_and_package(
         program, package_path=str(path), inductor_configs=options
     )

@@ -1,4 +1,4 @@
-"""Products of matrices in compiled C++, where calling one may cost more than it does itself."""
+"""Products of matrices in a compiled graph: right where one is added, and cheap where it is small."""
 
 from __future__ import annotations
 
@@ -7,12 +7,43 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 _FLOAT = (torch.float32, torch.float64)
 _aten = torch.ops.aten
 
 SMALLEST = 1024
 """Multiplications below which a product is a sum in the kernel around it."""
+
+
+class ScaledSums(CustomGraphPass):
+    """See :func:`scaled_sums`; before the compiler looks for products that are added."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Change the graph in place."""
+        scaled_sums(graph)
+
+    def uuid(self) -> Any:
+        """What a cache of compiled graphs knows this by."""
+        return get_hash_for_files((__file__,))
+
+
+def scaled_sums(graph: fx.Graph) -> None:
+    """Write the sums u + alpha v of matrices in a graph with a product of its own, in place.
+
+    Where v is a product of matrices, or u is, torch 2.13 makes the sum one ``addmm``, and forgets
+    alpha there.
+    """
+    for node in graph.find_nodes(op="call_function", target=_aten.add.Tensor):
+        alpha, value = node.kwargs.get("alpha", 1), node.meta.get("val")
+        if alpha == 1 or not isinstance(value, Tensor) or value.ndim != 2:
+            continue
+        first, second = node.args
+        if not isinstance(second, fx.Node) or _value(second).dtype is not value.dtype:
+            continue  # not of two matrices
+        with graph.inserting_before(node):
+            scaled = _call(graph, _aten.mul.Tensor, second, alpha)
+            _replace(graph, node, _call(graph, _aten.add.Tensor, first, scaled))
 
 
 def plain_products(graph: fx.Graph) -> None:

@@ -13,10 +13,10 @@ from torch import fx, nn
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from implicitcore.graph.compiled import CompiledFunction, _Ran
+from implicitcore.graph.compiled import CompiledFunction, _Ran, compiled
 from implicitcore.graph.loop_inputs import own_inputs
 from implicitcore.graph.prepared import Form, Prepared, Recent
-from implicitcore.graph.products import plain_products
+from implicitcore.graph.products import plain_products, scaled_sums
 
 
 class Recorded(CompiledFunction):
@@ -190,6 +190,38 @@ def test_a_graph_is_called_without_what_torch_puts_around_it():
     found = function(a, b)
     assert torch.equal(found[0], a * 2 + b)
     torch.testing.assert_close(found[1], b.sin())
+
+
+SUMS = {
+    "of a product": lambda u, a, b: torch.add(u, a @ b, alpha=0.5),
+    "to a product": lambda u, a, b: torch.add(a @ b, u, alpha=0.5),
+    "of two": lambda u, a, b: torch.add(a @ b, b @ a, alpha=-2),
+    "in place": lambda u, a, b: (2 * u).add_((a @ b).clone(), alpha=1 / 3),
+    "of a row": lambda u, a, b: torch.add(a @ b, u[0], alpha=3),
+    "of another dtype": lambda u, a, b: torch.add(u, (a @ b).float(), alpha=0.25),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
+@pytest.mark.parametrize("name", SUMS)
+def test_a_product_in_a_sum_has_the_factor_that_it_has_there(name):
+    """torch 2.13 by itself forgets it, and gives u + a b."""
+    torch.manual_seed(0)
+    u, a, b = torch.randn(3, 33, 33, dtype=torch.float64).unbind(0)
+    found = compiled(lambda *given: (SUMS[name](*given),), device=u.device)(u, a, b)
+    torch.testing.assert_close(found[0], SUMS[name](u, a, b))
+
+
+def test_sums_of_matrices_with_a_factor_are_written_with_a_product():
+    u, a, b = torch.randn(3, 4, 4).unbind(0)
+    for name, add in SUMS.items():
+        graph = make_fx(add, tracing_mode="fake")(u, a, b)
+        scaled_sums(graph.graph)
+        graph.graph.lint()
+        graph.recompile()
+        sums = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)
+        assert all(not node.kwargs for node in sums), name
+        torch.testing.assert_close(graph(u, a, b), add(u, a, b))
 
 
 def test_products_in_compiled_code_are_those_of_torch():

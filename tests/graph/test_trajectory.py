@@ -139,6 +139,24 @@ def test_another_thread_may_change_the_room_while_stacks_are_made():
     same(expected, gradient, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
+@pytest.mark.usefixtures("only_for_any_size")
+@pytest.mark.parametrize("solver", [ic.RK4(), ic.Tsit5()], ids=["rk4", "tsit5"])
+def test_a_field_that_ends_in_a_product_is_summed_with_the_weights_of_its_stages(solver):
+    """Compiled, not as traced: a compiler may take the product and the sum together."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4))
+    eager = layer(solver, lambda t, z, x: net(z))
+    net.double()
+    compiled = ic.compile(eager)
+    for batch in (3, 5):
+        (found, expected), (graph, gradient) = (
+            solved(module, inputs(batch) / 5, net.parameters()) for module in (eager, compiled)
+        )
+        same([found.z, *expected], [graph.z, *gradient], rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.usefixtures("plainly")
 def test_the_gradient_is_that_of_a_dense_computation():
     matrix = torch.tensor([[-1.0, 2.0], [-0.5, -0.3]], dtype=torch.float64, requires_grad=True)
