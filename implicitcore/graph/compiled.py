@@ -209,14 +209,6 @@ def kinds(tensors: Sequence[Tensor]) -> Kinds | None:
     return *found, alike
 
 
-def _graph_of(run: Any) -> CompiledFxGraph | None:
-    """The graph in what ``torch.compile`` calls; None where this torch hides it."""
-    while not isinstance(run, CompiledFxGraph):
-        if (run := getattr(run, "__wrapped__", None)) is None:
-            return None
-    return run if callable(run.current_callable) else None
-
-
 def _place(value: Any, among: Iterable[Any]) -> int | None:
     """Where a tensor is among others."""
     if not isinstance(value, Tensor):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import reset_code
 from torch._higher_order_ops.while_loop import while_loop
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
@@ -120,11 +121,11 @@ def _forgotten_loops() -> Iterator[None]:
     loops = [code for code in inner if code.co_name == "_while_loop_op_wrapper"]
     try:
         for code in loops:
-            torch._dynamo.reset_code(code)
+            reset_code(code)
         yield
     finally:
         for code in loops:
-            torch._dynamo.reset_code(code)
+            reset_code(code)
 
 
 Write = Callable[[Any, Path], Any]

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import jax_peers
 from benchmarks.harness import OURS
 from benchmarks.markdown import count, error, missed, short, table
-from benchmarks.ode_against import against_torchdiffeq, best, compiled, find
+from benchmarks.ode_against import PRECISE, against_torchdiffeq, best, compiled, find
 from benchmarks.ode_contenders import TORCHDIFFEQ
 from benchmarks.ode_ours import (
     ADJOINT,
@@ -39,7 +39,6 @@ OVERHEAD = (
     (HETEROGENEOUS, ADJOINT, 1.4),
 )
 EVALUATIONS = {"adams": 25, "tsit5": 60}
-PRECISE = 1e-3
 SETTLES = 8.0
 
 INTRODUCTION = """\

@@ -179,6 +179,7 @@ def test_a_graph_that_gives_more_than_the_function_is_not_called_by_itself():
     assert len(function.entries) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
 @torch.no_grad()
 def test_a_graph_is_called_without_what_torch_puts_around_it():

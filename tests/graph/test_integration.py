@@ -132,7 +132,8 @@ def test_an_ode_solver_without_a_loop_is_named(solver):
         ic.compile(trajectory(solver))
 
 
-@pytest.mark.slow(20)
+@pytest.mark.usefixtures("only_for_any_size")
+@pytest.mark.slow(12)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("solver", [ic.RK4(), ic.Tsit5(), ic.SteadyState()], ids=str)

@@ -254,7 +254,8 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(z.sum(), leaf, create_graph=True)
 
 
-@pytest.mark.slow(40)
+@pytest.mark.usefixtures("only_for_any_size")
+@pytest.mark.slow(25)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(1500)  # the compiler's, on a machine that is busy
 @pytest.mark.parametrize("solver", [ic.RK4(), ic.Tsit5()], ids=str)  # Adams with times, below
@@ -269,6 +270,7 @@ def test_one_graph_each_serves_every_batch(solver):
         same([found.z, *expected], [graph.z, *gradient], rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.usefixtures("only_for_any_size")
 @pytest.mark.slow(45)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(1500)  # as above

@@ -54,6 +54,21 @@ def test_a_solve_of_one_evaluation_takes_few_calls(graph, calls, operations, mon
     assert len(seen.names) <= operations
 
 
+@pytest.mark.slow(15)
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
+def test_a_repeated_call_of_a_compiled_layer_takes_few_calls():
+    """The bars are what was counted, torch's own calls in them."""
+    torch.manual_seed(0)
+    layer = ic.compile(ic.ImplicitLayer(ic.FixedPoint(Cell()), solver=ic.Picard(tol=1e-3)))
+    x, v = torch.randn(8, 32), torch.ones(8, 32)
+    for _ in range(2):
+        layer(x).backward(v)
+    assert python_calls(lambda: layer(x).backward(v)) <= 99
+    with torch.no_grad():
+        layer(x)
+        assert python_calls(lambda: layer(x)) <= 50
+
+
 @pytest.mark.parametrize(
     ("backend", "slope", "vjps", "calls", "operations"),
     [

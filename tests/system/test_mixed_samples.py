@@ -158,13 +158,14 @@ def test_no_graph_of_the_steps_has_their_derivatives(cell, dtype, batch):
 
 
 def test_a_graph_of_the_steps_asks_once_and_accepts_what_mixes_nothing():
+    cell = torch.nn.Bilinear(WIDTH, WIDTH, WIDTH).double()
+    torch.nn.init.normal_(cell.weight, std=0.05)
     layer = ic.ImplicitLayer(
-        ic.FixedPoint(torch.nn.Bilinear(WIDTH, WIDTH, WIDTH).double()),
+        ic.FixedPoint(cell),
         solver=ic.Picard(tol=1e-3, max_steps=9),
         gradient=ic.Unrolled(),
         on_failure="ignore",
     )
-    torch.nn.init.normal_(layer.dynamics.cell.weight, std=0.05)
     x = X.clone()
     x[3] = torch.nan  # what it gives is not finite, and has no derivative by others
     found = [layer.solve(rows) for rows in (X[:1], X, X, x)]
