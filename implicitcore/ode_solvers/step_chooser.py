@@ -25,6 +25,11 @@ COARSE = 1e-4
 # in units of rounding.
 SHORTEST = 1e-3
 
+# Nor does a sample go on that is at the edge of the domain of f: so many of its steps were not
+# finite, one in so many of all, and even steps so many times as long as the next one lead in all
+# that it has left neither to its stop nor as far as it has come.
+MANY, SHARE, LONGER = 30, 3, 10
+
 
 class Attempt(NamedTuple):
     """A step of each sample towards its next stop."""
@@ -89,6 +94,11 @@ class ControlledSteps(StepChooser):
         span: the way to go, and one where it is longer; ``[batch]`` where each has its own.
         coarse: whose dt is to be rounded to what t moves by, a bool; None: nobody's.
         stops: where steps have to end; None where the host may not look at a step.
+        limit: most steps from stop to stop, where a sample is to end that cannot come to its stop
+            in these, since its steps are not finite.
+
+    Attributes:
+        undefined: how many steps of each sample were not finite, where there is a limit.
     """
 
     def __init__(
@@ -97,19 +107,21 @@ class ControlledSteps(StepChooser):
         span: Tensor,
         coarse: Tensor | None = None,
         stops: Stops | None = None,
+        limit: int | None = None,
     ) -> None:
         self.control, self.span, self.coarse, self.stops = control, span, coarse, stops
+        self.limit, self.undefined = limit, torch.zeros((), dtype=torch.int64, device=span.device)
         self.eps, self.rule = torch.finfo(span.dtype).eps, control.rule
         # The next step, where a backend found it: of which t, size and target, and an attempt.
         self.known: tuple[Tensor, ...] | None = None
 
     @classmethod
-    def between(cls, control: StepSize, stops: Stops) -> ControlledSteps:
+    def between(cls, control: StepSize, stops: Stops, limit: int | None = None) -> ControlledSteps:
         """The choices of steps that have to end at these stops."""
         times = torch.cat((stops.start, stops.ends))
         span, eps = (times[-1] - times[0]).abs().clamp(max=1), torch.finfo(times.dtype).eps
         coarse = eps * times.abs().amax(0) > COARSE * times.diff(dim=0).abs().amin(0)
-        return cls(control, span, coarse if bool(coarse.any()) else None, stops)
+        return cls(control, span, coarse if bool(coarse.any()) else None, stops, limit)
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
@@ -193,7 +205,19 @@ class ControlledSteps(StepChooser):
         floor = (SHORTEST * self.eps * self.span).clamp(min=self.control.min_step)
         smallest = torch.maximum(self.eps * samples.t.abs(), floor)
         lost = refused & ((choice.size >= size) | (choice.size < smallest))
-        return lost, lost & ~choice.error.isfinite()
+        wrong = refused & ~choice.error.isfinite()
+        if self.limit is not None and self.stops is not None:
+            self.undefined = self.undefined + wrong
+            lost = lost | (wrong & self._at_edge(samples, choice, self.stops.start[0], self.limit))
+        return lost, lost & wrong
+
+    def _at_edge(self, samples: Samples, choice: Choice, start: Tensor, limit: int) -> Tensor:
+        """Which samples would need far more steps than they have left, as so many are undefined."""
+        steps, ahead = samples.steps, samples.ahead
+        often = (self.undefined >= MANY) & (self.undefined * SHARE >= steps)
+        left = limit - (steps - ahead.mark)
+        way = torch.minimum((ahead.target - samples.t).abs(), (samples.t - start).abs())
+        return often & (LONGER * left * choice.size < way)
 
 
 @final
@@ -243,4 +267,4 @@ def _where_finite(z: Tensor, accept: Tensor, error: Tensor) -> tuple[Tensor, Ten
 def choose_steps(control: StepSize, stops: Stops, limit: int) -> ControlledSteps | GridSteps:
     """Who chooses the steps for a control of their size, at most so many from stop to stop."""
     grid = control.grid(stops, limit)
-    return ControlledSteps.between(control, stops) if grid is None else GridSteps(grid)
+    return ControlledSteps.between(control, stops, limit) if grid is None else GridSteps(grid)
