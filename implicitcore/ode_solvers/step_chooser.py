@@ -25,10 +25,9 @@ COARSE = 1e-4
 # in units of rounding.
 SHORTEST = 1e-3
 
-# Nor does a sample go on that is at the edge of the domain of f: so many of its steps were not
-# finite, one in so many of all, and even steps so many times as long as the next one lead in all
-# that it has left neither to its stop nor as far as it has come.
-MANY, SHARE, LONGER = 30, 3, 10
+# Nor does a sample go on at the edge of the domain of f: so many of its steps were not finite, one
+# in so many of all, and so many times the steps that it may take lead nowhere.
+MANY, SHARE, FURTHER = 30, 3, 10
 
 
 class Attempt(NamedTuple):
@@ -48,6 +47,25 @@ class Choice(NamedTuple):
     memory: Tensor  # [..., batch], what the control of the step size remembers
     t: Tensor | None = None  # [batch], where the samples are then, where it is known
     look: Look | None = None  # what the host knows of it
+
+
+class Journey(NamedTuple):
+    """What tells that a sample at the edge of the domain of f will not come to its stop."""
+
+    start: Tensor  # [batch] or none, where samples began
+    limit: int  # most steps from stop to stop
+
+    def hopeless(self, samples: Samples, size: Tensor) -> Tensor:
+        """Whose steps are undefined again and again, and of which ``size`` is far too short.
+
+        By far more steps than there may be it would come neither to its stop nor as far as it came
+        so far: one that begins with short steps goes on.
+        """
+        often = samples.count.undefined * SHARE >= samples.steps.clamp(min=SHARE * MANY)
+        way = torch.minimum(
+            (samples.ahead.target - samples.t).abs(), (samples.t - self.start).abs()
+        )
+        return often & (size * (FURTHER * self.limit) < way)
 
 
 class StepChooser(ABC):
@@ -94,11 +112,8 @@ class ControlledSteps(StepChooser):
         span: the way to go, and one where it is longer; ``[batch]`` where each has its own.
         coarse: whose dt is to be rounded to what t moves by, a bool; None: nobody's.
         stops: where steps have to end; None where the host may not look at a step.
-        limit: most steps from stop to stop, where a sample is to end that cannot come to its stop
-            in these, since its steps are not finite.
-
-    Attributes:
-        undefined: how many steps of each sample were not finite, where there is a limit.
+        journey: where a sample is to end that does not come to its stop, as its steps are not
+            finite.
     """
 
     def __init__(
@@ -107,10 +122,10 @@ class ControlledSteps(StepChooser):
         span: Tensor,
         coarse: Tensor | None = None,
         stops: Stops | None = None,
-        limit: int | None = None,
+        journey: Journey | None = None,
     ) -> None:
         self.control, self.span, self.coarse, self.stops = control, span, coarse, stops
-        self.limit, self.undefined = limit, torch.zeros((), dtype=torch.int64, device=span.device)
+        self.journey = journey
         self.eps, self.rule = torch.finfo(span.dtype).eps, control.rule
         # The next step, where a backend found it: of which t, size and target, and an attempt.
         self.known: tuple[Tensor, ...] | None = None
@@ -120,8 +135,9 @@ class ControlledSteps(StepChooser):
         """The choices of steps that have to end at these stops."""
         times = torch.cat((stops.start, stops.ends))
         span, eps = (times[-1] - times[0]).abs().clamp(max=1), torch.finfo(times.dtype).eps
+        journey = None if limit is None else Journey(stops.start[0], limit)
         coarse = eps * times.abs().amax(0) > COARSE * times.diff(dim=0).abs().amin(0)
-        return cls(control, span, coarse if bool(coarse.any()) else None, stops, limit)
+        return cls(control, span, coarse if bool(coarse.any()) else None, stops, journey)
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
@@ -206,18 +222,10 @@ class ControlledSteps(StepChooser):
         smallest = torch.maximum(self.eps * samples.t.abs(), floor)
         lost = refused & ((choice.size >= size) | (choice.size < smallest))
         wrong = refused & ~choice.error.isfinite()
-        if self.limit is not None and self.stops is not None:
-            self.undefined = self.undefined + wrong
-            lost = lost | (wrong & self._at_edge(samples, choice, self.stops.start[0], self.limit))
+        if self.journey is not None:
+            samples.count = samples.count._replace(undefined=samples.count.undefined + wrong)
+            lost = lost | (wrong & self.journey.hopeless(samples, choice.size))
         return lost, lost & wrong
-
-    def _at_edge(self, samples: Samples, choice: Choice, start: Tensor, limit: int) -> Tensor:
-        """Which samples would need far more steps than they have left, as so many are undefined."""
-        steps, ahead = samples.steps, samples.ahead
-        often = (self.undefined >= MANY) & (self.undefined * SHARE >= steps)
-        left = limit - (steps - ahead.mark)
-        way = torch.minimum((ahead.target - samples.t).abs(), (samples.t - start).abs())
-        return often & (LONGER * left * choice.size < way)
 
 
 @final
