@@ -114,14 +114,7 @@ class CompiledLayer(nn.Module):
             call = self._prepared(x, begin, z0, times)
             self.recent = Recent.of(x, begin, call) if times is None else None
         plan, flat, training = call.plan, call.flat, call.training
-<<<<<<< HEAD
-        if (keeps := call.keeps.get(training)) is None:
-            keeps = keeps_loop(flat, plan.unfused(training=training), layer.backend)
-            call.keeps[training] = keeps
-        if keeps:
-=======
-        if plan.keeps_loop(flat):
->>>>>>> flows
+        if call.keeps:
             plan.check()
             return self._solved(x, begin, z0 is None)
         if training and isinstance(plan, TrajectoryPlan):
@@ -142,7 +135,7 @@ class CompiledLayer(nn.Module):
         check_batch(x, len(pytree.tree_leaves(begin)[0]))
         grid = checked_times(layer.solver, times, flat, coupled=layer.coupled)
         plan, tensors = self._plan(x, layout, flat, clock_of(grid and grid.distinct))
-        return Prepared(layout, flat, plan, tensors, {}, times=grid)
+        return Prepared(layout, flat, plan, tensors, plan.keeps_loop(flat), times=grid)
 
     def _again(self, layer: ImplicitLayer, x: Any, begin: Any, z0: Any) -> Prepared | None:
         """As the call before, where this one is of its kind, and all else is where it was."""

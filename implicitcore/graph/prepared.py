@@ -48,7 +48,7 @@ class Prepared(NamedTuple):
     flat: Tensor  # the start, packed, without a graph where it has none
     plan: Plan
     tensors: Sequence[Tensor]  # that the plan takes
-    keeps: dict[bool, bool]  # in training, and not: whether the layer's own loop solves it
+    keeps: bool  # whether the layer's own loop solves it
     kinds: Kinds | None = None  # of both, where they are known
     times: OutputTimes | None = None
 
@@ -82,7 +82,7 @@ class Recent(NamedTuple):
     alike: TensorGuards | None
     layout: Layout
     plan: Plan
-    keeps: dict[bool, bool]
+    keeps: bool
 
     @classmethod
     def of(cls, x: Any, begin: Any, call: Prepared) -> Recent | None:
