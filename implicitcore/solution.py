@@ -94,7 +94,7 @@ class SolveResult:
 
     def of_each(self, batch: int) -> Self:
         """The result of a coupled batch, which was one sample, said of each of its samples."""
-        names = ("status", "steps", "residual", "event_times", "event_index")
+        names = ("status", "steps", "residual", "event_times", "event_index", "next_step")
         found = {name: getattr(self, name, None) for name in names}
         return self.amended(
             **{name: value.expand(batch) for name, value in found.items() if value is not None}
@@ -226,6 +226,9 @@ class Trajectory(_Integrated):
         event_velocity: ``[batch, n]``, dz/dt there, that of the continuous extension of the step;
             zero: none. A solver gives it to the gradient strategies; None afterwards.
         interpolant: the continuous extension, when asked for; see :meth:`interpolate`.
+        next_step: ``[batch]``, the size of the step that each sample would take next: the
+            ``first_step`` of a solve that goes on from here is their smallest. None where steps do
+            not follow from their errors, and of a compiled layer and another library's solver.
     """
 
     end: Any = None
@@ -233,6 +236,7 @@ class Trajectory(_Integrated):
     event_index: Tensor | None = None
     event_velocity: Tensor | None = field(default=None, repr=False)
     interpolant: Callable[[Tensor], Any] | None = None
+    next_step: Tensor | None = None
 
     def interpolate(self, t: Tensor) -> Any:
         """The states at other times, by the continuous extension of the steps.
