@@ -114,11 +114,8 @@ class SolveResult:
         """One line: how many samples ended how, at what cost, and what there is to say of it."""
         counts = Counter(self.status.tolist())
         parts = [f"{counts[status]} {status.name.lower()}" for status in Status if counts[status]]
-        line = (
-            f"{len(self.status)} samples: {', '.join(parts) or 'none'}; "
-            f"{self.evaluations} evaluations"
-        )
-        return "; ".join((line, *self._remarks()))
+        ends = f"{len(self.status)} samples: {', '.join(parts) or 'none'}"
+        return "; ".join((ends, f"{self.evaluations} evaluations", *self._remarks()))
 
     def _remarks(self) -> Iterator[str]:
         """What a kind of result adds to its summary."""
@@ -226,9 +223,8 @@ class Trajectory(_Integrated):
         event_velocity: ``[batch, n]``, dz/dt there, that of the continuous extension of the step;
             zero: none. A solver gives it to the gradient strategies; None afterwards.
         interpolant: the continuous extension, when asked for; see :meth:`interpolate`.
-        next_step: ``[batch]``, the size of the step that each sample would take next: the
-            ``first_step`` of a solve that goes on from here is their smallest. None where steps do
-            not follow from their errors, and of a compiled layer and another library's solver.
+        next_step: ``[batch]``, the size of the step that would follow, for the ``first_step`` of a
+            solve that goes on; None of equal steps, of a compiled layer and of other libraries.
     """
 
     end: Any = None
