@@ -19,7 +19,7 @@ from implicitcore.ode_solvers.recorder import extended
 from implicitcore.ode_solvers.runge_kutta import RungeKutta
 from implicitcore.ode_solvers.samples import Ahead, StepCount, chosen
 from implicitcore.ode_solvers.samples import Samples as Travellers
-from implicitcore.ode_solvers.step_chooser import COARSE, ControlledSteps
+from implicitcore.ode_solvers.step_chooser import COARSE, ControlledSteps, Journey
 from implicitcore.ode_solvers.step_size import Adaptive, Fixed, StepSize
 from implicitcore.solution import Status
 from implicitcore.tensors.norms import all_finite, column, real_dtype
@@ -89,6 +89,7 @@ class Moving(NamedTuple):
     active: Tensor  # [batch] bool, who takes steps
     failure: Tensor  # [batch] int8, a Status, 0 where a sample did not fail
     steps: Tensor  # [batch] int64
+    undefined: Tensor  # [batch] int64, of these, those that were not finite
     evaluations: Tensor  # int64
 
 
@@ -129,9 +130,11 @@ class Steps:
         span: Span,
         *,
         between: bool = False,
+        limit: int | None = None,
     ) -> Steps:
-        """Those that the control of their size chooses."""
-        chooser = ControlledSteps(control, span.length, span.coarse)
+        """Those that the control of their size chooses, at most so many to a finite end."""
+        journey = None if limit is None else Journey(span.start, limit)
+        chooser = ControlledSteps(control, span.length, span.coarse, journey=journey)
         return cls(solver, field, chooser, span, between)
 
     @property
@@ -147,7 +150,7 @@ class Steps:
         count = torch.zeros((), dtype=torch.int64, device=z.device)
         error = self.chooser.control.remember(yes, one, one).clone()
         failure = torch.zeros_like(whole, dtype=torch.int8)
-        return Moving(t, z, (), one, error, yes, failure, whole, count)
+        return Moving(t, z, (), one, error, yes, failure, whole, whole.clone(), count)
 
     def sized(self, now: Moving, velocity: Tensor) -> Moving:
         """With the size of the first step; an infinite velocity is none to go on with."""
@@ -183,6 +186,7 @@ class Steps:
             start = StepStart(now.t, dt, now.z, now.state)
             step, (_, *piece) = extended(self.solver, self.field, start, step, end, accept)
         refused = now.active & ~accept
+        samples.take()
         lost, wild = self.chooser.lost(samples, attempt, choice, refused)
         kind = torch.where(wild, int(Status.NON_FINITE), int(Status.DIVERGED))
         state = now.state if step.state is None else chosen(accept, step.state, now.state)
@@ -194,7 +198,8 @@ class Steps:
             choice.memory.clone(),
             now.active & ~lost & ~(accept & attempt.arrives),
             torch.where(lost, kind.to(torch.int8), now.failure),
-            now.steps + now.active,
+            samples.steps,
+            samples.count.undefined.clone(),
             now.evaluations + cost,
         )
         # Tensors of their own, as the loop requires.
@@ -225,7 +230,7 @@ class Steps:
             done=done,
             finite=now.active,
             moving=now.active,
-            count=StepCount(now.steps),
+            count=StepCount(now.steps, now.undefined),
         )
 
 
@@ -243,7 +248,9 @@ def started(
     A method that leaves no velocity to the next step evaluates the first one once more, where that
     estimates the size of a step.
     """
-    steps = Steps.towards(solver, solver.step_size, field, span, between=between)
+    steps = Steps.towards(
+        solver, solver.step_size, field, span, between=between, limit=solver.max_steps
+    )
     begin, anew = steps.start(z0), begins_anew(solver, between=between)
     if anew and isinstance(steps.control, Fixed):
         begin = steps.sized(begin, z0)

@@ -49,7 +49,8 @@ class GraphedSteps(Graphs):
         self.memory = [_room(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         kept, (span, coarse), stops = pytree.tree_unflatten(self.memory, spec)
         samples, stops = with_leaves(run.samples, kept), replace(run.stops, **stops)
-        chooser = ControlledSteps(chooser.control, span, coarse, stops)
+        journey = chooser.journey and chooser.journey._replace(start=stops.start[0])
+        chooser = ControlledSteps(chooser.control, span, coarse, stops, journey)
         self.outputs = OutputMemory(samples.z, samples.t, stops)
         self.chunk = RecordedChunk(run.solver, chooser, stops, samples, self.outputs)
         self.given: list[Any] = []
@@ -78,7 +79,7 @@ class GraphedSteps(Graphs):
         kept = leaves_of(self.chunk.samples)
         run.samples = with_leaves(run.samples, pytree.tree_map_only(Tensor, torch.clone, kept))
         self._arrived(run, came)
-        run.more = run.rest.count(run.samples.active)
+        run.more = run.rest.count(run.samples)
         return taken
 
     def _fill(self) -> None:

@@ -13,7 +13,7 @@ from implicitcore.ode_solvers.dense import StepStart
 from implicitcore.ode_solvers.grid import Visit
 from implicitcore.ode_solvers.integration import Integration
 from implicitcore.ode_solvers.recorder import extended
-from implicitcore.ode_solvers.samples import Ahead, StepCount
+from implicitcore.ode_solvers.samples import Ahead
 from implicitcore.ode_solvers.step_chooser import GridSteps
 from implicitcore.tensors.like import check_like
 from implicitcore.tensors.norms import real_dtype, whole_finite
@@ -187,7 +187,7 @@ class Lockstep:
         """Let the samples know where they are."""
         run, samples, stops = self.run, self.run.samples, self.run.stops
         none, every = torch.zeros_like(samples.count.each), torch.ones_like(samples.done)
-        samples.count = StepCount(none + self.chooser.index)
+        samples.count = samples.count._replace(each=none + self.chooser.index, together=0)
         grid, index = self.chooser.grid, self.chooser.index
         stop = grid.stops_before(index)
         run.more = run.more and stop < len(stops.ends)

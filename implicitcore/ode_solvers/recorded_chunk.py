@@ -11,7 +11,7 @@ from torch import Tensor
 
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.dense import StepStart
-from implicitcore.ode_solvers.samples import Ahead, Samples, chosen
+from implicitcore.ode_solvers.samples import Ahead, Samples, StepCount, chosen
 from implicitcore.ode_solvers.step_chooser import Attempt, ControlledSteps
 from implicitcore.ode_solvers.stepper import Stepper
 from implicitcore.ode_solvers.stops import Stops
@@ -167,16 +167,16 @@ class RecordedChunk:
 
 def leaves_of(samples: Samples) -> tuple[Any, ...]:
     """All that samples have, as a pytree; of those in memory of a chunk this memory itself."""
-    (each, together), state = samples.count, samples.state
+    (each, undefined, together), state = samples.count, samples.state
     each = each + together if together else each
     times = samples.t, samples.size, samples.error, *samples.ahead
     who = samples.active, samples.done, samples.finite, samples.moving
-    return samples.z, state, times, who, each
+    return samples.z, state, times, who, (each, undefined)
 
 
 def with_leaves(samples: Samples, leaves: tuple[Any, ...]) -> Samples:
     """Samples that have these, as :func:`leaves_of` gave them."""
-    z, state, (t, size, error, *ahead), (active, done, finite, moving), each = leaves
-    count = samples.count._replace(each=each, together=0)
+    z, state, (t, size, error, *ahead), (active, done, finite, moving), steps = leaves
+    count = StepCount(*steps)
     ahead = Ahead(*ahead)
     return Samples(t, z, state, size, error, ahead, active, done, finite, moving, count)

@@ -48,6 +48,7 @@ class StepCount(NamedTuple):
     """Steps that samples took: those that all of them took are counted by the host."""
 
     each: Tensor  # [batch] int64
+    undefined: Tensor  # [batch] int64, of all those that were refused as they were not finite
     together: int = 0
 
 
@@ -103,7 +104,7 @@ class Samples:
             done=torch.zeros_like(yes),
             finite=yes,
             moving=yes,
-            count=StepCount(none),
+            count=StepCount(none, none),
         )
 
     @property
@@ -119,9 +120,11 @@ class Samples:
 
     def take(self) -> None:
         """Those that are active took a step."""
-        each, together = self.count
-        whole = self.whole
-        self.count = StepCount(each, together + 1) if whole else StepCount(self.steps + self.active)
+        count = self.count
+        if self.whole:
+            self.count = count._replace(together=count.together + 1)
+        else:
+            self.count = count._replace(each=self.steps + self.active, together=0)
 
     def status(self, ended: Tensor | None) -> Tensor:
         """What became of each, ``[batch]`` int8; some may have ``ended`` before the last time."""

@@ -13,7 +13,7 @@ from implicitcore.backends.step_control import Look, StepClock, StepRule, StepTa
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.grid import Grid
 from implicitcore.ode_solvers.samples import Samples
-from implicitcore.ode_solvers.step_size import StepSize
+from implicitcore.ode_solvers.step_size import Fixed, StepSize
 from implicitcore.ode_solvers.stops import Stops
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import all_finite
@@ -24,6 +24,10 @@ COARSE = 1e-4
 # A sample that would need a shorter step has failed: of the span, or of one where that is longer,
 # in units of rounding.
 SHORTEST = 1e-3
+
+# Nor does a sample go on at the edge of the domain of f: so many of its steps were not finite, one
+# in so many of all, and so many times the steps that it may take lead nowhere.
+MANY, SHARE, FURTHER = 30, 3, 10
 
 
 class Attempt(NamedTuple):
@@ -45,8 +49,33 @@ class Choice(NamedTuple):
     look: Look | None = None  # what the host knows of it
 
 
+class Journey(NamedTuple):
+    """What tells that a sample at the edge of the domain of f will not come to its stop."""
+
+    start: Tensor  # [batch] or none, where samples began
+    limit: int  # most steps from stop to stop
+
+    def hopeless(self, samples: Samples, size: Tensor) -> Tensor:
+        """Whose steps are undefined again and again, and of which ``size`` is far too short.
+
+        By far more steps than there may be it would come neither to its stop nor as far as it came
+        so far: one that begins with short steps goes on.
+        """
+        often = samples.count.undefined * SHARE >= samples.steps.clamp(min=SHARE * MANY)
+        way = torch.minimum(
+            (samples.ahead.target - samples.t).abs(), (samples.t - self.start).abs()
+        )
+        return often & (size * (FURTHER * self.limit) < way)
+
+
 class StepChooser(ABC):
-    """Makes the choices of an integration."""
+    """Makes the choices of an integration.
+
+    Attributes:
+        controlled: the size of a step follows from the errors of those before.
+    """
+
+    controlled: bool = False
 
     @abstractmethod
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
@@ -89,6 +118,8 @@ class ControlledSteps(StepChooser):
         span: the way to go, and one where it is longer; ``[batch]`` where each has its own.
         coarse: whose dt is to be rounded to what t moves by, a bool; None: nobody's.
         stops: where steps have to end; None where the host may not look at a step.
+        journey: where a sample is to end that does not come to its stop, as its steps are not
+            finite.
     """
 
     def __init__(
@@ -97,19 +128,22 @@ class ControlledSteps(StepChooser):
         span: Tensor,
         coarse: Tensor | None = None,
         stops: Stops | None = None,
+        journey: Journey | None = None,
     ) -> None:
         self.control, self.span, self.coarse, self.stops = control, span, coarse, stops
+        self.journey, self.controlled = journey, not isinstance(control, Fixed)
         self.eps, self.rule = torch.finfo(span.dtype).eps, control.rule
         # The next step, where a backend found it: of which t, size and target, and an attempt.
         self.known: tuple[Tensor, ...] | None = None
 
     @classmethod
-    def between(cls, control: StepSize, stops: Stops) -> ControlledSteps:
+    def between(cls, control: StepSize, stops: Stops, limit: int | None = None) -> ControlledSteps:
         """The choices of steps that have to end at these stops."""
         times = torch.cat((stops.start, stops.ends))
         span, eps = (times[-1] - times[0]).abs().clamp(max=1), torch.finfo(times.dtype).eps
+        journey = None if limit is None else Journey(stops.start[0], limit)
         coarse = eps * times.abs().amax(0) > COARSE * times.diff(dim=0).abs().amin(0)
-        return cls(control, span, coarse if bool(coarse.any()) else None, stops)
+        return cls(control, span, coarse if bool(coarse.any()) else None, stops, journey)
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
         """See :meth:`StepChooser.first`."""
@@ -193,7 +227,11 @@ class ControlledSteps(StepChooser):
         floor = (SHORTEST * self.eps * self.span).clamp(min=self.control.min_step)
         smallest = torch.maximum(self.eps * samples.t.abs(), floor)
         lost = refused & ((choice.size >= size) | (choice.size < smallest))
-        return lost, lost & ~choice.error.isfinite()
+        wrong = refused & ~choice.error.isfinite()
+        if self.journey is not None:
+            samples.count = samples.count._replace(undefined=samples.count.undefined + wrong)
+            lost = lost | (wrong & self.journey.hopeless(samples, choice.size))
+        return lost, lost & wrong
 
 
 @final
@@ -243,4 +281,4 @@ def _where_finite(z: Tensor, accept: Tensor, error: Tensor) -> tuple[Tensor, Ten
 def choose_steps(control: StepSize, stops: Stops, limit: int) -> ControlledSteps | GridSteps:
     """Who chooses the steps for a control of their size, at most so many from stop to stop."""
     grid = control.grid(stops, limit)
-    return ControlledSteps.between(control, stops) if grid is None else GridSteps(grid)
+    return ControlledSteps.between(control, stops, limit) if grid is None else GridSteps(grid)

@@ -29,6 +29,19 @@ _BOUNDS: dict[type, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
+class OtherWords:
+    """Under which other names an option is looked for, in its annotation.
+
+    Attributes:
+        names: no options themselves, and too far from its name for a near match.
+        advice: what is said then.
+    """
+
+    names: tuple[str, ...]
+    advice: str
+
+
+@dataclass(frozen=True)
 class PartType:
     """What an option that holds parts takes.
 
@@ -127,8 +140,14 @@ def bounds_text(annotation: Any) -> str:
     )
 
 
+def advice_for(name: object, annotation: Any) -> str:
+    """What is said to who looks for the option under such a name; empty where it is not one."""
+    found = (mark for mark in _metadata(annotation) if isinstance(mark, OtherWords))
+    return next((mark.advice for mark in found if name in mark.names), "")
+
+
 def _metadata(annotation: Any) -> Iterator[Any]:
-    """The bounds in an annotation, at every depth."""
+    """The bounds and other marks in an annotation, at every depth."""
     for mark in getattr(annotation, "__metadata__", ()):
         for item in getattr(mark, "metadata", [mark]):  # pydantic's Field holds a list of them
             yield from item if isinstance(item, GroupedMetadata) else (item,)

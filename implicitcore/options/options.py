@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from implicitcore.errors import ConfigError, PluginError, describe_error, did_you_mean, show
-from implicitcore.options.annotations import slot_of
+from implicitcore.options.annotations import advice_for, slot_of
 from implicitcore.options.option import REQUIRED, Option
 from implicitcore.options.signatures import CallSignature, call_signature
 
@@ -175,8 +175,10 @@ def unknown_option(name: object, owner: str, known: Mapping[str, Any]) -> str:
 
 
 def _inside(name: object, known: Mapping[str, Any]) -> str:
-    """That a name is an option of a part among the defaults, and how it is given there."""
+    """That a name is another word for an option, or an option of a part among the defaults."""
     for slot, option in known.items():
+        if advice := advice_for(name, getattr(option, "annotation", None)):
+            return f"; {advice}"
         part = option.default if getattr(option, "slot", None) else None
         if name in getattr(type(part), "__dataclass_fields__", ()):
             return f'; {name} is one of the {slot}: {slot}={{"name": ..., "{name}": ...}}'

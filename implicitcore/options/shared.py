@@ -6,9 +6,17 @@ A solver whose number is another quantity gives it another name: GMRES has ``max
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from implicitcore.options.options import Options
-from implicitcore.options.types import Controller, Count, ErrorNorm, Positive, Tolerance
+from implicitcore.options.types import (
+    Controller,
+    Count,
+    ErrorNorm,
+    Positive,
+    SharedStep,
+    Tolerance,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,4 +97,4 @@ class ErrorControl(ErrorTolerance):
     controller: Controller = "pi"
     min_step: Tolerance = 0.0
     max_step: Positive | None = None
-    norm: ErrorNorm | None = None
+    norm: Annotated[ErrorNorm | None, SharedStep] = None

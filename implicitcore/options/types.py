@@ -15,6 +15,8 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
+from implicitcore.options.annotations import OtherWords
+
 Tolerance = Annotated[float, Field(ge=0)]
 """At least 0; 0 never stops."""
 
@@ -45,6 +47,12 @@ exponents of the last one to three errors."""
 
 ErrorNorm = Callable[[Tensor], Tensor]
 """Of the errors over what is allowed, ``[batch, n]``, at least 0: one number a sample, [batch]."""
+
+SharedStep = OtherWords(
+    ("step", "steps", "step_size", "step_control", "shared", "shared_step", "shared_steps"),
+    "one step size for all samples: norm=implicitcore.shared_error",
+)
+"""What is said to who asks for one step size for the batch."""
 
 OnFailure = Literal["raise", "warn", "mask", "ignore"]
 """What becomes of samples that do not converge: see :class:`implicitcore.ImplicitLayer`."""

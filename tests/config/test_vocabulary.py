@@ -127,6 +127,23 @@ def test_an_unknown_option_is_an_error_that_lists_those_there_are(cls):
         cls(no_such_option=1)
 
 
+@pytest.mark.parametrize("word", ["step", "step_size", "shared_steps"])
+def test_who_asks_for_one_step_size_is_told_which_option_it_is(word):
+    for make in (
+        lambda: ic.Tsit5(**{word: "shared"}),
+        lambda: ic.create("ode_solver", "adams", **{word: "shared"}),
+    ):
+        with pytest.raises(
+            ic.ConfigError, match=f"^1 problem:\n  {word}: unknown option"
+        ) as caught:
+            make()
+        said = "one step size for all samples: norm=implicitcore.shared_error)"
+        assert caught.value.problems[0].endswith(said)
+    with pytest.raises(ic.ConfigError) as caught:
+        ic.RK4(**{word: "shared"})
+    assert "shared_error" not in str(caught.value)
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_too_many_positions_are_a_sentence(cls):
     extra = [object()] * (len(options_of(cls)) + 1)

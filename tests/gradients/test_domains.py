@@ -149,6 +149,40 @@ def test_a_sample_that_is_not_finite_leaves_the_others_gradients_as_they_are(
         assert not bool(among[1].any()), "a failed sample has no graph"
 
 
+@each_strategy
+@each_solver
+def test_a_sample_that_comes_to_the_edge_of_the_domain_ends_there_in_few_steps(solver, gradient):
+    """z' = -sqrt(z) is zero at t = 2 sqrt(z0), and NaN below: there is no way on from there."""
+
+    def solve(starts):
+        return differentiated(root, starts, 3.0, solver(rtol=1e-4), gradient)
+
+    (alone, expected), (found, gradients) = solve([4.0, 9.0]), solve([4.0, 1.0, 9.0])
+    assert found.status.tolist() == [0, ic.Status.NON_FINITE, 0]
+    assert found.z[-1, 1].abs() < 1e-6
+    assert int(found.steps[1]) <= 120
+    assert torch.allclose(found.z[-1, OTHERS, 0], found.z.new_tensor([0.25, 2.25]), rtol=2e-2)
+    assert torch.allclose(found.z[:, OTHERS], alone.z, rtol=1e-12)
+    assert torch.equal(found.steps[OTHERS], alone.steps)
+    assert torch.allclose(gradients[0][OTHERS], expected[0], rtol=1e-9)
+    assert torch.allclose(gradients[1], expected[1], rtol=1e-9)
+
+
+def test_a_sample_that_goes_along_the_edge_of_the_domain_and_arrives_goes_on():
+    """To z = 1e-8, beside which an error of 1e-6 is allowed: many steps are not finite."""
+    steps = []
+    for atol in (1e-6, 1e-10):
+        found = ic.integrate(
+            lambda t, z, x: 1e-2 - 100 * torch.sqrt(z),
+            torch.full((1, 1), 1e-4, dtype=torch.float64),
+            times=torch.tensor([0.0, 0.01], dtype=torch.float64),
+            solver=ic.Tsit5(atol=atol, max_steps=6000),
+        ).raise_if_failed()
+        steps.append(int(found.steps))
+        assert found.z[-1].item() == pytest.approx(1e-8, abs=atol)
+    assert steps[0] > 3 * steps[1]  # those that were refused
+
+
 def test_dense_output_and_events_beside_a_sample_that_is_not_finite():
     a = torch.ones((), dtype=torch.float64, requires_grad=True)
     z0 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)

@@ -220,6 +220,24 @@ def test_a_sample_that_is_not_finite_leaves_no_nan_in_the_others(solver, on_fail
 
 
 @pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("solver", [ic.Bosh3(), ic.Adams()], ids=str)
+def test_a_sample_at_the_edge_of_the_domain_ends_at_the_same_step(solver):
+    eager = layer(
+        solver,
+        lambda t, z, x: -torch.sqrt(z + 0 * x),
+        on_failure="ignore",
+        start=ic.Identity(),
+        horizon=3.0,
+    )
+    x = torch.tensor([[4.0], [1.0], [9.0]], dtype=torch.float64)
+    expected, found = (module.solve(x) for module in (eager, ic.compile(eager)))
+    assert found.status.tolist() == [0, ic.Status.NON_FINITE, 0]
+    assert torch.equal(found.status, expected.status)
+    assert torch.equal(found.steps, expected.steps)
+    assert int(found.steps[1]) <= 120
+
+
+@pytest.mark.usefixtures("plainly")
 @pytest.mark.parametrize("gradient", [ic.Checkpointed(), ic.Unrolled()], ids=str)
 @pytest.mark.parametrize("failed", [[0, 2], [0, 1, 2]])
 def test_the_start_of_a_sample_that_is_not_finite_has_no_gradient(failed, gradient):

@@ -506,3 +506,20 @@ class _Count(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += 1
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("solver", [ic.Adams(), ic.Tsit5(), ic.Kvaerno5()], ids=str)
+def test_a_sample_at_the_edge_of_the_domain_ends_as_by_torch(cpp, solver):
+    z0 = torch.tensor([[4.0], [1.0], [9.0]], dtype=torch.float64)
+    for kernels in (cpp, None):
+        with torch.no_grad():
+            found = ic.integrate(
+                lambda t, z, x: -torch.sqrt(z),
+                z0,
+                times=[0.0, 3.0],
+                solver=solver,
+                backend=kernels,
+                on_failure="ignore",
+            )
+        assert found.status.tolist() == [0, ic.Status.NON_FINITE, 0]
+        assert int(found.steps[1]) <= 120
