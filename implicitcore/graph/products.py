@@ -1,4 +1,4 @@
-"""Products of matrices in a compiled graph: right where one is added, and cheap where it is small."""
+"""Products of matrices in a compiled graph: right in a sum, and cheap where they are small."""
 
 from __future__ import annotations
 
