@@ -77,8 +77,8 @@ class RungeKutta(StepwiseODESolver[Tensor]):
         if torch.compiler.is_compiling():  # a compiler fuses the sums, and keeps no table
             combined, rows = system.backend.stage_combination, extension_of(tableau)
             return [z, step.z - z, *(combined(None, dt, stages, row) for row in rows)]
-        weights = _extension(type(self), z.dtype, z.device)
-        higher = MATMUL[z.is_cpu](weights, torch.stack(stages).flatten(1)).view(-1, *z.shape)
+        weights, rows = _extension(type(self), z.dtype, z.device), torch.stack(stages).flatten(1)
+        higher = MATMUL[z.is_cpu](weights, rows).view(len(weights), *z.shape)
         return [z, step.z - z, *(higher * column(dt).to(z.dtype)).unbind(0)]
 
 
