@@ -60,6 +60,5 @@ def keeps_loop(z: Tensor, solver: Any, backend: Backend) -> bool:
     torch itself is ahead with states that are too large for a history in a graph. On an accelerator
     neither: each call costs more, and memory moves faster.
     """
-    if not isinstance(solver, Anderson | Broyden | GMRES) or z.device.type != "cpu":
-        return False
-    return backend is not TORCH or z.numel() * z.element_size() > LARGEST
+    small = backend is TORCH and z.numel() * z.element_size() <= LARGEST
+    return not small and z.device.type == "cpu" and isinstance(solver, Anderson | Broyden | GMRES)

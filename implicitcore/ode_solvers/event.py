@@ -11,7 +11,7 @@ from torch import Tensor
 
 from implicitcore.dynamics.cells import called, takes_time
 from implicitcore.errors import InputError, did_you_mean, show
-from implicitcore.system.memory import Given
+from implicitcore.system.memory import as_given, check_given
 from implicitcore.system.system import System
 from implicitcore.tensors.like import described
 
@@ -134,9 +134,9 @@ def event_value(
     time = system.problem.time(t)
     name = "event" if len(events) == 1 else f"event[{which}]"
     state, x = packing.unpack(z), system.x
-    given = Given(t=time, z=state, x=x)
+    given = as_given(t=time, z=state, x=x)
     found = system.scope.call(events[which].value, name, time, state, x)
-    given.check(name)
+    check_given(name, given)
     if (
         isinstance(found, Tensor)
         and found.shape == (packing.batch,)

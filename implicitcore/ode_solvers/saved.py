@@ -14,7 +14,7 @@ from implicitcore.errors import InputError, show
 from implicitcore.ode_solvers.dense import StepStart, bounded, evaluate
 from implicitcore.ode_solvers.outputs import Outputs, Rows
 from implicitcore.ode_solvers.stops import of_each
-from implicitcore.system.memory import Given
+from implicitcore.system.memory import as_given, check_given
 from implicitcore.system.system import System
 from implicitcore.tensors.like import described
 from implicitcore.tensors.norms import column
@@ -49,9 +49,9 @@ class Save:
                 cannot be kept.
         """
         point = system.problem.time(t), system.packing.unpack(z), system.x
-        given = Given(t=point[0], z=point[1], x=point[2])
+        given = as_given(t=point[0], z=point[1], x=point[2])
         value = system.scope.call(called, self.function, self.timed, "save", point)
-        given.check("save")
+        check_given("save", given)
         packing = _packing(value, system.packing)
         if self.packing is None:
             self.packing = packing

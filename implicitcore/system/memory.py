@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,35 +12,33 @@ from torch.utils import _pytree as pytree
 from implicitcore.errors import InputError
 from implicitcore.tensors.transforms import transformed
 
+Beside = Sequence[tuple[str, Any, list[int]]]
+"""What a function of the user is given: the name in its signature (t, z, x), a pytree, and how
+often each tensor of it was written to."""
 
-class Given:
-    """What a function of the user is given, and how often each tensor of it was written to.
 
-    Arguments:
-        named: pytrees, by the names that they have in a signature: t, z, x.
+def as_given(**named: Any) -> Beside:
+    """What it is given by these names, before the call."""
+    return [(name, value, versions_of(value)) for name, value in named.items()]
+
+
+def check_given(function: str, beside: Beside) -> None:
+    """Require that the function wrote into none: what comes next would have another one.
+
+    Raises:
+        InputError: it did.
     """
-
-    __slots__ = ("named", "versions")
-
-    def __init__(self, **named: Any) -> None:
-        self.named = named
-        self.versions = [versions_of(value) for value in named.values()]
-
-    def check(self, function: str) -> None:
-        """Require that the function wrote into none: what comes next would have another one.
-
-        Raises:
-            InputError: it did.
-        """
-        for (name, value), versions in zip(self.named.items(), self.versions, strict=True):
-            if versions_of(value) != versions:
-                raise InputError(
-                    f"{function} writes into its {_MEANING[name]} {name} in place: use operations "
-                    f"that return a new tensor, or begin with {name} = {name}.clone()"
-                )
+    for name, value, versions in beside:
+        if versions_of(value) != versions:
+            raise _written(function, name)
 
 
-_MEANING = {"t": "time", "z": "state", "x": "input"}
+def _written(function: str, name: str) -> InputError:
+    meaning = {"t": "time", "z": "state", "x": "input"}[name]
+    return InputError(
+        f"{function} writes into its {meaning} {name} in place: use operations that return a new "
+        f"tensor, or begin with {name} = {name}.clone()"
+    )
 
 
 class Memory:
@@ -78,11 +77,11 @@ class Memory:
         """Let go of the last result."""
         self.result = self.pointer = None
 
-    def note_state(self, written: bool, given: Given | None) -> None:
+    def note_state(self, written: bool, beside: Beside) -> None:
         """Whether f wrote into the z that it was given, as ``written`` says.
 
         Raises:
-            InputError: z was no copy, and is lost; or f wrote into what it was ``given`` beside it.
+            InputError: z was no copy, and is lost; or f wrote into what it was given beside it.
         """
         if written and self.copies_state is False:
             raise InputError(
@@ -91,8 +90,9 @@ class Memory:
             )
         if self.copies_state is None:
             self.copies_state = written
-            if given is not None:
-                given.check("f")
+            for name, value, versions in beside:  # as in check_given, one call less in a solve
+                if versions_of(value) != versions:
+                    raise _written("f", name)
 
     def own(self, result: Tensor) -> Tensor:
         """The result in memory that f will not write to again.

@@ -19,7 +19,7 @@ from implicitcore.system.current import running
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.explain import explain, suspect_part
 from implicitcore.system.linearization import Linearization
-from implicitcore.system.memory import Given, Memory
+from implicitcore.system.memory import Beside, Memory, versions_of
 from implicitcore.system.problem import Problem, stop_scale
 from implicitcore.system.scope import SolveContext
 from implicitcore.tensors import restrict
@@ -259,10 +259,12 @@ class System:
             # Without a graph a view of a leaf still says that it requires a gradient, and autograd
             # does not know it: an f that differentiates inside would fail.
             z = z.detach()
-        point, beside = z, None
+        point, beside = z, []
         if context.memory.copies_state is not False:
             point = z.clone()
-            beside = Given(x=problem.x, t=time)
+            beside = [("x", problem.x, versions_of(problem.x))]
+            if time:
+                beside.append(("t", time, versions_of(time)))
         version, given = point._version, (*time, problem.packing.unpack(point), problem.x)
         try:
             if context.autocast or running.context is not context.scope:
@@ -279,9 +281,7 @@ class System:
         explain(error, self.problem)
         self._suspect_part(error)
 
-    def accepted(
-        self, value: Any, point: Tensor, version: int, beside: Given | None = None
-    ) -> Tensor:
+    def accepted(self, value: Any, point: Tensor, version: int, beside: Beside = ()) -> Tensor:
         """What f gave at a point that had this version, and at t and x, checked and packed."""
         problem, memory, packing = self.problem, self.context.memory, self.problem.packing
         if point._version != version or memory.copies_state is None:

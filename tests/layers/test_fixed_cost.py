@@ -63,7 +63,7 @@ def test_a_repeated_call_of_a_compiled_layer_takes_few_calls():
     x, v = torch.randn(8, 32), torch.ones(8, 32)
     for _ in range(2):
         layer(x).backward(v)
-    assert python_calls(lambda: layer(x).backward(v)) <= 99
+    assert python_calls(lambda: layer(x).backward(v)) <= 101
     with torch.no_grad():
         layer(x)
         assert python_calls(lambda: layer(x)) <= 50

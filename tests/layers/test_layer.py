@@ -192,5 +192,8 @@ def test_masked_samples_give_their_start_and_touch_no_gradient(gradient):
 
 def test_a_batch_of_failures_is_all_start():
     implicit = layer(on_failure="mask")
-    z = implicit(torch.full((3, 6), torch.nan))
-    assert not z.any() and not z.requires_grad
+    x = torch.full((3, 6), torch.nan, requires_grad=True)
+    z = implicit(x)
+    assert not z.any()
+    wrt = [x, *implicit.parameters()]
+    assert not any(g.any() for g in torch.autograd.grad(z.sum(), wrt))
