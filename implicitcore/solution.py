@@ -94,7 +94,7 @@ class SolveResult:
 
     def of_each(self, batch: int) -> Self:
         """The result of a coupled batch, which was one sample, said of each of its samples."""
-        names = ("status", "steps", "residual", "event_times", "event_index", "next_step")
+        names = ("status", "steps", "residual", "event_times", "event_index")
         found = {name: getattr(self, name, None) for name in names}
         return self.amended(
             **{name: value.expand(batch) for name, value in found.items() if value is not None}
@@ -114,8 +114,11 @@ class SolveResult:
         """One line: how many samples ended how, at what cost, and what there is to say of it."""
         counts = Counter(self.status.tolist())
         parts = [f"{counts[status]} {status.name.lower()}" for status in Status if counts[status]]
-        ends = f"{len(self.status)} samples: {', '.join(parts) or 'none'}"
-        return "; ".join((ends, f"{self.evaluations} evaluations", *self._remarks()))
+        line = (
+            f"{len(self.status)} samples: {', '.join(parts) or 'none'}; "
+            f"{self.evaluations} evaluations"
+        )
+        return "; ".join((line, *self._remarks()))
 
     def _remarks(self) -> Iterator[str]:
         """What a kind of result adds to its summary."""
@@ -223,8 +226,6 @@ class Trajectory(_Integrated):
         event_velocity: ``[batch, n]``, dz/dt there, that of the continuous extension of the step;
             zero: none. A solver gives it to the gradient strategies; None afterwards.
         interpolant: the continuous extension, when asked for; see :meth:`interpolate`.
-        next_step: ``[batch]``, the size of the step that would follow, for the ``first_step`` of a
-            solve that goes on; None of equal steps, of a compiled layer and of other libraries.
     """
 
     end: Any = None
@@ -232,7 +233,6 @@ class Trajectory(_Integrated):
     event_index: Tensor | None = None
     event_velocity: Tensor | None = field(default=None, repr=False)
     interpolant: Callable[[Tensor], Any] | None = None
-    next_step: Tensor | None = None
 
     def interpolate(self, t: Tensor) -> Any:
         """The states at other times, by the continuous extension of the steps.

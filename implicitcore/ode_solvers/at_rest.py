@@ -33,7 +33,6 @@ class AtRest:
         velocity: ``[batch, n]``, the first there.
         last: ``[batch, n]``, the last one.
         start: ``[batch, n]``, the velocity at the start.
-        sizes: ``[batch]``, the next steps of those that came to rest.
         same: no sample took the last step, so that its velocities are those before it.
     """
 
@@ -46,23 +45,14 @@ class AtRest:
     velocity: Tensor | None = None
     last: Tensor | None = None
     start: Tensor | None = None
-    sizes: Tensor | None = None
     same: bool = False
 
-    def count(self, samples: Samples) -> bool:
+    def count(self, active: Tensor) -> bool:
         """Whether a sample is active: one look at the device."""
-        active, going = samples.active, int(samples.active.sum())
+        going = int(active.sum())
         if going != self.going:
             self.going, self.rows = going, ~active if 0 < going < len(active) else None
-            self.sizes = self.next_sizes(samples)
         return going > 0
-
-    @torch.no_grad()
-    def next_sizes(self, samples: Samples) -> Tensor:
-        """The size of the next step of each sample ``[batch]``: at rest, as it was then."""
-        if self.sizes is None:
-            return samples.size
-        return torch.where(samples.size > 0, samples.size, self.sizes)
 
     @torch.no_grad()
     def note(self, velocity: Tensor) -> None:

@@ -79,7 +79,7 @@ class GraphedSteps(Graphs):
         kept = leaves_of(self.chunk.samples)
         run.samples = with_leaves(run.samples, pytree.tree_map_only(Tensor, torch.clone, kept))
         self._arrived(run, came)
-        run.more = run.rest.count(run.samples)
+        run.more = run.rest.count(run.samples.active)
         return taken
 
     def _fill(self) -> None:

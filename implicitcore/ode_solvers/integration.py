@@ -91,7 +91,7 @@ class Integration:
         samples, velocity = self.samples, self.velocity()
         if stop is not None:
             samples.active = samples.active & stop(samples.t, samples.z, velocity)
-            self.more = self.rest.count(samples)
+            self.more = self.rest.count(samples.active)
         if self.more and not self.started:
             self._start(velocity)
         if self.more and stop is None:
@@ -112,7 +112,7 @@ class Integration:
         samples, self.started = self.samples, True
         samples.finite = samples.finite & all_finite(velocity)
         samples.active = samples.active & samples.finite
-        self.more = self.rest.count(samples)
+        self.more = self.rest.count(samples.active)
         if self.more:
             samples.size = self.chooser.first(self.system, samples, velocity)
 
@@ -205,7 +205,8 @@ class Integration:
         with torch.no_grad():
             t = None if self.recorder is not None else choice.t
             samples.t = torch.where(accept, attempt.end, samples.t) if t is None else t
-            before, samples.size, samples.error = samples.size, choice.size, choice.memory
+            samples.error = choice.memory
+            before, samples.size = samples.size, choice.size
             if look.refused:
                 refused = samples.active & ~accept
                 self._give_up(self.chooser.lost(samples, attempt, choice, refused))
@@ -217,7 +218,7 @@ class Integration:
         if look.arrived:
             self._arrive(accept & attempt.arrives, before)
         if look.arrived or look.refused or self.recorder is not None:
-            self.more = self.rest.count(samples)
+            self.more = self.rest.count(samples.active)
 
     def _give_up(self, found: tuple[Tensor, Tensor] | None) -> None:
         if found is None:
@@ -295,6 +296,5 @@ class Integration:
             steps=samples.steps,
             evaluations=self.system.evaluations,
             times=times,
-            next_step=self.rest.next_sizes(samples) if self.chooser.controlled else None,
             **found,
         )

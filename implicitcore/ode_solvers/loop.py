@@ -118,7 +118,7 @@ class StepsLeft:
         if most < 0:
             return 0
         samples.active = going
-        run.rest.count(samples)
+        run.rest.count(going)
         return self.limit - most
 
 

@@ -36,7 +36,7 @@ class RecordedSteps(StepChooser):
     """
 
     def __init__(self, chooser: StepChooser) -> None:
-        self.chooser, self.controlled = chooser, chooser.controlled
+        self.chooser = chooser
         self.record: list[RecordedStep] = []
 
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from implicitcore.backends.step_control import Look, StepClock, StepRule, StepTa
 from implicitcore.ode_solvers.base import Step
 from implicitcore.ode_solvers.grid import Grid
 from implicitcore.ode_solvers.samples import Samples
-from implicitcore.ode_solvers.step_size import Fixed, StepSize
+from implicitcore.ode_solvers.step_size import StepSize
 from implicitcore.ode_solvers.stops import Stops
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import all_finite
@@ -69,13 +69,7 @@ class Journey(NamedTuple):
 
 
 class StepChooser(ABC):
-    """Makes the choices of an integration.
-
-    Attributes:
-        controlled: the size of a step follows from the errors of those before.
-    """
-
-    controlled: bool = False
+    """Makes the choices of an integration."""
 
     @abstractmethod
     def first(self, system: System, samples: Samples, velocity: Tensor) -> Tensor:
@@ -131,7 +125,7 @@ class ControlledSteps(StepChooser):
         journey: Journey | None = None,
     ) -> None:
         self.control, self.span, self.coarse, self.stops = control, span, coarse, stops
-        self.journey, self.controlled = journey, not isinstance(control, Fixed)
+        self.journey = journey
         self.eps, self.rule = torch.finfo(span.dtype).eps, control.rule
         # The next step, where a backend found it: of which t, size and target, and an attempt.
         self.known: tuple[Tensor, ...] | None = None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -151,56 +149,3 @@ def test_a_tolerance_below_the_precision_is_named(dtype, rtol, warned):
         True
     ] * warned
     assert all(issubclass(warning.category, ic.ConvergenceWarning) for warning in caught)
-
-
-def halves(solver: ic.ODESolver, z0: Tensor, **options) -> tuple[ic.Trajectory, ic.Trajectory]:
-    """To the middle of the span, and on from there with the step that was to follow."""
-    first = ic.integrate(brusselator, z0, times=[0.0, 5.0], solver=solver, **options)
-    assert first.next_step is not None
-    assert first.next_step.shape == (len(z0),)
-    further = replace(solver, first_step=first.next_step.min().item())  # pyright: ignore
-    return first, ic.integrate(brusselator, first.z[-1], times=[5.0, 10.0], solver=further)
-
-
-@pytest.mark.parametrize("cls", [ic.Bosh3, ic.Tsit5, ic.DOP853, ic.Kvaerno5])
-def test_a_solve_goes_on_from_a_result_with_the_steps_that_it_would_have_taken(cls):
-    z0 = torch.tensor([[1.5, 3.0]], dtype=torch.float64)
-    solver = cls(rtol=1e-5, controller="i")  # the others know the errors before, and it does not
-    whole = ic.integrate(brusselator, z0, times=[0.0, 5.0, 10.0], solver=solver, hit_times=True)
-    first, further = halves(solver, z0)
-    assert (first.steps + further.steps).tolist() == whole.steps.tolist()
-    assert torch.allclose(further.z[-1], whole.z[-1], rtol=1e-9)
-
-
-@pytest.mark.parametrize("gradient", [ic.Unrolled(), ic.Checkpointed(), ic.Adjoint()], ids=str)
-@pytest.mark.parametrize("coupled", [False, True])
-def test_every_strategy_says_the_step_that_would_follow(gradient, coupled):
-    z0 = torch.tensor([[1.5, 3.0], [0.5, 2.0], [1.0, 1.0]], dtype=torch.float64)
-    options: dict[str, Any] = {"gradient": gradient, "coupled": coupled}
-    first, further = halves(ic.Tsit5(rtol=1e-5), z0.requires_grad_(), **options)
-    sizes = [] if first.next_step is None else first.next_step.tolist()
-    assert len(set(sizes)) == (1 if coupled else 3)
-    exact = ic.integrate(brusselator, z0, times=[0.0, 10.0], solver=ic.DOP853(rtol=1e-10))
-    assert torch.allclose(further.z[-1], exact.z[-1], rtol=1e-3)
-
-
-def test_equal_steps_follow_from_nothing():
-    for times in ([0.0, 1.0], [[0.0, 1.0], [0.0, 2.0]]):
-        found = ic.integrate(brusselator, torch.ones(2, 2), times=times, solver=ic.RK4(dt=0.1))
-        assert found.next_step is None
-
-
-def test_the_next_step_of_a_sample_is_that_which_it_has_alone():
-    """At its last time and at an event, from which on others went on."""
-    z0 = torch.tensor([[1.5, 3.0], [0.5, 2.0], [1.0, 1.0]], dtype=torch.float64)
-    spans = torch.tensor([[0.0, 9.0], [0.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
-    event = lambda t, z, x: z[:, 1] - 2.5  # noqa: E731
-    choices: list[dict[str, Any]] = [{}, {"event": event}]
-    for options in choices:
-        found = ic.integrate(brusselator, z0, times=spans, **options)
-        for row in range(3):
-            own = slice(row, row + 1)
-            alone = ic.integrate(brusselator, z0[own], times=spans[own], **options)
-            assert found.next_step is not None and alone.next_step is not None
-            assert found.next_step[row] > 1e-3
-            assert torch.allclose(found.next_step[own], alone.next_step, rtol=1e-9)
