@@ -133,7 +133,7 @@ class Steps:
         limit: int | None = None,
     ) -> Steps:
         """Those that the control of their size chooses, at most so many to a finite end."""
-        journey = None if limit is None else Journey(span.start, limit)
+        journey = None if limit is None else Journey(span.start.clone(), limit)
         chooser = ControlledSteps(control, span.length, span.coarse, journey=journey)
         return cls(solver, field, chooser, span, between)
 

@@ -23,7 +23,11 @@ HALF = (torch.float16, torch.bfloat16)
 
 def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """That of the largest rounding."""
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    found, *others = dtypes
+    for dtype in others:  # not by max: a compiler may refuse its key
+        if torch.finfo(dtype).eps > torch.finfo(found).eps:
+            found = dtype
+    return found
 
 
 def real_dtype(z: Tensor) -> torch.dtype:
