@@ -3,7 +3,6 @@ the C++ backend, and compiled."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 import implicitcore as ic
 from benchmarks.counting import trajectory
 from benchmarks.harness import OURS
-from benchmarks.problem import Contender, Outcome, Problem, Step
-from benchmarks.root_contenders import CPP, runs
+from benchmarks.problem import Contender, Outcome, Problem
+from benchmarks.root_contenders import CPP, compiled_step, runs
 from implicitcore.registry.registry import REGISTRY
 
 METHODS = {"dopri5": ic.Dopri5, "tsit5": ic.Tsit5}
@@ -85,7 +84,7 @@ def integrate(
     solver, strategy = _solver(method, tol, problem.budget), part("gradient", gradient)
     if COMPILED in way:
         field = ic.VectorField(_InTime(problem.f), autonomous=False)
-        return _compiled(ic.ImplicitLayer(field, solver=solver, gradient=strategy), problem)
+        return compiled_step(ic.ImplicitLayer(field, solver=solver, gradient=strategy), problem)
     times, backend = torch.tensor([0.0, 1.0]), CPP if CPP in way else None
 
     def step() -> Outcome:
@@ -110,19 +109,6 @@ def _solver(method: str, tol: float, budget: int) -> Any:
         kind, steps = EQUAL_STEPS[method]
         return kind(dt=1 / steps, max_steps=steps + 1)
     return {**METHODS, "adams": ic.Adams}[method](rtol=tol, atol=tol, max_steps=budget)
-
-
-def _compiled(layer: ic.ImplicitLayer, problem: Problem) -> Step:
-    """The step of a compiled layer, and the time of its first call."""
-    compiled = ic.compile(layer)
-
-    def step() -> Outcome:
-        solution = compiled.solve(problem.x, problem.z0)
-        return Outcome(solution.z, problem.gradients(solution.z), solution.steps)
-
-    begin = time.perf_counter()
-    step()
-    return Step(step, compile_seconds=time.perf_counter() - begin)
 
 
 class _InTime(nn.Module):
@@ -155,7 +141,7 @@ def equilibrium(solver: Any, problem: Problem, tol: float, way: Way = ()) -> Cal
     if COMPILED in way:
         dynamics = ic.FixedPoint(problem.f)
         layer = ic.ImplicitLayer(dynamics, solver=solver, gradient=gradient, backend=backend)
-        return _compiled(layer, problem)
+        return compiled_step(layer, problem)
 
     def step() -> Outcome:
         solution = ic.fixed_point(
