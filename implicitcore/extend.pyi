@@ -12,6 +12,7 @@ from implicitcore.backends.base import Backend as Backend
 from implicitcore.backends.base import Residual as Residual
 from implicitcore.backends.device_backend import DeviceBackend as DeviceBackend
 from implicitcore.backends.device_iteration import DeviceIteration as DeviceIteration
+from implicitcore.backends.device_krylov import DeviceKrylov as DeviceKrylov
 from implicitcore.backends.device_steps import DeviceAdamsStep as DeviceAdamsStep
 from implicitcore.backends.device_steps import DeviceControl as DeviceControl
 from implicitcore.backends.fused import FusedBackend as FusedBackend

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from implicitcore.backends.base import Backend
+from implicitcore.backends.device_krylov import DeviceKrylov
 from implicitcore.backends.graph import KrylovGraph
 from implicitcore.backends.krylov_space import KrylovSpace
 from implicitcore.backends.torch import TorchBackend
@@ -45,11 +46,13 @@ def spans_krylov_spaces_as_the_reference_does(backend: Backend) -> None:
                 return
             found, expected = (_space(each, a, g, limit, most) for each in (backend, REFERENCE))
             did = f"spanned Krylov spaces of dimension {most} at most, n = {n}, compared the"
-            for what, mine, theirs in (
-                ("products", found.size, expected.size),
-                ("steps of each sample", found.steps.tolist(), expected.steps.tolist()),
-            ):
-                expect(mine == theirs, f"{did} {what}", mine, theirs)
+            late = min(_late(found), most - expected.size)
+            right = 0 <= found.size - expected.size <= late
+            expect(
+                right, f"{did} products", found.size, f"{expected.size}, and {late} more at most"
+            )
+            mine, theirs = found.steps.tolist(), expected.steps.tolist()
+            expect(mine == theirs, f"{did} steps of each sample", mine, theirs)
             s, known = found.minimise(), torch.arange(len(g), device=device) != NAN
             expect_close(s[known], expected.minimise()[known], f"{did} minimisers", bound)
             _is_within(found, s, (a, g, limit), most)
@@ -127,6 +130,11 @@ def _operations(graph: KrylovGraph, g: Tensor, limit: Tensor) -> list[Tensor]:
 
 def _space(backend: Backend, a: Tensor, g: Tensor, limit: Tensor, most: int) -> KrylovSpace:
     return krylov_space(backend, lambda v: (a @ v.unsqueeze(2)).squeeze(2), g, limit, most)
+
+
+def _late(space: KrylovSpace) -> int:
+    """Products that are taken in before the host knows that no sample needs them."""
+    return space.LOOK_EVERY if isinstance(space, DeviceKrylov) else 0
 
 
 def _is_within(

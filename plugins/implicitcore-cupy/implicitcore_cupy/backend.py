@@ -16,6 +16,7 @@ from implicitcore.extend import (
     AdamsStep,
     DeviceBackend,
     DeviceControl,
+    KrylovSpace,
     Residual,
     RootIteration,
     StepRule,
@@ -27,6 +28,8 @@ from implicitcore.extend import (
 from implicitcore_cupy.availability import unavailable_reason
 from implicitcore_cupy.geometry import WARP, geometry, threads_for
 from implicitcore_cupy.iteration import CupyIteration, kind_of
+from implicitcore_cupy.krylov import CupyKrylov
+from implicitcore_cupy.krylov import takes as takes_space
 from implicitcore_cupy.launcher import GROUPS, NAMES, CupyLauncher, Launcher
 from implicitcore_cupy.steps import CupyAdamsStep, control, takes
 
@@ -80,6 +83,9 @@ class CupyBackend(DeviceBackend):
     ) -> RootIteration | None:
         kind = kind_of(update)
         return None if kind is None else CupyIteration(self.launcher, kind, rule, z)
+
+    def _krylov_space(self, g: Tensor, limit: Tensor, most: int) -> KrylovSpace | None:
+        return CupyKrylov(self.launcher, g, limit, most) if takes_space(g, most) else None
 
     def _control(self, rule: StepRule, taken: StepTaken) -> DeviceControl:
         return control(self.launcher, rule, taken)

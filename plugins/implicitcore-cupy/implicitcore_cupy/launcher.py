@@ -19,7 +19,7 @@ OPTIONS = ("--std=c++17",)
 GROUPS = (8, 16)
 """Rows of a history that inner_products takes at once."""
 GROUP = 8
-"""The same of root_iteration.cu."""
+"""The same of root_iteration.cu and krylov.cu."""
 
 
 class Names(NamedTuple):
@@ -40,7 +40,8 @@ UPDATES = ("Picard", "Anderson", "Broyden")
 STAGES = ("iterate", "measure", "judge", "extend", "settle", "move")
 CONTROLS = ("control", "conclude")
 STEPS = ("predict", "correct", "choose")
-FAMILIES = ("kernels", "steps", *UPDATES)
+KRYLOV = ("expand", "project", "reduce", "settle", "minimise", "solve", "combine")
+FAMILIES = ("kernels", "steps", "krylov", *UPDATES)
 """Kernels that are compiled together: a solve does not wait for those of other solvers."""
 
 
@@ -59,6 +60,8 @@ def instances(dtype: torch.dtype, family: str) -> tuple[str, ...]:
     state, sums = NAMES[dtype]
     if family in UPDATES:
         return tuple(f"{stage}<{state}, {family}>" for stage in STAGES)
+    if family == "krylov":
+        return tuple(f"{stage}<{state}>" for stage in KRYLOV)
     times = ("double",) if state == "double" else ("float", "double")  # no less than that of sums
     if family == "steps":
         names = [f"{kernel}<{state}>" for kernel in STEPS]
