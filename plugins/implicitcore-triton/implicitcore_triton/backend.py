@@ -20,6 +20,7 @@ from implicitcore.extend import (
     AdamsStep,
     DeviceBackend,
     DeviceControl,
+    KrylovSpace,
     Residual,
     RootIteration,
     StepRule,
@@ -29,6 +30,7 @@ from implicitcore.extend import (
     real_dtype,
 )
 from implicitcore_triton.iteration import TritonIteration, takes
+from implicitcore_triton.krylov import TritonKrylov
 from implicitcore_triton.steps import TritonAdamsStep, control, fits
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
@@ -46,8 +48,11 @@ TILE = 1024
 STEPS = ("control", "predict", "correct")
 """Kernels of what an adaptive step is beside its evaluations."""
 
-ITERATIONS = ("picard", "anderson", "broyden", *STEPS)
-"""Kernels of a whole iteration or step."""
+KRYLOV = ("expand", "project", "reduce", "settle", "minimise")
+"""Kernels of what GMRES does beside a product."""
+
+ITERATIONS = ("picard", "anderson", "broyden", *STEPS, *KRYLOV)
+"""Kernels of a whole iteration, step or product."""
 
 LINES = 8
 """Lines of a history that a program holds at once.
@@ -95,6 +100,9 @@ class TritonBackend(DeviceBackend):
         self, update: UpdateRule, rule: StopRule, z: Tensor
     ) -> RootIteration | None:
         return TritonIteration(_launch, update, rule, z, *_tile(z)) if takes(update, z) else None
+
+    def _krylov_space(self, g: Tensor, limit: Tensor, most: int) -> KrylovSpace:
+        return TritonKrylov(_launch, g, limit, most)
 
     def _control(self, rule: StepRule, taken: StepTaken) -> DeviceControl | None:
         return control(_launch, rule, taken, *_tile(taken.z)) if fits(taken.z) else None
@@ -241,11 +249,12 @@ def _kernel(name: str) -> Any:
         broyden_kernel,
         iteration_kernels,
         kernels,
+        krylov_kernels,
         step_kernels,
     )
 
     own = {"picard": iteration_kernels, "anderson": anderson_kernel, "broyden": broyden_kernel}
-    own |= dict.fromkeys(STEPS, step_kernels)
+    own |= dict.fromkeys(STEPS, step_kernels) | dict.fromkeys(KRYLOV, krylov_kernels)
     return getattr(own.get(name, kernels), name)
 
 
