@@ -15,9 +15,9 @@ from implicitcore.tensors.norms import real_dtype
 
 
 class DeviceKrylov(ABC):
-    """The Krylov spaces of one cycle of GMRES by kernels, see :class:`~implicitcore.extend.KrylovSpace`.
+    """The Krylov spaces of one cycle of GMRES by kernels.
 
-    A derived class launches the kernels (:meth:`launch`, :meth:`combine`). The host waits after the
+    See :class:`~implicitcore.extend.KrylovSpace`. A derived class launches the kernels (:meth:`launch`, :meth:`combine`). The host waits after the
     first product, and then after every fourth, for what was so before the last one, while the
     device has work: how many samples need no more products goes to pinned memory, and up to four
     products are taken in for nothing. What they are changes no minimiser.
@@ -47,7 +47,7 @@ class DeviceKrylov(ABC):
         (batch, n), real = g.shape, real_dtype(g)
         if tuple(limit.shape) != (batch,):
             raise InputError(
-                f"the limits have the shape {tuple(limit.shape)}, expected {(batch,)}, one for each "
+                f"the limits have the shape {tuple(limit.shape)}, expected {(batch,)}, one of each "
                 "sample"
             )
         self.g, self.limit, self.most = g.contiguous(), limit.to(real).contiguous(), most
@@ -67,8 +67,8 @@ class DeviceKrylov(ABC):
             product: ``[batch, n]`` and contiguous; g itself at first.
             rows: vectors of the basis so far, of which the last is that of the product; none at
                 first.
-            following: what to write the next vector to, zeros for a sample that needs none; None
-                where there is none.
+            following: what to write the next vector to, zeros for a sample that did not need this
+                product; None where there is none.
         """
 
     @abstractmethod

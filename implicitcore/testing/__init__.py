@@ -14,7 +14,7 @@ Without pytest: :func:`run_checks`, whose results ``implicitcore check KIND NAME
 
 The references that the checks compare with are public too: ``dense``, ``problems``,
 ``trajectories``, ``hard_systems``, ``hard_maps``, ``kernel_checks``, ``step_kernel_checks``,
-``solve_checks`` and ``requirements``.
+``krylov_checks``, ``solve_checks`` and ``requirements``.
 """
 
 from implicitcore.testing.check import Check as Check

@@ -13,8 +13,8 @@ from implicitcore_triton.iteration import Launch
 CHUNK = 4096
 """Columns that one program has."""
 
-TILE = 8192
-"""Entries of the basis that it holds at once."""
+TILE, LINES = 4096, 16
+"""Entries of the basis that it holds at once, of at most so many vectors, and of two at least."""
 
 PARTS = 64
 """Chunks whose sums are added up at once."""
@@ -35,7 +35,7 @@ class TritonKrylov(DeviceKrylov):
         super().__init__(g, limit, most)
         (batch, n), info = g.shape, torch.finfo(self.rest.dtype)
         columns = min(CHUNK, max(16, _power_of_two(n)))
-        chunks, lines = -(-n // columns), min(32, TILE // columns)
+        chunks, lines = -(-n // columns), max(2, min(LINES, TILE // columns))
         self.run, self.shape = run, (batch, n, most, chunks)
         self.partial = self.rest.new_empty(batch, 2 * most + 2, chunks)
         warps = max(1, lines * columns // 1024)
