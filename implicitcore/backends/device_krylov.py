@@ -17,10 +17,11 @@ from implicitcore.tensors.norms import real_dtype
 class DeviceKrylov(ABC):
     """The Krylov spaces of one cycle of GMRES by kernels.
 
-    See :class:`~implicitcore.extend.KrylovSpace`. A derived class launches the kernels (:meth:`launch`, :meth:`combine`). The host waits after the
-    first product, and then after every fourth, for what was so before the last one, while the
-    device has work: how many samples need no more products goes to pinned memory, and up to four
-    products are taken in for nothing. What they are changes no minimiser.
+    See :class:`~implicitcore.extend.KrylovSpace`. A derived class launches the kernels
+    (:meth:`launch`, :meth:`combine`). The host waits behind the first product, and then behind
+    every fourth, for what was so before that one, while the device has work: how many samples need
+    no more products goes to pinned memory, and up to four products are taken in for nothing. What
+    they are changes no minimiser.
 
     Arguments:
         g: the residual to make small, ``[batch, n]``.

@@ -20,7 +20,7 @@ from implicitcore.tensors.norms import column, norm
 from implicitcore.testing.kernel_checks import REFERENCE, KernelProblem
 
 # Of each sample: how far A is from the identity, and the limit relative to |g|. The third is left
-# out; of the fourth a product is all but the vector that it was made of; the fifth is solved by one.
+# out; of the fourth a product is all but the vector that it is of; the fifth is solved by one.
 SPREADS = (0.6, 0.9, 0.7, 1e-4, 0.0, 0.5, 0.5)
 LIMITS = (1e-2, 1e-6, torch.inf, 1e-7, 1e-6, 1e-3, 1e-3)
 ZERO, NAN = 5, 6  # the samples whose g is this
