@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.errors import InputError
 from implicitcore.gradients.failures import report
+from implicitcore.gradients.unrolled import Unrolled
 from implicitcore.graph import operator
 from implicitcore.graph.checks import adjoint_of, check_autocast, check_call, check_trajectory
 from implicitcore.graph.constants import told_apart
@@ -263,7 +264,8 @@ class CompiledLayer(nn.Module):
             adjoint = adjoint_of(layer, tensors[0].dtype)
             of = layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, *options[2:]
             follows = isinstance(layer.solver, ODESolver)
-            self.plans[key] = TrajectoryPlan(*of, clock) if follows else Plan(*of)
+            saves = layer.gradient == Unrolled()
+            self.plans[key] = TrajectoryPlan(*of, clock, saves) if follows else Plan(*of)
         return self.plans[key]
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from implicitcore.errors import GradientError
 from implicitcore.graph.compiled import CompiledFunction, Kinds
-from implicitcore.graph.kept import Kept
 from implicitcore.graph.plan import Plan
 from implicitcore.graph.stop import Found
 from implicitcore.graph.times import OutputTimes, of_samples
@@ -201,8 +201,9 @@ class KeptTrajectory(torch.autograd.Function):
             saved = replaced.inputs(saved, plan.kinds)
             kept = kept.of_samples(replaced.rows)
             call = call._replace(due=replaced.due(call.due))
-        ctx.many = len(kept.flat())
-        ctx.save_for_backward(saved[0], *kept.flat(), *saved[1:])
+        steps, ctx.structure = pytree.tree_flatten(kept)
+        ctx.many = len(steps)
+        ctx.save_for_backward(saved[0], *steps, *saved[1:])
         return _given(ctx, call, found, z0, replaced)
 
     @staticmethod
@@ -218,13 +219,13 @@ class KeptTrajectory(torch.autograd.Function):
             if ctx.replaced.all:
                 return None, torch.zeros_like(z0), *_none(plan, tensors)
             v = ctx.replaced.cotangent(v)
-        steps = Kept.of(kept, len(plan.state))
+        steps = pytree.tree_unflatten(kept, ctx.structure)
         at_start, *found = without_autocast(
             plan.pulled_back, v.contiguous(), call.due, z0, steps, tensors
         )
-        spent = plan.cost(steps)
-        record.vjps += spent
-        record.evaluations += spent
+        products, evaluations = plan.cost(steps)
+        record.vjps += products
+        record.evaluations += evaluations
         return None, at_start, *_spread(plan, found)
 
 

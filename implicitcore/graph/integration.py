@@ -113,6 +113,7 @@ class Steps:
         chooser: decides how long they are, and which samples accept them.
         span: where they begin and end.
         between: states between the ends of steps are wanted.
+        stepper: takes the steps in the place of the solver.
     """
 
     solver: Any
@@ -120,6 +121,7 @@ class Steps:
     chooser: ControlledSteps
     span: Span
     between: bool = False
+    stepper: Any = None
 
     @classmethod
     def towards(
@@ -141,6 +143,10 @@ class Steps:
     def control(self) -> StepSize:
         """Chooses the sizes of the steps."""
         return self.chooser.control
+
+    @property
+    def _stepper(self) -> Any:
+        return self.solver if self.stepper is None else self.stepper
 
     def start(self, z: Tensor) -> Moving:
         """Before the first step, whose size is not chosen yet, with no state of the solver."""
@@ -178,13 +184,13 @@ class Steps:
         samples, cost = self._samples(now), evaluations_of(self.solver, between=self.between)
         attempt = self.chooser.choose(samples)
         dt = attempt.dt.to(real_dtype(now.z))
-        step = self.solver.step(self.field, now.t, dt, now.z, now.state)
+        step = self._stepper.step(self.field, now.t, dt, now.z, now.state)
         choice = self.chooser.judge(self.field, samples, step, attempt)
         accept, piece = choice.accept, []
         end = torch.where(accept, attempt.end, now.t)
         if self.between:
             start = StepStart(now.t, dt, now.z, now.state)
-            step, (_, *piece) = extended(self.solver, self.field, start, step, end, accept)
+            step, (_, *piece) = extended(self._stepper, self.field, start, step, end, accept)
         refused = now.active & ~accept
         samples.take()
         lost, wild = self.chooser.lost(samples, attempt, choice, refused)
@@ -211,7 +217,7 @@ class Steps:
         # Tensors of their own, as the loop requires.
         state = pytree.tree_map(
             lambda leaf: leaf.clone(memory_format=torch.contiguous_format),
-            self.solver.init(self.field, now.t, now.z),
+            self._stepper.init(self.field, now.t, now.z),
         )
         return now._replace(state=state, evaluations=now.evaluations + 1)
 

@@ -187,7 +187,7 @@ class Plan:
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
         """z0 and the tensors -> z, residual, status, steps, evaluations."""
         solver, horizon = self.solver, self.horizon
-        system = self._as_field() if follows_field(solver) else self._as_system()
+        system = self.as_field() if follows_field(solver) else self._as_system()
 
         def forward(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             return tuple(run(solver, system(*tensors), z0, horizon))
@@ -211,7 +211,7 @@ class Plan:
 
         return system
 
-    def _as_field(self) -> Callable[..., GraphField]:
+    def as_field(self) -> Callable[..., GraphField]:
         """The tensors -> the vector field that they make."""
         value, scale, dtype = self.field, self.dynamics.scale, self.moment.dtype
         rounding = rounding_of(self.dynamics.is_map(), self.kinds[0].dtype)
@@ -228,7 +228,7 @@ class Plan:
 
     def velocity(self, tensors: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         """g(t, z) of these tensors, ``[batch]`` and ``[batch, n]``, as it was traced."""
-        return self._as_field()(*tensors).velocity
+        return self.as_field()(*tensors).velocity
 
     @cached_property
     def backward(self) -> Callable[..., tuple[Tensor, ...]]:

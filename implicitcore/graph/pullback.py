@@ -29,14 +29,14 @@ class Pullback:
     plan: SteppedPlan
 
     @cached_property
-    def _varied(self) -> list[int]:
+    def places(self) -> list[int]:
         """The places, in what f makes of its tensors before a solve, that are to be pulled back."""
         return reached(self.plan.field.before, self.plan.differentiated)
 
     def varied(self, *tensors: Tensor) -> list[Tensor]:
         """What f makes of its tensors before a solve, as far as it is to be pulled back."""
         known = self.plan.field.before(*tensors)
-        return [known[i] for i in self._varied]
+        return [known[i] for i in self.places]
 
     def _step(self, *given: Tensor) -> tuple[Tensor, ...]:
         """The vector-Jacobian product of one step, with its continuous extension.
@@ -56,7 +56,7 @@ class Pullback:
 
         def after(z: Tensor, *wanted: Tensor) -> tuple[Tensor, ...]:
             before = placed(state, carried, wanted[: len(carried)])
-            field = plan.field_known(placed(known, self._varied, wanted[len(carried) :]))
+            field = plan.field_known(placed(known, self.places, wanted[len(carried) :]))
             old: Any = plan.solver.init(field, t, z) if plan.anew else None
             if not plan.anew:
                 old = pytree.tree_unflatten(before, plan.structure)
@@ -67,7 +67,7 @@ class Pullback:
             leaves = pytree.tree_leaves(chosen(accept, step.state, old))
             return z_next, *(leaves[i] for i in carried), *(each.clone() for each in piece)
 
-        wanted = [*(state[i] for i in carried), *(known[i] for i in self._varied)]
+        wanted = [*(state[i] for i in carried), *(known[i] for i in self.places)]
         return torch.func.vjp(after, z, *wanted)[1](tuple(v))
 
     def _start(self, *given: Tensor) -> tuple[Tensor, ...]:
@@ -81,11 +81,11 @@ class Pullback:
         known = [*plan.field.before(*tensors)]
 
         def start(z: Tensor, *wanted: Tensor) -> tuple[Tensor, ...]:
-            field = plan.field_known(placed(known, self._varied, wanted))
+            field = plan.field_known(placed(known, self.places, wanted))
             leaves = pytree.tree_leaves(plan.solver.init(field, t, z))
             return tuple(leaves[i] for i in carried)
 
-        return torch.func.vjp(start, z, *(known[i] for i in self._varied))[1](tuple(v))
+        return torch.func.vjp(start, z, *(known[i] for i in self.places))[1](tuple(v))
 
     def _known(self, *given: Tensor) -> tuple[Tensor, ...]:
         """The cotangents of the tensors, of those and the cotangents of what f made of them."""
@@ -95,33 +95,38 @@ class Pullback:
 
         def known(*wanted: Tensor) -> tuple[Tensor, ...]:
             found = plan.field.before(*placed(tensors, places, wanted))
-            return tuple(found[i].clone() for i in self._varied)
+            return tuple(found[i].clone() for i in self.places)
 
         return torch.func.vjp(known, *(tensors[i] for i in places))[1](tuple(v))
 
     @cached_property
-    def steps(self) -> tuple[Split, Split | None]:
-        """That of a step, and that of the solver's state before the first where it hands one on."""
+    def step(self) -> Split:
+        """That of a step."""
         plan, t = self.plan, self.plan.clock_time
         coefficients = plan.coefficients  # made here, with numbers
         z = plan.kinds[0]._replace(requires_grad=False)
         carried = [plan.state[i] for i in plan.carried]
         accept = t._replace(dtype=torch.bool)
         changing = [t, t, accept, t, z, *plan.state, z, *carried, *[z] * coefficients]
-        outputs = range(1 + len(carried) + len(self._varied))
         graph = traced(self._step, [*changing, *plan.kinds[1:]])
-        step = split(graph, len(changing), outputs)
+        return split(graph, len(changing), range(1 + len(carried) + len(self.places)))
+
+    @cached_property
+    def start(self) -> Split | None:
+        """That of the solver's state before the first step, where it hands one on."""
+        plan, t = self.plan, self.plan.clock_time
         if plan.anew:
-            return step, None
-        changing = [t, z, *carried]
+            return None
+        z = plan.kinds[0]._replace(requires_grad=False)
+        changing = [t, z, *(plan.state[i] for i in plan.carried)]
         graph = traced(self._start, [*changing, *plan.kinds[1:]])
-        return step, split(graph, len(changing), range(1 + len(self._varied)))
+        return split(graph, len(changing), range(1 + len(self.places)))
 
     @cached_property
     def settled(self) -> Callable[..., Sequence[Tensor]]:
         """The tensors and the cotangents of :meth:`varied` -> those of the tensors."""
         plan = self.plan
-        if self._varied:
+        if self.places:
             return traced(self._known, plan.kinds[1:], also=self.varied)
         return lambda *tensors: [torch.zeros_like(tensors[i]) for i in plan.differentiated]
 

@@ -69,16 +69,19 @@ class SteppedPlan(Plan):
     @cached_property
     def state(self) -> list[Kind]:
         """Of the leaves of the solver's state that a step hands on; none where it hands on none."""
-        if self.anew:
-            return []
-        t, z, field = *self._still, self._stillness
+        return [] if self.anew else self.begun
+
+    @cached_property
+    def begun(self) -> list[Kind]:
+        """Of the leaves of the solver's state that a step begins with."""
+        t, z, field = *self.still, self.stillness
         leaves = pytree.tree_leaves(self.solver.init(field, t, z))
         return [Kind.of(leaf, self.kinds[0].has_batch) for leaf in leaves]
 
     @cached_property
     def carried(self) -> list[int]:
         """The places of the leaves of the solver's state that have a gradient."""
-        return [i for i, kind in enumerate(self.state) if kind.dtype.is_floating_point]
+        return differentiable(self.state)
 
     @cached_property
     def _tried(self) -> tuple[Any, int]:
@@ -86,7 +89,7 @@ class SteppedPlan(Plan):
 
         By a step with numbers, for what a solver computes at its first one and keeps is no fake.
         """
-        t, z, field = *self._still, self._stillness
+        t, z, field = *self.still, self.stillness
         state, dt = self.solver.init(field, t, z), t.to(real_dtype(z))
         start, accept = StepStart(t, dt, z, state), torch.ones_like(t, dtype=torch.bool)
         _, piece = self.stepped(field, start, t, accept)
@@ -103,7 +106,7 @@ class SteppedPlan(Plan):
         return self._tried[1]
 
     def stepped(
-        self, field: GraphField, start: StepStart, end: Tensor, accept: Tensor
+        self, field: GraphField, start: StepStart, end: Tensor, accept: Tensor | None
     ) -> tuple[Step, list[Tensor]]:
         """A step, with its continuous extension where that is wanted."""
         step = self.solver.step(field, *start)
@@ -122,10 +125,15 @@ class SteppedPlan(Plan):
         return self.field_of(lambda t, z: value.inside(t.to(dtype), z, *known)[0].clone())
 
     @property
-    def _still(self) -> tuple[Tensor, Tensor]:
+    def still(self) -> tuple[Tensor, Tensor]:
         t, z = self.clock_time.example(), self.kinds[0].example()
         return torch.zeros_like(t), torch.zeros_like(z)
 
     @property
-    def _stillness(self) -> GraphField:
+    def stillness(self) -> GraphField:
         return self.field_of(lambda t, z: torch.zeros_like(z))
+
+
+def differentiable(kinds: Sequence[Kind]) -> list[int]:
+    """The places of those of floating point numbers."""
+    return [i for i, kind in enumerate(kinds) if kind.dtype.is_floating_point]

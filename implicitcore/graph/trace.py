@@ -47,6 +47,10 @@ class Kind(NamedTuple):
         """A tensor of the kind, with no values."""
         return torch.empty(self.shape, dtype=self.dtype, device=self.device)
 
+    def zeros(self, batch: int) -> Tensor:
+        """One of such a batch."""
+        return torch.zeros((batch, *self.shape[1:]), dtype=self.dtype, device=self.device)
+
     def stack(self, count: int, batch: int) -> Tensor:
         """So many of them, with no values, each of such a batch; a graph serves any number."""
         shape = count, batch, *self.shape[1:]
@@ -163,15 +167,15 @@ def split(module: GraphModule, changing: int, outputs: Sequence[int]) -> Split:
     nodes = list(module.graph.nodes)
     places = [node for node in nodes if node.op == "placeholder"]
     results = [list(nodes[-1].args[0])[index] for index in outputs]
-    varying = _reached(nodes, set(places[:changing]))
+    varying = reached_from(nodes, set(places[:changing]))
     # A loop takes no two views of one tensor: it makes them itself, which costs nothing.
-    inside = _reaching(results, lambda node: node in varying or _is_view(node))
+    inside = reaching(results, lambda node: node in varying or shares_memory(node))
     ends = {source for node in inside for source in node.all_input_nodes} | set(results)
     given = [node for node in nodes if node in ends and node not in inside]
-    head = _reaching(given, lambda node: True)
+    head = reaching(given, lambda node: True)
     return Split(
-        _part(module, places[changing:], [node for node in nodes if node in head], given),
-        _part(
+        part(module, places[changing:], [node for node in nodes if node in head], given),
+        part(
             module,
             [*places[:changing], *given],
             [node for node in nodes if node in inside],
@@ -184,7 +188,7 @@ def reached(module: GraphModule, places: Sequence[int]) -> list[int]:
     """Which results, of floating point numbers, some arguments reach."""
     nodes = list(module.graph.nodes)
     arguments = [node for node in nodes if node.op == "placeholder"]
-    varying = _reached(nodes, {arguments[place] for place in places})
+    varying = reached_from(nodes, {arguments[place] for place in places})
     values = [(node, node.meta["val"]) for node in nodes[-1].args[0]]
     return [
         i
@@ -193,7 +197,7 @@ def reached(module: GraphModule, places: Sequence[int]) -> list[int]:
     ]
 
 
-def _reached(nodes: Sequence[Node], begin: set[Node]) -> set[Node]:
+def reached_from(nodes: Sequence[Node], begin: set[Node]) -> set[Node]:
     """The nodes that are made of some of them, and these."""
     found = set(begin)
     for node in nodes:
@@ -202,7 +206,7 @@ def _reached(nodes: Sequence[Node], begin: set[Node]) -> set[Node]:
     return found
 
 
-def _reaching(results: Sequence[Node], through: Callable[[Node], bool]) -> set[Node]:
+def reaching(results: Sequence[Node], through: Callable[[Node], bool]) -> set[Node]:
     """The nodes that the results are made of, as far as they are to be gone through."""
     found, todo = set(), list(results)
     while todo:
@@ -213,16 +217,16 @@ def _reaching(results: Sequence[Node], through: Callable[[Node], bool]) -> set[N
     return found
 
 
-def _is_view(node: Node) -> bool:
+def shares_memory(node: Node) -> bool:
     """Whether a node shares the memory of what it is made of."""
     if node.target is operator.getitem:
-        return _is_view(node.all_input_nodes[0])
+        return shares_memory(node.all_input_nodes[0])
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     return any(value.alias_info is not None for value in node.target._schema.returns)
 
 
-def _part(
+def part(
     module: GraphModule, inputs: Sequence[Node], nodes: Sequence[Node], outputs: Sequence[Node]
 ) -> GraphModule:
     """A graph of some nodes of another one."""

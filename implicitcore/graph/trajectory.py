@@ -16,9 +16,13 @@ from implicitcore.graph.kept import LARGEST, Kept, Room, one_room, stacking_loop
 from implicitcore.graph.outputs import Passed
 from implicitcore.graph.plan import compiled
 from implicitcore.graph.pullback import Pullback
+from implicitcore.graph.saved import Saved, SavedLoop
 from implicitcore.graph.stepped import SteppedPlan
 from implicitcore.graph.stop import Found
 from implicitcore.graph.trace import Kind
+
+LARGE = 2**16
+"""The bytes of a step above which its evaluations are the cost, and no longer the calls of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,12 @@ class TrajectoryPlan(SteppedPlan):
     the last to the first: the vector-Jacobian product of one at a time. That is the gradient of the
     discrete integration, as ``Checkpointed`` with every step kept gives it. The choice of the steps
     has no gradient.
+
+    Attributes:
+        saves: steps of large states save what their products need instead, as ``Unrolled`` does.
     """
+
+    saves: bool = False
 
     def recorded(self, *, writes: bool) -> Callable[..., list[Tensor]]:
         """The first and last time ``[batch]``, z0, the stacks and the tensors -> what it came to.
@@ -41,7 +50,7 @@ class TrajectoryPlan(SteppedPlan):
         leaves of the solver's state before the first, and the stacks where none are written: of
         what :class:`Kept` has of each step, and the coefficients of its extension after the first.
         """
-        system, solver, between = self._as_field(), self.solver, self.between
+        system, solver, between = self.as_field(), self.solver, self.between
         is_coarse, many = self.clock is not None, self.pieces
         size = len(self.rows) if writes else 0
 
@@ -107,9 +116,23 @@ class TrajectoryPlan(SteppedPlan):
             self._rooms[batch] = Room(size) if small else None
         return self._rooms[batch]
 
+    @cached_property
+    def pullback(self) -> Pullback:
+        """What takes cotangents back over a step."""
+        return Pullback(self)
+
+    @cached_property
+    def _loop(self) -> SavedLoop:
+        return SavedLoop(self.pullback, coarse=self.clock is not None)
+
+    def _saves(self, z0: Tensor) -> bool:
+        """Whether the steps from z0 save what their products need."""
+        size = sum(row.bytes(len(z0)) for row in self.rows)
+        return self.saves and size > LARGE and self._loop.serves
+
     def integrated(
         self, due: Tensor | None, z0: Tensor, tensors: Sequence[Tensor]
-    ) -> tuple[Found, Kept]:
+    ) -> tuple[Found, Kept | Saved]:
         """What the integration came to, and its steps.
 
         Arguments:
@@ -118,15 +141,21 @@ class TrajectoryPlan(SteppedPlan):
             z0: ``[batch, n]``.
             tensors: as the plan takes them.
         """
-        many = len(self.state)
-        found, (count, *kept) = self._kept(self._ends(due, z0), z0, tensors)
-        size = 4 + 2 * many
-        kept, pieces = Kept.of([count, *kept[:size]], many), kept[size:]
+        ends = self._ends(due, z0)
+        if self._saves(z0):
+            found, kept, pieces = self._loop.integrated(ends, z0, tensors)
+            times = kept.times
+        else:
+            many = len(self.state)
+            found, (count, *kept) = self._kept(ends, z0, tensors)
+            size = 4 + 2 * many
+            kept, pieces = Kept.of([count, *kept[:size]], many), kept[size:]
+            times = kept
         if due is None:
             return found, kept
         states = [z0[None], found.z[None]]
-        if self.between:
-            states.insert(1, Passed.of(due, kept).states(z0, kept, pieces))
+        if times is not None and self.between:
+            states.insert(1, Passed.of(due, times).states(z0, times, pieces))
         return found._replace(z=torch.cat(states)), kept
 
     def _kept(
@@ -164,26 +193,33 @@ class TrajectoryPlan(SteppedPlan):
         v: Tensor,
         due: Tensor | None,
         z0: Tensor,
-        kept: Kept,
+        kept: Kept | Saved,
         tensors: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         """The cotangents of z0 and of the tensors, of those of what :meth:`integrated` gave."""
         if not z0.numel():  # no step was taken, and one is kept
             return torch.zeros_like(z0), *map(torch.zeros_like, tensors)
         start, _ = self._ends(due, z0)
-        if due is None:
-            return self.pulled(v, start, z0, *kept.flat(), *tensors)
-        first, last, between = v[0], v[-1], []
-        if self.between:
-            late, between = Passed.of(due, kept).cotangents(v[1:-1], kept, self.coefficients)
+        last, between = v if due is None else v[-1], []
+        times = kept.times if isinstance(kept, Saved) else kept
+        if due is not None and times is not None and self.between:
+            late, between = Passed.of(due, times).cotangents(v[1:-1], times, self.coefficients)
             last = last + late
-        found = self.pulled(last.contiguous(), start, z0, *kept.flat(), *between, *tensors)
-        return found[0] + first, *found[1:]
+        last = last.contiguous()
+        if isinstance(kept, Saved):
+            found = self._loop.pulled_back(last, between, start, z0, kept, tensors)
+        else:
+            found = self.pulled(last, start, z0, *kept.flat(), *between, *tensors)
+        return found if due is None else (found[0] + v[0], *found[1:])
 
-    def cost(self, kept: Kept) -> int:
-        """The evaluations of the way back, and as many vector-Jacobian products."""
-        cost = evaluations_of(self.solver, between=self.between)
-        return int(kept.steps) * (cost + self.anew) + (not self.anew)
+    def cost(self, kept: Kept | Saved) -> tuple[int, int]:
+        """The vector-Jacobian products of the way back, and its evaluations."""
+        step = evaluations_of(self.solver, between=self.between) + self.anew
+        first = not self.anew
+        if isinstance(kept, Saved):
+            return step * sum(each is not None for each in kept.steps) + first, int(first)
+        products = int(kept.steps) * step + first
+        return products, products
 
     @cached_property
     def pulled(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -193,8 +229,8 @@ class TrajectoryPlan(SteppedPlan):
         n]`` for each coefficient.
         """
         count, many, coefficients = len(self.state), len(self.carried), self.coefficients
-        pullback, size = Pullback(self), 2 * count + 5
-        pulled, start = pullback.steps
+        pullback, size = self.pullback, 2 * count + 5
+        pulled, start = pullback.step, pullback.start
         settled, varied = pullback.settled, pullback.varied
 
         def backward(v: Tensor, t0: Tensor, z0: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
