@@ -16,6 +16,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._inductor.output_code import CompiledFxGraph
 
 from implicitcore.graph.loop_inputs import ForCpp
+from implicitcore.graph.parts import in_parts
 from implicitcore.graph.products import ScaledSums
 
 Kinds = tuple[Any, ...]
@@ -27,11 +28,16 @@ _MOST = 256  # kinds of arguments that are kept
 
 
 def compiled(
-    function: Any, *, device: torch.device | None = None, in_cpp: bool = False
+    function: Any,
+    *,
+    device: torch.device | None = None,
+    in_cpp: bool = False,
+    cuda_graphs: bool = False,
 ) -> Callable[..., Any]:
     """One graph of the function, for any size of the batch, and for a device where one is given.
 
-    On a CPU its loop is in C++ where ``in_cpp``; from Python it takes twice as long there.
+    On a CPU its loop is in C++ where ``in_cpp``; from Python it takes twice as long there. With
+    ``cuda_graphs`` it is on the host, and its iterations are CUDA graphs.
     """
     options: dict[str, Any] = {"cpp_wrapper": False, "post_grad_custom_pre_pass": ScaledSums()}
     if device is not None and device.type == "cpu":
@@ -40,7 +46,13 @@ def compiled(
         options["layout_optimization"] = False
         if in_cpp:
             options |= {"cpp_wrapper": True, "post_grad_custom_post_pass": ForCpp()}
-    return CompiledFunction(function, options)
+    return CompiledFunction(function, options, on_host=cuda_graphs)
+
+
+def inductor(graph: Any, examples: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """A graph as a function, by the compiler of torch."""
+    found: Any = lookup_backend("inductor")
+    return found(graph, examples, config_patches=options)
 
 
 class _Entry(NamedTuple):
@@ -87,10 +99,13 @@ class CompiledFunction:
     Arguments:
         function: of tensors, to a tuple of tensors; it reads nothing else that changes.
         options: of the compiler.
+        on_host: have its loops on the host, see :func:`in_parts`.
     """
 
-    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
-        self.function, self.options = function, options
+    def __init__(
+        self, function: Callable[..., Any], options: dict[str, Any], *, on_host: bool = False
+    ) -> None:
+        self.function, self.options, self.on_host = function, options, on_host
         self.entries: dict[Kinds, _Entry] = {}
         self._checked: Any = self._fresh()
         self._ran = local()  # what ran in a checked call, in its thread
@@ -157,8 +172,11 @@ class CompiledFunction:
         return recorded
 
     def _built(self, graph: Any, examples: list[Any]) -> Callable[..., Any]:
-        inductor: Any = lookup_backend("inductor")
-        return inductor(graph, examples, config_patches=self.options)
+        def build(part: Any, examples: Sequence[Any]) -> Callable[..., Any]:
+            return inductor(part, examples, self.options)
+
+        found = in_parts(graph, examples, build) if self.on_host else None
+        return build(graph, examples) if found is None else found
 
     def _note(self, ran: _Ran) -> None:
         """In a checked call, and in no other."""

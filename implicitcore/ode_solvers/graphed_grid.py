@@ -10,13 +10,13 @@ from implicitcore.backends.capture import Capture
 from implicitcore.ode_solvers.grid import StageTimes
 from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.watched_field import CHUNK, LENGTH, WatchedField, recording
-from implicitcore.system.kept_graphs import Graphs, lend
+from implicitcore.system.kept_graphs import SolveGraphs, lend
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import real_dtype
 from implicitcore.tensors.watched import CaptureError, described
 
 
-class GraphedGrid(Graphs):
+class GraphedGrid(SolveGraphs):
     """The memory of integrations of one f and one set of shapes, and a chunk of steps as a graph.
 
     Arguments:
@@ -56,7 +56,7 @@ class GraphedGrid(Graphs):
         together.moved(steps, self.z.clone(), None if self.first is None else self.first.clone())
 
     def record(self, bound: System) -> None:
-        """See :meth:`Graphs.record`."""
+        """See :meth:`SolveGraphs.record`."""
         watch = self.watch(bound, [self.z])
         system = WatchedField(bound.problem, bound.context, watch)
         ready = self.solver.equal_step(system)

@@ -26,12 +26,12 @@ from implicitcore.ode_solvers.recorded_chunk import (
 from implicitcore.ode_solvers.step_chooser import ControlledSteps
 from implicitcore.ode_solvers.step_size import Adaptive, StepSize
 from implicitcore.ode_solvers.watched_field import CHUNK, LENGTH, WatchedField, recording
-from implicitcore.system.kept_graphs import Graphs, lend
+from implicitcore.system.kept_graphs import SolveGraphs, lend
 from implicitcore.system.system import System
 from implicitcore.tensors.watched import CaptureError
 
 
-class GraphedSteps(Graphs):
+class GraphedSteps(SolveGraphs):
     """The memory of integrations of one f and one set of shapes, and a chunk of steps as a graph.
 
     Arguments:
@@ -130,7 +130,7 @@ class GraphedSteps(Graphs):
         run.outputs.add(self.outputs.states[stop, sample], Rows(sample, first, end))
 
     def record(self, bound: System) -> None:
-        """See :meth:`Graphs.record`."""
+        """See :meth:`SolveGraphs.record`."""
         watch = self.watch(bound, [leaf for leaf in self.memory if isinstance(leaf, Tensor)])
         system, kept = WatchedField(bound.problem, bound.context, watch), self.chunk.samples
 

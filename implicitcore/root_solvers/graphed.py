@@ -12,12 +12,12 @@ from implicitcore.backends.capture import Capture
 from implicitcore.backends.device_backend import DeviceBackend
 from implicitcore.backends.device_iteration import DeviceIteration
 from implicitcore.backends.root_iteration import StopRule, UpdateRule
-from implicitcore.system.kept_graphs import Graphs, lend
+from implicitcore.system.kept_graphs import SolveGraphs, lend
 from implicitcore.system.system import System
 from implicitcore.tensors.watched import CaptureError, described, modes_watch
 
 
-class GraphedSolve(Graphs):
+class GraphedSolve(SolveGraphs):
     """The memory of root solves of one f and one set of shapes, and their iterations as graphs.
 
     Arguments:
@@ -63,7 +63,7 @@ class GraphedSolve(Graphs):
         return found, done
 
     def record(self, bound: System) -> None:
-        """See :meth:`Graphs.record`."""
+        """See :meth:`SolveGraphs.record`."""
         ring = self.iteration.ring
         watch = self.watch(bound, ring)
 

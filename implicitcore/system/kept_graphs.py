@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -27,37 +28,59 @@ MET = 64
 """Sets of shapes that are remembered as met once."""
 
 
-class Graphs(ABC):
-    """The memory of solves of one f and one set of shapes, and their work as graphs.
-
-    Nothing of f is kept but what is recorded.
+class Graphs:
+    """The memory of work on one set of shapes, and this work as graphs.
 
     Arguments:
         recorder: records graphs.
 
     Attributes:
         pieces: the graphs; none where they are still to be recorded.
-        inputs: what differs from solve to solve, where the graphs read it.
         refused: why there are none, where that is known.
     """
 
     def __init__(self, recorder: Capture) -> None:
         self.capture = recorder
-        self.inputs: list[Tensor] = []
-        self.layout: list[Any] = []  # of the inputs that they are copied from
         self.pieces: dict[Hashable, Work] = {}
-        self.refused, self.loaded = "", False
+        self.refused = ""
         self.lock = threading.Lock()
 
     def start(self) -> None:
         """Begin a solve: the memory is its own until :meth:`end`."""
         self.capture.begin()
-        self.loaded = False
 
     def end(self) -> None:
         """The solve has ended: another may have the memory."""
         self.capture.end()
         self.lock.release()
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Have no graphs, now and later, where something is raised inside."""
+        try:
+            yield
+        except Exception as error:  # also one of f, which the loop then meets where it occurs
+            self.refused = str(error) if isinstance(error, CaptureError) else describe_error(error)
+            self.pieces.clear()
+
+
+class SolveGraphs(Graphs, ABC):
+    """Those of solves of one f; nothing of it is kept but what is recorded.
+
+    Attributes:
+        inputs: what differs from solve to solve, where the graphs read it.
+    """
+
+    def __init__(self, recorder: Capture) -> None:
+        super().__init__(recorder)
+        self.inputs: list[Tensor] = []
+        self.layout: list[Any] = []  # of the inputs that they are copied from
+        self.loaded = False
+
+    def start(self) -> None:
+        """See :meth:`Graphs.start`."""
+        super().start()
+        self.loaded = False
 
     def load(self, system: System) -> bool:
         """Copy this solve's inputs to where the graphs read them; record these, where none are.
@@ -68,7 +91,7 @@ class Graphs(ABC):
         if self.loaded or self.refused:
             return not self.refused
         self.loaded = True
-        try:
+        with self.recording():
             given = inputs_of(system)
             layout = list(map(described, given))
             if not self.pieces:
@@ -80,9 +103,6 @@ class Graphs(ABC):
             if not self.pieces:
                 with autocast_uncached():
                     self.record(with_inputs(system, self.inputs))
-        except Exception as error:  # also one of f, which the loop then meets where it occurs
-            self.refused = str(error) if isinstance(error, CaptureError) else describe_error(error)
-            self.pieces.clear()
         return not self.refused
 
     def watch(self, system: System, memory: Sequence[Tensor]) -> WatchedCapture:
@@ -183,9 +203,7 @@ def lend(
         whole = (input_key(system), function.constants, system.backend, key())
         with _lock:
             kept = _kept.setdefault(_owner(system), Kept())
-            if kept.meet(function.tensors, whole):
-                return None
-            found: Any = kept.settled(whole, lambda: _made(device, make, kept.graphs()))
+        found: Any = meet(kept, function.tensors, whole, lambda: recorder_on(device), make)
     except CaptureError as error:
         found = str(error)
     if isinstance(found, Graphs):
@@ -194,13 +212,40 @@ def lend(
     return None
 
 
-def _made(device: torch.device, make: Callable[[Capture], G], others: int) -> G:
+def meet(
+    kept: Kept,
+    tensors: Hashable,
+    key: Hashable,
+    recorder: Callable[[], Capture],
+    make: Callable[[Capture], G],
+) -> G | str | None:
+    """The graphs of a solve that may be met again, or why it has none; None where it is the first.
+
+    Raises:
+        CaptureError: see :meth:`Kept.meet`.
+    """
+
+    def made() -> G:
+        found = recorder()
+        if kept.graphs() >= MOST:
+            raise CaptureError(f"it has graphs for {MOST} sets of shapes already")
+        return make(found)
+
+    with _lock:
+        found: Any = None if kept.meet(tensors, key) else kept.settled(key, made)
+    return found
+
+
+def recorder_on(device: torch.device) -> Capture:
+    """What records on a device.
+
+    Raises:
+        CaptureError: nothing does.
+    """
     recorder = capture.capture_on(device)
     if recorder is None:
         raise CaptureError(f"there are no CUDA graphs on {device}")
-    if others >= MOST:
-        raise CaptureError(f"it has graphs for {MOST} sets of shapes already")
-    return make(recorder)
+    return recorder
 
 
 def _owner(system: System) -> Any:

@@ -16,7 +16,7 @@ from implicitcore.ode_solvers.graphed_steps import GraphedSteps
 from implicitcore.ode_solvers.lockstep import Lockstep
 from implicitcore.ode_solvers.recorded_chunk import OutputMemory, RecordedChunk
 from implicitcore.ode_solvers.watched_field import LENGTH
-from implicitcore.system.kept_graphs import Graphs
+from implicitcore.system.kept_graphs import SolveGraphs
 from implicitcore.testing import emulated_graphs
 
 LOOP, GRAPHS = TorchDevice(), TorchDevice(cuda_graphs=True)
@@ -153,7 +153,7 @@ BUGS = {
     "the samples of the warm-up": ("limited", GraphedSteps.record, "self._fill()", "pass"),
     "the input of the solve before": (
         "limited",
-        *(Graphs.load, "kept.copy_(new)", "self.pieces or kept.copy_(new)"),
+        *(SolveGraphs.load, "kept.copy_(new)", "self.pieces or kept.copy_(new)"),
     ),
     "equal steps in the memory of the graph": (
         "fixed, to each time",
