@@ -17,6 +17,7 @@ from benchmarks import (
     curves,
     dispatch,
     gpu,
+    gpu_launches,
     gpu_report,
     jax_peers,
     ode,
@@ -147,6 +148,51 @@ def test_quick_gpu_run(tmp_path):
     assert page.count("| vjps | residual |") == 8
     assert "Device: cpu. Measured on " in page
     assert "no GPU machine" not in page
+
+
+def test_launches_are_counted_as_operators_on_a_cpu(tmp_path):
+    gpu_launches.main(["--device", "cpu", "--only", "torch", "--output", str(tmp_path)])
+    *rows, machine = json.loads((tmp_path / "gpu_launches.json").read_text())
+    assert machine["machine"]["device"] == "cpu"
+    found = {row["method"]: row for row in rows}
+    assert list(found) == list(gpu_launches.METHODS)
+    picard = found["Picard"]  # the cell, what test_fixed_cost counts too, and z + g of a relaxation
+    assert picard["names"]["aten::addmm"] == picard["of_f"]["launches"] == 1
+    assert picard["all"]["launches"] == sum(picard["names"].values()) == 7
+    assert found["Tsit5, a step"]["evaluations"] == found["Tsit5, a step"]["of_f"]["launches"] == 6
+    assert found["GMRES, a product"]["all"]["waits"] == 1
+    page = (tmp_path / "gpu_launches.md").read_text()
+    assert "| Picard | torch | 7.00 | 1.00 |" in page
+    emulated = gpu_launches.emulated((gpu_launches.DOCS / "launches.md").read_text())
+    assert all(method in emulated for method in gpu_launches.METHODS)
+
+
+def test_what_the_profiler_sees_of_a_device_is_told_apart():
+    names = Counter(
+        {
+            (False, "cudaLaunchKernel"): 5,
+            (False, "cudaLaunchKernelExC"): 1,
+            (False, "cuLaunchKernel"): 2,
+            (False, "cudaGraphLaunch"): 1,
+            (False, "cudaMemcpyAsync"): 3,
+            (False, "cudaStreamSynchronize"): 2,
+            (False, "cudaEventSynchronize"): 1,
+            (False, "cudaEventRecord"): 9,
+            (False, "aten::add"): 7,
+            (True, "void at::native::vectorized_elementwise_kernel"): 11,
+            (True, "picard"): 4,
+            (True, "Memcpy DtoH (Device -> Pinned)"): 2,
+            (True, "Memset (Device)"): 1,
+        }
+    )
+    assert gpu_launches.counted(names, "cuda") == gpu_launches.Seen(9, 15, 3, 3)
+
+
+def test_without_a_device_nothing_is_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="nothing was counted: no cuda device"):
+        gpu_launches.main(["--output", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_page_without_a_gpu_says_so_and_replaces_no_figures(tmp_path, monkeypatch):

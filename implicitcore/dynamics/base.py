@@ -49,6 +49,16 @@ class Dynamics(nn.Module, ABC):
         )
         return pytree.tree_map(torch.add, z, self.velocity(t, z, x))
 
+    def explain_call(self, error: TypeError) -> None:
+        """Say what the user's function is called with, where it takes something else.
+
+        Arguments:
+            error: what its call raised.
+
+        Raises:
+            InputError: it does not take these arguments.
+        """
+
     def is_map(self) -> bool:
         """Whether the model is a map f with g = f(z) - z, and not a g with f = z + g."""
         return type(self).update is not Dynamics.update

@@ -55,5 +55,9 @@ class FixedPoint(FixedPointMap):
         try:
             return self.cell(z, x)
         except TypeError as error:
-            check_call(error, self.cell, "cell", "z, x")
+            self.explain_call(error)
             raise
+
+    def explain_call(self, error: TypeError) -> None:
+        """See :meth:`Dynamics.explain_call`."""
+        check_call(error, self.cell, "cell", "z, x")

@@ -55,8 +55,12 @@ class VectorField(Dynamics):
         try:
             return self.field(z, x) if self._autonomous else self.field(t, z, x)
         except TypeError as error:
-            check_call(error, self.field, "field", _arguments(self._autonomous))
+            self.explain_call(error)
             raise
+
+    def explain_call(self, error: TypeError) -> None:
+        """See :meth:`Dynamics.explain_call`."""
+        check_call(error, self.field, "field", _arguments(self._autonomous))
 
 
 def _arguments(autonomous: bool) -> str:

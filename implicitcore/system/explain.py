@@ -30,6 +30,8 @@ def explain(error: Exception, problem: Problem) -> None:
         f"while evaluating {type(problem.dynamics).__name__} on a state z of shape "
         f"{shapes}, {problem.packing.dtype}"
     )
+    if isinstance(error, TypeError):
+        problem.dynamics.explain_call(error)
     found = _cause(str(error), problem) if type(error) in (TypeError, RuntimeError) else ""
     if found:
         raise InputError(f"{found} ({where}: {error})") from error
@@ -47,13 +49,14 @@ def suspect_part(error: Exception, problem: Problem, whole: int | None) -> None:
     Arguments:
         error: of f.
         problem: that of the part.
-        whole: samples of the whole batch; None where this is no part.
+        whole: samples of the whole batch; None where nobody asks.
 
     Raises:
         InputError: f may have.
     """
-    if whole is not None and type(error) in (RuntimeError, IndexError, InputError):
-        found = f"f failed on {problem.packing.batch} of {whole} samples alone ({error})"
+    part = problem.packing.batch
+    if whole not in (None, part) and type(error) in (RuntimeError, IndexError, InputError):
+        found = f"f failed on {part} of {whole} samples alone ({error})"
         raise cut(found, problem.marked, whole) from error
 
 

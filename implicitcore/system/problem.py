@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from implicitcore.dynamics.base import Dynamics
-from implicitcore.dynamics.fixed_point import FixedPointMap
+from implicitcore.dynamics.fixed_point import FixedPoint, FixedPointMap
+from implicitcore.dynamics.vector_field import VectorField
 from implicitcore.tensors.packing import Packing
 from implicitcore.tensors.restrict import SHARED, of_input, rule
 from implicitcore.tensors.shared import check_batch, marked_like, shared, unwrapped
@@ -45,6 +47,10 @@ class Problem:
         is_map: see :meth:`Dynamics.is_map`.
         subtracts: the vector field is f(z) - z.
         time_dtype: in which t reaches the dynamics; None leaves it as it comes.
+        update: what gives f(z, x): the user's own function, where the dynamics do no more than
+            call it. Of wrong arguments :meth:`Dynamics.explain_call` tells then.
+        velocity: the same of g(t, z, x), or of g(z, x) where no time is taken.
+        takes_time: whether g does; f(z) - z does not.
     """
 
     dynamics: Dynamics = field(metadata=SHARED)
@@ -54,6 +60,9 @@ class Problem:
     is_map: bool = field(init=False)
     subtracts: bool = field(init=False)
     time_dtype: torch.dtype | None = field(init=False)
+    update: Callable[[Any, Any], Any] = field(init=False)
+    velocity: Callable[..., Any] = field(init=False)
+    takes_time: bool = field(init=False)
 
     def __post_init__(self) -> None:
         put, dynamics, marked = object.__setattr__, self.dynamics, self.marked
@@ -61,6 +70,10 @@ class Problem:
         put(self, "is_map", dynamics.is_map())
         put(self, "subtracts", type(dynamics).velocity is FixedPointMap.velocity)
         put(self, "time_dtype", None if dynamics.exact_time else self.packing.real_dtype)
+        is_field = type(dynamics) is VectorField
+        put(self, "update", dynamics.cell if type(dynamics) is FixedPoint else dynamics.update)
+        put(self, "velocity", dynamics.field if is_field else dynamics.velocity)
+        put(self, "takes_time", not (self.subtracts or (is_field and dynamics.autonomous)))
 
     def time(self, t: Tensor) -> Tensor:
         """Times ``[batch]`` as functions of the user receive them: to broadcast against z."""

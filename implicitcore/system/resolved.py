@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from implicitcore.dynamics.base import Dynamics
-from implicitcore.dynamics.fixed_point import FixedPoint
-from implicitcore.dynamics.vector_field import VectorField
 from implicitcore.system.current import running
 from implicitcore.system.system import System
 
@@ -32,18 +29,6 @@ def _same(t: Tensor) -> Tensor:
     return t
 
 
-def _called(dynamics: Dynamics, function: Callable[..., Any]) -> Callable[..., Any]:
-    """What the user gave, where the function of the dynamics does no more than call it.
-
-    Beside that it tells of wrong arguments, and the first evaluations have shown them to be right.
-    """
-    if type(dynamics) is FixedPoint:
-        return dynamics.cell  # pyright: ignore[reportReturnType] - an attribute of a module
-    if type(dynamics) is VectorField and not dynamics.autonomous:
-        return dynamics.field  # pyright: ignore[reportReturnType]
-    return function
-
-
 def _of_dynamics(system: System) -> ResolvedField:  # noqa: C901 - one closure, no calls
     """The dynamics of a system, called without a look at what every evaluation finds alike.
 
@@ -53,10 +38,9 @@ def _of_dynamics(system: System) -> ResolvedField:  # noqa: C901 - one closure, 
     """
     problem, context = system.problem, system.context
     packing, counter, memory = problem.packing, context.counter, context.memory
-    autonomous, x = problem.subtracts, problem.x
-    dynamics = problem.dynamics
-    function: Callable[..., Any] = dynamics.update if autonomous else dynamics.velocity
-    called = _called(dynamics, function)
+    subtracts, x = problem.subtracts, problem.x
+    function: Callable[..., Any] = problem.update if subtracts else problem.velocity
+    timed = problem.takes_time
     shape = packing.full_shapes[0]
     kind = shape, packing.dtype, packing.device  # what Packing.fits asks for, without a call
     rows = None if packing.flat else (packing.batch, packing.sizes[0])
@@ -67,9 +51,8 @@ def _of_dynamics(system: System) -> ResolvedField:  # noqa: C901 - one closure, 
         return t.reshape(*t.shape[:-1], *lead)
 
     def general(t: Tensor, z: Tensor) -> Tensor:
-        if autonomous:  # here: f may have written into the z that it was given
-            return system.value(function, z) - z
-        return system.value(function, z, t)
+        value = system.value(function, z, t) if timed else system.value(function, z)
+        return value - z if subtracts else value  # here: f may have written into its z
 
     plain = packing.plain and not context.autocast and memory.addresses
     if not plain or running.context is not context.scope:
@@ -83,7 +66,7 @@ def _of_dynamics(system: System) -> ResolvedField:  # noqa: C901 - one closure, 
         counter.evaluations += 1
         version, state = z._version, z if rows is None else z.reshape(shape)
         try:
-            value = called(state, x) if autonomous else called(t, state, x)
+            value = function(t, state, x) if timed else function(state, x)
         except Exception as error:
             system.failed(error)
             raise
@@ -93,8 +76,8 @@ def _of_dynamics(system: System) -> ResolvedField:  # noqa: C901 - one closure, 
             pointer = flat.data_ptr()
             if pointer != memory.pointer:
                 memory.result, memory.pointer, memory.version = flat, pointer, flat._version
-                return flat - z if autonomous else flat
+                return flat - z if subtracts else flat
         owned = system.accepted(value, z, version)
-        return owned - z if autonomous else owned
+        return owned - z if subtracts else owned
 
     return ResolvedField(velocity, times)

@@ -127,15 +127,23 @@ class System:
             z: ``[batch, n]``.
             out: a buffer for the residual, where it has to be computed (without a graph).
         """
-        fz, g = self.map(z)
+        problem = self.problem
+        if type(self) is not System or problem.takes_time:
+            fz, g = self.map(z)
+        elif problem.is_map:  # as map does, with no call of our own between
+            fz, g = self.value(problem.update, z), None
+        else:
+            g = self.value(problem.velocity, z)
+            fz = z + g
         return Evaluation(z, fz, self.residual(z, fz, g, out))
 
     def velocity(self, t: Tensor, z: Tensor) -> Tensor:
         """The vector field g(t, z), ``[batch, n]``, at the times t ``[batch]``: one evaluation."""
         problem = self.problem
         if problem.subtracts:  # here: f may have written into the z that it was given
-            return self.value(problem.dynamics.update, z) - z
-        return self.value(problem.dynamics.velocity, z, problem.time(t))
+            return self.value(problem.update, z) - z
+        time = (problem.time(t),) if problem.takes_time else ()
+        return self.value(problem.velocity, z, *time)
 
     def scale(self, update_norm: Tensor, start_norm: Tensor) -> Tensor:
         """What the relative tolerance is relative to, ``[batch]`` (see :meth:`Dynamics.scale`)."""
@@ -146,9 +154,7 @@ class System:
 
         None where it is a function of its own.
         """
-        if type(self) is not System:
-            return None
-        return stop_scale(self.problem.dynamics)
+        return stop_scale(self.problem.dynamics) if type(self) is System else None
 
     def tolerance(self, tol: float) -> float:
         """The relative tolerance that a solver is to meet where it was asked for ``tol``.
@@ -228,9 +234,8 @@ class System:
 
         Taken from z + g, it would be lost in the rounding of a large z.
         """
-        problem = self.problem
-        if problem.is_map:
-            return self.value(problem.dynamics.update, z), None
+        if self.problem.is_map:
+            return self.value(self.problem.update, z), None
         g = self.velocity(z.new_zeros(z.shape[0], dtype=real_dtype(z)), z)
         return z + g, g
 
@@ -279,7 +284,7 @@ class System:
     def failed(self, error: Exception) -> None:
         """Say of an exception of f what can be said."""
         explain(error, self.problem)
-        self._suspect_part(error)
+        suspect_part(error, self.problem, self.context.batch)
 
     def accepted(self, value: Any, point: Tensor, version: int, beside: Beside = ()) -> Tensor:
         """What f gave at a point that had this version, and at t and x, checked and packed."""
@@ -290,9 +295,6 @@ class System:
             try:
                 packing.check(value, type(problem.dynamics).__name__)
             except InputError as error:
-                self._suspect_part(error)
+                suspect_part(error, self.problem, self.context.batch)
                 raise
         return memory.own(packing.pack(value))
-
-    def _suspect_part(self, error: Exception) -> None:
-        suspect_part(error, self.problem, self.context.whole(self.problem.packing.batch))

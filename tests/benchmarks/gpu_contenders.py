@@ -27,7 +27,7 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     for method in METHODS:
         steps = {
             (OURS, name): partial(_implicitcore, backend, method)
-            for name, backend in _backends(problem.z0.device.type).items()
+            for name, backend in backends(problem.z0.device.type).items()
         }
         if hasattr(plain, method):
             steps[PLAIN, "torch"] = partial(plain.implicit, getattr(plain, method))
@@ -44,7 +44,7 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     return found
 
 
-def _backends(device: str) -> dict[str, ic.Backend]:
+def backends(device: str) -> dict[str, ic.Backend]:
     """Those that can run on the device, torch first: what the others are compared with."""
     found = {part.name: part.load()() for part in REGISTRY.parts("backend")}
     able = [

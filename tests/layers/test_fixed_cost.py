@@ -37,7 +37,7 @@ def solve_at_the_root():
 
 
 @pytest.mark.parametrize(
-    ("graph", "calls", "operations"), [(False, 128, 26), (True, 200, 40)], ids=["plain", "graph"]
+    ("graph", "calls", "operations"), [(False, 126, 26), (True, 196, 40)], ids=["plain", "graph"]
 )
 def test_a_solve_of_one_evaluation_takes_few_calls(graph, calls, operations, monkeypatch):
     """Of them a cell of one linear map has 7, and torch's own layers around it 5; with a graph f is
@@ -130,6 +130,76 @@ def test_an_iteration_takes_few_operations(solver, operations):
     spent, solution = count(50, tol=1e-3)
     assert len(set(solution.steps.tolist())) > 1
     assert spent <= count(solution.evaluations)[0] + 26  # in two iterations; what was counted
+
+
+class Frames:
+    """Calls the function that it is given, and keeps how many frames lead to it from a solver."""
+
+    def __init__(self, function):
+        self.function, self.depths = function, []
+
+    def __call__(self, *arguments):
+        frame, depth = sys._getframe(1), 0
+        while "_solvers/" not in frame.f_code.co_filename:
+            frame, depth = frame.f_back, depth + 1
+        self.depths.append(depth)
+        return self.function(*arguments)
+
+
+def tuple_cell(z, x):
+    return 0.5 * torch.tanh(z[0]) + x, 0.5 * z[1]
+
+
+def plain_cell(z, x):
+    return 0.5 * torch.tanh(z) + x
+
+
+STATE, PAIR = torch.zeros(8, 4), (torch.zeros(8, 4), torch.zeros(8, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "z0", "options"),
+    [
+        (plain_cell, STATE, {}),
+        (plain_cell, torch.zeros(8, 2, 4), {}),
+        (tuple_cell, PAIR, {}),
+        (plain_cell, STATE, {"coupled": True}),
+        (lambda z, x: 0.5 * z + 1, STATE, {"x": None}),
+        (plain_cell, STATE, {"backend": "cpp"}),
+    ],
+    ids=["tensor", "3d", "tuple", "coupled", "without x", "cpp"],
+)
+@pytest.mark.parametrize("solver", [ic.Picard, ic.Anderson, ic.Broyden])
+def test_no_tower_of_frames_stands_between_the_loop_and_a_cell(solver, function, z0, options):
+    """Two: the residual's, and that which unpacks and packs the state."""
+    if options.get("backend") and CppBackend().unavailable_reason():
+        pytest.skip(str(CppBackend().unavailable_reason()))
+    cell, first = Frames(function), z0[0] if isinstance(z0, tuple) else z0
+    options = {"x": torch.ones_like(first)} | options
+    with torch.no_grad():
+        found = ic.fixed_point(cell, z0, solver=solver(tol=1e-3), **options)
+    assert found.evaluations >= 3
+    assert max(cell.depths) <= 2
+
+
+@pytest.mark.parametrize("autonomous", [True, False])
+def test_no_tower_of_frames_stands_between_the_loop_and_a_vector_field(autonomous):
+    """One, from the third evaluation on: by then it is known how it uses memory."""
+    function = (lambda z, x: x - z) if autonomous else (lambda t, z, x: x - z)
+    field, x = Frames(function), torch.ones(8, 4)
+    with torch.no_grad():
+        dynamics = ic.VectorField(field, autonomous=autonomous)
+        layer = ic.ImplicitLayer(dynamics, solver=ic.Tsit5(), start=ic.Zeros((4,)))
+        layer(x)
+    assert max(field.depths) <= 2
+    assert set(field.depths[2:]) == {1}
+
+
+def test_no_tower_of_frames_stands_between_the_loop_and_a_root():
+    root = Frames(lambda z, x: plain_cell(z, x) - z)
+    with torch.no_grad():
+        ic.find_root(root, STATE, torch.ones(8, 4), solver=ic.Broyden(tol=1e-3))
+    assert max(root.depths) <= 2
 
 
 HELD = """
