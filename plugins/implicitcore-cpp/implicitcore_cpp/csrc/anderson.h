@@ -5,38 +5,6 @@
 
 namespace implicitcore {
 
-// Products of K rows with two vectors.
-template <int K, class T>
-inline void products(const T* const* rows, const Real<T>* __restrict q, const T* __restrict g,
-                     int64_t n, Real<T>* with_q, Real<T>* with_g) {
-  using R = Real<T>;
-  double totals[4] = {};
-  const T *a = rows[0], *b = rows[K - 1];
-  for (int64_t begin = 0; begin < n; begin += BLOCK) {
-    const int64_t end = std::min(n, begin + BLOCK);
-    R aq = 0, ag = 0, bq = 0, bg = 0;
-#pragma omp simd reduction(+ : aq, ag, bq, bg)
-    for (int64_t i = begin; i < end; ++i) {
-      const R value = static_cast<R>(a[i]), residual = static_cast<R>(g[i]);
-      aq += value * q[i];
-      ag += value * residual;
-      if constexpr (K == 2) {
-        const R other = static_cast<R>(b[i]);
-        bq += other * q[i];
-        bg += other * residual;
-      }
-    }
-    totals[0] += aq;
-    totals[1] += ag;
-    totals[2] += bq;
-    totals[3] += bg;
-  }
-  for (int k = 0; k < K; ++k) {
-    with_q[k] = totals[2 * k];
-    with_g[k] = totals[2 * k + 1];
-  }
-}
-
 // See Anderson of implicitcore: rows (q_i, p_i), a difference of residuals, orthonormal, and of the
 // plain steps beside it.
 template <class T>
@@ -73,7 +41,8 @@ class Anderson : public Update<T> {
       std::copy(plain, plain + now.n, next);
       return;
     }
-    const Weights weights = learn(now, last_g_ + at);
+    thread_local Weights weights;
+    learn(now, last_g_ + at, weights);
     back_[now.sample] = now.grown && !plain_[now.sample];
     plain_[now.sample] = now.grown;
     const T* last_p = last_p_ + at;
@@ -110,11 +79,19 @@ class Anderson : public Update<T> {
   std::vector<uint8_t> waits_;  // whose plain steps have been fast enough from the start on
   std::vector<R> size_;         // their last residuals
 
-  // The rows in use and their coefficients, in the new direction and in the next iterate.
+  // The rows in use of one sample, and their coefficients in the new direction and in the next
+  // iterate. One for a thread, which keeps its memory.
   struct Weights {
-    std::vector<int64_t>&rows;
-    std::vector<R>&old, &next;
+    std::vector<int64_t> places;
+    std::vector<const T*> q, p;
+    std::vector<R> old, next, direction;
     R scale, newest;
+
+    void clear() {
+      places.clear();
+      q.clear();
+      p.clear();
+    }
   };
 
   // Whether a sample takes the plain step, and leaves its row of this iteration out.
@@ -136,25 +113,33 @@ class Anderson : public Update<T> {
     return out;
   }
 
+  // The rows of a sample that are in use.
+  void find(const Row<T>& now, Weights& weights) {
+    const uint8_t* alive = alive_.data() + now.sample * q_.depth;
+    weights.clear();
+    for (int64_t j = 0; j < q_.used(); ++j) {
+      if (!alive[j]) continue;
+      weights.places.push_back(j);
+      weights.q.push_back(q_.row(now.sample, j));
+      weights.p.push_back(p_.row(now.sample, j));
+    }
+    weights.old.resize(weights.q.size());
+    weights.next.resize(weights.q.size());
+    weights.direction.resize(now.n);
+  }
+
   // Write the newest difference of residuals, orthonormal to the others, over the oldest.
-  Weights learn(const Row<T>& now, const T* __restrict last_g) {
-    thread_local std::vector<int64_t> rows;
-    thread_local std::vector<R> old, next;
+  void learn(const Row<T>& now, const T* __restrict last_g, Weights& weights) {
     const int64_t n = now.n, slot = q_.slot();
     uint8_t* alive = alive_.data() + now.sample * q_.depth;
     if (now.grown) std::fill(alive, alive + q_.depth, 0);
-    rows.clear();
-    for (int64_t j = 0; j < q_.used(); ++j) {
-      if (alive[j]) rows.push_back(j);
-    }
-    old.resize(rows.size());
-    next.resize(rows.size());
+    find(now, weights);
     const T* __restrict g = now.g;
-    R* __restrict q = scratch<R>(n);
+    R* __restrict q = weights.direction.data();
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) q[i] = static_cast<R>(g[i]) - static_cast<R>(last_g[i]);
-    project(now, q, rows, old.data(), next.data());
-    const R length = reduce(now, q, rows, old);
+    project(now, weights);
+    const R length = reduce(now, weights);
     const R least = std::sqrt(std::numeric_limits<R>::min());
     const R scale = 1 / std::hypot(length, least + static_cast<R>(ridge_) * now.size);
     T* __restrict row = q_.row(now.sample, slot);
@@ -162,40 +147,33 @@ class Anderson : public Update<T> {
       row[i] = static_cast<T>(q[i] * scale);
       return static_cast<R>(row[i]) * static_cast<R>(g[i]);
     });
-    for (size_t k = 0; k < rows.size(); ++k) {
-      if (rows[k] == slot) next[k] = 0;
+    for (size_t k = 0; k < weights.places.size(); ++k) {
+      if (weights.places[k] == slot) weights.next[k] = 0;
     }
     alive[slot] = !now.grown;
-    return {rows, old, next, scale, now.grown ? R(0) : static_cast<R>(newest)};
+    weights.scale = scale;
+    weights.newest = now.grown ? R(0) : static_cast<R>(newest);
   }
 
-  void project(const Row<T>& now, const R* q, const std::vector<int64_t>& rows, R* old, R* next) {
-    const size_t count = rows.size();
-    for (size_t k = 0; k < count; k += 2) {
-      const T* pair[2] = {q_.row(now.sample, rows[k]), nullptr};
-      if (k + 1 < count) {
-        pair[1] = q_.row(now.sample, rows[k + 1]);
-        products<2>(pair, q, now.g, now.n, old + k, next + k);
-      } else {
-        products<1>(pair, q, now.g, now.n, old + k, next + k);
-      }
+  void project(const Row<T>& now, Weights& weights) const {
+    const int64_t count = weights.q.size();
+    for (int64_t k = 0; k < count; k += AT_ONCE) {
+      by_count(std::min(count - k, AT_ONCE), [&](auto some) {
+        products<some>(weights.q.data() + k, weights.direction.data(), now.g, now.n,
+                       weights.old.data() + k, weights.next.data() + k);
+      });
     }
   }
 
-  // Take from q its parts along the rows; what is left of it, as a norm.
-  R reduce(const Row<T>& now, R* q, const std::vector<int64_t>& rows,
-           const std::vector<R>& weights) {
+  // Take from the direction its parts along the rows; what is left of it, as a norm.
+  R reduce(const Row<T>& now, Weights& weights) const {
     double square = 0;
     for (int64_t begin = 0; begin < now.n; begin += TILE) {
       const int64_t size = std::min(now.n - begin, TILE);
-      R* __restrict part = q + begin;
-      for (size_t k = 0; k < rows.size(); ++k) {
-        const T* __restrict row = q_.row(now.sample, rows[k]) + begin;
-        const R weight = weights[k];
-#pragma omp simd
-        for (int64_t i = 0; i < size; ++i) part[i] -= weight * static_cast<R>(row[i]);
-      }
-      square += sum<R>(size, [=](int64_t i) { return part[i] * part[i]; });
+      R* part = weights.direction.data() + begin;
+      const Share<R> shares[] = {{part, weights.old.data()}};
+      take_rows(weights.q, shares, begin, size);
+      square += sum_of_squares<R>(part, size);
     }
     return root<R>(square);
   }
@@ -218,16 +196,8 @@ class Anderson : public Update<T> {
         row[i] = static_cast<R>(here[i]) - static_cast<R>(before[i]);
         step[i] = static_cast<R>(from[i]);
       }
-      for (size_t k = 0; k < weights.rows.size(); ++k) {
-        const T* __restrict p = p_.row(now.sample, weights.rows[k]) + begin;
-        const R old = weights.old[k], next_weight = weights.next[k];
-#pragma omp simd
-        for (int64_t i = 0; i < size; ++i) {
-          const R value = static_cast<R>(p[i]);
-          row[i] -= old * value;
-          step[i] -= next_weight * value;
-        }
-      }
+      const Share<R> shares[] = {{row, weights.old.data()}, {step, weights.next.data()}};
+      take_rows(weights.p, shares, begin, size);
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) {
         to[i] = static_cast<T>(row[i] * scale);

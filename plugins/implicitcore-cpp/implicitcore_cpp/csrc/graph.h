@@ -7,10 +7,10 @@
 #include <tuple>
 #include <utility>
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros_like.h>
 
 #include "krylov_space.h"
@@ -37,8 +37,16 @@ struct Held {
   }
 };
 
-inline at::Tensor flag(bool value) { return at::scalar_tensor(value, at::kBool); }
-inline at::Tensor whole(int64_t value) { return at::scalar_tensor(value, at::kLong); }
+// A number, without the dispatcher, which would take most of the time.
+template <class V>
+inline at::Tensor number(V value) {
+  at::Tensor out = at::detail::empty_cpu({}, c10::CppTypeToScalarType<V>::value);
+  *out.mutable_data_ptr<V>() = value;
+  return out;
+}
+
+inline at::Tensor flag(bool value) { return number(value); }
+inline at::Tensor whole(int64_t value) { return number(value); }
 
 // A solve of so many evaluations at most.
 struct GraphSolve {

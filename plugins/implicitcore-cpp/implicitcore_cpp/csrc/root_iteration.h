@@ -138,10 +138,12 @@ class Judged : public RootIteration {
                 "f(z) must be shaped like z, [batch, n]");
   }
 
-  // Take the norms of a residual, which is f(z) - z where g is null, and of f(z).
-  void measure(int64_t b, const T* z, const T* fz, const T* g, int64_t n) {
-    R size = g ? norm<R>(g, n) : distance(fz, z, n);
-    R update = fixed_ ? test_.fixed(b) : norm<R>(fz, n);
+  // Take the norms of a residual, which is f(z) - z where g is null, and of f(z). It is written to
+  // `out` where that is given.
+  void measure(int64_t b, const T* z, const T* fz, const T* g, int64_t n, T* out = nullptr) {
+    const Squares found = g ? Squares{sum_of_squares<R>(g, n), fixed_ ? 0 : sum_of_squares<R>(fz, n)}
+                            : squares(fz, z, out, !fixed_, n);
+    R size = root<R>(found.residual), update = fixed_ ? test_.fixed(b) : root<R>(found.update);
     const bool beyond = whole_range_ && std::isinf(size);
     if ((size < test_.small() || beyond) && test_.active[b]) {
       std::vector<T> value(n);
@@ -218,8 +220,8 @@ class Iteration : public Judged<T> {
     T* out = writes ? value.mutable_data_ptr<T>() : nullptr;
     each([&](int64_t b) {
       const Row<T> now = row(b);
-      if (out) subtract(now.fz, now.z, out + b * now.n, now.n);
-      this->measure(b, now.z, now.fz, now.g, now.n);
+      T* to = out ? out + b * now.n : nullptr;
+      this->measure(b, now.z, now.fz, out ? nullptr : now.g, now.n, to);
     });
     const bool done = test_.check();
     this->keep(z);

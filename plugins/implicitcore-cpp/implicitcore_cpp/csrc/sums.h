@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include <c10/util/BFloat16.h>
@@ -48,33 +50,71 @@ inline R root(double square) {
 }
 
 template <class R, class T>
-inline R norm(const T* values, int64_t n) {
-  return root<R>(sum<R>(n, [=](int64_t i) {
+inline double sum_of_squares(const T* values, int64_t n) {
+  return sum<R>(n, [=](int64_t i) {
     const R value = static_cast<R>(values[i]);
     return value * value;
-  }));
+  });
 }
 
-// |a - b|, each difference rounded to the dtype.
+template <class R, class T>
+inline R norm(const T* values, int64_t n) {
+  return root<R>(sum_of_squares<R>(values, n));
+}
+
+// |f(z) - z|^2, each difference rounded to the dtype, and |f(z)|^2.
+struct Squares {
+  double residual, update;
+};
+
+// Both in one pass; the differences are written where WRITES, and without |f(z)| where not OF_F.
+template <bool WRITES, bool OF_F, class T>
+inline Squares squares(const T* fz, const T* z, T* out, int64_t n) {
+  using R = Real<T>;
+  Squares found = {};
+  for (int64_t begin = 0; begin < n; begin += BLOCK) {
+    const int64_t end = std::min(n, begin + BLOCK);
+    R residual = 0, update = 0;
+#pragma omp simd reduction(+ : residual, update)
+    for (int64_t i = begin; i < end; ++i) {
+      const R to = static_cast<R>(fz[i]);
+      const T difference = static_cast<T>(to - static_cast<R>(z[i]));
+      const R value = static_cast<R>(difference);
+      if constexpr (WRITES) out[i] = difference;
+      residual += value * value;
+      if constexpr (OF_F) update += to * to;
+    }
+    found.residual += residual;
+    found.update += update;
+  }
+  return found;
+}
+
+// The same, written to `out` where it is, and of f where that is asked for.
+template <class T>
+inline Squares squares(const T* fz, const T* z, T* out, bool of_f, int64_t n) {
+  if (out) return of_f ? squares<true, true>(fz, z, out, n) : squares<true, false>(fz, z, out, n);
+  return of_f ? squares<false, true>(fz, z, out, n) : squares<false, false>(fz, z, out, n);
+}
+
 template <class T>
 inline Real<T> distance(const T* a, const T* b, int64_t n) {
-  using R = Real<T>;
-  return root<R>(sum<R>(n, [=](int64_t i) {
-    const R value = static_cast<R>(static_cast<T>(static_cast<R>(a[i]) - static_cast<R>(b[i])));
-    return value * value;
-  }));
+  return root<Real<T>>(squares<false, false, T>(a, b, nullptr, n).residual);
 }
 
-// The largest absolute value, or one that is not finite.
+// The largest absolute value, or one that is not finite: as whole numbers their order is the same,
+// with infinity and then NaN at its end.
 template <class R, class T>
 inline R largest(const T* values, int64_t n) {
-  R most = 0;
+  using Bits = std::conditional_t<sizeof(R) == 4, uint32_t, uint64_t>;
+  constexpr Bits unsigned_bits = ~Bits(0) >> 1;
+  Bits most = 0;
+#pragma omp simd reduction(max : most)
   for (int64_t i = 0; i < n; ++i) {
-    const R value = std::abs(static_cast<R>(values[i]));
-    if (!(value <= most)) most = value;
-    if (!std::isfinite(most)) break;
+    const Bits each = std::bit_cast<Bits>(static_cast<R>(values[i])) & unsigned_bits;
+    most = std::max(most, each);
   }
-  return most;
+  return std::bit_cast<R>(most);
 }
 
 // The norm where squares underflow, for another pass.

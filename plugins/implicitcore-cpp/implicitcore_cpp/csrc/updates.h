@@ -9,7 +9,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
-#include "sums.h"
+#include "rows.h"
 
 namespace implicitcore {
 
@@ -145,12 +145,7 @@ class Broyden : public Update<T> {
     double product = sum<R>(n, [=](int64_t i) { return static_cast<R>(first_row[i]) * d[i]; });
     for (int64_t j = 0; j < newest; ++j) {
       const R c = kept_[first + j] ? share(product, first + j) : 0;
-      const T* __restrict row = steps_.row(sample, j + 1);
-      product = sum<R>(n, [=](int64_t i) {
-        const R value = static_cast<R>(row[i]);
-        d[i] += c * value;
-        return value * d[i];
-      });
+      product = add_row(d, c, steps_.row(sample, j + 1), n);
     }
     return share(product, first + newest);
   }
