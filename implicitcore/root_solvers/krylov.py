@@ -13,6 +13,7 @@ from implicitcore.root_solvers.history import History
 from implicitcore.root_solvers.stop_criterion import CHECK_EVERY
 from implicitcore.tensors import host
 from implicitcore.tensors.norms import column, norm
+from implicitcore.tensors.transforms import transformed
 
 
 def krylov_space(
@@ -57,6 +58,7 @@ class Krylov:
         self.length = torch.ones_like(self.beta)  # 1 + |w|^2
         self.columns: list[tuple[Tensor, Tensor]] = []  # of H, the last entry apart
         self.w: list[Tensor] = []
+        self.above: list[Tensor] = []  # w before it is divided by the diagonal of R
         self.used: Tensor | int = 0
         self.basis = History.like(g, most)
         # A device is asked before every fourth product whether a sample needs another one.
@@ -118,7 +120,6 @@ class Krylov:
         size, w = self.size, h[:, 0]
         if size:
             w = w - (h.narrow(1, 1, size) * torch.stack(self.w, 1)).sum(1)
-        w = w / below
         if not self.whole:
             # A sample that is done gets zeros from here on: its minimiser stays the one of its own
             # dimension.
@@ -127,6 +128,8 @@ class Krylov:
             self.used = active.long() + self.used
         else:
             self.used += 1
+        self.above.append(w)
+        w = w / below
         self.columns.append((h, below))
         self.w.append(w)
         self.length = torch.addcmul(self.length, w, w)
@@ -136,14 +139,31 @@ class Krylov:
         size = self.size
         if not size:
             return torch.zeros_like(self.g)
-        scale = self.beta / self.length
-        if size == 1:
-            y = (self.w[0] * scale / self.columns[0][1])[:, None, None]
+        if self.length.requires_grad or transformed():
+            y = self._differentiable()
+        elif size == 1:
+            y = (self.w[0] * (self.beta / self.length) / self.columns[0][1])[:, None, None]
         else:
-            t = torch.stack(self.w, 1) * column(scale)
+            t = torch.stack(self.w, 1) * column(self.beta / self.length)
             y = torch.linalg.solve_triangular(self._triangle(), t.unsqueeze(2), upper=True).mT
         rows = self.basis.written()
         return self.backend.axpy_history(None, y.to(rows.dtype), rows).squeeze(1)
+
+    def _differentiable(self) -> Tensor:
+        """The same y, without two derivatives that are large and cancel.
+
+        Where the space holds the solution, the last diagonal d of R is rounding, and the last w =
+        a / d as large as 1 / d: y = w / (d (l + w^2)) is a / (d^2 l + a^2), which is smooth in d.
+        """
+        d = torch.stack([below for _, below in self.columns], 1)
+        a, squares = torch.stack(self.above, 1), torch.stack(self.w, 1).square()
+        others = 1 + _before(squares) + _before(squares.flip(1)).flip(1)
+        size = torch.maximum(d, a.abs()).detach()  # so that no square underflows
+        d, a, t = d / size, a / size, column(self.beta) / size
+        right, rows = a * t / (d.square() * others + a.square()), self._triangle()
+        rows = rows / torch.diagonal(rows, 0, 1, 2).unsqueeze(2)
+        right = right.unsqueeze(2)
+        return torch.linalg.solve_triangular(rows, right, upper=True, unitriangular=True).mT
 
     def _triangle(self) -> Tensor:
         """R, ``[batch, size, size]``; what is below its diagonal is not read."""
@@ -155,3 +175,8 @@ class Krylov:
         ]
         above = torch.stack(padded, 1).narrow(2, 1, self.size)
         return torch.diagonal_scatter(above, torch.stack(diagonal, 1), 0, 1, 2).mT
+
+
+def _before(rows: Tensor) -> Tensor:
+    """The sums of the entries before each one, ``[batch, size]``."""
+    return torch.nn.functional.pad(rows.cumsum(1), (1, -1))
