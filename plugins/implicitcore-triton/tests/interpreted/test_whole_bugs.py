@@ -77,10 +77,8 @@ STEPS = {
 SPACES = {
     "one group of rows": ("range(0, rows, LINES):\n        line = _lines(first, LINES)\n        q",
                           "range(0, 1):\n        line = _lines(first, LINES)\n        q"),
-    "rows of the next sample": ("q = load(basis, (line * batch + sample) * n + column, mask & (line "
-                                "< rows), ACC)\n        tl",
-                                "q = load(basis, (line + sample) * n + column, mask & (line < rows), "
-                                "ACC)\n        tl"),
+    "rows of every second sample": ("< rows), ACC)\n        tl",
+                                    "< rows), ACC) * (sample % 2)\n        tl"),
     "nothing taken off": ("x -= tl.sum(weight * q, 0, keep_dims=True)", "x = x"),
     "the column after one pass": ("h += _gathered(", "h += 0 * _gathered("),
     "the norm before the second": ("most, chunks, PARTS) - squares", "most, chunks, PARTS)"),
