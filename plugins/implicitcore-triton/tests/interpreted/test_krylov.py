@@ -20,7 +20,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @each_dtype
 def test_equal_to_torch(launches, dtype):
-    for batch, n, most in ((7, 21, 5), (7, 3, 20), (1, 1, 2), (2, 20, 1)):
+    for batch, n, most in ((7, 21, 4), (2, 3, 20), (1, 1, 1)):
         problem = KernelProblem(BACKEND, "cpu", dtype, batch, n, batch == 7)
         check_krylov_spaces(problem, most)
     assert set(launches) == {"expand", "minimise"}
@@ -30,7 +30,7 @@ def test_equal_to_torch(launches, dtype):
 def test_samples_of_several_chunks(launches, monkeypatch, dtype):
     monkeypatch.setattr(krylov, "CHUNK", 16)
     monkeypatch.setattr(krylov, "PARTS", 2)
-    check_krylov_spaces(KernelProblem(BACKEND, "cpu", dtype, 7, 75, aligned=False), 4)
+    check_krylov_spaces(KernelProblem(BACKEND, "cpu", dtype, 7, 35, aligned=False), 3)
     assert set(launches) == {"project", "reduce", "settle", "minimise"}
 
 
