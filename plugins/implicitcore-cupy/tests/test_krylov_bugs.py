@@ -16,14 +16,10 @@ from implicitcore_cupy.launcher import source
 BUGS = {  # of krylov.cu
     "one group of rows": ("first == 0 || first < rows", "first == 0"),
     "rows of the next sample": ("(k * a.batch + team.sample) * a.n", "(k + team.sample) * a.n"),
-    "no second pass": ("s.sums[0] + s.again(0)", "s.sums[0]"),
     "the vector after one pass": ("const Sum<T> weight = s.again(k);", "const Sum<T> weight = 0;"),
     "nothing taken off": ("const Sum<T> weight = s.sums[k];", "const Sum<T> weight = 0;"),
-    "the column after one pass": ("s.sums[k] + s.again(k)", "s.sums[k]"),
-    "the norm before the second": ("square -= s.again(k) * s.again(k);", ""),
     "no bound of rounding": ("most<S>(sqrt(most<S>(square, 0)), rounding)",
                              "sqrt(most<S>(square, 0))"),
-    "a zero divided by": ("return most<S>(sqrt(s.sums[0]), tiny)", "return sqrt(s.sums[0])"),
     "w without its past": ("w -= h * s.entry(k - 1, last);", ""),
     "w of the last product": ("s.entry(k - 1, last)", "s.entry(newest - 1, last)"),
     "the length without its past": ("now += w * w;", "now = 1 + w * w;"),
@@ -68,7 +64,8 @@ def found(changes: dict[str, str], shapes: tuple[tuple[int, int, int], ...]) -> 
     assert all(source("krylov").count(text) == 1 for text in changes), "write the bug anew"
     for order, (batch, n, most) in product((FORWARD, REVERSE), shapes):
         torch.manual_seed(0)
-        problem = KernelProblem(on_cpu(order, changes), "cpu", torch.float64, batch, n, batch != 7)
+        backend, aligned = on_cpu(order, changes), batch not in (7, 14)
+        problem = KernelProblem(backend, "cpu", torch.float64, batch, n, aligned)
         try:
             check_krylov_spaces(problem, most)
         except (AssertionError, RuntimeError):

@@ -80,8 +80,6 @@ SPACES = {
     "rows of every second sample": ("< rows), ACC)\n        tl",
                                     "< rows), ACC) * (sample % 2)\n        tl"),
     "nothing taken off": ("x -= tl.sum(weight * q, 0, keep_dims=True)", "x = x"),
-    "the column after one pass": ("h += _gathered(", "h += 0 * _gathered("),
-    "the norm before the second": ("most, chunks, PARTS) - squares", "most, chunks, PARTS)"),
     "one chunk of the sums": ("range(0, chunks, PARTS)", "range(0, PARTS, PARTS)"),
     "w without its past": ("tl.where(line == 0, h, -h * past)", "tl.where(line == 0, h, 0)"),
     "the length without its past": ("before + w * w, before", "1 + w * w, before"),
