@@ -53,7 +53,8 @@ class CupyBackend(DeviceBackend):
     """CUDA kernels for the inner loops, and for whole iterations of Picard, Anderson and Broyden.
 
     Such an iteration is one launch, or up to five where a sample has more than 16,384 entries; the
-    host looks once in four of them whether all samples have stopped. What follows the stages of an
+    host looks once in four of them whether all samples have stopped. So it does in GMRES, where all
+    beside a product is one launch, or three. What follows the stages of an
     adaptive step is one launch and the zeroing of four numbers, which the host then reads; a step
     of Adams is one launch before the evaluation and one behind it. Elsewhere a step's passes over
     the memory are one, and so are its launches, and nothing waits for the device. Sums are in

@@ -68,6 +68,7 @@ class TritonBackend(DeviceBackend):
 
     Such an iteration is one launch where a sample has at most 16,384 entries, and the host looks
     once in four of them; so is the control of an adaptive step, and both halves of one of Adams.
+    All that GMRES does beside a product is one launch, or three above 4096 entries.
     Elsewhere each kernel of the inner loops is one launch, two where the
     states are larger than 4096 entries. It saves launches and passes over the memory:
     prefer it where the cell is small, so that a step of the solver costs as much as f. float32,

@@ -28,6 +28,7 @@ from implicitcore.extend import (
 )
 from implicitcore_triton import backend
 from implicitcore_triton.iteration import TritonIteration
+from implicitcore_triton.krylov import CHUNK, TritonKrylov
 
 CAPABILITIES = (80, 90, 120)
 SIZES = (1, 129, 8192)
@@ -118,6 +119,16 @@ def step_all(dtype: torch.dtype, n: int, batch: int = 3) -> None:
         step.correct(z)
 
 
+def span_all(dtype: torch.dtype, n: int, batch: int = 3, most: int = 5) -> None:
+    """A Krylov space: at first, with a next vector and without, and the minimiser."""
+    g = torch.zeros(batch, n, dtype=dtype)
+    space = backend.TritonBackend()._krylov_space(g, torch.zeros(batch), most)
+    assert isinstance(space, TritonKrylov)
+    for rows, following in ((0, g), (1, g), (most, None)):
+        space.launch(g, rows, following)
+    space.combine(g)
+
+
 def _iteration(update: UpdateRule, rule: StopRule, z: torch.Tensor) -> TritonIteration:
     found = backend.TritonBackend()._root_iteration(update, rule, z)
     assert isinstance(found, TritonIteration)
@@ -131,10 +142,14 @@ if __name__ == "__main__":
             launch_all(dtype, n)
         if dtype != torch.bfloat16:  # a minute more, of the same code as float32
             iterate_all(dtype, 129)
+            span_all(dtype, 129)
+            span_all(dtype, CHUNK + 1)
         step_all(dtype, 129)
     known = set(map(id, BINARIES))
     for batch, depth in ((1, 1), (2, 16), (17, 21)):
         launch_all(torch.float32, 8192, batch, depth)
         iterate_all(torch.float32, 129, batch)
         step_all(torch.float32, 129, batch)
+        span_all(torch.float32, 129, batch, 5 + depth % 2)
+        span_all(torch.float32, CHUNK + 1, batch, 5 + depth % 2)
     assert known == set(map(id, BINARIES)), "another batch or depth is compiled anew"

@@ -17,12 +17,16 @@ from implicitcore.extend import StepwiseRootSolver
 from implicitcore.testing.expect import known
 from implicitcore.testing.hard_maps import PROBLEMS, UNSTABLE, Problem, same_stops
 from implicitcore.testing.kernel_checks import KernelProblem
+from implicitcore.testing.krylov_checks import check_krylov_spaces
 from implicitcore.testing.step_kernel_checks import STEP_CHECKS
-from implicitcore_triton import TritonBackend
+from implicitcore_triton import TritonBackend, krylov
 
 BACKEND = TritonBackend(interpret=True)
 FOUND = (AssertionError, InterpreterError, ic.InputError)
-MODULES = ("stop_kernels", "iteration_kernels", "anderson_kernel", "broyden_kernel", "step_kernels")
+MODULES = (
+    *("stop_kernels", "iteration_kernels", "anderson_kernel", "broyden_kernel", "step_kernels"),
+    "krylov_kernels",
+)
 """Each imports from those before it."""
 
 STEPS = {
@@ -68,6 +72,27 @@ STEPS = {
     "no order below": ("there & (k > 1), there", "there & (k > 99), there"),
     "no order above": ("there & (k < ROWS)", "there & (k < 0)"),
     "no highest order": ("tl.minimum(best, highest)", "best"),
+}  # fmt: skip
+
+SPACES = {
+    "one group of rows": ("range(0, rows, LINES):\n        line = _lines(first, LINES)\n        q",
+                          "range(0, 1):\n        line = _lines(first, LINES)\n        q"),
+    "rows of every second sample": ("< rows), ACC)\n        tl",
+                                    "< rows), ACC) * (sample % 2)\n        tl"),
+    "nothing taken off": ("x -= tl.sum(weight * q, 0, keep_dims=True)", "x = x"),
+    "one chunk of the sums": ("range(0, chunks, PARTS)", "range(0, PARTS, PARTS)"),
+    "w without its past": ("tl.where(line == 0, h, -h * past)", "tl.where(line == 0, h, 0)"),
+    "the length without its past": ("before + w * w, before", "1 + w * w, before"),
+    "a done sample goes on": ("return length < tl.load(", "return length * 0 < tl.load("),
+    "who is left out goes on": ("bound > 1, chunk == 0", "bound >= 0, chunk == 0"),
+    "every chunk writes": ("chunk == 0, rows - 1", "chunk >= 0, rows - 1"),
+    "a limit that is not squared": ("bound = share * share", "bound = share"),
+    "who is done is not counted": ("adds & ~(after <", "adds & (after * 0 >"),
+    "the products of all": ("sample, used + 1, adds)", "sample, used + 1, writes)"),
+    "no diagonal": ("tl.where(line == k, above, 0))", "tl.where(line == k, 1.0, 0))"),
+    "no triangle": ("y -= tl.where(line < k, above * value, 0)", "y = y"),
+    "one vector less": ("k = used - 1 - done\n", "k = tl.maximum(used - 1 - done, 1)\n"),
+    "no scale": ("line < used, 0) * scale", "line < used, 0)"),
 }  # fmt: skip
 
 ITERATIONS = {  # the update whose solves show it, and the change
@@ -169,6 +194,15 @@ def check_steps() -> None:
             check(KernelProblem(BACKEND, "cpu", torch.float64, batch, n))
 
 
+def check_spaces(monkeypatch) -> None:
+    for chunk, lines, n in ((16, 16, 20), (64, 2, 20)):
+        monkeypatch.setattr(krylov, "CHUNK", chunk)
+        monkeypatch.setattr(krylov, "PARTS", 1)
+        monkeypatch.setattr(krylov, "LINES", lines)
+        torch.manual_seed(0)
+        check_krylov_spaces(KernelProblem(BACKEND, "cpu", torch.float64, 7, n), 4)
+
+
 def check_iterations(update: str) -> None:
     for problem, solver in SHOW[update]:
         found, expected = (problem.solve(solver, each) for each in (BACKEND, None))
@@ -189,6 +223,18 @@ def test_a_bug_of_a_step(bug, tmp_path, monkeypatch):
     make_wrong(monkeypatch, tmp_path, *STEPS[bug])
     with pytest.raises(FOUND):
         check_steps()
+
+
+def test_the_spaces_as_they_are(tmp_path, monkeypatch):
+    make_wrong(monkeypatch, tmp_path, "def minimise(", "def minimise(")
+    check_spaces(monkeypatch)
+
+
+@pytest.mark.parametrize("bug", SPACES)
+def test_a_bug_of_a_space(bug, tmp_path, monkeypatch):
+    make_wrong(monkeypatch, tmp_path, *SPACES[bug])
+    with pytest.raises(FOUND):
+        check_spaces(monkeypatch)
 
 
 @pytest.mark.parametrize("update", SOLVERS)
