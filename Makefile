@@ -114,7 +114,7 @@ bench-jax: ## make .venv-jax, with the JAX libraries that bench-root and bench-o
 
 bench-curves: install ## measure sweeps, work against precision and more trajectories, for the same two pages
 	$(PIP) --editable '.[bench]'
-	for part in root_curves ode_curves precision ode_cases; do \
+	for part in root_curves root_cases ode_curves precision ode_cases; do \
 		PYTHONPATH=tests $(BIN)/python -m benchmarks.$$part $(BENCH_ARGS) || exit 1; \
 	done
 

@@ -64,7 +64,7 @@ tests() {
     name=$1 most=$2
     left "$name" "$most" || return 0
     shift 2
-    soon=$((seconds > 30 ? seconds - 15 : seconds))
+    soon=$((seconds * 4 / 5))
     step "$name" "$most" "$PYTHON" -m pytest -v -ra -p no:cacheprovider -W default \
         --session-timeout "$soon" -o faulthandler_timeout=60 "$@"
 }

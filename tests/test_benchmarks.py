@@ -31,6 +31,7 @@ from benchmarks import (
     precision,
     program,
     root,
+    root_cases,
     root_curves,
     root_report,
 )
@@ -756,6 +757,28 @@ def test_quick_run_of_the_cases(tmp_path):
         assert ("evaluations" in point.values) == ("diffrax" not in point.curve), point
     text = program.cases(tmp_path / "ode_cases.json")
     assert text.count("| ms | evaluations | error |") == len(ode_cases.CASES)
+
+
+def test_quick_run_of_the_fixed_cost(tmp_path):
+    root_cases.main(["--quick", "--output", str(tmp_path)])
+    points, about = curves.load(tmp_path / "root_cases.json")
+    assert about["threads"] == 1
+    forward, both = (
+        {point.curve: point.values for point in points if point.sweep == name}
+        for name in root_cases.NAMES.values()
+    )
+    assert list(forward) == list(both) == ["f", *root_cases.makers(quick=True)]
+    for name in (f"{method}, torch" for method in root_cases.METHODS):
+        assert forward[name]["evaluations"] == 1
+        assert forward[name]["error"] < 1e-6
+        assert both[name]["evaluations"] == 5  # one with a graph, two products, the parameters'
+        assert both[name]["error"] < 1e-3
+        assert both[name]["f"] == pytest.approx(
+            both[name]["microseconds"] / both["f"]["microseconds"], rel=1e-3
+        )
+    text = program.cases(tmp_path / "root_cases.json")
+    assert text.count("| us | x f | at most | evaluations | error |") == 2
+    assert "at most 90 us where f takes 9:" in text and "| 10.0, " in text
 
 
 def test_output_times_of_the_cases_cost_no_evaluations_and_errors_are_small():

@@ -206,6 +206,7 @@ def measure(device: str, only: str) -> Iterator[Counts]:
 def _row(
     method: str, backend: str, run: Callable[[int], int], problem: Problem, device: str
 ) -> Counts:
+    evaluations: list[int] = []
     for _ in range(3):  # kernels are compiled in the first run, graphs recorded in the second
         evaluations = [run(steps) for steps in (FEW, MANY)]
     some, more = (seen(partial(run, steps), device) for steps in (FEW, MANY))

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import curves, jax_peers
 from benchmarks.harness import Settings, measure
-from benchmarks.markdown import count, error, table
+from benchmarks.markdown import count, error, missed, table
 from benchmarks.options import add_shared
 from benchmarks.problem import Contender, Problem
 from benchmarks.report import machine_line, measurements, name_of
@@ -176,17 +176,23 @@ def cases(path: Path) -> str:
     lines = ["", "## Cases", "", machine_line(about), ""]
     for name in dict.fromkeys(point.sweep for point in points):
         found = [point for point in points if point.sweep == name]
-        rows = [
-            (
-                point.curve,
-                f"{point.values['milliseconds']:.2f}",
-                count(point.values["evaluations"]) if "evaluations" in point.values else "",
-                error(point.values["error"]),
-            )
-            for point in found
-        ]
-        lines += [f"{name}:", "", *table(("", "ms", "evaluations", "error"), rows)]
+        unit = "us" if "microseconds" in found[0].values else "ms"
+        header = ("", unit, *(["x f", "at most"] if unit == "us" else []), "evaluations", "error")
+        lines += [f"{name}:", "", *table(header, (_case(point, unit) for point in found))]
     return "\n".join(lines)
+
+
+def _case(point: curves.Point, unit: str) -> tuple[str, ...]:
+    values = point.values
+    evaluations = count(values["evaluations"]) if "evaluations" in values else ""
+    told = evaluations, error(values["error"]) if "error" in values else ""
+    if unit == "ms":
+        return point.curve, f"{values['milliseconds']:.2f}", *told
+    beside = ("", "")
+    if "f" in values:
+        most = values["at most"]
+        beside = f"{values['f']:.1f}", f"{most:.1f}, {missed(values['f'], most)}"
+    return point.curve, f"{values['microseconds']:.0f}", *beside, *told
 
 
 def pictures(folder: Path, captions: Mapping[str, str]) -> str:

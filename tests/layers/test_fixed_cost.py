@@ -4,6 +4,7 @@ arithmetic."""
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +140,8 @@ class Frames:
         self.function, self.depths = function, []
 
     def __call__(self, *arguments):
-        frame, depth = sys._getframe(1), 0
+        frame: Any = sys._getframe(1)
+        depth = 0
         while "_solvers/" not in frame.f_code.co_filename:
             frame, depth = frame.f_back, depth + 1
         self.depths.append(depth)
@@ -165,7 +167,7 @@ STATE, PAIR = torch.zeros(8, 4), (torch.zeros(8, 4), torch.zeros(8, 2))
         (tuple_cell, PAIR, {}),
         (plain_cell, STATE, {"coupled": True}),
         (lambda z, x: 0.5 * z + 1, STATE, {"x": None}),
-        (plain_cell, STATE, {"backend": "cpp"}),
+        (plain_cell, STATE, {"backend": CppBackend()}),
     ],
     ids=["tensor", "3d", "tuple", "coupled", "without x", "cpp"],
 )
