@@ -60,7 +60,7 @@ class Replaced(NamedTuple):
     @classmethod
     def of(cls, status: Tensor, on_failure: OnFailure) -> Replaced | None:
         """Those that are not finite, or all that failed where it masks; None where none is."""
-        if not bool(status.any()):  # one look, and as a rule the only one
+        if not int(status.count_nonzero()):  # one look, and as a rule the only one
             return None
         left_out = status != 0 if on_failure == "mask" else status == int(Status.NON_FINITE)
         if not bool(left_out.any()):

@@ -12,7 +12,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 
 from implicitcore.graph import products
 
-_TORCH = ("aten", "prims", "prim", "inductor")
+TORCH = ("aten", "prims", "prim", "inductor")
+"""The namespaces of torch's own operations."""
 
 
 class ForCpp(CustomGraphPass):
@@ -58,4 +59,4 @@ def _is_of_backend(node: fx.Node) -> bool:
     """Whether an operation that is none of torch's gives it."""
     made = node.all_input_nodes[0] if node.target is operator.getitem else node
     target = made.target
-    return isinstance(target, torch._ops.OpOverload) and target.namespace not in _TORCH
+    return isinstance(target, torch._ops.OpOverload) and target.namespace not in TORCH

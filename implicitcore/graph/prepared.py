@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 from torch.utils import _pytree as pytree
 
-from implicitcore.graph.compiled import Kinds, kinds
+from implicitcore.graph.compiled import Kinds, guards, kinds
 from implicitcore.graph.constants import told_apart
 from implicitcore.graph.plan import Plan
 from implicitcore.graph.stop import Found
@@ -77,9 +77,7 @@ class Recent(NamedTuple):
 
     structure: Any  # see :class:`Form`
     kinds: Kinds
-    # Whether tensors are of these kinds, or may be not, in one call of C++; None where two of them
-    # are one, beside the start and the first.
-    alike: TensorGuards | None
+    alike: TensorGuards | None  # see :func:`guards`; of the start and the first as one where they are
     layout: Layout
     plan: Plan
     keeps: bool
@@ -92,10 +90,8 @@ class Recent(NamedTuple):
         if known is None:
             return None
         others = tensors[_is_first(call.flat, call.tensors) :]
-        alike: Any = None
-        if len({*map(id, others)}) == len(others):
-            alike = TensorGuards(*others, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-        return cls(Form.of(x, begin).structure, known, alike, call.layout, call.plan, call.keeps)
+        alike, form = guards(others), Form.of(x, begin)
+        return cls(form.structure, known, alike, call.layout, call.plan, call.keeps)
 
     def again(self, form: Form, flat: Tensor, owned: Sequence[Tensor]) -> Prepared | None:
         """A call of this form from that start, where it is of the same kind."""

@@ -214,7 +214,7 @@ class Iteration : public Judged<T> {
     z = z.contiguous();
     fz = fz.contiguous();
     const bool writes = !g && update_->reads_residual();
-    at::Tensor value = g ? g->contiguous() : writes ? residuals_.take(z) : at::Tensor();
+    at::Tensor value = g ? g->contiguous() : writes ? residual(z) : at::Tensor();
     rows_ = {z.const_data_ptr<T>(), fz.const_data_ptr<T>(),
              value.defined() ? value.const_data_ptr<T>() : nullptr, z.size(1)};
     T* out = writes ? value.mutable_data_ptr<T>() : nullptr;
@@ -239,7 +239,13 @@ class Iteration : public Judged<T> {
 
   std::unique_ptr<Update<T>> update_;
   Pointers rows_;
-  Buffers residuals_;
+  at::Tensor residuals_[2];  // of this iterate and of the last: no update looks further back
+
+  at::Tensor residual(const at::Tensor& z) {
+    at::Tensor& found = residuals_[test_.count % 2];
+    if (!found.defined()) found = at::empty_like(z);
+    return found;
+  }
 
   template <class Work>
   void each(Work work) {

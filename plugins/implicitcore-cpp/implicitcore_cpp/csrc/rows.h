@@ -3,11 +3,72 @@
 #pragma once
 
 #include <cstring>
+#include <mutex>
 #include <type_traits>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include "sums.h"
 
 namespace implicitcore {
+
+// The memory of histories that ended, for the next of the same shape: fresh memory costs more than
+// a pass over it. Never destroyed: a solve may end after all else has.
+class Spare {
+  static constexpr size_t MOST = 4, LARGEST = 1 << 22;  // tensors, and the bytes of each
+
+ public:
+  static Spare& shared() {
+    static Spare* all = new Spare;
+    return *all;
+  }
+
+  at::Tensor take(at::IntArrayRef sizes, const at::TensorOptions& options) {
+    {
+      const std::lock_guard<std::mutex> alone(mutex_);
+      for (at::Tensor& each : kept_) {
+        if (each.sizes() != sizes || each.dtype() != options.dtype()) continue;
+        std::swap(each, kept_.back());
+        at::Tensor found = std::move(kept_.back());
+        kept_.pop_back();
+        return found;
+      }
+    }
+    return at::empty(sizes, options);
+  }
+
+  void give(at::Tensor memory) {
+    if (memory.nbytes() > LARGEST) return;
+    const std::lock_guard<std::mutex> alone(mutex_);
+    if (kept_.size() == MOST) kept_.erase(kept_.begin());
+    kept_.push_back(std::move(memory));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<at::Tensor> kept_;
+};
+
+// Rows of each sample, [batch, depth, n], and how many have been written.
+template <class T>
+struct Rows {
+  at::Tensor buffer;
+  T* data;
+  int64_t depth, n, count = 0;
+
+  Rows(const at::Tensor& z, int64_t depth, int64_t width)
+      : buffer(Spare::shared().take({z.size(0), depth, width}, z.options())),
+        data(buffer.template mutable_data_ptr<T>()), depth(depth), n(width) {}
+  ~Rows() { Spare::shared().give(std::move(buffer)); }
+  Rows(const Rows&) = delete;
+  Rows& operator=(const Rows&) = delete;
+
+  int64_t used() const { return std::min(count, depth); }
+  int64_t slot() const { return count % depth; }
+  T* row(int64_t sample, int64_t i) const { return data + (sample * depth + i) * n; }
+};
 
 // Rows that are taken in one pass: as many as Anderson keeps by default, and registers hold.
 constexpr int64_t AT_ONCE = 5;

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include "rows.h"
@@ -74,22 +73,6 @@ class Picard : public Update<T> {
 
  private:
   double damping_;
-};
-
-// Rows of each sample, [batch, depth, n], and how many have been written.
-template <class T>
-struct Rows {
-  at::Tensor buffer;
-  T* data;
-  int64_t depth, n, count = 0;
-
-  Rows(const at::Tensor& z, int64_t depth, int64_t width)
-      : buffer(at::empty({z.size(0), depth, width}, z.options())),
-        data(buffer.template mutable_data_ptr<T>()), depth(depth), n(width) {}
-
-  int64_t used() const { return std::min(count, depth); }
-  int64_t slot() const { return count % depth; }
-  T* row(int64_t sample, int64_t i) const { return data + (sample * depth + i) * n; }
 };
 
 // Broyden's good method: the steps since the last restart, factor by factor. With t_j = s_j / |s_j|^2,
