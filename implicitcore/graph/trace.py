@@ -27,6 +27,9 @@ BATCH = 3
 """The size of the batch in a trace, whose size may be any: one would be taken for a constant."""
 
 
+_CONTIGUOUS = torch.ops.aten.contiguous.default
+
+
 class Kind(NamedTuple):
     """What a graph depends on in a tensor."""
 
@@ -130,9 +133,21 @@ def traced(
         cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise InputError(f"f cannot be compiled: {cause}") from error
     graph.graph.eliminate_dead_code()
+    _take_contiguous(graph.graph)
     graph.recompile()
     _check(graph)
     return graph
+
+
+def _take_contiguous(graph: Graph) -> None:
+    """Have the arguments as in the trace, with the last dimension dense: views depend on it."""
+    for place in graph.find_nodes(op="placeholder"):
+        value = place.meta.get("val")
+        if isinstance(value, Tensor) and value.ndim > 1 and place.users:
+            with graph.inserting_after(place):
+                dense = graph.call_function(_CONTIGUOUS, (place,))
+            dense.meta = dict(place.meta)
+            place.replace_all_uses_with(dense, lambda user, own=dense: user is not own)
 
 
 def _check(module: GraphModule) -> None:
@@ -146,7 +161,7 @@ def _check(module: GraphModule) -> None:
                 )
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
+        if torch.Tag.nondeterministic_seeded in node.target.tags and not _drops_nothing(node):
             raise InputError(
                 f"f draws random numbers ({node.target}), in each evaluation of a graph anew: "
                 "compile it in eval(), or use the layer as it is"
@@ -156,6 +171,15 @@ def _check(module: GraphModule) -> None:
                 f"f writes into a tensor that it is given or keeps ({node.target}), as statistics "
                 "in training: compile it in eval(), or use the layer as it is"
             )
+
+
+def _drops_nothing(node: Node) -> bool:
+    """Whether an operation draws for its dropout alone, as attention does, and that is zero."""
+    for place, entry in enumerate(node.target._schema.arguments):  # pyright: ignore[reportFunctionMemberAccess]
+        if entry.name == "dropout_p":
+            given = node.args[place] if place < len(node.args) else node.kwargs.get(entry.name)
+            return (entry.default_value if given is None else given) == 0
+    return False
 
 
 def split(module: GraphModule, changing: int, outputs: Sequence[int]) -> Split:
@@ -217,8 +241,8 @@ def _is_view(node: Node) -> bool:
     """Whether a node shares the memory of what it is made of."""
     if node.target is operator.getitem:
         return _is_view(node.all_input_nodes[0])
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target is _CONTIGUOUS:
+        return False  # a copy, if it is anything
     return any(value.alias_info is not None for value in node.target._schema.returns)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from math import comb
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -34,8 +35,8 @@ WORSE = 10.0
 # square root of a unit where that is less.
 ROUNDING = 1e3
 
-# Samples are told apart in so many groups: every pair of so many, and most pairs of more.
-GROUPS = 8
+# Most products by which samples are told apart: every pair of 70, and 69 of 70 pairs of more.
+PRODUCTS = 8
 
 # What a cell has been asked already, and in which modes (training or not).
 _ASKED: WeakKeyDictionary[Any, set[tuple[str, bool]]] = WeakKeyDictionary()
@@ -175,8 +176,10 @@ def check_derivative(system: System, z: Tensor) -> None:
     """Require that what f gives for a sample has no derivative by another one.
 
     For a graph of all steps of a solver, which takes those of each sample for its own: a state that
-    is right does not show that its derivative is not. One evaluation and up to six products, once
-    for an f: what some samples are not given comes back as zero, with no rounding in it.
+    is right does not show that its derivative is not. One evaluation and up to ``PRODUCTS``
+    products, once for an f: what some samples are not given comes back as zero, with no rounding in
+    it. Each sample is in half of the products, no two in the same ones: there is one with the one
+    sample and without the other, whichever is asked for.
 
     Arguments:
         system: what was solved.
@@ -189,13 +192,12 @@ def check_derivative(system: System, z: Tensor) -> None:
         return
     jacobian, generator = system.linearize(z.detach()), torch.Generator().manual_seed(0)
     v = torch.randn(z.shape, generator=generator).to(z)
-    place = (torch.randperm(len(z), generator=generator) % GROUPS).to(z.device)
+    order, members = torch.randperm(len(z), generator=generator), _members(len(z))
     reached = torch.zeros_like(norm(v))
     with torch.no_grad():
-        for bit in range((min(len(z), GROUPS) - 1).bit_length()):
-            for given in ((place >> bit) % 2 == 1, (place >> bit) % 2 == 0):
-                size = norm(jacobian.vjp(torch.where(column(given), v, 0)))
-                reached = torch.where(given, reached, torch.maximum(reached, size))
+        for group in members[:, order % members.shape[1]].to(z.device):
+            size = norm(jacobian.vjp(torch.where(column(group), v, 0)))
+            reached = torch.where(group, reached, torch.maximum(reached, size))
     if bool((reached.isfinite() & (reached > 0)).any()):
         index = int(reached.nan_to_num(0.0, 0.0).argmax())
         raise mixed(
@@ -204,6 +206,18 @@ def check_derivative(system: System, z: Tensor) -> None:
         )
     if bool(reached.isfinite().all()):
         note_asked(system, "derivative")
+
+
+def _members(count: int) -> Tensor:
+    """Which of so many samples are in each product, ``[products, samples]`` bool.
+
+    The samples are halves of the products: none is in all products of another one (Sperner). There
+    are as many of them as were asked for, or the most that there can be.
+    """
+    products = next(k for k in range(PRODUCTS + 1) if k == PRODUCTS or comb(k, k // 2) >= count)
+    halves = torch.combinations(torch.arange(products), products // 2)
+    members = torch.zeros(len(halves), products, dtype=torch.bool).scatter_(1, halves, True)
+    return members[:count].T
 
 
 class Velocities(NamedTuple):
