@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.overrides import TorchFunctionMode
 
 from implicitcore.errors import GradientError, InputError
 
@@ -28,6 +29,25 @@ BATCH = 3
 
 
 _CONTIGUOUS = torch.ops.aten.contiguous.default
+
+
+class LinearOfAnySize(TorchFunctionMode):
+    """Adds the bias of a linear map of more than vectors by itself.
+
+    Under the transforms of a trace torch's own makes the sizes of its input constants.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.linear:
+            return _linear(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    if bias is None or input.ndim < 3:
+        return torch.nn.functional.linear(input, weight, bias)
+    return torch.nn.functional.linear(input, weight) + bias
 
 
 class Kind(NamedTuple):
@@ -122,7 +142,7 @@ def traced(
     examples = [fake(kind) for kind in kinds]
     try:
         # By torch's own rules in Python, of which those in C++ know no symbols.
-        with mode, enable_python_dispatcher():
+        with mode, enable_python_dispatcher(), LinearOfAnySize():
             if also is not None:
                 examples += [torch.empty_like(tensor) for tensor in also(*examples)]
             trace = make_fx(torch.func.functionalize(function), _allow_non_fake_inputs=True)
@@ -132,11 +152,23 @@ def traced(
     except Exception as error:
         cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise InputError(f"f cannot be compiled: {cause}") from error
+    _check_sizes(kinds, examples)
     graph.graph.eliminate_dead_code()
     _take_contiguous(graph.graph)
     graph.recompile()
     _check(graph)
     return graph
+
+
+def _check_sizes(kinds: Sequence[Kind], examples: Sequence[Tensor]) -> None:
+    """Require that the batch has any size still, which what f calls may have taken for its own."""
+    for kind, example in zip(kinds, examples, strict=False):
+        size: Any = example.shape[0] if kind.has_batch else None
+        if isinstance(size, int) or (size is not None and size.node.maybe_as_int() is not None):
+            raise InputError(
+                "f cannot be compiled: it, or an operation that it calls, takes the size of the "
+                "batch for a constant, so that the graph is of no other one; use the layer as it is"
+            )
 
 
 def _take_contiguous(graph: Graph) -> None:
