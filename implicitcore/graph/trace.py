@@ -28,9 +28,6 @@ BATCH = 3
 """The size of the batch in a trace, whose size may be any: one would be taken for a constant."""
 
 
-_CONTIGUOUS = torch.ops.aten.contiguous.default
-
-
 class LinearOfAnySize(TorchFunctionMode):
     """Adds the bias of a linear map of more than vectors by itself.
 
@@ -154,7 +151,7 @@ def traced(
         raise InputError(f"f cannot be compiled: {cause}") from error
     _check_sizes(kinds, examples)
     graph.graph.eliminate_dead_code()
-    _take_contiguous(graph.graph)
+    _take_any_strides(graph.graph)
     graph.recompile()
     _check(graph)
     return graph
@@ -171,15 +168,10 @@ def _check_sizes(kinds: Sequence[Kind], examples: Sequence[Tensor]) -> None:
             )
 
 
-def _take_contiguous(graph: Graph) -> None:
-    """Have the arguments as in the trace, with the last dimension dense: views depend on it."""
-    for place in graph.find_nodes(op="placeholder"):
-        value = place.meta.get("val")
-        if isinstance(value, Tensor) and value.ndim > 1 and place.users:
-            with graph.inserting_after(place):
-                dense = graph.call_function(_CONTIGUOUS, (place,))
-            dense.meta = dict(place.meta)
-            place.replace_all_uses_with(dense, lambda user, own=dense: user is not own)
+def _take_any_strides(graph: Graph) -> None:
+    """Views of tensors with any strides: the arguments of the trace are dense, others need not be."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
 
 
 def _check(module: GraphModule) -> None:
@@ -273,8 +265,8 @@ def _is_view(node: Node) -> bool:
     """Whether a node shares the memory of what it is made of."""
     if node.target is operator.getitem:
         return _is_view(node.all_input_nodes[0])
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target is _CONTIGUOUS:
-        return False  # a copy, if it is anything
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
     return any(value.alias_info is not None for value in node.target._schema.returns)
 
 

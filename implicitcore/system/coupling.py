@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from math import comb
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,7 +22,7 @@ from implicitcore.dynamics.base import Dynamics
 from implicitcore.solution import Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem
-from implicitcore.system.mixing import check_rows, cut, kernels, mixed, precision
+from implicitcore.system.mixing import check_rows, cut, kernels, members_of, mixed, precision
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
 from implicitcore.tensors.transforms import transformed
@@ -34,9 +33,6 @@ WORSE = 10.0
 # What rounding may change, relative to the values compared: so many units of the dtype, or the
 # square root of a unit where that is less.
 ROUNDING = 1e3
-
-# Most products by which samples are told apart: every pair of 70, and 69 of 70 pairs of more.
-PRODUCTS = 8
 
 # What a cell has been asked already, and in which modes (training or not).
 _ASKED: WeakKeyDictionary[Any, set[tuple[str, bool]]] = WeakKeyDictionary()
@@ -176,7 +172,7 @@ def check_derivative(system: System, z: Tensor) -> None:
     """Require that what f gives for a sample has no derivative by another one.
 
     For a graph of all steps of a solver, which takes those of each sample for its own: a state that
-    is right does not show that its derivative is not. One evaluation and up to ``PRODUCTS``
+    is right does not show that its derivative is not. One evaluation and up to eight
     products, once for an f: what some samples are not given comes back as zero, with no rounding in
     it. Each sample is in half of the products, no two in the same ones: there is one with the one
     sample and without the other, whichever is asked for.
@@ -192,7 +188,7 @@ def check_derivative(system: System, z: Tensor) -> None:
         return
     jacobian, generator = system.linearize(z.detach()), torch.Generator().manual_seed(0)
     v = torch.randn(z.shape, generator=generator).to(z)
-    order, members = torch.randperm(len(z), generator=generator), _members(len(z))
+    order, members = torch.randperm(len(z), generator=generator), members_of(len(z))
     reached = torch.zeros_like(norm(v))
     with torch.no_grad():
         for group in members[:, order % members.shape[1]].to(z.device):
@@ -206,18 +202,6 @@ def check_derivative(system: System, z: Tensor) -> None:
         )
     if bool(reached.isfinite().all()):
         note_asked(system, "derivative")
-
-
-def _members(count: int) -> Tensor:
-    """Which of so many samples are in each product, ``[products, samples]`` bool.
-
-    The samples are halves of the products: none is in all products of another one (Sperner). There
-    are as many of them as were asked for, or the most that there can be.
-    """
-    products = next(k for k in range(PRODUCTS + 1) if k == PRODUCTS or comb(k, k // 2) >= count)
-    halves = torch.combinations(torch.arange(products), products // 2)
-    members = torch.zeros(len(halves), products, dtype=torch.bool).scatter_(1, halves, True)
-    return members[:count].T
 
 
 class Velocities(NamedTuple):
