@@ -169,7 +169,7 @@ def _check_sizes(kinds: Sequence[Kind], examples: Sequence[Tensor]) -> None:
 
 
 def _take_any_strides(graph: Graph) -> None:
-    """Views of tensors with any strides: the arguments of the trace are dense, others need not be."""
+    """Views of any strides: the arguments of the trace are dense, and others need not be."""
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default
 

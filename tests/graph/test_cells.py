@@ -13,6 +13,10 @@ from implicitcore.errors import ConfigError, InputError
 from implicitcore.graph.compiled import CompiledFunction
 from implicitcore.testing.dense import relative_error
 
+pytestmark = pytest.mark.filterwarnings(  # of torch, about what it looks at itself
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)
+
 
 @pytest.fixture(autouse=True)
 def _only_traced(monkeypatch):
