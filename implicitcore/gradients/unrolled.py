@@ -26,7 +26,7 @@ class Unrolled(Options, GradientStrategy):
     Memory grows with the number of steps. z0 gets its gradient too; step sizes and stop tests get
     none. A sample whose start meets the tolerance takes no step, and nothing but z0 gets its
     gradient: not for warm starts. A cell that mixes samples is looked for once, at the first batch
-    of two samples or more of a root solve, by one evaluation and up to six products. Prefer
+    of two samples or more of a root solve, by one evaluation and up to eight products. Prefer
     ``implicit`` at an equilibrium (constant memory) and ``adjoint`` on long trajectories.
 
     Attributes:

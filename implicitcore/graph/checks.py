@@ -18,6 +18,8 @@ from implicitcore.root_solvers.base import RootSolver
 from implicitcore.root_solvers.gmres import GMRES
 from implicitcore.tensors.autocast import ambient
 
+_HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+
 
 def check_call(layer: ImplicitLayer) -> None:
     """Refuse what was assigned since, and a call under autocast.
@@ -27,6 +29,10 @@ def check_call(layer: ImplicitLayer) -> None:
         InputError: of autocast.
     """
     check_layer(layer)
+    if any(getattr(layer, name) for name in _HOOKS):
+        raise ConfigError(
+            ["layer: a compiled layer does not call its layer's own hooks: register them on it"]
+        )
     if not isinstance(layer.solver, ODESolver):
         _check_gradient(layer.gradient)
     check_autocast()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicitcore.backends.base import Backend
@@ -99,13 +98,7 @@ class Plan:
     def _reading(self, tensors: Sequence[Tensor]) -> Iterator[Any]:
         """The x that the tensors hold; the modules read the others."""
         many = self.inputs.count
-        with ExitStack() as stack:
-            stack.enter_context(self.inputs.reads.tracing())
-            owned: dict[nn.Module, dict[str, Tensor]] = {}
-            for (module, name), tensor in zip(self.inputs.reads.owned, tensors[many:], strict=True):
-                owned.setdefault(module, {})[name] = tensor
-            for module, values in owned.items():
-                stack.enter_context(_reparametrize_module(module, values))
+        with self.inputs.reads.tracing(tensors[many:]):
             yield self.inputs.x(tensors[:many])
 
     def _pulled(self, places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from threading import RLock
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
 
 from implicitcore.graph.constants import is_plain, told_apart
 from implicitcore.graph.still import Still
@@ -16,6 +18,9 @@ from implicitcore.system.captured_modules import captured_modules, reached, used
 
 Reach = tuple[Any, frozenset[str], dict[str, Any]]
 """See :func:`~implicitcore.system.captured_modules.reached`."""
+
+_IN_PLACE = RLock()
+"""While f is traced its modules hold other tensors, which no other thread may take for theirs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,11 @@ class Reads:
     @classmethod
     def of(cls, layer: ImplicitLayer) -> Reads:
         """By a look at all modules and functions, which takes longer than a call."""
+        with _IN_PLACE:
+            return cls._of(layer)
+
+    @classmethod
+    def _of(cls, layer: ImplicitLayer) -> Reads:
         roots = (layer.dynamics, *captured_modules(layer.dynamics))
         modules = tuple(dict.fromkeys(part for root in roots for part in root.modules()))
         reaches = _reaches(modules)
@@ -59,7 +69,8 @@ class Reads:
 
     def hold(self, layer: ImplicitLayer) -> bool:
         """Whether this is the layer, and nothing of it was replaced."""
-        return layer is self.layer and self.still.holds()
+        with _IN_PLACE:
+            return layer is self.layer and self.still.holds()
 
     def renewed(self, layer: ImplicitLayer) -> tuple[Reads, bool, bool]:
         """As it is now, whether f has the same parts, and the constants of a graph are the same.
@@ -74,14 +85,23 @@ class Reads:
         return now, True, _changed(now.values, self.values) <= self.written
 
     @contextmanager
-    def tracing(self) -> Iterator[None]:
-        """What f writes in the block is no constant that another call has changed."""
-        before = _values(self.modules, _reaches(self.modules))
-        try:
-            yield
-        finally:
-            after = _values(self.modules, _reaches(self.modules))
-            self.written.update(_changed(after, before))
+    def tracing(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """In the block the modules hold these tensors, for one thread alone.
+
+        What f writes in it is no constant that another call has changed.
+        """
+        owned: dict[nn.Module, dict[str, Tensor]] = {}
+        for (module, name), tensor in zip(self.owned, tensors, strict=True):
+            owned.setdefault(module, {})[name] = tensor
+        with _IN_PLACE, ExitStack() as stack:
+            before = _values(self.modules, _reaches(self.modules))
+            try:
+                for module, values in owned.items():
+                    stack.enter_context(_reparametrize_module(module, values))
+                yield
+            finally:
+                after = _values(self.modules, _reaches(self.modules))
+                self.written.update(_changed(after, before))
 
 
 def _reaches(modules: Sequence[nn.Module]) -> list[list[Reach]]:

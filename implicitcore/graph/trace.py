@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +20,31 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.overrides import TorchFunctionMode
 
 from implicitcore.errors import GradientError, InputError
 
 BATCH = 3
 """The size of the batch in a trace, whose size may be any: one would be taken for a constant."""
+
+
+class LinearOfAnySize(TorchFunctionMode):
+    """Adds the bias of a linear map of more than vectors by itself.
+
+    Under the transforms of a trace torch's own makes the sizes of its input constants.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.linear:
+            return _linear(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    if bias is None or input.ndim < 3:
+        return torch.nn.functional.linear(input, weight, bias)
+    return torch.nn.functional.linear(input, weight) + bias
 
 
 class Kind(NamedTuple):
@@ -123,7 +143,7 @@ def traced(
     examples = [fake(kind) for kind in kinds]
     try:
         # By torch's own rules in Python, of which those in C++ know no symbols.
-        with mode, enable_python_dispatcher():
+        with mode, enable_python_dispatcher(), LinearOfAnySize():
             if also is not None:
                 examples += [torch.empty_like(tensor) for tensor in also(*examples)]
             trace = make_fx(torch.func.functionalize(function), _allow_non_fake_inputs=True)
@@ -133,10 +153,29 @@ def traced(
     except Exception as error:
         cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise InputError(f"f cannot be compiled: {cause}") from error
+    _check_sizes(kinds, examples)
     graph.graph.eliminate_dead_code()
+    _take_any_strides(graph.graph)
     graph.recompile()
     _check(graph)
     return graph
+
+
+def _check_sizes(kinds: Sequence[Kind], examples: Sequence[Tensor]) -> None:
+    """Require that the batch has any size still, which what f calls may have taken for its own."""
+    for kind, example in zip(kinds, examples, strict=False):
+        size: Any = example.shape[0] if kind.has_batch else None
+        if isinstance(size, int) or (size is not None and size.node.maybe_as_int() is not None):
+            raise InputError(
+                "f cannot be compiled: it, or an operation that it calls, takes the size of the "
+                "batch for a constant, so that the graph is of no other one; use the layer as it is"
+            )
+
+
+def _take_any_strides(graph: Graph) -> None:
+    """Views of any strides: the arguments of the trace are dense, and others need not be."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
 
 
 def _check(module: GraphModule) -> None:
@@ -150,7 +189,7 @@ def _check(module: GraphModule) -> None:
                 )
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
+        if torch.Tag.nondeterministic_seeded in node.target.tags and not _drops_nothing(node):
             raise InputError(
                 f"f draws random numbers ({node.target}), in each evaluation of a graph anew: "
                 "compile it in eval(), or use the layer as it is"
@@ -160,6 +199,15 @@ def _check(module: GraphModule) -> None:
                 f"f writes into a tensor that it is given or keeps ({node.target}), as statistics "
                 "in training: compile it in eval(), or use the layer as it is"
             )
+
+
+def _drops_nothing(node: Node) -> bool:
+    """Whether an operation draws for its dropout alone, as attention does, and that is zero."""
+    for place, entry in enumerate(node.target._schema.arguments):  # pyright: ignore[reportFunctionMemberAccess]
+        if entry.name == "dropout_p":
+            given = node.args[place] if place < len(node.args) else node.kwargs.get(entry.name)
+            return (entry.default_value if given is None else given) == 0
+    return False
 
 
 def split(module: GraphModule, changing: int, outputs: Sequence[int]) -> Split:

@@ -22,7 +22,7 @@ from implicitcore.dynamics.base import Dynamics
 from implicitcore.solution import Solution, Status
 from implicitcore.system.evaluation import Evaluation
 from implicitcore.system.linear_system import LinearSystem
-from implicitcore.system.mixing import check_rows, cut, kernels, mixed, precision
+from implicitcore.system.mixing import check_rows, cut, kernels, members_of, mixed, precision
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column, norm, real_dtype
 from implicitcore.tensors.transforms import transformed
@@ -33,9 +33,6 @@ WORSE = 10.0
 # What rounding may change, relative to the values compared: so many units of the dtype, or the
 # square root of a unit where that is less.
 ROUNDING = 1e3
-
-# Samples are told apart in so many groups: every pair of so many, and most pairs of more.
-GROUPS = 8
 
 # What a cell has been asked already, and in which modes (training or not).
 _ASKED: WeakKeyDictionary[Any, set[tuple[str, bool]]] = WeakKeyDictionary()
@@ -175,8 +172,10 @@ def check_derivative(system: System, z: Tensor) -> None:
     """Require that what f gives for a sample has no derivative by another one.
 
     For a graph of all steps of a solver, which takes those of each sample for its own: a state that
-    is right does not show that its derivative is not. One evaluation and up to six products, once
-    for an f: what some samples are not given comes back as zero, with no rounding in it.
+    is right does not show that its derivative is not. One evaluation and up to eight
+    products, once for an f: what some samples are not given comes back as zero, with no rounding in
+    it. Each sample is in half of the products, no two in the same ones: there is one with the one
+    sample and without the other, whichever is asked for.
 
     Arguments:
         system: what was solved.
@@ -189,13 +188,12 @@ def check_derivative(system: System, z: Tensor) -> None:
         return
     jacobian, generator = system.linearize(z.detach()), torch.Generator().manual_seed(0)
     v = torch.randn(z.shape, generator=generator).to(z)
-    place = (torch.randperm(len(z), generator=generator) % GROUPS).to(z.device)
+    order, members = torch.randperm(len(z), generator=generator), members_of(len(z))
     reached = torch.zeros_like(norm(v))
     with torch.no_grad():
-        for bit in range((min(len(z), GROUPS) - 1).bit_length()):
-            for given in ((place >> bit) % 2 == 1, (place >> bit) % 2 == 0):
-                size = norm(jacobian.vjp(torch.where(column(given), v, 0)))
-                reached = torch.where(given, reached, torch.maximum(reached, size))
+        for group in members[:, order % members.shape[1]].to(z.device):
+            size = norm(jacobian.vjp(torch.where(column(group), v, 0)))
+            reached = torch.where(group, reached, torch.maximum(reached, size))
     if bool((reached.isfinite() & (reached > 0)).any()):
         index = int(reached.nan_to_num(0.0, 0.0).argmax())
         raise mixed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import comb
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ ADVICE = (
 # How far the same samples may be apart in two batches of different sizes, whose kernels differ:
 # so many square roots of the precision, and at most this share of their norm.
 KERNELS, MOST = 30.0, 0.1
+
+# Most products by which samples are told apart: every pair of 70, and 69 of 70 pairs of more.
+PRODUCTS = 8
 
 
 def mixed(found: str, shapes: Iterable[tuple[int, ...]] = ()) -> InputError:
@@ -107,3 +111,15 @@ def check_rows(part: Tensor, whole: Tensor, batch: int, x: Any, eps: float) -> N
             x,
             batch,
         )
+
+
+def members_of(count: int) -> Tensor:
+    """Which of so many samples are in each product, ``[products, samples]`` bool.
+
+    The samples are halves of the products: none is in all products of another one (Sperner). There
+    are as many of them as were asked for, or the most that there can be.
+    """
+    products = next(k for k in range(PRODUCTS + 1) if k == PRODUCTS or comb(k, k // 2) >= count)
+    halves = torch.combinations(torch.arange(products), products // 2)
+    members = torch.zeros(len(halves), products, dtype=torch.bool).scatter_(1, halves, True)
+    return members[:count].T
