@@ -72,6 +72,7 @@ class Joint:
         known = needed | _sources(nodes, there, [*results[:values], *kept])
         given = [node for node in nodes if node in known - moving]
         head = reaching(given, lambda n: True)
+
         def cut(inputs: Sequence[Node], inside: set[Node], outputs: Sequence[Node]) -> GraphModule:
             return part(module, inputs, [node for node in nodes if node in inside], outputs)
 
@@ -147,8 +148,7 @@ def _recompute(
             and (_is_per_sample(node) or _is_cheap(node))
             and all(
                 # Of x nothing: on the way back the row of one sample may stand for another's.
-                source in moving
-                and (source in needed or source in early or _is_per_sample(source))
+                source in moving and (source in needed or source in early or _is_per_sample(source))
                 for source in node.all_input_nodes
             )
         ]

@@ -87,7 +87,8 @@ class SavingSteps:
             return after(field, *wanted[:count])
 
         wanted = [*point, *(known[i] for i in places)]
-        values, pull, others = torch.func.vjp(function, *wanted, has_aux=True)
+        found: Any = torch.func.vjp(function, *wanted, has_aux=True)
+        values, pull, others = found
         return *values, *others, *pull(tuple(v))
 
     def _traced(self, function: Any, kinds: Sequence[Kind]) -> GraphModule:
@@ -129,11 +130,9 @@ class SavingSteps:
         return self._wanted(rest[many:], after, [z, *(state[i] for i in carried)], rest[:many])
 
     @cached_property
-    def begin(self) -> Joint | None:
-        """The state that a step begins with; None where the step before handed it on."""
+    def begin(self) -> Joint:
+        """The state that a step begins with, where the step before hands none on."""
         plan, t = self.plan, self.plan.clock_time
-        if not plan.anew:
-            return None
         z = plan.kinds[0]._replace(requires_grad=False)
         v = [plan.begun[i] for i in self.carried]
         graph = self._traced(self._begin, [z, t, *v])
@@ -151,7 +150,23 @@ class SavingSteps:
         graph = self._traced(self._step, [*early, *late])
         return Joint.of(graph, len(early), len(late), values)
 
-    def state_of(self, values: Sequence[Tensor], others: Sequence[Tensor], among: Sequence[int]):
+    @property
+    def joints(self) -> list[Joint]:
+        """All that a step is made of."""
+        return [self.begin, self.step] if self.plan.anew else [self.step]
+
+    def known(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What they need of the tensors, computed once a solve."""
+        return [each for joint in self.joints for each in joint.before(*tensors)]
+
+    def apart(self, known: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Those of the state that a step begins with, and those of the step."""
+        many = self.begin.knows if self.plan.anew else 0
+        return known[:many], known[many:]
+
+    def state_of(
+        self, values: Sequence[Tensor], others: Sequence[Tensor], among: Sequence[int]
+    ) -> Any:
         """The state of leaves with a gradient and without one."""
         rest = [i for i in range(len(self.plan.begun)) if i not in among]
         leaves = placed(placed([*values, *others], among, values), rest, others)
@@ -163,35 +178,32 @@ class Saving:
 
     Arguments:
         steps: the graphs.
-        of_begin: what the state that a step begins with needs of f.
-        of_step: what a step needs.
+        known: what these need of f.
     """
 
     piece_needs_state = False
 
-    def __init__(
-        self, steps: SavingSteps, of_begin: Sequence[Tensor], of_step: Sequence[Tensor]
-    ) -> None:
-        self.steps, self.of_begin, self.of_step = steps, of_begin, of_step
-        self.saved_begin: list[Tensor] = []
-        self.saved_step: list[Tensor] = []
-        self.between: list[Tensor] = []
+    def __init__(self, steps: SavingSteps, known: Sequence[Tensor]) -> None:
+        self.steps = steps
+        self.of_begin, self.of_step = steps.apart(known)
+        self.saved: list[Tensor] = []  # of the state that it begins with, then of the step
+        self.extension: list[Tensor] = []
 
     def init(self, field: Any, t: Tensor, z: Tensor) -> Any:
         """The state that a step begins with."""
-        joint, many = self.steps.begin, len(self.steps.carried)
-        assert joint is not None
+        steps, joint = self.steps, self.steps.begin
+        many = len(steps.carried)
         found = [*joint.there(z, t, *self.of_begin)]
-        self.saved_begin = found[joint.values :]
-        return self.steps.state_of(found[:many], found[many : joint.values], self.steps.carried)
+        self.saved += found[joint.values :]
+        return steps.state_of(found[:many], found[many : joint.values], steps.carried)
 
     def step(self, field: Any, t: Tensor, dt: Tensor, z: Tensor, state: Any) -> Step:
         """The step."""
         steps = self.steps
         joint, many = steps.step, 1 + len(steps.handed)
         found = [*joint.there(z, t, dt, *pytree.tree_leaves(state), *self.of_step)]
-        self.saved_step = found[joint.values :]
-        self.between = found[many : many + steps.coefficients]
+        self.saved += found[joint.values :]
+        self.extension = found[many : many + steps.coefficients]
         rest = found[many + steps.coefficients : joint.values]
         told = len(rest) - len(steps.optional)
         after: Any = None
@@ -201,7 +213,7 @@ class Saving:
 
     def piece(self, *step: Any) -> list[Tensor]:
         """The coefficients of the extension."""
-        return self.between
+        return self.extension
 
 
 def _apart(
