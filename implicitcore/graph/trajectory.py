@@ -38,7 +38,7 @@ class TrajectoryPlan(SteppedPlan):
     has no gradient.
 
     Attributes:
-        saves: steps of large states save what their products need instead, as ``Unrolled`` does.
+        saves: large steps save what their products need, and none is taken again.
     """
 
     saves: bool = False

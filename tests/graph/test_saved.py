@@ -75,8 +75,10 @@ def test_the_gradient_is_that_of_the_steps_and_no_step_is_taken_again(solver, ti
         same(expected, found, rtol=1e-10, atol=1e-12)
         plan = plan_of(compiled)
         cost = integration.evaluations_of(solver, between=plan.between) + plan.anew
-        steps = int(one.steps.max())
-        assert other.backward.vjps == steps * cost + (not plan.anew)
+        # A step that every sample refused moves nothing, and has no product.
+        spared = int(one.steps.max()) * cost + (not plan.anew) - other.backward.vjps
+        assert spared >= 0 and spared % cost == 0
+        assert not spared or isinstance(solver, ic.Adams) or batch == 1
         assert other.backward.evaluations == (not plan.anew)  # for the first velocity
 
 
