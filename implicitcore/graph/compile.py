@@ -20,9 +20,9 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
 
     The first call compiles, and takes seconds to a minute; the first call with another size of the
     batch compiles once more, for all sizes. What backward needs is compiled by the first one.
-    The gradient of a trajectory is that of its steps, exact whatever the tolerances. What is kept of
-    them, the strategy says where they are large: of more than 64 KiB, all samples and the solver's
-    state counted. ``Unrolled`` keeps what the products of each step need, about what it keeps in
+    The gradient of a trajectory is that of its steps, exact whatever the tolerances. The strategy
+    says what is kept of large ones, of more than 64 KiB with all samples and the solver's state.
+    ``Unrolled`` keeps what the products of each step need, about what it keeps in
     the layer, and evaluates nothing again; where f folds the samples into other dimensions (the
     heads of attention), it does as ``Checkpointed``. That keeps the state before each step,
     ``[steps, batch, n]``, and the solver's (twice that of a Runge-Kutta method whose last stage is

@@ -162,7 +162,7 @@ def _recompute(
 
 def _is_free(node: Node) -> bool:
     """Whether a node costs nothing: a view, or a size."""
-    return shares_memory(node) or (node.op == "call_function" and _value(node) is None)
+    return shares_memory(node) or isinstance(node.meta.get("val"), int | torch.SymInt)
 
 
 def _is_cheap(node: Node) -> bool:

@@ -68,8 +68,8 @@ all contenders of a problem, and f itself, in a new order.
 - **cpp** is the C++ backend, **compiled** the layer of `ic.compile`, forward and backward. A
   compiled trajectory of large states keeps of each step what the gradient has it keep: `Unrolled`
   what its products need, `Checkpointed` the state, and the step is taken again on the way back. It
-  has no row with cpp, for its steps are in the graph already. `euler` and `rk4` take 200 and 50 equal
-  steps.
+  has no row with cpp, for its steps are in the graph already. `euler` and `rk4` take 200 and 50
+  equal steps.
 - **Final state error**: the worst sample's error of the last state, relative to that state, in the
   2-norm. (In the rows of `ode.json` it is `residual_max`.) At a steady state **residual** is the
   worst sample's |f(z) - z| / |f(z)|.
