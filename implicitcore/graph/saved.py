@@ -66,7 +66,7 @@ class SavedLoop:
         graphs, plan = self.graphs, self.pullback.plan
         if plan.anew and max(graphs.step.taken, default=0) >= _EARLY:
             return False  # of the state that it begins with, which nobody holds
-        return not plan.kinds[0].has_batch or all(joint.has_rows for joint in graphs.joints)
+        return not plan.kinds[0].has_batch or all(pair.has_rows for pair in graphs.pairs)
 
     def _span(self, start: Tensor, end: Tensor) -> Span:
         return Span.between(start, end) if self.coarse else Span(start, end)
@@ -174,7 +174,7 @@ class SavedLoop:
         self, tensors: Sequence[Tensor]
     ) -> tuple[tuple[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]:
         """What is saved of a step, as :class:`SavedStep` has it, and what is beside it."""
-        sizes = [len(joint.taken) + joint.saves for joint in self.graphs.joints]
+        sizes = [len(pair.taken) + pair.saves for pair in self.graphs.pairs]
         first, end = sum(sizes[:-1]), sum(sizes)
         return (tensors[:first], tensors[first:end]), tensors[end:]
 
@@ -183,7 +183,7 @@ class SavedLoop:
         """The cotangents at the end of a step, and the sums of those of f -> those before it."""
         graphs, plan = self.graphs, self.pullback.plan
         many = 1 + len(graphs.carried)
-        step, values = graphs.step, 1 + len(graphs.handed)
+        step, values = graphs.step, 1 + len(graphs.passed_on)
         ends = values + graphs.coefficients
         sums = ends + len(self.pullback.places)
 
@@ -218,8 +218,8 @@ class SavedLoop:
         """
         graphs, pullback = self.graphs, self.pullback
         known = graphs.known(tensors)
-        many = 1 + len(graphs.handed)
-        states = [pullback.plan.begun[i].zeros(len(z0)) for i in graphs.handed]
+        many = 1 + len(graphs.passed_on)
+        states = [pullback.plan.start_state[i].zeros(len(z0)) for i in graphs.passed_on]
         found = [v, *states, *map(torch.zeros_like, pullback.varied(*tensors))]
         for index in reversed(range(len(saved.steps))):
             if (step := saved.steps[index]) is None:

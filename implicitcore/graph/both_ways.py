@@ -20,7 +20,7 @@ _CHEAP = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Joint:
+class BothWays:
     """A function of which some arguments change, with its vector-Jacobian product.
 
     The way back evaluates nothing again: the way there gives what its products need.
@@ -47,7 +47,7 @@ class Joint:
     has_rows: bool
 
     @classmethod
-    def of(cls, module: GraphModule, changing: int, cotangents: int, values: int) -> Joint:
+    def of(cls, module: GraphModule, changing: int, cotangents: int, values: int) -> BothWays:
         """From a graph of both ways.
 
         Arguments:
