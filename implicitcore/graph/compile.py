@@ -20,10 +20,15 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
 
     The first call compiles, and takes seconds to a minute; the first call with another size of the
     batch compiles once more, for all sizes. What backward needs is compiled by the first one.
-    The gradient of a trajectory is that of its steps, exact whatever the tolerances. The way there
-    keeps the state before each of them, ``[steps, batch, n]``, and the solver's: twice that of a
-    Runge-Kutta method whose last stage is its next first one, ``max_order + 1`` times it of
-    ``Adams``. Where memory is short, ``Checkpointed`` in the layer itself keeps fewer.
+    The gradient of a trajectory is that of its steps, exact whatever the tolerances. The strategy
+    says what is kept of large ones, of more than 64 KiB with all samples and the solver's state.
+    ``Unrolled`` keeps what the products of each step need, about what it keeps in
+    the layer, and evaluates nothing again; where f folds the samples into other dimensions (the
+    heads of attention), it does as ``Checkpointed``. That keeps the state before each step,
+    ``[steps, batch, n]``, and the solver's (twice that of a Runge-Kutta method whose last stage is
+    its next first one, ``max_order + 1`` times it of ``Adams``), and takes the step again on the
+    way back. So both do with small steps, whose calls are the cost. Where memory is short,
+    ``Checkpointed`` in the layer itself keeps fewer.
 
     Output times may be the same, and may require a gradient: each costs one evaluation then.
 

@@ -121,7 +121,7 @@ def pulled(
         saved, v = replaced.inputs(saved, plan.kinds), replaced.cotangent(v)
         due = replaced.due(due)
     if isinstance(plan, TrajectoryPlan):
-        kept = plan.integrated(due, saved[0], saved[1:])[1]
+        kept = plan.integrated(due, saved[0], saved[1:], training=True)[1]
         at_start, *found = plan.pulled_back(v, due, saved[0], kept, saved[1:])
         return at_start, found
     return at_start, plan.pull(v, *saved)[3:]
@@ -194,7 +194,7 @@ class KeptTrajectory(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, z0: Tensor, *tensors: Tensor) -> Any:
         plan: TrajectoryPlan = call.plan
-        found, kept = plan.integrated(call.due, z0, tensors)
+        found, kept = plan.integrated(call.due, z0, tensors, training=True)
         replaced = Replaced.of(found.status, call.on_failure)
         saved = z0, *tensors
         if replaced is not None:
@@ -241,7 +241,7 @@ def applied(call: Call, z0: Tensor, tensors: Sequence[Tensor], *, training: bool
 def _found(call: Call, z0: Tensor, tensors: Sequence[Tensor], keeps: bool) -> Found:
     """The same where nothing has a gradient."""
     if keeps:
-        found = call.plan.integrated(call.due, z0, tensors)[0]
+        found = call.plan.integrated(call.due, z0, tensors, training=False)[0]
     else:
         found = call.forward(z0, tensors)
     if call.on_failure != "mask":

@@ -151,7 +151,7 @@ def solve(form: int, z0: list[Tensor], tensors: list[Tensor], times: Tensor | No
             found = Found(*plan.forward(flat, *tensors))
         else:
             due = of_samples(check_times(times, flat, of_each=True), flat)
-            found = plan.integrated(due, flat, tensors)[0]
+            found = plan.integrated(due, flat, tensors, training=False)[0]
         replaced = Replaced.of(found.status, layer.on_failure)
         z = layout.unpack(masked(found.z, flat, replaced, layer.on_failure))
         batch = z0[0].shape[0] if layer.coupled else found.status.shape[0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from implicitcore.graph.plan import compiled
 from implicitcore.graph.pullback import Pullback
 from implicitcore.graph.saving import Saving, SavingSteps
 from implicitcore.graph.stop import Found
-from implicitcore.tensors.norms import column, real_dtype
+from implicitcore.tensors.norms import real_dtype
 
 _EARLY = 3  # of z, t and dt, the arguments of a step before the solver's state
 _GOES_ON, _MOVES, _REFUSED = 1, 2, 4
@@ -55,7 +55,7 @@ class SavedLoop:
     pullback: Pullback
     coarse: bool
 
-    @cached_property
+    @functools.cached_property
     def graphs(self) -> SavingSteps:
         """Of a step."""
         return SavingSteps(self.pullback)
@@ -66,14 +66,12 @@ class SavedLoop:
         graphs, plan = self.graphs, self.pullback.plan
         if plan.anew and max(graphs.step.taken, default=0) >= _EARLY:
             return False  # of the state that it begins with, which nobody holds
-        return not plan.kinds[0].has_batch or all(
-            joint.has_rows for joint in (graphs.begin, graphs.step) if joint
-        )
+        return not plan.kinds[0].has_batch or all(pair.has_rows for pair in graphs.pairs)
 
     def _span(self, start: Tensor, end: Tensor) -> Span:
         return Span.between(start, end) if self.coarse else Span(start, end)
 
-    @cached_property
+    @functools.cached_property
     def _begin(self) -> Callable[..., list[Tensor]]:
         plan = self.pullback.plan
         system, solver, between = plan.as_field(), plan.solver, plan.between
@@ -85,18 +83,16 @@ class SavedLoop:
 
         return compiled(begin, device=plan.kinds[0].device, in_cpp=True)
 
-    @cached_property
+    @functools.cached_property
     def _step(self) -> Callable[..., list[Tensor]]:
         plan, graphs = self.pullback.plan, self.graphs
         solver, between, structure = plan.solver, plan.between, graphs.structure
         field, many = plan.stillness, _MANY + len(plan.state)
-        heads = 0 if graphs.begin is None else graphs.begin.knows
 
         def step(start: Tensor, end: Tensor, *given: Tensor) -> list[Tensor]:
-            known = given[many:]
             state = () if plan.anew else pytree.tree_unflatten(given[_MANY:many], structure)
             now = _moving(given[:_MANY], state)
-            saving = Saving(graphs, known[:heads], known[heads:])
+            saving = Saving(graphs, given[many:])
             steps = Steps.towards(
                 solver,
                 solver.step_size,
@@ -108,8 +104,7 @@ class SavedLoop:
             moved, taken = replace(steps, stepper=saving).advance(now)
             refused = (now.active & ~taken.accept).any()
             told = steps.going(moved) * _GOES_ON + taken.accept.any() * _MOVES + refused * _REFUSED
-            saved = *saving.saved_begin, *saving.saved_step
-            return [told, *_flat(moved), taken.dt, taken.accept, *taken.piece, *saved]
+            return [told, *_flat(moved), taken.dt, taken.accept, *taken.piece, *saving.saved]
 
         return compiled(step, device=plan.kinds[0].device, in_cpp=True)
 
@@ -121,19 +116,21 @@ class SavedLoop:
         These ``[steps, batch, n]``, where states between the ends of steps are wanted.
         """
         plan, graphs = self.pullback.plan, self.graphs
-        known = [*graphs.step.before(*tensors)]
-        if graphs.begin is not None:
-            known = [*graphs.begin.before(*tensors), *known]
+        known = graphs.known(tensors)
         told, *now = self._begin(*ends, z0, *tensors)
-        count = len(now)
+        count, extra = len(now), max(graphs.coefficients - 1, 0)
         going, steps, times, pieces = bool(told), [], [], []
+        if plan.between and not going:  # there is a step, which nobody takes
+            t, z = now[:2]
+            steps.append(None)
+            times.append((t, z, torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)))
+            pieces.append([torch.zeros_like(z)] * extra)
         while going:
             told, *found = self._step(*ends, *now, *known)
             before, now, (dt, accept, *rest) = now, found[:count], found[count:]
             what = int(told)
             going = bool(what & _GOES_ON)
             if plan.between:
-                extra = max(graphs.coefficients - 1, 0)
                 pieces.append(rest[:extra])
                 times.append((now[0], now[1], dt, accept))
                 rest = rest[extra:]
@@ -141,12 +138,18 @@ class SavedLoop:
         kept = None
         if plan.between:
             number = torch.full((), len(steps), dtype=torch.int64, device=z0.device)
-            kept = Kept(number, [], *map(torch.stack, zip(*times, strict=True)), [])
+            t, z, dt, accept = (torch.stack(each) for each in zip(*times, strict=True))
+            kept = Kept(number, [], t, z, dt, accept, [])
         found = arrived(_moving(now[:_MANY], ()))
         return found, Saved(steps, kept), [*map(torch.stack, zip(*pieces, strict=True))]
 
     def _saved(
-        self, before: Sequence[Tensor], dt: Tensor, accept: Tensor, rest: Sequence[Tensor], what: int
+        self,
+        before: Sequence[Tensor],
+        dt: Tensor,
+        accept: Tensor,
+        rest: Sequence[Tensor],
+        what: int,
     ) -> SavedStep | None:
         """What is saved of a step.
 
@@ -156,8 +159,9 @@ class SavedLoop:
         if not what & _MOVES:
             return None
         graphs, (t, z), state = self.graphs, before[:2], before[_MANY:]
-        many = 0 if graphs.begin is None else graphs.begin.saves
-        begin = [] if graphs.begin is None else [(z, t)[i] for i in graphs.begin.taken]
+        many, begin = 0, []
+        if self.pullback.plan.anew:
+            many, begin = graphs.begin.saves, [(z, t)[i] for i in graphs.begin.taken]
         early = z, t, dt.to(real_dtype(z)), *state
         step = [early[i] for i in graphs.step.taken]
         saved = [*begin, *rest[:many]], [*step, *rest[many:]]
@@ -166,30 +170,36 @@ class SavedLoop:
             saved = of_samples(saved, torch.where(accept, places, accept.int().argmax()))
         return SavedStep(accept, *saved)
 
-    @cached_property
+    def _apart(
+        self, tensors: Sequence[Tensor]
+    ) -> tuple[tuple[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]:
+        """What is saved of a step, as :class:`SavedStep` has it, and what is beside it."""
+        sizes = [len(pair.taken) + pair.saves for pair in self.graphs.pairs]
+        first, end = sum(sizes[:-1]), sum(sizes)
+        return (tensors[:first], tensors[first:end]), tensors[end:]
+
+    @functools.cached_property
     def _pulled(self) -> Callable[..., tuple[Tensor, ...]]:
         """The cotangents at the end of a step, and the sums of those of f -> those before it."""
         graphs, plan = self.graphs, self.pullback.plan
-        begin, step = graphs.begin, graphs.step
-        values, ends = 1 + len(graphs.handed), 1 + len(graphs.handed) + graphs.coefficients
+        many = 1 + len(graphs.carried)
+        step, values = graphs.step, 1 + len(graphs.passed_on)
+        ends = values + graphs.coefficients
         sums = ends + len(self.pullback.places)
-        saved = sums + (0 if begin is None else len(begin.taken) + begin.saves)
-        end = saved + len(step.taken) + step.saves
-        head = end + (0 if begin is None else begin.knows)
 
         def pulled(accept: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
             moved = [torch.where(_rows(accept, v), v, 0) for v in given[:ends]]
-            found = step.back(*moved, *given[saved:end], *given[head:])
-            v, shares = [found[0]], found[1 + len(graphs.carried) :]
-            if begin is None:
-                v = [*found[: 1 + len(graphs.carried)]]
-            else:
-                states = found[1 : 1 + len(graphs.carried)]
-                more, *others = begin.back(*states, *given[sums:saved], *given[end:head])
-                v, shares = [found[0] + more], [a + b for a, b in zip(shares, others, strict=True)]
             stood = [torch.where(_rows(accept, v), 0, v) for v in given[:values]]
-            v = [a + b for a, b in zip(v, stood, strict=True)]
-            return *v, *(a + b for a, b in zip(given[ends:sums], shares, strict=True))
+            (of_begin, of_step), known = self._apart(given[sums:])
+            begin_known, step_known = graphs.apart(known)
+            found = step.back(*moved, *of_step, *step_known)
+            v, states, shares = found[0], found[1:many], [found[many:]]
+            if plan.anew:
+                more, *others = graphs.begin.back(*states, *of_begin, *begin_known)
+                v, states = v + more, []
+                shares.append(others)
+            v = [a + b for a, b in zip((v, *states), stood, strict=True)]
+            return *v, *map(_total, zip(given[ends:sums], *shares, strict=True))
 
         return compiled(pulled, device=plan.kinds[0].device, in_cpp=True)
 
@@ -207,11 +217,9 @@ class SavedLoop:
         And of those ``between``, of the coefficients of the extensions, ``[steps, batch, n]``.
         """
         graphs, pullback = self.graphs, self.pullback
-        known = [*graphs.step.before(*tensors)]
-        if graphs.begin is not None:
-            known = [*graphs.begin.before(*tensors), *known]
-        many = 1 + len(graphs.handed)
-        states = [pullback.plan.begun[i].zeros(len(z0)) for i in graphs.handed]
+        known = graphs.known(tensors)
+        many = 1 + len(graphs.passed_on)
+        states = [pullback.plan.start_state[i].zeros(len(z0)) for i in graphs.passed_on]
         found = [v, *states, *map(torch.zeros_like, pullback.varied(*tensors))]
         for index in reversed(range(len(saved.steps))):
             if (step := saved.steps[index]) is None:
@@ -242,6 +250,10 @@ def _flat(now: Moving) -> list[Tensor]:
 def _moving(tensors: Sequence[Tensor], state: Any) -> Moving:
     t, z, *rest = tensors
     return Moving(t, z, state, *rest)
+
+
+def _total(shares: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, shares)
 
 
 def _rows(which: Tensor, like: Tensor) -> Tensor:

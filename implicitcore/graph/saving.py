@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from implicitcore.graph.joint import Joint
+from implicitcore.graph.both_ways import BothWays
 from implicitcore.graph.pullback import Pullback, placed
 from implicitcore.graph.stepped import SteppedPlan, differentiable
 from implicitcore.graph.trace import Kind, traced
@@ -41,7 +41,7 @@ class SavingSteps:
     @cached_property
     def carried(self) -> list[int]:
         """The places of the leaves that have a gradient, in the state that a step begins with."""
-        return differentiable(self.plan.begun)
+        return differentiable(self.plan.start_state)
 
     @cached_property
     def structure(self) -> Any:
@@ -68,7 +68,7 @@ class SavingSteps:
         return [name for name in _OPTIONAL if getattr(self._tried[1], name) is not None]
 
     @property
-    def handed(self) -> list[int]:
+    def passed_on(self) -> list[int]:
         """The places of the leaves that a step hands on with a gradient."""
         return [] if self.plan.anew else self.carried
 
@@ -87,7 +87,8 @@ class SavingSteps:
             return after(field, *wanted[:count])
 
         wanted = [*point, *(known[i] for i in places)]
-        values, pull, others = torch.func.vjp(function, *wanted, has_aux=True)
+        found: Any = torch.func.vjp(function, *wanted, has_aux=True)
+        values, pull, others = found
         return *values, *others, *pull(tuple(v))
 
     def _traced(self, function: Any, kinds: Sequence[Kind]) -> GraphModule:
@@ -110,10 +111,10 @@ class SavingSteps:
 
         The results are z, the state and the coefficients of the extension.
         """
-        plan, carried, count = self.plan, self.carried, len(self.plan.begun)
+        plan, carried, count = self.plan, self.carried, len(self.plan.start_state)
         z, t, dt, *rest = given
         state, rest = rest[:count], rest[count:]
-        many = 1 + len(self.handed) + self.coefficients
+        many = 1 + len(self.passed_on) + self.coefficients
 
         def after(
             field: Any, z: Tensor, *wanted: Tensor
@@ -122,38 +123,54 @@ class SavingSteps:
             # As if all samples accepted it: what becomes of the others is no concern of a step.
             step, piece = plan.stepped(field, StepStart(t, dt, z, old), t + dt.to(t.dtype), None)
             leaves = [] if plan.anew else pytree.tree_leaves(step.state)
-            values, others = _apart(leaves, self.handed)
+            values, others = _apart(leaves, self.passed_on)
             told = tuple(getattr(step, name).clone() for name in self.optional)
             return (step.z, *values, *(each.clone() for each in piece)), (*others, *told)
 
         return self._wanted(rest[many:], after, [z, *(state[i] for i in carried)], rest[:many])
 
     @cached_property
-    def begin(self) -> Joint | None:
-        """The state that a step begins with; None where the step before handed it on."""
+    def begin(self) -> BothWays:
+        """The state that a step begins with, where the step before passes none on."""
         plan, t = self.plan, self.plan.clock_time
-        if not plan.anew:
-            return None
         z = plan.kinds[0]._replace(requires_grad=False)
-        v = [plan.begun[i] for i in self.carried]
+        v = [plan.start_state[i] for i in self.carried]
         graph = self._traced(self._begin, [z, t, *v])
-        return Joint.of(graph, 2, len(v), len(plan.begun))
+        return BothWays.of(graph, 2, len(v), len(plan.start_state))
 
     @cached_property
-    def step(self) -> Joint:
+    def step(self) -> BothWays:
         """A step."""
         plan, t = self.plan, self.plan.clock_time
         z = plan.kinds[0]._replace(requires_grad=False)
         dt = t._replace(dtype=real_dtype(z.example()))
-        early = [z, t, dt, *plan.begun]
-        late = [z, *(plan.begun[i] for i in self.handed), *[z] * self.coefficients]
-        values = 1 + (0 if plan.anew else len(plan.begun)) + self.coefficients + len(self.optional)
+        early = [z, t, dt, *plan.start_state]
+        late = [z, *(plan.start_state[i] for i in self.passed_on), *[z] * self.coefficients]
+        values = (
+            1 + (0 if plan.anew else len(plan.start_state)) + self.coefficients + len(self.optional)
+        )
         graph = self._traced(self._step, [*early, *late])
-        return Joint.of(graph, len(early), len(late), values)
+        return BothWays.of(graph, len(early), len(late), values)
 
-    def state_of(self, values: Sequence[Tensor], others: Sequence[Tensor], among: Sequence[int]):
+    @property
+    def pairs(self) -> list[BothWays]:
+        """All that a step is made of."""
+        return [self.begin, self.step] if self.plan.anew else [self.step]
+
+    def known(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What they need of the tensors, computed once a solve."""
+        return [each for pair in self.pairs for each in pair.before(*tensors)]
+
+    def apart(self, known: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Those of the state that a step begins with, and those of the step."""
+        many = self.begin.knows if self.plan.anew else 0
+        return known[:many], known[many:]
+
+    def state_of(
+        self, values: Sequence[Tensor], others: Sequence[Tensor], among: Sequence[int]
+    ) -> Any:
         """The state of leaves with a gradient and without one."""
-        rest = [i for i in range(len(self.plan.begun)) if i not in among]
+        rest = [i for i in range(len(self.plan.start_state)) if i not in among]
         leaves = placed(placed([*values, *others], among, values), rest, others)
         return pytree.tree_unflatten(leaves, self.structure)
 
@@ -163,45 +180,42 @@ class Saving:
 
     Arguments:
         steps: the graphs.
-        of_begin: what the state that a step begins with needs of f.
-        of_step: what a step needs.
+        known: what these need of f.
     """
 
     piece_needs_state = False
 
-    def __init__(
-        self, steps: SavingSteps, of_begin: Sequence[Tensor], of_step: Sequence[Tensor]
-    ) -> None:
-        self.steps, self.of_begin, self.of_step = steps, of_begin, of_step
-        self.saved_begin: list[Tensor] = []
-        self.saved_step: list[Tensor] = []
-        self.between: list[Tensor] = []
+    def __init__(self, steps: SavingSteps, known: Sequence[Tensor]) -> None:
+        self.steps = steps
+        self.of_begin, self.of_step = steps.apart(known)
+        self.saved: list[Tensor] = []  # of the state that it begins with, then of the step
+        self.extension: list[Tensor] = []
 
     def init(self, field: Any, t: Tensor, z: Tensor) -> Any:
         """The state that a step begins with."""
-        joint, many = self.steps.begin, len(self.steps.carried)
-        assert joint is not None
-        found = [*joint.there(z, t, *self.of_begin)]
-        self.saved_begin = found[joint.values :]
-        return self.steps.state_of(found[:many], found[many : joint.values], self.steps.carried)
+        steps, pair = self.steps, self.steps.begin
+        many = len(steps.carried)
+        found = [*pair.there(z, t, *self.of_begin)]
+        self.saved += found[pair.values :]
+        return steps.state_of(found[:many], found[many : pair.values], steps.carried)
 
     def step(self, field: Any, t: Tensor, dt: Tensor, z: Tensor, state: Any) -> Step:
         """The step."""
         steps = self.steps
-        joint, many = steps.step, 1 + len(steps.handed)
-        found = [*joint.there(z, t, dt, *pytree.tree_leaves(state), *self.of_step)]
-        self.saved_step = found[joint.values :]
-        self.between = found[many : many + steps.coefficients]
-        rest = found[many + steps.coefficients : joint.values]
+        pair, many = steps.step, 1 + len(steps.passed_on)
+        found = [*pair.there(z, t, dt, *pytree.tree_leaves(state), *self.of_step)]
+        self.saved += found[pair.values :]
+        self.extension = found[many : many + steps.coefficients]
+        rest = found[many + steps.coefficients : pair.values]
         told = len(rest) - len(steps.optional)
         after: Any = None
         if not steps.plan.anew:
-            after = steps.state_of(found[1:many], rest[:told], steps.handed)
+            after = steps.state_of(found[1:many], rest[:told], steps.passed_on)
         return Step(found[0], state=after, **dict(zip(steps.optional, rest[told:], strict=True)))
 
     def piece(self, *step: Any) -> list[Tensor]:
         """The coefficients of the extension."""
-        return self.between
+        return self.extension
 
 
 def _apart(

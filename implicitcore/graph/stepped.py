@@ -69,10 +69,10 @@ class SteppedPlan(Plan):
     @cached_property
     def state(self) -> list[Kind]:
         """Of the leaves of the solver's state that a step hands on; none where it hands on none."""
-        return [] if self.anew else self.begun
+        return [] if self.anew else self.start_state
 
     @cached_property
-    def begun(self) -> list[Kind]:
+    def start_state(self) -> list[Kind]:
         """Of the leaves of the solver's state that a step begins with."""
         t, z, field = *self.still, self.stillness
         leaves = pytree.tree_leaves(self.solver.init(field, t, z))

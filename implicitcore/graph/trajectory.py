@@ -38,7 +38,7 @@ class TrajectoryPlan(SteppedPlan):
     has no gradient.
 
     Attributes:
-        saves: steps of large states save what their products need instead, as ``Unrolled`` does.
+        saves: large steps save what their products need, and none is taken again.
     """
 
     saves: bool = False
@@ -131,7 +131,12 @@ class TrajectoryPlan(SteppedPlan):
         return self.saves and size > LARGE and self._loop.serves
 
     def integrated(
-        self, due: Tensor | None, z0: Tensor, tensors: Sequence[Tensor]
+        self,
+        due: Tensor | None,
+        z0: Tensor,
+        tensors: Sequence[Tensor],
+        *,
+        training: bool,
     ) -> tuple[Found, Kept | Saved]:
         """What the integration came to, and its steps.
 
@@ -140,9 +145,10 @@ class TrajectoryPlan(SteppedPlan):
                 the horizon.
             z0: ``[batch, n]``.
             tensors: as the plan takes them.
+            training: they are to be pulled back.
         """
         ends = self._ends(due, z0)
-        if self._saves(z0):
+        if training and self._saves(z0):
             found, kept, pieces = self._loop.integrated(ends, z0, tensors)
             times = kept.times
         else:

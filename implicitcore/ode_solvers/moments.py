@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from implicitcore.tensors.transforms import in_graph
+
 # With more stages their times are found together.
 MANY = 3
 
@@ -16,7 +18,7 @@ def moments_of(
     t: Tensor, dt: Tensor, nodes: tuple[float, ...], times: Callable[[Tensor], Tensor]
 ) -> Sequence[Tensor]:
     """The times of the stages after the first, ``times`` makes them what the field takes."""
-    if len(nodes) > MANY and not torch.compiler.is_compiling():
+    if len(nodes) > MANY and not in_graph():
         return times(torch.addcmul(t, _nodes(nodes, t.dtype, t.device), dt)).unbind(0)
     found, reached, moment = [], 0.0, times(t)
     for node in nodes:

@@ -30,6 +30,7 @@ from implicitcore.system.resolved import ResolvedField
 from implicitcore.system.system import System
 from implicitcore.tensors.norms import column
 from implicitcore.tensors.products import MATMUL
+from implicitcore.tensors.transforms import in_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class RungeKutta(StepwiseODESolver[Tensor]):
         for row, node in zip(tableau.more_a, tableau.more_c, strict=True):
             point = system.backend.stage_combination(z, dt, stages, row)
             stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
-        if torch.compiler.is_compiling():  # a compiler fuses the sums, and keeps no table
+        if in_graph():  # a compiler fuses the sums, and keeps no table
             combined, rows = system.backend.stage_combination, extension_of(tableau)
             return [z, step.z - z, *(combined(None, dt, stages, row) for row in rows)]
         weights, rows = _extension(type(self), z.dtype, z.device), torch.stack(stages).flatten(1)

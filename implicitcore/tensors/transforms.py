@@ -181,6 +181,12 @@ def transformed() -> bool:
     return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def in_graph() -> bool:
+    """Whether what is computed becomes operations of a graph, a compiler's or a trace for one."""
+    traced = torch._C._TorchDispatchModeKey.PROXY
+    return torch.compiler.is_compiling() or torch._C._get_dispatch_mode(traced) is not None
+
+
 def ordinary(grads: Sequence[Tensor]) -> bool:
     """Whether gradients are what a kernel takes: memory, and none of many at once.
 

@@ -29,8 +29,8 @@ than torchdiffeq's at the tolerance of the problem, and timed beside it; its gra
 BEST = f"""\
 The fastest of ours with dopri5 or tsit5, by any backend, compiled or not: *as exact* beside
 torchdiffeq backpropagated through, with a gradient error below {error(PRECISE)}; and of the rows
-that keep no stages (`checkpointed`, or compiled) with a gradient error below {error(CLOSE)} at the
-same tolerance beside torchdiffeq's adjoint."""
+that keep no stages (`checkpointed`) with a gradient error below {error(CLOSE)} at the same
+tolerance beside torchdiffeq's adjoint."""
 
 
 def against_torchdiffeq(rows: Sequence[Row]) -> Iterator[str]:
@@ -99,9 +99,8 @@ def _is_exact(row: Row) -> bool:
 
 def _is_lean(row: Row) -> bool:
     """Whether it keeps states alone, and is at the tolerance of the problem."""
-    method, *parts = row.method.split(", ")
-    keeps_states = row.gradient == CHECKPOINTED or COMPILED in parts
-    return method in METHODS and keeps_states and not _is_exact(row)
+    method = row.method.split(", ")[0]
+    return method in METHODS and row.gradient == CHECKPOINTED and not _is_exact(row)
 
 
 def compiled(rows: Sequence[Row]) -> Iterator[str]:

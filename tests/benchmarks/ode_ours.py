@@ -54,7 +54,7 @@ def trajectories(quick: bool) -> list[Contender]:
         for way in ways
         for method in METHODS
         for gradient in (UNROLLED, ADJOINT, CHECKPOINTED)
-        if gradient == UNROLLED or not way or (way, gradient) == ((CPP,), CHECKPOINTED)
+        if gradient == UNROLLED or not way or gradient == CHECKPOINTED
     ]
     others = ("adams", *EQUAL_STEPS)
     return found + [

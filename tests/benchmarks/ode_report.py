@@ -66,10 +66,10 @@ all contenders of a problem, and f itself, in a new order.
   counts for all of its samples. Compiled code shows neither evaluations nor memory; its counts and
   its peak are those of the eager run of the same solver, its floor the eager one.
 - **cpp** is the C++ backend, **compiled** the layer of `ic.compile`, forward and backward. A
-  compiled trajectory keeps the state after each step and takes the step again on the way back,
-  whether `Unrolled` or `Checkpointed` asks for its gradient: it is one row, `unrolled`. It has no
-  row with cpp, for its steps are in the graph already. `euler` and `rk4` take 200 and 50 equal
-  steps.
+  compiled trajectory of large states keeps of each step what the gradient has it keep: `Unrolled`
+  what its products need, `Checkpointed` the state, and the step is taken again on the way back. It
+  has no row with cpp, for its steps are in the graph already. `euler` and `rk4` take 200 and 50
+  equal steps.
 - **Final state error**: the worst sample's error of the last state, relative to that state, in the
   2-norm. (In the rows of `ode.json` it is `residual_max`.) At a steady state **residual** is the
   worst sample's |f(z) - z| / |f(z)|.

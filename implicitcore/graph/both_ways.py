@@ -20,7 +20,7 @@ _CHEAP = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Joint:
+class BothWays:
     """A function of which some arguments change, with its vector-Jacobian product.
 
     The way back evaluates nothing again: the way there gives what its products need.
@@ -47,7 +47,7 @@ class Joint:
     has_rows: bool
 
     @classmethod
-    def of(cls, module: GraphModule, changing: int, cotangents: int, values: int) -> Joint:
+    def of(cls, module: GraphModule, changing: int, cotangents: int, values: int) -> BothWays:
         """From a graph of both ways.
 
         Arguments:
@@ -72,6 +72,7 @@ class Joint:
         known = needed | _sources(nodes, there, [*results[:values], *kept])
         given = [node for node in nodes if node in known - moving]
         head = reaching(given, lambda n: True)
+
         def cut(inputs: Sequence[Node], inside: set[Node], outputs: Sequence[Node]) -> GraphModule:
             return part(module, inputs, [node for node in nodes if node in inside], outputs)
 
@@ -147,8 +148,7 @@ def _recompute(
             and (_is_per_sample(node) or _is_cheap(node))
             and all(
                 # Of x nothing: on the way back the row of one sample may stand for another's.
-                source in moving
-                and (source in needed or source in early or _is_per_sample(source))
+                source in moving and (source in needed or source in early or _is_per_sample(source))
                 for source in node.all_input_nodes
             )
         ]
@@ -162,7 +162,7 @@ def _recompute(
 
 def _is_free(node: Node) -> bool:
     """Whether a node costs nothing: a view, or a size."""
-    return shares_memory(node) or (node.op == "call_function" and _value(node) is None)
+    return shares_memory(node) or isinstance(node.meta.get("val"), int | torch.SymInt)
 
 
 def _is_cheap(node: Node) -> bool:
