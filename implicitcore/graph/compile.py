@@ -9,7 +9,9 @@ from implicitcore.graph.compiled_layer import CompiledLayer
 from implicitcore.layers.base import ImplicitLayer
 
 
-def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.compile
+def compile(  # noqa: A001 - as torch.compile
+    layer: ImplicitLayer, *, cuda_graphs: bool | None = None
+) -> CompiledLayer:
     """The layer with its solve and its gradient as one compiled graph each.
 
     The loop, its stop test and the cell are fused; what does not depend on z (the weights of
@@ -56,6 +58,13 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
             should be a buffer or a part of x. f has to be a function of its inputs: in training no
             dropout, and no statistics that it writes. A tensor or a container that is a plain
             attribute of f is a constant of the graph, and so is an attribute of a class.
+        cuda_graphs: whether iterations are CUDA graphs, of three and of one in turn. None: on a
+            device that has them. They are recorded in the second solve of the same sizes, for at
+            most eight sets of sizes; weights that are trained in place are followed, and others in
+            their place recorded anew. Up to four iterations behind the end are launched, change
+            nothing, and are not counted. Where nothing can be recorded, kernels are launched one
+            by one, and a warning says why. ``False``: the loop of torch, in which the host waits
+            for the device in each iteration.
 
     Returns:
         A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.
@@ -74,7 +83,7 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
     """
     if not isinstance(layer, ImplicitLayer):
         raise ConfigError([f"layer: expected a layer, received {show(layer)}{_held(layer)}"])
-    return CompiledLayer(layer)
+    return CompiledLayer(layer, cuda_graphs)
 
 
 def _held(model: object) -> str:

@@ -41,6 +41,8 @@ def compiled(
     ``cuda_graphs`` it is on the host, and its iterations are CUDA graphs.
     """
     options: dict[str, Any] = {"cpp_wrapper": False, "post_grad_custom_pre_pass": ScaledSums()}
+    if cuda_graphs:
+        options["triton.cudagraphs"] = False  # of the parts, which are recorded here
     if device is not None and device.type == "cpu":
         # The state of a loop is in the order of its entries: with the channels last, each
         # convolution would reorder it, and the kernel, and back.

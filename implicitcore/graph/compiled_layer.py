@@ -16,6 +16,7 @@ from implicitcore.graph import operator
 from implicitcore.graph.checks import adjoint_of, check_autocast, check_call, check_trajectory
 from implicitcore.graph.constants import told_apart
 from implicitcore.graph.functions import Call, applied, applied_at
+from implicitcore.graph.host_loop import records_on
 from implicitcore.graph.layer import GraphLayer, result
 from implicitcore.graph.operator_times import solved_at
 from implicitcore.graph.plan import Inputs, Plan
@@ -42,12 +43,13 @@ class CompiledLayer(nn.Module):
 
     Arguments:
         layer: the layer; it stays what it was, and shares its parameters with this module.
+        cuda_graphs: whether iterations are CUDA graphs; None: where there are any.
     """
 
-    def __init__(self, layer: ImplicitLayer) -> None:
+    def __init__(self, layer: ImplicitLayer, cuda_graphs: bool | None = None) -> None:
         super().__init__()
         check_call(layer)
-        self.layer = layer
+        self.layer, self.cuda_graphs = layer, cuda_graphs
         self.plans: dict[Any, Plan] = {}
         self.recent: Recent | None = None
         self.reads, self.name = Reads.of(layer), operator.named(self)
@@ -262,7 +264,8 @@ class CompiledLayer(nn.Module):
         key = *parts, fixed, modes, kinds, clock
         if key not in self.plans:
             adjoint = adjoint_of(layer, tensors[0].dtype)
-            of = layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, *options[2:]
+            graphs = records_on(kinds[0].device, layer.dynamics, self.cuda_graphs)
+            of = layer.dynamics, layer.solver, adjoint, layout, inputs, kinds, *options[2:], graphs
             follows = isinstance(layer.solver, ODESolver)
             saves = layer.gradient == Unrolled()
             self.plans[key] = TrajectoryPlan(*of, clock, saves) if follows else Plan(*of)

@@ -16,13 +16,31 @@ from torch import Tensor, nn
 
 from implicitcore.backends.capture import Capture
 from implicitcore.backends.pinned import values_later
+from implicitcore.dynamics.base import Dynamics
 from implicitcore.errors import InputWarning
 from implicitcore.system.kept_graphs import Graphs, Kept, meet, recorder_on
-from implicitcore.system.repeated import warn_repeatedly
+from implicitcore.system.repeated import owner_of, warn_repeatedly
 from implicitcore.tensors.watched import CaptureError, modes_watch, placed
 
 ASKED, LOOKED = 3, 1
 """Iterations until the host asks whether there are more, and from there until it looks."""
+
+
+def records_on(device: torch.device, dynamics: Dynamics, wanted: bool | None) -> bool:
+    """Whether loops are to be CUDA graphs: of None, where a device has them.
+
+    A warning says where they are wanted in vain.
+    """
+    if wanted is False:
+        return False
+    try:
+        recorder_on(device)
+    except CaptureError as error:
+        if wanted:
+            text = f"cuda_graphs: the compiled layer is solved without: {error}"
+            warn_repeatedly(owner_of(dynamics), ("cuda_graphs",), lambda: text, InputWarning)
+        return False
+    return True
 
 
 class LoopOfLoops:

@@ -75,13 +75,17 @@ LARGEST = 2**16 if _WRITES else -1
 and the room for steps that are not taken. Before torch 2.13 a loop writes to nothing but what it
 carries, and all are kept so."""
 
+LARGEST_IN_GRAPHS = 2**20 if _WRITES else -1
+"""The same where steps are CUDA graphs: a launch takes the time of more arithmetic there, but what
+they write is copied from their memory and to it."""
+
 
 def one_room(stacks: Sequence[Tensor]) -> int:
-    """That of all of them: a graph that knows is given it once."""
+    """That of all of them: a graph that knows is given it once. The last row is none of it."""
     room = stacks[0].shape[0]
     for stack in stacks[1:]:
         torch._check(stack.shape[0] == room)
-    return room
+    return room - 1
 
 
 def stacking_loop(
@@ -112,8 +116,9 @@ def writing_loop(
 ) -> tuple[tuple[Any, ...], Tensor, Tensor]:
     """As ``while_loop``, with what is ``kept`` after each iteration in a row of the stacks.
 
-    They are written where they are: a loop copies what it carries. Where it takes none, what is
-    kept of what it began with is there, as one.
+    They are written where they are: a loop copies what it carries. An iteration behind the last
+    changes nothing but the row after those that were written, for which there is one that is no
+    room. Where the loop takes none, what is kept of what it began with is there, as one.
 
     Returns:
         What the loop ended with, the rows that were written, and whether there was no room for the
@@ -134,6 +139,8 @@ def writing_loop(
         return index + 1, *carried
 
     index = torch.zeros((), dtype=torch.int64, device=stacks[0].device)
-    write(index, carried)
+    begin = [row.clone() for row in kept(*carried)]
     index, *ended = while_loop(goes_on, writing, (index, *carried))
+    for stack, row in zip(stacks, begin, strict=True):
+        stack[0].copy_(torch.where(index == 0, row, stack[0]))
     return tuple(ended), index.clamp(min=1), going(*ended)

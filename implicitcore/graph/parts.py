@@ -57,7 +57,10 @@ def _all_plain(module: fx.GraphModule) -> bool:
     nodes = [node for part in parts for node in part.graph.nodes]
     users = [user for node in nodes if node.target is while_loop_op for user in node.users]
     stacking = any(node.target is while_loop_stack_output_op for node in nodes)
-    return not stacking and all(user.target is operator.getitem for user in users)
+    inner = [node for part in parts[1:] for node in part.graph.find_nodes(op="get_attr")]
+    held = [getattr(node.graph.owning_module, node.target) for node in inner]
+    constants = any(isinstance(value, Tensor) for value in held)
+    return not (stacking or constants) and all(user.target is operator.getitem for user in users)
 
 
 def _taken_apart(
@@ -149,6 +152,11 @@ class _Compiler(fx.Interpreter):
         super().__init__(parts)
         self.build = build
 
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A constant, as an example of one."""
+        value = self.fetch_attr(target)
+        return _without_values(value) if isinstance(value, Tensor) else value
+
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A part, or within one a loop."""
         part = self.fetch_attr(target)
@@ -169,7 +177,8 @@ class _Compiler(fx.Interpreter):
 def _without_numbers() -> Iterator[FakeTensorMode]:
     """As the compiler traces: by torch's rules in Python, of which those in C++ know no symbols."""
     mode = detect_fake_mode()
-    assert mode is not None, "a compiler is called by Dynamo"
+    if mode is None:
+        raise RuntimeError("a compiler was called by something other than Dynamo")
     with mode, enable_python_dispatcher():
         yield mode
 

@@ -71,6 +71,7 @@ class Plan:
         kinds: of z0 and those tensors.
         horizon: the end time of an ODE solver.
         backend: is asked for iterations of its own.
+        cuda_graphs: have the iterations as CUDA graphs.
     """
 
     dynamics: Dynamics
@@ -81,6 +82,7 @@ class Plan:
     kinds: tuple[Kind, ...]
     horizon: float
     backend: Backend
+    cuda_graphs: bool
 
     def _function(self, z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """f(z), and g(z) where the dynamics give it, of these tensors."""
@@ -185,7 +187,12 @@ class Plan:
         def forward(z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             return tuple(run(solver, system(*tensors), z0, horizon))
 
-        return compiled(forward, device=self.kinds[0].device, in_cpp=True)
+        return self.compiled(forward)
+
+    def compiled(self, function: Any, *, in_cpp: bool = True) -> Callable[..., Any]:
+        """One of the functions of this plan, compiled."""
+        device, graphs = self.kinds[0].device, self.cuda_graphs
+        return compiled(function, device=device, in_cpp=in_cpp, cuda_graphs=graphs)
 
     def _as_system(self) -> Callable[..., GraphSystem]:
         """The tensors -> the map that they make."""
@@ -231,7 +238,7 @@ class Plan:
         def solve(product: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Found]:
             return linear_solve(solver, product, v, fused)
 
-        return compiled(self._backward(solve), device=self.kinds[0].device, in_cpp=True)
+        return self.compiled(self._backward(solve))
 
     @cached_property
     def _looped(self) -> Callable[..., tuple[Tensor, ...]]:

@@ -12,9 +12,16 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.utils import _pytree as pytree
 
 from implicitcore.graph.integration import Moving, Span, Taken, arrived, evaluations_of, started
-from implicitcore.graph.kept import LARGEST, Kept, Room, one_room, stacking_loop, writing_loop
+from implicitcore.graph.kept import (
+    LARGEST,
+    LARGEST_IN_GRAPHS,
+    Kept,
+    Room,
+    one_room,
+    stacking_loop,
+    writing_loop,
+)
 from implicitcore.graph.outputs import Passed
-from implicitcore.graph.plan import compiled
 from implicitcore.graph.pullback import Pullback
 from implicitcore.graph.saved import Saved, SavedLoop
 from implicitcore.graph.stepped import SteppedPlan
@@ -82,7 +89,7 @@ class TrajectoryPlan(SteppedPlan):
             count = torch.full_like(now.evaluations, len(every[0].t))
             return [*arrived(now), count, count < 0, *first, *kept(*every)]
 
-        return compiled(recorded, device=self.kinds[0].device, in_cpp=writes)
+        return self.compiled(recorded, in_cpp=writes)
 
     @cached_property
     def _writing(self) -> Callable[..., list[Tensor]]:
@@ -112,7 +119,8 @@ class TrajectoryPlan(SteppedPlan):
     def _room(self, z0: Tensor) -> Room | None:
         if (batch := len(z0)) not in self._rooms:
             size = sum(row.bytes(batch) for row in self.rows)
-            small = z0.device.type == "cpu" and size <= LARGEST
+            largest = LARGEST_IN_GRAPHS if self.cuda_graphs else LARGEST
+            small = (self.cuda_graphs or z0.device.type == "cpu") and size <= largest
             self._rooms[batch] = Room(size) if small else None
         return self._rooms[batch]
 
@@ -177,7 +185,7 @@ class TrajectoryPlan(SteppedPlan):
         spent = []
         while True:
             steps = room.steps  # read once: another thread may have other steps to keep
-            stacks = [row.stack(steps, len(z0)) for row in self.rows]
+            stacks = [row.stack(steps + 1, len(z0)) for row in self.rows]
             found, (count, full, *first) = _cut(self._writing(*ends, z0, *stacks, *tensors))
             if not full:
                 break
@@ -253,7 +261,7 @@ class TrajectoryPlan(SteppedPlan):
                 begins = index == 0
 
                 def before(first: Tensor, after: Tensor) -> Tensor:
-                    return torch.where(begins, first, _at(after, (index - 1).clamp(min=0)))
+                    return torch.where(begins, first, _at(after, index - 1))
 
                 state = [before(*pair) for pair in zip(kept.first, kept.states, strict=True)]
                 found = pulled.inside(
@@ -279,7 +287,7 @@ class TrajectoryPlan(SteppedPlan):
                 v, sums = v + more, [a + b for a, b in zip(sums, shares, strict=True)]
             return v, *settled(*tensors, *sums)
 
-        return compiled(backward, device=self.kinds[0].device, in_cpp=True)
+        return self.compiled(backward)
 
 
 def _cut(tensors: Sequence[Tensor]) -> tuple[Found, Sequence[Tensor]]:
@@ -289,4 +297,5 @@ def _cut(tensors: Sequence[Tensor]) -> tuple[Found, Sequence[Tensor]]:
 
 
 def _at(stack: Tensor, index: Tensor) -> Tensor:
-    return stack.index_select(0, index.view(1)).squeeze(0)
+    """A row; the first one for an iteration behind the last, which changes nothing."""
+    return stack.index_select(0, index.clamp(min=0).view(1)).squeeze(0)

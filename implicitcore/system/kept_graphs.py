@@ -208,7 +208,8 @@ def lend(
         found = str(error)
     if isinstance(found, Graphs):
         return found if found.lock.acquire(blocking=False) else None  # pyright: ignore[reportReturnType] - the key tells of which kind it is
-    _tell(system, found)
+    if found is not None:
+        _tell(system, found)
     return None
 
 

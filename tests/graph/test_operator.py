@@ -82,8 +82,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch):
     for module in (loop, linear, integration, kept, trajectory):
         monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
     monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
-    for module in (plan, trajectory):
-        monkeypatch.setattr(module, "compiled", lambda function, **options: function)
+    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
