@@ -78,7 +78,8 @@ def test_iterations_of_a_backend_give_the_same_solution_and_gradient(cpp, solver
     compare(solver, adjoint, cpp, batches=(5, 1, 8))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("only_for_any_size")
+@pytest.mark.slow(25)
 @pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
 def test_they_are_compiled_for_any_size_of_the_batch(cpp):
     solver, adjoint = PAIRS[1]

@@ -37,9 +37,10 @@ STEADY = {**LOOSE, "ode_solver": {**LOOSE["ode_solver"], "rtol": 1e-3, "atol": 1
 long as they are stable."""
 PATH = {**LOOSE, "ode_solver": {**LOOSE["ode_solver"], "rtol": 0.1, "atol": 0.1}}
 """Inside a homotopy, which draws the state to its path and corrects it at the end."""
-PATH_OF_A_STAGE = {"name": "euler", "dt": 10.0}
+PATH_OF_A_STAGE = {"name": "euler", "dt": 100.0}
 """What integrates the path where a homotopy is itself inside another solver: it solves stages in
-units of the error that a step may make, so that their paths are hundreds long."""
+units of the error that a step may make, so that their paths are hundreds long. With shorter steps
+Kvaerno5 refuses most of its own, at ten times the evaluations."""
 TIGHT = {
     "root_solver": {"name": "picard", "tol": 1e-6, "max_steps": 200},
     "ode_solver": {"name": "tsit5", "rtol": 1e-6, "atol": 1e-8},

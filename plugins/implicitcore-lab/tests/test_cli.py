@@ -238,6 +238,7 @@ def test_cifar10_note_reaches_the_report(run, tmp_path, monkeypatch):
 @pytest.mark.slow(80)
 @pytest.mark.timeout(900)
 def test_mnist_in_one_epoch(run, real_data, tmp_path):
+    """In half as many steps as by default, at a learning rate for them."""
     run(
         "compare",
         "--dataset",
@@ -246,6 +247,10 @@ def test_mnist_in_one_epoch(run, real_data, tmp_path):
         real_data / "mnist",
         "--epochs",
         "1",
+        "--batch-size",
+        "256",
+        "--learning-rate",
+        "5e-3",
         "--out",
         "here",
     )

@@ -31,8 +31,12 @@ from implicitcore_triton.iteration import TritonIteration
 from implicitcore_triton.krylov import CHUNK, TritonKrylov
 
 CAPABILITIES = (80, 90, 120)
-SIZES = (1, 129, 8192)
+SIZES = {1: (120,), 129: (90,), 8192: CAPABILITIES}
+"""Of states, each with the GPUs that it is compiled for: a size changes what is constant in a
+kernel and how much a program loads, so that each GPU has each kernel at the largest size, and all
+kernels at one that is small."""
 BINARIES: list[Any] = []
+TARGETS = [*CAPABILITIES]
 
 
 class NoGPU:
@@ -53,7 +57,7 @@ class NoGPU:
 
 def compile_all(name: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Stands in for the call of a kernel."""
-    for capability in CAPABILITIES:
+    for capability in TARGETS:
         driver.set_active(NoGPU(capability))  # pyright: ignore[reportArgumentType]
         compiled = backend._kernel(name).warmup(*arguments, grid=grid, **options)
         assert not compiled.metadata.global_scratch_size
@@ -63,6 +67,7 @@ def compile_all(name: str, grid: tuple[int, ...], *arguments: Any, **options: An
 
 def launch_all(dtype: torch.dtype, n: int, batch: int = 3, depth: int = 5) -> None:
     """Every kernel that states of this size meet."""
+    TARGETS[:] = SIZES[n]
     cuda = backend.TritonBackend()
     z, history = torch.zeros(batch, n, dtype=dtype), torch.zeros(batch, depth, n, dtype=dtype)
     row, weights, dt = z[:, None], torch.zeros(batch, 1, depth, dtype=dtype), torch.zeros(batch)
@@ -73,6 +78,7 @@ def launch_all(dtype: torch.dtype, n: int, batch: int = 3, depth: int = 5) -> No
         cuda._axpy_history(base, weights, history, -1.0, row)
     for base, count in ((z, 1), (None, 7), (z, 16)):
         cuda._stage_combination(base, dt, [z] * count, [0.5] * count)
+    TARGETS[:] = CAPABILITIES
 
 
 RULE: dict[str, Any] = {
