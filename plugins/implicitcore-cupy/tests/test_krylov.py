@@ -44,7 +44,7 @@ def test_equal_to_torch(spaces, dtype, order):
 
 
 @each_dtype
-@pytest.mark.slow(3)
+@pytest.mark.slow
 def test_samples_of_several_spans(spaces, dtype):
     for batch, n in ((7, WHOLE + 8), (1, 100_003)):
         check_krylov_spaces(KernelProblem(on_cpu(REVERSE), "cpu", dtype, batch, n, batch == 1), 9)

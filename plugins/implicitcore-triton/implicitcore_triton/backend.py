@@ -30,7 +30,7 @@ from implicitcore.extend import (
     real_dtype,
 )
 from implicitcore_triton.iteration import TritonIteration, takes
-from implicitcore_triton.krylov import TritonKrylov
+from implicitcore_triton.krylov import KRYLOV, TritonKrylov
 from implicitcore_triton.steps import TritonAdamsStep, control, fits
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
@@ -45,11 +45,7 @@ CHUNK = 4096
 TILE = 1024
 """Entries that a program holds at once, of a state."""
 
-STEPS = ("control", "predict", "correct")
-"""Kernels of what an adaptive step is beside its evaluations."""
-
-KRYLOV = ("expand", "project", "reduce", "settle", "minimise")
-"""Kernels of what GMRES does beside a product."""
+STEPS = ("control", "predict", "correct")  # of what an adaptive step is beside its evaluations
 
 ITERATIONS = ("picard", "anderson", "broyden", *STEPS, *KRYLOV)
 """Kernels of a whole iteration, step or product."""

@@ -10,6 +10,9 @@ from torch import Tensor
 from implicitcore.extend import DeviceKrylov
 from implicitcore_triton.iteration import Launch
 
+KRYLOV = ("expand", "project", "reduce", "settle", "minimise")
+"""Their kernels."""
+
 CHUNK = 4096
 """Columns that one program has."""
 

@@ -23,9 +23,7 @@ import triton.language as tl
 
 from implicitcore_triton.iteration_kernels import load
 
-VARYING = ("rows", "batch", "most", "chunks")
-"""Not worth a kernel of their own."""
-
+VARYING = ("rows", "batch", "most", "chunks")  # not worth a kernel of their own
 BETA, BOUND, LENGTH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -120,9 +118,7 @@ def _count(counter, event):
 
 
 @triton.jit
-def _begin(
-    square, limits, reals, counters, sample, chunk, batch, TINY: tl.constexpr,
-):  # fmt: skip
+def _begin(square, limits, reals, counters, sample, chunk, batch, TINY: tl.constexpr):
     """Whether the sample needs a product, and what its first vector is divided by."""
     beta = tl.sqrt(square)
     share = beta / tl.load(limits + sample)
