@@ -77,7 +77,7 @@ class Recent(NamedTuple):
 
     structure: Any  # see :class:`Form`
     kinds: Kinds
-    alike: TensorGuards | None  # see :func:`guards`; of the start and the first as one where they are
+    alike: TensorGuards | None  # see :func:`guards`; without the start where it is the first
     layout: Layout
     plan: Plan
     keeps: bool

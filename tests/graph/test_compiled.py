@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from implicitcore.graph.compiled import CompiledFunction, _Ran, compiled
+from implicitcore.graph.compiled import CompiledFunction, _is_of_known, _Ran, compiled
 from implicitcore.graph.loop_inputs import own_inputs
 from implicitcore.graph.prepared import Form, Prepared, Recent
 from implicitcore.graph.products import plain_products, scaled_sums
@@ -288,3 +288,12 @@ def test_a_loop_in_cpp_frees_what_it_reads_once():
         [sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr[-2000:]
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_what_operations_of_others_give_is_compared_with_what_they_announced(others):
+    inner, outer = fx.Graph(), fx.Graph()
+    target = torch.ops._test.leaky_relu.default if others else torch.ops.aten.relu.default
+    inner.call_function(target, (inner.placeholder("z"),))
+    outer.get_attr("body")
+    assert _is_of_known(fx.GraphModule({"body": fx.GraphModule({}, inner)}, outer)) != others
