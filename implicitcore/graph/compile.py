@@ -50,7 +50,9 @@ def compile(layer: ImplicitLayer) -> CompiledLayer:  # noqa: A001 - as torch.com
             anew, also where a function has it of its closure or its globals: what changes often
             should be a buffer or a part of x. f has to be a function of its inputs: in training no
             dropout, and no statistics that it writes. A tensor or a container that is a plain
-            attribute of f is a constant of the graph, and so is an attribute of a class.
+            attribute of f is a constant of the graph, and so is an attribute of a class. While f is
+            traced, in the first call and the first backward pass of a kind, its modules hold other
+            tensors: calls of compiled layers wait, but no other thread may use them uncompiled.
 
     Returns:
         A module: called as the layer, with ``solve``, and ``layer``, which stays what it was.
