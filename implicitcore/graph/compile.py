@@ -57,7 +57,9 @@ def compile(  # noqa: A001 - as torch.compile
             anew, also where a function has it of its closure or its globals: what changes often
             should be a buffer or a part of x. f has to be a function of its inputs: in training no
             dropout, and no statistics that it writes. A tensor or a container that is a plain
-            attribute of f is a constant of the graph, and so is an attribute of a class.
+            attribute of f is a constant of the graph, and so is an attribute of a class. While f is
+            traced, in the first call and the first backward pass of a kind, its modules hold other
+            tensors: calls of compiled layers wait, but no other thread may use them uncompiled.
         cuda_graphs: whether iterations are CUDA graphs, of three and of one in turn. None: on a
             device that has them. They are recorded in the second solve of the same sizes, for at
             most eight sets of sizes; weights that are trained in place are followed, and others in
