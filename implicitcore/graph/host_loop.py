@@ -226,7 +226,7 @@ class LoopGraphs(Graphs):
                     self.pieces[count] = self.capture.record(partial(self._iterations, count))
             every = going, *given
             pairs = [(self.own[i], every[i]) for i in self.copied]
-            torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
+            torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])  # pyright: ignore[reportPrivateImportUsage]
         return not self.refused
 
     def _iterations(self, count: int) -> None:

@@ -70,8 +70,8 @@ def _taken_apart(
         _put_aside(module, loop)
     module.graph.lint()
     places = _places(module)
-    parts = split_module(  # pyright: ignore[reportArgumentType] - of no root
-        module, None, places.__getitem__, keep_original_order=True, tuple_return=True
+    parts = split_module(
+        module, module, places.__getitem__, keep_original_order=True, tuple_return=True
     )
     _Compiler(parts, build).run(*examples)
     parts.recompile()
@@ -95,13 +95,13 @@ class _Aside(nn.Module):
         self.loop = (loop,)  # no part of it
 
 
-def _put_aside(module: fx.GraphModule, loop: fx.Node) -> None:
+def _put_aside(module: fx.GraphModule, loop: Any) -> None:
     """Put a module in the place of a loop."""
     going, step, carried, read = loop.args
     name, given = f"host_{loop.name}", [*carried, *read]
-    parts = [module.get_submodule(str(node.target)) for node in (going, step)]
+    parts: Any = [module.get_submodule(str(node.target)) for node in (going, step)]
     taken = {user.args[1] for user in loop.users if user.users}
-    module.add_module(name, _Aside(_Loop(*parts, [i in taken for i in range(len(carried))])))
+    module.add_module(name, _Aside(_Loop(*parts, wanted=[i in taken for i in range(len(carried))])))
     with module.graph.inserting_before(loop):
         first = _inlined(module, parts[0], given)
         loop.replace_all_uses_with(module.graph.call_module(name, (first, *given)))

@@ -50,7 +50,7 @@ def input_of(batch: int, device: str, dtype: torch.dtype) -> Tensor:
     return inputs(batch, N, dtype=dtype).to(device).requires_grad_()
 
 
-def compare(eager: ic.ImplicitLayer, fast: nn.Module, x: Tensor, times: Tensor | None) -> None:
+def compare(eager: ic.ImplicitLayer, fast: Any, x: Tensor, times: Tensor | None) -> None:
     """One solve of both, and its gradient; one more of the compiled layer without."""
     wrt = [x, *eager.parameters()]
     found = []

@@ -7,6 +7,7 @@ would write C++ that it does not see.
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -116,7 +117,8 @@ def test_an_integration_of_no_steps_and_of_more_than_there_is_room_for(recorder)
     fast = ic.compile(eager)
     x = input_of(2, "cpu", DOUBLE)
     compare(eager, fast, x, None)
-    rooms = [plan._room(x) for plan in fast.plans.values()]
+    plans: Any = fast.plans.values()
+    rooms = [plan._room(x) for plan in plans]
     for room in rooms:
         room.steps = 16  # of 40
     for _ in range(3):
