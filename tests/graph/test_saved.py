@@ -196,7 +196,7 @@ def test_nothing_is_saved_for_states_that_get_no_gradient():
 @pytest.mark.usefixtures("only_for_any_size")
 @pytest.mark.timeout(1500)  # the compiler's, on a machine that is busy
 @pytest.mark.parametrize(
-    ("solver", "times"), [(ic.Fehlberg45(), None), (ic.Bosh3(), TIMES), (ic.Adams(), None)], ids=str
+    ("solver", "times"), [(ic.Heun(), None), (ic.Bosh3(), TIMES), (ic.Adams(), None)], ids=str
 )
 def test_one_graph_each_serves_every_batch(solver, times, monkeypatch):
     monkeypatch.setattr(trajectory, "LARGE", 0)
