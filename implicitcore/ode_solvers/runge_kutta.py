@@ -69,15 +69,14 @@ class RungeKutta(StepwiseODESolver[Tensor]):
 
         The method's own continuous extension, where the tableau has one.
         """
-        tableau, stages = self.tableau, [*step.stages]
+        tableau, stages, total = self.tableau, [*step.stages], system.backend.stage_combination
         if not tableau.fsal:
             stages.append(self.velocity(step.state))
         for row, node in zip(tableau.more_a, tableau.more_c, strict=True):
-            point = system.backend.stage_combination(z, dt, stages, row)
+            point = total(z, dt, stages, row)
             stages.append(system.velocity(torch.add(t, dt, alpha=node), point))
         if in_graph():  # a compiler fuses the sums, and keeps no table
-            combined, rows = system.backend.stage_combination, extension_of(tableau)
-            return [z, step.z - z, *(combined(None, dt, stages, row) for row in rows)]
+            return [z, step.z - z, *(total(None, dt, stages, row) for row in extension_of(tableau))]
         weights, rows = _extension(type(self), z.dtype, z.device), torch.stack(stages).flatten(1)
         higher = MATMUL[z.is_cpu](weights, rows).view(len(weights), *z.shape)
         return [z, step.z - z, *(higher * column(dt).to(z.dtype)).unbind(0)]

@@ -56,9 +56,10 @@ def results(modules, x, parameters, times=None):
     return found
 
 
-def plan_of(compiled):
-    (plan,) = compiled.plans.values()
-    return plan
+def plan_of(compiled) -> trajectory.TrajectoryPlan:
+    (found,) = compiled.plans.values()
+    assert isinstance(found, trajectory.TrajectoryPlan)
+    return found
 
 
 @pytest.mark.usefixtures("large")
@@ -130,13 +131,12 @@ def test_a_sample_that_is_not_finite_leaves_no_nan_in_the_others(solver, on_fail
 @pytest.mark.parametrize("solver", [ic.Bosh3(first_step=1.5), ic.Adams(first_step=1.5)], ids=str)
 def test_a_step_that_was_refused_as_it_left_the_domain_of_f_leaves_no_nan(solver):
     """What it saved is not finite, and its sample is: of one sample, and beside another."""
-    weight = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
-    holder = nn.Module()
-    holder.weight = weight
-    eager = unrolled(solver, lambda t, z, x: -holder.weight * torch.sqrt(z - 0.3 * x), horizon=1.5)
+    scale = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(scale.weight)
+    eager = unrolled(solver, lambda t, z, x: -scale(torch.sqrt(z - 0.3 * x)), horizon=1.5)
     for start in ([[1.0]], [[1.0], [100.0], [1.3]]):
         x = torch.tensor(start, dtype=torch.float64)
-        (one, expected), (_, found) = results((eager, ic.compile(eager)), x, [weight])
+        (one, expected), (_, found) = results((eager, ic.compile(eager)), x, [scale.weight])
         assert not one.status.any()
         assert all(tensor.isfinite().all() for tensor in found)
         same(expected, found, rtol=1e-9, atol=1e-11)
