@@ -203,10 +203,11 @@ def _check(module: GraphModule) -> None:
 
 def _drops_nothing(node: Node) -> bool:
     """Whether an operation draws for its dropout alone, as attention does, and that is zero."""
-    for place, entry in enumerate(node.target._schema.arguments):  # pyright: ignore[reportFunctionMemberAccess]
+    target: Any = node.target
+    for place, entry in enumerate(target._schema.arguments):
         if entry.name == "dropout_p":
             given = node.args[place] if place < len(node.args) else node.kwargs.get(entry.name)
-            return (entry.default_value if given is None else given) == 0
+            return bool((entry.default_value if given is None else given) == 0)
     return False
 
 
