@@ -58,6 +58,13 @@ class Room:
     def __init__(self, size: int) -> None:
         self.steps = max(_LEAST, min(_MOST, _MEMORY // max(size, 1)))
 
+    @classmethod
+    def of_steps(cls, size: int, device: torch.device, *, cuda_graphs: bool) -> Room | None:
+        """For steps of so many bytes; None where a loop of Python keeps them."""
+        loops = cuda_graphs or device.type == "cpu"
+        largest = LARGEST_IN_GRAPHS if cuda_graphs else LARGEST
+        return cls(size) if loops and size <= largest else None
+
     def grow(self, steps: int) -> None:
         """After room for so many was not enough; another thread may have seen it, too."""
         self.steps = max(self.steps, 4 * steps)

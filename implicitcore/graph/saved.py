@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from implicitcore.graph.integration import Moving, Span, Steps, arrived, started
 from implicitcore.graph.kept import Kept
-from implicitcore.graph.plan import compiled
 from implicitcore.graph.pullback import Pullback
 from implicitcore.graph.saving import Saving, SavingSteps
 from implicitcore.graph.stop import Found
@@ -81,7 +80,7 @@ class SavedLoop:
             steps, now = started(solver, system(*tensors), z0, span, between=between)
             return [steps.going(now).to(torch.int64), *_flat(now)]
 
-        return compiled(begin, device=plan.kinds[0].device, in_cpp=True)
+        return plan.compiled(begin)
 
     @functools.cached_property
     def _step(self) -> Callable[..., list[Tensor]]:
@@ -106,7 +105,7 @@ class SavedLoop:
             told = steps.going(moved) * _GOES_ON + taken.accept.any() * _MOVES + refused * _REFUSED
             return [told, *_flat(moved), taken.dt, taken.accept, *taken.piece, *saving.saved]
 
-        return compiled(step, device=plan.kinds[0].device, in_cpp=True)
+        return plan.compiled(step)
 
     def integrated(
         self, ends: tuple[Tensor, Tensor], z0: Tensor, tensors: Sequence[Tensor]
@@ -201,7 +200,7 @@ class SavedLoop:
             v = [a + b for a, b in zip((v, *states), stood, strict=True)]
             return *v, *map(_total, zip(given[ends:sums], *shares, strict=True))
 
-        return compiled(pulled, device=plan.kinds[0].device, in_cpp=True)
+        return plan.compiled(pulled)
 
     def pulled_back(
         self,

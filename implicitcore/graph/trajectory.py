@@ -12,15 +12,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.utils import _pytree as pytree
 
 from implicitcore.graph.integration import Moving, Span, Taken, arrived, evaluations_of, started
-from implicitcore.graph.kept import (
-    LARGEST,
-    LARGEST_IN_GRAPHS,
-    Kept,
-    Room,
-    one_room,
-    stacking_loop,
-    writing_loop,
-)
+from implicitcore.graph.kept import Kept, Room, one_room, stacking_loop, writing_loop
 from implicitcore.graph.outputs import Passed
 from implicitcore.graph.pullback import Pullback
 from implicitcore.graph.saved import Saved, SavedLoop
@@ -118,11 +110,13 @@ class TrajectoryPlan(SteppedPlan):
 
     def _room(self, z0: Tensor) -> Room | None:
         if (batch := len(z0)) not in self._rooms:
-            size = sum(row.bytes(batch) for row in self.rows)
-            largest = LARGEST_IN_GRAPHS if self.cuda_graphs else LARGEST
-            small = (self.cuda_graphs or z0.device.type == "cpu") and size <= largest
-            self._rooms[batch] = Room(size) if small else None
+            size, graphs = self._size(batch), self.cuda_graphs
+            self._rooms[batch] = Room.of_steps(size, z0.device, cuda_graphs=graphs)
         return self._rooms[batch]
+
+    def _size(self, batch: int) -> int:
+        """The bytes of what is kept of a step."""
+        return sum(row.bytes(batch) for row in self.rows)
 
     @cached_property
     def pullback(self) -> Pullback:
@@ -135,8 +129,7 @@ class TrajectoryPlan(SteppedPlan):
 
     def _saves(self, z0: Tensor) -> bool:
         """Whether the steps from z0 save what their products need."""
-        size = sum(row.bytes(len(z0)) for row in self.rows)
-        return self.saves and size > LARGE and self._loop.serves
+        return self.saves and self._size(len(z0)) > LARGE and self._loop.serves
 
     def integrated(
         self,

@@ -56,9 +56,9 @@ class Krylov:
         # The residual is above the limit where 1 + |w|^2 is below this; never, where it is a NaN.
         self.bound = (self.beta.detach() / limit).square()
         self.length = torch.ones_like(self.beta)  # 1 + |w|^2
-        self.columns: list[tuple[Tensor, Tensor]] = []  # of H, the last entry apart
+        # Of H, the last entry d of each apart, and w times d.
+        self.columns: list[tuple[Tensor, Tensor, Tensor]] = []
         self.w: list[Tensor] = []
-        self.above: list[Tensor] = []  # w before it is divided by the diagonal of R
         self.used: Tensor | int = 0
         self.basis = History.like(g, most)
         # A device is asked before every fourth product whether a sample needs another one.
@@ -128,9 +128,8 @@ class Krylov:
             self.used = active.long() + self.used
         else:
             self.used += 1
-        self.above.append(w)
+        self.columns.append((h, below, w))
         w = w / below
-        self.columns.append((h, below))
         self.w.append(w)
         self.length = torch.addcmul(self.length, w, w)
 
@@ -155,8 +154,9 @@ class Krylov:
         Where the space holds the solution, the last diagonal d of R is rounding, and the last w =
         a / d as large as 1 / d: y = w / (d (l + w^2)) is a / (d^2 l + a^2), which is smooth in d.
         """
-        d = torch.stack([below for _, below in self.columns], 1)
-        a, squares = torch.stack(self.above, 1), torch.stack(self.w, 1).square()
+        _, below, above = zip(*self.columns, strict=True)
+        d, a = torch.stack(below, 1), torch.stack(above, 1)
+        squares = torch.stack(self.w, 1).square()
         others = 1 + _before(squares) + _before(squares.flip(1)).flip(1)
         size = torch.maximum(d, a.abs()).detach()  # so that no square underflows
         d, a, t = d / size, a / size, column(self.beta) / size
@@ -167,7 +167,7 @@ class Krylov:
 
     def _triangle(self) -> Tensor:
         """R, ``[batch, size, size]``; what is below its diagonal is not read."""
-        rows, diagonal = zip(*self.columns, strict=True)
+        rows, diagonal, _ = zip(*self.columns, strict=True)
         width = max(self.size + 1, rows[-1].shape[1])
         padded = [
             h if h.shape[1] == width else torch.nn.functional.pad(h, (0, width - h.shape[1]))

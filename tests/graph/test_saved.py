@@ -9,7 +9,7 @@ from support.trajectories import inputs, layer, same
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import integration, kept, plan, saved, trajectory
+from implicitcore.graph import integration, kept, plan, trajectory
 
 TIMES = torch.linspace(0, 2, 7, dtype=torch.float64)
 SLOW = pytest.mark.slow
@@ -30,8 +30,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch):
     for module in (integration, kept, trajectory):
         monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
     monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
-    for module in (plan, saved, trajectory):
-        monkeypatch.setattr(module, "compiled", lambda function, **options: function)
+    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 @pytest.fixture

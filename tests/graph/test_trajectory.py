@@ -72,8 +72,8 @@ def test_an_empty_batch_has_a_gradient_of_zero(solver):
 def test_large_steps_are_stacked_by_the_loop(solver, monkeypatch):
     eager = layer(solver)
     _, *expected = solved(eager, inputs(3), eager.parameters())
-    for largest in (trajectory.LARGEST, 0):
-        monkeypatch.setattr(trajectory, "LARGEST", largest)
+    for largest in (kept.LARGEST, 0):
+        monkeypatch.setattr(kept, "LARGEST", largest)
         compiled = ic.compile(eager)
         _, *gradient = solved(compiled, inputs(3), eager.parameters())
         (graphs,) = compiled.plans.values()

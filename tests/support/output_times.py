@@ -17,8 +17,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch):
     for module in (integration, kept, outputs, trajectory):
         monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
     monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
-    for module in (plan, trajectory):
-        monkeypatch.setattr(module, "compiled", lambda function, **options: function)
+    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 def of_each(batch: int) -> torch.Tensor:
