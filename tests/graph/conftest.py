@@ -6,8 +6,31 @@ from typing import Any
 
 import pytest
 import torch
+from support import python_loop
 
+from implicitcore.graph import (
+    fused,
+    integration,
+    kept,
+    linear,
+    loop,
+    outputs,
+    plan,
+    steady,
+    trajectory,
+)
 from implicitcore.graph.compiled import CompiledFunction
+
+LOOPS = (fused, integration, kept, linear, loop, outputs, steady, trajectory)
+
+
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
+    for module in LOOPS:
+        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
+    monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
+    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ from copy import copy
 
 import pytest
 import torch
-from support import python_loop
 from torch import nn
 
 import implicitcore as ic
 from implicitcore.backends.torch import TORCH
-from implicitcore.graph import history, linear, loop, plan, system, trace
+from implicitcore.graph import history, system, trace
 
 PAIRS = [
     (ic.Picard(tol=1e-9, max_steps=100), ic.Picard(tol=1e-9, max_steps=100)),
@@ -37,14 +36,6 @@ class Cell(nn.Module):
     def forward(self, z, x):
         x, scale = x
         return self.act(self.w(z) + self.u(x) * scale + self.offset)
-
-
-@pytest.fixture
-def plainly(monkeypatch: pytest.MonkeyPatch):
-    """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
-    for module in (loop, linear):
-        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 def layer(solver=PAIRS[1][0], adjoint=PAIRS[1][1], **options) -> ic.ImplicitLayer:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from graph.test_compile import Cell
-from support import python_loop
 from torch import nn
 
 import implicitcore as ic
 from implicitcore.extend import FusedBackend
-from implicitcore.graph import fused, linear, plan
 from implicitcore.registry.registry import REGISTRY
 
 PAIRS = [
@@ -29,14 +27,6 @@ def cpp() -> FusedBackend:
         if backend is not None and backend.unavailable_reason() is None:
             return backend
     pytest.skip("implicitcore-cpp is not installed, or cannot be built")
-
-
-@pytest.fixture
-def plainly(monkeypatch: pytest.MonkeyPatch):
-    """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
-    for module in (fused, linear):
-        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 def layer(solver, adjoint, **options) -> ic.ImplicitLayer:

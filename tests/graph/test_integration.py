@@ -7,11 +7,9 @@ import shutil
 
 import pytest
 import torch
-from support import python_loop
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import integration, plan, steady
 from implicitcore.graph.layer import in_graph
 from implicitcore.ode_solvers.stepwise import EqualSteps
 
@@ -34,14 +32,6 @@ STEADY = [
     ic.SteadyState(ode_solver=ic.Euler(dt=0.5), patience=5, max_steps=40),
     ic.SteadyState(ode_solver=ic.Bosh3(), max_steps=8, tol=1e-8),
 ]
-
-
-@pytest.fixture
-def plainly(monkeypatch: pytest.MonkeyPatch):
-    """The loop in Python: what a graph would compute, without the time that tracing takes."""
-    for module in (integration, steady):
-        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 def field(dtype: torch.dtype = torch.float64) -> ic.VectorField:

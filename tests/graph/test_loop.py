@@ -6,11 +6,9 @@ import copy
 
 import pytest
 import torch
-from support import python_loop
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import loop
 from implicitcore.graph.layer import in_graph
 
 SOLVERS = [
@@ -39,12 +37,6 @@ class Cell(nn.Module):
 
     def forward(self, z, x):
         return torch.tanh(self.linear(z) + x)
-
-
-@pytest.fixture
-def plainly(monkeypatch: pytest.MonkeyPatch):
-    """The loop in Python: what a graph would compute, without the time that tracing takes."""
-    monkeypatch.setattr(loop, "while_loop", python_loop.while_loop)
 
 
 def same(layer: ic.ImplicitLayer, x, *, extra: int = 0, **tolerances) -> ic.Solution:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.output_times import plainly  # noqa: F401 - a fixture
 from support.python_loop import while_loop
 from torch import nn
 
 import implicitcore as ic
 from implicitcore.graph import loop
+
+pytestmark = pytest.mark.usefixtures("plainly")
 
 NET = nn.Linear(4, 4)
 ROOT = ic.FixedPoint(lambda z, x: 0.5 * (NET(z) + x).tanh())

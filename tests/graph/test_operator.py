@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import python_loop
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import integration, kept, linear, loop, plan, trajectory
 
 # torch's own: Dynamo looks at the .grad of what is no leaf.
 pytestmark = pytest.mark.filterwarnings(
@@ -77,12 +75,8 @@ class Flow(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def plainly(monkeypatch: pytest.MonkeyPatch):
-    """The layer's own graphs in a loop of Python, without the time that compiling them takes."""
-    for module in (loop, linear, integration, kept, trajectory):
-        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
-    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
+def fresh(plainly: None):
+    """The layer's own graphs in a loop of Python; torch has compiled nothing yet."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield

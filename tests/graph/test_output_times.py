@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.output_times import TIMES, cotangent, filled, of_each, plainly  # noqa: F401 - a fixture
+from support.output_times import TIMES, cotangent, filled, of_each
 from support.trajectories import inputs, layer, same
 from torch import nn
 
@@ -14,9 +14,12 @@ import implicitcore as ic
 from implicitcore.graph import integration
 
 # torch's own: Dynamo looks at the .grad of what is no leaf.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("plainly"),
+    pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+    ),
+]
 SLOW = pytest.mark.slow
 SOLVERS = [
     ic.Euler(),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import python_loop
 from support.trajectories import inputs, layer, same
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import integration, kept, plan, trajectory
+from implicitcore.graph import integration, trajectory
 
 TIMES = torch.linspace(0, 2, 7, dtype=torch.float64)
 SLOW = pytest.mark.slow
@@ -22,15 +21,6 @@ SOLVERS = [
     pytest.param(ic.DOP853(), marks=SLOW),
     ic.Adams(),
 ]
-
-
-@pytest.fixture
-def plainly(monkeypatch: pytest.MonkeyPatch):
-    """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
-    for module in (integration, kept, trajectory):
-        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
-    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 @pytest.fixture

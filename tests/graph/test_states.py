@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import python_loop
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import loop, plan
+
+pytestmark = pytest.mark.usefixtures("plainly")
 
 X = torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4)
-
-
-@pytest.fixture(autouse=True)
-def plainly(monkeypatch: pytest.MonkeyPatch):
-    """The traced graphs in a loop of Python, without the time that compiling takes."""
-    monkeypatch.setattr(loop, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 def layer(dynamics) -> ic.ImplicitLayer:

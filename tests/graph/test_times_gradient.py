@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.output_times import TIMES, cotangent, filled, plainly  # noqa: F401 - a fixture
+from support.output_times import TIMES, cotangent, filled
 from support.trajectories import inputs, layer, same
 from torch import nn
 
 import implicitcore as ic
+
+pytestmark = pytest.mark.usefixtures("plainly")
 
 GRIDS = {
     "repeated": TIMES[[0, 0, 1, 2, 2, 2, 6, 6]],

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import python_loop
 from support.trajectories import inputs, layer, same
 from torch import nn
 
 import implicitcore as ic
-from implicitcore.graph import integration, kept, plan, trajectory
+from implicitcore.graph import integration, kept
 
 SLOW = pytest.mark.slow
 SOLVERS = [
@@ -21,15 +20,6 @@ SOLVERS = [
     pytest.param(ic.DOP853(), marks=SLOW),
     ic.Adams(),
 ]
-
-
-@pytest.fixture
-def plainly(monkeypatch: pytest.MonkeyPatch):
-    """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
-    for module in (integration, kept, trajectory):
-        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
-    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 def solved(module, x: torch.Tensor, wrt, v=None):

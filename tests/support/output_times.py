@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from implicitcore.graph import integration, kept, outputs, plan, trajectory
-from support import python_loop
-
 TIMES = torch.linspace(0, 2, 7, dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def plainly(monkeypatch: pytest.MonkeyPatch):
-    """The traced graphs in a loop of Python: what would be compiled, without the time it takes."""
-    for module in (integration, kept, outputs, trajectory):
-        monkeypatch.setattr(module, "while_loop", python_loop.while_loop)
-    monkeypatch.setattr(trajectory, "stacking_loop", python_loop.stacking_loop)
-    monkeypatch.setattr(plan, "compiled", lambda function, **options: function)
 
 
 def of_each(batch: int) -> torch.Tensor:
