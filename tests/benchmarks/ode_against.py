@@ -116,8 +116,16 @@ def compiled(rows: Sequence[Row]) -> Iterator[str]:
             ratio = row.seconds / beside.seconds
             errors = ", ".join(error(each.gradient_error) for each in (row, beside))
             held = f"{ratio:.2f}, {missed(ratio, 1)}"
-            cells.append((problem, way, f"{row.ratio_to_floor:.2f}", errors, held))
-    header = ("problem", "method", "x floor", "gradient error, eager's", "x time of eager")
+            floor = f"{row.ratio_to_floor:.2f}"
+            cells.append((problem, way, gradient, floor, errors, held))
+    header = (
+        "problem",
+        "method",
+        "gradient",
+        "x floor",
+        "gradient error, eager's",
+        "x time of eager",
+    )
     yield from table(header, cells) if cells else ("Nothing was compiled.", "")
 
 
