@@ -72,7 +72,7 @@ class _Entry(NamedTuple):
         found = self.run(
             *[what if place is None else tensors[place] for place, what in self.arguments]
         )
-        return tuple([found[place] for place in self.results])
+        return tuple(map(found.__getitem__, self.results))
 
     def takes(self, tensors: Sequence[Tensor]) -> bool:
         """Whether they are known to be of the same kinds, and the settings what they were."""

@@ -61,6 +61,9 @@ def check_krylov_spaces(problem: KernelProblem, most: int = 30) -> None:
         nobody = torch.full_like(system.limit, torch.inf)
         idle = krylov_space(problem.backend, given, system.g, nobody, most)
         assert not bool(idle.steps.any()) and idle.size <= 1
+        # The identity is solved by one product, as soon as somebody looks.
+        solved = krylov_space(problem.backend, torch.clone, system.g, system.limit, 12)
+        assert solved.size <= 1 + late
 
 
 def _system(problem: KernelProblem) -> _System:
