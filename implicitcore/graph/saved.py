@@ -85,7 +85,7 @@ class SavedLoop:
     @functools.cached_property
     def _step(self) -> Callable[..., list[Tensor]]:
         plan, graphs = self.pullback.plan, self.graphs
-        solver, between, structure = plan.solver, plan.between, graphs.structure
+        solver, between, structure = plan.solver, plan.between, plan.structure
         field, many = plan.stillness, _MANY + len(plan.state)
 
         def step(start: Tensor, end: Tensor, *given: Tensor) -> list[Tensor]:
@@ -117,7 +117,7 @@ class SavedLoop:
         plan, graphs = self.pullback.plan, self.graphs
         known = graphs.known(tensors)
         told, *now = self._begin(*ends, z0, *tensors)
-        count, extra = len(now), max(graphs.coefficients - 1, 0)
+        count, extra = len(now), max(graphs.plan.coefficients - 1, 0)
         going, steps, times, pieces = bool(told), [], [], []
         if plan.between and not going:  # there is a step, which nobody takes
             t, z = now[:2]
@@ -183,7 +183,7 @@ class SavedLoop:
         graphs, plan = self.graphs, self.pullback.plan
         many = 1 + len(graphs.carried)
         step, values = graphs.step, 1 + len(graphs.passed_on)
-        ends = values + graphs.coefficients
+        ends = values + graphs.plan.coefficients
         sums = ends + len(self.pullback.places)
 
         def pulled(accept: Tensor, *given: Tensor) -> tuple[Tensor, ...]:

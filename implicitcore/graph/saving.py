@@ -44,28 +44,13 @@ class SavingSteps:
         return differentiable(self.plan.start_state)
 
     @cached_property
-    def structure(self) -> Any:
-        """That of the state, in which the leaves are numbered."""
-        return pytree.tree_structure(self._tried[0])
-
-    @cached_property
-    def _tried(self) -> tuple[Any, Step, int]:
-        """A state and a step of it, with numbers, and the coefficients of its extension."""
+    def optional(self) -> list[str]:
+        """What a step says of its error, by one with numbers."""
         plan = self.plan
         t, z, field = *plan.still, plan.stillness
-        state, dt = plan.solver.init(field, t, z), t.to(real_dtype(z))
-        step, piece = plan.stepped(field, StepStart(t, dt, z, state), t, None)
-        return state, step, len(piece)
-
-    @property
-    def coefficients(self) -> int:
-        """Of the extension of a step."""
-        return self._tried[2]
-
-    @property
-    def optional(self) -> list[str]:
-        """What a step says of its error."""
-        return [name for name in _OPTIONAL if getattr(self._tried[1], name) is not None]
+        start = StepStart(t, t.to(real_dtype(z)), z, plan.solver.init(field, t, z))
+        step, _ = plan.stepped(field, start, t, None)
+        return [name for name in _OPTIONAL if getattr(step, name) is not None]
 
     @property
     def passed_on(self) -> list[int]:
@@ -93,7 +78,8 @@ class SavingSteps:
 
     def _traced(self, function: Any, kinds: Sequence[Kind]) -> GraphModule:
         """Of arguments of these kinds and the tensors."""
-        _ = self.structure, self.pullback.places  # made of numbers and not in the trace
+        # Made of numbers, and so before the trace.
+        _ = self.plan.structure, self.optional, self.pullback.places
         return traced(function, [*kinds, *self.plan.kinds[1:]])
 
     def _begin(self, *given: Tensor) -> tuple[Tensor, ...]:
@@ -114,12 +100,12 @@ class SavingSteps:
         plan, carried, count = self.plan, self.carried, len(self.plan.start_state)
         z, t, dt, *rest = given
         state, rest = rest[:count], rest[count:]
-        many = 1 + len(self.passed_on) + self.coefficients
+        many = 1 + len(self.passed_on) + self.plan.coefficients
 
         def after(
             field: Any, z: Tensor, *wanted: Tensor
         ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            old: Any = pytree.tree_unflatten(placed(state, carried, wanted), self.structure)
+            old: Any = pytree.tree_unflatten(placed(state, carried, wanted), self.plan.structure)
             # As if all samples accepted it: what becomes of the others is no concern of a step.
             step, piece = plan.stepped(field, StepStart(t, dt, z, old), t + dt.to(t.dtype), None)
             leaves = [] if plan.anew else pytree.tree_leaves(step.state)
@@ -145,9 +131,12 @@ class SavingSteps:
         z = plan.kinds[0]._replace(requires_grad=False)
         dt = t._replace(dtype=real_dtype(z.example()))
         early = [z, t, dt, *plan.start_state]
-        late = [z, *(plan.start_state[i] for i in self.passed_on), *[z] * self.coefficients]
+        late = [z, *(plan.start_state[i] for i in self.passed_on), *[z] * self.plan.coefficients]
         values = (
-            1 + (0 if plan.anew else len(plan.start_state)) + self.coefficients + len(self.optional)
+            1
+            + (0 if plan.anew else len(plan.start_state))
+            + self.plan.coefficients
+            + len(self.optional)
         )
         graph = self._traced(self._step, [*early, *late])
         return BothWays.of(graph, len(early), len(late), values)
@@ -172,7 +161,7 @@ class SavingSteps:
         """The state of leaves with a gradient and without one."""
         rest = [i for i in range(len(self.plan.start_state)) if i not in among]
         leaves = placed(placed([*values, *others], among, values), rest, others)
-        return pytree.tree_unflatten(leaves, self.structure)
+        return pytree.tree_unflatten(leaves, self.plan.structure)
 
 
 class Saving:
@@ -205,8 +194,8 @@ class Saving:
         pair, many = steps.step, 1 + len(steps.passed_on)
         found = [*pair.there(z, t, dt, *pytree.tree_leaves(state), *self.of_step)]
         self.saved += found[pair.values :]
-        self.extension = found[many : many + steps.coefficients]
-        rest = found[many + steps.coefficients : pair.values]
+        self.extension = found[many : many + steps.plan.coefficients]
+        rest = found[many + steps.plan.coefficients : pair.values]
         told = len(rest) - len(steps.optional)
         after: Any = None
         if not steps.plan.anew:
